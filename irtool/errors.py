@@ -1,0 +1,66 @@
+"""The exception tree: what went wrong, where, and what to do about it.
+
+Every error that a user can meet is an `IrtoolError`. Its text is one line: the fact, the place, the remedy.
+The command line prints that line and exits with 1; it never shows a traceback for one of these.
+"""
+
+from __future__ import annotations
+
+
+class IrtoolError(Exception):
+    """A failure with a place and a remedy.
+
+    Args:
+        what: the fact, in a few words, with the offending value.
+        where: the node, file, layer or option concerned.
+        remedy: what the user can do now.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        text = what if where is None else f"{where}: {what}"
+        super().__init__(text if remedy is None else f"{text.rstrip('.')}. {remedy}")
+
+
+class TraceError(IrtoolError):
+    """A model could not be turned into a graph."""
+
+
+class GraphError(IrtoolError):
+    """A graph is malformed, or an edit would make it so."""
+
+
+class PlanError(IrtoolError):
+    """A pruning plan cannot be made, or does not belong to this graph."""
+
+
+class ProofError(IrtoolError):
+    """A rewrite could not be proven: labels meet that did not meet before. Nothing is returned."""
+
+
+class CheckError(IrtoolError):
+    """Two programs that must be equal differ in numbers."""
+
+
+class ExportError(IrtoolError):
+    """A graph could not be written in a foreign format."""
+
+
+class BackendError(IrtoolError):
+    """An inference engine refused a model or an input."""
+
+
+class FileError(IrtoolError):
+    """A file is missing, truncated, foreign, unsafe or not writable."""
+
+
+class DataError(IrtoolError):
+    """A dataset is missing, empty or of the wrong shape."""
+
+
+class TrainError(IrtoolError):
+    """A training run cannot start or must stop (a loss that is not finite, say)."""
+
+
+class OptionError(IrtoolError):
+    """An option has a value that can never work."""
