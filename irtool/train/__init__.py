@@ -1,0 +1,1 @@
+"""Thin training loops: sparse, finetune, distil; and their data."""

@@ -1,0 +1,154 @@
+"""Accuracy and loss of anything that maps images to logits: a module, a graph, an inference session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from irtool.errors import DataError, OptionError
+from irtool.train.data import Data
+from irtool.train.progress import Progress, Status, Throttle, silent
+from irtool.train.split import Split, in_batches
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model scores on a split."""
+
+    accuracy: float
+    """Share of images whose largest logit is the label's, in [0, 1]."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    count: int
+    """Images scored."""
+    rate: float
+    """Images per second, preprocessing included."""
+
+
+def module_of(model: object) -> nn.Module:
+    """The `nn.Module` to train: the model itself, or an irtool graph's `.module`.
+
+    Raises:
+        OptionError: neither.
+    """
+    # A module first: wrappers such as DistributedDataParallel have a `.module` of their own.
+    found = model if isinstance(model, nn.Module) else getattr(model, "module", None)
+    if not isinstance(found, nn.Module):
+        raise OptionError(
+            f"a {type(model).__name__} cannot be trained", remedy="Give a torch.nn.Module, or a graph that trace() made from one."
+        )
+    return found
+
+
+def logits_of(output: object, classes: int, where: str = "model") -> Tensor:
+    """The model's logits as a tensor (N, classes), taken out of a tuple, list or dict of one or more outputs.
+
+    Raises:
+        DataError: the first output does not have one logit a class.
+    """
+    if isinstance(output, dict):
+        output = output.get("logits", output.get("out", next(iter(output.values()), None)))
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    logits = torch.from_numpy(output) if isinstance(output, np.ndarray) else output
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != classes:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DataError(
+            f"the output is {shape}, but the data has {classes} classes",
+            where=where,
+            remedy=f"Give data with the model's classes, or a model with num_classes={classes}.",
+        )
+    return logits
+
+
+def evaluate(
+    model: object,
+    split: Split | Data,
+    batch_size: int = 256,
+    *,
+    progress: Progress = silent,
+    task: str = "evaluate",
+) -> Evaluation:
+    """Score a model on a split (of a `Data`: its test split).
+
+    Args:
+        model: an `nn.Module` or a graph (put in eval mode while it runs, then back; it stays on its device), or any callable
+            from float32 (N, C, H, W) as a numpy array to logits (N, classes), such as a session.
+        batch_size: images at a time; the last batch may be smaller.
+
+    Raises:
+        DataError: the split is empty, the model refuses its input shape, or the outputs are not one logit a class.
+    """
+    split = split.test if isinstance(split, Data) else split
+    if not len(split):
+        raise DataError("no images to evaluate on", remedy="Give a test split with images.")
+    is_module = isinstance(model, nn.Module) or isinstance(getattr(model, "module", None), nn.Module)
+    if not is_module:
+        return _score(_numpy_forward(model), split, batch_size, torch.device("cpu"), progress, task)
+    module = module_of(model)
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    was_training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        with torch.inference_mode():
+            return _score(module, split, batch_size, device, progress, task)
+    finally:
+        # Not module.train(): parts that the caller had frozen in eval mode stay so.
+        for child in was_training:
+            child.training = True
+
+
+def _score(
+    forward: Callable[[Tensor], object], split: Split, batch_size: int, device: torch.device, progress: Progress, task: str
+) -> Evaluation:
+    correct, loss = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.float32)
+    indices = in_batches(len(split), batch_size)
+    throttle, begun, done = Throttle(), time.perf_counter(), 0
+    for index, pixels in zip(indices, split.batches(indices), strict=True):
+        images = split.preprocessing.normalise(pixels.to(device))
+        labels = split.labels[index].to(device)
+        logits = logits_of(run_model(forward, images), len(split.classes)).to(device, torch.float32)
+        loss += functional.cross_entropy(logits, labels, reduction="sum")
+        correct += (logits.argmax(1) == labels).sum()
+        done += len(index)
+        if throttle.due(done == len(split)):
+            rate = done / max(time.perf_counter() - begun, 1e-9)
+            progress(Status(task, done, len(split), float(loss) / done, float(correct) / done, rate, (len(split) - done) / rate))
+    seconds = max(time.perf_counter() - begun, 1e-9)
+    return Evaluation(float(correct) / done, float(loss) / done, done, done / seconds)
+
+
+def run_model(forward: Callable[[Tensor], object], images: Tensor) -> object:
+    """Call a model, and turn a refusal of the input's shape into a clear error.
+
+    Raises:
+        DataError: the model raised; its reason and the input's shape are given.
+    """
+    try:
+        return forward(images)
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"the model refuses an input of {tuple(images.shape)} ({reason})",
+            where="model",
+            remedy="Load the data with the model's image_size and channels.",
+        ) from error
+
+
+def _numpy_forward(model: object) -> Callable[[Tensor], object]:
+    if not callable(model):
+        raise OptionError(
+            f"a {type(model).__name__} cannot be evaluated", remedy="Give a torch.nn.Module, a graph, or a callable on numpy arrays."
+        )
+    call = cast("Callable[[NDArray[np.float32]], Any]", model)
+    return lambda images: call(images.numpy())

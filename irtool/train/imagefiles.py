@@ -1,0 +1,185 @@
+"""Trees of image files: a folder, or a zip read in place. Nothing is ever unpacked, so no archive can write anywhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from irtool.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
+LAYOUT = "Expected train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split here."
+
+
+class FileTree(Protocol):
+    """Named blobs. `where` names one of them for an error message."""
+
+    def names(self) -> list[str]: ...
+    def read(self, name: str) -> bytes: ...
+    def where(self, name: str) -> str: ...
+
+
+class FolderTree:
+    """The image files below a folder, by their paths relative to it (with forward slashes)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Sorted, so that the same folder gives the same order on every machine."""
+        found = (
+            Path(folder, file).relative_to(self.root).as_posix()
+            for folder, _, files in os.walk(self.root, followlinks=True)
+            for file in files
+        )
+        return sorted(name for name in found if _is_image(name))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read ({error.strerror})", where=self.where(name), remedy="Check that the file is readable.") from error
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+
+class ZipTree:
+    """The image files of a zip archive. May be read from several threads.
+
+    Raises:
+        DataError: not a zip, truncated, or holding a name that points outside the archive.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, EOFError) as error:
+            raise DataError(
+                f"not a complete zip file ({error})",
+                where=str(path),
+                remedy="It may be truncated: download or copy it again, or give an unzipped folder.",
+            ) from error
+
+    def names(self) -> list[str]:
+        names = self._archive.namelist()
+        for name in names:
+            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"^[A-Za-z]:", name):
+                raise DataError(
+                    f"unsafe name in the archive: {name!r}",
+                    where=str(self.path),
+                    remedy="Paths must stay inside the archive: zip the folder again, or give an unzipped folder that you trust.",
+                )
+        return sorted(name for name in names if _is_image(name))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._archive.read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+            raise DataError(
+                f"cannot unpack ({error})", where=self.where(name), remedy="The zip is damaged or encrypted: make it again."
+            ) from error
+
+    def where(self, name: str) -> str:
+        return f"{self.path}:{name}"
+
+
+def _is_image(name: str) -> bool:
+    parts = name.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+@dataclass(frozen=True)
+class LabelledNames:
+    """File names by split ("train", perhaps "test") with the class index of each, and the class names."""
+
+    splits: dict[str, list[tuple[str, int]]]
+    classes: tuple[str, ...]
+
+
+def arrange(tree: FileTree, where: str) -> LabelledNames:
+    """Read splits and classes off the folder names.
+
+    Class indices are those of torchvision's ImageFolder: class names sorted. A folder that wraps everything (as zips
+    have) is looked through. Where a "test" and a "val" split both exist, "test" is used.
+
+    Raises:
+        DataError: no images, no class folders, fewer than two classes, or a split with other classes than the rest.
+    """
+    pairs = [(name, tuple(name.split("/"))) for name in tree.names()]
+    if not pairs:
+        raise DataError("no images found", where=where, remedy=LAYOUT)
+    while len({parts[0] for _, parts in pairs}) == 1 and pairs[0][1][0] not in SPLITS and all(len(parts) > 2 for _, parts in pairs):
+        pairs = [(name, parts[1:]) for name, parts in pairs]
+    if any(SPLITS.get(parts[0]) == "train" for _, parts in pairs):
+        named = [(SPLITS[parts[0]], name, parts[1]) for name, parts in pairs if parts[0] in SPLITS and len(parts) > 2]
+    else:
+        named = [("train", name, parts[0]) for name, parts in pairs if len(parts) > 1]
+    if not named:
+        raise DataError("images, but no class folders", where=where, remedy=LAYOUT)
+    kept = _choose_splits({split for split, _, _ in named})
+    named = [(kept[split], name, label) for split, name, label in named if split in kept]
+    return _index(named, where)
+
+
+def _choose_splits(found: set[str]) -> dict[str, str]:
+    test = next((split for split in ("test", "val") if split in found), None)
+    return {"train": "train"} | ({test: "test"} if test else {})
+
+
+def _index(named: list[tuple[str, str, str]], where: str) -> LabelledNames:
+    by_split: dict[str, list[tuple[str, str]]] = {}
+    for split, name, label in named:
+        by_split.setdefault(split, []).append((name, label))
+    classes = {split: {label for _, label in rows} for split, rows in by_split.items()}
+    odd = sorted(set.symmetric_difference(classes["train"], classes.get("test", classes["train"])))
+    if odd:
+        raise DataError(
+            f"train and test have different classes ({', '.join(odd[:3])})",
+            where=where,
+            remedy="Give both splits the same class folders.",
+        )
+    ordered = tuple(sorted(classes["train"]))
+    if len(ordered) < 2:
+        raise DataError(f"only one class ({ordered[0]})", where=where, remedy=LAYOUT)
+    index = {label: number for number, label in enumerate(ordered)}
+    return LabelledNames({split: [(name, index[label]) for name, label in rows] for split, rows in by_split.items()}, ordered)
+
+
+def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """One image as uint8 (C, H, W), RGB or grey.
+
+    Args:
+        channels: 1 or 3; None takes 1 for grey files and 3 for all others.
+        size: (height, width): the image is scaled to cover it (bilinear, antialiased) and centre-cropped. None keeps it.
+
+    Raises:
+        DataError: the file is not an image, is truncated, or is implausibly large. It is named.
+    """
+    try:
+        with Image.open(io.BytesIO(tree.read(name))) as image:
+            wanted = channels or (1 if image.mode in ("1", "L", "I", "I;16") else 3)
+            plain = image.convert("L" if wanted == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"cannot be read as an image ({str(error).split(' <')[0]})",
+            where=tree.where(name),
+            remedy="Replace the file or remove it.",
+        ) from error
+    if size is not None and plain.size != (size[1], size[0]):
+        plain = ImageOps.fit(plain, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+    pixels = np.asarray(plain, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
