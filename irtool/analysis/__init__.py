@@ -1,0 +1,1 @@
+"""Analyses: channel labels and groups, cost, comparison of two graphs."""

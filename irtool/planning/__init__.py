@@ -1,0 +1,1 @@
+"""Which channels to remove: criteria, allocation, budgets, the plan."""

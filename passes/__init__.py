@@ -1,0 +1,1 @@
+"""Passes: one a file, none of which imports another."""
