@@ -1,0 +1,53 @@
+"""MNN in a process of its own: `python mnn_child.py convert ARGS.json` or `python mnn_child.py run MODEL IN.npz OUT.npz`.
+
+Both may end the process (MNN aborts on some models), and the converter reports failure only in what it prints, so
+`mnn_export` starts this file by its path, with a time limit, and looks at what came out. It imports nothing of irtool:
+torch would take longer to load than the conversion lasts.
+
+`_tools` is the extension module of MNN's wheel. The wheel's own command-line wrappers around it, `MNN.tools.*`, install and
+load a telemetry package when imported; they are never imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def convert(arguments: str) -> None:
+    """Call the converter with the list of arguments in a JSON file."""
+    import _tools
+
+    _tools.mnnconvert(json.loads(Path(arguments).read_text(encoding="utf-8")))
+
+
+def run(model: str, inputs: str, outputs: str) -> None:
+    """Run a model on the arrays 0, 1 ... of an .npz file and write its results the same way."""
+    import MNN
+    import MNN.expr as expr
+    import numpy as np
+
+    info = MNN.nn.load_module_from_file(model, [], []).get_info()
+    module = MNN.nn.load_module_from_file(model, info["inputNames"], info["outputNames"])
+    kinds = {"float32": expr.dtype.float, "int32": expr.dtype.int}
+    given = np.load(inputs)
+    variables = []
+    for index, held in enumerate(info["inputs"]):
+        array = given[str(index)]
+        variable = expr.placeholder(list(array.shape), held.data_format, kinds[str(array.dtype)])
+        variable.write(array)
+        variables.append(variable)
+    results = []
+    for result in module.onForward(variables):
+        plain = expr.convert(result, expr.data_format.NCHW) if result.data_format == expr.data_format.NC4HW4 else result
+        results.append(np.array(plain.read()).reshape(plain.shape))
+    np.savez(outputs, **{str(index): array for index, array in enumerate(results)})
+
+
+ACTIONS = {"convert": convert, "run": run}
+
+if __name__ == "__main__":
+    # Started by path, Python looks for imports in this folder first, where a module could have an installed one's name.
+    sys.path = [entry for entry in sys.path if not entry or Path(entry).resolve() != Path(__file__).resolve().parent]
+    ACTIONS[sys.argv[1]](*sys.argv[2:])
