@@ -10,14 +10,15 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
 
+# Two workers with torch's default threads each would fight over the same cores.
 test: $(INSTALLED)
-	$(BIN)/pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
 check: $(INSTALLED)
-	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 # Each script prints the figures behind one claim of the README.
 bench: $(INSTALLED)
