@@ -1,1 +1,40 @@
-"""Thin training loops: sparse, finetune, distil; and their data."""
+"""Thin training loops over any `nn.Module` or graph, and the data for them.
+
+`load_data` reads a dataset, `evaluate` scores a model on it, `fit` trains one; `sparse`, `finetune` and `distill` are `fit`
+with a penalty, a small learning rate, a teacher.
+"""
+
+from irtool.train.data import Data, load_data
+from irtool.train.distill import distill, distillation_loss, finetune
+from irtool.train.evaluate import Evaluation, evaluate, predict
+from irtool.train.fit import Batch, fit
+from irtool.train.history import History, Record
+from irtool.train.preprocessing import Preprocessing
+from irtool.train.progress import Progress, Status, silent
+from irtool.train.settings import Settings
+from irtool.train.sparse import find_strength, small_scales, sparse
+from irtool.train.split import Split
+
+__all__ = [
+    "Batch",
+    "Data",
+    "Evaluation",
+    "History",
+    "Preprocessing",
+    "Progress",
+    "Record",
+    "Settings",
+    "Split",
+    "Status",
+    "distill",
+    "distillation_loss",
+    "evaluate",
+    "find_strength",
+    "finetune",
+    "fit",
+    "load_data",
+    "predict",
+    "silent",
+    "small_scales",
+    "sparse",
+]

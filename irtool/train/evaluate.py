@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -90,40 +90,51 @@ def evaluate(
     split = split.test if isinstance(split, Data) else split
     if not len(split):
         raise DataError("no images to evaluate on", remedy="Give a test split with images.")
-    is_module = isinstance(model, nn.Module) or isinstance(getattr(model, "module", None), nn.Module)
-    if not is_module:
-        return _score(_numpy_forward(model), split, batch_size, torch.device("cpu"), progress, task)
-    module = module_of(model)
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    was_training = [child for child in module.modules() if child.training]
-    module.eval()
-    try:
-        with torch.inference_mode():
-            return _score(module, split, batch_size, device, progress, task)
-    finally:
-        # Not module.train(): parts that the caller had frozen in eval mode stay so.
-        for child in was_training:
-            child.training = True
-
-
-def _score(
-    forward: Callable[[Tensor], object], split: Split, batch_size: int, device: torch.device, progress: Progress, task: str
-) -> Evaluation:
-    correct, loss = torch.zeros((), device=device), torch.zeros((), device=device, dtype=torch.float32)
-    indices = in_batches(len(split), batch_size)
+    correct = loss = torch.zeros(())
     throttle, begun, done = Throttle(), time.perf_counter(), 0
-    for index, pixels in zip(indices, split.batches(indices), strict=True):
-        images = split.preprocessing.normalise(pixels.to(device))
-        labels = split.labels[index].to(device)
-        logits = logits_of(run_model(forward, images), len(split.classes)).to(device, torch.float32)
-        loss += functional.cross_entropy(logits, labels, reduction="sum")
-        correct += (logits.argmax(1) == labels).sum()
+    for index, logits in _forward(model, split, batch_size):
+        labels = split.labels[index].to(logits.device)
+        loss = loss.to(logits.device) + functional.cross_entropy(logits, labels, reduction="sum")
+        correct = correct.to(logits.device) + (logits.argmax(1) == labels).sum()
         done += len(index)
         if throttle.due(done == len(split)):
             rate = done / max(time.perf_counter() - begun, 1e-9)
             progress(Status(task, done, len(split), float(loss) / done, float(correct) / done, rate, (len(split) - done) / rate))
-    seconds = max(time.perf_counter() - begun, 1e-9)
-    return Evaluation(float(correct) / done, float(loss) / done, done, done / seconds)
+    return Evaluation(float(correct) / done, float(loss) / done, done, done / max(time.perf_counter() - begun, 1e-9))
+
+
+def predict(model: object, split: Split, batch_size: int = 256, *, progress: Progress = silent, task: str = "predict") -> Tensor:
+    """A model's logits on a split, float32 (N, classes), on the CPU. Arguments and errors are those of `evaluate`."""
+    throttle, begun, done, parts = Throttle(), time.perf_counter(), 0, []
+    for index, logits in _forward(model, split, batch_size):
+        parts.append(logits.cpu())
+        done += len(index)
+        if throttle.due(done == len(split)):
+            rate = done / max(time.perf_counter() - begun, 1e-9)
+            progress(Status(task, done, len(split), rate=rate, seconds_left=(len(split) - done) / rate))
+    return torch.cat(parts) if parts else torch.empty(0, len(split.classes))
+
+
+def _forward(model: object, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Indices and float32 logits, batch by batch, the model in eval mode meanwhile."""
+    module = module_of(model) if isinstance(getattr(model, "module", model), nn.Module) else None
+    call = module or _numpy_forward(model)
+    tensors = (*module.parameters(), *module.buffers()) if module else ()
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    was_training = [child for child in module.modules() if child.training] if module else []
+    if module:
+        module.eval()
+    try:
+        indices = in_batches(len(split), batch_size)
+        for index, pixels in zip(indices, split.batches(indices), strict=True):
+            with torch.inference_mode():
+                output = run_model(call, split.preprocessing.normalise(pixels.to(device)))
+                logits = logits_of(output, len(split.classes)).float()
+            yield index, logits
+    finally:
+        # Not module.train(): parts that the caller had frozen in eval mode stay so.
+        for child in was_training:
+            child.training = True
 
 
 def run_model(forward: Callable[[Tensor], object], images: Tensor) -> object:

@@ -50,6 +50,20 @@ class MemorySplit:
             yield self.images[index]
 
 
+class Part:
+    """Some images of another split, by their indices."""
+
+    def __init__(self, whole: Split, indices: Tensor) -> None:
+        self._whole, self._indices = whole, indices
+        self.labels, self.classes, self.preprocessing = whole.labels[indices], whole.classes, whole.preprocessing
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        return self._whole.batches([self._indices[index] for index in indices])
+
+
 class StreamedSplit:
     """Images decoded by threads while they are needed, one batch ahead of whoever reads them.
 

@@ -1,0 +1,323 @@
+"""The loop that every training stage shares."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from irtool.errors import OptionError, TrainError
+from irtool.train.augment import Augment
+from irtool.train.average import Average
+from irtool.train.checkpoint import check_facts, load_checkpoint, save_checkpoint
+from irtool.train.data import Data
+from irtool.train.evaluate import evaluate, logits_of, module_of, run_model
+from irtool.train.history import History, Record, TensorBoardLog
+from irtool.train.processes import launch, shared_batch_statistics
+from irtool.train.progress import Progress, Status, Throttle, silent
+from irtool.train.settings import Settings, learning_rate
+from irtool.train.split import Part
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+NAN_CHECK = 10
+"""Steps between two looks at the loss: looking waits for the device."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on.
+
+    Args:
+        images: float32 (N, C, H, W), augmented and normalised.
+        labels: int64 (N,).
+        targets: the labels, or with mixup probabilities (N, classes).
+        indices: int64 (N,): which images of the training split these are (on the CPU).
+    """
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+Loss = Callable[[Tensor, Batch], Tensor]
+"""From logits (N, classes) and the batch to a scalar, the mean over the batch."""
+Penalty = Callable[[nn.Module, float], None]
+"""Adds to the gradients of a module, between backward and the step; the float is the position in [0, 1] of the run."""
+OnEpoch = Callable[[nn.Module, Record], Mapping[str, float] | None]
+"""Called after each epoch; what it returns is added to the record's `extra`."""
+
+
+def fit(
+    model: object,
+    data: Data,
+    settings: Settings | None = None,
+    *,
+    loss: Loss | None = None,
+    penalty: Penalty | None = None,
+    on_epoch: OnEpoch | None = None,
+    facts: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+    **changes: Any,
+) -> History:
+    """Train a model in place by SGD.
+
+    The run is a function of the model, the data and the settings: order, augmentation and dropout are derived from the seed
+    and the epoch, and the caller's random state is left alone. On a CPU with the same number of threads, a run that was
+    killed and resumed ends in the same bits as one that was not.
+
+    Under `torchrun`, each process takes its share of every step's batch; batch norms use the statistics of all shares.
+
+    Args:
+        model: an `nn.Module`, or a graph. Back on its own device, in eval mode, when training ends.
+        data: what to train on. Its test split is scored, never trained on.
+        settings: the options; `changes` are options by name that replace some of them: `fit(net, data, epochs=3, lr=0.05)`.
+        loss: default: cross-entropy with the settings' label smoothing.
+        penalty: see `Penalty`.
+        on_epoch: see `OnEpoch`.
+        facts: plain values that tell this stage from others; kept in the history, and compared on resuming.
+        progress: told about each epoch's progress.
+
+    Raises:
+        OptionError: an option that can never work.
+        DataError: the model does not fit the data.
+        TrainError: the loss is no longer finite, nothing can be trained, or a checkpoint does not belong to this run.
+        FileError: a checkpoint cannot be written.
+    """
+    settings = Settings.settle(settings or Settings(), changes)
+    module = module_of(model)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise TrainError("no parameter requires a gradient", where="model", remedy="Unfreeze some: parameter.requires_grad_(True).")
+    home = parameters[0].device
+    run = _Run(module, data, settings, loss or cross_entropy(settings.label_smoothing), penalty, on_epoch, facts or {}, progress)
+    devices = [run.fabric.device.index or 0] if run.fabric.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), shared_batch_statistics(module, run.fabric.world_size):
+            return run.train()
+    finally:
+        module.to(home).eval()
+        if settings.channels_last:
+            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> Loss:
+    """The usual loss: mean cross-entropy in nats against the batch's targets."""
+    return lambda logits, batch: functional.cross_entropy(logits, batch.targets, label_smoothing=label_smoothing)
+
+
+class _Run:
+    """The state of one run. Lives as long as `fit`."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        data: Data,
+        settings: Settings,
+        loss: Loss,
+        penalty: Penalty | None,
+        on_epoch: OnEpoch | None,
+        facts: Mapping[str, Any],
+        progress: Progress,
+    ) -> None:
+        self.module, self.data, self.settings = module, data, settings
+        self.loss, self.penalty, self.on_epoch, self.progress = loss, penalty, on_epoch, progress
+        self.fabric: Fabric = launch(settings)
+        if settings.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(
+            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            lr=settings.lr,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+        )
+        self.forward, self.optimizer = self.fabric.setup(module, optimizer)
+        self.average = Average(module, settings.ema) if settings.ema else None
+        world = self.fabric.world_size
+        if world > 1 and settings.time_budget:
+            raise OptionError("a time budget with several processes", remedy="Their clocks differ: give epochs instead.")
+        # A last batch that is not full is left out (another part of the images each epoch), unless it is the only one.
+        self.batch = min(settings.batch_size, len(data.train) // world)
+        self.steps = len(data.train) // max(1, self.batch * world)
+        if not self.steps:
+            raise TrainError(f"{len(data.train)} training images for {world} processes", remedy="Give more images or fewer processes.")
+        flip = data.flip if settings.flip is None else settings.flip
+        crop = min(data.preprocessing.size) // 8 if settings.crop is None else settings.crop
+        self.augment = Augment(crop, flip, settings.mixup)
+        self.history = History(
+            {**settings.identity(), **facts, "processes": world, "train_images": len(data.train), "input": list(data.preprocessing.input_shape)}
+        )
+        self.throttle = Throttle()
+
+    def train(self) -> History:
+        settings = self.settings
+        self._resume()
+        first, log = len(self.history.records) + 1, None
+        self.begun, self.first_position = time.perf_counter(), (first - 1) / settings.epochs
+        if settings.tensorboard and settings.out and self.fabric.is_global_zero:
+            log = TensorBoardLog(settings.out / "tensorboard", first)
+        with contextlib.closing(log) if log else contextlib.nullcontext():
+            for epoch in range(first, settings.epochs + 1):
+                self._epoch(epoch, log)
+                if self._over_budget():
+                    break
+        if self.average:
+            self.average.swap()
+        return self.history
+
+    def _epoch(self, epoch: int, log: TensorBoardLog | None) -> None:
+        settings, begun = self.settings, time.perf_counter()
+        loss, accuracy, images = self._train(epoch)
+        seconds = time.perf_counter() - begun
+        scored = epoch == settings.epochs or self._over_budget() or bool(settings.evaluate_every and epoch % settings.evaluate_every == 0)
+        with self.average.swapped() if self.average else contextlib.nullcontext():
+            test_loss, test_accuracy = self._score(epoch) if scored else (None, None)
+            lr = float(self.optimizer.param_groups[0]["lr"])
+            record = Record(epoch, loss, accuracy, test_loss, test_accuracy, lr, images / seconds, time.perf_counter() - begun)
+            if self.on_epoch:
+                record = Record(**{**vars(record), "extra": dict(self.on_epoch(self.module, record) or {})})
+        self.history = self.history.add(record)
+        if settings.out and self.fabric.is_global_zero:
+            self._keep(scored)
+            self.history.write_csv(settings.out / "log.csv")
+        if log:
+            log.add(record)
+
+    def _train(self, epoch: int) -> tuple[float, float, int]:
+        """Train one epoch; returns mean loss, accuracy and the number of images, over all processes."""
+        settings, device = self.settings, self.fabric.device
+        # Processes differ in their dropout, as the images that they drop from differ.
+        torch.manual_seed(np.random.SeedSequence([settings.seed, epoch, self.fabric.global_rank]).generate_state(1, np.uint64)[0] >> 1)
+        self.module.train()
+        total_loss, correct, done = torch.zeros((), device=device), torch.zeros((), device=device), 0
+        began = time.perf_counter()
+        for step, batch in enumerate(self._batches(epoch)):
+            position = self._position(epoch, step)
+            loss, logits = self._step(batch, position, first=step == 0)
+            total_loss += loss * len(batch.labels)
+            correct += (logits.argmax(1) == batch.labels).sum()
+            done += len(batch.labels)
+            last = step + 1 == self.steps
+            if last or (step + 1) % NAN_CHECK == 0:
+                self._check(float(total_loss), epoch, step + 1)
+            if self.throttle.due(last):
+                self._report(epoch, step + 1, float(total_loss) / done, float(correct) / done, done / (time.perf_counter() - began))
+            if settings.time_budget and self._over_budget():
+                break
+        sums = self._sum(torch.stack([total_loss, correct, torch.tensor(float(done), device=device)]))
+        return float(sums[0] / sums[2]), float(sums[1] / sums[2]), int(sums[2])
+
+    def _step(self, batch: Batch, position: float, first: bool) -> tuple[Tensor, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, position)
+        output = run_model(self.forward, batch.images) if first else self.forward(batch.images)
+        logits = logits_of(output, len(self.data.classes))
+        with self.fabric.autocast():
+            loss = self.loss(logits, batch)
+        self.fabric.backward(loss)
+        if self.penalty:
+            self.penalty(self.module, position)
+        if self.settings.clip:
+            self.fabric.clip_gradients(self.forward, self.optimizer, max_norm=self.settings.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update()
+        return loss.detach(), logits.detach()
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """This process's share of each of the epoch's batches. Order and augmentation follow from seed and epoch alone."""
+        random = np.random.default_rng([self.settings.seed, epoch])
+        order = torch.from_numpy(random.permutation(len(self.data.train)))
+        world, rank, device = self.fabric.world_size, self.fabric.global_rank, self.fabric.device
+        whole, mine = self.batch * world, slice(self.batch * rank, self.batch * (rank + 1))
+        indices = [order[step * whole : (step + 1) * whole][mine] for step in range(self.steps)]
+        split, preprocessing = self.data.train, self.data.preprocessing
+        for index, pixels in zip(indices, split.batches(indices), strict=True):
+            draws = self.augment.draw(random, whole).part(mine)
+            labels = split.labels[index].to(device, non_blocking=True)
+            images = preprocessing.normalise(self.augment.apply(pixels.to(device, non_blocking=True), draws))
+            images, targets = self.augment.mix(images, labels, len(split.classes), draws)
+            if self.settings.channels_last:
+                images = images.to(memory_format=torch.channels_last)
+            yield Batch(images, labels, targets, index)
+
+    def _position(self, epoch: int, step: int) -> float:
+        position = (epoch - 1 + (step + 0.5) / self.steps) / self.settings.epochs
+        return max(position, self._spent()) if self.settings.time_budget else position
+
+    def _spent(self) -> float:
+        return min(1.0, (time.perf_counter() - self.begun) / self.settings.time_budget)
+
+    def _over_budget(self) -> bool:
+        return bool(self.settings.time_budget) and self._spent() >= 1
+
+    def _check(self, loss: float, epoch: int, step: int) -> None:
+        if not np.isfinite(loss):
+            kept = f" The weights after epoch {epoch - 1} are in {self.settings.out}." if self.settings.out and epoch > 1 else ""
+            raise TrainError(
+                f"the loss is no longer finite by step {step} of epoch {epoch}",
+                where="training",
+                remedy=f"Lower lr (now {self.settings.lr:g}), add warmup=1, or clip gradients with clip=1.{kept}",
+            )
+
+    def _report(self, epoch: int, step: int, loss: float, accuracy: float, rate: float) -> None:
+        position = self._position(epoch, step)
+        fresh = max(position - self.first_position, 1e-9)
+        left = (time.perf_counter() - self.begun) * max(0.0, 1 - position) / fresh
+        done, total = step * self.batch * self.fabric.world_size, self.steps * self.batch * self.fabric.world_size
+        if self.fabric.is_global_zero:
+            task = f"train epoch {epoch}/{self.settings.epochs}"
+            self.progress(Status(task, done, total, loss, accuracy, rate * self.fabric.world_size, left))
+
+    def _score(self, epoch: int) -> tuple[float, float]:
+        world, rank, split = self.fabric.world_size, self.fabric.global_rank, self.data.test
+        if world > 1:
+            split = Part(split, torch.arange(rank, len(split), world))
+        shown = self.progress if self.fabric.is_global_zero else silent
+        score = evaluate(self.module, split, max(256, self.batch), progress=shown, task=f"test epoch {epoch}/{self.settings.epochs}")
+        values = torch.tensor([score.loss * score.count, score.accuracy * score.count, score.count], dtype=torch.float64)
+        sums = self._sum(values)
+        return float(sums[0] / sums[2]), float(sums[1] / sums[2])
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return self.fabric.all_reduce(values.to(self.fabric.device), reduce_op="sum") if self.fabric.world_size > 1 else values  # type: ignore[return-value]
+
+    def _keep(self, scored: bool) -> None:
+        assert self.settings.out is not None
+        state = {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.average.weights if self.average else None,
+            "history": self.history.to_dict(),
+        }
+        # Best first: a run killed between the two repeats the epoch and writes both again.
+        if scored and self.history.best == self.history.last:
+            save_checkpoint(self.settings.out / "best.pt", state)
+        save_checkpoint(self.settings.out / "last.pt", state)
+
+    def _resume(self) -> None:
+        path = self.settings.out / "last.pt" if self.settings.out else None
+        if not self.settings.resume or path is None or not path.exists():
+            return
+        state = load_checkpoint(path)
+        history = History.from_dict(state["history"])
+        check_facts(path, history.facts, self.history.facts)
+        try:
+            self.module.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise TrainError("its weights do not fit this model", where=str(path), remedy="Resume with the model it was begun with.") from error
+        if self.average:
+            self.average.load(state["ema"])
+        self.history = history

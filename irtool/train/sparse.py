@@ -1,0 +1,216 @@
+"""Sparse training: an L1 penalty on the scales of batch norms (network slimming, Liu et al., ICCV 2017)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irtool.errors import OptionError, TrainError
+from irtool.train.data import Data, balanced
+from irtool.train.evaluate import module_of
+from irtool.train.fit import Batch, OnEpoch, Penalty, cross_entropy, fit
+from irtool.train.history import History, Record
+from irtool.train.progress import Progress, Status, silent
+from irtool.train.settings import Settings
+from irtool.train.split import Part
+
+NEAR_ZERO = 0.05
+"""A scale counts as small when it is at most this share of the network's largest."""
+
+Strength = float | Callable[[float], float]
+"""The L1 weight, or a function from the position in [0, 1] of the run to it."""
+
+
+def sparse(
+    model: object,
+    data: Data,
+    settings: Settings | None = None,
+    *,
+    strength: Strength | str = 1e-4,
+    ignore: tuple[str, ...] = (),
+    share: float = 0.5,
+    bound: float = 0.2,
+    on_epoch: OnEpoch | None = None,
+    progress: Progress = silent,
+    **changes: Any,
+) -> History:
+    """Train a model in place so that many of its batch norm scales go to zero.
+
+    Each step adds `strength * sign(gamma)`, the subgradient of `strength * |gamma|`, to the gradient of every batch norm
+    scale. Each record's `extra` has the `strength` and the `small_scales`: the share of scales within 5 % of zero,
+    measured against the largest.
+
+    Args:
+        model, data, settings, progress, changes: see `fit`.
+        strength: a number (published: 1e-4 to 1e-3), a function of the position in the run, a text that `strength_of` reads,
+            or "auto": see `find_strength`, which is given `share` and `bound`.
+        ignore: names of batch norm modules that are not penalised.
+        share, bound: for "auto".
+
+    Raises:
+        TrainError: the model has no batch norm with a scale, or see `fit`.
+        OptionError: a strength that can never work, or an unknown name in `ignore`.
+    """
+    settings = Settings.settle(settings or Settings(), changes)
+    module = module_of(model)
+    batch_norm_scales(module, ignore)
+    if strength == "auto":
+        strength = find_strength(module, data, settings, share=share, bound=bound, ignore=ignore, progress=progress)
+    value = strength_of(strength)
+
+    def measure(trained: nn.Module, record: Record) -> Mapping[str, float]:
+        extra = {"strength": _at(value, record.epoch / settings.epochs), "small_scales": small_scales(trained, ignore)}
+        return extra | dict(on_epoch(trained, record) or {} if on_epoch else {})
+
+    facts = {"stage": "sparse", "strength": strength if isinstance(strength, (int, float, str)) else "function", "ignore": list(ignore)}
+    return fit(module, data, settings, penalty=l1_on_scales(value, ignore), on_epoch=measure, facts=facts, progress=progress)
+
+
+def l1_on_scales(strength: Strength, ignore: tuple[str, ...] = ()) -> Penalty:
+    """The penalty that `sparse` gives to `fit`."""
+
+    def penalty(module: nn.Module, position: float) -> None:
+        scales = [scale for scale in batch_norm_scales(module, ignore).values() if scale.grad is not None]
+        with torch.no_grad():
+            torch._foreach_add_([scale.grad for scale in scales], torch._foreach_sign(scales), alpha=_at(strength, position))
+
+    return penalty
+
+
+def batch_norm_scales(module: nn.Module, ignore: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """The trainable scale (C,) of each batch norm, by module name.
+
+    Raises:
+        OptionError: a name in `ignore` is not one of a batch norm.
+        TrainError: none is left.
+    """
+    norms = {name: child for name, child in module.named_modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)}
+    unknown = sorted(set(ignore) - set(norms))
+    if unknown:
+        raise OptionError(f"no batch norm is called {unknown[0]!r}", where="ignore", remedy=f"Known: {', '.join(list(norms)[:8])} ...")
+    scales = {name: norm.weight for name, norm in norms.items() if norm.affine and norm.weight.requires_grad and name not in ignore}
+    if not scales:
+        raise TrainError(
+            "no batch norm with a trainable scale", where="model", remedy="Train before folding, or prune by another criterion (l1, l2)."
+        )
+    return scales
+
+
+def small_scales(model: object, ignore: tuple[str, ...] = ()) -> float:
+    """The share in [0, 1] of batch norm scales of at most `NEAR_ZERO` times the largest, in absolute value."""
+    every = torch.cat([scale.detach().abs().flatten() for scale in batch_norm_scales(module_of(model), ignore).values()])
+    return float((every <= NEAR_ZERO * every.max()).float().mean())
+
+
+def strength_of(value: Strength | str) -> Strength:
+    """Read a strength: `"1e-4"` is a number, `"1e-5:1e-3"` rises (or falls) linearly over the run.
+
+    Raises:
+        OptionError: neither, or negative.
+    """
+    if callable(value):
+        return value
+    try:
+        ends = [float(part) for part in str(value).split(":")]
+    except ValueError:
+        ends = []
+    if len(ends) not in (1, 2) or any(not 0 <= end < 1 for end in ends):
+        raise OptionError(
+            f"strength {value!r}", remedy='Give a number from 0 to below 1 (1e-4 to 1e-3 are usual), "from:to" for a ramp, or "auto".'
+        )
+    first, last = ends[0], ends[-1]
+    return first if first == last else lambda position: first + (last - first) * position
+
+
+def _at(strength: Strength, position: float) -> float:
+    return float(strength(position)) if callable(strength) else float(strength)
+
+
+def find_strength(
+    model: object,
+    data: Data,
+    settings: Settings | None = None,
+    *,
+    share: float = 0.5,
+    bound: float = 0.2,
+    steps: int = 40,
+    candidates: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
+    ignore: tuple[str, ...] = (),
+    progress: Progress = silent,
+) -> float:
+    """A short search for a strength: the smallest candidate that is on course to bring enough scales near zero.
+
+    Copies of the model are trained for `steps` steps at the settings' learning rate, first without a penalty and then with
+    each candidate in rising order, all on the same images in the same order. A scale is on course when the shrinkage that
+    the penalty has caused so far (against the copy without), carried on in a straight line to the end of the run, takes it to
+    `NEAR_ZERO` of the largest. The search stops at the first candidate with `share` of the scales on course, or before the
+    first whose loss exceeds the loss without penalty by more than `bound` (a fraction).
+
+    Args:
+        share: the wanted share of small scales at the end of the run, in (0, 1).
+        bound: how much the trial's mean loss may rise, as a fraction of the loss without penalty.
+        steps: the length of each trial.
+        candidates: strengths, rising.
+
+    Raises:
+        OptionError: `share`, `bound` or `candidates` can never work.
+        TrainError: see `sparse`.
+    """
+    if not 0 < share < 1 or bound <= 0 or not candidates or list(candidates) != sorted(candidates):
+        raise OptionError(
+            f"share {share}, bound {bound}, candidates {candidates}", remedy="Give 0 < share < 1, bound > 0 and rising candidates."
+        )
+    settings, module = settings or Settings(), module_of(model)
+    # As long as the search, and with one learning rate: the first steps of the run that is planned.
+    short = replace(settings, epochs=1, schedule="constant", warmup=0.0, evaluate_every=0, ema=0.0, out=None, resume=False, tensorboard=False)
+    images = min(len(data.train), steps * settings.batch_size)
+    some = Part(data.train, balanced(data.train.labels, images, settings.seed))
+    trial = replace(data, train=some, test=Part(data.test, torch.arange(1)))
+    run_steps = settings.epochs * len(data.train) / settings.batch_size
+    factor = max(1.0, _mean_rate(settings) * run_steps / (len(some) / settings.batch_size))
+    start = _scales(module, ignore)
+    free_loss, free = _trial(module, trial, short, 0.0, ignore)
+    chosen = candidates[0]
+    for number, candidate in enumerate(candidates, start=1):
+        loss, shrunk = _trial(module, trial, short, candidate, ignore)
+        if loss > free_loss * (1 + bound):
+            break
+        chosen = candidate
+        predicted = (free.abs() - (free.abs() - shrunk.abs()) * factor).clamp(min=0)
+        reached = float((predicted <= NEAR_ZERO * start.abs().max()).float().mean())
+        progress(Status(f"search strength {candidate:g}: {reached:.0%} of scales on course", number, len(candidates), loss))
+        if reached >= share:
+            break
+    return chosen
+
+
+def _mean_rate(settings: Settings) -> float:
+    """The mean learning rate of the run as a share of its peak: the penalty moves a scale in proportion to it."""
+    from irtool.train.settings import learning_rate
+
+    return sum(learning_rate(settings, (step + 0.5) / 100) for step in range(100)) / (100 * settings.lr)
+
+
+def _scales(module: nn.Module, ignore: tuple[str, ...]) -> Tensor:
+    return torch.cat([scale.detach().cpu().flatten() for scale in batch_norm_scales(module, ignore).values()]).clone()
+
+
+def _trial(module: nn.Module, data: Data, settings: Settings, strength: float, ignore: tuple[str, ...]) -> tuple[float, Tensor]:
+    """Train a copy; its mean loss and its scales."""
+    trained = copy.deepcopy(module)
+    losses: list[float] = []
+    plain = cross_entropy(settings.label_smoothing)
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        value = plain(logits, batch)
+        losses.append(float(value.detach()))
+        return value
+
+    fit(trained, data, settings, loss=loss, penalty=l1_on_scales(strength, ignore))
+    tail = losses[len(losses) // 2 :]
+    return sum(tail) / len(tail), _scales(trained, ignore)
