@@ -42,9 +42,7 @@ class PairedLatency:
     ratios: tuple[float, ...]
 
 
-def latency(
-    session: Session, inputs: Sequence[np.ndarray], *, runs: int = 50, warmup: int = 5, seconds: float | None = None
-) -> Latency:
+def latency(session: Session, inputs: Sequence[np.ndarray], *, runs: int = 50, warmup: int = 5, seconds: float | None = None) -> Latency:
     """Time a session on the same inputs, one run after the other.
 
     Args:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,7 +24,7 @@ def convert(arguments: str) -> None:
 
 
 def run(model: str, inputs: str, outputs: str) -> None:
-    """Run a model on the arrays 0, 1 ... of an .npz file and write its results the same way."""
+    """Run a model on the arrays arr_0, arr_1 ... of an .npz file and write its results the same way."""
     import MNN
     import MNN.expr as expr
     import numpy as np
@@ -34,7 +35,7 @@ def run(model: str, inputs: str, outputs: str) -> None:
     given = np.load(inputs)
     variables = []
     for index, held in enumerate(info["inputs"]):
-        array = given[str(index)]
+        array = given[f"arr_{index}"]
         variable = expr.placeholder(list(array.shape), held.data_format, kinds[str(array.dtype)])
         variable.write(array)
         variables.append(variable)
@@ -42,10 +43,10 @@ def run(model: str, inputs: str, outputs: str) -> None:
     for result in module.onForward(variables):
         plain = expr.convert(result, expr.data_format.NCHW) if result.data_format == expr.data_format.NC4HW4 else result
         results.append(np.array(plain.read()).reshape(plain.shape))
-    np.savez(outputs, **{str(index): array for index, array in enumerate(results)})
+    np.savez(outputs, *results)
 
 
-ACTIONS = {"convert": convert, "run": run}
+ACTIONS: dict[str, Callable[..., None]] = {"convert": convert, "run": run}
 
 if __name__ == "__main__":
     # Started by path, Python looks for imports in this folder first, where a module could have an installed one's name.

@@ -23,15 +23,18 @@ from google.protobuf.message import DecodeError
 from irtool.backends.agreement import relative_error, sample_inputs
 from irtool.backends.onnx_session import OnnxSession
 from irtool.backends.session import TensorSpec, model_file
-from irtool.errors import BackendError, ExportError, OptionError
+from irtool.errors import BackendError, ExportError, FileError, OptionError
 from irtool.files import replacing
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
 TOLERANCE = 1e-3
 _CHILD = Path(__file__).with_name("mnn_child.py")
 # Lines of the converter that say nothing about a failure, and the stamp before the others.
-_NOISE = re.compile(r"The device supports|^Start to|ONNX Model (ir|opset) version|^inputTensors|^outputTensors|Converted Success|please check your file")
+_NOISE = re.compile(
+    r"The device supports|^Start to|ONNX Model (ir|opset) version|^inputTensors|^outputTensors|Converted Success|please check your file"
+)
 _STAMP = re.compile(r"^(\[[\d:]+\]\s*)?(:\d+:\s*)?(\[ERROR\]\s*)?")
+_AXIS_ONE_BEFORE_13 = ("Softmax", "LogSoftmax", "Hardmax")
 _UNSUPPORTED = re.compile(r"(?:not support|unsupported|can't convert|don't support)", re.IGNORECASE)
 
 
@@ -83,19 +86,19 @@ def export_mnn(
         OptionError: `weight_bits` outside 2 to 8, or a timeout that is not positive.
         BackendError: MNN is not installed.
     """
-    source = model_file(onnx_path, "an .onnx")
+    source = model_file(onnx_path, ".onnx")
     flags = _flags(fp16, weight_bits, compression_params, timeout)
-    names = _names(source)
+    model = _read(source)
     for module in ("MNN", "_tools"):
         if importlib.util.find_spec(module) is None:
             raise BackendError("MNN is not installed", where="export_mnn", remedy="pip install MNN")
     target = Path(path)
     with replacing(target) as temporary, tempfile.TemporaryDirectory() as folder:
         temporary.unlink()  # that the converter wrote it is the only sign of its success
-        _convert(source, temporary.absolute(), flags, Path(folder), timeout)
+        _convert(_with_explicit_axes(model, source, Path(folder)), source, temporary.absolute(), flags, Path(folder), timeout)
         error = _verify(source, temporary.absolute(), Path(folder), timeout, exact=not flags) if verify else None
         size = temporary.stat().st_size
-    return MnnExport(target, size, *names, error)
+    return MnnExport(target, size, *_names(model), error)
 
 
 def _flags(fp16: bool, weight_bits: int | None, compression: str | os.PathLike[str] | None, timeout: float) -> list[str]:
@@ -107,12 +110,11 @@ def _flags(fp16: bool, weight_bits: int | None, compression: str | os.PathLike[s
     if weight_bits is not None:
         flags += ["--weightQuantBits", str(weight_bits)]
     if compression is not None:  # a missing file would be created by the converter, empty, without a word
-        flags += ["--compressionParamsFile", str(model_file(compression, "a compression").absolute())]
+        flags += ["--compressionParamsFile", str(model_file(compression, "MNN compression parameters").absolute())]
     return flags
 
 
-def _names(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The graph's inputs (without weights, which old files list too) and outputs."""
+def _read(source: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(source), load_external_data=False)
     except (DecodeError, ValueError, RuntimeError) as error:
@@ -120,17 +122,42 @@ def _names(source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not model.HasField("graph") or not model.graph.output:
         raise _foreign(source)
     if not model.opset_import:
-        raise ExportError("the file names no operator set", where=str(source), remedy="Export it again; without an opset its operators have no meaning.")
+        raise ExportError(
+            "the file names no operator set", where=str(source), remedy="Export it again; without an opset its operators have no meaning."
+        )
+    return model
+
+
+def _names(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The graph's inputs (without weights, which old files list too) and outputs."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return tuple(v.name for v in model.graph.input if v.name not in weights), tuple(v.name for v in model.graph.output)
 
 
-def _foreign(source: Path) -> ExportError:
-    return ExportError("not an ONNX model, or a truncated one", where=str(source), remedy="Export it again, or give the path of an .onnx file.")
+def _foreign(source: Path) -> FileError:
+    return FileError(
+        "not an ONNX model, or a truncated one", where=str(source), remedy="Export it again, or give the path of an .onnx file."
+    )
 
 
-def _convert(source: Path, written: Path, flags: list[str], folder: Path, timeout: float) -> None:
-    arguments = ["MNNConvert", "-f", "ONNX", "--modelFile", str(source.absolute()), "--MNNModel", str(written), "--bizCode", "irtool", *flags]
+def _with_explicit_axes(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
+    """A file in which each softmax says its axis, since MNN's converter takes a missing one for the last.
+
+    Before opset 13 the default was 1. Files that old keep their weights inside, so a copy in another folder is whole.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=13)
+    silent = [n for n in model.graph.node if n.op_type in _AXIS_ONE_BEFORE_13 and not any(a.name == "axis" for a in n.attribute)]
+    if opset >= 13 or not silent or any(tensor.external_data for tensor in model.graph.initializer):
+        return source
+    for node in silent:
+        node.attribute.append(onnx.helper.make_attribute("axis", 1))
+    mended = folder / "mended.onnx"
+    onnx.save(model, str(mended))
+    return mended
+
+
+def _convert(file: Path, source: Path, written: Path, flags: list[str], folder: Path, timeout: float) -> None:
+    arguments = ["MNNConvert", "-f", "ONNX", "--modelFile", str(file.absolute()), "--MNNModel", str(written), "--bizCode", "irtool", *flags]
     listing = folder / "arguments.json"
     listing.write_text(json.dumps(arguments), encoding="utf-8")
     died, said = _child(["convert", str(listing)], folder, timeout)
@@ -178,11 +205,11 @@ def _run(
     given, results = folder / "in.npz", folder / "out.npz"
     # MNN has no 64-bit integers: the converter makes such inputs 32 bits wide
     narrow = [array.astype(np.int32) if array.dtype == np.int64 else array for array in arrays]
-    np.savez(given, **{str(index): array for index, array in enumerate(narrow)})
+    np.savez(given, *narrow)
     died, said = _child(["run", str(written), str(given), str(results)], folder, timeout)
     if results.exists() and not died:
         with np.load(results) as held:
-            arrays = [held[str(index)] for index in range(len(held.files))]
+            arrays = [held[f"arr_{index}"] for index in range(len(held.files))]
         if arrays:  # on an error inside, MNN returns no outputs and says why on the screen
             return arrays
     if any(spec.shape is None or None in spec.shape[1:] for spec in specs):
@@ -197,7 +224,7 @@ def _run(
 def _child(arguments: list[str], folder: Path, timeout: float) -> tuple[str, str]:
     """Run the child; how it died ("" if it did not) and what it printed."""
     try:
-        done = subprocess.run(  # noqa: S603 - our own file, under our own interpreter
+        done = subprocess.run(  # our own file, under our own interpreter
             [sys.executable, str(_CHILD), *arguments],
             cwd=folder,
             stdin=subprocess.DEVNULL,

@@ -31,7 +31,7 @@ class MnnSession:
     engine = "mnn"
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        self.path = model_file(path, "an .mnn")
+        self.path = model_file(path, ".mnn")
         count = thread_count(threads)
         self._mnn = _mnn()
         info = _load(self._mnn, str(self.path), [], [], count).get_info()
@@ -44,6 +44,7 @@ class MnnSession:
             for name, held in zip(info["inputNames"], info["inputs"], strict=True)
         )
         self._outputs: tuple[TensorSpec, ...] | None = None
+        self._planned: set[tuple[tuple[int, ...], ...]] = set()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -60,7 +61,9 @@ class MnnSession:
             if any(None in shape[1:] for shape in shapes):
                 self._outputs = tuple(TensorSpec(name, None, "float32") for name in self._output_names)
             else:
-                zeros = [np.zeros([1 if n is None else n for n in shape], spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)]
+                zeros = [
+                    np.zeros([1 if n is None else n for n in shape], spec.dtype) for spec, shape in zip(self._inputs, shapes, strict=True)
+                ]
                 results = zip(self._output_names, self.run(*zeros), strict=True)
                 self._outputs = tuple(TensorSpec(name, _free_batch(list(array.shape)), str(array.dtype)) for name, array in results)
         return self._outputs
@@ -68,23 +71,38 @@ class MnnSession:
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """One array per output, in NCHW order, copied out of MNN's memory."""
         fit = checked(self.engine, self._inputs, arrays)
-        expr = self._mnn.expr
+        shapes = tuple(array.shape for array in fit)
+        if shapes in self._planned:
+            return self._forward(fit)
+        # MNN plans for new shapes, and prints what is wrong with them from C++. Later runs are not slowed by listening.
+        with captured() as said:
+            results, failure = None, ""
+            try:
+                results = self._forward(fit)
+            except BackendError as error:
+                failure = error.what
+        if results is None:
+            raise self._failure(f"{failure} ({'; '.join(said.lines[:2])})" if said.lines else failure)
+        self._planned.add(shapes)
+        return results
+
+    def _forward(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        expr, variables = self._mnn.expr, []
         try:
-            variables = []
-            for array, layout, kind in zip(fit, self._formats, self._kinds, strict=True):
+            for array, layout, kind in zip(arrays, self._formats, self._kinds, strict=True):
                 variable = expr.placeholder(list(array.shape), layout, kind)
                 variable.write(array)
                 variables.append(variable)
             results = self._module.onForward(variables)
-            if len(results) != len(self._output_names):
-                raise RuntimeError(f"{len(results)} of {len(self._output_names)} outputs came back")
-            return [self._array(result) for result in results]
+            if len(results) == len(self._output_names):
+                return [self._array(result) for result in results]
         except (RuntimeError, ValueError, SystemError, TypeError) as error:
-            raise BackendError(
-                f"running failed: {error}",
-                where=str(self.path),
-                remedy="Check that the model is meant for these sizes; a batch written into the graph as a number cannot change.",
-            ) from error
+            raise self._failure(f"running failed: {error}") from error
+        raise self._failure(f"running failed: {len(results)} of {len(self._output_names)} outputs came back")
+
+    def _failure(self, what: str) -> BackendError:
+        remedy = "Check that the model is meant for these sizes; a batch written into the graph as a number cannot change."
+        return BackendError(what, where=str(self.path), remedy=remedy)
 
     def _array(self, result: Any) -> np.ndarray:
         expr = self._mnn.expr

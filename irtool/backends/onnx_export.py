@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from irtool.backends.agreement import relative_error
-from irtool.backends.onnx_session import OnnxSession
+from irtool.backends.onnx_session import OnnxSession, onnxruntime
 from irtool.backends.onnx_tidy import tidy
 from irtool.backends.quiet import captured
 from irtool.backends.source import FlatModule, Source, evaluating, resolve, result_names
-from irtool.errors import ExportError, IrtoolError, OptionError
+from irtool.errors import ExportError, OptionError
 from irtool.files import replacing
 
 # A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model.
@@ -81,7 +81,7 @@ class _Job:
     output_names: list[str]
     opset: int
     batched: list[bool]  # per input: whether axis 0 is the batch
-    output_batched: list[bool]
+    output_dims: list[list[int | str]]  # per output: its sizes, `N` for the batch, "" for what follows it in another way
     # (inputs, expected outputs), for the example's batch and, if dynamic, for twice that
     cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
 
@@ -128,6 +128,8 @@ def export_onnx(
     """
     job = _prepare(source, example_inputs, opset, dynamic_batch, input_names, output_names)
     attempts = _order(exporter, opset)
+    if verify:
+        onnxruntime()  # if it is absent, say so before the work
     failures: list[tuple[str, Exception]] = []
     target = Path(path)
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
@@ -136,8 +138,8 @@ def export_onnx(
             draft.parent.mkdir()
             try:
                 error, written = _attempt(name, job, draft, dict(metadata or {}), verify)
-            except (OSError, IrtoolError):
-                raise
+            except OSError:
+                raise  # a full disk is full for the next exporter too
             except Exception as failure:  # exporters raise whatever their parts raise; the next one may serve
                 failures.append((name, failure))
                 continue
@@ -145,7 +147,7 @@ def export_onnx(
             return OnnxExport(
                 target, size, name, written, tuple(job.input_names), tuple(job.output_names), job.dynamic, error, _note(failures)
             )
-        raise _failure(failures, type(getattr(source, "module", source)).__name__)
+        raise _failure(failures, where=type(getattr(source, "module", source)).__name__, dynamic=job.dynamic)
 
 
 def _prepare(
@@ -164,29 +166,35 @@ def _prepare(
     batches = [list(flat.examples)]
     if any(batched):
         batches.append([torch.cat([t, t]) if b else t for t, b in zip(flat.examples, batched, strict=True)])
+    cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+    result: Any = None
     with evaluating(flat):
-        result = flat.nested(*flat.examples)
-        cases = []
         for inputs in batches:
             fresh = [_random(t) for t in inputs]
             try:
+                result = result if cases else flat.nested(*fresh)
                 cases.append((fresh, list(flat(*fresh))))
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise _run_failure(error, where, len(cases)) from error
     outs = cases[0][1]
     if not outs:
         raise ExportError("the module returns no tensor", where=where, remedy="Return a tensor, or a tuple or dict of tensors.")
-    grown = cases[-1][1]
-    output_batched = [any(batched) and a.dim() > 0 and a.shape[0] != b.shape[0] for a, b in zip(outs, grown, strict=True)]
+    output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[-1][1], strict=True)]
     return _Job(
         flat,
         _names("input_names", input_names, flat.input_names),
         _names("output_names", names, _distinct(result_names(result), flat.input_names if input_names is None else input_names)),
         _opset(opset),
         batched,
-        output_batched,
+        output_dims,
         cases,
     )
+
+
+def _dims(shape: Sequence[int], grown: Sequence[int], batch: Sequence[int]) -> list[int | str]:
+    """An output's sizes, read off its shapes at the example's batch and at twice that."""
+    free = ["N" if axis == 0 and [size] == list(batch) else "" for axis, size in enumerate(shape)]
+    return [size if size == other else name for size, other, name in zip(shape, grown, free, strict=True)]
 
 
 def _distinct(names: list[str], taken: Sequence[str]) -> list[str]:
@@ -207,7 +215,9 @@ def _names(option: str, given: Sequence[str] | None, default: list[str]) -> list
         return default
     names = [given] if isinstance(given, str) else list(given)
     if len(names) != len(default) or len(set(names)) != len(names) or not all(names):
-        raise OptionError(f"{option}={names}", where="export_onnx", remedy=f"Give {len(default)} different names, one for each of {default}.")
+        raise OptionError(
+            f"{option}={names}", where="export_onnx", remedy=f"Give {len(default)} different names, one for each of {default}."
+        )
     return names
 
 
@@ -229,7 +239,7 @@ def _attempt(name: str, job: _Job, draft: Path, metadata: dict[str, str], verify
     """Export, clean, write, check; the error against torch and the opset written."""
     with evaluating(job.flat), captured():
         model = _EXPORTERS[name](job, draft.parent / "raw.onnx")
-    tidy(model, output_batched=job.output_batched, metadata=metadata)
+    tidy(model, output_dims=job.output_dims, metadata=metadata)
     _save(model, draft)
     onnx.checker.check_model(str(draft), full_check=True)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
@@ -237,7 +247,6 @@ def _attempt(name: str, job: _Job, draft: Path, metadata: dict[str, str], verify
 
 
 def _torchscript(job: _Job, raw: Path) -> onnx.ModelProto:
-    free = [(n, b) for n, b in (*zip(job.input_names, job.batched, strict=True), *zip(job.output_names, job.output_batched, strict=True))]
     torch.onnx.export(
         job.flat,
         tuple(job.flat.examples),
@@ -246,7 +255,7 @@ def _torchscript(job: _Job, raw: Path) -> onnx.ModelProto:
         opset_version=job.opset,
         input_names=job.input_names,
         output_names=job.output_names,
-        dynamic_axes={n: {0: "N"} for n, b in free if b},
+        dynamic_axes={name: {0: "N"} for name, free in zip(job.input_names, job.batched, strict=True) if free},
         # EVAL would fold every batch norm into the convolution before it. PRESERVE does not, and the module is in eval mode.
         training=torch.onnx.TrainingMode.PRESERVE,
         do_constant_folding=True,
@@ -256,7 +265,7 @@ def _torchscript(job: _Job, raw: Path) -> onnx.ModelProto:
 
 def _dynamo(job: _Job, raw: Path) -> onnx.ModelProto:
     try:
-        from onnxscript import optimizer  # noqa: PLC0415 - optional: only this exporter needs it
+        from onnxscript import optimizer
     except ImportError as error:
         raise ImportError("the dynamo exporter needs onnxscript (pip install onnxscript)") from error
     axes = tuple({0: torch.export.Dim("N")} if b else None for b in job.batched)
@@ -327,7 +336,9 @@ def _first_line(error: Exception) -> str:
 
 def _run_failure(error: Exception, where: str, case: int) -> ExportError:
     if case == 0:
-        return ExportError(f"the module fails on its example inputs: {_first_line(error)}", where=where, remedy="Give inputs that it takes.")
+        return ExportError(
+            f"the module fails on its example inputs: {_first_line(error)}", where=where, remedy="Give inputs that it takes."
+        )
     return ExportError(
         f"the module takes no other batch size than its example's: {_first_line(error)}",
         where=where,
@@ -335,7 +346,7 @@ def _run_failure(error: Exception, where: str, case: int) -> ExportError:
     )
 
 
-def _failure(failures: list[tuple[str, Exception]], where: str) -> ExportError:
+def _failure(failures: list[tuple[str, Exception]], *, where: str, dynamic: bool) -> ExportError:
     """The error to raise when no exporter served: an operator's name if one is known, else the first complaint."""
     for _, error in failures:
         for pattern in _UNSUPPORTED:
@@ -343,14 +354,15 @@ def _failure(failures: list[tuple[str, Exception]], where: str) -> ExportError:
                 return ExportError(
                     f"the operator {found[1]} has no ONNX form",
                     where=where,
-                    remedy="Replace it with operators that ONNX has, or try another opset (18 to 20 have more).",
+                    remedy="Replace it with operators that ONNX has, or export the module without that part.",
                 )
-    return ExportError(_note(failures), where=where, remedy="Try another opset, or export the part of the module that works (exporter=... picks one).")
+    first = "Pass dynamic_batch=False if the module holds its batch as a number; else try" if dynamic else "Try"
+    return ExportError(_note(failures), where=where, remedy=f"{first} another opset, or export a part of the module to find what fails.")
 
 
 def _whole(error: BaseException | None) -> str:
     """The error's text and its causes': the operator's name is often at the bottom."""
-    texts = []
+    texts: list[str] = []
     while error is not None and len(texts) < 10:
         texts.append(str(error))
         error = error.__cause__ or error.__context__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from typing import Any
@@ -14,8 +15,19 @@ from irtool.errors import BackendError, FileError
 
 # onnxruntime's type names that are not numpy's.
 _DTYPES = {"float": "float32", "double": "float64"}
-# What onnxruntime says when the bytes are no ONNX model at all, as against a model that it will not run.
-_FOREIGN = re.compile(r"protobuf parsing failed|InvalidProtobuf|INVALID_PROTOBUF|does not have a graph|ModelProto", re.IGNORECASE)
+# What onnxruntime says when it is the files that are wrong, as against a model that it will not run: what to say instead.
+_FILE_ERRORS = (
+    (
+        re.compile(r"protobuf parsing failed|InvalidProtobuf|INVALID_PROTOBUF|does not have a graph|ModelProto", re.IGNORECASE),
+        "not an ONNX model, or a truncated one",
+        "Export it again, or give the path of an .onnx file.",
+    ),
+    (
+        re.compile(r"External data|external initializer", re.IGNORECASE),
+        "the file with its weights is missing or does not fit",
+        "Keep the .data file beside the .onnx file, under the name it was written with.",
+    ),
+)
 
 
 class OnnxSession:
@@ -33,8 +45,8 @@ class OnnxSession:
     engine = "onnxruntime"
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
-        file = model_file(path, "an .onnx")
-        ort = _onnxruntime()
+        file = model_file(path, ".onnx")
+        ort = onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = thread_count(threads)
         options.log_severity_level = 4  # the exception says it; the log would say it again on the screen
@@ -68,20 +80,22 @@ class OnnxSession:
             ) from error
 
 
-def _onnxruntime() -> Any:
+def onnxruntime() -> Any:
+    """The package, or a BackendError that says how to get it."""
     try:
-        import onnxruntime  # noqa: PLC0415 - importing irtool must not need it
+        return importlib.import_module("onnxruntime")  # importing irtool must not need it
     except ImportError as error:
         raise BackendError("onnxruntime is not installed", remedy="pip install onnxruntime") from error
-    return onnxruntime
 
 
 def _load_error(error: Exception, where: str) -> BackendError | FileError:
-    reason = _reason(error)
-    if _FOREIGN.search(str(error)):
-        return FileError("not an ONNX model, or a truncated one", where=where, remedy="Export it again, or give the path of an .onnx file.")
+    for pattern, what, remedy in _FILE_ERRORS:
+        if pattern.search(str(error)):
+            return FileError(what, where=where, remedy=remedy)
     return BackendError(
-        f"onnxruntime refuses the model: {reason}", where=where, remedy="Run onnx.checker on the file; export it again with another opset."
+        f"onnxruntime refuses the model: {_reason(error)}",
+        where=where,
+        remedy="Run onnx.checker on the file; export it again with another opset.",
     )
 
 

@@ -9,14 +9,15 @@ import onnx
 from irtool.backends.source import INNER
 
 
-def tidy(model: onnx.ModelProto, *, output_batched: list[bool], metadata: Mapping[str, str]) -> None:
+def tidy(model: onnx.ModelProto, *, output_dims: list[list[int | str]], metadata: Mapping[str, str]) -> None:
     """Clean a freshly exported model in place.
 
     - Names lose the wrapper (`irtool_inner.conv.weight` becomes `conv.weight`, `/irtool_inner/conv/Conv` `/conv/Conv`).
     - A parameter that the exporter replaced by an Identity of another with equal values (untrained batch norms have
       many) gets its own initializer back: two layers must not seem tied because their numbers happen to agree.
     - Source locations, which hold the paths of the exporting machine, go.
-    - The batch axis of each output is called `N`, as it is on the inputs; `metadata` is added.
+    - The outputs get the sizes that the module gave (exporters often know them less well): a number, a name, or "" for
+      unknown. `metadata` is added.
     """
     for graph in _graphs(model.graph):
         _restore_parameters(graph)
@@ -29,9 +30,15 @@ def tidy(model: onnx.ModelProto, *, output_batched: list[bool], metadata: Mappin
             value.ClearField("doc_string")
         graph.ClearField("doc_string")
         del graph.metadata_props[:]
-    for value, batched in zip(model.graph.output, output_batched, strict=True):
-        if batched and value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = "N"
+    for value, dims in zip(model.graph.output, output_dims, strict=True):
+        value.type.tensor_type.shape.Clear()
+        for size in dims:
+            dim = value.type.tensor_type.shape.dim.add()
+            if isinstance(size, int):
+                dim.dim_value = size
+            elif size:
+                dim.dim_param = size
+        value.type.tensor_type.shape.SetInParent()  # a scalar has a shape too
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, dict(metadata))
 

@@ -64,7 +64,9 @@ def checked(engine: str, specs: Sequence[TensorSpec], arrays: Sequence[np.ndarra
     for spec, array in zip(specs, arrays, strict=True):
         if not isinstance(array, np.ndarray):
             raise BackendError(
-                f"input {spec.name!r} is a {type(array).__name__}, not a numpy array", where=engine, remedy="Pass tensor.detach().cpu().numpy()."
+                f"input {spec.name!r} is a {type(array).__name__}, not a numpy array",
+                where=engine,
+                remedy="Pass tensor.detach().cpu().numpy().",
             )
         if not spec.takes(array):
             given = f"{array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}"
@@ -81,13 +83,13 @@ def model_file(path: str | os.PathLike[str], kind: str) -> Path:
         FileError: nothing there, a folder, no permission, or an empty file.
     """
     file = Path(path)
-    remedy = f"Give the path of {kind} file."
+    remedy = f"Give the path of a file of type {kind}."
     try:
         if not file.is_file():
             raise FileError("is a folder" if file.is_dir() else "no such file", where=str(file), remedy=remedy)
         with file.open("rb") as handle:
             if not handle.read(1):
-                raise FileError("the file is empty", where=str(file), remedy=f"Write it again; a broken export leaves no {kind} file.")
+                raise FileError("the file is empty", where=str(file), remedy="Write it again: whatever wrote it was stopped.")
     except OSError as error:
         raise FileError(f"cannot be read ({error.strerror})", where=str(file), remedy=remedy) from error
     return file

@@ -91,7 +91,9 @@ class FlatModule(nn.Module):
         self.training = module.training
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(leaf for leaf in pytree.tree_leaves(self.nested(*tensors)) if isinstance(leaf, torch.Tensor))
+        leaves = [leaf for leaf in pytree.tree_leaves(self.nested(*tensors)) if isinstance(leaf, torch.Tensor)]
+        # An exporter gives an input that is returned as it came the output's name, and loses its own: make it another value.
+        return tuple(leaf.clone() if any(leaf is tensor for tensor in tensors) else leaf for leaf in leaves)
 
     def nested(self, *tensors: torch.Tensor) -> Any:
         """The module's own result, as nested as it is."""
@@ -116,7 +118,7 @@ def _input_names(module: nn.Module, example_inputs: tuple[Any, ...]) -> list[str
         p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     named = parameters + [f"input_{i}" for i in range(len(parameters), len(example_inputs))]
-    return _unique([_join([named[path[0].idx], *_keys(path[1:])]) for path in paths])
+    return _unique([_join([named[int(_keys(path)[0])], *_keys(path)[1:]]) for path in paths])
 
 
 def _path_name(prefix: str, path: Sequence[Any]) -> str:
