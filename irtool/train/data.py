@@ -176,9 +176,7 @@ def _from_files(name: str, tree: FileTree, where: str, wanted: _Wanted) -> Data:
         chosen = balanced(files["train"][1], STATISTICS_SAMPLE, wanted.seed)
         sample = decode_all(tree, [files["train"][0][i] for i in chosen], channels, size, task="statistics", progress=wanted.progress)
         preprocessing = _preprocessing(sample, wanted)
-        train, test = (
-            StreamedSplit(tree, *files[split], found.classes, preprocessing, wanted.workers) for split in ("train", "test")
-        )
+        train, test = (StreamedSplit(tree, *files[split], found.classes, preprocessing, wanted.workers) for split in ("train", "test"))
         return Data(name, train, test)
     pixels = {
         split: decode_all(tree, names, channels, size, task=f"decode {split}", progress=wanted.progress)

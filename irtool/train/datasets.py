@@ -150,7 +150,12 @@ def _read_cifar(path: Path, front: int) -> tuple[Tensor, Tensor]:
 
 # --- torchvision by name ----------------------------------------------------------------------------------------------------
 
-_TORCHVISION = {"cifar10": ("CIFAR10", True), "cifar100": ("CIFAR100", True), "mnist": ("MNIST", False), "fashionmnist": ("FashionMNIST", True)}
+_TORCHVISION = {
+    "cifar10": ("CIFAR10", True),
+    "cifar100": ("CIFAR100", True),
+    "mnist": ("MNIST", False),
+    "fashionmnist": ("FashionMNIST", True),
+}
 
 
 def torchvision_set(name: str, root: Path | None = None) -> ArraySet:

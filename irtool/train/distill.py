@@ -13,7 +13,7 @@ from torch.nn import functional
 from irtool.errors import OptionError
 from irtool.train.data import Data
 from irtool.train.evaluate import logits_of, module_of, predict, run_model
-from irtool.train.fit import Batch, Loss, OnEpoch, fit
+from irtool.train.fit import Batch, OnEpoch, fit
 from irtool.train.history import History
 from irtool.train.progress import Progress, silent
 from irtool.train.settings import Settings
@@ -23,7 +23,13 @@ FINETUNE = Settings(epochs=10, lr=0.01)
 
 
 def finetune(
-    model: object, data: Data, settings: Settings = FINETUNE, *, on_epoch: OnEpoch | None = None, progress: Progress = silent, **changes: Any
+    model: object,
+    data: Data,
+    settings: Settings = FINETUNE,
+    *,
+    on_epoch: OnEpoch | None = None,
+    progress: Progress = silent,
+    **changes: Any,
 ) -> History:
     """Train a pruned model further, in place, at a small learning rate (0.01 unless told otherwise). See `fit`."""
     return fit(model, data, settings, on_epoch=on_epoch, facts={"stage": "finetune"}, progress=progress, **changes)
@@ -72,7 +78,14 @@ def distill(
     guide = teacher if not isinstance(getattr(teacher, "module", teacher), nn.Module) else module_of(teacher)
     if guide is module:
         raise OptionError("student and teacher are the same module", remedy="Give a copy (copy.deepcopy) as the teacher.")
-    facts = {"stage": "distill", "alpha": alpha, "temperature": temperature, "cache": cache, "hints": dict(hints or {}), "hint_weight": hint_weight}
+    facts = {
+        "stage": "distill",
+        "alpha": alpha,
+        "temperature": temperature,
+        "cache": cache,
+        "hints": dict(hints or {}),
+        "hint_weight": hint_weight,
+    }
     with contextlib.ExitStack() as stack:
         stored = predict(guide, data.train, progress=progress, task="teacher") if cache else None
         follow = _from_cache(stored) if stored is not None else stack.enter_context(_running(guide, len(data.classes)))
@@ -165,7 +178,9 @@ def _watching(student: nn.Module, teacher: object, hints: Mapping[str, str]) -> 
         for (mine, theirs), (a, b) in zip(hints.items(), pairs, strict=True):
             if a.ndim != 4 or a.shape[2:] != b.shape[2:]:
                 raise OptionError(
-                    f"{mine} gives {tuple(a.shape)}, {theirs} gives {tuple(b.shape)}", where="hints", remedy="Choose maps of equal height and width."
+                    f"{mine} gives {tuple(a.shape)}, {theirs} gives {tuple(b.shape)}",
+                    where="hints",
+                    remedy="Choose maps of equal height and width.",
                 )
         return torch.stack([attention_loss(a, b) for a, b in pairs]).mean()
 

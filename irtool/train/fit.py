@@ -155,7 +155,13 @@ class _Run:
         crop = min(data.preprocessing.size) // 8 if settings.crop is None else settings.crop
         self.augment = Augment(crop, flip, settings.mixup)
         self.history = History(
-            {**settings.identity(), **facts, "processes": world, "train_images": len(data.train), "input": list(data.preprocessing.input_shape)}
+            {
+                **settings.identity(),
+                **facts,
+                "processes": world,
+                "train_images": len(data.train),
+                "input": list(data.preprocessing.input_shape),
+            }
         )
         self.throttle = Throttle()
 
@@ -317,7 +323,9 @@ class _Run:
             self.module.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise TrainError("its weights do not fit this model", where=str(path), remedy="Resume with the model it was begun with.") from error
+            raise TrainError(
+                "its weights do not fit this model", where=str(path), remedy="Resume with the model it was begun with."
+            ) from error
         if self.average:
             self.average.load(state["ema"])
         self.history = history

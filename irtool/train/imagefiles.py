@@ -181,5 +181,5 @@ def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int
         ) from error
     if size is not None and plain.size != (size[1], size[0]):
         plain = ImageOps.fit(plain, (size[1], size[0]), method=Image.Resampling.BILINEAR)
-    pixels = np.asarray(plain, dtype=np.uint8)
+    pixels = np.array(plain, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -167,7 +167,9 @@ def find_strength(
         )
     settings, module = settings or Settings(), module_of(model)
     # As long as the search, and with one learning rate: the first steps of the run that is planned.
-    short = replace(settings, epochs=1, schedule="constant", warmup=0.0, evaluate_every=0, ema=0.0, out=None, resume=False, tensorboard=False)
+    short = replace(
+        settings, epochs=1, schedule="constant", warmup=0.0, evaluate_every=0, ema=0.0, out=None, resume=False, tensorboard=False
+    )
     images = min(len(data.train), steps * settings.batch_size)
     some = Part(data.train, balanced(data.train.labels, images, settings.seed))
     trial = replace(data, train=some, test=Part(data.test, torch.arange(1)))
