@@ -1,0 +1,212 @@
+"""From a user's `nn.Module` to a graph, in three tries: symbolic, concrete (values ride along), `torch.export`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from irtool.errors import TraceError
+from irtool.ir.fx_attention import emit_attention
+from irtool.ir.fx_graph import FxGraph, attribute, call, copy_module, empty_like, map_tensors, meta
+from irtool.ir.fx_mend import mend
+from irtool.ir.fx_targets import module_spec
+
+
+def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] = ()) -> FxGraph:
+    """Turn a model into a graph.
+
+    Args:
+        model: any module. Its weights are shared with the graph, never changed.
+        example_inputs: a tensor, or a tuple of the positional arguments of `forward`. Shapes matter, values do not.
+        leaf: module paths or classes that stay whole; irtool leaves what flows into them alone.
+
+    Raises:
+        TraceError: none of the three tracers could follow the model; the text names the line and the remedy.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("a TorchScript module has no Python code to trace", remedy="Pass the original nn.Module and load its state dict.")
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first.")
+    inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    failures: list[tuple[str, Exception]] = []
+    for name, tracer in TRACERS.items():
+        try:
+            module = tracer(model, inputs, tuple(leaf))
+            return FxGraph(mend(module), inputs, tracer=name)
+        except Exception as error:
+            failures.append((name, error))
+    raise _explain(model, failures)
+
+
+def _explain(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> TraceError:
+    texts = [f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}" for name, error in failures]
+    place = next((line for _, error in failures for line in _source_lines(error)), None)
+    remedy = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
+    return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place or type(model).__name__, remedy=remedy)
+
+
+def _source_lines(error: BaseException) -> Iterator[str]:
+    """The innermost source lines outside torch and irtool on an error's way up."""
+    found = []
+    trail = error.__traceback__
+    while trail is not None:
+        file = trail.tb_frame.f_code.co_filename
+        if not any(part in file for part in ("/torch/", "/irtool/", "importlib", "<")):
+            found.append(f"{file.rsplit('/', 1)[-1]}:{trail.tb_lineno}")
+        trail = trail.tb_next
+    yield from reversed(found)
+
+
+class SymbolicTracer(fx.Tracer):
+    """torch.fx's tracer with irtool's idea of a leaf: a module whose operator is known, or that the user names."""
+
+    def __init__(self, leaf: Sequence[str | type] = ()) -> None:
+        super().__init__(autowrap_modules=(__import__("math"),), param_shapes_constant=True)
+        self._leaf = leaf
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self._leaf or isinstance(m, tuple(kind for kind in self._leaf if isinstance(kind, type))):
+            return True
+        own = type(m).__module__.startswith("torch.nn")
+        return module_spec(m) is not None or (own and not isinstance(m, nn.Sequential) and not any(True for _ in m.children()))
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if type(m) is nn.MultiheadAttention and self.path_of_module(m) not in self._leaf:
+            return emit_attention(m, *args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+class ConcreteProxy(fx.Proxy):
+    """A proxy that knows its value for the example inputs, so that Python control flow on shapes resolves."""
+
+    value: Any
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __index__(self) -> int:
+        return int(self.value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self.value
+
+    def dim(self) -> int:
+        return int(self.value.dim())
+
+    @property
+    def ndim(self) -> int:
+        return int(self.value.ndim)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.value.dtype  # type: ignore[no-any-return]
+
+    @property
+    def requires_grad(self) -> bool:
+        return False
+
+    @property
+    def is_cuda(self) -> bool:
+        return False
+
+
+class ConcreteTracer(SymbolicTracer):
+    """Runs each operator on meta tensors while it records it. Data-dependent branches still fail, as they must."""
+
+    def __init__(self, inputs: Sequence[Any], leaf: Sequence[str | type] = ()) -> None:
+        super().__init__(leaf)
+        self._feed = [map_tensors(item, meta) for item in inputs]
+        self._values: dict[fx.Node, Any] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = ConcreteProxy(node, self)
+        made.value = self._value(node)
+        self._values[node] = made.value
+        return made
+
+    def _value(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self._feed.pop(0) if self._feed else (node.args[0] if node.args else None)
+        if node.op == "get_attr":
+            found = attribute(self.root, str(node.target))
+            return meta(found) if isinstance(found, torch.Tensor) else found
+        if node.op == "output":
+            return None
+        args, kwargs = fx.map_arg(node.args, self._values.__getitem__), fx.map_arg(node.kwargs, self._values.__getitem__)
+        with torch.no_grad():
+            if node.op == "call_module":
+                return copy_module(self.root.get_submodule(str(node.target)), empty_like).eval()(*args, **kwargs)
+            return call(self.root, node, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(obj.value)  # type: ignore[attr-defined]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([obj[index] for index in range(len(obj.value))])  # type: ignore[attr-defined]
+
+    def keys(self, obj: fx.Proxy) -> Any:
+        return obj.value.keys()  # type: ignore[attr-defined]
+
+
+def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
+    tracer = SymbolicTracer(leaf)
+    graph = tracer.trace(model, _defaults(model, len(inputs)))
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
+    tracer = ConcreteTracer(inputs, leaf)
+    graph = tracer.trace(model, _defaults(model, len(inputs)))
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:
+    """Arguments of forward that the example leaves out keep their defaults, as constants (`mask=None` and the like)."""
+    import inspect
+
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    rest = [p for p in parameters[given:] if p.default is not inspect.Parameter.empty]
+    return {p.name: p.default for p in rest} or None
+
+
+def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
+    if leaf:
+        raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
+    training = model.training
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=_dynamic_batch(inputs))
+        module = program.module()
+    module.meta["irtool.training"] = training
+    for node in list(module.graph.nodes):
+        if not node.users and _is_guard(node):
+            module.graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+def _is_guard(node: fx.Node) -> bool:
+    name = str(node.target)
+    return node.op != "placeholder" and any(part in name for part in ("_guards", "_assert", "sym_constrain", "aten.sym_"))
+
+
+def _dynamic_batch(inputs: Sequence[Any]) -> Any:
+    """Axis 0 dynamic where it is at least 2 (torch specialises 0 and 1), else left for torch to infer."""
+    auto = torch.export.Dim.AUTO
+    return tuple(pytree.tree_map(lambda leaf: {0: auto} if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1 else None, item) for item in inputs)
+
+
+TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type]], fx.GraphModule]] = {
+    "symbolic": _symbolic, "concrete": _concrete, "export": _export,
+}  # fmt: skip

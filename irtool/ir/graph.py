@@ -1,0 +1,145 @@
+"""The thin view that passes and analyses see: nodes and values in ONNX's operator vocabulary over a host graph.
+
+A host (`torch.fx` here) keeps the program; the view only reads it. A `Graph` is rebuilt from its host after an edit,
+so that shapes, uses and constants can never be stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A tensor between nodes, or a parameter. Identity is equality; the name is for people.
+
+    Attributes:
+        name: unique in its graph; for a parameter its qualified name in the module.
+        shape: sizes for the example inputs, or None if the value is not a tensor.
+        dtype: the element type, or None if the value is not a tensor.
+        producer: the node that computes it; None for parameters.
+        data: the tensor held by a parameter, buffer or constant, else None.
+        uses: the nodes that read it.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype | None = None
+    producer: Node | None = None
+    data: torch.Tensor | None = None
+    uses: list[Node] = field(default_factory=list)
+
+    @property
+    def is_param(self) -> bool:
+        """Whether the value is a parameter, buffer or constant of the model."""
+        return self.data is not None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of a value that is known to be a tensor."""
+        assert self.shape is not None, f"{self.name} is not a tensor"
+        return self.shape
+
+    def __repr__(self) -> str:
+        return f"%{self.name}{list(self.shape) if self.shape is not None else ''}"
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One operator application.
+
+    Attributes:
+        name: unique in its graph, stable across `clone`.
+        op: the operator in ONNX's vocabulary, `Opaque` where that has no name for it.
+        operands: the tensor inputs by role (`input`, `weight`, ...), in order.
+        outputs: one value, or several for a node that returns a tuple.
+        attrs: the other arguments, normalised; sizes are those seen with the example inputs.
+        location: module path or source position, for messages.
+        host: the host's own node.
+        callee: the host's name for the operator, for messages about `Opaque` nodes.
+    """
+
+    name: str
+    op: str
+    operands: dict[str, Value]
+    outputs: tuple[Value, ...]
+    attrs: dict[str, Any]
+    location: str
+    host: Any
+    callee: str
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """All tensor inputs, parameters included, in order."""
+        return tuple(self.operands.values())
+
+    @property
+    def input(self) -> Value:
+        """The first input."""
+        return next(iter(self.operands.values()))
+
+    @property
+    def output(self) -> Value:
+        """The first output."""
+        return self.outputs[0]
+
+    def get(self, role: str) -> Value | None:
+        """The operand in `role`, or None."""
+        return self.operands.get(role)
+
+    def __repr__(self) -> str:
+        return f"{self.name} = {self.op}({', '.join(map(repr, self.inputs))})"
+
+
+class Graph:
+    """Nodes in topological order over a host program. `irtool.ir.FxGraph` is the torch host.
+
+    Attributes:
+        nodes: the operators, in an order in which they can run.
+        inputs: the graph inputs, flattened.
+        outputs: the graph outputs, flattened.
+        params: parameters, buffers and constants that some node reads, by qualified name.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    params: Mapping[str, Value]
+
+    def node(self, name: str) -> Node:
+        """The node called `name`. Raises KeyError."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run one node's own operator on other tensors of the same rank (labels), arguments as they are."""
+        raise NotImplementedError
+
+    def text(self) -> str:
+        """A stable text form: a line a node, shapes always, weights elided."""
+        lines = [f"input  {_typed(value)}" for value in self.inputs]
+        for node in self.nodes:
+            if node.op in ("Input", "Output"):
+                continue
+            attrs = ", ".join(f"{key}={_short(value)}" for key, value in sorted(node.attrs.items()))
+            results = ", ".join(_typed(value) for value in node.outputs)
+            operands = ", ".join(_typed(value) if value.is_param else f"%{value.name}" for value in node.inputs)
+            lines.append(f"{results} = {node.op}({operands}){f' {{{attrs}}}' if attrs else ''}")
+        lines += [f"output {_typed(value)}" for value in self.outputs]
+        return "\n".join(lines)
+
+
+def _typed(value: Value) -> str:
+    sizes = "x".join(map(str, value.shape)) if value.shape is not None else "?"
+    return f"{'@' if value.is_param else '%'}{value.name}:{sizes}"
+
+
+def _short(value: Any) -> str:
+    text = str(value).replace(" ", "")
+    return text if len(text) <= 60 else text[:57] + "..."

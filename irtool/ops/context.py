@@ -1,0 +1,137 @@
+"""What an operator rule may ask of the engine that walks the graph, and the arithmetic on label tensors.
+
+A label tensor has the rank of its value; an axis of size 1 stands for any number of equal entries (broadcast), and -1
+means "no channel here". The same rules serve two walks: the first gives every parameter axis fresh labels and
+collects which labels must agree, the second replays the graph after slicing and checks that they still do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from irtool.ir.graph import Node, Value
+
+NONE = -1
+Axis = int | tuple[int, int]
+"""A parameter axis: its number, or (number, groups) for the input axis of a grouped convolution."""
+
+
+class Context(Protocol):
+    """The engine, as seen by an operator's rule."""
+
+    def of(self, value: Value) -> Tensor:
+        """The labels of a value, of its rank."""
+
+    def put(self, value: Value, labels: Tensor) -> None:
+        """Set the labels of a node's output."""
+
+    def unify(self, node: Node, a: Tensor, b: Tensor) -> None:
+        """Labels `a[i]` and `b[i]` meet: they live and die together. -1 on one side pins the other."""
+
+    def param(self, value: Value, axis: Axis) -> Tensor:
+        """The labels along a parameter's axis, in the order of its entries."""
+
+    def produce(self, node: Node, value: Value, axis: Axis) -> Tensor:
+        """The labels of an output axis: `param`, and note that the node makes these channels."""
+
+    def read(self, node: Node, value: Value, axis: Axis, arriving: Tensor) -> None:
+        """`arriving[i]` meets entry i of a parameter's axis."""
+
+    def fresh(self, node: Node, count: int) -> Tensor:
+        """Labels of channels that a node itself makes (padding)."""
+
+    def pin(self, node: Node, labels: Tensor, reason: str) -> None:
+        """These channels must stay, for this reason."""
+
+    def balance(self, node: Node, table: Tensor) -> None:
+        """Each row of the table must lose equally many channels."""
+
+    def box(self, node: Node, table: Tensor) -> None:
+        """The channels that stay must fill a box of the table's rank (an axis was split in several)."""
+
+    def tie(self, node: Node, source: Tensor, copies: Tensor) -> None:
+        """Removing source[i] removes copies[i], not the other way round."""
+
+    def floor(self, labels: Tensor) -> None:
+        """At least one of these channels must stay."""
+
+    def inexact(self, node: Node, labels: Tensor, why: str) -> None:
+        """Removing some but not all of these labels changes what the node computes from the others."""
+
+    def decide(self, node: Node, key: str, value: bool) -> bool:
+        """A choice made on the first walk from sizes, and remembered on the second."""
+
+    def evaluate(self, node: Node, values: Mapping[Value, Tensor]) -> Sequence[Tensor]:
+        """Run the node's own operator on labels."""
+
+
+Rule = Callable[[Node, Context], None]
+
+
+def none(rank: int) -> Tensor:
+    """The labels of a value without channels."""
+    return torch.full((1,) * rank, NONE, dtype=torch.int64)
+
+
+def is_none(labels: Tensor) -> bool:
+    """Whether no entry is a channel. Values without channels are kept collapsed, so this looks at one entry mostly."""
+    return bool((labels < 0).all())
+
+
+def varying(labels: Tensor) -> list[int]:
+    """The axes along which labels differ."""
+    return [axis for axis, size in enumerate(labels.shape) if size > 1]
+
+
+def align(labels: Tensor, rank: int) -> Tensor:
+    """Prepend axes of size 1, as broadcasting does."""
+    return labels.reshape((1,) * (rank - labels.dim()) + tuple(labels.shape)) if labels.dim() < rank else labels
+
+
+def expand(labels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Stretch broadcast axes to their real size, without copying."""
+    return labels.expand(tuple(shape))
+
+
+def collapse(labels: Tensor) -> Tensor:
+    """Shrink every axis along which nothing changes to size 1. Stretched axes go first, so that the rest is small."""
+    for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            labels = labels.narrow(axis, 0, 1)
+    for axis, size in enumerate(labels.shape):
+        if size > 1:
+            head = labels.narrow(axis, 0, 1)
+            if bool((labels == head).all()):
+                labels = head
+    return labels.contiguous()
+
+
+def on_axis(vector: Tensor, axis: int, rank: int) -> Tensor:
+    """A vector laid along one axis of a label tensor."""
+    shape = [1] * rank
+    shape[axis] = vector.numel()
+    return vector.reshape(shape)
+
+
+def flatten_others(node: Node, ctx: Context, labels: Tensor, axis: int) -> Tensor:
+    """One label for each entry of an axis; entries that differ along other axes are unified."""
+    table = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
+    if table.shape[1] > 1:
+        ctx.unify(node, table[:, :1].expand(-1, table.shape[1] - 1).reshape(-1), table[:, 1:].reshape(-1))
+    return table[:, 0]
+
+
+def channel_vector(node: Node, ctx: Context, value: Value, axis: int) -> Tensor:
+    """The labels that arrive along one axis, one each; entries that differ along other axes are unified.
+
+    Labels that vary along other axes alone are no channels of this axis: the result is -1 throughout.
+    """
+    labels, size = ctx.of(value), value.sizes[axis]
+    if labels.shape[axis] == 1 and size > 1:
+        entry = labels.reshape(-1)
+        return entry.expand(size) if entry.numel() == 1 else torch.full((size,), NONE, dtype=torch.int64)
+    return flatten_others(node, ctx, labels, axis)

@@ -1,0 +1,190 @@
+"""Operators that sum over channels: what arrives meets the weight's input axis, the output axis brings fresh labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from irtool.ir.graph import Node, Value
+from irtool.ops.barrier import barrier
+from irtool.ops.context import NONE, Axis, Context, align, channel_vector, flatten_others, is_none, none, on_axis, varying
+
+
+def conv(node: Node, ctx: Context) -> None:
+    """Convolution, plain, grouped or depthwise, 1d to 3d, and its transpose."""
+    weight = node.get("weight")
+    if weight is None or not weight.is_param:
+        barrier(node, ctx, "its weight is computed, not a parameter")
+        return
+    transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
+    groups = int(node.attrs.get("groups") or 1)
+    value = node.input
+    _pin_other_axes(node, ctx, value, 1)
+    arriving = channel_vector(node, ctx, value, 1)
+    depthwise = ctx.decide(node, "depthwise", groups == value.sizes[1] > 1 and (weight.sizes[1] == 1 or not transposed))
+    if depthwise:
+        out = _depthwise(node, ctx, weight, arriving, transposed)
+    else:
+        input_axis, output_axis = (0, 1) if transposed else (1, 0)
+        grouped = ctx.decide(node, "grouped", groups > 1)
+        read_axis: Axis = (input_axis, groups) if grouped and not transposed else input_axis
+        out_axis: Axis = (output_axis, groups) if grouped and transposed else output_axis
+        ctx.read(node, weight, read_axis, arriving)
+        out = ctx.produce(node, weight, out_axis)
+        if grouped:
+            ctx.balance(node, arriving.reshape(groups, -1))
+            ctx.balance(node, out.reshape(groups, -1))
+    _finish(node, ctx, out, axis=1)
+
+
+def _depthwise(node: Node, ctx: Context, weight: Value, arriving: Tensor, transposed: bool) -> Tensor:
+    """Every input channel has `multiplier` outputs of its own; they go when it goes."""
+    if transposed or weight.sizes[0] == arriving.numel():
+        ctx.read(node, weight, 0, arriving)
+        return ctx.param(weight, 0)
+    repeated = arriving.repeat_interleave(weight.sizes[0] // arriving.numel())
+    ctx.read(node, weight, 0, repeated)
+    return ctx.param(weight, 0)
+
+
+def _pin_other_axes(node: Node, ctx: Context, value: Value, axis: int) -> None:
+    labels = ctx.of(value)
+    if labels.shape[axis] == 1 and labels.numel() > 1:
+        ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
+
+
+def linear(node: Node, ctx: Context) -> None:
+    """`x @ W.T + b` over the last axis. Labels on other axes alone mean that positions are mixed, not channels."""
+    value, weight = node.input, node.get("weight")
+    if weight is None or not weight.is_param:
+        barrier(node, ctx, "its weight is computed, not a parameter")
+        return
+    labels = ctx.of(value)
+    mixes_positions = ctx.decide(node, "positions", labels.shape[-1] == 1 and labels.numel() > 1)
+    if mixes_positions:
+        out = ctx.produce(node, weight, 0)
+        ctx.pin(node, out, "mixes positions, not channels")
+        ctx.read(node, weight, 1, torch.full((value.sizes[-1],), NONE, dtype=torch.int64))
+        _read_bias(node, ctx, out)
+        ctx.put(node.output, labels)
+        return
+    ctx.read(node, weight, 1, channel_vector(node, ctx, value, -1 % len(value.sizes)))
+    _finish(node, ctx, ctx.produce(node, weight, 0), axis=len(node.output.sizes) - 1)
+
+
+def addmm(node: Node, ctx: Context) -> None:
+    """`bias + x @ w` where w is the transpose of a parameter (ATen's form of a linear layer): left alone."""
+    barrier(node, ctx, "addmm with a computed weight")
+
+
+def _read_bias(node: Node, ctx: Context, out: Tensor) -> None:
+    bias = node.get("bias")
+    if bias is None:
+        return
+    if bias.is_param:
+        ctx.read(node, bias, 0, out)
+    else:
+        ctx.unify(node, channel_vector(node, ctx, bias, len(bias.sizes) - 1), out)
+
+
+def _finish(node: Node, ctx: Context, out: Tensor, axis: int) -> None:
+    _read_bias(node, ctx, out)
+    ctx.put(node.output, on_axis(out, axis, len(node.output.sizes)))
+
+
+def embedding(node: Node, ctx: Context) -> None:
+    """A table of vectors: fresh labels along the vector."""
+    weight = node.operands["weight"]
+    if not weight.is_param:
+        barrier(node, ctx, "its table is computed")
+        return
+    ctx.put(node.output, on_axis(ctx.produce(node, weight, 1), len(node.output.sizes) - 1, len(node.output.sizes)))
+
+
+def matmul(node: Node, ctx: Context) -> None:
+    """(..., n, k) @ (..., k, m): labels along k are unified pairwise; what is left of both sides is the result's."""
+    a, b = node.inputs[0], node.inputs[1]
+    if len(a.sizes) < 2 or len(b.sizes) < 2:
+        barrier(node, ctx, "matrix product with a vector")
+        return
+    rank = len(node.output.sizes)
+    left, right = align(ctx.of(a), rank), align(ctx.of(b), rank)
+    k = a.sizes[-1]
+    contracted = ctx.decide(node, "contracted", left.shape[-1] > 1 or right.shape[-2] > 1)
+    if contracted:
+        _contract(node, ctx, a, b, left.transpose(-1, -2), right, k)
+        left, right = _rest(node, ctx, left, -1), _rest(node, ctx, right, -2)
+    if not is_none(left) and not is_none(right):
+        ctx.pin(node, left.reshape(-1), "a product of two axes that both carry channels")
+        ctx.pin(node, right.reshape(-1), "a product of two axes that both carry channels")
+        left = right = none(rank)
+    ctx.put(node.output, right if is_none(left) else left)
+
+
+def _contract(node: Node, ctx: Context, a: Value, b: Value, left: Tensor, right: Tensor, k: int) -> None:
+    """`left` is already transposed, so that both carry k on axis -2."""
+    if right.numel() == 1 and is_none(right) and b.is_param and len(b.sizes) == 2:
+        ctx.read(node, b, 0, flatten_others(node, ctx, left, left.dim() - 2).expand(k))
+        return
+    x, y = torch.broadcast_tensors(left.narrow(-1, 0, 1), right.narrow(-1, 0, 1))
+    ctx.unify(node, x.reshape(-1), y.reshape(-1))
+
+
+def _rest(node: Node, ctx: Context, labels: Tensor, axis: int) -> Tensor:
+    """A factor's labels after contraction: gone with the axis they were on."""
+    return none(labels.dim()) if labels.shape[axis] > 1 or labels.numel() == 1 else labels
+
+
+def attention(node: Node, ctx: Context) -> None:
+    """softmax(q k^T * scale) v: q and k lose the same entries of each head; the result has v's channels."""
+    q, k, v = ctx.of(node.input), ctx.of(node.operands["key"]), ctx.of(node.operands["value"])
+    for labels, value in ((q, node.input), (k, node.operands["key"]), (v, node.operands["value"])):
+        if value.sizes[-2] > 1 and labels.shape[-2] > 1:
+            ctx.pin(node, labels.reshape(-1), "attention over channels")
+    x, y = torch.broadcast_tensors(q, k)
+    if not (is_none(q) and is_none(k)):
+        ctx.unify(node, x.reshape(-1), y.reshape(-1))
+    rank = len(node.output.sizes)
+    ctx.put(node.output, v if len(varying(v)) and v.shape[-2] == 1 else none(rank))
+
+
+def einsum(node: Node, ctx: Context) -> None:
+    """Two operands: shared letters are unified, letters of one side carry over. Anything else is left alone."""
+    equation = str(node.attrs.get("equation", "")).replace(" ", "")
+    values = node.inputs
+    terms, _, result = equation.partition("->")
+    letters = terms.split(",")
+    if len(values) != 2 or len(letters) != 2 or not result or "." in equation or any(v.is_param for v in values):
+        barrier(node, ctx, f"einsum {equation!r}")
+        return
+    every = sorted(set(letters[0]) | set(letters[1]))
+    spread = [_letters_to_axes(ctx.of(v), term, every) for v, term in zip(values, letters, strict=True)]
+    summed = [c for c in every if c not in result]
+    lost = [any(labels.shape[every.index(c)] > 1 for c in summed) for labels in spread]
+    shared_only = [_narrow_unshared(labels, every, letters) for labels in spread]
+    x, y = torch.broadcast_tensors(*shared_only)
+    if not (is_none(x) and is_none(y)):
+        ctx.unify(node, x.reshape(-1), y.reshape(-1))
+    left, right = (none(len(every)) if gone else labels for labels, gone in zip(spread, lost, strict=True))
+    if not is_none(left) and not is_none(right) and not torch.equal(left, right):
+        ctx.pin(node, left.reshape(-1), f"einsum {equation!r}")
+        ctx.pin(node, right.reshape(-1), f"einsum {equation!r}")
+        left = right = none(len(every))
+    kept = right if is_none(left) else left
+    order = [every.index(c) for c in result] + [every.index(c) for c in summed]
+    ctx.put(node.output, kept.permute(order).reshape([kept.shape[every.index(c)] for c in result]))
+
+
+def _letters_to_axes(labels: Tensor, term: str, every: list[str]) -> Tensor:
+    order = sorted(range(len(term)), key=lambda i: every.index(term[i]))
+    shape = [labels.shape[term.index(c)] if c in term else 1 for c in every]
+    return labels.permute(order).reshape(shape)
+
+
+def _narrow_unshared(labels: Tensor, every: list[str], letters: list[str]) -> Tensor:
+    for axis, c in enumerate(every):
+        if not all(c in term for term in letters):
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+

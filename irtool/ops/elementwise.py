@@ -1,0 +1,111 @@
+"""Operators that treat every position alike: operands meet position by position, so their labels are unified."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from irtool.ir.graph import Node, Value
+from irtool.ops.context import NONE, Context, align, channel_vector, flatten_others, is_none, none, on_axis, varying
+
+
+def elementwise(node: Node, ctx: Context) -> None:
+    """Broadcast the operands' labels and unify them pairwise; parameters are read along the axes that meet a channel."""
+    plain = [value for value in node.inputs if not value.is_param]
+    if len(node.inputs) == 1 and plain:
+        for output in node.outputs:
+            ctx.put(output, ctx.of(plain[0]))
+        return
+    rank = len(node.output.sizes)
+    met, sizes = none(rank), (1,) * rank
+    for value in plain:
+        met, sizes = meet(node, ctx, met, sizes, value, ctx.of(value))
+    for value in node.inputs:
+        if value.is_param:
+            met, sizes = _meet_param(node, ctx, met, sizes, value)
+    for output in node.outputs:
+        ctx.put(output, met)
+
+
+def meet(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: Value, labels: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Unify one operand with what the operands before it left; returns the merged labels and the broadcast sizes."""
+    rank = met.dim()
+    labels = align(labels, rank)
+    own = (1,) * (rank - len(value.sizes)) + value.sizes
+    together = tuple(max(a, b) for a, b in zip(sizes, own, strict=True))
+    labels = _drop_single(node, ctx, labels, own, node.output.sizes)
+    met = _drop_single(node, ctx, met, sizes, together)
+    if met.shape == labels.shape and torch.equal(met, labels):
+        return met, together
+    a, b = torch.broadcast_tensors(met, labels)
+    _unify_where(node, ctx, a, b, own, sizes)
+    return torch.where(a >= 0, a, b), together
+
+
+def _drop_single(node: Node, ctx: Context, labels: Tensor, own: tuple[int, ...], out: tuple[int, ...]) -> Tensor:
+    """One channel that is broadcast over many (an attention map of one channel) is none of them; it has to stay."""
+    broadcast = any(size == 1 and full > 1 for size, full in zip(own[1:], out[1:], strict=True))
+    if labels.numel() > 1 or is_none(labels) or not broadcast:
+        return labels
+    ctx.pin(node, labels.reshape(-1), "a single channel that is broadcast over others")
+    return none(labels.dim())
+
+
+def _unify_where(node: Node, ctx: Context, a: Tensor, b: Tensor, b_sizes: tuple[int, ...], a_sizes: tuple[int, ...]) -> None:
+    both = (a >= 0) & (b >= 0)
+    if bool(both.any()):
+        ctx.unify(node, a[both], b[both])
+    for labels, other, other_sizes in ((a, b, b_sizes), (b, a, a_sizes)):
+        lone = (labels >= 0) & (other < 0)
+        axes = varying(labels)
+        if axes and other_sizes[axes[-1]] > 1 and bool(lone.any()):
+            ctx.unify(node, labels[lone], torch.full((int(lone.sum()),), NONE, dtype=torch.int64))
+
+
+def _meet_param(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: Value) -> tuple[Tensor, tuple[int, ...]]:
+    rank = met.dim()
+    shift = rank - len(value.sizes)
+    own = (1,) * shift + value.sizes
+    together = tuple(max(a, b) for a, b in zip(sizes, own, strict=True))
+    if is_none(met):
+        return meet(node, ctx, met, sizes, value, ctx.of(value))
+    axes = [axis for axis in varying(met) if own[axis] > 1] or ([axis for axis in range(rank) if own[axis] > 1 and sizes[axis] == own[axis]] if met.numel() == 1 else [])
+    if axes:
+        axis = max(axes, key=lambda d: (_distinct(met, d), d))
+        vector = flatten_others(node, ctx, met, axis)
+        ctx.read(node, value, axis - shift, vector.expand(own[axis]))
+        met = on_axis(vector, axis, rank) if len(varying(met)) > 1 else met
+    return met, together
+
+
+def _distinct(labels: Tensor, axis: int) -> int:
+    """How many labels differ along an axis: the channel axis of a table of positions and channels is the one with most."""
+    return int(torch.unique(labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]).numel())
+
+
+def prelu(node: Node, ctx: Context) -> None:
+    """A slope a channel: the parameter's only axis meets axis 1."""
+    value, weight = node.input, node.get("weight") or node.get("other")
+    if weight is not None and weight.is_param and weight.sizes[0] > 1 and len(value.sizes) > 1:
+        ctx.read(node, weight, 0, channel_vector(node, ctx, value, 1))
+    ctx.put(node.output, ctx.of(value))
+
+
+def channelwise(node: Node, ctx: Context) -> None:
+    """Pooling and resizing: axes along which labels vary must pass through whole."""
+    labels = ctx.of(node.input)
+    for output in node.outputs:
+        kept = labels
+        if len(output.sizes) != labels.dim() or any(output.sizes[axis] != node.input.sizes[axis] or axis >= 2 for axis in varying(labels)):
+            ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
+            kept = none(len(output.sizes))
+        ctx.put(output, kept)
+
+
+def softmax(node: Node, ctx: Context) -> None:
+    """Shares along one axis: exact if the axis carries no channels."""
+    labels, axis = ctx.of(node.input), node.attrs.get("dim")
+    axis = 1 if axis is None else axis % max(labels.dim(), 1)
+    if axis in varying(labels):
+        ctx.inexact(node, labels.reshape(-1), "softmax over channels")
+    ctx.put(node.output, labels)

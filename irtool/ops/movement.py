@@ -1,0 +1,157 @@
+"""Operators that only move data: they are run on the labels, or follow from the shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from irtool.ir.graph import Node, Value
+from irtool.ops.context import Context, collapse, expand, is_none, none, varying
+
+LARGEST = 1 << 24
+"""Label tensors above this many entries (128 MiB) are not built: the channels are left alone instead."""
+
+
+def movement(node: Node, ctx: Context) -> None:
+    """Expand (without copying), run the node itself, collapse."""
+    tensors = {value: ctx.of(value) for value in node.inputs}
+    if all(is_none(labels) for value, labels in tensors.items()):
+        for output in node.outputs:
+            ctx.put(output, none(len(output.sizes)))
+        return
+    moved = [value for value in node.inputs if _is_data(node, value)]
+    if sum(math.prod(value.sizes) for value in moved) > LARGEST:
+        for value in moved:
+            ctx.pin(node, ctx.of(value).reshape(-1), f"{node.callee} moves too many elements to follow")
+        for output in node.outputs:
+            ctx.put(output, none(len(output.sizes)))
+        return
+    results = ctx.evaluate(node, {value: expand(tensors[value], value.sizes) for value in moved})
+    for output, result in zip(node.outputs, results, strict=True):
+        labels = collapse(result)
+        ctx.put(output, labels)
+        if labels.numel() > 1:
+            ctx.floor(labels)
+
+
+def _is_data(node: Node, value: Value) -> bool:
+    """Whether an operand is moved, rather than an index that says where to."""
+    return not (value.is_param and node.op == "Gather" and value is not node.input)
+
+
+def reshape(node: Node, ctx: Context) -> None:
+    """From the two shapes alone: runs of axes with equal products are reshaped by themselves, runs without channels not at all."""
+    value, output = node.input, node.output
+    labels = ctx.of(value)
+    if is_none(labels):
+        ctx.put(output, none(len(output.sizes)))
+        return
+    shape_in, shape_out = [], []
+    for before, after in matching_axes(value.sizes, output.sizes):
+        if any(labels.shape[axis] > 1 for axis in before):
+            shape_in += [value.sizes[axis] for axis in before]
+            shape_out += [output.sizes[axis] for axis in after]
+        else:
+            shape_in += [1] * len(before)
+            shape_out += [1] * len(after)
+    result = collapse(expand(labels, shape_in).reshape(shape_out))
+    ctx.put(output, result)
+    if sum(size > 1 for size in result.shape) > 1:
+        ctx.box(node, result)
+
+
+def matching_axes(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
+    """Cut two shapes of one element count into the shortest runs of axes with equal products.
+
+    >>> matching_axes((2, 12, 5, 5), (2, 3, 4, 25))
+    [(range(0, 1), range(0, 1)), (range(1, 2), range(1, 3)), (range(2, 4), range(3, 4))]
+    """
+    runs: list[tuple[range, range]] = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        i0, j0 = i, j
+        p = before[i] if i < len(before) else 1
+        q = after[j] if j < len(after) else 1
+        i, j = min(i + 1, len(before)), min(j + 1, len(after))
+        while p != q:
+            if (p < q and i < len(before)) or j >= len(after):
+                p *= before[i]
+                i += 1
+            else:
+                q *= after[j]
+                j += 1
+        runs.append((range(i0, i), range(j0, j)))
+    return runs
+
+
+def concat(node: Node, ctx: Context) -> None:
+    """Along one axis; the others stay collapsed where all operands agree."""
+    rank = len(node.output.sizes)
+    axis = _axis(node, rank)
+    tensors = [ctx.of(value) for value in node.inputs]
+    if all(labels.shape[axis] == 1 for labels in tensors) and len({tuple(varying(labels)) for labels in tensors}) == 1 and varying(tensors[0]):
+        # Rows of the same channels (tokens, anchors): one set of channels from here on, not one a row.
+        for labels in tensors[1:]:
+            if not torch.equal(labels, tensors[0]):
+                ctx.unify(node, tensors[0].reshape(-1), labels.reshape(-1))
+        ctx.put(node.output, tensors[0])
+        return
+    common = [max(labels.shape[d] for labels in tensors) for d in range(rank)]
+    pieces = []
+    for value, labels in zip(node.inputs, tensors, strict=True):
+        sizes = list(common)
+        sizes[axis] = value.sizes[axis]
+        pieces.append(expand(labels, sizes))
+    ctx.put(node.output, collapse(torch.cat(pieces, axis)))
+
+
+def _axis(node: Node, rank: int) -> int:
+    axis = node.attrs.get("dim", node.attrs.get("axis", 0))
+    return (axis if isinstance(axis, int) else 0) % rank
+
+
+def pad(node: Node, ctx: Context) -> None:
+    """Padding along an axis that carries channels makes new channels (the option A shortcut of CIFAR ResNets)."""
+    labels, value = ctx.of(node.input), node.input
+    amounts = pad_amounts(node)
+    touched = [axis for axis in varying(labels) if amounts.get(axis, (0, 0)) != (0, 0)]
+    if not touched:
+        ctx.put(node.output, labels)
+        return
+    axis = touched[0]
+    before, after = amounts[axis]
+    constant = node.attrs.get("mode", "constant") == "constant" and "Reflection" not in node.callee and "Replication" not in node.callee
+    if len(varying(labels)) > 1 or before < 0 or after < 0 or not constant:
+        ctx.pin(node, labels.reshape(-1), f"{node.callee} along an axis that carries channels")
+        ctx.put(node.output, none(labels.dim()))
+        return
+    made = ctx.fresh(node, before + after)
+    shape = [1] * labels.dim()
+    shape[axis] = -1
+    vector = torch.cat([made[:before], expand(labels, [value.sizes[d] if d == axis else 1 for d in range(labels.dim())]).reshape(-1), made[before:]])
+    ctx.put(node.output, vector.reshape(shape))
+
+
+def pad_amounts(node: Node) -> dict[int, tuple[int, int]]:
+    """Axis -> (before, after). torch lists amounts from the last axis backwards."""
+    flat = node.attrs.get("pad", node.attrs.get("padding", ()))
+    flat = (flat,) * (2 * (len(node.input.sizes) - 2)) if isinstance(flat, int) else tuple(flat)
+    rank = len(node.input.sizes)
+    return {rank - 1 - i // 2: (int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)}
+
+
+def select(node: Node, ctx: Context) -> None:
+    """A channel selection that a pass owns: the copies have labels of their own, tied to their sources one way."""
+    value, index = node.input, node.operands["index"]
+    labels = ctx.of(value)
+    copies = ctx.produce(node, index, 0)
+    assert index.data is not None
+    source = expand(labels, [value.sizes[1] if d == 1 else labels.shape[d] for d in range(labels.dim())])
+    chosen = source.index_select(1, index.data.cpu()) if source.dim() == labels.dim() and labels.numel() == labels.shape[1] else none(labels.dim())
+    if chosen.numel() == copies.numel():
+        ctx.tie(node, chosen.reshape(-1), copies)
+    shape = [1] * labels.dim()
+    shape[1] = -1
+    ctx.put(node.output, copies.reshape(shape))

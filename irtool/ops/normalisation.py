@@ -1,0 +1,101 @@
+"""Normalisation and reduction: per channel it is exact, across channels a removal shifts the statistics."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from irtool.ir.graph import Node
+from irtool.ops.context import Context, channel_vector, is_none, none, on_axis, varying
+
+_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
+
+
+def per_channel(node: Node, ctx: Context) -> None:
+    """Batch and instance norm: one scale, shift and statistic a channel of axis 1."""
+    arriving = channel_vector(node, ctx, node.input, 1)
+    for role in _PARAMETERS:
+        parameter = node.get(role)
+        if parameter is not None and parameter.is_param:
+            ctx.read(node, parameter, 0, arriving)
+        elif parameter is not None:
+            ctx.unify(node, channel_vector(node, ctx, parameter, 0), arriving)
+    labels = ctx.of(node.input)
+    single = labels.numel() == 1 or varying(labels) == [1]
+    ctx.put(node.output, labels if single else on_axis(arriving, 1, labels.dim()))
+
+
+def over_last_axes(node: Node, ctx: Context) -> None:
+    """Layer norm and RMS norm over the last axes."""
+    labels = ctx.of(node.input)
+    shape = node.attrs.get("normalized_shape", (1,))
+    depth = 1 if isinstance(shape, int) else len(shape)
+    rank = labels.dim()
+    axes = [axis for axis in varying(labels) if axis >= rank - depth]
+    if axes:
+        ctx.inexact(node, labels.reshape(-1), "normalises over channels")
+    for role in _PARAMETERS[:2]:
+        parameter = node.get(role)
+        if parameter is None or not parameter.is_param:
+            continue
+        if len(axes) > 1:
+            ctx.pin(node, labels.reshape(-1), f"{node.callee} has a parameter along several axes that carry channels")
+        elif axes:
+            ctx.read(node, parameter, axes[0] - (rank - depth), channel_vector(node, ctx, node.input, axes[0]))
+        elif depth == 1:
+            ctx.read(node, parameter, 0, channel_vector(node, ctx, node.input, rank - 1))
+    ctx.put(node.output, labels)
+
+
+def group_norm(node: Node, ctx: Context) -> None:
+    """Statistics over each group of channels; the groups must lose equally many, so that membership stays."""
+    arriving = channel_vector(node, ctx, node.input, 1)
+    groups = int(node.attrs["num_groups"])
+    alone = ctx.decide(node, "per_channel", groups == arriving.numel())
+    if not is_none(arriving) and not alone:
+        ctx.inexact(node, arriving, "normalises over groups of channels")
+        if groups > 1:
+            ctx.balance(node, arriving.reshape(groups, -1))
+    for role in _PARAMETERS[:2]:
+        parameter = node.get(role)
+        if parameter is not None and parameter.is_param:
+            ctx.read(node, parameter, 0, arriving)
+    ctx.put(node.output, on_axis(arriving, 1, len(node.output.sizes)) if not is_none(arriving) else none(len(node.output.sizes)))
+
+
+def across_channels(node: Node, ctx: Context) -> None:
+    """Operators of unchanged shape that mix neighbouring channels (local response norm, cumulative sums, L2 normalisation)."""
+    labels, axis = ctx.of(node.input), node.attrs.get("dim", 1)
+    axis = axis % labels.dim() if isinstance(axis, int) else 1
+    if axis in varying(labels):
+        ctx.inexact(node, labels.reshape(-1), f"{node.callee} over channels")
+    ctx.put(node.output, labels)
+
+
+def reduce(node: Node, ctx: Context) -> None:
+    """Sums, means and extrema over some axes; labels along a reduced axis end here."""
+    labels = ctx.of(node.input)
+    rank = labels.dim()
+    axes = _reduced(node, rank)
+    over = [axis for axis in varying(labels) if axis in axes]
+    name = node.callee.rsplit(".", 1)[-1]
+    if over and name not in ("sum", "sum.dim_IntList"):
+        ctx.inexact(node, labels.reshape(-1), f"{name} over channels")
+    for output in node.outputs:
+        kept = none(rank) if over else labels
+        ctx.put(output, _drop_axes(kept, axes, len(output.sizes)))
+
+
+def _reduced(node: Node, rank: int) -> set[int]:
+    dim = node.attrs.get("dim", node.attrs.get("axis"))
+    if "norm" in node.callee and isinstance(node.attrs.get("keepdim"), tuple | list | int) and not isinstance(node.attrs.get("keepdim"), bool):
+        dim = node.attrs["keepdim"]  # Tensor.norm(p, dim): the second argument is the order, the third the axes
+    if dim is None:
+        return set(range(rank))
+    return {axis % rank for axis in ([dim] if isinstance(dim, int) else dim)} or set(range(rank))
+
+
+def _drop_axes(labels: Tensor, axes: set[int], rank: int) -> Tensor:
+    if labels.dim() == rank:
+        return labels
+    kept = [size for axis, size in enumerate(labels.shape) if axis not in axes]
+    return labels.reshape(kept) if len(kept) == rank else none(rank)

@@ -1,0 +1,295 @@
+"""Sizes written into a traced program are rewritten from the sizes that its values have after slicing.
+
+One row an operator of the torch host. Sizes that the program computes (`x.size(1) // 2`) are left to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx, nn
+
+from irtool.ir.fx_graph import FxGraph, set_attribute
+from irtool.ir.graph import Node, Value
+from irtool.ops.movement import pad_amounts
+
+Ints = NDArray[np.int64]
+
+
+class Literals:
+    """Edits a copy of a graph's program.
+
+    Args:
+        graph: the graph before slicing.
+        module: a copy of its program, parameters already of their new shapes.
+        sizes: the shape of a value after slicing.
+        kept: for a value and an axis, the positions that stay, or None if all do.
+    """
+
+    def __init__(self, graph: FxGraph, module: fx.GraphModule, sizes: Callable[[Value], tuple[int, ...]], kept: Callable[[Value, int], Ints | None]) -> None:
+        self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
+        self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
+        self.edited: list[str] = []
+        """Names of nodes whose arguments in the program changed (not attributes of modules)."""
+
+    def edit(self) -> None:
+        """Edit every node that needs it."""
+        for node in self.graph.nodes:
+            editor = EDITORS.get(node.op)
+            if editor is not None and any(self.sizes(value) != value.shape for value in (*node.inputs, *node.outputs)):
+                editor(self, node)
+        if self.edited:
+            self.module.graph.lint()
+            self.module.recompile()
+
+    def owner(self, node: Node) -> nn.Module | None:
+        """The module that a node calls, or None for a function."""
+        host = self.hosts[node.name]
+        return self.module.get_submodule(str(host.target)) if host.op == "call_module" else None
+
+    def set_args(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        """Change a node's arguments if they differ."""
+        host = self.hosts[node.name]
+        kwargs = dict(host.kwargs) if kwargs is None else kwargs
+        if (args, kwargs) != (host.args, dict(host.kwargs)):
+            host.args, host.kwargs = args, kwargs
+            self.edited.append(node.name)
+
+
+def _reshape(edits: Literals, node: Node) -> None:
+    host, new = edits.hosts[node.name], edits.sizes(node.output)
+    owner = edits.owner(node)
+    if isinstance(owner, nn.Unflatten):
+        dim = owner.dim % len(node.input.sizes)  # type: ignore[operator]
+        owner.unflattened_size = new[dim : dim + len(owner.unflattened_size)]  # type: ignore[arg-type]
+        return
+    if owner is not None or _name(host) not in ("view", "reshape", "_unsafe_view", "unflatten"):
+        return
+    if _name(host) == "unflatten":
+        dim, sizes = _get(host, 1, "dim"), list(_get(host, 2, "sizes") or _get(host, 2, "unflattened_size"))
+        start = dim % len(node.input.sizes)
+        fixed = tuple(_size(old, new[start + i], node.output.sizes[start + i]) for i, old in enumerate(sizes))
+        edits.set_args(node, (host.args[0], dim, fixed), {})
+        return
+    _set_sizes(edits, node, host, new)
+
+
+def _set_sizes(edits: Literals, node: Node, host: fx.Node, new: tuple[int, ...]) -> None:
+    key = next((k for k in ("shape", "size", "sizes") if k in host.kwargs), None)
+    listed = host.kwargs[key] if key else host.args[1] if len(host.args) == 2 and isinstance(host.args[1], tuple | list) else host.args[1:]
+    if not isinstance(listed, tuple | list) or len(listed) != len(new):
+        return
+    fixed = tuple(_size(old, size, before) for old, size, before in zip(listed, new, node.output.sizes, strict=True))
+    if key:
+        edits.set_args(node, host.args, {**host.kwargs, key: fixed})
+    elif len(host.args) == 2 and isinstance(host.args[1], tuple | list):
+        edits.set_args(node, (host.args[0], list(fixed) if isinstance(host.args[1], list) else fixed))
+    else:
+        edits.set_args(node, (host.args[0], *fixed))
+
+
+def _size(old: Any, new: int, before: int) -> Any:
+    """A literal that stated the size before states the size after; -1 and computed sizes stay."""
+    return new if isinstance(old, int) and old == before and old != -1 else old
+
+
+def _expand(edits: Literals, node: Node) -> None:
+    host = edits.hosts[node.name]
+    if _name(host) in ("expand", "broadcast_to"):
+        _set_sizes(edits, node, host, edits.sizes(node.output))
+
+
+def _split(edits: Literals, node: Node) -> None:
+    host = edits.hosts[node.name]
+    name = _name(host)
+    if name == "unbind":
+        return
+    dim = _get(host, 2, "dim", 0)
+    axis = dim % len(node.input.sizes)
+    new = [edits.sizes(output)[axis] for output in node.outputs]
+    if new == [output.sizes[axis] for output in node.outputs]:
+        return
+    if host.op == "call_method":
+        host.target = "split"
+    else:
+        host.target = torch.ops.aten.split_with_sizes.default if isinstance(host.target, torch._ops.OpOverload) else torch.split
+    host.args, host.kwargs = (host.args[0] if host.args else host.kwargs.get("input", host.kwargs.get("tensor")), new, dim), {}
+    edits.edited.append(node.name)
+
+
+def _slice(edits: Literals, node: Node) -> None:
+    host = edits.hosts[node.name]
+    name = _name(host)
+    rank = len(node.input.sizes)
+    if name == "getitem":
+        index = host.args[1] if isinstance(host.args[1], tuple) else (host.args[1],)
+        edits.set_args(node, (host.args[0], _new_index(edits, node, index)))
+    elif name in ("narrow", "slice", "select"):
+        dim = _get(host, 1, "dim", 0) % rank
+        kept = edits.kept(node.input, dim)
+        if kept is None:
+            return
+        first = _get(host, 2, "start", None) if name != "select" else _get(host, 2, "index")
+        if name == "select":
+            edits.set_args(node, (host.args[0], dim, int(np.searchsorted(kept, first % node.input.sizes[dim]))), {})
+            return
+        length = node.output.sizes[dim]
+        step = _get(host, 4, "step", 1) if name == "slice" else 1
+        old = np.arange((first or 0) % node.input.sizes[dim], node.input.sizes[dim], step)[:length]
+        start, stop = _run(np.searchsorted(kept, old[np.isin(old, kept)]))
+        edits.set_args(node, (host.args[0], dim, start, stop - start if name == "narrow" else stop), {})
+
+
+def _run(positions: Ints) -> tuple[int, int]:
+    return (int(positions[0]), int(positions[-1]) + 1) if positions.size else (0, 0)
+
+
+def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
+    """The entries of `x[...]` with slices and integers over pruned axes moved to where their channels are now."""
+    rank = len(node.input.sizes)
+    explicit = sum(entry is not None and entry is not Ellipsis for entry in index)
+    axis, new = 0, []
+    for entry in index:
+        if entry is None:
+            new.append(entry)
+            continue
+        if entry is Ellipsis:
+            new.append(entry)
+            axis += rank - explicit
+            continue
+        kept = edits.kept(node.input, axis)
+        new.append(entry if kept is None else _moved(entry, kept, node.input.sizes[axis]))
+        axis += 1
+    return tuple(new) if len(new) > 1 else new[0]
+
+
+def _moved(entry: Any, kept: Ints, size: int) -> Any:
+    if isinstance(entry, int):
+        return int(np.searchsorted(kept, entry % size))
+    if not isinstance(entry, slice) or any(isinstance(bound, fx.Node) for bound in (entry.start, entry.stop, entry.step)):
+        return entry
+    chosen = np.arange(size)[entry]
+    new = np.searchsorted(kept, chosen[np.isin(chosen, kept)])
+    start, stop = _run(new)
+    if new.size == stop - start:
+        return entry if entry == slice(None) else slice(start, stop)
+    return new.tolist()
+
+
+def _gather(edits: Literals, node: Node) -> None:
+    """A constant index over a pruned axis: the positions of what is still there."""
+    index = next((value for value in node.inputs if value.is_param and value is not node.input), None)
+    dim = node.attrs.get("dim", 1)
+    kept = edits.kept(node.input, dim % len(node.input.sizes) if isinstance(dim, int) else 1)
+    if index is None or kept is None or index.data is None or index.data.dim() != 1:
+        return
+    old = index.data.cpu().numpy()
+    set_attribute(edits.module, index.name, torch.from_numpy(np.searchsorted(kept, old[np.isin(old, kept)])))
+
+
+def _select(edits: Literals, node: Node) -> None:
+    """An owned selection: its copies that stay, at their sources' new positions."""
+    owner, index = edits.owner(node), node.operands["index"]
+    assert owner is not None and index.data is not None
+    copies = edits.kept(index, 0)
+    kept = edits.kept(node.input, 1)
+    old = index.data.cpu().numpy()
+    old = old if copies is None else old[copies]
+    owner.index = torch.from_numpy(old if kept is None else np.searchsorted(kept, old))
+
+
+def _pad(edits: Literals, node: Node) -> None:
+    host = edits.hosts[node.name]
+    new: list[int] = []
+    for axis in sorted(pad_amounts(node), reverse=True):
+        before, after = pad_amounts(node)[axis]
+        kept = edits.kept(node.output, axis)
+        if kept is not None and (before or after):
+            size = node.input.sizes[axis]
+            before, after = int((kept < before).sum()), int((kept >= before + size).sum())
+        new += [before, after]
+    if new == [amount for axis in sorted(pad_amounts(node), reverse=True) for amount in pad_amounts(node)[axis]]:
+        return
+    owner = edits.owner(node)
+    if owner is not None:
+        owner.padding = tuple(new)  # type: ignore[assignment]
+    else:
+        edits.set_args(node, (host.args[0], new, *host.args[2:]), {key: value for key, value in host.kwargs.items() if key != "pad"})
+
+
+def _norm_shape(edits: Literals, node: Node) -> None:
+    owner, host = edits.owner(node), edits.hosts[node.name]
+    shape = node.attrs["normalized_shape"]
+    depth = 1 if isinstance(shape, int) else len(shape)
+    new = edits.sizes(node.input)[-depth:]
+    if owner is not None:
+        owner.normalized_shape = tuple(new)
+    elif "normalized_shape" in host.kwargs:
+        edits.set_args(node, host.args, {**host.kwargs, "normalized_shape": list(new)})
+    elif not isinstance(host.args[1], fx.Node):
+        edits.set_args(node, (host.args[0], list(new), *host.args[2:]))
+
+
+def _conv(edits: Literals, node: Node) -> None:
+    """A depthwise convolution has as many groups as input channels."""
+    groups = node.attrs.get("groups") or 1
+    if groups <= 1 or groups != node.input.sizes[1]:
+        return
+    new, owner, host = edits.sizes(node.input)[1], edits.owner(node), edits.hosts[node.name]
+    if owner is not None:
+        owner.groups = new
+        return
+    position = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6, "convolution": 8}.get(_name(host), 6)
+    if "groups" in host.kwargs:
+        edits.set_args(node, host.args, {**host.kwargs, "groups": new})
+    elif not isinstance(host.args[position], fx.Node):
+        edits.set_args(node, (*host.args[:position], new, *host.args[position + 1 :]))
+
+
+def _group_norm(edits: Literals, node: Node) -> None:
+    """Group norm with a channel a group stays that."""
+    if node.attrs["num_groups"] != node.input.sizes[1]:
+        return
+    new, owner, host = edits.sizes(node.input)[1], edits.owner(node), edits.hosts[node.name]
+    if owner is not None:
+        owner.num_groups = new
+    else:
+        edits.set_args(node, (host.args[0], new, *host.args[2:]), dict(host.kwargs))
+
+
+def _attention(edits: Literals, node: Node) -> None:
+    """The default scale is 1 / sqrt(head size): written in with the size before slicing."""
+    host, size = edits.hosts[node.name], node.input.sizes[-1]
+    if node.attrs.get("scale") is None and edits.sizes(node.input)[-1] != size:
+        edits.set_args(node, host.args[:6], {**host.kwargs, "scale": size**-0.5})
+
+
+def _name(host: fx.Node) -> str:
+    if isinstance(host.target, torch._ops.OpOverload):
+        return host.target._schema.name.split("::")[1]
+    return str(getattr(host.target, "__name__", host.target))
+
+
+def _get(host: fx.Node, position: int, key: str, default: Any = None) -> Any:
+    return host.args[position] if len(host.args) > position else host.kwargs.get(key, default)
+
+
+EDITORS: dict[str, Callable[[Literals, Node], None]] = {
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "ChannelSelect": _select,
+    "Pad": _pad,
+    "LayerNormalization": _norm_shape,
+    "RMSNormalization": _norm_shape,
+    "Conv": _conv,
+    "ConvTranspose": _conv,
+    "GroupNormalization": _group_norm,
+    "Attention": _attention,
+}

@@ -1,0 +1,169 @@
+"""The second walk: run the surviving labels through the rewritten graph and prove that they meet as they met before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irtool.analysis.labels import Key, Labels, Walk
+from irtool.errors import ProofError
+from irtool.ir.graph import Node, Value
+from irtool.ops.context import Axis
+
+_REMEDY = "This is a gap in irtool's operator table; name the module in ignore=, and please report it."
+
+
+@dataclass
+class Replay(Walk):
+    """Checks every meeting, and finds the order in which surviving channels arrive at each parameter.
+
+    Args:
+        graph: the rewritten graph.
+        before: the first walk over the original graph.
+        keep: whether each label stays, shape (labels,).
+
+    After `run`, `orders[key]` holds the surviving labels of each parameter axis in the order of the sliced entries.
+    """
+
+    before: Labels = None  # type: ignore[assignment]
+    keep: Tensor = None  # type: ignore[assignment]
+    orders: dict[Key, Tensor] = field(default_factory=dict)
+    _fixed: set[Key] = field(default_factory=set)
+    _met: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
+    _tied: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Walk, then check all meetings at once.
+
+        Raises:
+            ProofError: something meets that did not meet before; the text names the node.
+        """
+        originals = {node.name: node for node in self.before.graph.nodes}
+        try:
+            super().run()
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            if isinstance(error, ProofError):
+                raise
+            raise ProofError(f"sizes do not fit after slicing ({str(error).splitlines()[0] if str(error) else error!r})", remedy=_REMEDY) from error
+        self._check(self._met, self.before.meetings)
+        self._check(self._tied, self.before.ties)
+        for old, new in zip(self.before.graph.outputs, self.graph.outputs, strict=True):
+            if not torch.equal(self.before.of(old), self.of(new)):
+                raise ProofError("an output has other channels than before", where=originals["output"].location if "output" in originals else old.name, remedy=_REMEDY)
+
+    def put(self, value: Value, labels: Tensor) -> None:
+        """Set labels; each axis must be broadcast or of the real size."""
+        if any(size not in (1, real) for size, real in zip(labels.shape, value.sizes, strict=True)):
+            raise ProofError(f"{tuple(labels.shape)} labels for a value of shape {value.sizes}", where=value.name, remedy=_REMEDY)
+        super().put(value, labels)
+
+    def param(self, value: Value, axis: Axis) -> Tensor:
+        """The surviving labels of a parameter's axis."""
+        key = (value.name, axis)
+        if key not in self.orders:
+            old = self.before.axes.get(key)
+            if old is None:
+                raise ProofError("a parameter axis that had no channels has some now", where=value.name, remedy=_REMEDY)
+            self.orders[key] = old if int(old[0]) < 0 else old[self.keep[old]]
+        return self.orders[key]
+
+    def produce(self, node: Node, value: Value, axis: Axis) -> Tensor:
+        """Output labels: their order is settled from here on."""
+        self._fixed.add((value.name, axis))
+        return self.param(value, axis)
+
+    def fresh(self, node: Node, count: int) -> Tensor:
+        """Survivors of the channels that a node makes."""
+        old = self.before.axes[f"node:{node.name}", 0]
+        kept = old[self.keep[old]]
+        if kept.numel() != count:
+            raise ProofError(f"makes {count} channels where {kept.numel()} should stay", where=node.location, remedy=_REMEDY)
+        return kept
+
+    def unify(self, node: Node, a: Tensor, b: Tensor) -> None:
+        """Note a meeting for the check at the end."""
+        self._met.append((node, a, b))
+
+    def read(self, node: Node, value: Value, axis: Axis, arriving: Tensor) -> None:
+        """Channels arrive at a parameter's axis: the first reading settles its order, later ones must agree."""
+        key = (value.name, axis)
+        own = self.param(value, axis)
+        if own.numel() == 1 and int(own[0]) < 0:
+            own = own.expand(arriving.numel())
+        if own.numel() != arriving.numel():
+            raise ProofError(f"{arriving.numel()} channels arrive at {own.numel()} entries of {value.name}", where=node.location, remedy=_REMEDY)
+        if (node.name, key) not in self.before.reads:
+            raise ProofError(f"reads {value.name}, which it did not read before", where=node.location, remedy=_REMEDY)
+        old_arriving, old_own = self.before.reads[node.name, key]
+        mask = self.keep[old_own] if int(old_own[0]) >= 0 else None
+        expected = old_arriving if mask is None else old_arriving[mask]
+        if not torch.equal(expected, arriving):
+            if key in self._fixed:
+                raise ProofError(f"channels arrive at {value.name} in another order than at its first use", where=node.location, remedy=_REMEDY)
+            own = self.orders[key] = _reorder(arriving, expected, old_own if mask is None else old_own[mask], node)
+        self._fixed.add(key)
+        self._met.append((node, arriving, own))
+
+    def tie(self, node: Node, source: Tensor, copies: Tensor) -> None:
+        """A selection must take its copies from the sources they had."""
+        self._tied.append((node, source, copies))
+
+    def decide(self, node: Node, key: str, value: bool) -> bool:
+        """The choice of the first walk."""
+        return self.before.decisions[node.name, key]
+
+    def pin(self, node: Node, labels: Tensor, reason: str) -> None:
+        """Pins shape the plan; here they are past."""
+
+    balance = box = lambda self, node, table: None
+
+    def floor(self, labels: Tensor) -> None:
+        """Floors shape the plan; here they are past."""
+
+    def inexact(self, node: Node, labels: Tensor, why: str) -> None:
+        """Listed on the first walk."""
+
+    def _check(self, now: list[tuple[Node, Tensor, Tensor]], before: list[tuple[Node, Tensor, Tensor]]) -> None:
+        """Every pair that meets now, at its node, must be among the pairs that met there before."""
+        numbers = {node.name: index for index, node in enumerate(self.before.graph.nodes)}
+        old = np.unique(_codes(before, numbers, self.before.count + 1))
+        for entry in now if len(now) else ():
+            if entry[1].numel() != entry[2].numel():
+                raise ProofError("operands of different sizes meet", where=entry[0].location, remedy=_REMEDY)
+        codes = _codes(now, numbers, self.before.count + 1)
+        if not codes.size:
+            return
+        found = np.searchsorted(old, codes)
+        missing = (found >= old.size) | (old[np.minimum(found, old.size - 1)] != codes) if old.size else np.ones(codes.size, bool)
+        if missing.any():
+            bounds = np.cumsum([a.numel() for _, a, _ in now])
+            node = now[int(np.searchsorted(bounds, int(np.argmax(missing)), side="right"))][0]
+            raise ProofError(f"channels meet in {node.op} that did not meet before", where=node.location, remedy=_REMEDY)
+
+
+def _codes(meetings: list[tuple[Node, Tensor, Tensor]], numbers: dict[str, int], base: int) -> NDArray[np.int64]:
+    """One number for each (node, label, label)."""
+    if not meetings:
+        return np.zeros(0, np.int64)
+    node = np.repeat([numbers[node.name] for node, _, _ in meetings], [a.numel() for _, a, _ in meetings]).astype(np.int64)
+    a = np.concatenate([a.reshape(-1).numpy() for _, a, _ in meetings]) + 1
+    b = np.concatenate([b.reshape(-1).numpy() for _, _, b in meetings]) + 1
+    codes: NDArray[np.int64] = (node * base + a) * base + b
+    return codes
+
+
+def _reorder(arriving: Tensor, expected: Tensor, own: Tensor, node: Node) -> Tensor:
+    """The axis's labels in the order in which their partners arrive; the k-th arrival of a label takes its k-th partner."""
+    a, e = arriving.numpy(), expected.numpy()
+    by_arrival, by_expectation = np.argsort(a, kind="stable"), np.argsort(e, kind="stable")
+    if not np.array_equal(a[by_arrival], e[by_expectation]):
+        raise ProofError("other channels arrive than were sliced for", where=node.location, remedy=_REMEDY)
+    order = np.empty(len(a), np.int64)
+    order[by_arrival] = own.numpy()[by_expectation]
+    return torch.from_numpy(order)
+
+

@@ -1,0 +1,263 @@
+"""Slicing: from a set of channels that stay to a rewritten, proven graph."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from irtool.analysis.labels import Key, Labels
+from irtool.errors import ProofError
+from irtool.ir.fx_graph import FxGraph, attribute, copy_module
+from irtool.ir.graph import Value
+from irtool.ops.context import Axis
+from irtool.planning.fx_literals import Literals
+from irtool.planning.replay import Replay
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Rewrite:
+    """A proven rewrite whose parameters are still empty.
+
+    Attributes:
+        graph: the rewritten program; parameters are on the meta device until `fill`.
+        orders: for each parameter axis the surviving labels in their new order.
+        edited: nodes whose arguments in the program had to change.
+    """
+
+    source: FxGraph
+    labels: Labels
+    graph: FxGraph
+    orders: dict[Key, Tensor]
+    edited: list[str]
+    _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
+
+    def parameter(self, name: str) -> Tensor:
+        """The sliced data of one parameter of the source."""
+        value = self.source.params[name]
+        assert value.data is not None
+        data = value.data
+        by_axis = self._by_name().get(name, {})
+        plain = {axis: order for axis, order in by_axis.items() if isinstance(axis, int)}
+        grouped = {axis: order for axis, order in by_axis.items() if not isinstance(axis, int)}
+        indices = {axis: self._index((name, axis), order) for axis, order in plain.items()}
+        if grouped:
+            (axis, groups), order = next(iter(grouped.items()))  # type: ignore[misc]
+            return _take_grouped(data, axis, groups, self._index((name, (axis, groups)), order), indices.get(1 - axis))
+        for axis, index in indices.items():
+            if index is not None:
+                data = data.index_select(axis, index.to(data.device))
+        return data.clone() if data is value.data else data
+
+    def _by_name(self) -> dict[str, dict[Axis, Tensor]]:
+        if not self._axes:
+            for (owner, axis), order in self.orders.items():
+                self._axes.setdefault(owner, {})[axis] = order
+        return self._axes
+
+    def _index(self, key: Key, order: Tensor) -> Tensor | None:
+        """Where the surviving labels are in the original axis; None if nothing changed."""
+        old = self.labels.axes[key]
+        if int(old[0]) < 0 or (order.numel() == old.numel() and torch.equal(order, old)):
+            return None
+        return order - int(old[0])  # the labels of an axis are consecutive
+
+    def fill(self) -> FxGraph:
+        """Put the sliced parameters in, and return the finished graph."""
+        for name, value in self.graph.params.items():
+            old = self.source.params.get(name)
+            if old is None or value.data is None or not value.data.is_meta:
+                continue
+            self.graph.set_param(name, self.parameter(name))
+        for name, tensor in [*self.source.module.named_parameters(), *self.source.module.named_buffers()]:
+            held = attribute(self.graph.module, name)
+            if held.is_meta:  # nothing reads it (a counter, an unused parameter): it travels as it is
+                _assign(self.graph.module, name, tensor.detach().clone())
+        for module in self.graph.module.modules():
+            sync_attributes(module)
+        return self.graph
+
+
+def _assign(module: nn.Module, name: str, data: Tensor) -> None:
+    prefix, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(prefix)
+    old = getattr(owner, leaf)
+    setattr(owner, leaf, nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data)
+
+
+def _take_grouped(data: Tensor, axis: int, groups: int, index: Tensor | None, other: Tensor | None) -> Tensor:
+    """Slice a grouped convolution's weight: each group's rows and columns by themselves.
+
+    `axis` is the axis that counts within a group (1 for a convolution, 1 for the output of a transposed one), `index`
+    the surviving entries over all groups, `other` those of the axis that runs over the groups.
+    """
+    across = 1 - axis
+    rows = (torch.arange(data.shape[across]) if other is None else other).reshape(groups, -1)
+    width = data.shape[axis]
+    columns = (torch.arange(width * groups) if index is None else index).reshape(groups, -1)
+    starts = torch.arange(groups)[:, None]
+    if bool((columns // width != starts).any()) or bool((rows // (data.shape[across] // groups) != starts).any()):
+        raise ProofError("a grouped convolution would mix its groups", remedy="Please report this model.")
+    parts = [data.index_select(across, rows[g]).index_select(axis, columns[g] - g * width) for g in range(groups)]
+    return torch.cat(parts, across)
+
+
+_SIZES: tuple[tuple[type | tuple[type, ...], dict[str, tuple[str, int]]], ...] = (
+    (nn.Linear, {"out_features": ("weight", 0), "in_features": ("weight", 1)}),
+    (nn.Embedding, {"embedding_dim": ("weight", 1)}),
+    ((nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm), {"num_features": ("running_mean", 0)}),
+    (nn.GroupNorm, {"num_channels": ("weight", 0)}),
+    (nn.PReLU, {"num_parameters": ("weight", 0)}),
+)
+
+
+def sync_attributes(module: nn.Module) -> None:
+    """Make a module's size attributes (`out_channels` ...) say what its parameters are."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
+        module.in_channels, module.out_channels = (first, second) if transposed else (second, first)
+        return
+    for classes, sizes in _SIZES:
+        if isinstance(module, classes):
+            for name, (parameter, axis) in sizes.items():
+                held = getattr(module, parameter, None)
+                held = held if held is not None else getattr(module, "weight", None)
+                if held is not None:
+                    setattr(module, name, held.shape[axis])
+
+
+class _Sizes:
+    """Shapes after slicing, and positions that stay, from the labels of the original values."""
+
+    def __init__(self, labels: Labels, keep: Tensor) -> None:
+        self.labels, self.keep = labels, keep
+        self._shapes: dict[Value, tuple[int, ...]] = {}
+        self._kept: dict[Value, Tensor | None] = {}
+
+    def mask(self, value: Value) -> Tensor | None:
+        """Which entries of a value's labels stay; None if all do."""
+        if value not in self._kept:
+            labels = self.of(value)
+            stays = torch.where(labels >= 0, self.keep[labels], True)
+            self._kept[value] = None if bool(stays.all()) else stays
+        return self._kept[value]
+
+    def of(self, value: Value) -> Tensor:
+        if value.is_param:
+            key = (value.name, 0)
+            if key in self.labels.axes and len(value.sizes) == 1:
+                return self.labels.axes[key]
+            return torch.full((1,) * len(value.sizes), -1)
+        return self.labels.values.get(value, torch.full((1,) * len(value.sizes), -1))
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The value's shape after slicing."""
+        if value not in self._shapes:
+            stays = self.mask(value)
+            self._shapes[value] = value.sizes if stays is None else tuple(
+                real if size == 1 else new for size, real, new in zip(stays.shape, value.sizes, _box(stays), strict=True))  # fmt: skip
+        return self._shapes[value]
+
+    def kept(self, value: Value, axis: int) -> Ints | None:
+        """Positions along one axis that stay, if that axis alone carries what was removed."""
+        stays = self.mask(value)
+        if stays is None or axis >= stays.dim() or stays.shape[axis] == 1:
+            return None
+        along = stays.movedim(axis, 0).reshape(stays.shape[axis], -1).any(1)
+        return along.nonzero()[:, 0].numpy()
+
+
+def _box(stays: Tensor) -> list[int]:
+    """The sizes of the box that the surviving entries fill: whole slabs gone along each axis, or equally many from each last row."""
+    slabs = [int(stays.movedim(axis, 0).reshape(stays.shape[axis], -1).any(1).sum()) for axis in range(stays.dim())]
+    total = int(stays.sum())
+    if int(np.prod(slabs)) != total:
+        last = max(axis for axis in range(stays.dim()) if stays.shape[axis] > 1)
+        slabs[last] = total * slabs[last] // max(int(np.prod(slabs)), 1)
+    return slabs
+
+
+def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
+    """Rewrite a graph so that only the channels in `keep` are left, and prove it. No weight is copied yet.
+
+    Args:
+        graph: the graph that `labels` was made from; it is not changed.
+        labels: the first walk over it.
+        keep: whether each label stays, shape (labels,).
+
+    Raises:
+        ProofError: the rewritten graph does not hold together; the text names the node.
+    """
+    stays = torch.from_numpy(keep)
+    sizes = _Sizes(labels, stays)
+    new_shapes = _parameter_shapes(graph, labels, stays)
+
+    def empty(name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        return torch.empty(new_shapes.get(name, tuple(tensor.shape)), dtype=tensor.dtype, device="meta")
+
+    module = copy_module(graph.module, empty)
+    edits = Literals(graph, module, sizes.shape, sizes.kept)
+    edits.edit()
+    for child in module.modules():
+        sync_attributes(child)
+    try:
+        new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history)
+    except Exception as error:
+        raise ProofError(f"sizes do not fit after slicing: {error}", remedy="Name the module in ignore=, and please report this model.") from error
+    if _freeze_scalars(graph, new):
+        new.refresh()
+    replay = Replay(new, before=labels, keep=stays)
+    replay.run()
+    return Rewrite(graph, labels, new, replay.orders, edits.edited)
+
+
+def _parameter_shapes(graph: FxGraph, labels: Labels, stays: Tensor) -> dict[str, tuple[int, ...]]:
+    """Sliced parameter shapes, as far as they differ."""
+    shapes: dict[str, list[int]] = {}
+    by_name: dict[str, list[tuple[object, Tensor]]] = defaultdict(list)
+    for (name, axis), found in labels.axes.items():
+        by_name[name].append((axis, found))
+    for name, axes in by_name.items():
+        if name not in graph.params:
+            continue
+        shape = list(graph.params[name].sizes)
+        for axis, found in axes:
+            if int(found[0]) >= 0:
+                left = int(stays[found].sum())
+                number, groups = axis if isinstance(axis, tuple) else (axis, 1)
+                shape[number] = left // groups  # type: ignore[index]
+        shapes[name] = shape
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+_SIZED = frozenset({"Reshape", "Expand", "Split", "Slice", "Gather", "Pad", "ChannelSelect", "Transpose", "Concat", "LayerNormalization", "RMSNormalization", "GroupNormalization", "Conv", "ConvTranspose", "Attention", "Input", "Output"})  # fmt: skip
+
+
+def _freeze_scalars(before: FxGraph, after: FxGraph) -> bool:
+    """A number computed from a pruned size (`x / x.size(1)`) keeps the value it had. True if the program changed."""
+    old = {node.name: node for node in before.nodes}
+    changed = False
+    for node in after.nodes:
+        was = old.get(node.name)
+        if was is None or node.op in _SIZED or node.host.op not in ("call_function", "call_method"):
+            continue
+        host_args = list(node.host.args)
+        for index, arg in enumerate(host_args):
+            if hasattr(arg, "op") and not isinstance(after.examples[arg], torch.Tensor) and isinstance(after.examples[arg], int | float):
+                value = before.examples[was.host.args[index]]
+                if value != after.examples[arg]:
+                    host_args[index] = value
+                    changed = True
+        node.host.args = tuple(host_args)
+    if changed:
+        after.module.recompile()
+    return changed
