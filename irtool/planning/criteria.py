@@ -1,0 +1,103 @@
+"""Criteria: how much a channel matters. A criterion is a function in a registry; users may add theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from irtool.analysis.groups import ChannelGroups
+
+Scores = NDArray[np.float64]
+Criterion = Callable[[ChannelGroups, int], Scores]
+"""(groups, seed) -> one score a label, NaN where the criterion has nothing to say. Higher means more important."""
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(name: str) -> Callable[[Criterion], Criterion]:
+    """Register a criterion under a name.
+
+    >>> @criterion("first")
+    ... def first(groups, seed):
+    ...     return -np.arange(groups.labels.count, dtype=float)
+    >>> _ = CRITERIA.pop("first")
+    """
+
+    def register(function: Criterion) -> Criterion:
+        CRITERIA[name] = function
+        return function
+
+    return register
+
+
+@criterion("bn_scale")
+def bn_scale(groups: ChannelGroups, seed: int) -> Scores:
+    """|gamma| of the batch norms that read a channel (network slimming, Liu et al. 2017)."""
+    scores = _unscored(groups)
+    for node in groups.graph.nodes:
+        weight = node.get("weight")
+        if node.op == "BatchNormalization" and weight is not None and (weight.name, 0) in groups.labels.axes and weight.data is not None:
+            scores[groups.labels.axes[weight.name, 0].numpy()] = weight.data.abs().double().cpu().numpy()
+    return scores
+
+
+@criterion("l1")
+def l1(groups: ChannelGroups, seed: int) -> Scores:
+    """Mean |w| of the filter that makes a channel, over the layer's mean (Li et al. 2017, made comparable between layers)."""
+    return _filter_norm(groups, 1)
+
+
+@criterion("l2")
+def l2(groups: ChannelGroups, seed: int) -> Scores:
+    """Root mean square of the filter that makes a channel, over the layer's mean."""
+    return _filter_norm(groups, 2)
+
+
+@criterion("random")
+def random(groups: ChannelGroups, seed: int) -> Scores:
+    """Uniform random scores from a seed: the baseline that every criterion must beat."""
+    return np.random.default_rng(seed).random(groups.labels.count)
+
+
+def group_scores(groups: ChannelGroups, name: str, seed: int) -> Scores:
+    """The mean of a criterion over each group's members; NaN for a group that has no scored member. Shape (groups,)."""
+    scores = CRITERIA[name](groups, seed)
+    known = ~np.isnan(scores)
+    total = np.bincount(groups.group[known], scores[known], minlength=groups.count)
+    number = np.bincount(groups.group[known], minlength=groups.count)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Scores = total / number
+    return mean
+
+
+def _unscored(groups: ChannelGroups) -> Scores:
+    return np.full(groups.labels.count, np.nan)
+
+
+def _filter_norm(groups: ChannelGroups, order: int) -> Scores:
+    """Norms along output axes; along input axes where a group has no output of its own (a channel selection's copies)."""
+    outputs, inputs = _unscored(groups), _unscored(groups)
+    made = {layer.key for layer in groups.layers}
+    for key, labels in groups.labels.axes.items():
+        name, axis = key
+        value = groups.graph.params.get(name)
+        if value is None or value.data is None or len(value.sizes) < 2 or not value.data.is_floating_point() or labels.numel() < 2:
+            continue
+        if not isinstance(axis, int):
+            if key not in made:
+                continue  # the input axis of a grouped convolution: its filters are scored where they are made
+            axis = axis[0]
+        norm = _entry_norms(value.data, axis, order, labels.numel())
+        (outputs if key in made else inputs)[labels.numpy()] = norm / max(float(norm.mean()), 1e-30)
+    scored = np.bincount(groups.group[~np.isnan(outputs)], minlength=groups.count) > 0
+    return np.where(scored[groups.group], outputs, inputs)
+
+
+def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Scores:
+    flat = data.detach().movedim(axis, 0).reshape(data.shape[axis], -1)
+    norm = flat.abs().mean(1) if order == 1 else flat.square().mean(1).sqrt()
+    found: Scores = norm.double().cpu().numpy()
+    return np.resize(found, entries)
