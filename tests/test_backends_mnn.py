@@ -15,8 +15,8 @@ from torch import fx, nn
 
 pytest.importorskip("MNN", reason="MNN is not installed")
 
-from irtool.backends import MnnSession, OnnxSession, TorchSession, export_mnn, export_onnx, latency_pairs, mnn_export
-from irtool.backends.mnn_export import _meaning
+from irtool.backends import MnnSession, OnnxSession, TorchSession, export_mnn, export_onnx, latency_pairs, mnn_export, mnn_process
+from irtool.backends.mnn_process import meaning
 from irtool.errors import BackendError, ExportError, FileError, OptionError
 
 
@@ -174,6 +174,18 @@ def test_session_refuses_bad_files(written: tuple[nn.Module, Path, Path], tmp_pa
             MnnSession(tmp_path / name)
 
 
+def test_probe_survives_a_file_that_ends_the_process(written: tuple[nn.Module, Path, Path], tmp_path: Path) -> None:
+    """Single bits damaged until one makes MNN fail in the child; the session must then refuse the file and live on."""
+    good, damaged = written[2].read_bytes(), tmp_path / "damaged.mnn"
+    for position in range(64, len(good), len(good) // 40):
+        damaged.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
+        if mnn_process.in_child(["probe", str(damaged)], tmp_path, 60.0)[0]:
+            break
+    with pytest.raises(FileError, match=r"MNN (died with signal \d+|failed) on this file: .*It is damaged: export it again"):
+        MnnSession(damaged, probe=True)
+    assert MnnSession(written[2], probe=True).run(np.zeros((1, 3, 12, 12), np.float32))[0].shape == (1, 10)
+
+
 def test_session_refuses_bad_arrays(written: tuple[nn.Module, Path, Path]) -> None:
     session, good = MnnSession(written[2]), np.zeros((2, 3, 12, 12), np.float32)
     for arrays, message in (
@@ -259,7 +271,7 @@ def test_a_converter_that_dies_or_lies_is_found_out(
     written: tuple[nn.Module, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = tmp_path / "child.py"
-    monkeypatch.setattr(mnn_export, "_CHILD", child)
+    monkeypatch.setattr(mnn_process, "_CHILD", child)
     for body, message in {
         "import os, signal; print('[10:00:00] :35: it was going well', flush=True); os.kill(os.getpid(), signal.SIGABRT)": "died with signal 6: it was going well",
         "print('Converted Success!')": "wrote no file: it said nothing",
@@ -297,5 +309,5 @@ def test_softmax_of_old_files_keeps_its_axis(tmp_path: Path, monkeypatch: pytest
 
 def test_the_line_that_matters_is_found() -> None:
     said = "The device supports: x\nStart to Convert\n[08:00:01] :35: Check failed: success ==> bad model\n[ERROR] Convert error, please check your file format.\n"
-    assert _meaning(said) == "Check failed: success ==> bad model"
-    assert _meaning("") == "it said nothing"
+    assert meaning(said) == "Check failed: success ==> bad model"
+    assert meaning("") == "it said nothing"

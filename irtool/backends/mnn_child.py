@@ -1,7 +1,7 @@
-"""MNN in a process of its own: `python mnn_child.py convert ARGS.json` or `python mnn_child.py run MODEL IN.npz OUT.npz`.
+"""MNN in a process of its own: `python mnn_child.py convert ARGS.json`, `... run MODEL IN.npz OUT.npz`, `... probe MODEL`.
 
-Both may end the process (MNN aborts on some models), and the converter reports failure only in what it prints, so
-`mnn_export` starts this file by its path, with a time limit, and looks at what came out. It imports nothing of irtool:
+Each may end the process (MNN aborts on some models), and the converter reports failure only in what it prints, so
+`mnn_process` starts this file by its path, with a time limit, and looks at what came out. It imports nothing of irtool:
 torch would take longer to load than the conversion lasts.
 
 `_tools` is the extension module of MNN's wheel. The wheel's own command-line wrappers around it, `MNN.tools.*`, install and
@@ -23,7 +23,12 @@ def convert(arguments: str) -> None:
     _tools.mnnconvert(json.loads(Path(arguments).read_text(encoding="utf-8")))
 
 
-def run(model: str, inputs: str, outputs: str) -> None:
+def probe(model: str) -> None:
+    """Load a model and run it on zeros, with 32 for every size that is free: does the process survive that?"""
+    run(model)
+
+
+def run(model: str, inputs: str | None = None, outputs: str | None = None) -> None:
     """Run a model on the arrays arr_0, arr_1 ... of an .npz file and write its results the same way."""
     import MNN
     import MNN.expr as expr
@@ -31,22 +36,23 @@ def run(model: str, inputs: str, outputs: str) -> None:
 
     info = MNN.nn.load_module_from_file(model, [], []).get_info()
     module = MNN.nn.load_module_from_file(model, info["inputNames"], info["outputNames"])
-    kinds = {"float32": expr.dtype.float, "int32": expr.dtype.int}
-    given = np.load(inputs)
+    given = np.load(inputs) if inputs else {}
     variables = []
     for index, held in enumerate(info["inputs"]):
-        array = given[f"arr_{index}"]
-        variable = expr.placeholder(list(array.shape), held.data_format, kinds[str(array.dtype)])
+        kind = {expr.dtype.int: np.int32, expr.dtype.uint8: np.uint8}.get(held.dtype, np.float32)
+        array = given[f"arr_{index}"] if inputs else np.zeros([32 if size < 0 else size for size in held.shape], kind)
+        variable = expr.placeholder(list(array.shape), held.data_format, held.dtype)
         variable.write(array)
         variables.append(variable)
     results = []
     for result in module.onForward(variables):
         plain = expr.convert(result, expr.data_format.NCHW) if result.data_format == expr.data_format.NC4HW4 else result
         results.append(np.array(plain.read()).reshape(plain.shape))
-    np.savez(outputs, *results)
+    if outputs:
+        np.savez(outputs, *results)
 
 
-ACTIONS: dict[str, Callable[..., None]] = {"convert": convert, "run": run}
+ACTIONS: dict[str, Callable[..., None]] = {"convert": convert, "run": run, "probe": probe}
 
 if __name__ == "__main__":
     # Started by path, Python looks for imports in this folder first, where a module could have an installed one's name.

@@ -9,9 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from irtool.backends.agreement import relative_error, sample_inputs
+from irtool.backends.mnn_process import UNSUPPORTED, in_child, meaning
 from irtool.backends.onnx_session import OnnxSession
 from irtool.backends.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
@@ -28,14 +26,7 @@ from irtool.files import replacing
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
 TOLERANCE = 1e-3
-_CHILD = Path(__file__).with_name("mnn_child.py")
-# Lines of the converter that say nothing about a failure, and the stamp before the others.
-_NOISE = re.compile(
-    r"The device supports|^Start to|ONNX Model (ir|opset) version|^inputTensors|^outputTensors|Converted Success|please check your file"
-)
-_STAMP = re.compile(r"^(\[[\d:]+\]\s*)?(:\d+:\s*)?(\[ERROR\]\s*)?")
 _AXIS_ONE_BEFORE_13 = ("Softmax", "LogSoftmax", "Hardmax")
-_UNSUPPORTED = re.compile(r"(?:not support|unsupported|can't convert|don't support)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -160,12 +151,12 @@ def _convert(file: Path, source: Path, written: Path, flags: list[str], folder: 
     arguments = ["MNNConvert", "-f", "ONNX", "--modelFile", str(file.absolute()), "--MNNModel", str(written), "--bizCode", "irtool", *flags]
     listing = folder / "arguments.json"
     listing.write_text(json.dumps(arguments), encoding="utf-8")
-    died, said = _child(["convert", str(listing)], folder, timeout)
+    died, said = in_child(["convert", str(listing)], folder, timeout)
     if died or not written.exists() or not written.stat().st_size:
-        reason = _meaning(said)
+        reason = meaning(said)
         remedy = (
             "Replace the operator in the model, or export with another opset."
-            if _UNSUPPORTED.search(reason)
+            if UNSUPPORTED.search(reason)
             else "Export the ONNX file again with opset 17 and check it with onnxruntime."
         )
         raise ExportError(f"MNN's converter {died or 'wrote no file'}: {reason}", where=str(source), remedy=remedy)
@@ -206,7 +197,7 @@ def _run(
     # MNN has no 64-bit integers: the converter makes such inputs 32 bits wide
     narrow = [array.astype(np.int32) if array.dtype == np.int64 else array for array in arrays]
     np.savez(given, *narrow)
-    died, said = _child(["run", str(written), str(given), str(results)], folder, timeout)
+    died, said = in_child(["run", str(written), str(given), str(results)], folder, timeout)
     if results.exists() and not died:
         with np.load(results) as held:
             arrays = [held[f"arr_{index}"] for index in range(len(held.files))]
@@ -215,33 +206,7 @@ def _run(
     if any(spec.shape is None or None in spec.shape[1:] for spec in specs):
         return None
     raise ExportError(
-        f"the file was converted but MNN {died or 'cannot run it'}: {_meaning(said)}",
+        f"the file was converted but MNN {died or 'cannot run it'}: {meaning(said)}",
         where=str(source),
         remedy="Export with a fixed batch (dynamic_batch=False), or report the model.",
     )
-
-
-def _child(arguments: list[str], folder: Path, timeout: float) -> tuple[str, str]:
-    """Run the child; how it died ("" if it did not) and what it printed."""
-    try:
-        done = subprocess.run(  # our own file, under our own interpreter
-            [sys.executable, str(_CHILD), *arguments],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        return f"was stopped after {timeout:g} s", (error.stdout or b"").decode(errors="replace")
-    how = "" if done.returncode == 0 else f"died with signal {-done.returncode}" if done.returncode < 0 else "failed"
-    return how, done.stdout.decode(errors="replace")
-
-
-def _meaning(said: str) -> str:
-    """The last line that says something, without its time stamp; a line about an unsupported operator wins."""
-    lines = [_STAMP.sub("", line.strip()) for line in said.splitlines()]
-    telling = [line for line in lines if line and not _NOISE.search(line)]
-    unsupported = [line for line in telling if _UNSUPPORTED.search(line)]
-    return (unsupported or telling or ["it said nothing"])[-1][:300]

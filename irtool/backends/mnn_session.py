@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from irtool.backends.mnn_process import in_child, meaning
 from irtool.backends.quiet import captured
 from irtool.backends.session import TensorSpec, checked, model_file, thread_count
 from irtool.errors import BackendError, FileError
@@ -22,18 +24,22 @@ class MnnSession:
     Args:
         path: the .mnn file.
         threads: threads; all cores if None.
+        probe: first load and run the file in another process, which takes about 0.3 s. MNN refuses truncated and foreign files by
+            itself; a file with a few damaged bytes can end the process. Worth it for files from elsewhere.
 
     Raises:
-        FileError: missing, empty, truncated or not MNN.
+        FileError: missing, empty, truncated or not MNN; with `probe`, also damaged.
         BackendError: MNN is absent; from `run`: arrays that do not fit, or a failure inside.
     """
 
     engine = "mnn"
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, probe: bool = False) -> None:
         self.path = model_file(path, ".mnn")
         count = thread_count(threads)
         self._mnn = _mnn()
+        if probe:
+            _probe(self.path)
         info = _load(self._mnn, str(self.path), [], [], count).get_info()
         self._output_names = list(info["outputNames"])
         self._module = _load(self._mnn, str(self.path), info["inputNames"], self._output_names, count)
@@ -123,6 +129,14 @@ def _mnn() -> Any:
             return importlib.import_module("MNN")
     except ImportError as error:
         raise BackendError("MNN is not installed", remedy="pip install MNN") from error
+
+
+def _probe(path: Path, timeout: float = 120.0) -> None:
+    died, said = in_child(["probe", str(path.absolute())], path.absolute().parent, timeout)
+    if died:
+        raise FileError(
+            f"MNN {died} on this file: {meaning(said)}", where=str(path), remedy="It is damaged: export it again with export_mnn."
+        )
 
 
 def _load(mnn: Any, path: str, inputs: list[str], outputs: list[str], threads: int) -> Any:

@@ -1,19 +1,12 @@
-"""Writing a module as one ONNX file, and showing that the file computes what the module computes.
-
-Two exporters are in PyTorch. The TorchScript one serves first: on ResNet-50 it takes about a second where the dynamo one
-takes six, its files keep the module's names, go down to opset 11, and convert to MNN. Where it fails, the dynamo one is
-tried. Neither is let fold batch norms into convolutions, which both do by default: what is fused is for irtool's
-passes to decide, and a graph that says less than the module could not be compared with it.
-"""
+"""Writing a module as one ONNX file, and showing that the file computes what the module computes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +15,11 @@ import torch
 from torch import nn
 
 from irtool.backends.agreement import relative_error
+from irtool.backends.onnx_exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, unsupported_operator
 from irtool.backends.onnx_session import OnnxSession, onnxruntime
 from irtool.backends.onnx_tidy import tidy
 from irtool.backends.quiet import captured
-from irtool.backends.source import FlatModule, Source, evaluating, resolve, result_names
+from irtool.backends.source import FlatModule, Source, evaluating, resolve, result_names, tensors_of
 from irtool.errors import ExportError, OptionError
 from irtool.files import replacing
 
@@ -34,15 +28,6 @@ INLINE_LIMIT = 2**31 - 2**24
 # float32 sums in another order: the largest difference allowed, relative to the largest output.
 TOLERANCE = 1e-3
 _OPSETS = range(11, 27)
-# The dynamo exporter has no opset below this one; the TorchScript exporter none above that.
-_DYNAMO_MIN, _TORCHSCRIPT_MAX = 18, 20
-# How an exporter names an operator that it has no ONNX form for.
-_UNSUPPORTED = (
-    re.compile(r"Exporting the operator '([^']+)' to ONNX"),
-    re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'"),
-    re.compile(r"No decompositions registered for .*?([\w.]+::?[\w.]+)"),
-    re.compile(r"ONNX export failed on an operator with unrecognized namespace ([\w:]+)"),
-)
 
 
 @dataclass(frozen=True)
@@ -70,24 +55,6 @@ class OnnxExport:
     dynamic_batch: bool
     max_error: float | None
     note: str
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A module made ready: flat, with the results that a right file must give."""
-
-    flat: FlatModule
-    input_names: list[str]
-    output_names: list[str]
-    opset: int
-    batched: list[bool]  # per input: whether axis 0 is the batch
-    output_dims: list[list[int | str]]  # per output: its sizes, `N` for the batch, "" for what follows it in another way
-    # (inputs, expected outputs), for the example's batch and, if dynamic, for twice that
-    cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = field(default_factory=list)
-
-    @property
-    def dynamic(self) -> bool:
-        return any(self.batched)
 
 
 def export_onnx(
@@ -157,7 +124,7 @@ def _prepare(
     dynamic_batch: bool,
     input_names: Sequence[str] | None,
     names: Sequence[str] | None,
-) -> _Job:
+) -> Job:
     module, examples = resolve(source, example_inputs)
     flat = FlatModule(module, examples)
     where = type(module).__name__
@@ -172,15 +139,15 @@ def _prepare(
         for inputs in batches:
             fresh = [_random(t) for t in inputs]
             try:
-                result = result if cases else flat.nested(*fresh)
-                cases.append((fresh, list(flat(*fresh))))
+                result = flat.nested(*fresh)
+                cases.append((fresh, tensors_of(result)))
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 raise _run_failure(error, where, len(cases)) from error
     outs = cases[0][1]
     if not outs:
         raise ExportError("the module returns no tensor", where=where, remedy="Return a tensor, or a tuple or dict of tensors.")
     output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[-1][1], strict=True)]
-    return _Job(
+    return Job(
         flat,
         _names("input_names", input_names, flat.input_names),
         _names("output_names", names, _distinct(result_names(result), flat.input_names if input_names is None else input_names)),
@@ -228,67 +195,22 @@ def _opset(opset: int) -> int:
 
 
 def _order(exporter: str, opset: int) -> list[str]:
-    if exporter in _EXPORTERS:
+    if exporter in EXPORTERS:
         return [exporter]
     if exporter != "auto":
-        raise OptionError(f"exporter={exporter!r}", where="export_onnx", remedy=f"Choose auto, {' or '.join(_EXPORTERS)}.")
-    return ["torchscript", "dynamo"] if opset <= _TORCHSCRIPT_MAX else ["dynamo"]
+        raise OptionError(f"exporter={exporter!r}", where="export_onnx", remedy=f"Choose auto, {' or '.join(EXPORTERS)}.")
+    return ["torchscript", "dynamo"] if opset <= TORCHSCRIPT_MAX else ["dynamo"]
 
 
-def _attempt(name: str, job: _Job, draft: Path, metadata: dict[str, str], verify: bool) -> tuple[float | None, int]:
+def _attempt(name: str, job: Job, draft: Path, metadata: dict[str, str], verify: bool) -> tuple[float | None, int]:
     """Export, clean, write, check; the error against torch and the opset written."""
     with evaluating(job.flat), captured():
-        model = _EXPORTERS[name](job, draft.parent / "raw.onnx")
+        model = EXPORTERS[name](job, draft.parent / "raw.onnx")
     tidy(model, output_dims=job.output_dims, metadata=metadata)
     _save(model, draft)
     onnx.checker.check_model(str(draft), full_check=True)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return (_verify(job, draft) if verify else None), opset
-
-
-def _torchscript(job: _Job, raw: Path) -> onnx.ModelProto:
-    torch.onnx.export(
-        job.flat,
-        tuple(job.flat.examples),
-        str(raw),
-        dynamo=False,
-        opset_version=job.opset,
-        input_names=job.input_names,
-        output_names=job.output_names,
-        dynamic_axes={name: {0: "N"} for name, free in zip(job.input_names, job.batched, strict=True) if free},
-        # EVAL would fold every batch norm into the convolution before it. PRESERVE does not, and the module is in eval mode.
-        training=torch.onnx.TrainingMode.PRESERVE,
-        do_constant_folding=True,
-    )
-    return onnx.load(str(raw))
-
-
-def _dynamo(job: _Job, raw: Path) -> onnx.ModelProto:
-    try:
-        from onnxscript import optimizer
-    except ImportError as error:
-        raise ImportError("the dynamo exporter needs onnxscript (pip install onnxscript)") from error
-    axes = tuple({0: torch.export.Dim("N")} if b else None for b in job.batched)
-    program = torch.onnx.export(
-        job.flat,
-        tuple(job.cases[-1][0]),  # an example batch of 1 would be taken for a constant
-        dynamo=True,
-        opset_version=max(job.opset, _DYNAMO_MIN),
-        input_names=job.input_names,
-        output_names=job.output_names,
-        dynamic_shapes=(axes,) if job.dynamic else None,
-        optimize=False,  # its optimiser folds batch norms too; the two steps of it that do not are called below
-        verbose=False,
-    )
-    if program is None:
-        raise RuntimeError("the exporter returned nothing")
-    optimizer.fold_constants(program.model)
-    optimizer.remove_unused_nodes(program.model)
-    program.save(str(raw), external_data=True)
-    return onnx.load(str(raw))
-
-
-_EXPORTERS: dict[str, Callable[[_Job, Path], onnx.ModelProto]] = {"torchscript": _torchscript, "dynamo": _dynamo}
 
 
 def _save(model: onnx.ModelProto, draft: Path) -> None:
@@ -309,7 +231,7 @@ def _move(draft: Path, temporary: Path, target: Path) -> int:
     return size
 
 
-def _verify(job: _Job, draft: Path) -> float:
+def _verify(job: Job, draft: Path) -> float:
     """The largest relative difference between onnxruntime and torch over the job's cases."""
     session, worst = OnnxSession(draft), 0.0
     for inputs, expected in job.cases:
@@ -349,21 +271,11 @@ def _run_failure(error: Exception, where: str, case: int) -> ExportError:
 def _failure(failures: list[tuple[str, Exception]], *, where: str, dynamic: bool) -> ExportError:
     """The error to raise when no exporter served: an operator's name if one is known, else the first complaint."""
     for _, error in failures:
-        for pattern in _UNSUPPORTED:
-            if found := pattern.search(_whole(error)):
-                return ExportError(
-                    f"the operator {found[1]} has no ONNX form",
-                    where=where,
-                    remedy="Replace it with operators that ONNX has, or export the module without that part.",
-                )
+        if operator := unsupported_operator(error):
+            return ExportError(
+                f"the operator {operator} has no ONNX form",
+                where=where,
+                remedy="Replace it with operators that ONNX has, or export the module without that part.",
+            )
     first = "Pass dynamic_batch=False if the module holds its batch as a number; else try" if dynamic else "Try"
     return ExportError(_note(failures), where=where, remedy=f"{first} another opset, or export a part of the module to find what fails.")
-
-
-def _whole(error: BaseException | None) -> str:
-    """The error's text and its causes': the operator's name is often at the bottom."""
-    texts: list[str] = []
-    while error is not None and len(texts) < 10:
-        texts.append(str(error))
-        error = error.__cause__ or error.__context__
-    return "\n".join(texts)

@@ -91,7 +91,7 @@ class FlatModule(nn.Module):
         self.training = module.training
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        leaves = [leaf for leaf in pytree.tree_leaves(self.nested(*tensors)) if isinstance(leaf, torch.Tensor)]
+        leaves = tensors_of(self.nested(*tensors))
         # An exporter gives an input that is returned as it came the output's name, and loses its own: make it another value.
         return tuple(leaf.clone() if any(leaf is tensor for tensor in tensors) else leaf for leaf in leaves)
 
@@ -101,6 +101,11 @@ class FlatModule(nn.Module):
         for slot, tensor in zip(self._slots, tensors, strict=True):
             leaves[slot] = tensor
         return getattr(self, INNER)(*pytree.tree_unflatten(leaves, self._spec))
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """The tensors in a nested result, in the order of `result_names`."""
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 
 def result_names(result: Any) -> list[str]:

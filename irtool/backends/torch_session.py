@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from irtool.backends.session import TensorSpec, checked
-from irtool.backends.source import FlatModule, Source, evaluating, resolve, result_names
+from irtool.backends.source import FlatModule, Source, evaluating, resolve, result_names, tensors_of
 from irtool.errors import BackendError
 
 
@@ -43,8 +43,7 @@ class TorchSession:
         if self._outputs is None:
             with evaluating(self._flat):
                 result = self._flat.nested(*self._flat.examples)
-                tensors = self._flat(*self._flat.examples)
-            self._outputs = tuple(_spec(name, tensor) for name, tensor in zip(result_names(result), tensors, strict=True))
+            self._outputs = tuple(_spec(name, tensor) for name, tensor in zip(result_names(result), tensors_of(result), strict=True))
         return self._outputs
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:

@@ -1,0 +1,44 @@
+"""Starting MNN in a process of its own, and making sense of what it prints there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_CHILD = Path(__file__).with_name("mnn_child.py")
+# Lines of the converter that say nothing about a failure, and the stamp before the others.
+_NOISE = re.compile(
+    r"The device supports|^Start to|ONNX Model (ir|opset) version|^inputTensors|^outputTensors|Converted Success|please check your file"
+)
+_STAMP = re.compile(r"^(\[[\d:]+\]\s*)?(:\d+:\s*)?(\[ERROR\]\s*)?")
+# A line about an operator that MNN does not have.
+UNSUPPORTED = re.compile(r"(?:not support|unsupported|can't convert|don't support)", re.IGNORECASE)
+
+
+def in_child(arguments: Sequence[str], folder: Path, timeout: float) -> tuple[str, str]:
+    """Run the child; how it died ("" if it did not) and what it printed."""
+    try:
+        done = subprocess.run(  # our own file, under our own interpreter
+            [sys.executable, str(_CHILD), *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return f"was stopped after {timeout:g} s", (error.stdout or b"").decode(errors="replace")
+    how = "" if done.returncode == 0 else f"died with signal {-done.returncode}" if done.returncode < 0 else "failed"
+    return how, done.stdout.decode(errors="replace")
+
+
+def meaning(said: str) -> str:
+    """The last line that says something, without its time stamp; a line about an unsupported operator wins."""
+    lines = [_STAMP.sub("", line.strip()) for line in said.splitlines()]
+    telling = [line for line in lines if line and not _NOISE.search(line)]
+    unsupported = [line for line in telling if UNSUPPORTED.search(line)]
+    return (unsupported or telling or ["it said nothing"])[-1][:300]
