@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
 from irtool.train.datasets import ArraySet, cifar, has_cifar, has_idx, idx, named_sets
-from irtool.train.imagefiles import FileTree, FolderTree, ZipTree, arrange, decode
+from irtool.train.imagefiles import FileTree, FolderTree, LabelledNames, ZipTree, arrange, decode
 from irtool.train.preprocessing import Preprocessing
 from irtool.train.progress import Progress, silent
 from irtool.train.split import MemorySplit, Split, StreamedSplit, decode_all
@@ -153,38 +153,49 @@ def _from_arrays(name: str, found: ArraySet, wanted: _Wanted) -> Data:
             chosen = balanced(labels, wanted.limit, wanted.seed)
             images, labels = images[chosen], labels[chosen]
         splits[split] = (_reshape(images, wanted.channels, wanted.size), labels)
-    images = splits["train"][0]
-    preprocessing = _preprocessing(images, wanted)
-    train, test = (MemorySplit(*splits[split], found.classes, preprocessing) for split in ("train", "test"))
-    return Data(name, train, test, found.flip)
+    preprocessing = _preprocessing(splits["train"][0], wanted)
+    ready = {split: MemorySplit(images, labels, found.classes, preprocessing) for split, (images, labels) in splits.items()}
+    return Data(name, ready["train"], ready["test"], found.flip)
 
 
 def _from_files(name: str, tree: FileTree, where: str, wanted: _Wanted) -> Data:
     found = arrange(tree, where)
+    files = _choose(found, wanted)
+    first = decode(tree, files["train"][0][0], wanted.channels, wanted.size)
+    channels, size = first.shape[0], (first.shape[1], first.shape[2])
+    ready: dict[str, Split] = {}
+    if first.size * sum(len(names) for names, _ in files.values()) > wanted.memory_limit:
+        names, labels = files["train"]
+        some = [names[i] for i in balanced(labels, STATISTICS_SAMPLE, wanted.seed)]
+        sample = decode_all(tree, some, channels, size, task="statistics", progress=wanted.progress)
+        preprocessing = _preprocessing(sample, wanted)
+        for split, (names, labels) in files.items():
+            ready[split] = StreamedSplit(tree, names, labels, found.classes, preprocessing, wanted.workers)
+    else:
+        pixels = {
+            split: decode_all(tree, names, channels, size, task=f"decode {split}", progress=wanted.progress)
+            for split, (names, _) in files.items()
+        }
+        preprocessing = _preprocessing(pixels["train"], wanted)
+        for split, (_, labels) in files.items():
+            ready[split] = MemorySplit(pixels[split], labels, found.classes, preprocessing)
+    return Data(name, ready["train"], ready["test"])
+
+
+def _choose(found: LabelledNames, wanted: _Wanted) -> dict[str, tuple[list[str], Tensor]]:
+    """The files and labels of "train" and "test", after holding out and limiting."""
     files = {split: ([name for name, _ in rows], torch.tensor([label for _, label in rows])) for split, rows in found.splits.items()}
     if "test" not in files:
         names, labels = files["train"]
-        train, test = _hold_out(labels, wanted.seed)
-        files = {split: ([names[i] for i in index], labels[index]) for split, index in (("train", train), ("test", test))}
-    if wanted.limit is not None:
-        for split, (names, labels) in files.items():
-            chosen = balanced(labels, wanted.limit, wanted.seed)
-            files[split] = ([names[i] for i in chosen], labels[chosen])
-    first = decode(tree, files["train"][0][0], wanted.channels, wanted.size)
-    channels, size = first.shape[0], (first.shape[1], first.shape[2])
-    if first.size * sum(len(names) for names, _ in files.values()) > wanted.memory_limit:
-        chosen = balanced(files["train"][1], STATISTICS_SAMPLE, wanted.seed)
-        sample = decode_all(tree, [files["train"][0][i] for i in chosen], channels, size, task="statistics", progress=wanted.progress)
-        preprocessing = _preprocessing(sample, wanted)
-        train, test = (StreamedSplit(tree, *files[split], found.classes, preprocessing, wanted.workers) for split in ("train", "test"))
-        return Data(name, train, test)
-    pixels = {
-        split: decode_all(tree, names, channels, size, task=f"decode {split}", progress=wanted.progress)
-        for split, (names, _) in files.items()
-    }
-    preprocessing = _preprocessing(pixels["train"], wanted)
-    train, test = (MemorySplit(pixels[split], files[split][1], found.classes, preprocessing) for split in ("train", "test"))
-    return Data(name, train, test)
+        held = dict(zip(("train", "test"), _hold_out(labels, wanted.seed), strict=True))
+        files = {split: ([names[i] for i in index], labels[index]) for split, index in held.items()}
+    if wanted.limit is None:
+        return files
+    limited = {}
+    for split, (names, labels) in files.items():
+        chosen = balanced(labels, wanted.limit, wanted.seed)
+        limited[split] = ([names[i] for i in chosen], labels[chosen])
+    return limited
 
 
 def _preprocessing(images: Tensor, wanted: _Wanted) -> Preprocessing:

@@ -107,7 +107,7 @@ def fit(
     finally:
         module.to(home).eval()
         if settings.channels_last:
-            module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            module.to(memory_format=torch.contiguous_format)
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Loss:
@@ -133,7 +133,7 @@ class _Run:
         self.loss, self.penalty, self.on_epoch, self.progress = loss, penalty, on_epoch, progress
         self.fabric: Fabric = launch(settings)
         if settings.channels_last:
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=settings.lr,

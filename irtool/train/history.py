@@ -108,15 +108,15 @@ class TensorBoardLog:
         except ImportError as error:
             raise OptionError("TensorBoard is not installed", remedy="pip install tensorboard, or leave the option out.") from error
         # purge_step drops what a killed run logged beyond its last checkpoint.
-        self._writer = SummaryWriter(str(folder), purge_step=first_epoch)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder), purge_step=first_epoch)
 
     def add(self, record: Record) -> None:
         """Log one epoch."""
         for name, value in record.row().items():
             if name != "epoch" and value is not None:
-                self._writer.add_scalar(name, value, record.epoch)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, record.epoch)
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

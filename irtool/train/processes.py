@@ -56,7 +56,7 @@ def shared_batch_statistics(module: nn.Module, processes: int) -> Iterator[None]
     """
     norms = [child for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)] if processes > 1 else []
     for norm in norms:
-        norm.forward = _synchronised(norm)  # type: ignore[method-assign]
+        norm.forward = _synchronised(norm)  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
@@ -113,5 +113,5 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:
-    result: Tensor = _SumOverProcesses.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _SumOverProcesses.apply(x)
     return result

@@ -16,7 +16,7 @@ from irtool.train.evaluate import module_of
 from irtool.train.fit import Batch, OnEpoch, Penalty, cross_entropy, fit
 from irtool.train.history import History, Record
 from irtool.train.progress import Progress, Status, silent
-from irtool.train.settings import Settings
+from irtool.train.settings import Settings, learning_rate
 from irtool.train.split import Part
 
 NEAR_ZERO = 0.05
@@ -75,9 +75,9 @@ def l1_on_scales(strength: Strength, ignore: tuple[str, ...] = ()) -> Penalty:
     """The penalty that `sparse` gives to `fit`."""
 
     def penalty(module: nn.Module, position: float) -> None:
-        scales = [scale for scale in batch_norm_scales(module, ignore).values() if scale.grad is not None]
-        with torch.no_grad():
-            torch._foreach_add_([scale.grad for scale in scales], torch._foreach_sign(scales), alpha=_at(strength, position))
+        pairs = [(scale.grad, scale.detach()) for scale in batch_norm_scales(module, ignore).values() if scale.grad is not None]
+        signs = torch._foreach_sign([scale for _, scale in pairs])
+        torch._foreach_add_([gradient for gradient, _ in pairs], signs, alpha=_at(strength, position))
 
     return penalty
 
@@ -93,7 +93,9 @@ def batch_norm_scales(module: nn.Module, ignore: tuple[str, ...] = ()) -> dict[s
     unknown = sorted(set(ignore) - set(norms))
     if unknown:
         raise OptionError(f"no batch norm is called {unknown[0]!r}", where="ignore", remedy=f"Known: {', '.join(list(norms)[:8])} ...")
-    scales = {name: norm.weight for name, norm in norms.items() if norm.affine and norm.weight.requires_grad and name not in ignore}
+    scales: dict[str, Tensor] = {
+        name: norm.weight for name, norm in norms.items() if norm.affine and norm.weight.requires_grad and name not in ignore
+    }
     if not scales:
         raise TrainError(
             "no batch norm with a trainable scale", where="model", remedy="Train before folding, or prune by another criterion (l1, l2)."
@@ -139,7 +141,7 @@ def find_strength(
     share: float = 0.5,
     bound: float = 0.2,
     steps: int = 40,
-    candidates: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2),
+    candidates: tuple[float, ...] = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
     ignore: tuple[str, ...] = (),
     progress: Progress = silent,
 ) -> float:
@@ -147,9 +149,10 @@ def find_strength(
 
     Copies of the model are trained for `steps` steps at the settings' learning rate, first without a penalty and then with
     each candidate in rising order, all on the same images in the same order. A scale is on course when the shrinkage that
-    the penalty has caused so far (against the copy without), carried on in a straight line to the end of the run, takes it to
-    `NEAR_ZERO` of the largest. The search stops at the first candidate with `share` of the scales on course, or before the
-    first whose loss exceeds the loss without penalty by more than `bound` (a fraction).
+    the penalty causes (against the copy without; over the trial's second half, when momentum is up to speed), carried on in
+    a straight line to the end of the run, takes it to `NEAR_ZERO` of the largest. The search stops at the first candidate
+    with `share` of the scales on course, or before the first whose loss exceeds the loss without penalty by more than
+    `bound` (a fraction).
 
     Args:
         share: the wanted share of small scales at the end of the run, in (0, 1).
@@ -174,17 +177,18 @@ def find_strength(
     some = Part(data.train, balanced(data.train.labels, images, settings.seed))
     trial = replace(data, train=some, test=Part(data.test, torch.arange(1)))
     run_steps = settings.epochs * len(data.train) / settings.batch_size
-    factor = max(1.0, _mean_rate(settings) * run_steps / (len(some) / settings.batch_size))
-    start = _scales(module, ignore)
-    free_loss, free = _trial(module, trial, short, 0.0, ignore)
+    # In halves of a trial, at the trial's rate: how much of the run is left when the trial ends.
+    left = max(0.0, _mean_rate(settings) * run_steps / (len(some) / settings.batch_size) - 1) * 2
+    limit = NEAR_ZERO * float(_scales(module, ignore).max())
+    free_loss, free_half, free_end = _trial(module, trial, short, 0.0, ignore)
     chosen = candidates[0]
     for number, candidate in enumerate(candidates, start=1):
-        loss, shrunk = _trial(module, trial, short, candidate, ignore)
+        loss, half, end = _trial(module, trial, short, candidate, ignore)
         if loss > free_loss * (1 + bound):
             break
         chosen = candidate
-        predicted = (free.abs() - (free.abs() - shrunk.abs()) * factor).clamp(min=0)
-        reached = float((predicted <= NEAR_ZERO * start.abs().max()).float().mean())
+        shrinkage = (half - end) - (free_half - free_end)
+        reached = float((end - shrinkage * left <= limit).float().mean())
         progress(Status(f"search strength {candidate:g}: {reached:.0%} of scales on course", number, len(candidates), loss))
         if reached >= share:
             break
@@ -193,26 +197,30 @@ def find_strength(
 
 def _mean_rate(settings: Settings) -> float:
     """The mean learning rate of the run as a share of its peak: the penalty moves a scale in proportion to it."""
-    from irtool.train.settings import learning_rate
-
     return sum(learning_rate(settings, (step + 0.5) / 100) for step in range(100)) / (100 * settings.lr)
 
 
 def _scales(module: nn.Module, ignore: tuple[str, ...]) -> Tensor:
-    return torch.cat([scale.detach().cpu().flatten() for scale in batch_norm_scales(module, ignore).values()]).clone()
+    """All scales in one vector, absolute, on the CPU."""
+    return torch.cat([scale.detach().abs().cpu().flatten() for scale in batch_norm_scales(module, ignore).values()])
 
 
-def _trial(module: nn.Module, data: Data, settings: Settings, strength: float, ignore: tuple[str, ...]) -> tuple[float, Tensor]:
-    """Train a copy; its mean loss and its scales."""
+def _trial(module: nn.Module, data: Data, settings: Settings, strength: float, ignore: tuple[str, ...]) -> tuple[float, Tensor, Tensor]:
+    """Train a copy: its mean loss over the second half, its scales at half time and at the end."""
     trained = copy.deepcopy(module)
-    losses: list[float] = []
-    plain = cross_entropy(settings.label_smoothing)
+    plain, shrink = cross_entropy(settings.label_smoothing), l1_on_scales(strength, ignore)
+    losses: list[Tensor] = []
+    half: list[Tensor] = []
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         value = plain(logits, batch)
-        losses.append(float(value.detach()))
+        losses.append(value.detach())
         return value
 
-    fit(trained, data, settings, loss=loss, penalty=l1_on_scales(strength, ignore))
-    tail = losses[len(losses) // 2 :]
-    return sum(tail) / len(tail), _scales(trained, ignore)
+    def penalty(network: nn.Module, position: float) -> None:
+        if position >= 0.5 and not half:
+            half.append(_scales(network, ignore))
+        shrink(network, position)
+
+    fit(trained, data, settings, loss=loss, penalty=penalty)
+    return float(torch.stack(losses[len(losses) // 2 :]).mean()), half[0], _scales(trained, ignore)
