@@ -59,15 +59,15 @@ ONNX_NAMES = {
 }  # fmt: skip
 
 
-def _onnx_name(name: str) -> str:
+def onnx_name(name: str) -> str:
     """ONNX's name of an elementwise torch function, or the torch name in the same style where ONNX has none."""
     base = name.removesuffix("_")
     return ONNX_NAMES.get(base) or "".join(part.capitalize() for part in base.split("_"))
 
 
 FUNCTIONS: dict[str, Spec] = {
-    **{name: Spec(_onnx_name(name), ("input",), "run" if name in RUN_DTYPE else "same") for name in UNARY.split()},
-    **{name: Spec(_onnx_name(name), ("input", "other", "third", "value"), "run" if name in RUN_DTYPE else "broadcast") for name in BINARY.split()},
+    **{name: Spec(onnx_name(name), ("input",), "run" if name in RUN_DTYPE else "same") for name in UNARY.split()},
+    **{name: Spec(onnx_name(name), ("input", "other", "third", "value"), "run" if name in RUN_DTYPE else "broadcast") for name in BINARY.split()},
     **_table("""
     Conv | conv1d conv2d conv3d | input weight bias stride padding dilation groups | conv
     Conv | aten.convolution | input weight bias stride padding dilation transposed output_padding groups | run
@@ -159,13 +159,16 @@ def module_spec(module: nn.Module) -> Spec | None:
         return None  # A user's subclass may override forward: it is traced into, never trusted by its base.
     for classes, spec in MODULES:
         if isinstance(module, classes):
-            return spec if spec.op else Spec(_module_op(module), spec.arguments, spec.shape)
+            return spec if spec.op else Spec(_module_op(type(module)), spec.arguments, spec.shape)
     return None
 
 
-def _module_op(module: nn.Module) -> str:
-    name = type(module).__name__.lower()
-    return ONNX_NAMES.get(name) or type(module).__name__
+def _module_op(kind: type) -> str:
+    return ONNX_NAMES.get(kind.__name__.lower()) or kind.__name__
+
+
+UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODULES)
+"""What the parameter-free activation modules are."""
 
 
 _TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip

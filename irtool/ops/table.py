@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from irtool.ir.fx_targets import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.barrier import barrier, graph_input, graph_output
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, einsum, embedding, linear, matmul
@@ -30,18 +31,14 @@ _FAMILIES: dict[Rule, str] = {
     reshape: "Reshape",
     pad: "Pad",
     select: "ChannelSelect",
-    movement: "Transpose Stack Split Slice Gather Expand Roll DepthToSpace SpaceToDepth ChannelShuffle Unfold Glu",
-    elementwise: "Dropout StochasticDepth Identity",
+    movement: "Transpose Stack Split Slice Gather Expand Roll DepthToSpace SpaceToDepth ChannelShuffle Unfold",
 }
-RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in ops.split()}
-RULES.pop("Glu")  # a gate multiplies one half by the other: not movement; written out as Split, Sigmoid, Mul when traced
-_OPAQUE = frozenset({"Opaque", "Im2Col", "Glu"})
+ELEMENTWISE = frozenset({"StochasticDepth"} | {onnx_name(name) for name in (UNARY + BINARY).split()} | {spec.op for spec in UNARY_MODULES}) - {"PRelu"}
+RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in ops.split()} | dict.fromkeys(ELEMENTWISE, elementwise)
 
 
 def rule_for(op: str) -> Rule:
-    """The rule that serves an operator. Names outside the families are elementwise functions of the host's table."""
-    if op in _OPAQUE:
-        return barrier
-    return RULES.get(op, elementwise)
+    """The rule that serves an operator; what has none is a barrier, never a guess."""
+    return RULES.get(op, barrier)
 
 

@@ -29,6 +29,7 @@ class Rewrite:
         graph: the rewritten program; parameters are on the meta device until `fill`.
         orders: for each parameter axis the surviving labels in their new order.
         edited: nodes whose arguments in the program had to change.
+        keep: whether each label stays.
     """
 
     source: FxGraph
@@ -36,6 +37,7 @@ class Rewrite:
     graph: FxGraph
     orders: dict[Key, Tensor]
     edited: list[str]
+    keep: NDArray[np.bool_]
     _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
 
     def parameter(self, name: str) -> Tensor:
@@ -67,6 +69,11 @@ class Rewrite:
         if int(old[0]) < 0 or (order.numel() == old.numel() and torch.equal(order, old)):
             return None
         return order - int(old[0])  # the labels of an axis are consecutive
+
+    def inexact(self) -> list[str]:
+        """The steps that mix removed channels with others, with the reason."""
+        stays = torch.from_numpy(self.keep)
+        return [f"{node.location} ({why})" for node, labels, why in self.labels.inexacts if bool((~stays[labels]).any()) and bool(stays[labels].any())]
 
     def fill(self) -> FxGraph:
         """Put the sliced parameters in, and return the finished graph."""
@@ -217,7 +224,7 @@ def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
         new.refresh()
     replay = Replay(new, before=labels, keep=stays)
     replay.run()
-    return Rewrite(graph, labels, new, replay.orders, edits.edited)
+    return Rewrite(graph, labels, new, replay.orders, edits.edited, keep)
 
 
 def _parameter_shapes(graph: FxGraph, labels: Labels, stays: Tensor) -> dict[str, tuple[int, ...]]:

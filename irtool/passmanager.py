@@ -1,0 +1,112 @@
+"""Passes and pipelines: a pass takes a graph and returns another; it never changes the one it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from irtool.errors import CheckError, OptionError
+from irtool.ir.fx_graph import FxGraph
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass returns.
+
+    Attributes:
+        graph: the new graph; the same object as before if nothing changed.
+        changed: whether anything did.
+        notes: what was done, left alone or only approximate, a line each.
+    """
+
+    graph: FxGraph
+    changed: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes. A subclass is a frozen dataclass whose fields are its options.
+
+    Class attributes:
+        name: what the command line and the registry call it.
+        exact: whether outputs stay equal up to rounding; a pipeline checks that when asked.
+    """
+
+    name: ClassVar[str] = ""
+    exact: ClassVar[bool] = True
+
+    def __call__(self, graph: FxGraph) -> PassResult:
+        """Apply the pass.
+
+        Raises:
+            IrtoolError: the pass refuses, with the reason and what to do.
+        """
+        raise NotImplementedError
+
+
+REGISTRY: dict[str, type[Pass]] = {}
+
+
+def register(kind: type[Pass]) -> type[Pass]:
+    """Class decorator: make a pass known by its name."""
+    REGISTRY[kind.name] = kind
+    return kind
+
+
+def make(name: str, **options: Any) -> Pass:
+    """A pass by name.
+
+    Raises:
+        OptionError: no such pass, or it has no such option.
+    """
+    kind = REGISTRY.get(name)
+    if kind is None:
+        raise OptionError(f"no pass is called {name!r}", remedy=f"Passes are {', '.join(sorted(REGISTRY))}.")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise OptionError(str(error), where=name, remedy="See the pass's fields.") from error
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order.
+
+    Args:
+        passes: what to apply.
+        check_inputs: if given, inputs on which each exact pass's result is compared with its argument in float64.
+        tolerance: the relative error that an exact pass may show.
+        on_pass: called with each pass and its result, for progress.
+    """
+
+    passes: Sequence[Pass]
+    check_inputs: tuple[Any, ...] | None = None
+    tolerance: float = 1e-9
+    on_pass: Callable[[Pass, PassResult], None] = field(default=lambda _pass, _result: None)
+
+    def __call__(self, graph: FxGraph) -> PassResult:
+        """Apply all passes.
+
+        Raises:
+            CheckError: an exact pass changed the outputs; the text names it and the first node that differs.
+        """
+        changed, notes = False, []
+        for step in self.passes:
+            result = step(graph)
+            if self.check_inputs is not None and step.exact and result.changed:
+                self._check(step, graph, result.graph)
+            self.on_pass(step, result)
+            graph, changed = result.graph, changed or result.changed
+            notes += [f"{step.name}: {note}" for note in result.notes]
+        return PassResult(graph, changed, tuple(notes))
+
+    def _check(self, step: Pass, before: FxGraph, after: FxGraph) -> None:
+        import torch
+
+        from irtool.analysis.compare import compare
+
+        found = compare(before, after, self.check_inputs, dtype=torch.float64)
+        if not found.ok(self.tolerance):
+            raise CheckError(f"the pass {step.name} changed the outputs: {found.text()}", remedy="Please report this model; leave the pass out meanwhile.")

@@ -1,0 +1,140 @@
+"""Absorbing constants: what removed channels add to the next layer on average moves into its bias.
+
+A channel that a criterion finds unimportant still emits a nearly constant value (relu(beta) when gamma is near 0), and
+the layers behind it were trained with that constant there. The idea is known from pruning with bias compensation
+(Ye et al. 2018, "Rethinking the smaller-norm-less-informative assumption"); the means here come from batch norm's own
+statistics, or from calibration data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from irtool.analysis.expectation import calibrate, expectations
+from irtool.analysis.labels import Labels
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.graph import Node, Value
+from irtool.ops.context import expand
+
+SUPPORTED = frozenset({"Conv", "Gemm"})
+
+
+@dataclass
+class Absorption:
+    """What is to be added where.
+
+    Attributes:
+        biases: for a contraction node's name, what each original output channel gains, float64, shape (outputs,).
+        fills: for the same nodes, the mean that each input channel was taken to have, of its label shape; for the check.
+        unknown: nodes with removed inputs whose mean nothing tells: those were dropped.
+        padded: nodes with zero padding, where the constant is exact inside and overstated at the border.
+    """
+
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    fills: dict[str, Tensor] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    padded: list[str] = field(default_factory=list)
+
+
+def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None = None) -> Absorption:
+    """Work out, for every convolution and linear layer that loses inputs, what those inputs add on average.
+
+    Args:
+        labels: the first walk over the original graph.
+        keep: whether each label stays.
+        calibration: batches of inputs; where given, means are measured, else batch norm's statistics tell.
+    """
+    stays = torch.from_numpy(keep)
+    losing = [node for node in labels.graph.nodes if _loses_inputs(node, labels, stays)]
+    means: Mapping[Value, Tensor]
+    if calibration is not None:
+        means = calibrate(labels, [node.input for node in losing], calibration)
+    else:
+        means = {value: mean for value, (mean, _) in expectations(labels).items()}
+    found = Absorption()
+    for node in losing:
+        _absorb(node, labels, stays, means, found)
+    return found
+
+
+def _loses_inputs(node: Node, labels: Labels, keep: Tensor) -> bool:
+    weight = node.get("weight")
+    if node.op not in SUPPORTED or weight is None or weight.data is None or node.input.is_param or labels.decisions.get((node.name, "depthwise")):
+        return False
+    own = labels.of(node.input)
+    return bool((~keep[own[own >= 0]]).any())
+
+
+def _absorb(node: Node, labels: Labels, keep: Tensor, means: Mapping[Value, Tensor], found: Absorption) -> None:
+    own = labels.of(node.input)
+    axis = 1 if node.op == "Conv" else own.dim() - 1
+    gone = (own >= 0) & ~keep[own]
+    mean = means.get(node.input)
+    if mean is None or mean.shape != own.shape or own.numel() != own.shape[axis] or isinstance(node.attrs.get("padding", 0), str):
+        found.unknown.append(node.location)
+        return
+    known = torch.where(gone & ~torch.isnan(mean), mean, 0.0)
+    if bool(torch.isnan(mean[gone]).any()):
+        found.unknown.append(node.location)
+        if not bool(known.any()):
+            return
+    weight = node.operands["weight"].data
+    assert weight is not None
+    vector = expand(known, [node.input.sizes[axis] if d == axis else 1 for d in range(known.dim())]).reshape(-1)
+    found.biases[node.name] = _gain(weight.double().cpu(), vector, int(node.attrs.get("groups") or 1))
+    found.fills[node.name] = known
+    padding = node.attrs.get("padding", 0)
+    if any((padding,) if isinstance(padding, int) else padding):
+        found.padded.append(node.location)
+
+
+def _gain(weight: Tensor, mean: Tensor, groups: int) -> Tensor:
+    """Sum over inputs and taps of weight times mean: (O, I / groups, taps...), (I,) -> (O,)."""
+    summed = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
+    blocks = summed.reshape(groups, -1, summed.shape[1])
+    return torch.einsum("goi,gi->go", blocks, mean.reshape(groups, -1)).reshape(-1)
+
+
+def add_biases(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_], gains: Mapping[str, Tensor]) -> FxGraph:
+    """Add to the biases of a sliced graph, in place, what its layers lost; layers without a bias get one.
+
+    Returns the graph read anew, since a new bias is a new parameter.
+    """
+    sources = {node.name: node for node in labels.graph.nodes}
+    by_name = {node.name: node for node in graph.nodes}
+    for name, gain in gains.items():
+        weight = sources[name].operands["weight"]
+        own = labels.axes[weight.name, 0]
+        if int(own[0]) >= 0:
+            # Output channels keep their order: only reading a parameter can reorder it, and outputs are made, not read.
+            gain = gain[torch.from_numpy(keep)[own]]
+        _add_bias(graph, by_name[name], gain)
+    graph.module.recompile()
+    graph.refresh()
+    return graph
+
+
+def _add_bias(graph: FxGraph, node: Node, gain: Tensor) -> None:
+    bias, weight = node.get("bias"), node.operands["weight"].data
+    assert weight is not None
+    if bias is not None and bias.data is not None:
+        graph.set_param(bias.name, (bias.data.double() + gain.to(bias.data.device)).to(bias.data.dtype))
+        return
+    made = nn.Parameter(gain.to(weight))
+    host = node.host
+    if host.op == "call_module":
+        graph.module.get_submodule(str(host.target)).bias = made
+        return
+    path = f"absorbed_{node.name}"
+    graph.module.register_parameter(path, made)
+    with graph.module.graph.inserting_before(host):
+        attribute = graph.module.graph.get_attr(path)
+    host.args = (*host.args[:2], attribute, *host.args[3:])
+    host.kwargs = {key: value for key, value in host.kwargs.items() if key != "bias"}

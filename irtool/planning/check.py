@@ -1,0 +1,101 @@
+"""Masked against sliced: the numerical check of a prune, in float64 from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from irtool.analysis.masked import masked_run
+from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.planning.absorb import absorption, add_biases
+from irtool.planning.plan import Plan, find_rewrite
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class MaskedCheck:
+    """How far the sliced graph is from the masked original.
+
+    Attributes:
+        max_abs: largest absolute difference of any output element.
+        relative: that, over the largest absolute output of the masked original.
+        inexact: steps that mix channels; with any, `relative` measures their effect and need not be small.
+        border: for absorbed constants: relative effect of zero padding, where the constant is overstated. 0 if none.
+    """
+
+    max_abs: float
+    relative: float
+    inexact: tuple[str, ...]
+    border: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Within 1e-9, or inexact for reasons that are listed."""
+        return self.relative <= TOLERANCE or bool(self.inexact)
+
+
+def check_prune(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...] | None = None, constants: str = "drop", calibration: Iterable[Any] | None = None, seed: int = 0) -> MaskedCheck:
+    """Prune a float64 copy of `graph` and compare it with the same copy masked.
+
+    Args:
+        graph: the graph that the plan was made for.
+        plan: the plan.
+        inputs: what to run on; random normal tensors of the example's shapes if left out.
+        constants: as in `prune`.
+        calibration: as in `prune`.
+        seed: of the random inputs.
+    """
+    source = graph.clone(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor.clone())
+    inputs = random_inputs(graph.example_inputs, seed) if inputs is None else map_tensors(inputs, _double)
+    rewrite = find_rewrite(source, plan)
+    labels, keep = rewrite.labels, rewrite.keep
+    batches = None if calibration is None else [map_tensors(batch, _double) for batch in calibration]
+    found = absorption(labels, keep, batches) if constants == "absorb" else None
+    sliced = rewrite.fill()
+    if found is not None and found.biases:
+        sliced = add_biases(sliced, labels, keep, found.biases)
+    reference = labels.graph
+    assert isinstance(reference, FxGraph)
+    stays = torch.from_numpy(keep)
+    expected = masked_run(reference, labels, stays, inputs, found.fills if found is not None else None)
+    got = sliced.run(*inputs)
+    border = 0.0
+    if found is not None and found.padded:
+        bordered = masked_run(reference, labels, stays, inputs, found.fills, fill_padding=False)
+        border = difference(bordered, expected)[1]
+    return MaskedCheck(*difference(expected, got), tuple(rewrite.inexact()), border)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def random_inputs(example: Any, seed: int = 0) -> tuple[Any, ...]:
+    """Normal float64 tensors in place of floating ones; others stay, since they may be indices."""
+    generator = torch.Generator().manual_seed(seed)
+    made: tuple[Any, ...] = map_tensors(tuple(example), lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64) if t.is_floating_point() else t)
+    return made
+
+
+def difference(expected: Any, got: Any) -> tuple[float, float]:
+    """Largest absolute difference over all output tensors, and that over the largest absolute expected value."""
+    worst, scale = 0.0, 0.0
+    pairs = zip(_tensors(expected), _tensors(got), strict=True)
+    for a, b in pairs:
+        if a.shape != b.shape:
+            return float("inf"), float("inf")
+        if a.numel():
+            gap = float((a.double() - b.double()).abs().max())
+            worst = max(worst, gap if gap == gap else float("inf"))
+            scale = max(scale, float(a.double().abs().max()))
+    return worst, worst / scale if scale else worst
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]

@@ -1,0 +1,27 @@
+"""Insert a channel selection before every batch norm that reads a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from irtool.ir.fx_graph import FxGraph
+from irtool.passmanager import Pass, PassResult, register
+from irtool.planning.residual import insert_selects
+
+
+@register
+@dataclass(frozen=True)
+class InsertSelects(Pass):
+    """Let batch norms that read a residual stream be sliced by themselves.
+
+    Given:  %bn1 = BatchNormalization(%add)
+    Result: %select_0 = ChannelSelect(%add); %bn1 = BatchNormalization(%select_0)
+    """
+
+    name: ClassVar[str] = "insert_selects"
+
+    def __call__(self, graph: FxGraph) -> PassResult:
+        """Insert selections of all channels; the outputs stay bit-equal."""
+        new = insert_selects(graph)
+        return PassResult(new, new is not graph)
