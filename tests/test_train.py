@@ -167,7 +167,7 @@ def test_strengths() -> None:
 
 
 def test_auto_strength_rises_with_the_wanted_share_and_stops_at_the_bound(digits: Data) -> None:
-    settings = Settings(epochs=6, lr=0.1, batch_size=32)
+    settings = Settings(epochs=60, lr=0.1, batch_size=32)
     model = net()
     before = copy.deepcopy(model.state_dict())
     few = find_strength(model, digits, settings, share=0.1, steps=10, bound=0.5)
