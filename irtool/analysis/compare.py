@@ -1,0 +1,306 @@
+"""Two programs side by side on the same inputs: how far apart, and where they part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from irtool.analysis.run import cast, cast_module, evaluating, run_with, steps
+from irtool.errors import CheckError, OptionError
+from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.ir.graph import Graph, Node
+
+FLOOR = 1e-6
+"""Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
+
+INFINITE = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far one value is from its reference.
+
+    Attributes:
+        name: the output's path, or the node's name.
+        where: the node's location, or the output's path.
+        max_abs: max|b - a|; infinite where only one of the two is finite, or the shapes differ.
+        relative: max|b - a| / max(max|a|, FLOOR), a being the reference: one scale for the whole value, so that entries near
+            zero do not blow it up.
+        nonfinite: entries that are NaN in either, or infinite in one alone. Equal infinities agree.
+        note: why it could not be compared, else empty.
+    """
+
+    name: str
+    where: str
+    max_abs: float
+    relative: float
+    nonfinite: int = 0
+    note: str = ""
+
+    def ok(self, tolerance: float) -> bool:
+        """Whether the relative error is at most `tolerance` and nothing is NaN."""
+        return self.relative <= tolerance and not self.nonfinite and not self.note
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        outputs: a deviation per output tensor, in order.
+        nodes: for two graphs, a deviation per node that both have by name, in the reference's order.
+        skipped: nodes that both have, with other shapes (channels were removed): not compared.
+        sources: for each node of the reference, the nodes that it reads.
+    """
+
+    outputs: tuple[Deviation, ...]
+    nodes: tuple[Deviation, ...] = ()
+    skipped: tuple[str, ...] = ()
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    @property
+    def max_abs(self) -> float:
+        """The largest absolute error over all outputs."""
+        return max((output.max_abs for output in self.outputs), default=0.0)
+
+    @property
+    def relative(self) -> float:
+        """The largest relative error over all outputs, each against its own largest entry."""
+        return max((output.relative for output in self.outputs), default=0.0)
+
+    @property
+    def nonfinite(self) -> int:
+        """Output entries that are NaN in either program, or infinite in one alone."""
+        return sum(output.nonfinite for output in self.outputs)
+
+    def ok(self, tolerance: float) -> bool:
+        """Whether every output is within `tolerance` (relative) and free of NaN."""
+        return all(output.ok(tolerance) for output in self.outputs)
+
+    def first(self, tolerance: float) -> Deviation | None:
+        """Where a difference that reaches an output begins: the first such node in the reference's order.
+
+        A node that differs while what reads it agrees again is no divergence: a convolution that took over its batch norm
+        differs, the activation after both agrees. So the walk goes back from the outputs and stops at nodes that agree.
+        """
+        if self.ok(tolerance):
+            return None
+        found = {node.name: node for node in self.nodes}
+        waiting, reached = [name for name in self.sources if name == "output"], set()
+        while waiting:
+            for source in self.sources.get(waiting.pop(), ()):
+                if source not in reached and not (source in found and found[source].ok(tolerance)):
+                    reached.add(source)
+                    waiting.append(source)
+        return next((node for node in self.nodes if node.name in reached), None)
+
+    def text(self, tolerance: float = 1e-4) -> str:
+        """One line: the errors, and where the two part if they do."""
+        worst = next((output for output in self.outputs if output.note), None)
+        parts = [f"{'equal' if self.ok(tolerance) else 'differ'} at tolerance {tolerance:.0e}: max abs {self.max_abs:.2e}, relative {self.relative:.2e} over {len(self.outputs)} output{'s' * (len(self.outputs) != 1)}"]  # fmt: skip
+        if worst is not None:
+            parts.append(f"output {worst.name} {worst.note}")
+        if self.nonfinite:
+            parts.append(f"{self.nonfinite} entries not finite")
+        first = self.first(tolerance)
+        if first is not None:
+            parts.append(f"first diverging node {first.where} (relative {first.relative:.2e})")
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} nodes of other shapes not compared")
+        return "; ".join(parts)
+
+
+def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) -> Comparison:
+    """Run two programs on the same inputs.
+
+    Args:
+        a: the reference: a graph, an `nn.Module`, a session of `irtool.backends`, or any function of tensors. Modules and
+            graphs run in eval mode without gradients.
+        b: the other program, of any of these kinds.
+        inputs: a tensor or array, or a tuple of the positional arguments.
+        dtype: compute in this type (`torch.float64`), on copies. Graphs and modules only: sessions and functions get the
+            inputs as they are.
+
+    Returns:
+        Errors per output. For two graphs that both run on torch the nodes that share a name are compared as well; the two
+        run in lockstep, so that of the values inside only those still needed are held.
+
+    Raises:
+        OptionError: something that cannot be run.
+        CheckError: the programs return different numbers of tensors.
+        GraphError: a graph cannot run on these inputs.
+    """
+    arguments = _arguments(inputs)
+    if isinstance(a, FxGraph) and isinstance(b, FxGraph):
+        lockstep = _Lockstep(a, b, arguments, dtype)
+        results = lockstep.run()
+        return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a))
+    return Comparison(_outputs(runner(a, dtype)(*arguments), runner(b, dtype)(*arguments)))
+
+
+def runner(program: Any, dtype: torch.dtype | None = None) -> Callable[..., Any]:
+    """A function of tensors that runs a graph, module, session or function once, without touching its inputs.
+
+    Raises:
+        OptionError: something that cannot be run.
+    """
+    for fits, make in _RUNNERS:
+        if fits(program):
+            return make(program, dtype)
+    raise OptionError(f"{type(program).__name__} cannot be run", remedy="Pass a graph, an nn.Module, a session or a function of tensors.")
+
+
+def _run_graph(graph: FxGraph, dtype: torch.dtype | None) -> Callable[..., Any]:
+    return lambda *inputs: run_with(graph, inputs, dtype=dtype)
+
+
+def _run_module(module: nn.Module, dtype: torch.dtype | None) -> Callable[..., Any]:
+    def run(*inputs: Any) -> Any:
+        given = map_tensors(inputs, torch.clone)
+        with evaluating(module if dtype is None else cast_module(module, dtype)) as ready, torch.no_grad():
+            return ready(*(given if dtype is None else cast(given, dtype)))
+
+    return run
+
+
+def _run_session(session: Any, dtype: torch.dtype | None) -> Callable[..., Any]:
+    return lambda *inputs: session.run(*(leaf.detach().cpu().numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)))
+
+
+def _run_function(function: Callable[..., Any], dtype: torch.dtype | None) -> Callable[..., Any]:
+    def run(*inputs: Any) -> Any:
+        with torch.no_grad():
+            return function(*map_tensors(inputs, torch.clone))
+
+    return run
+
+
+_RUNNERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, torch.dtype | None], Callable[..., Any]]], ...] = (
+    (lambda program: isinstance(program, FxGraph), _run_graph),
+    (lambda program: isinstance(program, nn.Module), _run_module),
+    # By what it has, not by its class: the engines lie above this layer.
+    (lambda program: callable(getattr(program, "run", None)) and not isinstance(program, Graph), _run_session),
+    (callable, _run_function),
+)
+
+
+def _arguments(inputs: Any) -> tuple[Any, ...]:
+    given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    return pytree.tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, given)  # type: ignore[no-any-return]
+
+
+def _tensors(result: Any) -> dict[str, Tensor]:
+    """The tensors in a result by their path (`[0]`, `['aux']`); arrays and numbers count as tensors."""
+    found = {}
+    for path, leaf in pytree.tree_leaves_with_path(result):
+        if isinstance(leaf, Tensor | np.ndarray | np.generic | int | float):
+            found[pytree.keystr(path)] = leaf if isinstance(leaf, Tensor) else torch.as_tensor(np.asarray(leaf))
+    return found
+
+
+def _outputs(a: Any, b: Any) -> tuple[Deviation, ...]:
+    """Outputs are matched by path where both have the same paths, else by order."""
+    reference, other = _tensors(a), _tensors(b)
+    if len(reference) != len(other):
+        raise CheckError(f"{len(reference)} outputs against {len(other)}", remedy="Compare programs with the same outputs.")
+    by_path = reference.keys() == other.keys()
+    pairs = (
+        [(path, value, other[path]) for path, value in reference.items()]
+        if by_path
+        else zip(reference, reference.values(), other.values(), strict=True)
+    )
+    return tuple(deviation(path, path, x, y) for path, x, y in pairs)
+
+
+def deviation(name: str, where: str, reference: Tensor, other: Tensor) -> Deviation:
+    """Compare two tensors in float64; the formulas stand at `Deviation`."""
+    if reference.shape != other.shape:
+        note = f"has shape {tuple(reference.shape)} against {tuple(other.shape)}"
+        return Deviation(name, where, INFINITE, INFINITE, note=note)
+    if reference.dtype == other.dtype and reference.device == other.device and torch.equal(reference, other):
+        return Deviation(name, where, 0.0, 0.0)
+    wide = torch.complex128 if reference.is_complex() or other.is_complex() else torch.float64
+    a, b = reference.detach().to(wide), other.detach().to(reference.device, wide)
+    nans = torch.isnan(a) | torch.isnan(b)
+    gap = (a - b).abs()
+    gap[(a == b) | (torch.isnan(a) & torch.isnan(b))] = 0.0
+    gap = gap.nan_to_num(nan=INFINITE, posinf=INFINITE)
+    size = a.abs()
+    scale = size[torch.isfinite(size)].max().item() if bool(torch.isfinite(size).any()) else 0.0
+    largest = gap.max().item() if gap.numel() else 0.0
+    return Deviation(name, where, largest, largest / max(scale, FLOOR), int((nans | torch.isinf(gap)).sum()))
+
+
+def _sources(graph: FxGraph) -> dict[str, tuple[str, ...]]:
+    return {node.name: tuple(value.producer.name for value in node.inputs if value.producer is not None) for node in graph.nodes}
+
+
+Step = tuple[str, str, list[Tensor]]
+"""A node's name, its location, and the tensors it gave."""
+
+
+class _Lockstep:
+    """Runs two graphs at once, each up to the next node that both have."""
+
+    def __init__(self, a: FxGraph, b: FxGraph, inputs: Sequence[Any], dtype: torch.dtype | None) -> None:
+        names = [{node.name for node in graph.nodes} for graph in (a, b)]
+        self._common = names[0] & names[1]
+        self._runs = (steps(a, inputs, dtype=dtype), steps(b, inputs, dtype=dtype))
+        self._results: list[Any] = [None, None]
+        self._running = [True, True]
+        self._pending: tuple[dict[str, Step], dict[str, Step]] = ({}, {})
+        self._order = {node.name: index for index, node in enumerate(a.nodes)}
+        self.found: list[Deviation] = []
+        self.skipped: list[str] = []
+
+    def run(self) -> tuple[Any, Any]:
+        """Both results."""
+        side = 0
+        while any(self._running):
+            if not self._running[side] or (self._pending[side] and not self._pending[1 - side]):
+                side = 1 - side  # the other one will come to the node that this one waits at
+            self._advance(side if self._running[side] else 1 - side)
+        self.found.sort(key=lambda one: self._order[one.name])
+        return self._results[0], self._results[1]
+
+    def _advance(self, side: int) -> None:
+        """Run one side up to its next common node, and compare if the other side has been there."""
+        step = self._next(side)
+        if step is None:
+            return
+        other = self._pending[1 - side].pop(step[0], None)
+        if other is not None:
+            self._compare(*((step, other) if side == 0 else (other, step)))
+        elif self._pending[1 - side]:  # out of order: this side goes on past its own value, and work in place must not reach it
+            self._pending[side][step[0]] = (step[0], step[1], [tensor.clone() for tensor in step[2]])
+        else:
+            self._pending[side][step[0]] = step
+
+    def _next(self, side: int) -> Step | None:
+        run: Generator[tuple[Node | None, Any, Any], None, Any] = self._runs[side]
+        while True:
+            try:
+                node, _, value = next(run)
+            except StopIteration as stop:
+                self._running[side], self._results[side] = False, stop.value
+                return None
+            if node is not None and node.name in self._common:
+                return node.name, node.location, [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+    def _compare(self, a: Step, b: Step) -> None:
+        name, where, _ = a
+        if [tensor.shape for tensor in a[2]] != [tensor.shape for tensor in b[2]]:
+            self.skipped.append(name)
+            return
+        parts = [deviation(name, where, x, y) for x, y in zip(a[2], b[2], strict=True)]
+        if parts:
+            worst = max(parts, key=lambda part: (part.relative, part.nonfinite))
+            self.found.append(
+                Deviation(name, where, max(part.max_abs for part in parts), worst.relative, sum(part.nonfinite for part in parts))
+            )

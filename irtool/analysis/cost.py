@@ -1,0 +1,268 @@
+"""What a graph costs: parameters, multiply-accumulates, bytes.
+
+Counted are the operators that multiply and accumulate: convolution, transposed convolution, linear layers, matrix
+products, einsum and attention. Biases, normalisation, activations, pooling, resizing and other element-wise work are not.
+One MAC is two FLOPs of `torch.utils.flop_counter`, which counts the same operators. An operator that irtool does not know is
+run on the meta device under that counter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from irtool.errors import OptionError
+from irtool.ir.fx_graph import FxGraph, copy_module, empty_like
+from irtool.ir.graph import Graph, Node, Value
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCost:
+    """One line of the table.
+
+    Attributes:
+        name: the node.
+        op: its operator.
+        location: module path or source position.
+        shape: the first output's sizes for the example inputs; None if it is not a tensor.
+        params: parameters that this node is the first to read, so that the column adds up to the total.
+        macs: multiply-accumulates for one sample.
+    """
+
+    name: str
+    op: str
+    location: str
+    shape: tuple[int, ...] | None
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The cost of a graph for its example inputs.
+
+    Attributes:
+        params: entries of all parameters that some node reads; a shared one counts once.
+        buffers: entries of buffers and constants that some node reads (running statistics, indices), scalars left out.
+        macs: multiply-accumulates for one sample: those of the example divided by its batch size, rounded node by node.
+        weight_bytes: bytes of `params` and `buffers` in the element types they have.
+        activation_bytes: peak bytes of values alive at once for one sample, each value freed after its last use and
+            nothing computed in place. An estimate: engines reuse and fuse.
+        batch: the batch size that was divided by.
+        uncounted: locations of unknown operators that could not be run on the meta device either; `macs` lacks theirs.
+        nodes: the table, in the graph's order.
+    """
+
+    params: int
+    buffers: int
+    macs: int
+    weight_bytes: int
+    activation_bytes: int
+    batch: int
+    uncounted: tuple[str, ...]
+    nodes: tuple[NodeCost, ...]
+
+    def text(self, *, every: bool = False) -> str:
+        """A table, one line a node that has parameters or MACs (or every node), and the totals.
+
+        Args:
+            every: list the nodes that cost nothing as well.
+        """
+        rows = [("location", "op", "output", "params", "MACs")]
+        rows += [(n.location, n.op, _sizes(n.shape), f"{n.params:,}", f"{n.macs:,}") for n in self.nodes if every or n.params or n.macs]
+        rows.append(("total", "", "", f"{self.params:,}", f"{self.macs:,}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if column > 2 else cell.ljust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        lines.append(
+            f"{self.buffers:,} buffer entries, {self.weight_bytes:,} bytes of weights, "
+            f"{self.activation_bytes:,} bytes of activations at the peak; MACs and activations for one sample"
+        )
+        if self.uncounted:
+            lines.append(f"MACs not counted: {', '.join(self.uncounted)}")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON data."""
+        return asdict(self)
+
+
+def cost(graph: Graph, *, batch: int | None = None) -> Cost:
+    """Count parameters, multiply-accumulates and bytes.
+
+    Args:
+        graph: any graph; the sizes are those of its example inputs.
+        batch: samples in the example; by default the size of the first input's first axis.
+
+    Raises:
+        OptionError: `batch` is less than 1.
+    """
+    if batch is not None and batch < 1:
+        raise OptionError(f"batch={batch}", remedy="Give the number of samples in the example inputs.")
+    samples = batch or next((value.sizes[0] for value in graph.inputs if value.shape), 1) or 1
+    owned = _Ownership(graph)
+    nodes, uncounted = [], []
+    for node in graph.nodes:
+        if node.op == "Output":
+            continue
+        rule = MACS.get(node.op)
+        whole = _measured(graph, node) if node.op == "Opaque" else rule(node) if rule is not None else 0
+        if whole is None:
+            uncounted.append(node.location)
+        macs = round((whole or 0) / samples)
+        shape = node.output.shape if node.outputs else None
+        nodes.append(NodeCost(node.name, node.op, node.location, shape, owned.claim(node), macs))
+    return Cost(
+        params=owned.params, buffers=owned.buffers, macs=sum(node.macs for node in nodes), weight_bytes=owned.bytes,
+        activation_bytes=round(_peak(graph) / samples), batch=samples, uncounted=tuple(uncounted), nodes=tuple(nodes),
+    )  # fmt: skip
+
+
+def held_by(graph: Graph, node: Node) -> Iterator[tuple[str, str, Tensor]]:
+    """The parameters, buffers and constants of a node: (role, qualified name, data).
+
+    Those of the children of a module that was kept whole are among them; the view does not list these.
+    """
+    seen = set()
+    for role, value in node.operands.items():
+        if value.data is not None:
+            seen.add(value.name)
+            yield role, value.name, value.data
+    module = getattr(graph, "module", None)
+    if module is None or getattr(node.host, "op", None) != "call_module":
+        return
+    whole = module.get_submodule(str(node.host.target))
+    if not any(True for _ in whole.children()):
+        return
+    for role, tensor in [*whole.named_parameters(), *whole.named_buffers()]:
+        name = f"{node.host.target}.{role}"
+        if name not in seen and tensor.dim() > 0:
+            yield role, name, tensor.detach()
+
+
+class _Ownership:
+    """Which node reads a parameter first."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.params = self.buffers = self.bytes = 0
+        module = getattr(graph, "module", None)
+        self._trainable = dict(module.named_parameters(remove_duplicate=False)) if module is not None else None
+        self._claimed: set[int | str] = set()
+
+    def claim(self, node: Node) -> int:
+        """Count what the node is the first to read; the number of parameters among it."""
+        found = 0
+        for role, name, data in held_by(self.graph, node):
+            parameter = self._trainable.get(name) if self._trainable is not None else None
+            key = name if parameter is None else id(parameter)
+            if key in self._claimed:
+                continue
+            self._claimed.add(key)
+            self.bytes += data.numel() * data.element_size()
+            if parameter is not None or (
+                self._trainable is None and data.is_floating_point() and role not in ("running_mean", "running_var")
+            ):
+                found += data.numel()
+            else:
+                self.buffers += data.numel()
+        self.params += found
+        return found
+
+
+def _peak(graph: Graph) -> int:
+    """Peak bytes of the values between nodes when the graph runs in its order."""
+    last = {value: index for index, node in enumerate(graph.nodes) for value in (*node.outputs, *node.inputs) if not value.is_param}
+    ends: dict[int, list[Value]] = {}
+    for value, index in last.items():
+        ends.setdefault(index, []).append(value)
+    alive = peak = 0
+    for index, node in enumerate(graph.nodes):
+        alive += sum(map(_bytes, node.outputs))
+        peak = max(peak, alive)
+        alive -= sum(map(_bytes, ends.get(index, ())))
+    return peak
+
+
+def _bytes(value: Value) -> int:
+    return prod(value.shape) * value.dtype.itemsize if value.shape is not None and value.dtype is not None else 0
+
+
+def _measured(graph: Graph, node: Node) -> int | None:
+    """MACs of an unknown operator, by torch's counter on the meta device; None where it does not run there."""
+    if not isinstance(graph, FxGraph):
+        return None
+    inputs = {value: torch.empty(value.sizes, dtype=value.dtype, device="meta") for value in node.inputs}
+    try:
+        # Attention is a matrix product or two only in its plain form; the fused kernels are not all in the counter's table.
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            if node.host.op == "call_module":
+                args, kwargs = (fx.map_arg(part, graph.examples.__getitem__) for part in (node.host.args, node.host.kwargs))
+                copy_module(graph.module.get_submodule(str(node.host.target)), empty_like).eval()(*args, **kwargs)
+            else:
+                graph.evaluate(node, inputs)
+    except Exception:  # whatever a foreign operator raises on tensors without data
+        return None
+    return counter.get_total_flops() // 2
+
+
+def _conv(node: Node) -> int:
+    """Each output is a sum over its group's input channels and the kernel; a transposed one spreads each input likewise."""
+    weight = node.get("weight")
+    if weight is None:
+        return 0
+    transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
+    return prod(node.input.sizes if transposed else node.output.sizes) * prod(weight.sizes[1:])
+
+
+def _gemm(node: Node) -> int:
+    factor = node.operands["input"]  # addmm's first operand is the bias
+    return prod(node.output.sizes) * factor.sizes[-1]
+
+
+def _matmul(node: Node) -> int:
+    return prod(node.output.sizes) * node.input.sizes[-1]
+
+
+def _attention(node: Node) -> int:
+    """q k^T and its product with v, in full: a causal mask saves nothing here, as in torch's counter."""
+    query, value = node.input.sizes, node.operands["value"].sizes
+    return prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
+
+
+def _einsum(node: Node) -> int:
+    """Operands are multiplied from left to right; a letter that only one of them has is summed away before."""
+    equation = str(node.attrs.get("equation", "")).replace(" ", "")
+    terms, arrow, result = equation.partition("->")
+    letters = terms.split(",")
+    if "." in equation or len(letters) != len(node.inputs):
+        return 0
+    sizes = {c: n for term, value in zip(letters, node.inputs, strict=True) for c, n in zip(term, value.sizes, strict=True)}
+    kept = set(result) if arrow else {c for c in sizes if terms.count(c) == 1}
+    total, left = 0, set(letters[0])
+    for index, term in enumerate(letters[1:], 1):
+        later = kept.union(*letters[index + 1 :])
+        total += prod(sizes[c] for c in (left & set(term)) | ((left | set(term)) & later))
+        left = (left | set(term)) & later
+    return total
+
+
+MACS: Mapping[str, Callable[[Node], int]] = {
+    "Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul, "Attention": _attention, "Einsum": _einsum,
+}  # fmt: skip
+"""How many multiply-accumulates an operator makes for the whole example batch. What is not listed counts as none."""
+
+
+def _sizes(shape: tuple[int, ...] | None) -> str:
+    return "x".join(map(str, shape)) if shape is not None else "?"
