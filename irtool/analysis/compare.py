@@ -19,6 +19,9 @@ from irtool.ir.graph import Graph, Node
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
 
+TOLERANCES: Mapping[torch.dtype | None, float] = {torch.float64: 1e-9, None: 1e-4}
+"""The relative error that two equal programs may show, by the type they were asked to compute in."""
+
 INFINITE = float("inf")
 
 
@@ -57,12 +60,14 @@ class Comparison:
         nodes: for two graphs, a deviation per node that both have by name, in the reference's order.
         skipped: nodes that both have, with other shapes (channels were removed): not compared.
         sources: for each node of the reference, the nodes that it reads.
+        tolerance: what `ok`, `first` and `text` go by unless told: 1e-9 where float64 was asked for, else 1e-4.
     """
 
     outputs: tuple[Deviation, ...]
     nodes: tuple[Deviation, ...] = ()
     skipped: tuple[str, ...] = ()
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    tolerance: float = TOLERANCES[None]
 
     @property
     def max_abs(self) -> float:
@@ -79,36 +84,40 @@ class Comparison:
         """Output entries that are NaN in either program, or infinite in one alone."""
         return sum(output.nonfinite for output in self.outputs)
 
-    def ok(self, tolerance: float) -> bool:
+    def ok(self, tolerance: float | None = None) -> bool:
         """Whether every output is within `tolerance` (relative) and free of NaN."""
-        return all(output.ok(tolerance) for output in self.outputs)
+        limit = self.tolerance if tolerance is None else tolerance
+        return all(output.ok(limit) for output in self.outputs)
 
-    def first(self, tolerance: float) -> Deviation | None:
+    def first(self, tolerance: float | None = None) -> Deviation | None:
         """Where a difference that reaches an output begins: the first such node in the reference's order.
 
         A node that differs while what reads it agrees again is no divergence: a convolution that took over its batch norm
         differs, the activation after both agrees. So the walk goes back from the outputs and stops at nodes that agree.
         """
-        if self.ok(tolerance):
+        limit = self.tolerance if tolerance is None else tolerance
+        if self.ok(limit):
             return None
         found = {node.name: node for node in self.nodes}
         waiting, reached = [name for name in self.sources if name == "output"], set()
         while waiting:
             for source in self.sources.get(waiting.pop(), ()):
-                if source not in reached and not (source in found and found[source].ok(tolerance)):
+                if source not in reached and not (source in found and found[source].ok(limit)):
                     reached.add(source)
                     waiting.append(source)
         return next((node for node in self.nodes if node.name in reached), None)
 
-    def text(self, tolerance: float = 1e-4) -> str:
+    def text(self, tolerance: float | None = None) -> str:
         """One line: the errors, and where the two part if they do."""
+        limit = self.tolerance if tolerance is None else tolerance
         worst = next((output for output in self.outputs if output.note), None)
-        parts = [f"{'equal' if self.ok(tolerance) else 'differ'} at tolerance {tolerance:.0e}: max abs {self.max_abs:.2e}, relative {self.relative:.2e} over {len(self.outputs)} output{'s' * (len(self.outputs) != 1)}"]  # fmt: skip
+        verdict, count = "equal" if self.ok(limit) else "differ", f"{len(self.outputs)} output{'s' * (len(self.outputs) != 1)}"
+        parts = [f"{verdict} at tolerance {limit:.0e}: max abs {self.max_abs:.2e}, relative {self.relative:.2e} over {count}"]
         if worst is not None:
             parts.append(f"output {worst.name} {worst.note}")
         if self.nonfinite:
             parts.append(f"{self.nonfinite} entries not finite")
-        first = self.first(tolerance)
+        first = self.first(limit)
         if first is not None:
             parts.append(f"first diverging node {first.where} (relative {first.relative:.2e})")
         if self.skipped:
@@ -137,11 +146,12 @@ def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) ->
         GraphError: a graph cannot run on these inputs.
     """
     arguments = _arguments(inputs)
+    tolerance = TOLERANCES[torch.float64 if dtype is torch.float64 else None]
     if isinstance(a, FxGraph) and isinstance(b, FxGraph):
         lockstep = _Lockstep(a, b, arguments, dtype)
         results = lockstep.run()
-        return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a))
-    return Comparison(_outputs(runner(a, dtype)(*arguments), runner(b, dtype)(*arguments)))
+        return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a), tolerance)
+    return Comparison(_outputs(runner(a, dtype)(*arguments), runner(b, dtype)(*arguments)), tolerance=tolerance)
 
 
 def runner(program: Any, dtype: torch.dtype | None = None) -> Callable[..., Any]:
