@@ -1,0 +1,82 @@
+"""`irtool compress`: from a checkpoint to MNN."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from irtool.cli import options
+from irtool.cli.data import DataOptions, example_shapes
+from irtool.cli.job import FILES, Settings, compress_graph, original, report_of, timed
+from irtool.cli.models import graph_of, input_shapes
+from irtool.cli.output import output_folder
+from irtool.cli.screen import out as console
+from irtool.cli.screen import screen
+from irtool.report.record import Report
+from irtool.report.tables import chain_table, comparison_table
+
+
+def compress(
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for what is made. It appears when all checks hold.")],
+    weights: options.Weights = None,
+    data: options.Data = None,
+    inputs: options.Inputs = None,
+    ratio: Annotated[float, typer.Option(help="The fraction of channels to remove, 0 to below 1.")] = 0.5,
+    criterion: Annotated[str, typer.Option(help="How channels are ranked: l1, l2, bn_scale, random.")] = "l1",
+    scope: Annotated[options.Scope, typer.Option(help="Rank over all layers, or in each.")] = options.Scope.GLOBAL,
+    residual: Annotated[
+        options.Residual, typer.Option(help="Residual streams: select from them, couple all that write to them, or keep them.")
+    ] = options.Residual.COUPLE,
+    constants: Annotated[
+        options.Constants, typer.Option(help="What removed channels emit on average: into the next bias, or dropped as published.")
+    ] = options.Constants.ABSORB,
+    calibrate: Annotated[int, typer.Option(help="Measure those averages on so many training images; 0: batch norm's statistics tell.")] = 0,
+    round_to: Annotated[int, typer.Option(help="Keep a multiple of this many channels.")] = 1,
+    min_channels: Annotated[int, typer.Option(help="Keep at least so many channels in each layer.")] = 1,
+    ignore: Annotated[list[str] | None, typer.Option(help="A layer or module to leave alone; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="For the random criterion.")] = 0,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
+    image_size: options.ImageSize = None,
+    opset: options.Opset = 17,
+    runs: Annotated[int, typer.Option(help="Timed runs of each model in each engine.")] = 50,
+) -> None:
+    """Prune, fold and export a model, with every step shown right; compare it with the original.
+
+    Writes model.safetensors (the smaller model, trainable), plan.json, model.onnx, model.mnn and report.json.
+
+    [bold]Example[/]: irtool compress --model PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
+    --criterion bn_scale --residual select --ratio 0.5 --out small
+    """
+    plan = {"criterion": criterion, "ratio": ratio, "scope": scope.value, "residual": residual.value, "min_channels": min_channels,
+            "round_to": round_to, "ignore": tuple(ignore or ()), "seed": seed}  # fmt: skip
+    settings = Settings(plan, constants.value, calibrate, opset, runs)
+    report = _run(model, weights, DataOptions(data, mean, std, limit, image_size), inputs, settings, out)
+    console().print(chain_table(report.chain))
+    console().print()
+    title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
+    console().print(comparison_table([("before", report.before), ("after", report.after)], title))
+    console().print(f"\nwritten to {out}: {', '.join(FILES.values())}")
+
+
+def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: list[str] | None, settings: Settings, out: Path) -> Report:
+    with output_folder(out) as folder, screen() as progress, tempfile.TemporaryDirectory() as scratch:
+        given = input_shapes(inputs)
+        data = data_options.load(model, progress)
+        with progress.stage("trace"):
+            graph = graph_of(model, weights, example_shapes(data, given))
+        done = compress_graph(graph, data, folder, settings, progress)
+        console().print(done.plan.summary())
+        console().print("\n".join(done.notes) + "\n")
+        before = original(graph, data, Path(scratch), settings, progress)
+        (first, after), ratios = timed([before, done.built], settings, progress)
+        source: dict[str, Any] = {"model": model, "weights": str(weights.resolve()) if weights else None, **data_options.record()}
+        source["inputs"] = [list(leaf.shape) for leaf in graph.example_inputs]
+        report = report_of(first, after, ratios[1], done, source, settings, data)
+        report.write(folder / FILES["report"])
+    return report

@@ -1,0 +1,7 @@
+"""`irtool demo`."""
+
+from __future__ import annotations
+
+
+def demo() -> None:
+    """x"""

@@ -1,0 +1,98 @@
+"""`irtool`: the commands together, and what happens when one fails.
+
+Whatever a user can do wrong ends in one line on stderr and exit code 1; a wrong command line in 2; Ctrl-C in 130.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import irtool
+from irtool.cli.compress import compress
+from irtool.cli.demo import demo
+from irtool.cli.diff import diff
+from irtool.cli.export import export
+from irtool.cli.inspect import inspect
+from irtool.cli.screen import complain
+from irtool.cli.verify import verify
+from irtool.errors import IrtoolError
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+app = typer.Typer(
+    name="irtool",
+    help="Compress CNNs by rewriting their graphs: prune, fold, export to ONNX and MNN, and show that every step is right.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for command in (inspect, compress, diff, export, verify, demo):
+    app.command(name=command.__name__)(command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"irtool {irtool.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _irtool(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Compress CNNs by rewriting their graphs: prune, fold, export to ONNX and MNN, and show that every step is right."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (that of the process by default) and return its exit code. Nothing is raised."""
+    try:
+        code = app(None if arguments is None else list(arguments), standalone_mode=False)
+    except IrtoolError as error:
+        complain(str(error))
+        return 2 if _is_diff(arguments) else 1
+    except TyperException as error:
+        complain(f"{error.format_message().rstrip('.')}. See irtool --help, or --help after the command.")
+        return error.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever reads our output has seen enough; Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("IRTOOL_TRACEBACK"):
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "")
+        complain(f"internal error: {type(error).__name__}: {reason}. Please report it; IRTOOL_TRACEBACK=1 shows where it happened.")
+        return 1
+    if code == INTERRUPTED:
+        complain("interrupted: nothing was written.")
+    return code if isinstance(code, int) else 0
+
+
+def _is_diff(arguments: Sequence[str] | None) -> bool:
+    """`irtool diff` keeps 1 for "they differ", as diff(1) does."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return next((word for word in given if not word.startswith("-")), "") == "diff"
+
+
+def _terminate(_signal: int, _frame: object) -> None:
+    raise SystemExit(TERMINATED)  # unwinds, so that temporary files go
+
+
+def main() -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""From what a user writes for a model to a module, and to a traced graph.
+
+The syntax is `[module or file:]name[:key=value,...]`: `PreResNet:depth=38`, `torchvision.models:resnet18`,
+`net.py:Net:classes=10,width=0.5`. Values are Python literals; any other word is a string.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from irtool import trace
+from irtool.cli.weights import load_weights
+from irtool.errors import FileError, OptionError
+from irtool.ir import FxGraph
+from irtool.models import MODELS
+
+_SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of a model that irtool saved."
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A parsed `--model`.
+
+    Attributes:
+        place: a module's name or a file's path; empty for a built-in.
+        name: the function or class.
+        arguments: what it is called with.
+    """
+
+    place: str
+    name: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """Read the syntax above.
+
+        Raises:
+            OptionError: it is not of that form.
+        """
+        parts = text.split(":", 2)
+        arguments = parts.pop() if len(parts) > 1 and "=" in parts[-1] else ""
+        if len(parts) > 2 or not all(parts):
+            raise OptionError(f"cannot read the model {text!r}", where="--model", remedy=_SYNTAX)
+        return cls("" if len(parts) == 1 else parts[0], parts[-1], _arguments(arguments, text))
+
+    def build(self) -> nn.Module:
+        """Make the module.
+
+        Raises:
+            OptionError: there is no such thing, or it cannot be called like that.
+        """
+        maker = _imported(self.place, self.name) if self.place else _builtin(self.name)
+        if isinstance(maker, nn.Module):
+            return maker
+        try:
+            made = maker(**self.arguments)
+        except Exception as error:  # the user's own code raises whatever it likes
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise OptionError(
+                f"cannot be built: {reason}", where=self.name, remedy="Check the arguments after the second colon."
+            ) from error
+        if not isinstance(made, nn.Module):
+            raise OptionError(
+                f"gave a {type(made).__name__}, not an nn.Module", where=self.name, remedy="Name a function that returns the model."
+            )
+        return made
+
+
+def graph_of(model: str, weights: Path | None, shapes: Sequence[tuple[int, ...]]) -> FxGraph:
+    """Build or load a model and trace it.
+
+    Args:
+        model: see the syntax above; or the path of a saved model, which needs no shapes.
+        weights: a state dict to load, or None for the weights that it is built with.
+        shapes: of the inputs.
+
+    Raises:
+        IrtoolError: one of the many things that can be wrong; each says which.
+    """
+    saved = Path(model)
+    if saved.is_dir():
+        saved = saved / MODEL_FILE
+    if saved.is_file() and saved.suffix != ".py":
+        return _load(saved, weights)
+    if saved.suffix in (".pth", ".pt", ".irtool", ".onnx", ".safetensors"):
+        raise FileError("no such file", where=model, remedy=_SYNTAX)
+    module = ModelSpec.parse(model).build()
+    if weights is not None:
+        load_weights(module, weights)
+    if not shapes:
+        raise OptionError(
+            "the size of the input is not known", where=model, remedy="Give --input 1x3x32x32, or --data where the command has it."
+        )
+    return trace(module.eval(), tuple(torch.zeros(shape) for shape in shapes))
+
+
+MODEL_FILE = "model.safetensors"
+"""The name of the saved model in a compress run's folder."""
+
+
+def _load(path: Path, weights: Path | None) -> FxGraph:
+    if weights is not None:
+        raise OptionError("a saved model has its weights in it", where="--weights", remedy="Leave --weights out.")
+    if path.suffix in (".pth", ".pt", ".safetensors"):
+        raise OptionError(
+            "weights alone are no model", where=str(path), remedy=f"Pass them as --weights and the model as --model. {_SYNTAX}"
+        )
+    if path.suffix == ".onnx":
+        raise OptionError("an ONNX file cannot be read as a graph yet", where=str(path), remedy="Name the PyTorch model it came from.")
+    from irtool.archive import load
+
+    loaded = load(path)
+    assert isinstance(loaded, FxGraph)
+    return loaded
+
+
+def input_shapes(texts: Sequence[str] | None) -> list[tuple[int, ...]]:
+    """Read `1x3x32x32`.
+
+    Raises:
+        OptionError: it is not of that form.
+    """
+    found = []
+    for text in texts or ():
+        if not re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)*", text):
+            raise OptionError(f"{text!r} is no size", where="--input", remedy="Write it like 1x3x224x224, batch first.")
+        found.append(tuple(int(size) for size in re.split("[x,]", text)))
+    return found
+
+
+def _arguments(text: str, whole: str) -> dict[str, Any]:
+    try:
+        call = ast.parse(f"_({text})", mode="eval").body
+    except SyntaxError as error:
+        raise OptionError(
+            f"cannot read the arguments of {whole!r}", where="--model", remedy="Write key=value, separated by commas."
+        ) from error
+    if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise OptionError(f"cannot read the arguments of {whole!r}", where="--model", remedy="Write key=value, separated by commas.")
+    return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+
+
+def _value(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        word = ast.unparse(node)
+        return _WORDS.get(word.lower(), word)
+
+
+def _builtin(name: str) -> Any:
+    found = next((maker for known, maker in MODELS.items() if known.lower() == name.lower()), None)
+    if found is None:
+        raise OptionError(f"no built-in model is called {name!r}", where="--model", remedy=f"Built in are {', '.join(MODELS)}. {_SYNTAX}")
+    return found
+
+
+def _imported(place: str, name: str) -> Any:
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise OptionError(f"has no {name!r}", where=place, remedy="Name a function or class that is in it.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise OptionError(f"{name} is a {type(found).__name__}, which cannot be called", where=place, remedy="Name a function or class.")
+    return found
+
+
+def _from_package(place: str) -> Any:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` has it: the user's own package lies in the working folder
+    return _guarded(place, lambda: importlib.import_module(place))
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileError("no such file", where=str(path), remedy=_SYNTAX)
+    spec = importlib.util.spec_from_file_location(f"irtool_user_{path.stem}", path)
+    assert spec is not None
+    loader = spec.loader
+    assert loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickling look there
+    sys.path.insert(0, str(path.parent.resolve()))
+    _guarded(str(path), lambda: loader.exec_module(module))
+    return module
+
+
+def _guarded(place: str, work: Any) -> Any:
+    try:
+        return work()
+    except Exception as error:  # the user's own code raises whatever it likes
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise OptionError(
+            f"cannot be imported: {reason}", where=place, remedy="Run irtool from the folder that python would import it from."
+        ) from error

@@ -1,0 +1,57 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = (
+    "What to build or load: a built-in (PreResNet:depth=38, VGG:depth=16,width=0.5), a function or class in a module "
+    "(torchvision.models:resnet18) or in a file (net.py:Net:classes=10), or a model that irtool saved."
+)
+
+Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP, metavar="MODEL")]
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", "-w", help="A state dict: .pth (read without running code) or .safetensors.", metavar="FILE")
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", "-i", help="The size of an input, e.g. 1x3x224x224; once for each input. With --data it is known.", metavar="SIZES"
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="An ImageFolder, a zip of one, or digits, CIFAR10, CIFAR100, MNIST, FashionMNIST.", metavar="DATA"),
+]
+Mean = Annotated[str | None, typer.Option(help="Normalisation, R,G,B from 0 to 1; default: that of the training images.", metavar="R,G,B")]
+Std = Annotated[str | None, typer.Option(help="Likewise.", metavar="R,G,B")]
+Limit = Annotated[int | None, typer.Option(help="Use at most so many images of each split.")]
+ImageSize = Annotated[int | None, typer.Option(help="Resize and crop images to so many pixels; default: their own size.")]
+Opset = Annotated[int, typer.Option(help="ONNX operator set, 11 to 26.")]
+
+
+class Scope(StrEnum):
+    """Where a ratio applies."""
+
+    GLOBAL = "global"
+    LOCAL = "local"
+
+
+class Residual(StrEnum):
+    """What becomes of residual streams."""
+
+    SELECT = "select"
+    COUPLE = "couple"
+    KEEP = "keep"
+
+
+class Constants(StrEnum):
+    """What becomes of the constants that removed channels emit."""
+
+    ABSORB = "absorb"
+    DROP = "drop"

@@ -1,0 +1,107 @@
+"""Reading a state dict without running anything that the file may hold, and fitting it to a model."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irtool.errors import FileError
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "module")
+_SAVE_AGAIN = "Save the weights alone: torch.save(model.state_dict(), path), or safetensors."
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put the weights of a file into a model, all of them.
+
+    Raises:
+        FileError: the file is missing, truncated or foreign, would have to run code, or does not fit the model.
+    """
+    state = read_weights(path)
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing, unexpected = [name for name in own if name not in state], [name for name in state if name not in own]
+    if missing or unexpected:
+        parts = [f"{len(missing)} weights missing, the first is {missing[0]!r}"] if missing else []
+        parts += [f"{len(unexpected)} unexpected, the first is {unexpected[0]!r}"] if unexpected else []
+        raise FileError(
+            "; ".join(parts),
+            where=str(path),
+            remedy=f"Name the model, and its arguments, that these weights belong to ({type(model).__name__} here).",
+        )
+    for name, shape in own.items():
+        if tuple(state[name].shape) != shape:
+            raise FileError(
+                f"{name} has shape {_sizes(state[name].shape)}, the model's has {_sizes(shape)}",
+                where=str(path),
+                remedy="Check the model's arguments (depth, width, classes).",
+            )
+    model.load_state_dict(state)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name: of the file itself, or of what lies under `state_dict`, `model` and the like.
+
+    Raises:
+        FileError: as above.
+    """
+    if not path.is_file():
+        raise FileError(
+            "is a folder" if path.is_dir() else "no such file", where=str(path), remedy="Give the path of a .pth or .safetensors file."
+        )
+    plain = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    found = _tensors(plain)
+    for key in _NESTED:
+        if not found and isinstance(plain, Mapping):
+            found = _tensors(plain.get(key))
+    if isinstance(plain, Mapping) and isinstance(plain.get("ema"), Mapping):
+        found |= _tensors(plain["ema"])  # irtool's own checkpoints: what their score belongs to
+    if not found:
+        raise FileError("holds no state dict", where=str(path), remedy=_SAVE_AGAIN)
+    if all(name.startswith("module.") for name in found):  # saved from DataParallel
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return found
+
+
+def _tensors(plain: Any) -> dict[str, Tensor]:
+    """The mapping if all it holds is tensors by name, else nothing."""
+    if not isinstance(plain, Mapping) or not plain:
+        return {}
+    whole = all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in plain.items())
+    return dict(plain) if whole else {}
+
+
+def _safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError("not a safetensors file, or a truncated one", where=str(path), remedy="Copy or save it again.") from error
+
+
+def _torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "global" in str(error).lower() or "WeightsUnpickler" in str(error):
+            raise FileError(
+                "holds pickled objects, which could run code when loaded: refused", where=str(path), remedy=_SAVE_AGAIN
+            ) from error
+        raise _damaged(path) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> FileError:
+    return FileError("not a torch checkpoint, or a truncated one", where=str(path), remedy="Copy or save it again.")
+
+
+def _sizes(shape: Any) -> str:
+    return "x".join(map(str, shape)) or "scalar"

@@ -1,0 +1,191 @@
+"""The chain of equality: masked = sliced = folded = ONNX = MNN, each link measured, each with its tolerance.
+
+The first two links are shown twice: in float64, where rounding cannot hide a wrong rewrite, and in float32 between the very
+graphs that are written. Nothing may be written while a link is broken: `Chain.require` says so, with the first node that
+diverges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irtool.analysis.compare import Comparison, compare
+from irtool.backends import MnnSession, OnnxSession
+from irtool.errors import CheckError, GraphError
+from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.passes import fold_batchnorm, prune
+from irtool.passes.prune import Constants
+from irtool.planning import Plan
+from irtool.planning.check import TOLERANCE as EXACT
+from irtool.planning.check import check_prune
+from irtool.report.divergence import first_in_mnn, first_in_onnx
+
+FLOAT32 = 1e-4
+"""Two float32 programs of the same formula: sums in another order."""
+ENGINE = 1e-3
+"""MNN's Winograd convolutions and approximate activations."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two neighbours in the chain, run on the same inputs.
+
+    Attributes:
+        left, right: what is compared: `masked`, `sliced`, `folded`, `ONNX`, `MNN`.
+        arithmetic: `float64` or `float32`.
+        max_abs: the largest absolute difference of any output element.
+        relative: that, over the largest absolute output on the left.
+        tolerance: what is allowed. In float64 it bounds `relative`; in float32 one of the two errors must be within it,
+            so that outputs near zero are not held to less than rounding.
+        ok: whether the link holds.
+        note: what else is worth knowing: inexact steps, border effects.
+        diverges: the first node where the two part; empty if they do not, or if nothing tells.
+    """
+
+    left: str
+    right: str
+    arithmetic: str
+    max_abs: float
+    relative: float
+    tolerance: float
+    ok: bool
+    note: str = ""
+    diverges: str = ""
+
+    @property
+    def name(self) -> str:
+        """`left = right`."""
+        return f"{self.left} = {self.right}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The links, in order."""
+
+    links: tuple[Link, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all links hold."""
+        return all(link.ok for link in self.links)
+
+    def require(self) -> None:
+        """Do nothing if all links hold.
+
+        Raises:
+            CheckError: the first broken link, its errors, and the first node that diverges.
+        """
+        for link in self.links:
+            if not link.ok:
+                place = f"; first diverging node: {link.diverges}" if link.diverges else ""
+                raise CheckError(
+                    f"differ by {link.max_abs:.2e} absolute, {link.relative:.2e} relative in {link.arithmetic}, {link.tolerance:.0e} allowed{place}",
+                    where=link.name,
+                    remedy="The rewrite or the engine is wrong here, so nothing is written; please report the model.",
+                )
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The links as JSON data."""
+        return [{"name": link.name, **asdict(link)} for link in self.links]
+
+
+def masked_links(
+    graph: FxGraph,
+    plan: Plan,
+    sliced: FxGraph,
+    inputs: tuple[Any, ...],
+    constants: Constants = "absorb",
+    calibration: Iterable[Any] | None = None,
+) -> tuple[Link, ...]:
+    """Masked against sliced in float64, and the sliced graph as it is stored against that one.
+
+    Args:
+        graph, plan, constants, calibration: what `sliced` was made from.
+        sliced: what `prune` returned for them.
+        inputs: what to run on.
+    """
+    batches = None if calibration is None else list(calibration)
+    found = check_prune(graph, plan, inputs, constants, batches)
+    notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
+    notes += [f"zero padding takes {found.border:.1e} from absorbed constants"] if found.border else []
+    exact = Link("masked", "sliced", "float64", found.max_abs, found.relative, EXACT, found.ok, "; ".join(notes))
+    wide = map_tensors(batches, _double) if batches is not None else None
+    stored = compare(prune(graph.clone(_double), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
+    return exact, _link("sliced", "stored", "float64", stored, FLOAT32)
+
+
+def folded_links(sliced: FxGraph, folded: FxGraph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
+    """Sliced against folded: the rewrite in float64, and the two graphs as they are in float32."""
+    wide = sliced.clone(_double)
+    exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
+    return (
+        _link("sliced", "folded", "float64", exact, EXACT),
+        _link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),
+    )
+
+
+def onnx_link(folded: FxGraph, path: Path, inputs: tuple[Any, ...]) -> Link:
+    """The folded graph against its ONNX file in onnxruntime."""
+    link = _link("folded", "ONNX", "float32", compare(folded, OnnxSession(path), inputs), FLOAT32)
+    return link if link.ok else _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
+
+
+def mnn_link(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
+    """The ONNX file in onnxruntime against the MNN file in MNN."""
+    link = _link("ONNX", "MNN", "float32", compare(OnnxSession(onnx_path), MnnSession(path), inputs), ENGINE)
+    return link if link.ok else _placed(link, first_in_mnn(onnx_path, path, inputs, ENGINE))
+
+
+def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batch: int = 8, seed: int = 0) -> tuple[Any, ...]:
+    """What to run the chain on: real images if there are some, else normal noise of the example's shapes.
+
+    Args:
+        example: the inputs that the graph was traced with.
+        images: float32 (N, C, H, W), used where the graph has one input.
+        batch: samples of noise, where the example's first axis is a batch; inputs that are not floats stay as they are.
+        seed: of the noise.
+    """
+    if images is not None and len(example) == 1:
+        return (images,)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {tuple(leaf.shape[:1]) for leaf in example if isinstance(leaf, Tensor)}
+    free = len(sizes) == 1 and all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in example)
+
+    def noise(like: Tensor) -> Tensor:
+        if not like.is_floating_point():
+            return like
+        return torch.randn((batch, *like.shape[1:]) if free and like.dim() else like.shape, generator=generator, dtype=like.dtype)
+
+    made: tuple[Any, ...] = map_tensors(example, noise)
+    return made
+
+
+def fitting_inputs(graph: FxGraph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`inputs`, or noise of the example's own shapes where the graph holds its batch size as a number."""
+    try:
+        graph.run(*inputs)
+    except (RuntimeError, ValueError, GraphError):
+        return chain_inputs(graph.example_inputs, batch=next(leaf.shape[0] for leaf in graph.example_inputs if isinstance(leaf, Tensor)))
+    return inputs
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
+def _link(left: str, right: str, arithmetic: str, found: Comparison, tolerance: float) -> Link:
+    error = found.relative if tolerance == EXACT else min(found.relative, found.max_abs)
+    ok = error <= tolerance and not found.nonfinite and not any(output.note for output in found.outputs)
+    first = None if ok else found.first(tolerance)
+    note = "; ".join(output.note for output in found.outputs if output.note)
+    return Link(left, right, arithmetic, found.max_abs, found.relative, tolerance, ok, note, first.where if first is not None else "")
+
+
+def _placed(link: Link, node: str) -> Link:
+    return Link(**{**asdict(link), "diverges": node})
