@@ -14,7 +14,7 @@ from functools import cached_property
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from irtool.analysis.labels import Labels, Layer, label
@@ -192,6 +192,7 @@ class _Grouping:
             seconds.append(b.numpy())
             if bool((a[:1] < 0) != (b[:1] < 0)) or a.numel() > 1:
                 lone.append((node, firsts[-1], seconds[-1]))
+        self.pins += [(found.numpy(), Pin(reason, node.location)) for node, found, reason in labels.pins]
         self.a = np.concatenate(firsts) if firsts else np.zeros(0, np.int64)
         self.b = np.concatenate(seconds) if seconds else np.zeros(0, np.int64)
         if bool(((self.a < 0) != (self.b < 0)).any()):
@@ -200,7 +201,6 @@ class _Grouping:
                 if mask.any():
                     reason = "meets a value whose channels cannot be removed"
                     self.pins.append((np.maximum(first, second)[mask], Pin(reason, node.location)))
-        self.pins += [(found.numpy(), Pin(reason, node.location)) for node, found, reason in labels.pins]
 
     def solve(self) -> ChannelGroups:
         for _ in range(20):
@@ -257,18 +257,18 @@ class _Grouping:
             ids = np.where(table >= 0, groups.group[table], -1)
             free = ~groups.pinned[ids] & (ids >= 0)
             if free.any() and not (ids == ids[:1]).all():
-                open_tables.append((node, table, np.where(free, ids, -1)))
+                open_tables.append((node, table, np.where(free, ids, -1), ids))
         changed = False
         for component in _sharing(open_tables):
-            balance = None if self.couple else _balance([ids for _, _, ids in component], [table for _, table, _ in component])
+            balance = None if self.couple else _balance([free for _, _, free, _ in component], [table for _, table, _, _ in component], [ids for *_, ids in component])
             if balance is not None:
                 groups.balances.append(balance)
                 continue
-            if any([self._unify_rows(groups, table) for _, table, _ in component]):
+            if any([self._unify_rows(groups, table) for _, table, *_ in component]):
                 changed = True
                 continue
             location = component[0][0].location
-            self.pins += [(table[table >= 0], Pin("its groups cannot lose equally many channels", location)) for _, table, _ in component]
+            self.pins += [(table[table >= 0], Pin("its groups cannot lose equally many channels", location)) for _, table, *_ in component]
             changed = True
         if changed:
             groups.balances.clear()
@@ -286,18 +286,18 @@ def _sharing(tables: list[tuple]) -> list[list[tuple]]:
     owner: dict[int, int] = {}
     graph: nx.Graph = nx.Graph()
     graph.add_nodes_from(range(len(tables)))
-    for index, (_, _, ids) in enumerate(tables):
+    for index, (_, _, ids, _) in enumerate(tables):
         for group in np.unique(ids[ids >= 0]).tolist():
             graph.add_edge(index, owner.setdefault(group, index))
     return [[tables[i] for i in sorted(component)] for component in nx.connected_components(graph)]
 
 
-def _balance(tables: list[Ints], labels: list[Ints]) -> Balance | None:
+def _balance(tables: list[Ints], labels: list[Ints], groups: list[Ints]) -> Balance | None:
     """The conditions on a family of tables, in the order in which the graph meets them; None if a group sits unevenly.
 
     Each row of a table must lose equally many channels. Where a table's channels go on to a later table, its rows must
-    also send equally many to each row there: a shuffle interleaves the rows, so a later split falls between the same
-    channels only then.
+    also send equally many to each row there that they reach: a shuffle interleaves the rows, so a later split falls
+    between the same channels only then. `tables` holds free groups (else -1), `groups` all of them.
     """
     touched: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     for number, ids in enumerate(tables):
@@ -313,12 +313,31 @@ def _balance(tables: list[Ints], labels: list[Ints]) -> Balance | None:
     for column, places in enumerate(cells):
         for number, row, many in places:
             loss[number][row, column] += many
+    present = _incidence(groups)
     conditions = []
     for number, rows in enumerate(loss):
-        later = [np.ones(len(cells), bool), *(after.sum(0) > 0 for after in loss[number + 1 :])]
-        later += [after[row] > 0 for after in loss[number + 1 :] for row in range(after.shape[0])]
-        conditions += [(rows[1:] - rows[:1]) * mask for mask in later]
+        conditions.append(rows[1:] - rows[:1])
+        for after, there in zip(loss[number + 1 :], present[number + 1 :], strict=True):
+            reached = (present[number] @ there.T).toarray() > 0
+            conditions.append(_equal_where(rows[reached.any(1)], after.sum(0) > 0))
+            conditions += [_equal_where(rows[reached[:, row]], after[row] > 0) for row in range(after.shape[0])]
     equal = np.unique(np.concatenate(conditions), axis=0)
     everything = np.concatenate(loss)
     room = np.concatenate([[int((np.unique(row) >= 0).sum()) - 1 for row in table] for table in labels])
     return Balance([np.array(sorted(found), np.int64) for found in by_rows.values()], equal[(equal != 0).any(1)], everything, room)
+
+
+def _incidence(tables: list[Ints]) -> list[csr_array]:
+    """For each table, which rows have a member of which group, shape (rows, groups)."""
+    width = max(int(ids.max()) for ids in tables) + 1
+    found = []
+    for ids in tables:
+        rows, columns = (ids >= 0).nonzero()
+        found.append(csr_array((np.ones(len(rows), np.int64), (rows, ids[rows, columns])), shape=(ids.shape[0], width)))
+    return found
+
+
+def _equal_where(rows: Ints, mask: NDArray[np.bool_]) -> Ints:
+    """Conditions that all rows lose equally many in the masked cells."""
+    masked: Ints = rows * mask
+    return masked[1:] - masked[:1]
