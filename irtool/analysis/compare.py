@@ -202,7 +202,7 @@ _RUNNERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, torch.dtype | None],
 
 def _arguments(inputs: Any) -> tuple[Any, ...]:
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-    return pytree.tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, given)  # type: ignore[no-any-return]
+    return pytree.tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, given)
 
 
 def _tensors(result: Any) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -255,7 +255,7 @@ _COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 
 def _resolve(node: Node, index: int, matched: Iterable[Node]) -> tuple[Node, int] | None:
     """The matched node that a value comes from, through nodes with one input that have no partner; None if there is no telling."""
-    while node not in matched:  # type: ignore[operator]
+    while node not in matched:
         sources = data_inputs(node)
         if len(sources) != 1:
             return None
@@ -268,10 +268,15 @@ def _delta(name: str, other: str, a: Tensor, b: Tensor) -> list[ParameterDelta]:
         return []
     x, y = (t if t.dtype in (torch.float32, torch.float64) else t.double() for t in (a, b.to(a.device)))
     gap = y - x
-    if not bool(torch.isfinite(gap).all()):  # infinities and NaNs agree with their like
+    norm, size = _norm(gap), _norm(x)
+    if not isfinite(norm):  # infinities and NaNs agree with their like
         gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, gap)
-    norm, size = (torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in (gap, x))
+        norm = _norm(gap)
     return [ParameterDelta(name, other, norm, norm / size if size else float("inf"), gap.abs().max().item())] if norm != 0 else []
+
+
+def _norm(tensor: Tensor) -> float:
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
 
 
 def _channels(node: Node) -> tuple[int, int] | None:

@@ -22,7 +22,12 @@ has no node of its own (a parameter that is fetched, a size, a member picked out
 def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     """The module in eval mode; each child's own train/eval flag is put back afterwards."""
     modes = [(child, child.training) for child in module.modules()]
-    module.eval()
+    if isinstance(module, fx.GraphModule):  # one that comes from torch.export refuses eval() itself
+        module.training = False
+        for child in module.children():
+            child.eval()
+    else:
+        module.eval()
     try:
         yield module
     finally:
