@@ -179,6 +179,13 @@ def test_auto_strength_rises_with_the_wanted_share_and_stops_at_the_bound(digits
         find_strength(model, digits, settings, share=1.5)
 
 
+def test_auto_strength_is_not_searched_again_on_resuming(digits: Data, tmp_path: Path) -> None:
+    a = sparse(net(), digits, QUICK, strength="auto", out=tmp_path)
+    assert isinstance(a.facts["strength"], float)
+    b = sparse(net(seed=7), digits, QUICK, strength="auto", out=tmp_path, resume=True)
+    assert a == b
+
+
 def test_distillation_loss_by_hand() -> None:
     random = np.random.default_rng(0)
     student, teacher = random.normal(size=(4, 5)) * 3, random.normal(size=(4, 5)) * 3
@@ -461,8 +468,10 @@ def test_mixup_blends_neighbours_and_their_labels() -> None:
 def test_channels_last_changes_speed_not_results(digits: Data) -> None:
     a, b = net(), net()
     fit(a, digits, QUICK, epochs=1)
+    views = {name: tensor.detach() for name, tensor in b.state_dict().items()}  # what a graph's view holds
     fit(b, digits, QUICK, epochs=1, channels_last=True)
     assert b[4].weight.is_contiguous()
+    assert all(views[name].data_ptr() == tensor.data_ptr() for name, tensor in b.state_dict().items())
     for left, right in zip(a.parameters(), b.parameters(), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-2, atol=1e-3)
 
@@ -488,6 +497,19 @@ def test_tensorboard_has_every_epoch(digits: Data, tmp_path: Path) -> None:
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("test_accuracy")]
     assert found == [(record.epoch, pytest.approx(record.test_accuracy)) for record in history.records]
+
+
+def test_the_demo_starts_from_the_same_net_each_time() -> None:
+    from irtool.train.demo import demo_settings
+
+    demo, quick = demo_settings(), demo_settings(quick=True, seed=3)
+    before = torch.get_rng_state()
+    assert same(demo.model().state_dict(), quick.model().state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (quick.settings.seed, demo.settings.seed) == (3, 0)
+    assert quick.settings.epochs < demo.settings.epochs
+    logits = demo.model().eval()(demo.data().sample(4))
+    assert logits.shape == (4, 10)
 
 
 TWO = """

@@ -20,7 +20,7 @@ from irtool.train.checkpoint import check_facts, load_checkpoint, save_checkpoin
 from irtool.train.data import Data
 from irtool.train.evaluate import evaluate, logits_of, module_of, run_model
 from irtool.train.history import History, Record, TensorBoardLog
-from irtool.train.processes import launch, shared_batch_statistics
+from irtool.train.processes import launch, returning, shared_batch_statistics
 from irtool.train.progress import Progress, Status, Throttle, silent
 from irtool.train.settings import Settings, learning_rate
 from irtool.train.split import Part
@@ -78,7 +78,7 @@ def fit(
     Under `torchrun`, each process takes its share of every step's batch; batch norms use the statistics of all shares.
 
     Args:
-        model: an `nn.Module`, or a graph. Back on its own device, in eval mode, when training ends.
+        model: an `nn.Module`, or a graph. In eval mode, and in its own tensors on its own device, when training ends.
         data: what to train on. Its test split is scored, never trained on.
         settings: the options; `changes` are options by name that replace some of them: `fit(net, data, epochs=3, lr=0.05)`.
         loss: default: cross-entropy with the settings' label smoothing.
@@ -95,19 +95,16 @@ def fit(
     """
     settings = Settings.settle(settings or Settings(), changes)
     module = module_of(model)
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not parameters:
+    if not any(parameter.requires_grad for parameter in module.parameters()):
         raise TrainError("no parameter requires a gradient", where="model", remedy="Unfreeze some: parameter.requires_grad_(True).")
-    home = parameters[0].device
-    run = _Run(module, data, settings, loss or cross_entropy(settings.label_smoothing), penalty, on_epoch, facts or {}, progress)
-    devices = [run.fabric.device.index or 0] if run.fabric.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices), shared_batch_statistics(module, run.fabric.world_size):
-            return run.train()
-    finally:
-        module.to(home).eval()
-        if settings.channels_last:
-            module.to(memory_format=torch.contiguous_format)
+    with returning(module):
+        run = _Run(module, data, settings, loss or cross_entropy(settings.label_smoothing), penalty, on_epoch, facts or {}, progress)
+        devices = [run.fabric.device.index or 0] if run.fabric.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices), shared_batch_statistics(module, run.fabric.world_size):
+                return run.train()
+        finally:
+            module.eval()
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Loss:

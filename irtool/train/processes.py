@@ -48,6 +48,27 @@ def launch(settings: Settings) -> Fabric:
 
 
 @contextlib.contextmanager
+def returning(module: nn.Module) -> Iterator[None]:
+    """After the block, the module's values stand in the very tensors they stood in before, whatever moved them meanwhile.
+
+    A graph's view holds those tensors; if a change of device or memory format replaced them, the view would go on showing
+    (and passes would slice) the weights from before the training.
+    """
+    parameters = [(parameter, parameter.data) for parameter in module.parameters()]
+    buffers = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, home in parameters:
+                if parameter.data_ptr() != home.data_ptr():
+                    parameter.data = home.copy_(parameter.data)
+            for owner, name, home in buffers:
+                if owner._buffers[name] is not home:
+                    owner._buffers[name] = home.copy_(owner.get_buffer(name))
+
+
+@contextlib.contextmanager
 def shared_batch_statistics(module: nn.Module, processes: int) -> Iterator[None]:
     """While the block runs, batch norms in training mode use the statistics of all processes' batches together.
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from irtool.errors import OptionError, TrainError
+from irtool.train.checkpoint import load_checkpoint
 from irtool.train.data import Data, balanced
 from irtool.train.evaluate import module_of
-from irtool.train.fit import Batch, OnEpoch, Penalty, cross_entropy, fit
+from irtool.train.fit import OnEpoch, Penalty, fit
 from irtool.train.history import History, Record
 from irtool.train.progress import Progress, Status, silent
 from irtool.train.settings import Settings, learning_rate
@@ -62,6 +63,8 @@ def sparse(
     settings = Settings.settle(settings or Settings(), changes)
     module = module_of(model)
     batch_norm_scales(module, ignore)
+    if strength == "auto" and settings.resume and settings.out and (settings.out / "last.pt").exists():
+        strength = load_checkpoint(settings.out / "last.pt")["history"]["facts"].get("strength", "auto")
     if strength == "auto":
         strength = find_strength(module, data, settings, share=share, bound=bound, ignore=ignore, progress=progress)
     value = strength_of(strength)
@@ -153,9 +156,9 @@ def find_strength(
     Copies of the model are trained for `steps` steps at the settings' learning rate, first without a penalty and then with
     each candidate in rising order, all on the same images in the same order. A scale is on course when the shrinkage that
     the penalty causes (against the copy without; over the trial's second half, when momentum is up to speed), carried on in
-    a straight line to the end of the run at `RESISTANCE` of its speed, takes it to `NEAR_ZERO` of the largest. The search stops at the first candidate
-    with `share` of the scales on course, or before the first whose loss exceeds the loss without penalty by more than
-    `bound` (a fraction).
+    a straight line to the end of the run at `RESISTANCE` of its speed, takes it to `NEAR_ZERO` of the largest. The search
+    stops at the first candidate with `share` of the scales on course, or before the first that diverges or whose loss
+    exceeds the loss without penalty by more than `bound` (a fraction).
 
     Args:
         share: the wanted share of small scales at the end of the run, in (0, 1).
@@ -174,11 +177,20 @@ def find_strength(
     settings, module = settings or Settings(), module_of(model)
     # As long as the search, and with one learning rate: the first steps of the run that is planned.
     short = replace(
-        settings, epochs=1, schedule="constant", warmup=0.0, evaluate_every=0, ema=0.0, out=None, resume=False, tensorboard=False
+        settings,
+        epochs=1,
+        schedule="constant",
+        warmup=0.0,
+        evaluate_every=0,
+        ema=0.0,
+        time_budget=0.0,
+        out=None,
+        resume=False,
+        tensorboard=False,
     )
     images = min(len(data.train), steps * settings.batch_size)
     some = Part(data.train, balanced(data.train.labels, images, settings.seed))
-    trial = replace(data, train=some, test=Part(data.test, torch.arange(1)))
+    trial = replace(data, train=some, test=Part(data.test, torch.arange(min(64, len(data.test)))))
     run_steps = settings.epochs * len(data.train) / settings.batch_size
     # In halves of a trial, at the trial's rate: how much of the run is left when the trial ends.
     left = max(0.0, _mean_rate(settings) * run_steps / (len(some) / settings.batch_size) - 1) * 2
@@ -186,7 +198,10 @@ def find_strength(
     free_loss, free_half, free_end = _trial(module, trial, short, 0.0, ignore)
     chosen = candidates[0]
     for number, candidate in enumerate(candidates, start=1):
-        loss, half, end = _trial(module, trial, short, candidate, ignore)
+        try:
+            loss, half, end = _trial(module, trial, short, candidate, ignore)
+        except TrainError:  # the same trial without a penalty went through, so this one diverged
+            break
         if loss > free_loss * (1 + bound):
             break
         chosen = candidate
@@ -209,21 +224,16 @@ def _scales(module: nn.Module, ignore: tuple[str, ...]) -> Tensor:
 
 
 def _trial(module: nn.Module, data: Data, settings: Settings, strength: float, ignore: tuple[str, ...]) -> tuple[float, Tensor, Tensor]:
-    """Train a copy: its mean loss over the second half, its scales at half time and at the end."""
+    """Train a copy: its mean loss, its scales at half time and at the end."""
     trained = copy.deepcopy(module)
-    plain, shrink = cross_entropy(settings.label_smoothing), l1_on_scales(strength, ignore)
-    losses: list[Tensor] = []
+    shrink = l1_on_scales(strength, ignore)
     half: list[Tensor] = []
-
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
-        value = plain(logits, batch)
-        losses.append(value.detach())
-        return value
 
     def penalty(network: nn.Module, position: float) -> None:
         if position >= 0.5 and not half:
             half.append(_scales(network, ignore))
         shrink(network, position)
 
-    fit(trained, data, settings, loss=loss, penalty=penalty)
-    return float(torch.stack(losses[len(losses) // 2 :]).mean()), half[0], _scales(trained, ignore)
+    # The history's loss is that of all processes, so that all of them choose alike.
+    history = fit(trained, data, settings, penalty=penalty)
+    return history.last.train_loss, half[0], _scales(trained, ignore)
