@@ -1,0 +1,67 @@
+"""Replaying the steps that made a graph, on an untouched model: only its shapes matter, the weights come after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from irtool.errors import FileError
+from irtool.ir.fx_graph import FxGraph
+from irtool.passes import FoldBatchNorm, InsertSelects
+from irtool.planning.absorb import add_biases
+from irtool.planning.plan import Plan, find_rewrite
+
+Step = Mapping[str, Any]
+
+
+def replay(graph: FxGraph, history: Sequence[Step]) -> FxGraph:
+    """Apply recorded steps in order. The caller's graph is not changed, and its tensors are not shared.
+
+    Raises:
+        PlanError: a step does not fit this model.
+        FileError: this version of irtool does not know a step.
+    """
+    if not history:
+        return graph.clone()
+    for step in history:
+        function = STEPS.get(step["step"])
+        if function is None:
+            raise FileError(
+                f"the step {step['step']!r} cannot be replayed", remedy="Load the file without model=, or install a newer irtool."
+            )
+        graph = function(graph, step)
+    return graph
+
+
+def _prune(graph: FxGraph, step: Step) -> FxGraph:
+    """Slice; layers that took up constants when the plan was carried out get biases to load into."""
+    rewrite = find_rewrite(graph, Plan.from_dict(step["plan"]))
+    labels, keep = rewrite.labels, rewrite.keep
+    sources = {node.name: node for node in labels.graph.nodes}
+    zeros = {name: torch.zeros(labels.axes[sources[name].operands["weight"].name, 0].numel()) for name in step["biases"]}
+    new = rewrite.fill()
+    new = add_biases(new, labels, keep, zeros) if zeros else new
+    new.history = (*graph.history, step)
+    return new
+
+
+def _fold_batchnorm(graph: FxGraph, step: Step) -> FxGraph:
+    new = FoldBatchNorm()(graph).graph
+    new.history = (*graph.history, step)
+    return new
+
+
+def _insert_selects(graph: FxGraph, step: Step) -> FxGraph:
+    new = InsertSelects()(graph).graph
+    new.history = (*graph.history, step)
+    return new
+
+
+STEPS: dict[str, Callable[[FxGraph, Step], FxGraph]] = {
+    "prune": _prune,
+    "fold_batchnorm": _fold_batchnorm,
+    "insert_selects": _insert_selects,
+}
+"""How each step that a pass writes into `FxGraph.history` is done again. Each appends itself to the history."""
