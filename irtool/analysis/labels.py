@@ -45,10 +45,18 @@ class Walk:
         """Labels of a value; a parameter has them along its only axis longer than 1, or none at first sight."""
         if not value.is_param:
             return self.values[value]
-        axes = [axis for axis, size in enumerate(value.sizes) if size > 1]
+        axes = [axis for axis, size in enumerate(self.original(value).sizes) if size > 1]
         if len(axes) != 1 or value.dtype is None or not value.dtype.is_floating_point:
+            self.computed(value)
             return none(len(value.sizes))
         return on_axis(self.param(value, axes[0]), axes[0], len(value.sizes))
+
+    def original(self, value: Value) -> Value:
+        """The parameter as it was before slicing."""
+        return value
+
+    def computed(self, value: Value) -> None:
+        """A parameter of several axes is read by an operator that does not say how: its entries cannot be followed."""
 
     def put(self, value: Value, labels: Tensor) -> None:
         """Set the labels of a node's output."""
@@ -77,7 +85,7 @@ class Labels(Walk):
         boxes: (node, table of the split axes' rank).
         ties: (node, source labels, labels of the copies).
         floors: sets of which at least one must stay.
-        inexacts: (node, labels, why).
+        inexacts: (node, table, why): the channels of each row are mixed with each other.
         decisions: choices made from sizes, by (node name, key).
     """
 
@@ -93,6 +101,18 @@ class Labels(Walk):
     inexacts: list[tuple[Node, Tensor, str]] = field(default_factory=list)
     decisions: dict[tuple[str, str], bool] = field(default_factory=dict)
     count: int = 0
+    _computed: dict[str, Node] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Walk, then pin what was computed with."""
+        super().run()
+        for (name, _), found in self.axes.items():
+            if name in self._computed:
+                self.pin(self._computed[name], found, f"other values are computed from {name}")
+
+    def computed(self, value: Value) -> None:
+        """Every axis of such a parameter must stay."""
+        self._computed.setdefault(value.name, value.uses[0])
 
     def _new(self, key: Key, size: int) -> Tensor:
         made = torch.arange(self.count, self.count + size)
@@ -159,9 +179,9 @@ class Labels(Walk):
         if kept.numel():
             self.floors.append(kept)
 
-    def inexact(self, node: Node, labels: Tensor, why: str) -> None:
+    def inexact(self, node: Node, table: Tensor, why: str) -> None:
         """A step that mixes channels."""
-        self.inexacts.append((node, labels[labels >= 0], why))
+        self.inexacts.append((node, table.reshape(-1, table.shape[-1]), why))
 
     def decide(self, node: Node, key: str, value: bool) -> bool:
         """Remember a choice for the second walk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from irtool.errors import GraphError
 from irtool.ir.fx_targets import Spec, callee, function_spec, module_spec
 from irtool.ir.graph import Graph, Node, Value
 
-PRODUCERS = ("call_module", "call_function", "call_method")
+Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
 
 
 def map_tensors(structure: Any, function: Callable[[torch.Tensor], Any]) -> Any:
@@ -22,17 +23,54 @@ def map_tensors(structure: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, structure)
 
 
-def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
-    """A deep copy of `module` whose parameters and buffers hold `data(name, old)`; sharing between names is kept.
+def look_into(example: Any) -> None:
+    """Let torch's pytree see the fields of a dataclass that nobody registered with it, as it sees those of a tuple."""
+    if dataclasses.is_dataclass(example) and not isinstance(example, type) and type(example) not in pytree.SUPPORTED_NODES:
+        pytree.register_dataclass(type(example))
 
-    Only the tensors that `data` makes are allocated, so a copy on the meta device costs no memory for weights.
+
+def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of `module` whose parameters and buffers hold `data(name, old)`; sharing between names is kept.
+
+    Only the tensors that `data` makes are allocated, so a copy on the meta device costs no memory for weights. The tree
+    is copied by hand: `copy.deepcopy` spends most of its time on empty hook dictionaries.
     """
     memo: dict[int, Any] = {}
     for name, parameter in module.named_parameters():
         memo[id(parameter)] = nn.Parameter(data(name, parameter.detach()), requires_grad=parameter.requires_grad)
     for name, buffer in module.named_buffers():
         memo[id(buffer)] = data(name, buffer)
-    return copy.deepcopy(module, memo)
+    if isinstance(module, fx.GraphModule):
+        root = _copy_tree(module, memo, nn.Module())
+        new = fx.GraphModule(root, copy.deepcopy(module.graph, memo), type(module).__name__)
+        new.meta = dict(module.meta)
+        new.training = module.training
+        return new
+    return _copy_tree(module, memo)
+
+
+_SHARED = (int, float, str, bool, bytes, tuple, type(None), type, torch.dtype, torch.device)
+
+
+def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = None) -> nn.Module:
+    """A module and all below it; the same module in two places stays one."""
+    if id(module) in memo:
+        found: nn.Module = memo[id(module)]
+        return found
+    made = module.__class__.__new__(module.__class__) if new is None else new
+    memo[id(module)] = made
+    for key, value in module.__dict__.items() if new is None else ():
+        if isinstance(value, _SHARED):
+            made.__dict__[key] = value
+        elif not value and isinstance(value, dict | set | list):
+            made.__dict__[key] = type(value)()
+        elif key not in ("_parameters", "_buffers", "_modules"):
+            made.__dict__[key] = copy.deepcopy(value, memo)
+    for slot in ("_parameters", "_buffers"):
+        made.__dict__[slot] = {key: None if held is None else memo[id(held)] for key, held in module.__dict__[slot].items()}
+    made.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    made.__dict__["_modules"] = {key: None if child is None else _copy_tree(child, memo) for key, child in module._modules.items()}
+    return made
 
 
 def empty_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -48,25 +86,29 @@ class FxGraph(Graph):
         example_inputs: the positional arguments the graph was traced with (tensors, or nests of them).
         tracer: which tracer served, for reports.
         history: the steps (JSON data) that made this graph out of the traced model, replayed by `load`.
+        fix: called before each host node is read, with the example values so far; it may change the node's arguments.
 
     Raises:
         GraphError: the program cannot run on the shapes of the example inputs.
     """
 
-    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], *, tracer: str = "symbolic", history: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], *, tracer: str = "symbolic", history: Sequence[Mapping[str, Any]] = (),
+                 fix: Fix | None = None) -> None:  # fmt: skip
         self.module = module
         self.example_inputs = tuple(example_inputs)
+        for example in self.example_inputs:
+            look_into(example)
         self.tracer = tracer
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.analyses: dict[str, Any] = {}
         """Results of analyses by name; they live as long as this graph, which never changes."""
-        self.refresh()
+        self.refresh(fix)
 
-    def refresh(self) -> None:
+    def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self.analyses.clear()
         self._held: dict[int, list[tuple[dict[str, Any], str]]] = {}
-        reader = _Reader(self.module, self.example_inputs)
+        reader = _Reader(self.module, self.example_inputs, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.examples, self._values = reader.examples, reader.values
 
@@ -85,6 +127,15 @@ class FxGraph(Graph):
         """A copy that shares nothing with this graph; `data` maps each parameter and buffer (a dtype change, say)."""
         module = copy_module(self.module, lambda name, tensor: data(tensor))
         return FxGraph(module, self.example_inputs, tracer=self.tracer, history=self.history)
+
+    def to(self, dtype: torch.dtype) -> FxGraph:
+        """A copy with all floating parameters, buffers and example inputs in another type (float64 for checks)."""
+
+        def cast(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+
+        module = copy_module(self.module, lambda name, tensor: cast(tensor))
+        return FxGraph(module, map_tensors(self.example_inputs, cast), tracer=self.tracer, history=self.history)
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
         """Replace a parameter's or buffer's tensor everywhere it is used; the shape stays that of the view.
@@ -162,7 +213,7 @@ def meta(tensor: torch.Tensor) -> torch.Tensor:
 class _Reader:
     """One walk over the host: example values, shapes, and the view's nodes."""
 
-    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> None:
+    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], fix: Fix | None) -> None:
         self.module, self.example_inputs = module, example_inputs
         self.examples: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Any] = {}
@@ -177,6 +228,8 @@ class _Reader:
         self._feed = list(pytree.tree_leaves(tuple(example_inputs))) if self._is_flat() else list(example_inputs)
         with torch.no_grad():
             for node in module.graph.nodes:
+                if fix is not None:
+                    fix(node, self.examples)
                 self._read(node)
         for view in self.nodes:
             for value in view.inputs:
@@ -238,11 +291,16 @@ class _Reader:
     def _read_call(self, node: fx.Node) -> None:
         args, kwargs = fx.map_arg(node.args, self.examples.__getitem__), fx.map_arg(node.kwargs, self.examples.__getitem__)
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        spec = module_spec(module) if module is not None else function_spec(node.target)
+        spec = module_spec(module) if module is not None else function_spec(node.target, args)
         inputs = self._flat((node.args, node.kwargs))
         if self._is_selection(node, args):
             self.examples[node] = args[0][args[1]]
             self.values[node] = self.values[node.args[0]][args[1]]  # type: ignore[index]
+            return
+        if dataclasses.is_dataclass(node.target):  # a program's result in a class of its own: a nest of values, not an operator
+            self.examples[node] = node.target(*args, **kwargs)
+            look_into(self.examples[node])
+            self.values[node] = node.target(*fx.map_arg(node.args, self.values.get), **fx.map_arg(node.kwargs, self.values.get))
             return
         operands, attrs = self._bind(node, spec, module, args, kwargs)
         shaped = _infer_shape(spec, operands, attrs)
@@ -382,6 +440,19 @@ def _spread(value: Any, n: int) -> tuple[int, ...] | None:
     return None
 
 
+def _concat(operands: Mapping[str, Value], attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    shapes, dim = [value.sizes for value in operands.values()], attrs.get("dim", 0)
+    if not isinstance(dim, int) or len({len(shape) for shape in shapes}) > 1 or len({value.dtype for value in operands.values()}) > 1:
+        return None
+    axis = dim % len(shapes[0])
+    return tuple(sum(shape[d] for shape in shapes) if d == axis else size for d, size in enumerate(shapes[0]))
+
+
+def _adaptive(operands: Mapping[str, Value], attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    x, size = operands["input"].sizes, attrs.get("output_size")
+    return (*x[: len(x) - len(size)], *size) if isinstance(size, tuple) and all(isinstance(s, int) for s in size) else None
+
+
 SHAPES: dict[str, Callable[[Mapping[str, Value], Mapping[str, Any]], tuple[int, ...] | None]] = {
-    "same": _same, "same_value": _same_value, "broadcast": _broadcast, "linear": _linear, "conv": _conv,
+    "same": _same, "same_value": _same_value, "broadcast": _broadcast, "linear": _linear, "conv": _conv, "concat": _concat, "adaptive": _adaptive,
 }  # fmt: skip

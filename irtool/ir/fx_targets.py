@@ -7,6 +7,7 @@ overload has a row of its own under `aten.<name>`). An argument after `*` collec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,8 @@ logical_not isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_
 """
 BINARY = """
 add sub mul div truediv true_divide divide multiply subtract floordiv floor_divide mod remainder fmod pow maximum minimum where eq ne lt le gt ge
-iadd imul isub itruediv add_ sub_ mul_ div_ rsub logical_and logical_or masked_fill masked_fill_ addcmul addcdiv lerp lerp_ prelu and_ or_ xor
-bitwise_and bitwise_or atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_
+iadd imul isub itruediv add_ sub_ mul_ div_ rsub logical_and logical_or masked_fill masked_fill_ addcmul addcdiv lerp lerp_ and_ or_ xor
+bitwise_and bitwise_or atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_ fmax fmin
 """
 RUN_DTYPE = frozenset("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf isfinite and_ or_ xor bitwise_and bitwise_or to type type_as "
                       "_to_copy where float double half bfloat16".split())  # fmt: skip
@@ -89,14 +90,15 @@ FUNCTIONS: dict[str, Spec] = {
     Glu | glu | input dim | run
     Cumsum | cumsum cumprod | input dim | same
     Pool | max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d | input kernel_size stride padding dilation ceil_mode | run
-    Pool | adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d | input output_size | run
+    Pool | adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d | input output_size | adaptive
     Pool | adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_max_pool2d | input output_size | run
     Resize | interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d upsample_bicubic2d | input size | run
     Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d grid_sample | input size | run
+    PRelu | prelu | input weight | same
     Reduce | mean sum amax amin max min prod var std norm logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
     Reshape | view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as ravel squeeze_ unsqueeze_ | input *shape | run
     Transpose | permute transpose t swapaxes swapdims movedim moveaxis adjoint mT T | input *dims | run
-    Concat | cat concat concatenate | tensors dim | run
+    Concat | cat concat concatenate | tensors dim | concat
     Stack | stack hstack vstack | tensors dim | run
     Split | split chunk tensor_split unbind split_with_sizes unsafe_split unsafe_chunk | input split_size_or_sections dim | run
     Slice | narrow select slice getitem diagonal diag_embed | input *arguments | run
@@ -115,8 +117,7 @@ FUNCTIONS: dict[str, Spec] = {
     """),
 }  # fmt: skip
 
-_POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
-          nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd)  # fmt: skip
+_POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd)  # fmt: skip
 _UNARY_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
                   nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink,
                   nn.Threshold, nn.Identity, nn.RReLU)  # fmt: skip
@@ -137,6 +138,7 @@ MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
     ((nn.Softmax, nn.LogSoftmax, nn.Softmin), Spec("Softmax", ("dim",), "same")),
     (nn.Softmax2d, Spec("Softmax", (), "same")),
     (nn.GLU, Spec("Glu", ("dim",))),
+    (nn.modules.pooling._AdaptiveAvgPoolNd, Spec("Pool", ("output_size",), "adaptive")),
     (_POOLS, Spec("Pool", ("kernel_size", "stride", "padding", "output_size"))),
     (nn.Upsample, Spec("Resize", ("size", "scale_factor", "mode"))),
     ((nn.Flatten, nn.Unflatten), Spec("Reshape")),
@@ -174,11 +176,24 @@ UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODU
 _TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
 
 
-def function_spec(target: Any) -> Spec | None:
+PAIRWISE = {"max": "maximum", "min": "minimum"}
+"""Reductions that compare two tensors when they are given two."""
+
+
+def function_spec(target: Any, args: Sequence[Any] = ()) -> Spec | None:
     """The row for a function, a method name or an ATen overload; None if there is none.
+
+    `args` tell `max(x, y)`, which is elementwise, from `max(x, dim)`.
 
     A function of the same name from a foreign module is not in the table: a user's `add` may be anything.
     """
+    found = _row(target)
+    if found is not None and found.op == "Reduce" and len(args) > 1 and isinstance(args[1], torch.Tensor):
+        return next((FUNCTIONS[pairwise] for name, pairwise in PAIRWISE.items() if found is FUNCTIONS[name]), found)
+    return found
+
+
+def _row(target: Any) -> Spec | None:
     if isinstance(target, str):
         return FUNCTIONS.get(target)
     if isinstance(target, torch._ops.OpOverload):

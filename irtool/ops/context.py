@@ -59,8 +59,8 @@ class Context(Protocol):
     def floor(self, labels: Tensor) -> None:
         """At least one of these channels must stay."""
 
-    def inexact(self, node: Node, labels: Tensor, why: str) -> None:
-        """Removing some but not all of these labels changes what the node computes from the others."""
+    def inexact(self, node: Node, table: Tensor, why: str) -> None:
+        """Removing some but not all labels of a row (along the last axis) changes what the node computes from the others."""
 
     def decide(self, node: Node, key: str, value: bool) -> bool:
         """A choice made on the first walk from sizes, and remembered on the second."""

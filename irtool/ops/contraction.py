@@ -113,7 +113,7 @@ def matmul(node: Node, ctx: Context) -> None:
     contracted = ctx.decide(node, "contracted", left.shape[-1] > 1 or right.shape[-2] > 1)
     if contracted:
         _contract(node, ctx, a, b, left.transpose(-1, -2), right, k)
-        left, right = _rest(node, ctx, left, -1), _rest(node, ctx, right, -2)
+        left, right = _rest(node, ctx, left, -1, "left"), _rest(node, ctx, right, -2, "right")
     if not is_none(left) and not is_none(right):
         ctx.pin(node, left.reshape(-1), "a product of two axes that both carry channels")
         ctx.pin(node, right.reshape(-1), "a product of two axes that both carry channels")
@@ -130,9 +130,9 @@ def _contract(node: Node, ctx: Context, a: Value, b: Value, left: Tensor, right:
     ctx.unify(node, x.reshape(-1), y.reshape(-1))
 
 
-def _rest(node: Node, ctx: Context, labels: Tensor, axis: int) -> Tensor:
+def _rest(node: Node, ctx: Context, labels: Tensor, axis: int, side: str) -> Tensor:
     """A factor's labels after contraction: gone with the axis they were on."""
-    return none(labels.dim()) if labels.shape[axis] > 1 or labels.numel() == 1 else labels
+    return none(labels.dim()) if ctx.decide(node, side, labels.shape[axis] > 1 or labels.numel() == 1) else labels
 
 
 def attention(node: Node, ctx: Context) -> None:
@@ -145,7 +145,7 @@ def attention(node: Node, ctx: Context) -> None:
     if not (is_none(q) and is_none(k)):
         ctx.unify(node, x.reshape(-1), y.reshape(-1))
     rank = len(node.output.sizes)
-    ctx.put(node.output, v if len(varying(v)) and v.shape[-2] == 1 else none(rank))
+    ctx.put(node.output, v if ctx.decide(node, "value", len(varying(v)) > 0 and v.shape[-2] == 1) else none(rank))
 
 
 def einsum(node: Node, ctx: Context) -> None:
@@ -160,8 +160,8 @@ def einsum(node: Node, ctx: Context) -> None:
     every = sorted(set(letters[0]) | set(letters[1]))
     spread = [_letters_to_axes(ctx.of(v), term, every) for v, term in zip(values, letters, strict=True)]
     summed = [c for c in every if c not in result]
-    lost = [any(labels.shape[every.index(c)] > 1 for c in summed) for labels in spread]
-    shared_only = [_narrow_unshared(labels, every, letters) for labels in spread]
+    lost = [ctx.decide(node, f"lost {i}", any(labels.shape[every.index(c)] > 1 for c in summed)) for i, labels in enumerate(spread)]
+    shared_only = [_shared(node, ctx, labels, every, letters) for labels in spread]
     x, y = torch.broadcast_tensors(*shared_only)
     if not (is_none(x) and is_none(y)):
         ctx.unify(node, x.reshape(-1), y.reshape(-1))
@@ -181,10 +181,12 @@ def _letters_to_axes(labels: Tensor, term: str, every: list[str]) -> Tensor:
     return labels.permute(order).reshape(shape)
 
 
-def _narrow_unshared(labels: Tensor, every: list[str], letters: list[str]) -> Tensor:
-    for axis, c in enumerate(every):
-        if not all(c in term for term in letters):
-            labels = labels.narrow(axis, 0, 1)
-    return labels
+def _shared(node: Node, ctx: Context, labels: Tensor, every: list[str], letters: list[str]) -> Tensor:
+    """The labels along the letters that both sides have; labels along other letters meet nothing."""
+    lone = [axis for axis, c in enumerate(every) if not all(c in term for term in letters)]
+    along = [axis for axis in varying(labels) if axis in lone]
+    if along and len(along) < len(varying(labels)):
+        ctx.pin(node, labels.reshape(-1), "einsum over two axes that both carry channels")
+    return none(labels.dim()) if ctx.decide(node, f"lone {letters} {labels.shape[0]}", bool(along)) else labels
 
 

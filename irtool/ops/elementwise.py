@@ -33,8 +33,8 @@ def meet(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: V
     labels = align(labels, rank)
     own = (1,) * (rank - len(value.sizes)) + value.sizes
     together = tuple(max(a, b) for a, b in zip(sizes, own, strict=True))
-    labels = _drop_single(node, ctx, labels, own, node.output.sizes)
-    met = _drop_single(node, ctx, met, sizes, together)
+    labels = _drop_single(node, ctx, labels, own, node.output.sizes, value.name)
+    met = _drop_single(node, ctx, met, sizes, together, f"before {value.name}")
     if met.shape == labels.shape and torch.equal(met, labels):
         return met, together
     a, b = torch.broadcast_tensors(met, labels)
@@ -42,10 +42,10 @@ def meet(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: V
     return torch.where(a >= 0, a, b), together
 
 
-def _drop_single(node: Node, ctx: Context, labels: Tensor, own: tuple[int, ...], out: tuple[int, ...]) -> Tensor:
+def _drop_single(node: Node, ctx: Context, labels: Tensor, own: tuple[int, ...], out: tuple[int, ...], what: str) -> Tensor:
     """One channel that is broadcast over many (an attention map of one channel) is none of them; it has to stay."""
     broadcast = any(size == 1 and full > 1 for size, full in zip(own[1:], out[1:], strict=True))
-    if labels.numel() > 1 or is_none(labels) or not broadcast:
+    if not ctx.decide(node, f"single {what}", broadcast and labels.numel() == 1 and not is_none(labels)):
         return labels
     ctx.pin(node, labels.reshape(-1), "a single channel that is broadcast over others")
     return none(labels.dim())
@@ -70,8 +70,8 @@ def _meet_param(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], v
     if is_none(met):
         return meet(node, ctx, met, sizes, value, ctx.of(value))
     axes = [axis for axis in varying(met) if own[axis] > 1] or ([axis for axis in range(rank) if own[axis] > 1 and sizes[axis] == own[axis]] if met.numel() == 1 else [])
-    if axes:
-        axis = max(axes, key=lambda d: (_distinct(met, d), d))
+    best = max(axes, key=lambda d: (_distinct(met, d), d)) if axes else None
+    for axis in (d for d in range(rank) if ctx.decide(node, f"{value.name} along {d}", d == best)):
         vector = flatten_others(node, ctx, met, axis)
         ctx.read(node, value, axis - shift, vector.expand(own[axis]))
         met = on_axis(vector, axis, rank) if len(varying(met)) > 1 else met
@@ -86,7 +86,8 @@ def _distinct(labels: Tensor, axis: int) -> int:
 def prelu(node: Node, ctx: Context) -> None:
     """A slope a channel: the parameter's only axis meets axis 1."""
     value, weight = node.input, node.get("weight") or node.get("other")
-    if weight is not None and weight.is_param and weight.sizes[0] > 1 and len(value.sizes) > 1:
+    several = weight is not None and weight.is_param and weight.sizes[0] > 1 and len(value.sizes) > 1
+    if weight is not None and ctx.decide(node, "slopes", several):
         ctx.read(node, weight, 0, channel_vector(node, ctx, value, 1))
     ctx.put(node.output, ctx.of(value))
 
@@ -107,5 +108,5 @@ def softmax(node: Node, ctx: Context) -> None:
     labels, axis = ctx.of(node.input), node.attrs.get("dim")
     axis = 1 if axis is None else axis % max(labels.dim(), 1)
     if axis in varying(labels):
-        ctx.inexact(node, labels.reshape(-1), "softmax over channels")
+        ctx.inexact(node, labels.movedim(axis, -1), "softmax over channels")
     ctx.put(node.output, labels)

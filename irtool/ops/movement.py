@@ -38,7 +38,8 @@ def movement(node: Node, ctx: Context) -> None:
 
 def _is_data(node: Node, value: Value) -> bool:
     """Whether an operand is moved, rather than an index that says where to."""
-    return not (value.is_param and node.op == "Gather" and value is not node.input)
+    index = value.dtype is not None and not value.dtype.is_floating_point
+    return value is node.input or not index
 
 
 def reshape(node: Node, ctx: Context) -> None:
@@ -91,7 +92,8 @@ def concat(node: Node, ctx: Context) -> None:
     rank = len(node.output.sizes)
     axis = _axis(node, rank)
     tensors = [ctx.of(value) for value in node.inputs]
-    if all(labels.shape[axis] == 1 for labels in tensors) and len({tuple(varying(labels)) for labels in tensors}) == 1 and varying(tensors[0]):
+    alike = all(labels.shape[axis] == 1 for labels in tensors) and len({tuple(varying(labels)) for labels in tensors}) == 1
+    if ctx.decide(node, "rows", alike and len(varying(tensors[0])) > 0):
         # Rows of the same channels (tokens, anchors): one set of channels from here on, not one a row.
         for labels in tensors[1:]:
             if not torch.equal(labels, tensors[0]):
@@ -116,7 +118,8 @@ def pad(node: Node, ctx: Context) -> None:
     """Padding along an axis that carries channels makes new channels (the option A shortcut of CIFAR ResNets)."""
     labels, value = ctx.of(node.input), node.input
     amounts = pad_amounts(node)
-    touched = [axis for axis in varying(labels) if amounts.get(axis, (0, 0)) != (0, 0)]
+    found = [axis for axis in varying(labels) if amounts.get(axis, (0, 0)) != (0, 0)]
+    touched = [axis for axis in range(labels.dim()) if ctx.decide(node, f"pads {axis}", axis in found)]
     if not touched:
         ctx.put(node.output, labels)
         return

@@ -30,9 +30,10 @@ def over_last_axes(node: Node, ctx: Context) -> None:
     shape = node.attrs.get("normalized_shape", (1,))
     depth = 1 if isinstance(shape, int) else len(shape)
     rank = labels.dim()
-    axes = [axis for axis in varying(labels) if axis >= rank - depth]
+    found = [axis for axis in varying(labels) if axis >= rank - depth]
+    axes = [axis for axis in range(rank) if ctx.decide(node, f"over {axis}", axis in found)]
     if axes:
-        ctx.inexact(node, labels.reshape(-1), "normalises over channels")
+        ctx.inexact(node, labels.flatten(rank - depth), "normalises over channels")
     for role in _PARAMETERS[:2]:
         parameter = node.get(role)
         if parameter is None or not parameter.is_param:
@@ -52,7 +53,7 @@ def group_norm(node: Node, ctx: Context) -> None:
     groups = int(node.attrs["num_groups"])
     alone = ctx.decide(node, "per_channel", groups == arriving.numel())
     if not is_none(arriving) and not alone:
-        ctx.inexact(node, arriving, "normalises over groups of channels")
+        ctx.inexact(node, arriving.reshape(groups, -1), "normalises over groups of channels")
         if groups > 1:
             ctx.balance(node, arriving.reshape(groups, -1))
     for role in _PARAMETERS[:2]:
@@ -67,7 +68,7 @@ def across_channels(node: Node, ctx: Context) -> None:
     labels, axis = ctx.of(node.input), node.attrs.get("dim", 1)
     axis = axis % labels.dim() if isinstance(axis, int) else 1
     if axis in varying(labels):
-        ctx.inexact(node, labels.reshape(-1), f"{node.callee} over channels")
+        ctx.inexact(node, labels.movedim(axis, -1), f"{node.callee} over channels")
     ctx.put(node.output, labels)
 
 
@@ -77,12 +78,24 @@ def reduce(node: Node, ctx: Context) -> None:
     rank = labels.dim()
     axes = _reduced(node, rank)
     over = [axis for axis in varying(labels) if axis in axes]
+    alone = ctx.decide(node, "alone", bool(over) and len(over) == len(varying(labels)))
     name = node.callee.rsplit(".", 1)[-1]
-    if over and name not in ("sum", "sum.dim_IntList"):
+    if alone and name not in ("sum", "sum.dim_IntList"):
         ctx.inexact(node, labels.reshape(-1), f"{name} over channels")
+    if alone:
+        labels = none(rank)
+    elif over:  # the channels of other axes are added up, each with its like: a sum over stacked branches
+        labels = _merge(node, ctx, labels, over)
     for output in node.outputs:
-        kept = none(rank) if over else labels
-        ctx.put(output, _drop_axes(kept, axes, len(output.sizes)))
+        ctx.put(output, _drop_axes(labels, axes, len(output.sizes)))
+
+
+def _merge(node: Node, ctx: Context, labels: Tensor, over: list[int]) -> Tensor:
+    first = labels
+    for axis in over:
+        first = first.narrow(axis, 0, 1)
+    ctx.unify(node, first.expand(labels.shape).reshape(-1), labels.reshape(-1))
+    return first
 
 
 def _reduced(node: Node, rank: int) -> set[int]:

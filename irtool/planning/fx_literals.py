@@ -5,7 +5,7 @@ One row an operator of the torch host. Sizes that the program computes (`x.size(
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Literals:
     def __init__(self, graph: FxGraph, module: fx.GraphModule, sizes: Callable[[Value], tuple[int, ...]], kept: Callable[[Value, int], Ints | None]) -> None:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
+        self._sized = {node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and _name(node.host) in _LISTS_SIZES and sizes(node.output) != node.output.shape}
+        self._examples = {host.name: example for host, example in graph.examples.items()}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
 
@@ -45,6 +47,34 @@ class Literals:
         if self.edited:
             self.module.graph.lint()
             self.module.recompile()
+
+    def fix_computed(self, host: fx.Node, examples: Mapping[fx.Node, Any]) -> None:
+        """A size that the program computes from another tensor (`x.reshape(b, n, y.shape[-1])`) may be wrong after slicing.
+
+        Called while the edited program is read: a computed size of a pruned axis that differs from what the axis has now
+        becomes a literal.
+        """
+        node = self._sized.get(host.name)
+        if node is None:
+            return
+        key, listed = _sizes_argument(host)
+        old, new = node.output.sizes, self.sizes(node.output)
+        if len(listed) != len(new):
+            return
+        fixed = [size if isinstance(arg, fx.Node) and size != before and examples[arg] != size else arg for arg, size, before in zip(listed, new, old, strict=True)]
+        if fixed != list(listed):
+            self.set_args(node, *_with_sizes(host, key, fixed))
+
+    def value(self, arg: Any) -> Any:
+        """An argument as it was before slicing: a literal, or what the program computed for the example inputs."""
+        return self._examples[arg.name] if isinstance(arg, fx.Node) else arg
+
+    def literal(self, entry: Any) -> Any:
+        """An index entry with its computed bounds as numbers."""
+        if isinstance(entry, slice):
+            return slice(self.value(entry.start), self.value(entry.stop), self.value(entry.step))
+        value = self.value(entry)
+        return value if isinstance(value, int) else entry
 
     def owner(self, node: Node) -> nn.Module | None:
         """The module that a node calls, or None for a function."""
@@ -78,18 +108,34 @@ def _reshape(edits: Literals, node: Node) -> None:
     _set_sizes(edits, node, host, new)
 
 
-def _set_sizes(edits: Literals, node: Node, host: fx.Node, new: tuple[int, ...]) -> None:
+_LISTS_SIZES = frozenset({"view", "reshape", "_unsafe_view", "expand", "broadcast_to"})
+
+
+def _sizes_argument(host: fx.Node) -> tuple[str | None, Sequence[Any]]:
+    """The sizes that a call lists: by keyword, as one sequence, or as separate arguments."""
     key = next((k for k in ("shape", "size", "sizes") if k in host.kwargs), None)
-    listed = host.kwargs[key] if key else host.args[1] if len(host.args) == 2 and isinstance(host.args[1], tuple | list) else host.args[1:]
-    if not isinstance(listed, tuple | list) or len(listed) != len(new):
-        return
-    fixed = tuple(_size(old, size, before) for old, size, before in zip(listed, new, node.output.sizes, strict=True))
     if key:
-        edits.set_args(node, host.args, {**host.kwargs, key: fixed})
-    elif len(host.args) == 2 and isinstance(host.args[1], tuple | list):
-        edits.set_args(node, (host.args[0], list(fixed) if isinstance(host.args[1], list) else fixed))
+        listed = host.kwargs[key]
     else:
-        edits.set_args(node, (host.args[0], *fixed))
+        listed = host.args[1] if len(host.args) == 2 and isinstance(host.args[1], tuple | list) else host.args[1:]
+    return key, listed if isinstance(listed, tuple | list) else ()
+
+
+def _with_sizes(host: fx.Node, key: str | None, sizes: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with other sizes, in the form in which they were."""
+    if key:
+        return host.args, {**host.kwargs, key: tuple(sizes)}
+    if len(host.args) == 2 and isinstance(host.args[1], tuple | list):
+        return (host.args[0], list(sizes)), dict(host.kwargs)
+    return (host.args[0], *sizes), dict(host.kwargs)
+
+
+def _set_sizes(edits: Literals, node: Node, host: fx.Node, new: tuple[int, ...]) -> None:
+    key, listed = _sizes_argument(host)
+    if len(listed) == len(new):
+        fixed = [_size(old, size, before) for old, size, before in zip(listed, new, node.output.sizes, strict=True)]
+        if fixed != list(listed):
+            edits.set_args(node, *_with_sizes(host, key, fixed))
 
 
 def _size(old: Any, new: int, before: int) -> Any:
@@ -133,7 +179,7 @@ def _slice(edits: Literals, node: Node) -> None:
         kept = edits.kept(node.input, dim)
         if kept is None:
             return
-        first = _get(host, 2, "start", None) if name != "select" else _get(host, 2, "index")
+        first = edits.value(_get(host, 2, "start", None) if name != "select" else _get(host, 2, "index"))
         if name == "select":
             edits.set_args(node, (host.args[0], dim, int(np.searchsorted(kept, first % node.input.sizes[dim]))), {})
             return
@@ -162,7 +208,9 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
             axis += rank - explicit
             continue
         kept = edits.kept(node.input, axis)
-        new.append(entry if kept is None else _moved(entry, kept, node.input.sizes[axis]))
+        new.append(entry if kept is None else _moved(edits.literal(entry), kept, node.input.sizes[axis]))
+        if kept is not None and isinstance(entry, fx.Node):
+            _move_constant(edits, node, kept)
         axis += 1
     return tuple(new) if len(new) > 1 else new[0]
 
@@ -170,7 +218,10 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
 def _moved(entry: Any, kept: Ints, size: int) -> Any:
     if isinstance(entry, int):
         return int(np.searchsorted(kept, entry % size))
-    if not isinstance(entry, slice) or any(isinstance(bound, fx.Node) for bound in (entry.start, entry.stop, entry.step)):
+    if isinstance(entry, list | tuple) and all(type(item) is int for item in entry):
+        listed = np.array(entry) % size
+        return np.searchsorted(kept, listed[np.isin(listed, kept)]).tolist()
+    if not isinstance(entry, slice):
         return entry
     chosen = np.arange(size)[entry]
     new = np.searchsorted(kept, chosen[np.isin(chosen, kept)])
@@ -182,10 +233,15 @@ def _moved(entry: Any, kept: Ints, size: int) -> Any:
 
 def _gather(edits: Literals, node: Node) -> None:
     """A constant index over a pruned axis: the positions of what is still there."""
-    index = next((value for value in node.inputs if value.is_param and value is not node.input), None)
     dim = node.attrs.get("dim", 1)
     kept = edits.kept(node.input, dim % len(node.input.sizes) if isinstance(dim, int) else 1)
-    if index is None or kept is None or index.data is None or index.data.dim() != 1:
+    if kept is not None:
+        _move_constant(edits, node, kept)
+
+
+def _move_constant(edits: Literals, node: Node, kept: Ints) -> None:
+    index = next((value for value in node.inputs if value.is_param and value is not node.input), None)
+    if index is None or index.data is None or index.data.dim() != 1 or index.data.dtype == torch.bool:
         return
     old = index.data.cpu().numpy()
     set_attribute(edits.module, index.name, torch.from_numpy(np.searchsorted(kept, old[np.isin(old, kept)])))

@@ -51,9 +51,20 @@ class Replay(Walk):
             raise ProofError(f"sizes do not fit after slicing ({str(error).splitlines()[0] if str(error) else error!r})", remedy=_REMEDY) from error
         self._check(self._met, self.before.meetings)
         self._check(self._tied, self.before.ties)
+        self._check_complete()
         for old, new in zip(self.before.graph.outputs, self.graph.outputs, strict=True):
             if not torch.equal(self.before.of(old), self.of(new)):
                 raise ProofError("an output has other channels than before", where=originals["output"].location if "output" in originals else old.name, remedy=_REMEDY)
+
+    def original(self, value: Value) -> Value:
+        """The parameter before slicing, whose sizes the first walk went by."""
+        return self.before.graph.params.get(value.name, value)
+
+    def _check_complete(self) -> None:
+        """Every parameter axis that lost entries must have been read again."""
+        for key, old in self.before.axes.items():
+            if key not in self.orders and key[0] in self.graph.params and int(old[0]) >= 0 and not bool(self.keep[old].all()):
+                raise ProofError("nothing reads the channels of this parameter any more", where=key[0], remedy=_REMEDY)
 
     def put(self, value: Value, labels: Tensor) -> None:
         """Set labels; each axis must be broadcast or of the real size."""
@@ -101,12 +112,12 @@ class Replay(Walk):
         old_arriving, old_own = self.before.reads[node.name, key]
         mask = self.keep[old_own] if int(old_own[0]) >= 0 else None
         expected = old_arriving if mask is None else old_arriving[mask]
-        if not torch.equal(expected, arriving):
-            if key in self._fixed:
-                raise ProofError(f"channels arrive at {value.name} in another order than at its first use", where=node.location, remedy=_REMEDY)
-            own = self.orders[key] = _reorder(arriving, expected, old_own if mask is None else old_own[mask], node)
+        partners = old_own if mask is None else old_own[mask]
+        if not torch.equal(expected, arriving) or (int(own[0]) >= 0 and not torch.equal(partners, own)):
+            if key not in self._fixed:
+                own = self.orders[key] = _reorder(arriving, expected, partners, node)
+            self._met.append((node, arriving, own))  # in another order than before: pair by pair at the end
         self._fixed.add(key)
-        self._met.append((node, arriving, own))
 
     def tie(self, node: Node, source: Tensor, copies: Tensor) -> None:
         """A selection must take its copies from the sources they had."""
@@ -114,7 +125,7 @@ class Replay(Walk):
 
     def decide(self, node: Node, key: str, value: bool) -> bool:
         """The choice of the first walk."""
-        return self.before.decisions[node.name, key]
+        return self.before.decisions.get((node.name, key), value)
 
     def pin(self, node: Node, labels: Tensor, reason: str) -> None:
         """Pins shape the plan; here they are past."""
@@ -124,19 +135,21 @@ class Replay(Walk):
     def floor(self, labels: Tensor) -> None:
         """Floors shape the plan; here they are past."""
 
-    def inexact(self, node: Node, labels: Tensor, why: str) -> None:
+    def inexact(self, node: Node, table: Tensor, why: str) -> None:
         """Listed on the first walk."""
 
     def _check(self, now: list[tuple[Node, Tensor, Tensor]], before: list[tuple[Node, Tensor, Tensor]]) -> None:
         """Every pair that meets now, at its node, must be among the pairs that met there before."""
         numbers = {node.name: index for index, node in enumerate(self.before.graph.nodes)}
-        old = np.unique(_codes(before, numbers, self.before.count + 1))
-        for entry in now if len(now) else ():
+        now = [entry for entry in now if entry[1].numel()]
+        if not now:
+            return
+        names = {node.name for node, _, _ in now}
+        old = np.sort(_codes([entry for entry in before if entry[0].name in names], numbers, self.before.count + 1))
+        for entry in now:
             if entry[1].numel() != entry[2].numel():
                 raise ProofError("operands of different sizes meet", where=entry[0].location, remedy=_REMEDY)
         codes = _codes(now, numbers, self.before.count + 1)
-        if not codes.size:
-            return
         found = np.searchsorted(old, codes)
         missing = (found >= old.size) | (old[np.minimum(found, old.size - 1)] != codes) if old.size else np.ones(codes.size, bool)
         if missing.any():

@@ -73,7 +73,8 @@ class Rewrite:
     def inexact(self) -> list[str]:
         """The steps that mix removed channels with others, with the reason."""
         stays = torch.from_numpy(self.keep)
-        return [f"{node.location} ({why})" for node, labels, why in self.labels.inexacts if bool((~stays[labels]).any()) and bool(stays[labels].any())]
+        rows = [(node, torch.where(table >= 0, stays[table], True), why) for node, table, why in self.labels.inexacts]
+        return [f"{node.location} ({why})" for node, left, why in rows if bool((left.any(1) & ~left.all(1)).any())]
 
     def fill(self) -> FxGraph:
         """Put the sliced parameters in, and return the finished graph."""
@@ -217,7 +218,9 @@ def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
     for child in module.modules():
         sync_attributes(child)
     try:
-        new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history)
+        new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
+        if edits.edited:
+            module.recompile()
     except Exception as error:
         raise ProofError(f"sizes do not fit after slicing: {error}", remedy="Name the module in ignore=, and please report this model.") from error
     if _freeze_scalars(graph, new):

@@ -87,11 +87,11 @@ class ShuffleLiteral(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.head = cbr(3, 12, groups=3), cbr(12, 12, 1, groups=3), cbr(12, 12, 1, groups=3), Head(12)
+        self.a, self.b, self.c, self.head = cbr(3, 24), cbr(24, 24, 1, groups=3), cbr(24, 24, 1, groups=3), Head(24)
         self.shuffle = nn.ChannelShuffle(3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x).reshape(2, 3, 4, 8, 8).permute(0, 2, 1, 3, 4).flatten(1, 2)
+        x = self.a(x).reshape(2, 3, 8, 8, 8).permute(0, 2, 1, 3, 4).flatten(1, 2)
         return self.head(self.c(self.shuffle(self.b(x))))
 
 

@@ -47,14 +47,16 @@ class Flips(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.d, self.head = cbr(3, 12), cbr(12, 12), cbr(12, 8), cbr(8, 8), Head(8)
+        self.a, self.b, self.c, self.d, self.e, self.head = cbr(3, 12), cbr(12, 12), cbr(12, 8), cbr(8, 8), cbr(8, 8), Head(8)
         self.register_buffer("order", torch.tensor([3, 0, 2, 1, 5, 4, 7, 6]))
+        self.register_buffer("other", torch.tensor([-1, 0, 3, 2, 1, 4, 6, 5]))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.b(self.a(x).flip(1))
         x = self.c(torch.roll(x, 5, 1))
         x = self.d(torch.index_select(x, 1, self.order))
-        return self.head(x[:, [7, 6, 5, 4, 0, 1, 2, 3]])
+        x = self.e(x[:, self.other])
+        return self.head(x[:, [7, 6, 5, -4, 0, 1, 2, 3]])
 
 
 @case("flip_residual", removed=0.5)
