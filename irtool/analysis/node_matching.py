@@ -24,10 +24,10 @@ CELLS = 25_000_000
 """The largest table that an alignment may fill (100 MB); longer lists are cut at nodes whose names both have first."""
 
 _WEIGHTS: dict[str, int] = {
-    "name": 2, "path": 2, "parameters": 4, "contents": 8, "parameter shapes": 2, "attributes": 2, "shape": 1, "producer names": 2,
+    "name": 2, "path": 2, "parameters": 4, "contents": 40, "parameter shapes": 2, "attributes": 2, "shape": 1, "producer names": 2,
     "producer ops": 1, "consumer ops": 1,
 }  # fmt: skip
-"""What speaks for a pair of the same operator, and how loudly. What the weights hold outweighs any name."""
+"""What speaks for a pair of the same operator, and how loudly. Equal weights outweigh the names of a whole block, since these shift."""
 
 _ENOUGH = ("name", "parameters", "contents", "attributes")
 """A pair needs one of these: two convolutions with other names, weights and strides are not each other."""
@@ -97,7 +97,7 @@ def _features(node: Node) -> tuple[Hashable, ...]:
     producers = [producer for _, producer, _ in data_inputs(node)]
     path = node.location.removesuffix(f" ({node.name})")
     return (
-        node.op, node.name, path if path != node.name else None, tuple(value.name for value in held), tuple(_sample(value.data) for value in held[:1]),
+        node.op, node.name, path if path != node.name else None, tuple(value.name for value in held), next(filter(None, (_sample(value.data) for value in held)), None),
         tuple(value.shape for value in held), str(sorted((key, str(plain(value, key))) for key, value in node.attrs.items())), node.output.shape if node.outputs else None,
         tuple(producer.name for producer in producers), tuple(producer.op for producer in producers), tuple(sorted(user.op for user in consumers(node))),
     )  # fmt: skip

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from irtool.analysis.cost import held_by
 from irtool.analysis.node_matching import consumers, data_inputs
 from irtool.ir.graph import Graph, Node
 
@@ -25,7 +24,7 @@ class Unmatched:
     Attributes:
         added, removed: those in no replacement, in the order of their graph.
         replaced: (nodes of the first graph, nodes of the second) that stand between the same neighbours.
-        rewritten: nodes of the first graph that took over what a removed one did: their numbers had to change.
+        rewritten: nodes of the first graph that took over what a removed one did: that explains their new numbers.
     """
 
     added: list[Node]
@@ -45,7 +44,7 @@ def find_replacements(a: Graph, b: Graph, pairs: Mapping[Node, Node]) -> Unmatch
     rewritten: set[Node] = set()
     for stretch in _stretches(a, gone):
         other = places.pop(_place(stretch, lambda node: node), None)
-        source = _folded_into(stretch, a, b, pairs) if other is None else None
+        source = _folded_into(stretch, pairs) if other is None else None
         if source is not None:
             replaced.append(([source, *stretch], [pairs[source]]))
             rewritten.add(source)
@@ -81,15 +80,42 @@ def _place(stretch: list[Node], partner: Callable[[Node], Node]) -> Place:
     return frozenset(map(partner, above)), frozenset(map(partner, below))
 
 
-def _folded_into(stretch: list[Node], a: Graph, b: Graph, pairs: Mapping[Node, Node]) -> Node | None:
-    """The node that a vanished batch norm was folded into: the one before it, if its numbers changed."""
-    if len(stretch) != 1 or stretch[0].op != "BatchNormalization":
+def _folded_into(stretch: list[Node], pairs: Mapping[Node, Node]) -> Node | None:
+    """The node that a vanished batch norm was folded into: the one before it, if its partner's numbers say so.
+
+    Where channels went at the same time the numbers cannot be held against each other; a bias must do then.
+    """
+    norm = stretch[0]
+    source = norm.input.producer if len(stretch) == 1 and norm.op == "BatchNormalization" else None
+    partner = pairs.get(source) if source is not None else None
+    if source is None or partner is None or source.op not in ("Conv", "ConvTranspose", "Gemm"):
         return None
-    source = stretch[0].input.producer
-    if source is None or source.op not in ("Conv", "ConvTranspose", "Gemm") or source not in pairs:
+    if partner.get("bias") is None or any(user.op == "BatchNormalization" for user in consumers(partner)):
         return None
-    held = [[data for _, _, data in held_by(graph, node)] for graph, node in ((a, source), (b, pairs[source]))]
-    unchanged = len(held[0]) == len(held[1]) and all(
-        x.shape == y.shape and torch.equal(x, y.to(x.device)) for x, y in zip(*held, strict=True)
+    return source if _is_fold(source, norm, partner) else None
+
+
+def _is_fold(source: Node, norm: Node, partner: Node) -> bool:
+    """Whether b' = (b - mean) * gamma / sqrt(var + eps) + beta, and w' is scaled likewise, to float32's precision."""
+    old, new = source.operands["weight"].data, partner.operands["weight"].data
+    mean, variance = (held.data if (held := norm.get(role)) is not None else None for role in ("running_mean", "running_var"))
+    if old is None or new is None or mean is None or variance is None:
+        return False
+    if old.shape != new.shape:
+        return True
+    gamma, beta, bias, bias_now = (
+        _data(node, role) for node, role in ((norm, "weight"), (norm, "bias"), (source, "bias"), (partner, "bias"))
     )
-    return None if unchanged else source
+    scale = (1.0 if gamma is None else gamma.double()) / (variance.double() + float(norm.attrs.get("eps", 1e-5))).sqrt()
+    shift = ((0.0 if bias is None else bias.double()) - mean.double()) * scale + (0.0 if beta is None else beta.double())
+    if bias_now is None or not torch.allclose(bias_now.double(), shift, rtol=1e-4, atol=1e-5):
+        return False
+    if source.op == "ConvTranspose":  # (in, out / groups, ...): the norms over all of it are told by the bias well enough
+        return True
+    expected = old * scale.reshape(-1, *[1] * (old.dim() - 1)).to(old.dtype)
+    return bool((new - expected).abs().max() <= 1e-4 * expected.abs().max())
+
+
+def _data(node: Node, role: str) -> torch.Tensor | None:
+    value = node.get(role)
+    return value.data if value is not None else None
