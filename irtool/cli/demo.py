@@ -1,7 +1,95 @@
-"""`irtool demo`."""
+"""`irtool demo`: the whole job, on real data that comes with a Python package."""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
 
-def demo() -> None:
-    """x"""
+import typer
+
+from irtool import trace
+from irtool.cli.data import TRACE_BATCH
+from irtool.cli.job import FILES, Built, Compressed, Settings, compress_graph, original, report_of, timed
+from irtool.cli.output import output_folder
+from irtool.cli.screen import Screen, screen
+from irtool.cli.screen import out as console
+from irtool.ir import FxGraph
+from irtool.passes.prune import Constants
+from irtool.report.tables import chain_table, comparison_table
+from irtool.train import Data, sparse
+from irtool.train.demo import Demo, demo_settings
+
+_VARIANTS: tuple[tuple[float, Constants], ...] = ((0.5, "absorb"), (0.7, "drop"), (0.7, "absorb"))
+_SOURCE = {"model": None, "weights": None, "data": "digits", "limit": None, "image_size": None}
+
+
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="Train for six epochs only: shows that everything works, not how well.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Keep the files here; without it they are made, checked and removed.")
+    ] = None,
+) -> None:
+    """Train a small net on scikit-learn's digits, prune it, fold it, export it, check every step, and show what it brought.
+
+    [bold]Example[/]: irtool demo --out demo
+    """
+    ingredients = demo_settings(quick=quick)
+    with _folder(out) as folder, tempfile.TemporaryDirectory() as scratch, screen() as progress:
+        data = ingredients.data(progress)
+        graph = _trained(ingredients, data, progress)
+        settings = {_name(*variant): _settings(*variant, quick=quick) for variant in _VARIANTS}
+        first = original(graph, data, Path(scratch), Settings(), progress)
+        made = {name: _compressed(graph, data, folder / name, chosen, progress) for name, chosen in settings.items()}
+        _show(first, made, settings, data, folder, progress, quick)
+    console().print(f"\nwritten to {out}/: {', '.join(made)}" if out is not None else "\nThe files are gone; --out FOLDER keeps them.")
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    with output_folder(out) if out is not None else tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _name(ratio: float, constants: str) -> str:
+    return f"{constants}-{ratio:g}"
+
+
+def _settings(ratio: float, constants: Constants, *, quick: bool) -> Settings:
+    return Settings({"criterion": "bn_scale", "ratio": ratio, "scope": "global"}, constants, runs=20 if quick else 50)
+
+
+def _trained(ingredients: Demo, data: Data, progress: Screen) -> FxGraph:
+    model = ingredients.model()
+    with progress.stage("train with an L1 penalty on batch norm scales"):
+        history = sparse(model, data, ingredients.settings, strength=ingredients.strength, progress=progress)
+    last = history.last
+    console().print(
+        f"trained VGG-{ingredients.depth} (width {ingredients.width:g}) on {len(data.train):,} digits for {last.epoch} epochs: "
+        f"{100 * (last.test_accuracy or 0):.1f} % of {len(data.test)} test images, {100 * last.extra['small_scales']:.0f} % of batch norm scales near zero\n"
+    )
+    images = data.sample(TRACE_BATCH)
+    return trace(model.eval(), images)
+
+
+def _compressed(graph: FxGraph, data: Data, folder: Path, settings: Settings, progress: Screen) -> Compressed:
+    folder.mkdir()
+    return compress_graph(graph, data, folder, settings, progress)
+
+
+def _show(
+    first: Built, made: dict[str, Compressed], settings: dict[str, Settings], data: Data, folder: Path, progress: Screen, quick: bool
+) -> None:
+    measured, ratios = timed([first, *(done.built for done in made.values())], Settings(runs=20 if quick else 50), progress)
+    before, *after = measured
+    source = {**_SOURCE, "inputs": [list(first.graph.inputs[0].sizes)]}
+    for (name, done), model, ratio in zip(made.items(), after, ratios[1:], strict=True):
+        report_of(before, model, ratio, done, source, settings[name], data).write(folder / name / FILES["report"])
+    last = list(made.values())[-1]
+    console().print(last.plan.summary() + "\n", markup=False)
+    console().print(chain_table(last.chain))
+    console().print()
+    columns = [("before", before), *((name.replace("-", " "), model) for name, model in zip(made, after, strict=True))]
+    console().print(comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio"))

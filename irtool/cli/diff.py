@@ -1,7 +1,46 @@
-"""x."""
+"""`irtool diff`: what changed between two models."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
 
-def diff() -> None:
-    """x"""
+import torch
+import typer
+from torch.utils import _pytree as pytree
+
+from irtool.analysis.diff import diff as graph_diff
+from irtool.cli import options
+from irtool.cli.models import graph_of, input_shapes, saved_model
+from irtool.ir import FxGraph
+
+
+def diff(
+    a: options.ModelArgument,
+    b: options.ModelArgument,
+    weights_a: Annotated[Path | None, typer.Option(help="A state dict for the first model.", metavar="FILE")] = None,
+    weights_b: Annotated[Path | None, typer.Option(help="A state dict for the second model.", metavar="FILE")] = None,
+    inputs: options.Inputs = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what changed between two models: nodes, channels, parameters, totals.
+
+    Exit code 0: no difference; 1: some; 2: trouble.
+
+    [bold]Example[/]: irtool diff PreResNet:depth=38 small
+    """
+    first, second = _graphs((a, weights_a), (b, weights_b), input_shapes(inputs))
+    found = graph_diff(first, second)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.text(color=sys.stdout.isatty()))
+    raise typer.Exit(0 if found.same else 1)
+
+
+def _graphs(a: tuple[str, Path | None], b: tuple[str, Path | None], shapes: list[tuple[int, ...]]) -> list[FxGraph]:
+    """Both graphs. A saved one knows its input sizes, and lends them to one that must be traced."""
+    found: list[FxGraph | None] = [graph_of(model, weights, shapes) if saved_model(model) else None for model, weights in (a, b)]
+    known = next((graph for graph in found if graph is not None), None)
+    if known is not None and not shapes:
+        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(known.example_inputs) if isinstance(leaf, torch.Tensor)]
+    return [graph or graph_of(model, weights, shapes) for graph, (model, weights) in zip(found, (a, b), strict=True)]

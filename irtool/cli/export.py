@@ -1,7 +1,95 @@
-"""x."""
+"""`irtool export`: a model as ONNX and MNN files."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
 
-def export() -> None:
-    """x"""
+import typer
+
+from irtool.backends import export_mnn, export_onnx
+from irtool.backends.agreement import sample_inputs
+from irtool.backends.onnx_session import OnnxSession
+from irtool.cli import options
+from irtool.cli.models import graph_of, input_shapes
+from irtool.cli.screen import Screen, screen
+from irtool.cli.screen import out as console
+from irtool.errors import OptionError
+from irtool.files import replacing
+from irtool.ir import FxGraph
+from irtool.passes import fold_batchnorm
+from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link
+from irtool.report.tables import chain_table
+
+
+def export(
+    model: options.ModelArgument,
+    weights: options.Weights = None,
+    inputs: options.Inputs = None,
+    onnx: Annotated[Path | None, typer.Option(help="Write ONNX here.", metavar="FILE")] = None,
+    mnn: Annotated[Path | None, typer.Option(help="Write MNN here.", metavar="FILE")] = None,
+    fold: Annotated[bool, typer.Option(help="Fold batch norms into the layers before them first.")] = True,
+    dynamic_batch: Annotated[bool, typer.Option(help="Leave the batch size free.")] = True,
+    opset: options.Opset = 17,
+) -> None:
+    """Write a model as ONNX, as MNN, or both, compared with torch (and with each other) before they appear.
+
+    MODEL may also be an .onnx file, to convert to MNN.
+
+    [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --onnx resnet18.onnx --mnn resnet18.mnn
+    """
+    if onnx is None and mnn is None:
+        raise OptionError("nothing to write", where="export", remedy="Give --onnx FILE, --mnn FILE, or both.")
+    with screen() as progress, tempfile.TemporaryDirectory() as scratch:
+        if model.endswith(".onnx"):
+            chain = _convert(Path(model), onnx, mnn, Path(scratch), progress)
+        else:
+            with progress.stage("trace"):
+                graph = graph_of(model, weights, input_shapes(inputs))
+            chain = _export(fold_batchnorm(graph) if fold else graph, onnx, mnn, Path(scratch), progress, opset, dynamic_batch)
+    console().print(chain_table(chain))
+    for path in (onnx, mnn):
+        if path is not None:
+            console().print(f"written: {path} ({path.stat().st_size:,} bytes)")
+
+
+def _export(graph: FxGraph, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen, opset: int, dynamic_batch: bool) -> Chain:
+    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs)) if dynamic_batch else graph.example_inputs
+    draft = scratch / (onnx.name if onnx is not None else "model.onnx")
+    with progress.stage("export to ONNX"):
+        export_onnx(graph, draft, opset=opset, dynamic_batch=dynamic_batch)
+        links: list[Link] = [onnx_link(graph, draft, inputs)]
+    if mnn is not None:
+        with progress.stage("convert to MNN"):
+            export_mnn(draft, scratch / mnn.name)
+            links.append(mnn_link(draft, scratch / mnn.name, inputs))
+    chain = Chain(tuple(links))
+    chain.require()
+    _place(draft, onnx)
+    _place(scratch / mnn.name if mnn is not None else draft, mnn)
+    return chain
+
+
+def _convert(source: Path, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen) -> Chain:
+    if onnx is not None or mnn is None:
+        raise OptionError("an ONNX file can only be converted to MNN", where=str(source), remedy="Give --mnn FILE and leave --onnx out.")
+    with progress.stage("convert to MNN"):
+        export_mnn(source, scratch / mnn.name)
+        chain = Chain((mnn_link(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
+    chain.require()
+    _place(scratch / mnn.name, mnn)
+    return chain
+
+
+def _place(draft: Path, target: Path | None) -> None:
+    """Move a finished file, and the weights that may lie beside it, to where it was asked for."""
+    if target is None:
+        return
+    beside = draft.with_name(f"{draft.name}.data")
+    if beside.exists():
+        with replacing(target.with_name(beside.name)) as temporary:
+            shutil.copyfile(beside, temporary)
+    with replacing(target) as temporary:
+        shutil.copyfile(draft, temporary)

@@ -20,12 +20,15 @@ import torch
 from torch import nn
 
 from irtool import trace
+from irtool.archive import load
 from irtool.cli.weights import load_weights
 from irtool.errors import FileError, OptionError
 from irtool.ir import FxGraph
 from irtool.models import MODELS
 
 _SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of a model that irtool saved."
+MODEL_FILE = "model.safetensors"
+"""The name of the saved model in a compress run's folder."""
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -90,13 +93,9 @@ def graph_of(model: str, weights: Path | None, shapes: Sequence[tuple[int, ...]]
     Raises:
         IrtoolError: one of the many things that can be wrong; each says which.
     """
-    saved = Path(model)
-    if saved.is_dir():
-        saved = saved / MODEL_FILE
-    if saved.is_file() and saved.suffix != ".py":
+    saved = saved_model(model)
+    if saved is not None:
         return _load(saved, weights)
-    if saved.suffix in (".pth", ".pt", ".irtool", ".onnx", ".safetensors"):
-        raise FileError("no such file", where=model, remedy=_SYNTAX)
     module = ModelSpec.parse(model).build()
     if weights is not None:
         load_weights(module, weights)
@@ -107,8 +106,22 @@ def graph_of(model: str, weights: Path | None, shapes: Sequence[tuple[int, ...]]
     return trace(module.eval(), tuple(torch.zeros(shape) for shape in shapes))
 
 
-MODEL_FILE = "model.safetensors"
-"""The name of the saved model in a compress run's folder."""
+def saved_model(model: str) -> Path | None:
+    """The file, if `model` is one (or a compress run's folder) and not something to build.
+
+    Raises:
+        FileError: it looks like a file and is not there.
+    """
+    path = Path(model)
+    if path.is_dir():
+        path = path / MODEL_FILE
+        if not path.is_file():
+            raise FileError(f"holds no {MODEL_FILE}", where=model, remedy="Give the --out folder of an irtool compress run.")
+    if path.is_file() and path.suffix != ".py":
+        return path
+    if path.suffix in (".pth", ".pt", ".onnx", ".safetensors"):
+        raise FileError("no such file", where=model, remedy=_SYNTAX)
+    return None
 
 
 def _load(path: Path, weights: Path | None) -> FxGraph:
@@ -120,11 +133,7 @@ def _load(path: Path, weights: Path | None) -> FxGraph:
         )
     if path.suffix == ".onnx":
         raise OptionError("an ONNX file cannot be read as a graph yet", where=str(path), remedy="Name the PyTorch model it came from.")
-    from irtool.archive import load
-
-    loaded = load(path)
-    assert isinstance(loaded, FxGraph)
-    return loaded
+    return load(path)
 
 
 def input_shapes(texts: Sequence[str] | None) -> list[tuple[int, ...]]:

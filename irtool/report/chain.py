@@ -75,7 +75,7 @@ class Chain:
         """Whether all links hold."""
         return all(link.ok for link in self.links)
 
-    def require(self) -> None:
+    def require(self, remedy: str = "The rewrite or the engine is wrong here, so nothing is written; please report the model.") -> None:
         """Do nothing if all links hold.
 
         Raises:
@@ -87,7 +87,7 @@ class Chain:
                 raise CheckError(
                     f"differ by {link.max_abs:.2e} absolute, {link.relative:.2e} relative in {link.arithmetic}, {link.tolerance:.0e} allowed{place}",
                     where=link.name,
-                    remedy="The rewrite or the engine is wrong here, so nothing is written; please report the model.",
+                    remedy=remedy,
                 )
 
     def to_dict(self) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def masked_links(
     batches = None if calibration is None else list(calibration)
     found = check_prune(graph, plan, inputs, constants, batches)
     notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
-    notes += [f"zero padding takes {found.border:.1e} from absorbed constants"] if found.border else []
+    notes += [f"zero padding at the borders is not absorbed: it moves the outputs by {found.border:.1%}"] if found.border else []
     exact = Link("masked", "sliced", "float64", found.max_abs, found.relative, EXACT, found.ok, "; ".join(notes))
     wide = map_tensors(batches, _double) if batches is not None else None
     stored = compare(prune(graph.clone(_double), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
