@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
@@ -34,12 +37,18 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         raise TraceError(f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first.")
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     failures: list[tuple[str, Exception]] = []
+    opaque: FxGraph | None = None
     for name, tracer in TRACERS.items():
         try:
-            module = tracer(model, inputs, tuple(leaf))
-            return FxGraph(mend(module), inputs, tracer=name)
+            graph = FxGraph(mend(tracer(model, inputs, tuple(leaf))), inputs, tracer=name)
         except Exception as error:
             failures.append((name, error))
+            continue
+        if not any(node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes):
+            return graph
+        opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
+    if opaque is not None:
+        return opaque
     raise _explain(model, failures)
 
 
@@ -167,14 +176,25 @@ def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type
 
 def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
     tracer = ConcreteTracer(inputs, leaf)
-    graph = tracer.trace(model, _defaults(model, len(inputs)))
+    with _unwrapped():
+        graph = tracer.trace(model, _defaults(model, len(inputs)))
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Trace into functions that were marked `torch.fx.wrap`: with values at hand there is no reason to stop at them."""
+    hidden = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
+    kept = dict(hidden)
+    hidden.clear()
+    try:
+        yield
+    finally:
+        hidden.update(kept)
 
 
 def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:
     """Arguments of forward that the example leaves out keep their defaults, as constants (`mask=None` and the like)."""
-    import inspect
-
     parameters = list(inspect.signature(model.forward).parameters.values())
     rest = [p for p in parameters[given:] if p.default is not inspect.Parameter.empty]
     return {p.name: p.default for p in rest} or None
@@ -189,6 +209,8 @@ def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type])
         program = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=_dynamic_batch(inputs))
         module = program.module()
     module.meta["irtool.training"] = training
+    for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
+        module.__dict__.pop(refused, None)
     for node in list(module.graph.nodes):
         if not node.users and _is_guard(node):
             module.graph.erase_node(node)

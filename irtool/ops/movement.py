@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import Context, collapse, expand, is_none, none, varying
+from irtool.ops.context import Context, channel_vector, collapse, expand, is_none, none, on_axis, varying
 
 LARGEST = 1 << 24
 """Label tensors above this many entries (128 MiB) are not built: the channels are left alone instead."""
@@ -151,10 +151,9 @@ def select(node: Node, ctx: Context) -> None:
     labels = ctx.of(value)
     copies = ctx.produce(node, index, 0)
     assert index.data is not None
-    source = expand(labels, [value.sizes[1] if d == 1 else labels.shape[d] for d in range(labels.dim())])
-    chosen = source.index_select(1, index.data.cpu()) if source.dim() == labels.dim() and labels.numel() == labels.shape[1] else none(labels.dim())
-    if chosen.numel() == copies.numel():
-        ctx.tie(node, chosen.reshape(-1), copies)
-    shape = [1] * labels.dim()
-    shape[1] = -1
-    ctx.put(node.output, copies.reshape(shape))
+    if labels.shape[1] == 1 and labels.numel() > 1:
+        ctx.pin(node, labels.reshape(-1), "a channel selection along another axis than its channels")
+    source = channel_vector(node, ctx, value, 1)
+    if not is_none(source):
+        ctx.tie(node, source[index.data.cpu()], copies)
+    ctx.put(node.output, on_axis(copies, 1, labels.dim()))
