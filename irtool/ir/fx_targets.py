@@ -40,7 +40,7 @@ relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ selu selu_ celu gelu sil
 hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus softsign logsigmoid tanhshrink softshrink hardshrink
 threshold exp log log2 log10 log1p expm1 sqrt rsqrt square abs neg negative reciprocal sin cos erf sign round floor ceil clamp clip clamp_min
 clamp_max clamp_ nan_to_num contiguous clone detach float double half to type_as type alias identity dropout dropout_
-feature_dropout dropout1d dropout2d dropout3d alpha_dropout zeros_like ones_like full_like rand_like randn_like bernoulli bernoulli_ rrelu
+feature_dropout dropout1d dropout2d dropout3d alpha_dropout zeros_like ones_like full_like rrelu
 logical_not isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_copy detach_ stop_gradient _to_copy requires_grad_ cpu cuda bfloat16
 """
 BINARY = """
@@ -112,6 +112,7 @@ FUNCTIONS: dict[str, Spec] = {
     Pad | pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d | input pad mode value | run
     Unfold | unfold | input *arguments | run
     Im2Col | im2col | input kernel_size dilation padding stride | run
+    Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace scalar_tensor eye tril triu | input | run
     Embedding | embedding | weight input | run
     StochasticDepth | stochastic_depth drop_path | input p mode training | same
     """),

@@ -152,11 +152,18 @@ class ConcreteTracer(SymbolicTracer):
             return meta(found) if isinstance(found, torch.Tensor) else found
         if node.op == "output":
             return None
-        args, kwargs = fx.map_arg(node.args, self._values.__getitem__), fx.map_arg(node.kwargs, self._values.__getitem__)
+        args, kwargs = fx.map_arg(node.args, self._known), fx.map_arg(node.kwargs, self._known)
         with torch.no_grad():
             if node.op == "call_module":
-                return copy_module(self.root.get_submodule(str(node.target)), empty_like).eval()(*args, **kwargs)
+                # Not through __call__, which is the tracer's own hook for the time being.
+                return copy_module(self.root.get_submodule(str(node.target)), empty_like).eval().forward(*args, **kwargs)
             return call(self.root, node, args, kwargs)
+
+    def _known(self, node: fx.Node) -> Any:
+        """A node's value; the tracer makes nodes for buffers and constants without a proxy."""
+        if node not in self._values:
+            self._values[node] = self._value(node)
+        return self._values[node]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(obj.value)  # type: ignore[attr-defined]

@@ -161,7 +161,7 @@ def einsum(node: Node, ctx: Context) -> None:
     spread = [_letters_to_axes(ctx.of(v), term, every) for v, term in zip(values, letters, strict=True)]
     summed = [c for c in every if c not in result]
     lost = [ctx.decide(node, f"lost {i}", any(labels.shape[every.index(c)] > 1 for c in summed)) for i, labels in enumerate(spread)]
-    shared_only = [_shared(node, ctx, labels, every, letters) for labels in spread]
+    shared_only = [_shared(node, ctx, labels, every, letters, side, spread[1 - side]) for side, labels in enumerate(spread)]
     x, y = torch.broadcast_tensors(*shared_only)
     if not (is_none(x) and is_none(y)):
         ctx.unify(node, x.reshape(-1), y.reshape(-1))
@@ -181,12 +181,14 @@ def _letters_to_axes(labels: Tensor, term: str, every: list[str]) -> Tensor:
     return labels.permute(order).reshape(shape)
 
 
-def _shared(node: Node, ctx: Context, labels: Tensor, every: list[str], letters: list[str]) -> Tensor:
-    """The labels along the letters that both sides have; labels along other letters meet nothing."""
+def _shared(node: Node, ctx: Context, labels: Tensor, every: list[str], letters: list[str], side: int, other: Tensor) -> Tensor:
+    """The labels along the letters that both sides have; labels along other letters meet nothing.
+
+    Values of several heads vary along the head (shared) and the channel (their own): fine beside a side without channels
+    (attention weights), left alone beside one with.
+    """
     lone = [axis for axis, c in enumerate(every) if not all(c in term for term in letters)]
     along = [axis for axis in varying(labels) if axis in lone]
-    if along and len(along) < len(varying(labels)):
+    if along and len(along) < len(varying(labels)) and not is_none(other):
         ctx.pin(node, labels.reshape(-1), "einsum over two axes that both carry channels")
-    return none(labels.dim()) if ctx.decide(node, f"lone {letters} {labels.shape[0]}", bool(along)) else labels
-
-
+    return none(labels.dim()) if ctx.decide(node, f"lone {side}", bool(along)) else labels

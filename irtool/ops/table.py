@@ -11,7 +11,7 @@ from irtool.ops.movement import concat, movement, pad, reshape, select
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
 
 _FAMILIES: dict[Rule, str] = {
-    graph_input: "Input",
+    graph_input: "Input Constant",
     graph_output: "Output",
     conv: "Conv ConvTranspose",
     linear: "Gemm",

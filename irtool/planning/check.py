@@ -51,7 +51,7 @@ def check_prune(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...] | None = Non
         calibration: as in `prune`.
         seed: of the random inputs.
     """
-    source = graph.clone(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor.clone())
+    source = graph.to(torch.float64)
     inputs = random_inputs(graph.example_inputs, seed) if inputs is None else map_tensors(inputs, _double)
     rewrite = find_rewrite(source, plan)
     labels, keep = rewrite.labels, rewrite.keep

@@ -33,7 +33,7 @@ class Literals:
     def __init__(self, graph: FxGraph, module: fx.GraphModule, sizes: Callable[[Value], tuple[int, ...]], kept: Callable[[Value, int], Ints | None]) -> None:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
-        self._sized = {node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and _name(node.host) in _LISTS_SIZES and sizes(node.output) != node.output.shape}
+        self._sized = {node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and _name(node.host) in _LISTS_SIZES}
         self._examples = {host.name: example for host, example in graph.examples.items()}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
@@ -58,10 +58,10 @@ class Literals:
         if node is None:
             return
         key, listed = _sizes_argument(host)
-        old, new = node.output.sizes, self.sizes(node.output)
+        new = self.sizes(node.output)
         if len(listed) != len(new):
             return
-        fixed = [size if isinstance(arg, fx.Node) and size != before and examples[arg] != size else arg for arg, size, before in zip(listed, new, old, strict=True)]
+        fixed = [size if isinstance(arg, fx.Node) and examples[arg] != size else arg for arg, size in zip(listed, new, strict=True)]
         if fixed != list(listed):
             self.set_args(node, *_with_sizes(host, key, fixed))
 

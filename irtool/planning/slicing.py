@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from irtool.analysis.labels import Key, Labels
-from irtool.errors import ProofError
+from irtool.errors import IrtoolError, ProofError
 from irtool.ir.fx_graph import FxGraph, attribute, copy_module
 from irtool.ir.graph import Value
 from irtool.ops.context import Axis
@@ -221,8 +221,8 @@ def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
         new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
         if edits.edited:
             module.recompile()
-    except Exception as error:
-        raise ProofError(f"sizes do not fit after slicing: {error}", remedy="Name the module in ignore=, and please report this model.") from error
+    except IrtoolError as error:
+        raise ProofError(f"sizes do not fit after slicing: {error.what}", where=error.where, remedy="Name the module in ignore=, and please report this model.") from error
     if _freeze_scalars(graph, new):
         new.refresh()
     replay = Replay(new, before=labels, keep=stays)
