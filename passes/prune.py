@@ -75,5 +75,3 @@ def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
 def prune(graph: FxGraph, plan: Plan, constants: Constants = "absorb", calibration: Iterable[Any] | None = None) -> FxGraph:
     """Slice a graph as a plan says; see `Prune`. The caller's graph is not changed."""
     return Prune(plan, constants, calibration)(graph).graph
-
-

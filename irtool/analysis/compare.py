@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from irtool.analysis.run import cast, cast_module, evaluating, run_with, steps
+from irtool.analysis.run import cast, cast_module, run_with, steps
 from irtool.errors import CheckError, OptionError
 from irtool.ir.fx_graph import FxGraph, map_tensors
 from irtool.ir.graph import Graph, Node
+from irtool.ir.modes import evaluating
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""

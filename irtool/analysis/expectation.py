@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from irtool.analysis.labels import Labels
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Node, Value
+from irtool.ir.modes import evaluating
 from irtool.ops.context import expand, on_axis
 from irtool.ops.table import ELEMENTWISE
 
@@ -51,7 +52,12 @@ def _moments(node: Node, output: Value, labels: Labels, found: dict[Value, Momen
         assert index is not None
         mean, var = found[node.input]
         full = (mean.numel() == node.input.sizes[1]) or mean.numel() == 1
-        pick = [expand(t, [node.input.sizes[1] if d == 1 else 1 for d in range(t.dim())]).index_select(1, index.cpu()) if full else _unknown(shape) for t in (mean, var)]
+        pick = [
+            expand(t, [node.input.sizes[1] if d == 1 else 1 for d in range(t.dim())]).index_select(1, index.cpu())
+            if full
+            else _unknown(shape)
+            for t in (mean, var)
+        ]
         return pick[0].reshape(shape), pick[1].reshape(shape)
     if node.op in _CARRY and labels.of(output).numel():
         return _carry(node, output, labels, found, by_label)
@@ -165,15 +171,9 @@ def calibrate(labels: Labels, values: Iterable[Value], batches: Iterable[Any]) -
     for value in values:
         if value.producer is not None:
             wanted.setdefault(value.producer.host, []).append(value)
-    modes = {name: child.training for name, child in graph.module.named_modules()}
-    graph.module.eval()
     interpreter, count = _Means(graph, wanted, labels), 0
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                interpreter.run(*(batch if isinstance(batch, tuple | list) else (batch,)))
-                count += 1
-    finally:
-        for name, child in graph.module.named_modules():
-            child.training = modes[name]
+    with evaluating(graph.module), torch.no_grad():
+        for batch in batches:
+            interpreter.run(*(batch if isinstance(batch, tuple | list) else (batch,)))
+            count += 1
     return {value: total.cpu() / max(count, 1) for value, total in interpreter.sums.items()}

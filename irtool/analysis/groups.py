@@ -260,7 +260,13 @@ class _Grouping:
                 open_tables.append((node, table, np.where(free, ids, -1), ids))
         changed = False
         for component in _sharing(open_tables):
-            balance = None if self.couple else _balance([free for _, _, free, _ in component], [table for _, table, _, _ in component], [ids for *_, ids in component])
+            balance = (
+                None
+                if self.couple
+                else _balance(
+                    [free for _, _, free, _ in component], [table for _, table, _, _ in component], [ids for *_, ids in component]
+                )
+            )
             if balance is not None:
                 groups.balances.append(balance)
                 continue

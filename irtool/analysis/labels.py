@@ -194,5 +194,3 @@ def label(graph: Graph) -> Labels:
     labels = Labels(graph)
     labels.run()
     return labels
-
-

@@ -7,6 +7,7 @@ constants were absorbed, gets its mean put in before each convolution).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from irtool.analysis.labels import Labels
+from irtool.analysis.survivors import on_survivors
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Node, Value
+from irtool.ir.modes import evaluating
 
 _CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -29,19 +32,24 @@ class MaskedRun(fx.Interpreter):
         labels: the first walk over the original.
         keep: whether each label stays, shape (labels,).
         fills: for a contraction node's name, what its input's removed channels are replaced by (of the input's label shape).
+        survivors: compute operators that mix channels from the channels that stay, as the sliced graph does.
         fill_padding: fill a convolution's padding as well, so that the constant has no border (what a bias amounts to).
     """
 
-    def __init__(self, graph: FxGraph, labels: Labels, keep: Tensor, fills: Mapping[str, Tensor] | None = None, *, fill_padding: bool = True) -> None:
+    def __init__(self, graph: FxGraph, labels: Labels, keep: Tensor, fills: Mapping[str, Tensor] | None = None, *, fill_padding: bool = True,
+                 survivors: bool = False) -> None:  # fmt: skip
         super().__init__(graph.module)
         self._labels, self._keep, self._fills, self._fill_padding = labels, keep, fills or {}, fill_padding
+        self._mixers = {node.name for node, _, _ in labels.inexacts} if survivors else set()
+        self.unresolved: list[str] = []
+        """Channel-mixing nodes that could not be computed from the survivors alone."""
         source = labels.graph
         assert isinstance(source, FxGraph)
         self._values = {host.name: source.value_of(host) for host in source.module.graph.nodes}
         self._nodes: dict[str, Node] = {node.name: node for node in source.nodes}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = self._filled(n) if n.name in self._fills else super().run_node(n)
+        result = self._special(n)
         value = self._values.get(n.name)
         if value is None or n.op in ("placeholder", "get_attr", "output"):
             return result
@@ -49,6 +57,20 @@ class MaskedRun(fx.Interpreter):
         values = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
         tensors = iter(values)
         return pytree.tree_unflatten([self._masked(leaf, next(tensors)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+    def _special(self, n: fx.Node) -> Any:
+        if n.name in self._fills:
+            return self._filled(n)
+        if n.name in self._mixers:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            labels = self._labels.of(self._nodes[n.name].input)
+            stays = torch.where(labels >= 0, self._keep[labels], True)
+            if args and not bool(stays.all()):
+                found = on_survivors(self._nodes[n.name], args[0], stays, lambda x: self._call(n, (x, *args[1:]), kwargs))
+                if found is not None:
+                    return found
+                self.unresolved.append(self._nodes[n.name].location)
+        return super().run_node(n)
 
     def _masked(self, tensor: Tensor, value: Value) -> Tensor:
         labels = self._labels.values.get(value)
@@ -71,7 +93,9 @@ class MaskedRun(fx.Interpreter):
         amounts = (padding,) * spatial if isinstance(padding, int) else tuple(padding)
         padded = F.pad(x, [amount for pair in zip(reversed(amounts), reversed(amounts), strict=True) for amount in pair]) + fill
         assert weight is not None
-        return _CONVS[spatial](padded, weight, bias, node.attrs.get("stride", 1), 0, node.attrs.get("dilation", 1), node.attrs.get("groups") or 1)
+        return _CONVS[spatial](
+            padded, weight, bias, node.attrs.get("stride", 1), 0, node.attrs.get("dilation", 1), node.attrs.get("groups") or 1
+        )
 
     def _fill_mask(self, node: Node) -> Tensor:
         labels = self._labels.of(node.input)
@@ -85,11 +109,21 @@ class MaskedRun(fx.Interpreter):
         return None if value is None or value.data is None else value.data.to(like)
 
 
-def masked_run(graph: FxGraph, labels: Labels, keep: Tensor, inputs: tuple[Any, ...], fills: Mapping[str, Tensor] | None = None, *, fill_padding: bool = True) -> Any:
-    """Run the original in eval mode with channels masked; outputs have the original's shapes."""
-    graph.module.eval()
-    with torch.no_grad():
-        return MaskedRun(graph, labels, keep, fills, fill_padding=fill_padding).run(*(pytree.tree_leaves(inputs) if _is_flat(graph) else inputs))
+@dataclass(frozen=True)
+class Masked:
+    """The outputs of a masked run, and the channel-mixing nodes that were computed over all channels all the same."""
+
+    outputs: Any
+    unresolved: tuple[str, ...]
+
+
+def masked_run(graph: FxGraph, labels: Labels, keep: Tensor, inputs: tuple[Any, ...], fills: Mapping[str, Tensor] | None = None, *,
+               fill_padding: bool = True, survivors: bool = False) -> Masked:  # fmt: skip
+    """Run the original in eval mode with channels masked; see `MaskedRun`. Outputs have the original's shapes."""
+    runner = MaskedRun(graph, labels, keep, fills, fill_padding=fill_padding, survivors=survivors)
+    with evaluating(graph.module), torch.no_grad():
+        outputs = runner.run(*(pytree.tree_leaves(inputs) if _is_flat(graph) else inputs))
+    return Masked(outputs, tuple(runner.unresolved))
 
 
 def _is_flat(graph: FxGraph) -> bool:

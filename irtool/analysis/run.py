@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -12,27 +11,11 @@ from torch import fx, nn
 from irtool.errors import GraphError
 from irtool.ir.fx_graph import FxGraph, attribute, call, copy_module, map_tensors
 from irtool.ir.graph import Node
+from irtool.ir.modes import evaluating
 
 Hook = Callable[[Node | None, fx.Node, Any], Any]
 """`hook(node, host, value) -> value`: sees each host node's result and says what flows on. `node` is None where the view
 has no node of its own (a parameter that is fetched, a size, a member picked out of a tuple)."""
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """The module in eval mode; each child's own train/eval flag is put back afterwards."""
-    modes = [(child, child.training) for child in module.modules()]
-    if isinstance(module, fx.GraphModule):  # one that comes from torch.export refuses eval() itself
-        module.training = False
-        for child in module.children():
-            child.eval()
-    else:
-        module.eval()
-    try:
-        yield module
-    finally:
-        for child, mode in modes:
-            child.training = mode
 
 
 def cast_module(module: nn.Module, dtype: torch.dtype) -> Any:

@@ -45,4 +45,3 @@ def _project(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
         q, k, v = F.linear(query, m.in_proj_weight, m.in_proj_bias).chunk(3, dim=-1)
         return q, k, v
     raise TraceError("attention between different inputs through one projection", remedy="Name the module in leaf= to keep it whole.")
-

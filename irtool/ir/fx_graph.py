@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from irtool.errors import GraphError
 from irtool.ir.fx_targets import Spec, callee, function_spec, module_spec
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.modes import evaluating
 
 Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
 
@@ -114,14 +115,8 @@ class FxGraph(Graph):
 
     def run(self, *inputs: Any) -> Any:
         """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
-        modes = {name: child.training for name, child in self.module.named_modules()}
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                return self.module(*inputs)
-        finally:
-            for name, child in self.module.named_modules():
-                child.training = modes[name]
+        with evaluating(self.module), torch.no_grad():
+            return self.module(*inputs)
 
     def clone(self, data: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> FxGraph:
         """A copy that shares nothing with this graph; `data` maps each parameter and buffer (a dtype change, say)."""
@@ -368,7 +363,9 @@ class _Reader:
         except Exception as error:
             try:
                 real = [map_tensors(arg, lambda t: torch.zeros(t.shape, dtype=t.dtype)) for arg in (tuple(args), dict(kwargs))]
-                return map_tensors(call(self.module, node, real[0], real[1]) if module is None else copy.deepcopy(module).eval()(*real[0], **real[1]), meta)
+                return map_tensors(
+                    call(self.module, node, real[0], real[1]) if module is None else copy.deepcopy(module).eval()(*real[0], **real[1]), meta
+                )
             except Exception:
                 raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
 

@@ -57,7 +57,11 @@ def _mend_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str) -> 
     from torchvision.ops import StochasticDepth
 
     p, mode = _argument(node, 1, "p", 0.0), _argument(node, 2, "mode", "row")
-    return _replace(module, node, f"mended_{node.name}", StochasticDepth(p, mode).train(module.training)) if isinstance(p, float) and not isinstance(mode, fx.Node) else False
+    return (
+        _replace(module, node, f"mended_{node.name}", StochasticDepth(p, mode).train(module.training))
+        if isinstance(p, float) and not isinstance(mode, fx.Node)
+        else False
+    )
 
 
 def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str) -> bool:

@@ -146,7 +146,10 @@ MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
     (nn.PixelShuffle, Spec("DepthToSpace", ("upscale_factor",))),
     (nn.PixelUnshuffle, Spec("SpaceToDepth", ("downscale_factor",))),
     (nn.ChannelShuffle, Spec("ChannelShuffle", ("groups",))),
-    ((nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd), Spec("Pad", ("padding",))),
+    (
+        (nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd),
+        Spec("Pad", ("padding",)),
+    ),
     (nn.Embedding, Spec("Embedding")),
 )
 
@@ -211,4 +214,3 @@ def callee(target: Any) -> str:
         return str(target)
     module = getattr(target, "__module__", "") or ""
     return f"{module}.{getattr(target, '__name__', target)}".lstrip(".")
-

@@ -34,7 +34,9 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     if isinstance(model, torch.jit.ScriptModule):
         raise TraceError("a TorchScript module has no Python code to trace", remedy="Pass the original nn.Module and load its state dict.")
     if not isinstance(model, nn.Module):
-        raise TraceError(f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first.")
+        raise TraceError(
+            f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first."
+        )
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
@@ -44,7 +46,9 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         except Exception as error:
             failures.append((name, error))
             continue
-        if not any(node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes):
+        if not any(
+            node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
+        ):
             return graph
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
@@ -53,7 +57,9 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
 
 
 def _explain(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> TraceError:
-    texts = [f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}" for name, error in failures]
+    texts = [
+        f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}" for name, error in failures
+    ]
     place = next((line for _, error in failures for line in _source_lines(error)), None)
     remedy = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
     return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place or type(model).__name__, remedy=remedy)
@@ -233,7 +239,10 @@ def _is_guard(node: fx.Node) -> bool:
 def _dynamic_batch(inputs: Sequence[Any]) -> Any:
     """Axis 0 dynamic where it is at least 2 (torch specialises 0 and 1), else left for torch to infer."""
     auto = torch.export.Dim.AUTO
-    return tuple(pytree.tree_map(lambda leaf: {0: auto} if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1 else None, item) for item in inputs)
+    return tuple(
+        pytree.tree_map(lambda leaf: {0: auto} if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1 else None, item)
+        for item in inputs
+    )
 
 
 TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type]], fx.GraphModule]] = {

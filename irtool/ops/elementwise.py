@@ -69,7 +69,9 @@ def _meet_param(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], v
     together = tuple(max(a, b) for a, b in zip(sizes, own, strict=True))
     if is_none(met):
         return meet(node, ctx, met, sizes, value, ctx.of(value))
-    axes = [axis for axis in varying(met) if own[axis] > 1] or ([axis for axis in range(rank) if own[axis] > 1 and sizes[axis] == own[axis]] if met.numel() == 1 else [])
+    axes = [axis for axis in varying(met) if own[axis] > 1] or (
+        [axis for axis in range(rank) if own[axis] > 1 and sizes[axis] == own[axis]] if met.numel() == 1 else []
+    )
     best = max(axes, key=lambda d: (_distinct(met, d), d)) if axes else None
     for axis in (d for d in range(rank) if ctx.decide(node, f"{value.name} along {d}", d == best)):
         vector = flatten_others(node, ctx, met, axis)

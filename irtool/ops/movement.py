@@ -133,7 +133,9 @@ def pad(node: Node, ctx: Context) -> None:
     made = ctx.fresh(node, before + after)
     shape = [1] * labels.dim()
     shape[axis] = -1
-    vector = torch.cat([made[:before], expand(labels, [value.sizes[d] if d == axis else 1 for d in range(labels.dim())]).reshape(-1), made[before:]])
+    vector = torch.cat(
+        [made[:before], expand(labels, [value.sizes[d] if d == axis else 1 for d in range(labels.dim())]).reshape(-1), made[before:]]
+    )
     ctx.put(node.output, vector.reshape(shape))
 
 

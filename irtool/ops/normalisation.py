@@ -100,7 +100,11 @@ def _merge(node: Node, ctx: Context, labels: Tensor, over: list[int]) -> Tensor:
 
 def _reduced(node: Node, rank: int) -> set[int]:
     dim = node.attrs.get("dim", node.attrs.get("axis"))
-    if "norm" in node.callee and isinstance(node.attrs.get("keepdim"), tuple | list | int) and not isinstance(node.attrs.get("keepdim"), bool):
+    if (
+        "norm" in node.callee
+        and isinstance(node.attrs.get("keepdim"), tuple | list | int)
+        and not isinstance(node.attrs.get("keepdim"), bool)
+    ):
         dim = node.attrs["keepdim"]  # Tensor.norm(p, dim): the second argument is the order, the third the axes
     if dim is None:
         return set(range(rank))

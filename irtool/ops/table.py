@@ -33,12 +33,12 @@ _FAMILIES: dict[Rule, str] = {
     select: "ChannelSelect",
     movement: "Transpose Stack Split Slice Gather Expand Roll DepthToSpace SpaceToDepth ChannelShuffle Unfold",
 }
-ELEMENTWISE = frozenset({"StochasticDepth"} | {onnx_name(name) for name in (UNARY + BINARY).split()} | {spec.op for spec in UNARY_MODULES}) - {"PRelu"}
+ELEMENTWISE = frozenset(
+    {"StochasticDepth"} | {onnx_name(name) for name in (UNARY + BINARY).split()} | {spec.op for spec in UNARY_MODULES}
+) - {"PRelu"}
 RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in ops.split()} | dict.fromkeys(ELEMENTWISE, elementwise)
 
 
 def rule_for(op: str) -> Rule:
     """The rule that serves an operator; what has none is a barrier, never a guess."""
     return RULES.get(op, barrier)
-
-

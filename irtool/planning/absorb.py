@@ -66,7 +66,13 @@ def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[An
 
 def _loses_inputs(node: Node, labels: Labels, keep: Tensor) -> bool:
     weight = node.get("weight")
-    if node.op not in SUPPORTED or weight is None or weight.data is None or node.input.is_param or labels.decisions.get((node.name, "depthwise")):
+    if (
+        node.op not in SUPPORTED
+        or weight is None
+        or weight.data is None
+        or node.input.is_param
+        or labels.decisions.get((node.name, "depthwise"))
+    ):
         return False
     own = labels.of(node.input)
     return bool((~keep[own[own >= 0]]).any())

@@ -152,7 +152,10 @@ def _nearest(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]]
     width = 2 * cells + extra
     cost = np.concatenate([np.zeros(cells), np.ones(cells), np.zeros(extra)])
     eye = np.eye(cells)
-    rows = [(np.hstack([-eye, eye, np.zeros((cells, extra))]), -target, np.inf), (np.hstack([eye, eye, np.zeros((cells, extra))]), target, np.inf)]
+    rows = [
+        (np.hstack([-eye, eye, np.zeros((cells, extra))]), -target, np.inf),
+        (np.hstack([eye, eye, np.zeros((cells, extra))]), target, np.inf),
+    ]
     rows.append((_pad(balance.equal, width), 0, 0))
     rows.append((_pad(balance.rows, width), -np.inf, balance.room))
     for number, (loss, total, limit) in enumerate(layers):

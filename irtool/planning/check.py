@@ -23,24 +23,37 @@ class MaskedCheck:
     """How far the sliced graph is from the masked original.
 
     Attributes:
-        max_abs: largest absolute difference of any output element.
+        max_abs: largest absolute difference of any output element. Operators that mix channels are computed from the
+            surviving channels in the reference, as they are in the sliced graph.
         relative: that, over the largest absolute output of the masked original.
-        inexact: steps that mix channels; with any, `relative` measures their effect and need not be small.
+        inexact: steps that mix removed channels with others (norms, softmax, means over channels), with the reason.
+        effect: relative difference if those steps are computed over the removed channels as zeros too: what the removal
+            costs there. 0 if there are none.
         border: for absorbed constants: relative effect of zero padding, where the constant is overstated. 0 if none.
+        unresolved: inexact steps that the reference could not compute from the survivors; `relative` holds their effect.
     """
 
     max_abs: float
     relative: float
-    inexact: tuple[str, ...]
+    inexact: tuple[str, ...] = ()
+    effect: float = 0.0
     border: float = 0.0
+    unresolved: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Within 1e-9, or inexact for reasons that are listed."""
-        return self.relative <= TOLERANCE or bool(self.inexact)
+        """Within 1e-9, or inexact in a step that has no reference of its own."""
+        return self.relative <= TOLERANCE or bool(self.unresolved)
 
 
-def check_prune(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...] | None = None, constants: str = "drop", calibration: Iterable[Any] | None = None, seed: int = 0) -> MaskedCheck:
+def check_prune(
+    graph: FxGraph,
+    plan: Plan,
+    inputs: tuple[Any, ...] | None = None,
+    constants: str = "drop",
+    calibration: Iterable[Any] | None = None,
+    seed: int = 0,
+) -> MaskedCheck:
     """Prune a float64 copy of `graph` and compare it with the same copy masked.
 
     Args:
@@ -63,13 +76,17 @@ def check_prune(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...] | None = Non
     reference = labels.graph
     assert isinstance(reference, FxGraph)
     stays = torch.from_numpy(keep)
-    expected = masked_run(reference, labels, stays, inputs, found.fills if found is not None else None)
+    fills = found.fills if found is not None else None
+    expected = masked_run(reference, labels, stays, inputs, fills, survivors=True)
     got = sliced.run(*inputs)
-    border = 0.0
+    inexact, effect, border = tuple(rewrite.inexact()), 0.0, 0.0
+    if inexact:
+        effect = difference(masked_run(reference, labels, stays, inputs, fills).outputs, got)[1]
     if found is not None and found.padded:
-        bordered = masked_run(reference, labels, stays, inputs, found.fills, fill_padding=False)
-        border = difference(bordered, expected)[1]
-    return MaskedCheck(*difference(expected, got), tuple(rewrite.inexact()), border)
+        border = difference(
+            masked_run(reference, labels, stays, inputs, fills, fill_padding=False, survivors=True).outputs, expected.outputs
+        )[1]
+    return MaskedCheck(*difference(expected.outputs, got), inexact, effect, border, expected.unresolved)
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -79,7 +96,9 @@ def _double(tensor: Tensor) -> Tensor:
 def random_inputs(example: Any, seed: int = 0) -> tuple[Any, ...]:
     """Normal float64 tensors in place of floating ones; others stay, since they may be indices."""
     generator = torch.Generator().manual_seed(seed)
-    made: tuple[Any, ...] = map_tensors(tuple(example), lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64) if t.is_floating_point() else t)
+    made: tuple[Any, ...] = map_tensors(
+        tuple(example), lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64) if t.is_floating_point() else t
+    )
     return made
 
 

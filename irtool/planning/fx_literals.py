@@ -30,7 +30,9 @@ class Literals:
         kept: for a value and an axis, the positions that stay, or None if all do.
     """
 
-    def __init__(self, graph: FxGraph, module: fx.GraphModule, sizes: Callable[[Value], tuple[int, ...]], kept: Callable[[Value, int], Ints | None]) -> None:
+    def __init__(
+        self, graph: FxGraph, module: fx.GraphModule, sizes: Callable[[Value], tuple[int, ...]], kept: Callable[[Value, int], Ints | None]
+    ) -> None:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self._sized = {node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and _name(node.host) in _LISTS_SIZES}

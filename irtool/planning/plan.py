@@ -85,7 +85,9 @@ class Plan:
             PlanError: the data is not a plan, or of a newer format.
         """
         if data.get("format") != FORMAT:
-            raise PlanError(f"plan format {data.get('format')!r}, expected {FORMAT}", remedy="Make the plan again with this version of irtool.")
+            raise PlanError(
+                f"plan format {data.get('format')!r}, expected {FORMAT}", remedy="Make the plan again with this version of irtool."
+            )
         try:
             layers = tuple(LayerPlan(**{**layer, "removed": tuple(map(int, layer["removed"]))}) for layer in data["layers"])
             rest = {key: value for key, value in data.items() if key not in ("format", "layers", "ignore")}
@@ -124,9 +126,14 @@ class Plan:
     def summary(self) -> str:
         """A line a layer: kept of total, or why not."""
         width = max((len(layer.name) for layer in self.layers), default=0)
-        lines = [f"{layer.name:<{width}}  {layer.kept:>5} of {layer.total:<5}{'  ' + layer.reason if layer.reason else ''}".rstrip() for layer in self.layers]
+        lines = [
+            f"{layer.name:<{width}}  {layer.kept:>5} of {layer.total:<5}{'  ' + layer.reason if layer.reason else ''}".rstrip()
+            for layer in self.layers
+        ]
         total = sum(layer.total for layer in self.layers)
-        lines.append(f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, ratio {self.ratio:g}, residual {self.residual}")
+        lines.append(
+            f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, ratio {self.ratio:g}, residual {self.residual}"
+        )
         return "\n".join(lines)
 
 
@@ -156,7 +163,11 @@ def plan(graph: FxGraph, criterion: str = "l1", ratio: float = 0.5, scope: Scope
 
 
 def _check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int) -> None:
-    choices = {"criterion": (criterion, tuple(CRITERIA)), "scope": (scope, ("global", "local")), "residual": (residual, ("couple", "select", "keep"))}
+    choices = {
+        "criterion": (criterion, tuple(CRITERIA)),
+        "scope": (scope, ("global", "local")),
+        "residual": (residual, ("couple", "select", "keep")),
+    }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise PlanError(f"{name} {value!r} does not exist", remedy=f"Choose one of {', '.join(allowed)}.")
@@ -209,9 +220,17 @@ class _Planner:
 
     def _pin_place(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> None:
         """Leave alone what flows into the node whose proof failed; all of it if the node is not known."""
-        nodes = [node for node in self.prepared.nodes if error.where in (node.location, node.name) or any(v.name == error.where for v in node.outputs)]
+        nodes = [
+            node
+            for node in self.prepared.nodes
+            if error.where in (node.location, node.name) or any(v.name == error.where for v in node.outputs)
+        ]
         values = [value for node in nodes for value in (*node.inputs, *node.outputs)]
-        found = [groups.labels.of(value).reshape(-1).numpy() for value in values if value.shape is not None and (value.is_param or value in groups.labels.values)]
+        found = [
+            groups.labels.of(value).reshape(-1).numpy()
+            for value in values
+            if value.shape is not None and (value.is_param or value in groups.labels.values)
+        ]
         touched = np.concatenate(found) if found else np.zeros(0, np.int64)
         touched = touched[touched >= 0]
         if not remove[groups.group[touched]].any():
@@ -222,7 +241,11 @@ class _Planner:
         layers = channel_groups(self.prepared).layers
         pins = []
         for name in self.options.ignore:
-            chosen = [layer for layer in layers if layer.node.location == name or layer.node.location.startswith(name + ".") or layer.node.name == name]
+            chosen = [
+                layer
+                for layer in layers
+                if layer.node.location == name or layer.node.location.startswith(name + ".") or layer.node.name == name
+            ]
             if not chosen:
                 self._unknown(name, [layer.node.location for layer in layers])
             pins += [(layer.labels.numpy(), Pin(f"ignore={name!r}", layer.node.location)) for layer in chosen]
@@ -234,7 +257,11 @@ class _Planner:
         if name in paths:
             return
         near = difflib.get_close_matches(name, known + paths, 3, 0.4)
-        raise PlanError(f"no layer is called {name!r}", where="ignore", remedy=f"Did you mean {', '.join(near)}?" if near else "irtool inspect lists the layers.")
+        raise PlanError(
+            f"no layer is called {name!r}",
+            where="ignore",
+            remedy=f"Did you mean {', '.join(near)}?" if near else "irtool inspect lists the layers.",
+        )
 
     def _describe(self, groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> Plan:
         layers = []
@@ -258,7 +285,9 @@ def _check_finite(groups: ChannelGroups, scores: Scores) -> None:
     """Weights that are not finite make any ranking meaningless."""
     for name, value in groups.graph.params.items():
         if value.data is not None and value.data.is_floating_point() and not bool(torch.isfinite(value.data).all()):
-            raise PlanError("holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned.")
+            raise PlanError(
+                "holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned."
+            )
 
 
 def find_rewrite(graph: FxGraph, plan: Plan) -> Rewrite:
@@ -281,7 +310,11 @@ def find_rewrite(graph: FxGraph, plan: Plan) -> Rewrite:
         layer = layers.get((entry.parameter, entry.axis))
         if layer is None or layer.labels.numel() != entry.total:
             have = "no such layer" if layer is None else f"{layer.labels.numel()} channels"
-            raise PlanError(f"the plan speaks of {entry.total} channels, this model has {have}", where=entry.name, remedy="Use the plan with the model it was made for.")
+            raise PlanError(
+                f"the plan speaks of {entry.total} channels, this model has {have}",
+                where=entry.name,
+                remedy="Use the plan with the model it was made for.",
+            )
         if entry.removed and not 0 <= min(entry.removed) <= max(entry.removed) < entry.total:
             raise PlanError("the plan removes channels that do not exist", where=entry.name, remedy="Make the plan again.")
         remove[groups.group[layer.labels.numpy()[list(entry.removed)]]] = True

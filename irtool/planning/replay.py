@@ -48,13 +48,19 @@ class Replay(Walk):
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             if isinstance(error, ProofError):
                 raise
-            raise ProofError(f"sizes do not fit after slicing ({str(error).splitlines()[0] if str(error) else error!r})", remedy=_REMEDY) from error
+            raise ProofError(
+                f"sizes do not fit after slicing ({str(error).splitlines()[0] if str(error) else error!r})", remedy=_REMEDY
+            ) from error
         self._check(self._met, self.before.meetings)
         self._check(self._tied, self.before.ties)
         self._check_complete()
         for old, new in zip(self.before.graph.outputs, self.graph.outputs, strict=True):
             if not torch.equal(self.before.of(old), self.of(new)):
-                raise ProofError("an output has other channels than before", where=originals["output"].location if "output" in originals else old.name, remedy=_REMEDY)
+                raise ProofError(
+                    "an output has other channels than before",
+                    where=originals["output"].location if "output" in originals else old.name,
+                    remedy=_REMEDY,
+                )
 
     def original(self, value: Value) -> Value:
         """The parameter before slicing, whose sizes the first walk went by."""
@@ -106,7 +112,9 @@ class Replay(Walk):
         if own.numel() == 1 and int(own[0]) < 0:
             own = own.expand(arriving.numel())
         if own.numel() != arriving.numel():
-            raise ProofError(f"{arriving.numel()} channels arrive at {own.numel()} entries of {value.name}", where=node.location, remedy=_REMEDY)
+            raise ProofError(
+                f"{arriving.numel()} channels arrive at {own.numel()} entries of {value.name}", where=node.location, remedy=_REMEDY
+            )
         if (node.name, key) not in self.before.reads:
             raise ProofError(f"reads {value.name}, which it did not read before", where=node.location, remedy=_REMEDY)
         old_arriving, old_own = self.before.reads[node.name, key]
@@ -178,5 +186,3 @@ def _reorder(arriving: Tensor, expected: Tensor, own: Tensor, node: Node) -> Ten
     order = np.empty(len(a), np.int64)
     order[by_arrival] = own.numpy()[by_expectation]
     return torch.from_numpy(order)
-
-

@@ -222,7 +222,11 @@ def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
         if edits.edited:
             module.recompile()
     except IrtoolError as error:
-        raise ProofError(f"sizes do not fit after slicing: {error.what}", where=error.where, remedy="Name the module in ignore=, and please report this model.") from error
+        raise ProofError(
+            f"sizes do not fit after slicing: {error.what}",
+            where=error.where,
+            remedy="Name the module in ignore=, and please report this model.",
+        ) from error
     if _freeze_scalars(graph, new):
         new.refresh()
     replay = Replay(new, before=labels, keep=stays)
