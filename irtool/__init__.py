@@ -12,10 +12,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from irtool import errors, models
 from irtool.analysis.groups import ChannelGroups, channel_groups
+from irtool.archive import load, read_info, save
 from irtool.ir import FxGraph, Graph, Node, Value, trace
 from irtool.passes import FoldBatchNorm, InsertSelects, Prune, fold_batchnorm, prune
 from irtool.passmanager import Pass, PassResult, Pipeline
 from irtool.planning import Plan, criterion, plan
+from irtool.planning.apply import apply
 
 try:
     __version__ = version("irtool")
@@ -24,5 +26,5 @@ except PackageNotFoundError:  # a checkout that nobody installed
 
 __all__ = [
     "ChannelGroups", "FoldBatchNorm", "FxGraph", "Graph", "InsertSelects", "Node", "Pass", "PassResult", "Pipeline", "Plan", "Prune", "Value",
-    "channel_groups", "criterion", "errors", "fold_batchnorm", "models", "plan", "prune", "trace",
+    "apply", "channel_groups", "criterion", "errors", "fold_batchnorm", "load", "models", "plan", "prune", "read_info", "save", "trace",
 ]  # fmt: skip

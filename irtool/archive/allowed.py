@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision.ops
 from torch import nn
 
 from irtool.ir.channel_select import ChannelSelect
@@ -70,6 +69,8 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]+")
 @cache
 def functions() -> dict[str, Callable[..., Any]]:
     """The functions that a program may call, by the name they have in a file."""
+    import torchvision.ops  # late: it takes a second to import, and `import irtool` need not wait for it
+
     spaces: tuple[tuple[str, Any, Iterable[str]], ...] = (
         ("torch", torch, (*vars_of(torch._C._VariableFunctions), *torch.functional.__all__, *_TORCH_EXTRA)),
         ("torch.nn.functional", F, [name for name in vars_of(F) if _is_own(getattr(F, name), F.__name__)]),
@@ -143,6 +144,8 @@ def function_called(name: str) -> Callable[..., Any]:
 def _overload(name: str) -> Any:
     """An operator overload of ATen or torchvision that computes values; None for one that does anything else (`aten.save`)."""
     parts = name.split(".")
+    if parts[2:3] == ["torchvision"]:
+        import torchvision.ops  # noqa: F401  registers them
     if len(parts) != 5 or parts[2] not in ("aten", "torchvision") or not all(map(str.isidentifier, parts)) or parts[3].startswith("__"):
         return None
     found = getattr(getattr(getattr(torch.ops, parts[2]), parts[3], None), parts[4], None)
@@ -212,5 +215,7 @@ def _class(name: str) -> type[nn.Module] | None:
     module, _, own = name.rpartition(".")
     if module != ChannelSelect.__module__ and not module.startswith(("torch.nn.modules.", "torchvision.ops.")):
         return None
+    if module.startswith("torchvision."):
+        import torchvision.ops  # noqa: F401  fills sys.modules
     found = vars(sys.modules[module]).get(own) if module in sys.modules else None
     return found if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module else None

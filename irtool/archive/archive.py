@@ -28,7 +28,7 @@ from irtool.archive.state import (
     training_flags,
 )
 from irtool.archive.values import decode_inputs, encode_inputs
-from irtool.errors import FileError, OptionError
+from irtool.errors import FileError, IrtoolError, OptionError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_trace import trace
 
@@ -146,7 +146,9 @@ def _guarded(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FileError(
             f"refused: it {error}", where=str(path), remedy="Do not use this file, or load it into your class: load(path, model=...)."
         ) from error
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
+    except IrtoolError:
+        raise
+    except Exception as error:  # what such a file can provoke in torch and fx has no list
         text = next(iter(str(error).strip().splitlines()), "")
         raise FileError(
             f"damaged ({type(error).__name__}: {text[:120]})", where=str(path), remedy="Save it again with irtool.save."

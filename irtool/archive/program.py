@@ -49,8 +49,8 @@ def decode_program(data: Mapping[str, Any], names: Collection[str]) -> fx.Graph:
         _check_attribute(target, args, kwargs, Refused)
         node = graph.create_node(entry["op"], target, args, kwargs, name=check_identifier(entry["name"], Refused))
         if entry.get("at"):
-            # Messages and plans call a function node by the module that runs it.
-            node.meta["nn_module_stack"] = {entry["at"]: (check_path(entry["at"], Refused), None)}
+            # Messages and plans call a function node by the module that runs it. torch.export wants a class's name there too.
+            node.meta["nn_module_stack"] = {entry["at"]: (check_path(entry["at"], Refused), "torch.nn.modules.module.Module")}
         made[entry["name"]] = node
     nesting = data.get("nesting")
     if nesting is not None:
