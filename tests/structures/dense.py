@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from structures.case import Head, case, cbr
 from torch import Tensor, nn
+
+from structures.case import Head, case, cbr
 
 
 @case("unet", removed=0.6)
@@ -90,7 +91,7 @@ class DetectorDict(nn.Module):
         return OrderedDict(boxes=boxes, scores=self.scores(x).permute(0, 2, 3, 1).flatten(1, 2))
 
 
-@case("detector_tuple", removed=0.6)
+@case("detector_tuple", removed=0.6, inexact=("mean over channels",))
 class DetectorTuple(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +145,7 @@ class SiameseConcat(nn.Module):
         return self.fc(torch.cat([self.body(a), self.body(b)], 1))
 
 
-@case("two_inputs", shapes=((2, 3, 8, 8), (2, 5)), removed=0.5)
+@case("two_inputs", shapes=((2, 3, 8, 8), (2, 5)), removed=0.45)
 class TwoInputs(nn.Module):
     """An image and a vector that is broadcast over it (FiLM)."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures.case import Head, case, cbr
 from torch import Tensor, nn
+
+from structures.case import Head, case, cbr
 
 
 class Wrapped(nn.Module):
@@ -80,7 +81,7 @@ class CBAMNet(Wrapped):
         super().__init__(CBAM(16))
 
 
-@case("group_norm", removed=0.6, inexact=("groups of channels", "groups of channels"), aligned=False)
+@case("group_norm", removed=0.5, inexact=("groups of channels",), aligned=False)
 class GroupNormNet(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(1, 16), nn.ReLU(), Head(16))
@@ -131,7 +132,7 @@ class LayerNorm2d(nn.Module):
         return self.weight[:, None, None] * ((x - u) / torch.sqrt(s + 1e-6)) + self.bias[:, None, None]
 
 
-@case("convnext", removed=0.6, inexact=("mean over channels", "mean over channels", "normalises over channels", "normalises over channels"))
+@case("convnext", removed=0.6, inexact=("mean over channels", "normalises over channels"))
 class ConvNeXt(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 16, 2, 2), LayerNorm2d(16), ConvNeXtBlock(16), ConvNeXtBlock(16), nn.Conv2d(16, 24, 1), Head(24))
@@ -230,7 +231,7 @@ class PositionAttention(Wrapped):
         super().__init__(PositionAttention.Part())
 
 
-@case("einsum", removed=0.5)
+@case("einsum", removed=0.45)
 class Einsum(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -268,7 +269,7 @@ class Normalize(Wrapped):
         super().__init__(Normalize.Part())
 
 
-@case("select_kernel", removed=0.5, inexact=())
+@case("select_kernel", removed=0.6)
 class SelectKernel(nn.Module):
     """SKNet: a softmax over branches, that are stacked on an axis of their own."""
 

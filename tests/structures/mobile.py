@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures.case import Head, case, cbr
 from torch import Tensor, nn
+
+from structures.case import Head, case, cbr
 
 
 class Ghost(nn.Module):
@@ -58,7 +59,7 @@ class ShuffleNetV1(nn.Sequential):
         super().__init__(cbr(3, 8), ShuffleUnit(8, 16, groups, 2), ShuffleUnit(16, 16, groups, 1), ShuffleUnit(16, 16, groups, 1), Head(16))
 
 
-@case("shufflenet_v1_g4", removed=0.4, aligned=False)
+@case("shufflenet_v1_g4", removed=0.25, aligned=False)
 class ShuffleNetV1G4(ShuffleNetV1):
     def __init__(self) -> None:
         super().__init__(4)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures.case import Head, case, cbr
 from torch import Tensor, nn
+
+from structures.case import Head, case, cbr
 
 
 @case("space_to_depth", removed=0.5)
@@ -78,14 +79,14 @@ class GatherRepeated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = cbr(3, 12), nn.Conv2d(8, 4, 1)
-        self.register_buffer("index", torch.tensor([0, 0, 5, 3, 11, 5, 2, 7]))
+        self.a, self.b = cbr(3, 8), nn.Conv2d(8, 4, 1)
+        self.register_buffer("index", torch.tensor([0, 0, 5, 3, 1, 5, 2, 7]))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.b(self.a(x).index_select(1, self.index))
 
 
-@case("slices", removed=0.4, aligned=False)
+@case("slices", removed=0.4, aligned=False, pinned=("cannot be removed",))
 class Slices(nn.Module):
     """Slices that overlap, with steps, with negative bounds, and narrow and select."""
 
@@ -118,13 +119,13 @@ class TensorSplit(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c, self.d, self.head = cbr(3, 10), cbr(2, 6), cbr(8, 10), cbr(7, 6), Head(6)
+        self.a, self.b, self.c, self.d, self.head = cbr(3, 10), cbr(2, 6), cbr(8, 10), cbr(10, 6), Head(6)
 
     def forward(self, x: Tensor) -> Tensor:
         one, two, three = self.a(x).chunk(3, 1)
         y = self.c(torch.cat([two, one], 1))
         p, q, r = y.tensor_split(3, dim=1)
-        return self.head(self.b(three) + self.d(torch.cat([p, q], 1)) + r.mean(1, keepdim=True) * 0)
+        return self.head(self.b(three) + self.d(torch.cat([r, p, q], 1)))
 
 
 @case("stacked", removed=0.5)
@@ -167,7 +168,7 @@ class LinearToMap(nn.Module):
         return torch.tanh(self.out(F.relu(self.up(self.bn(x)))))
 
 
-@case("unflatten", removed=0.5, aligned=False)
+@case("unflatten", removed=0.4, aligned=False)
 class Unflatten(nn.Module):
     """Capsules: channels as (capsule, entry), squeezed to a norm per capsule."""
 
@@ -180,7 +181,7 @@ class Unflatten(nn.Module):
         return self.out(F.relu(x).unflatten(1, (3, 2)).transpose(1, 2).reshape(2, -1))
 
 
-@case("channels_last_mlp", removed=0.5)
+@case("channels_last_mlp", removed=0.5, pinned=("mixes positions",))
 class ChannelsLastMlp(nn.Module):
     """MLP-Mixer: linear layers over channels and over positions in turn."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures.case import Head, case, cbr
 from torch import Tensor, nn
+
+from structures.case import Head, case, cbr
 
 
 class Bottleneck(nn.Module):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from structures.case import Head, case, cbr
 from torch import Tensor, fx, nn
+
+from structures.case import Head, case, cbr
 
 
 @case("recursive", removed=0.5)
@@ -51,16 +52,26 @@ class SharedHead(nn.Module):
         return [self.head(level) for level in (self.l1(one), self.l2(self.two(one)))]
 
 
-@case("tied_decoder", removed=0.3, reason="computed")
+@case("tied_decoder", removed=0.1, reason="computed")
 class TiedDecoder(nn.Module):
     """The decoder uses the encoder's weight, transposed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.encoder, self.mid, self.bias = nn.Sequential(cbr(3, 8), nn.Flatten()), nn.Linear(512, 12), nn.Linear(12, 12), nn.Parameter(torch.rand(512))
+        self.stem, self.encoder, self.mid, self.bias = nn.Sequential(cbr(3, 32), cbr(32, 2), nn.Flatten()), nn.Linear(128, 12), nn.Linear(12, 12), nn.Parameter(torch.rand(128))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.mid(self.encoder(self.stem(x)).relu()), self.encoder.weight.t(), self.bias)
+
+
+@case("weight_norm", removed=0.3, reason="computed")
+class WeightNorm(nn.Sequential):
+    """Both ways in which torch parametrises a weight."""
+
+    def __init__(self) -> None:
+        conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 12, 3))
+        other = nn.utils.parametrizations.spectral_norm(nn.Conv2d(12, 12, 1))
+        super().__init__(cbr(3, 16), cbr(16, 12), conv, other, cbr(12, 24), cbr(24, 8), Head(8))
 
 
 @case("frozen", removed=0.5)
@@ -237,7 +248,7 @@ class Sort(nn.Sequential):
         super().__init__(cbr(3, 12), cbr(12, 12), Sorted(), cbr(12, 12), cbr(12, 8), Head(8))
 
 
-@case("lstm", removed=0.3, reason="recurrent")
+@case("lstm", removed=0.25, reason="recurrent")
 class Crnn(nn.Module):
     """Convolutions, then a recurrent layer over the columns."""
 
