@@ -11,13 +11,18 @@ torch.Size([1, 10])
 from importlib.metadata import PackageNotFoundError, version
 
 from irtool import errors, models
+from irtool.analysis.compare import Comparison, compare
+from irtool.analysis.cost import Cost, cost
+from irtool.analysis.diff import Diff, diff
 from irtool.analysis.groups import ChannelGroups, channel_groups
 from irtool.archive import load, read_info, save
-from irtool.ir import FxGraph, Graph, Node, Value, trace
+from irtool.backends import export_mnn, export_onnx
+from irtool.ir import FxGraph, Graph, Node, Value, put_back, trace
 from irtool.passes import FoldBatchNorm, InsertSelects, Prune, fold_batchnorm, prune
 from irtool.passmanager import Pass, PassResult, Pipeline
 from irtool.planning import Plan, criterion, plan
 from irtool.planning.apply import apply
+from irtool.planning.check import MaskedCheck, check_prune
 
 try:
     __version__ = version("irtool")
@@ -25,6 +30,7 @@ except PackageNotFoundError:  # a checkout that nobody installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "ChannelGroups", "FoldBatchNorm", "FxGraph", "Graph", "InsertSelects", "Node", "Pass", "PassResult", "Pipeline", "Plan", "Prune", "Value",
-    "apply", "channel_groups", "criterion", "errors", "fold_batchnorm", "load", "models", "plan", "prune", "read_info", "save", "trace",
+    "ChannelGroups", "Comparison", "Cost", "Diff", "FoldBatchNorm", "FxGraph", "Graph", "InsertSelects", "MaskedCheck", "Node", "Pass", "PassResult",
+    "Pipeline", "Plan", "Prune", "Value", "apply", "channel_groups", "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn",
+    "export_onnx", "fold_batchnorm", "load", "models", "plan", "prune", "put_back", "read_info", "save", "trace",
 ]  # fmt: skip

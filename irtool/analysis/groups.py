@@ -103,18 +103,17 @@ class ChannelGroups:
     @cached_property
     def families(self) -> list[list[Layer]]:
         """Layers that share channels, together: what `scope="local"` and summaries count as one."""
-        parent: dict[int, int] = {}
+        owned = [self.of(layer.labels.numpy()) for layer in self.layers]
+        if not owned:
+            return []
+        rows = np.repeat(np.arange(len(owned)), [len(found) for found in owned])
+        columns = np.concatenate(owned) + len(owned)
+        size = len(owned) + self.count
+        _, family = connected_components(coo_array((np.ones(rows.size, np.int8), (rows, columns)), shape=(size, size)), directed=False)
         by_family: dict[int, list[Layer]] = defaultdict(list)
-        graph: nx.Graph = nx.Graph()
-        for index, layer in enumerate(self.layers):
-            graph.add_node(index)
-            for group in self.of(layer.labels.numpy()).tolist():
-                if group in parent:
-                    graph.add_edge(index, parent[group])
-                parent[group] = index
-        for number, component in enumerate(nx.connected_components(graph)):
-            by_family[number] = [self.layers[index] for index in sorted(component)]
-        return sorted(by_family.values(), key=lambda layers: self.layers.index(layers[0]))
+        for layer, number in zip(self.layers, family[: len(owned)].tolist(), strict=True):
+            by_family[number].append(layer)
+        return list(by_family.values())
 
     def explain(self, name: str) -> str:
         """One line about a layer (module path or node name): its channels, whom it is coupled with, or why it stays.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class MnnSession:
     Args:
         path: the .mnn file.
         threads: threads; all cores if None.
+        outputs: names of tensors to return in place of the model's outputs, to look inside; what the converter fused has none.
         probe: first load and run the file in another process, which takes about 0.3 s. MNN refuses truncated and foreign files by
             itself; a file with a few damaged bytes can end the process. Worth it for files from elsewhere.
 
@@ -34,14 +36,16 @@ class MnnSession:
 
     engine = "mnn"
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, probe: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int | None = None, *, outputs: Sequence[str] | None = None, probe: bool = False
+    ) -> None:
         self.path = model_file(path, ".mnn")
         count = thread_count(threads)
         self._mnn = _mnn()
         if probe:
             _probe(self.path)
         info = _load(self._mnn, str(self.path), [], [], count).get_info()
-        self._output_names = list(info["outputNames"])
+        self._output_names = list(info["outputNames"] if outputs is None else outputs)
         self._module = _load(self._mnn, str(self.path), info["inputNames"], self._output_names, count)
         self._formats = [held.data_format for held in info["inputs"]]
         self._kinds = [held.dtype for held in info["inputs"]]

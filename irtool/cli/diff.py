@@ -18,8 +18,8 @@ from irtool.ir import FxGraph
 
 
 def diff(
-    a: options.ModelArgument,
-    b: options.ModelArgument,
+    a: Annotated[str, typer.Argument(help=options.MODEL_HELP, metavar="A")],
+    b: Annotated[str, typer.Argument(help="Likewise.", metavar="B")],
     weights_a: Annotated[Path | None, typer.Option(help="A state dict for the first model.", metavar="FILE")] = None,
     weights_b: Annotated[Path | None, typer.Option(help="A state dict for the second model.", metavar="FILE")] = None,
     inputs: options.Inputs = None,

@@ -127,7 +127,7 @@ def saved_model(model: str) -> Path | None:
 def _load(path: Path, weights: Path | None) -> FxGraph:
     if weights is not None:
         raise OptionError("a saved model has its weights in it", where="--weights", remedy="Leave --weights out.")
-    if path.suffix in (".pth", ".pt", ".safetensors"):
+    if path.suffix in (".pth", ".pt"):
         raise OptionError(
             "weights alone are no model", where=str(path), remedy=f"Pass them as --weights and the model as --model. {_SYNTAX}"
         )

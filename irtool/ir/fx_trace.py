@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
@@ -18,15 +19,18 @@ from irtool.ir.fx_attention import emit_attention
 from irtool.ir.fx_graph import FxGraph, attribute, call, copy_module, empty_like, map_tensors, meta
 from irtool.ir.fx_mend import mend
 from irtool.ir.fx_targets import module_spec
+from irtool.ir.fx_within import capture
 
 
-def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] = ()) -> FxGraph:
+def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] = (), within: str | None = None) -> FxGraph:
     """Turn a model into a graph.
 
     Args:
         model: any module. Its weights are shared with the graph, never changed.
         example_inputs: a tensor, or a tuple of the positional arguments of `forward`. Shapes matter, values do not.
         leaf: module paths or classes that stay whole; irtool leaves what flows into them alone.
+        within: the path of a part. The whole model runs up to it, and the part is traced alone on what reaches it; its
+            outputs stay as they are, and `put_back` puts the pruned part into the model.
 
     Raises:
         TraceError: none of the three tracers could follow the model; the text names the line and the remedy.
@@ -38,6 +42,9 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
             f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first."
         )
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    if within is not None:
+        model, inputs = capture(model, inputs, within)
+    _refuse_computed_weights(model)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
     for name, tracer in TRACERS.items():
@@ -54,6 +61,17 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     if opaque is not None:
         return opaque
     raise _explain(model, failures)
+
+
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """A weight that a parametrisation computes has no entries of its own to slice."""
+    for path, module in model.named_modules():
+        hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
+        if parametrize.is_parametrized(module):
+            names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+            raise TraceError(f"{names} is computed by a parametrisation", where=path, remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.")
+        if hooks & {"WeightNorm", "SpectralNorm"}:
+            raise TraceError("its weight is computed by weight or spectral norm", where=path, remedy="Call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first.")
 
 
 def _explain(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> TraceError:

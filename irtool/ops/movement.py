@@ -42,6 +42,15 @@ def _is_data(node: Node, value: Value) -> bool:
     return value is node.input or not index
 
 
+def stack(node: Node, ctx: Context) -> None:
+    """Operands become the rows of a new axis, so that they must stay equally wide."""
+    movement(node, ctx)
+    labels = ctx.of(node.output)
+    if labels.dim() > len(node.input.sizes):  # not hstack or vstack, which make no axis
+        axis = _axis(node, labels.dim())
+        ctx.balance(node, labels.movedim(axis, 0).reshape(labels.shape[axis], -1))
+
+
 def reshape(node: Node, ctx: Context) -> None:
     """From the two shapes alone: runs of axes with equal products are reshaped by themselves, runs without channels not at all."""
     value, output = node.input, node.output

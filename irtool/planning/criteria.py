@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from irtool.analysis.groups import ChannelGroups
+from irtool.analysis.labels import Key
 
 Scores = NDArray[np.float64]
 Criterion = Callable[[ChannelGroups, int], Scores]
@@ -78,26 +79,33 @@ def _unscored(groups: ChannelGroups) -> Scores:
 
 
 def _filter_norm(groups: ChannelGroups, order: int) -> Scores:
-    """Norms along output axes; along input axes where a group has no output of its own (a channel selection's copies)."""
-    outputs, inputs = _unscored(groups), _unscored(groups)
+    """Norms along output axes; along input axes for groups that have no output of their own (a channel selection's copies)."""
     made = {layer.key for layer in groups.layers}
+    outputs = _axis_norms(groups, order, lambda key, labels: key in made)
+    scored = np.bincount(groups.group[~np.isnan(outputs)], minlength=groups.count) > 0
+    lacking = ~scored & ~groups.pinned
+    if not lacking.any():
+        return outputs
+    # The input axis of a grouped convolution is left out: its filters are scored where they are made.
+    inputs = _axis_norms(groups, order, lambda key, labels: key not in made and isinstance(key[1], int) and bool(lacking[groups.group[labels]].any()))
+    return np.where(scored[groups.group], outputs, inputs)
+
+
+def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArray[np.int64]], bool]) -> Scores:
+    scores = _unscored(groups)
     for key, labels in groups.labels.axes.items():
         name, axis = key
         value = groups.graph.params.get(name)
         if value is None or value.data is None or len(value.sizes) < 2 or not value.data.is_floating_point() or labels.numel() < 2:
             continue
-        if not isinstance(axis, int):
-            if key not in made:
-                continue  # the input axis of a grouped convolution: its filters are scored where they are made
-            axis = axis[0]
-        norm = _entry_norms(value.data, axis, order, labels.numel())
-        (outputs if key in made else inputs)[labels.numpy()] = norm / max(float(norm.mean()), 1e-30)
-    scored = np.bincount(groups.group[~np.isnan(outputs)], minlength=groups.count) > 0
-    return np.where(scored[groups.group], outputs, inputs)
+        if wanted(key, labels.numpy()):
+            norm = _entry_norms(value.data, axis if isinstance(axis, int) else axis[0], order, labels.numel())
+            scores[labels.numpy()] = norm / max(float(norm.mean()), 1e-30)
+    return scores
 
 
 def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Scores:
+    """Mean |w| (order 1) or root mean square (order 2) of each entry of an axis; up to a factor that is the same for all."""
     flat = data.detach().movedim(axis, 0).reshape(data.shape[axis], -1)
-    norm = flat.abs().mean(1) if order == 1 else flat.square().mean(1).sqrt()
-    found: Scores = norm.double().cpu().numpy()
-    return np.resize(found, entries)
+    norm: Scores = torch.linalg.vector_norm(flat, order, dim=1).double().cpu().numpy() / flat.shape[1] ** (1 / order)
+    return np.resize(norm, entries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
+        return {"format": FORMAT, **vars(self), "ignore": list(self.ignore), "layers": layers}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -199,7 +201,8 @@ class _Planner:
         labels = channel_groups(self.prepared).labels
         base = stream_pins(labels, self.options.residual) + self._ignored()
         for attempt in range(12):
-            groups = group_channels(labels, couple=attempt > 0, pins=base + self.pins)
+            pins = base + self.pins
+            groups = group_channels(labels, couple=attempt > 0, pins=pins) if attempt or pins else channel_groups(self.prepared)
             scores = group_scores(groups, self.options.criterion, self.options.seed)
             _check_finite(groups, scores)
             remove = self._allocate(groups, scores)
@@ -282,12 +285,11 @@ class _Planner:
 
 
 def _check_finite(groups: ChannelGroups, scores: Scores) -> None:
-    """Weights that are not finite make any ranking meaningless."""
+    """Weights that are not finite make any ranking meaningless. A sum is finite only if every term is; it is the fastest look."""
     for name, value in groups.graph.params.items():
-        if value.data is not None and value.data.is_floating_point() and not bool(torch.isfinite(value.data).all()):
-            raise PlanError(
-                "holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned."
-            )
+        if value.data is not None and value.data.is_floating_point() and not math.isfinite(float(value.data.sum())):
+            if not bool(torch.isfinite(value.data).all()):
+                raise PlanError("holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned.")
 
 
 def find_rewrite(graph: FxGraph, plan: Plan) -> Rewrite:
