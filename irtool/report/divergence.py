@@ -7,7 +7,6 @@ names from there to MNN. What cannot be matched is passed over, so the answer is
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +82,10 @@ def _mnn_value(path: Path, name: str, arrays: list[np.ndarray]) -> np.ndarray | 
 
 
 def _arrays(inputs: tuple[Any, ...]) -> list[np.ndarray]:
-    return list(_leaves(inputs))
-
-
-def _leaves(inputs: tuple[Any, ...]) -> Iterator[np.ndarray]:
-    for leaf in pytree.tree_leaves(inputs):
-        if isinstance(leaf, torch.Tensor):
-            yield leaf.detach().cpu().numpy()
+    """The tensors and arrays among the inputs, as arrays."""
+    leaves = pytree.tree_leaves(inputs)
+    return [
+        np.asarray(leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf)
+        for leaf in leaves
+        if isinstance(leaf, torch.Tensor | np.ndarray)
+    ]
