@@ -66,7 +66,7 @@ def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
     if found.biases:
         notes.append(f"constants absorbed into {len(found.biases)} layers")
     if found.padded:
-        notes.append(f"constants are overstated at the zero-padded border of {len(found.padded)} layers")
+        notes.append(f"constants are right on average, not at the zero-padded border, in {len(found.padded)} layers")
     if found.unknown:
         notes.append(f"nothing tells the mean of what was removed before {', '.join(found.unknown)}: dropped (calibration data would tell)")
     return notes

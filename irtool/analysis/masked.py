@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -20,8 +19,6 @@ from irtool.analysis.survivors import on_survivors
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Node, Value
 from irtool.ir.modes import evaluating
-
-_CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class MaskedRun(fx.Interpreter):
@@ -33,13 +30,13 @@ class MaskedRun(fx.Interpreter):
         keep: whether each label stays, shape (labels,).
         fills: for a contraction node's name, what its input's removed channels are replaced by (of the input's label shape).
         survivors: compute operators that mix channels from the channels that stay, as the sliced graph does.
-        fill_padding: fill a convolution's padding as well, so that the constant has no border (what a bias amounts to).
+        average: spread what filled channels add evenly over the image, as a bias does.
     """
 
-    def __init__(self, graph: FxGraph, labels: Labels, keep: Tensor, fills: Mapping[str, Tensor] | None = None, *, fill_padding: bool = True,
+    def __init__(self, graph: FxGraph, labels: Labels, keep: Tensor, fills: Mapping[str, Tensor] | None = None, *, average: bool = True,
                  survivors: bool = False) -> None:  # fmt: skip
         super().__init__(graph.module)
-        self._labels, self._keep, self._fills, self._fill_padding = labels, keep, fills or {}, fill_padding
+        self._labels, self._keep, self._fills, self._average = labels, keep, fills or {}, average
         self._mixers = {node.name for node, _, _ in labels.inexacts} if survivors else set()
         self.unresolved: list[str] = []
         """Channel-mixing nodes that could not be computed from the survivors alone."""
@@ -80,33 +77,25 @@ class MaskedRun(fx.Interpreter):
         return tensor if bool(stays.all()) else tensor * stays.to(tensor.dtype)
 
     def _filled(self, n: fx.Node) -> Any:
-        """A convolution or linear layer whose removed inputs hold their mean everywhere, padding included."""
+        """A convolution or linear layer whose removed inputs hold their mean.
+
+        With `average` what they add is made constant over the image (what a bias can do); without, zero padding cuts it
+        off at the border, as it does in the original.
+        """
         node = self._nodes[n.name]
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         x = args[0]
-        fill = torch.where(self._fill_mask(node), self._fills[n.name], 0).to(x.dtype)
-        if node.op != "Conv" or not self._fill_padding:
-            return self._call(n, (x + fill, *args[1:]), kwargs)
-        weight, bias = self._parameter(node, "weight", x), self._parameter(node, "bias", x)
-        padding = node.attrs.get("padding", 0)
-        spatial = x.dim() - 2
-        amounts = (padding,) * spatial if isinstance(padding, int) else tuple(padding)
-        padded = F.pad(x, [amount for pair in zip(reversed(amounts), reversed(amounts), strict=True) for amount in pair]) + fill
-        assert weight is not None
-        return _CONVS[spatial](
-            padded, weight, bias, node.attrs.get("stride", 1), 0, node.attrs.get("dilation", 1), node.attrs.get("groups") or 1
-        )
-
-    def _fill_mask(self, node: Node) -> Tensor:
         labels = self._labels.of(node.input)
-        return (labels >= 0) & ~self._keep[labels]
+        gone = (labels >= 0) & ~self._keep[labels]
+        fill = torch.where(gone, self._fills[n.name], 0).to(x.dtype).expand_as(x)
+        if node.op != "Conv" or not self._average:
+            return self._call(n, (x + fill, *args[1:]), kwargs)
+        with_fill, without = (self._call(n, (t, *args[1:]), kwargs) for t in (fill, torch.zeros_like(x)))
+        added = (with_fill - without).mean(tuple(range(2, x.dim())), keepdim=True)
+        return self._call(n, args, kwargs) + added
 
     def _call(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return getattr(self, n.op)(n.target, args, kwargs)
-
-    def _parameter(self, node: Node, role: str, like: Tensor) -> Tensor | None:
-        value = node.get(role)
-        return None if value is None or value.data is None else value.data.to(like)
 
 
 @dataclass(frozen=True)
@@ -118,9 +107,9 @@ class Masked:
 
 
 def masked_run(graph: FxGraph, labels: Labels, keep: Tensor, inputs: tuple[Any, ...], fills: Mapping[str, Tensor] | None = None, *,
-               fill_padding: bool = True, survivors: bool = False) -> Masked:  # fmt: skip
+               average: bool = True, survivors: bool = False) -> Masked:  # fmt: skip
     """Run the original in eval mode with channels masked; see `MaskedRun`. Outputs have the original's shapes."""
-    runner = MaskedRun(graph, labels, keep, fills, fill_padding=fill_padding, survivors=survivors)
+    runner = MaskedRun(graph, labels, keep, fills, average=average, survivors=survivors)
     with evaluating(graph.module), torch.no_grad():
         outputs = runner.run(*(pytree.tree_leaves(inputs) if _is_flat(graph) else inputs))
     return Masked(outputs, tuple(runner.unresolved))

@@ -51,6 +51,12 @@ def stack(node: Node, ctx: Context) -> None:
         ctx.balance(node, labels.movedim(axis, 0).reshape(labels.shape[axis], -1))
 
 
+def shuffle(node: Node, ctx: Context) -> None:
+    """A channel shuffle keeps its number of groups, so that they must stay equally wide."""
+    movement(node, ctx)
+    ctx.balance(node, channel_vector(node, ctx, node.input, 1).reshape(int(node.attrs["groups"]), -1))
+
+
 def reshape(node: Node, ctx: Context) -> None:
     """From the two shapes alone: runs of axes with equal products are reshaped by themselves, runs without channels not at all."""
     value, output = node.input, node.output

@@ -7,7 +7,7 @@ from irtool.ops.barrier import barrier, graph_input, graph_output
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, einsum, embedding, linear, matmul
 from irtool.ops.elementwise import channelwise, elementwise, prelu, softmax
-from irtool.ops.movement import concat, movement, pad, reshape, select, stack
+from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
 
 _FAMILIES: dict[Rule, str] = {
@@ -32,7 +32,8 @@ _FAMILIES: dict[Rule, str] = {
     pad: "Pad",
     select: "ChannelSelect",
     stack: "Stack",
-    movement: "Transpose Split Slice Gather Expand Roll DepthToSpace SpaceToDepth ChannelShuffle Unfold",
+    shuffle: "ChannelShuffle",
+    movement: "Transpose Split Slice Gather Expand Roll DepthToSpace SpaceToDepth Unfold",
 }
 ELEMENTWISE = frozenset(
     {"StochasticDepth"} | {onnx_name(name) for name in (UNARY + BINARY).split()} | {spec.op for spec in UNARY_MODULES}

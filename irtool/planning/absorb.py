@@ -34,7 +34,7 @@ class Absorption:
         biases: for a contraction node's name, what each original output channel gains, float64, shape (outputs,).
         fills: for the same nodes, the mean that each input channel was taken to have, of its label shape; for the check.
         unknown: nodes with removed inputs whose mean nothing tells: those were dropped.
-        padded: nodes with zero padding, where the constant is exact inside and overstated at the border.
+        padded: nodes with zero padding, where the constant is right on average over the image, not at each position.
     """
 
     biases: dict[str, Tensor] = field(default_factory=dict)
@@ -91,21 +91,44 @@ def _absorb(node: Node, labels: Labels, keep: Tensor, means: Mapping[Value, Tens
         found.unknown.append(node.location)
         if not bool(known.any()):
             return
-    weight = node.operands["weight"].data
-    assert weight is not None
     vector = expand(known, [node.input.sizes[axis] if d == axis else 1 for d in range(known.dim())]).reshape(-1)
-    found.biases[node.name] = _gain(weight.double().cpu(), vector, int(node.attrs.get("groups") or 1))
+    found.biases[node.name] = _gain(node, vector)
     found.fills[node.name] = known
     padding = node.attrs.get("padding", 0)
     if any((padding,) if isinstance(padding, int) else padding):
         found.padded.append(node.location)
 
 
-def _gain(weight: Tensor, mean: Tensor, groups: int) -> Tensor:
-    """Sum over inputs and taps of weight times mean: (O, I / groups, taps...), (I,) -> (O,)."""
-    summed = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-    blocks = summed.reshape(groups, -1, summed.shape[1])
+def _gain(node: Node, mean: Tensor) -> Tensor:
+    """What each output gains: the sum over inputs and taps of weight times mean, (O,).
+
+    A tap that falls on zero padding adds nothing, so each tap counts for the share of output positions where it falls
+    inside the image: the mean over the positions of the example's size. Without padding that share is 1.
+    """
+    weight = node.operands["weight"].data
+    assert weight is not None
+    groups = int(node.attrs.get("groups") or 1)
+    taps = weight.double().cpu()
+    if taps.dim() > 2:
+        taps = (taps * _inside(node, tuple(taps.shape[2:]))).flatten(2).sum(2)
+    blocks = taps.reshape(groups, -1, taps.shape[1])
     return torch.einsum("goi,gi->go", blocks, mean.reshape(groups, -1)).reshape(-1)
+
+
+def _inside(node: Node, kernel: tuple[int, ...]) -> Tensor:
+    """For each tap of a kernel, the share of output positions at which it reads the image rather than its padding."""
+    share = torch.ones(kernel, dtype=torch.float64)
+    padding, stride, dilation = (_per_axis(node.attrs.get(name, default), len(kernel)) for name, default in (("padding", 0), ("stride", 1), ("dilation", 1)))
+    for axis, taps in enumerate(kernel):
+        size, positions = node.input.sizes[2 + axis], torch.arange(node.output.sizes[2 + axis])
+        read = positions[None] * stride[axis] + torch.arange(taps)[:, None] * dilation[axis] - padding[axis]
+        inside = ((read >= 0) & (read < size)).double().mean(1)
+        share = share * inside.reshape([-1 if d == axis else 1 for d in range(len(kernel))])
+    return share
+
+
+def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
 
 
 def add_biases(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_], gains: Mapping[str, Tensor]) -> FxGraph:

@@ -29,7 +29,7 @@ class MaskedCheck:
         inexact: steps that mix removed channels with others (norms, softmax, means over channels), with the reason.
         effect: relative difference if those steps are computed over the removed channels as zeros too: what the removal
             costs there. 0 if there are none.
-        border: for absorbed constants: relative effect of zero padding, where the constant is overstated. 0 if none.
+        border: for absorbed constants: relative effect of zero padding, where the constant is not what it is elsewhere. 0 if none.
         unresolved: inexact steps that the reference could not compute from the survivors; `relative` holds their effect.
     """
 
@@ -84,7 +84,7 @@ def check_prune(
         effect = difference(masked_run(reference, labels, stays, inputs, fills).outputs, got)[1]
     if found is not None and found.padded:
         border = difference(
-            masked_run(reference, labels, stays, inputs, fills, fill_padding=False, survivors=True).outputs, expected.outputs
+            masked_run(reference, labels, stays, inputs, fills, average=False, survivors=True).outputs, expected.outputs
         )[1]
     return MaskedCheck(*difference(expected.outputs, got), inexact, effect, border, expected.unresolved)
 

@@ -209,7 +209,8 @@ class _Planner:
             try:
                 done = rewrite(self.prepared, labels, ~remove[groups.group] if groups.count else np.zeros(0, bool))
             except ProofError as error:
-                self._pin_place(error, groups, remove)
+                if attempt > 0 or not groups.balances:
+                    self._pin_place(error, groups, remove)
                 continue
             made = self._describe(groups, scores, remove)
             self.graph.analyses["rewrite"] = (made, done)

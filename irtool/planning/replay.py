@@ -54,6 +54,7 @@ class Replay(Walk):
         self._check(self._met, self.before.meetings)
         self._check(self._tied, self.before.ties)
         self._check_complete()
+        self._check_groups()
         for old, new in zip(self.before.graph.outputs, self.graph.outputs, strict=True):
             if not torch.equal(self.before.of(old), self.of(new)):
                 raise ProofError(
@@ -71,6 +72,22 @@ class Replay(Walk):
         for key, old in self.before.axes.items():
             if key not in self.orders and key[0] in self.graph.params and int(old[0]) >= 0 and not bool(self.keep[old].all()):
                 raise ProofError("nothing reads the channels of this parameter any more", where=key[0], remedy=_REMEDY)
+
+    def _check_groups(self) -> None:
+        """The channels of each group of a grouped convolution must be channels that it had."""
+        for (name, axis), order in self.orders.items():
+            if isinstance(axis, int) or name not in self.graph.params:
+                continue
+            number, groups = axis
+            sizes = self.before.graph.params[name].sizes
+            widths = {(name, axis): sizes[number], (name, 1 - number): sizes[1 - number] // groups}
+            for key, width in widths.items():
+                found = self.orders.get(key, order)
+                if int(found[0]) < 0:
+                    continue
+                group = ((found - int(self.before.axes[key][0])) // width).reshape(groups, -1)
+                if bool((group != torch.arange(groups)[:, None]).any()):
+                    raise ProofError("a grouped convolution would mix its groups", where=name, remedy=_REMEDY)
 
     def put(self, value: Value, labels: Tensor) -> None:
         """Set labels; each axis must be broadcast or of the real size."""
