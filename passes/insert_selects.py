@@ -24,4 +24,7 @@ class InsertSelects(Pass):
     def __call__(self, graph: FxGraph) -> PassResult:
         """Insert selections of all channels; the outputs stay bit-equal."""
         new = insert_selects(graph)
-        return PassResult(new, new is not graph)
+        if new is graph:
+            return PassResult(graph, False)
+        new.history = (*graph.history, {"step": "insert_selects"})
+        return PassResult(new, True)

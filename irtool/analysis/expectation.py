@@ -27,6 +27,7 @@ Moments = tuple[Tensor, Tensor]
 
 _CARRY = frozenset({"Reshape", "Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Roll", "DepthToSpace", "SpaceToDepth", "ChannelShuffle", "Identity",
                     "Dropout", "StochasticDepth", "Stack", "Resize", "Pool", "Reduce", "Unfold"})  # fmt: skip
+_KEEP_MEAN = frozenset({"mean", "amax", "amin", "max", "min", "dim"})  # ATen calls mean over axes `mean.dim`
 _POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(33)
 
 
@@ -59,7 +60,7 @@ def _moments(node: Node, output: Value, labels: Labels, found: dict[Value, Momen
             for t in (mean, var)
         ]
         return pick[0].reshape(shape), pick[1].reshape(shape)
-    if node.op in _CARRY and labels.of(output).numel():
+    if node.op in _CARRY and not (node.op == "Reduce" and node.callee.rsplit(".", 1)[-1] not in _KEEP_MEAN):
         return _carry(node, output, labels, found, by_label)
     if node.op == "Add":
         return _add(node, shape, found)
@@ -114,6 +115,8 @@ def _activate(node: Node, mean: Tensor, var: Tensor) -> Moments:
     if function is None:
         return _unknown(mean.shape), _unknown(mean.shape)
     values = function(grid)
+    if not isinstance(values, Tensor) or values.shape != grid.shape or not values.is_floating_point():
+        return _unknown(mean.shape), _unknown(mean.shape)
     first = (values * weights).sum(-1)
     return first, ((values - first[..., None]).square() * weights).sum(-1)
 

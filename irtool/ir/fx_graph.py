@@ -43,6 +43,9 @@ def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Ten
         memo[id(buffer)] = data(name, buffer)
     if isinstance(module, fx.GraphModule):
         root = _copy_tree(module, memo, nn.Module())
+        for name, held in module.__dict__.items():  # constants that are neither parameters nor buffers
+            if isinstance(held, torch.Tensor):
+                root.__dict__[name] = data(name, held)
         new = fx.GraphModule(root, copy.deepcopy(module.graph, memo), type(module).__name__)
         new.meta = dict(module.meta)
         new.training = module.training
