@@ -45,6 +45,7 @@ def compress(
     image_size: options.ImageSize = None,
     opset: options.Opset = 17,
     runs: Annotated[int, typer.Option(help="Timed runs of each model in each engine.")] = 50,
+    threads: Annotated[int, typer.Option(help="Threads of each engine while it is timed.")] = 1,
 ) -> None:
     """Prune, fold and export a model, with every step shown right; compare it with the original.
 
@@ -55,7 +56,7 @@ def compress(
     """
     plan = {"criterion": criterion, "ratio": ratio, "scope": scope.value, "residual": residual.value, "min_channels": min_channels,
             "round_to": round_to, "ignore": tuple(ignore or ()), "seed": seed}  # fmt: skip
-    settings = Settings(plan, constants.value, calibrate, opset, runs)
+    settings = Settings(plan, constants.value, calibrate, opset, runs, threads)
     report = _run(model, weights, DataOptions(data, mean, std, limit, image_size), inputs, settings, out)
     console().print(chain_table(report.chain))
     console().print()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ class Settings:
         calibrate: training images to measure removed channels' means on; 0: batch norm's statistics tell.
         opset: of the ONNX file.
         runs: timed runs of each model in each engine.
+        threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
+            does, and a small net gains little.
     """
 
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class Settings:
     calibrate: int = 0
     opset: int = 17
     runs: int = 50
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,15 @@ def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[
     ratios: list[dict[str, float]] = [{} for _ in models]
     runs = 0
     for engine in ENGINES:
-        with screen.stage(f"time {engine}"):
-            found = latency_pairs([_session(engine, model) for model in models], inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
+        with screen.stage(f"time {engine}"), _torch_threads(settings.threads):
+            sessions = [_session(engine, model, settings.threads) for model in models]
+            found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
         for index, (one, ratio) in enumerate(zip(found.latencies, found.ratios, strict=True)):
             times[index][engine], ratios[index][engine] = one.median_ms, ratio
             runs = one.runs if not runs else min(runs, one.runs)
-    return [replace(model.measured, latency_ms=time, runs=runs) for model, time in zip(models, times, strict=True)], ratios
+    return [
+        replace(model.measured, latency_ms=time, runs=runs, threads=settings.threads) for model, time in zip(models, times, strict=True)
+    ], ratios
 
 
 def report_of(
@@ -213,10 +220,21 @@ def _single(graph: FxGraph) -> list[Any]:
     return [leaf.numpy() for leaf in pytree.tree_leaves(one) if isinstance(leaf, torch.Tensor)]
 
 
-def _session(engine: str, model: Built) -> Session:
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """torch has one number of threads for the whole process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _session(engine: str, model: Built, threads: int) -> Session:
     makers: dict[str, Callable[[], Session]] = {
         "torch": lambda: TorchSession(model.graph),
-        "onnxruntime": lambda: OnnxSession(model.onnx),
-        "mnn": lambda: MnnSession(model.mnn),
+        "onnxruntime": lambda: OnnxSession(model.onnx, threads),
+        "mnn": lambda: MnnSession(model.mnn, threads),
     }
     return makers[engine]()

@@ -30,7 +30,8 @@ class Measured:
         images: how many were scored.
         file_bytes: by kind: `model`, `onnx`, `mnn`.
         latency_ms: by engine: the median of `runs` at batch 1.
-        runs: how many runs the medians come from.
+        runs: how many runs the medians come from, at least.
+        threads: of each engine in those runs.
     """
 
     params: int
@@ -41,6 +42,7 @@ class Measured:
     file_bytes: Mapping[str, int] = field(default_factory=dict)
     latency_ms: Mapping[str, float] = field(default_factory=dict)
     runs: int = 0
+    threads: int = 0
 
 
 @dataclass(frozen=True)

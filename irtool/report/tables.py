@@ -53,6 +53,9 @@ def comparison_table(columns: Sequence[tuple[str, Measured]], title: str) -> Tab
         if any(engine in model.latency_ms for _, model in columns):
             base_ms = first.latency_ms.get(engine)
             table.add_row(f"{engine}, ms", *(_time(model.latency_ms.get(engine), base_ms) for _, model in columns))
+    if first.runs:
+        table.caption = f"ms: median of {first.runs} runs, batch 1, {first.threads} thread{'s' * (first.threads != 1)}"
+        table.caption_justify = "left"
     return table
 
 
