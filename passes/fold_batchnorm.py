@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from irtool.ir.fx_graph import FxGraph, set_attribute
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node
 from irtool.passmanager import Pass, PassResult, register
 

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from irtool.analysis.run import cast, cast_module, run_with, steps
 from irtool.errors import CheckError, OptionError
-from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import map_tensors
 from irtool.ir.graph import Graph, Node
 from irtool.ir.modes import evaluating
 

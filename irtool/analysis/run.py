@@ -9,7 +9,8 @@ import torch
 from torch import fx, nn
 
 from irtool.errors import GraphError
-from irtool.ir.fx_graph import FxGraph, attribute, call, copy_module, map_tensors
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import attribute, call, copy_module, map_tensors
 from irtool.ir.graph import Node
 from irtool.ir.modes import evaluating
 

@@ -15,7 +15,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 from irtool.archive.allowed import NotData, Refused, function_called, function_name
-from irtool.ir.fx_graph import map_tensors
+from irtool.ir.fx_module import map_tensors
 
 Walk = Callable[[Any], Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from irtool.ir.fx_graph import attribute
+from irtool.ir.fx_module import attribute
 
 _DROPOUTS: dict[str, type[nn.Module]] = {
     "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout,

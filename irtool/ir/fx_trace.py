@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
 from irtool.ir.fx_attention import emit_attention
-from irtool.ir.fx_graph import FxGraph, attribute, call, copy_module, empty_like, map_tensors, meta
+from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_mend import mend
+from irtool.ir.fx_module import attribute, call, copy_module, empty_like, map_tensors, meta
 from irtool.ir.fx_targets import module_spec
 from irtool.ir.fx_within import capture
 
@@ -69,9 +70,17 @@ def _refuse_computed_weights(model: nn.Module) -> None:
         hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
         if parametrize.is_parametrized(module):
             names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
-            raise TraceError(f"{names} is computed by a parametrisation", where=path, remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.")
+            raise TraceError(
+                f"{names} is computed by a parametrisation",
+                where=path,
+                remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.",
+            )
         if hooks & {"WeightNorm", "SpectralNorm"}:
-            raise TraceError("its weight is computed by weight or spectral norm", where=path, remedy="Call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first.")
+            raise TraceError(
+                "its weight is computed by weight or spectral norm",
+                where=path,
+                remedy="Call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first.",
+            )
 
 
 def _explain(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> TraceError:

@@ -11,7 +11,8 @@ import torch
 from torch import fx, nn
 
 from irtool.errors import TraceError
-from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import map_tensors
 from irtool.ir.modes import evaluating
 
 

@@ -118,7 +118,9 @@ def _gain(node: Node, mean: Tensor) -> Tensor:
 def _inside(node: Node, kernel: tuple[int, ...]) -> Tensor:
     """For each tap of a kernel, the share of output positions at which it reads the image rather than its padding."""
     share = torch.ones(kernel, dtype=torch.float64)
-    padding, stride, dilation = (_per_axis(node.attrs.get(name, default), len(kernel)) for name, default in (("padding", 0), ("stride", 1), ("dilation", 1)))
+    padding, stride, dilation = (
+        _per_axis(node.attrs.get(name, default), len(kernel)) for name, default in (("padding", 0), ("stride", 1), ("dilation", 1))
+    )
     for axis, taps in enumerate(kernel):
         size, positions = node.input.sizes[2 + axis], torch.arange(node.output.sizes[2 + axis])
         read = positions[None] * stride[axis] + torch.arange(taps)[:, None] * dilation[axis] - padding[axis]

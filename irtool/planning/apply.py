@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import OptionError, PlanError
 from irtool.ir.channel_select import ChannelSelect
-from irtool.ir.fx_graph import FxGraph, attribute, map_tensors
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import attribute, map_tensors
 from irtool.ir.fx_targets import callee
 from irtool.ir.fx_trace import trace
 from irtool.ir.graph import Node

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from irtool.analysis.masked import masked_run
-from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import map_tensors
 from irtool.planning.absorb import absorption, add_biases
 from irtool.planning.plan import Plan, find_rewrite
 
@@ -83,9 +84,7 @@ def check_prune(
     if inexact:
         effect = difference(masked_run(reference, labels, stays, inputs, fills).outputs, got)[1]
     if found is not None and found.padded:
-        border = difference(
-            masked_run(reference, labels, stays, inputs, fills, average=False, survivors=True).outputs, expected.outputs
-        )[1]
+        border = difference(masked_run(reference, labels, stays, inputs, fills, average=False, survivors=True).outputs, expected.outputs)[1]
     return MaskedCheck(*difference(expected.outputs, got), inexact, effect, border, expected.unresolved)
 
 

@@ -87,7 +87,9 @@ def _filter_norm(groups: ChannelGroups, order: int) -> Scores:
     if not lacking.any():
         return outputs
     # The input axis of a grouped convolution is left out: its filters are scored where they are made.
-    inputs = _axis_norms(groups, order, lambda key, labels: key not in made and isinstance(key[1], int) and bool(lacking[groups.group[labels]].any()))
+    inputs = _axis_norms(
+        groups, order, lambda key, labels: key not in made and isinstance(key[1], int) and bool(lacking[groups.group[labels]].any())
+    )
     return np.where(scored[groups.group], outputs, inputs)
 
 

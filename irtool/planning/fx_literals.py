@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
-from irtool.ir.fx_graph import FxGraph, set_attribute
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node, Value
 from irtool.ops.movement import pad_amounts
 

@@ -290,7 +290,9 @@ def _check_finite(groups: ChannelGroups, scores: Scores) -> None:
     for name, value in groups.graph.params.items():
         if value.data is not None and value.data.is_floating_point() and not math.isfinite(float(value.data.sum())):
             if not bool(torch.isfinite(value.data).all()):
-                raise PlanError("holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned.")
+                raise PlanError(
+                    "holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned."
+                )
 
 
 def find_rewrite(graph: FxGraph, plan: Plan) -> Rewrite:

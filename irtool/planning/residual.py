@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from irtool.analysis.groups import Pin
 from irtool.analysis.labels import Labels
 from irtool.ir.channel_select import ChannelSelect
-from irtool.ir.fx_graph import FxGraph, copy_module
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import copy_module
 from irtool.ir.graph import Node
 
 _MAKERS = frozenset({"Conv", "ConvTranspose", "Gemm", "ChannelSelect"})

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from irtool.analysis.labels import Key, Labels
 from irtool.errors import IrtoolError, ProofError
-from irtool.ir.fx_graph import FxGraph, attribute, copy_module
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import attribute, copy_module
 from irtool.ir.graph import Value
 from irtool.ops.context import Axis
 from irtool.planning.fx_literals import Literals

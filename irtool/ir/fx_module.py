@@ -1,0 +1,104 @@
+"""Modules as data: copies that share nothing, tensors in nests, attributes by path, one call."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+
+def map_tensors(structure: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """Apply `function` to every tensor in a nest of tuples, lists, dicts and dataclasses known to torch's pytree."""
+    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, structure)
+
+
+def look_into(example: Any) -> None:
+    """Let torch's pytree see the fields of a dataclass that nobody registered with it, as it sees those of a tuple."""
+    if dataclasses.is_dataclass(example) and not isinstance(example, type) and type(example) not in pytree.SUPPORTED_NODES:
+        pytree.register_dataclass(type(example))
+
+
+def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of `module` whose parameters and buffers hold `data(name, old)`; sharing between names is kept.
+
+    Only the tensors that `data` makes are allocated, so a copy on the meta device costs no memory for weights. The tree
+    is copied by hand: `copy.deepcopy` spends most of its time on empty hook dictionaries.
+    """
+    memo: dict[int, Any] = {}
+    for name, parameter in module.named_parameters():
+        memo[id(parameter)] = nn.Parameter(data(name, parameter.detach()), requires_grad=parameter.requires_grad)
+    for name, buffer in module.named_buffers():
+        memo[id(buffer)] = data(name, buffer)
+    if isinstance(module, fx.GraphModule):
+        root = _copy_tree(module, memo, nn.Module())
+        for name, held in module.__dict__.items():  # constants that are neither parameters nor buffers
+            if isinstance(held, torch.Tensor):
+                root.__dict__[name] = data(name, held)
+        new = fx.GraphModule(root, copy.deepcopy(module.graph, memo), type(module).__name__)
+        new.meta = dict(module.meta)
+        new.training = module.training
+        return new
+    return _copy_tree(module, memo)
+
+
+_SHARED = (int, float, str, bool, bytes, tuple, type(None), type, torch.dtype, torch.device)
+
+
+def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = None) -> nn.Module:
+    """A module and all below it; the same module in two places stays one."""
+    if id(module) in memo:
+        found: nn.Module = memo[id(module)]
+        return found
+    made = module.__class__.__new__(module.__class__) if new is None else new
+    memo[id(module)] = made
+    for key, value in module.__dict__.items() if new is None else ():
+        if isinstance(value, _SHARED):
+            made.__dict__[key] = value
+        elif not value and isinstance(value, dict | set | list):
+            made.__dict__[key] = type(value)()
+        elif key not in ("_parameters", "_buffers", "_modules"):
+            made.__dict__[key] = copy.deepcopy(value, memo)
+    for slot in ("_parameters", "_buffers"):
+        made.__dict__[slot] = {key: None if held is None else memo[id(held)] for key, held in module.__dict__[slot].items()}
+    made.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    made.__dict__["_modules"] = {key: None if child is None else _copy_tree(child, memo) for key, child in module._modules.items()}
+    return made
+
+
+def empty_like(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """`meta` in the form that `copy_module` takes."""
+    return meta(tensor)
+
+
+def call(module: nn.Module, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Execute one host node on given arguments."""
+    if node.op == "call_module":
+        return module.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def attribute(module: nn.Module, path: str) -> Any:
+    """The object at a dotted path below `module`."""
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def set_attribute(module: nn.Module, path: str, value: Any) -> None:
+    """Set the object at a dotted path below `module`."""
+    prefix, _, name = path.rpartition(".")
+    setattr(module.get_submodule(prefix), name, value)
+
+
+def meta(tensor: torch.Tensor) -> torch.Tensor:
+    """An empty tensor of the same shape and type on the meta device."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

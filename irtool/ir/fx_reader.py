@@ -1,0 +1,201 @@
+"""Reads a torch.fx program into the view: example values, shapes, nodes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from irtool.errors import GraphError
+from irtool.ir.fx_module import attribute, call, copy_module, empty_like, look_into, map_tensors, meta
+from irtool.ir.fx_shapes import infer_shape, meta_like
+from irtool.ir.fx_targets import Spec, callee, function_spec, module_spec
+from irtool.ir.graph import Node, Value
+
+Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
+"""Called before a host node is read, with the example values so far."""
+
+
+class Reader:
+    """One walk over the host: example values, shapes, and the view's nodes."""
+
+    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], fix: Fix | None) -> None:
+        self.module, self.example_inputs = module, example_inputs
+        self.examples: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self.nodes: list[Node] = []
+        self.inputs: list[Value] = []
+        self.outputs: list[Value] = []
+        self.params: dict[str, Value] = {}
+        self._by_tensor: dict[int, Value] = {}
+        self._names: dict[int, str] = {}
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            self._names.setdefault(id(tensor), name)
+        self._feed = list(pytree.tree_leaves(tuple(example_inputs))) if self._is_flat() else list(example_inputs)
+        with torch.no_grad():
+            for node in module.graph.nodes:
+                if fix is not None:
+                    fix(node, self.examples)
+                self._read(node)
+        for view in self.nodes:
+            for value in view.inputs:
+                value.uses.append(view)
+
+    def _is_flat(self) -> bool:
+        """Whether placeholders are the leaves of the inputs (`torch.export`) rather than the arguments."""
+        return isinstance(self.module.graph._codegen, fx.graph._PyTreeCodeGen)
+
+    def _read(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self._read_placeholder(node)
+        elif node.op == "get_attr":
+            found = attribute(self.module, str(node.target))
+            self.examples[node] = meta(found) if isinstance(found, torch.Tensor) else found
+            self.values[node] = self._param(str(node.target), found) if isinstance(found, torch.Tensor) else None
+        elif node.op == "output":
+            self.outputs = self._flat(node.args[0])
+            operands = {f"output_{index}": value for index, value in enumerate(self.outputs)}
+            self.nodes.append(Node(node.name, "Output", operands, (), {}, "output", node, "output"))
+        else:
+            self._read_call(node)
+
+    def _read_placeholder(self, node: fx.Node) -> None:
+        if self._feed:
+            example = self._feed.pop(0)
+        elif node.args:
+            example = node.args[0]
+        else:
+            raise GraphError(f"no example for the input {node.name!r}", remedy="Pass one example for each argument of forward.")
+        self.examples[node] = map_tensors(example, meta)
+        leaves = [0]
+
+        def make(tensor: torch.Tensor) -> Value:
+            leaves[0] += 1
+            name = node.name if leaves[0] == 1 else f"{node.name}.{leaves[0] - 1}"
+            return Value(name, tuple(tensor.shape), tensor.dtype)
+
+        self.values[node] = map_tensors(example, make) if _holds_tensor(example) else None
+        found = self._flat(node)
+        view = Node(node.name, "Input", {}, tuple(found), {}, str(node.target), node, "input")
+        for value in found:
+            value.producer = view
+        self.inputs += found
+        self.nodes.append(view)
+
+    def _param(self, path: str, tensor: torch.Tensor) -> Value:
+        name = self._names.get(id(tensor), path)
+        if id(tensor) not in self._by_tensor:
+            self._by_tensor[id(tensor)] = self.params[name] = Value(name, tuple(tensor.shape), tensor.dtype, data=tensor.detach())
+        return self._by_tensor[id(tensor)]
+
+    def _flat(self, arg: Any) -> list[Value]:
+        """The tensor values in an argument, in order."""
+        found: list[Value] = []
+        fx.map_arg(arg, lambda n: found.extend(v for v in pytree.tree_leaves(self.values.get(n)) if isinstance(v, Value)))
+        return found
+
+    def _read_call(self, node: fx.Node) -> None:
+        args, kwargs = fx.map_arg(node.args, self.examples.__getitem__), fx.map_arg(node.kwargs, self.examples.__getitem__)
+        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        spec = module_spec(module) if module is not None else function_spec(node.target, args)
+        inputs = self._flat((node.args, node.kwargs))
+        if self._is_selection(node, args):
+            self.examples[node] = args[0][args[1]]
+            self.values[node] = self.values[node.args[0]][args[1]]  # type: ignore[index]
+            return
+        if dataclasses.is_dataclass(node.target):  # a program's result in a class of its own: a nest of values, not an operator
+            self.examples[node] = node.target(*args, **kwargs)
+            look_into(self.examples[node])
+            self.values[node] = node.target(*fx.map_arg(node.args, self.values.get), **fx.map_arg(node.kwargs, self.values.get))
+            return
+        operands, attrs = self._bind(node, spec, module, args, kwargs)
+        shaped = infer_shape(spec, operands, attrs)
+        example = meta_like(shaped, operands) if shaped is not None else self._run(node, module, args, kwargs)
+        self.examples[node] = example
+        if not _holds_tensor(example):
+            return
+        if not inputs and module is None and spec is None and isinstance(example, torch.Size):
+            return
+        op = spec.op if spec is not None else "Opaque"
+        name = str(node.target) if module is not None else callee(node.target)
+        view = Node(node.name, op, operands, (), attrs, _location(node), node, type(module).__name__ if module is not None else name)
+        view.outputs = self._outputs(node, view, example)
+        self.nodes.append(view)
+
+    def _is_selection(self, node: fx.Node, args: Sequence[Any]) -> bool:
+        """Whether the node picks a member of a tuple or dict of values: an alias, not an operator."""
+        is_getitem = node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
+        return is_getitem and isinstance(self.values.get(node.args[0]), tuple | list | dict)  # type: ignore[arg-type]
+
+    def _outputs(self, node: fx.Node, view: Node, example: Any) -> tuple[Value, ...]:
+        made: list[Value] = []
+
+        def make(tensor: torch.Tensor) -> Value:
+            made.append(Value(node.name if not made else f"{node.name}.{len(made)}", tuple(tensor.shape), tensor.dtype, view))
+            return made[-1]
+
+        self.values[node] = map_tensors(example, make)
+        return tuple(made)
+
+    def _bind(self, node: fx.Node, spec: Spec | None, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, Any]]:  # fmt: skip
+        """Split a call into tensor operands by role and other attributes by name."""
+        operands: dict[str, Value] = {}
+        attrs: dict[str, Any] = {}
+        names = spec.arguments if spec is not None and module is None else ("input",)
+        pairs = [(names[i] if i < len(names) else f"arg{i}", raw, arg) for i, (raw, arg) in enumerate(zip(node.args, args, strict=True))]
+        pairs += [(key, node.kwargs[key], kwargs[key]) for key in node.kwargs]
+        for name, raw, arg in pairs:
+            name = name.lstrip("*")
+            if name == "self":
+                name = "input"
+            found = self._flat(raw)
+            if len(found) == 1 and isinstance(raw, fx.Node) and name not in operands:
+                operands[name] = found[0]
+            elif found:
+                operands.update({f"{name}.{len(operands) + index}": value for index, value in enumerate(found)})
+                attrs[name] = arg if not isinstance(arg, torch.Tensor | list | tuple) else None
+            elif name in attrs:
+                attrs[name] = (*(attrs[name] if isinstance(attrs[name], tuple) else (attrs[name],)), arg)
+            else:
+                attrs[name] = arg
+        if module is not None:
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is not None and tensor.dim() > 0:
+                    operands[name] = self._param(f"{node.target}.{name}", tensor)
+            attrs.update({name: getattr(module, name) for name in (spec.arguments if spec else ()) if hasattr(module, name)})
+        return operands, attrs
+
+    def _run(self, node: fx.Node, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a node on the meta device; on real zeros where it refuses."""
+        try:
+            if module is None:
+                return map_tensors(call(self.module, node, args, kwargs), meta)
+            return map_tensors(copy_module(module, empty_like).eval()(*args, **kwargs), meta)
+        except Exception as error:
+            try:
+                real = [map_tensors(arg, lambda t: torch.zeros(t.shape, dtype=t.dtype)) for arg in (tuple(args), dict(kwargs))]
+                return map_tensors(
+                    call(self.module, node, real[0], real[1]) if module is None else copy.deepcopy(module).eval()(*real[0], **real[1]), meta
+                )
+            except Exception:
+                raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
+
+
+def _holds_tensor(example: Any) -> bool:
+    return isinstance(example, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(example))
+
+
+def _location(node: fx.Node) -> str:
+    """The module path of a host node; for a function the module that calls it."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    for path, *_ in reversed(list(stack.values())):
+        if path:
+            return f"{path} ({node.name})"
+    return node.name
