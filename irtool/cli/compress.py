@@ -72,8 +72,7 @@ def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: li
         with progress.stage("trace"):
             graph = graph_of(model, weights, example_shapes(data, given))
         done = compress_graph(graph, data, folder, settings, progress)
-        console().print(done.plan.summary())
-        console().print("\n".join(done.notes) + "\n")
+        progress.show(done.plan.summary(), "\n".join(done.notes) + "\n")
         before = original(graph, data, Path(scratch), settings, progress)
         (first, after), ratios = timed([before, done.built], settings, progress)
         source: dict[str, Any] = {"model": model, "weights": str(weights.resolve()) if weights else None, **data_options.record()}

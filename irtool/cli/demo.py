@@ -66,7 +66,7 @@ def _trained(ingredients: Demo, data: Data, progress: Screen) -> FxGraph:
     with progress.stage("train with an L1 penalty on batch norm scales"):
         history = sparse(model, data, ingredients.settings, strength=ingredients.strength, progress=progress)
     last = history.last
-    console().print(
+    progress.show(
         f"trained VGG-{ingredients.depth} (width {ingredients.width:g}) on {len(data.train):,} digits for {last.epoch} epochs: "
         f"{100 * (last.test_accuracy or 0):.1f} % of {len(data.test)} test images, {100 * last.extra['small_scales']:.0f} % of batch norm scales near zero\n"
     )
@@ -88,8 +88,6 @@ def _show(
     for (name, done), model, ratio in zip(made.items(), after, ratios[1:], strict=True):
         report_of(before, model, ratio, done, source, settings[name], data).write(folder / name / FILES["report"])
     last = list(made.values())[-1]
-    console().print(last.plan.summary() + "\n", markup=False)
-    console().print(chain_table(last.chain))
-    console().print()
     columns = [("before", before), *((name.replace("-", " "), model) for name, model in zip(made, after, strict=True))]
-    console().print(comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio"))
+    table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio")
+    progress.show(last.plan.summary() + "\n", chain_table(last.chain), "", table)

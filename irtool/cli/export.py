@@ -20,7 +20,7 @@ from irtool.errors import OptionError
 from irtool.files import replacing
 from irtool.ir import FxGraph
 from irtool.passes import fold_batchnorm
-from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link
+from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link, own_inputs, takes_any_batch
 from irtool.report.tables import chain_table
 
 
@@ -31,7 +31,7 @@ def export(
     onnx: Annotated[Path | None, typer.Option(help="Write ONNX here.", metavar="FILE")] = None,
     mnn: Annotated[Path | None, typer.Option(help="Write MNN here.", metavar="FILE")] = None,
     fold: Annotated[bool, typer.Option(help="Fold batch norms into the layers before them first.")] = True,
-    dynamic_batch: Annotated[bool, typer.Option(help="Leave the batch size free.")] = True,
+    dynamic_batch: Annotated[bool | None, typer.Option(help="Leave the batch size free; default: where the model lets it.")] = None,
     opset: options.Opset = 17,
 ) -> None:
     """Write a model as ONNX, as MNN, or both, compared with torch (and with each other) before they appear.
@@ -56,10 +56,11 @@ def export(
 
 
 def _export(graph: FxGraph, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen, opset: int, dynamic_batch: bool) -> Chain:
-    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs)) if dynamic_batch else graph.example_inputs
+    free = takes_any_batch(graph) if dynamic_batch is None else dynamic_batch
+    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs)) if free else own_inputs(graph)
     draft = scratch / (onnx.name if onnx is not None else "model.onnx")
     with progress.stage("export to ONNX"):
-        export_onnx(graph, draft, opset=opset, dynamic_batch=dynamic_batch)
+        export_onnx(graph, draft, opset=opset, dynamic_batch=free)
         links: list[Link] = [onnx_link(graph, draft, inputs)]
     if mnn is not None:
         with progress.stage("convert to MNN"):

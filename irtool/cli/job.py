@@ -18,11 +18,12 @@ from irtool.archive import save
 from irtool.backends import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
 from irtool.cli.models import MODEL_FILE
 from irtool.cli.screen import Screen
-from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import map_tensors
 from irtool.passes import FoldBatchNorm, Prune
 from irtool.passes.prune import Constants
 from irtool.planning import Plan
-from irtool.report.chain import Chain, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link
+from irtool.report.chain import Chain, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
 from irtool.report.record import ENGINES, Measured, Report
 from irtool.train import Data, evaluate
 
@@ -122,7 +123,8 @@ def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Se
     plan.to_json(folder / FILES["plan"])
     sizes = {"model": (folder / FILES["model"]).stat().st_size}
     built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", screen)
-    return Compressed(built, plan, Chain(tuple(links)), (*sliced.notes, *folded.notes))
+    baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
+    return Compressed(built, plan, Chain(tuple(links)), (*sliced.notes, *folded.notes, *baked))
 
 
 def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[list[Measured], list[dict[str, float]]]:
@@ -178,7 +180,7 @@ def report_of(
 
 def _export(graph: FxGraph, folder: Path, settings: Settings, metadata: Mapping[str, str]) -> tuple[Path, Path]:
     onnx, mnn = folder / FILES["onnx"], folder / FILES["mnn"]
-    export_onnx(graph, onnx, opset=settings.opset, metadata=metadata)
+    export_onnx(graph, onnx, opset=settings.opset, dynamic_batch=takes_any_batch(graph), metadata=metadata)
     export_mnn(onnx, mnn)
     return onnx, mnn
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -15,7 +16,7 @@ from irtool.train import Status
 
 def out() -> Console:
     """Results. Made anew each time: the stream may have been replaced since."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)  # net.py:Net: is no emoji
     if not console.is_terminal:
         console.width = 160  # a pipe has no width: do not squeeze tables to 80 columns
     return console
@@ -46,6 +47,15 @@ class Screen:
         self._bars.update(self._tasks[status.task], completed=status.done, total=status.total, note=note)
         if status.done >= status.total:
             self._bars.remove_task(self._tasks.pop(status.task))
+
+    def show(self, *results: Any) -> None:
+        """Print results while the work goes on; plain text is taken as it is."""
+        if self._bars is not None:
+            self._bars.stop()  # both write to the same terminal
+        for result in results:
+            out().print(result, markup=False)
+        if self._bars is not None:
+            self._bars.start()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -67,7 +67,7 @@ def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, pr
         except (FileError, OptionError, DataError) as error:
             if model is not None or weights is not None:
                 raise
-            console().print(f"masked = sliced is left out, for want of the original: {error}\n", markup=False)
+            progress.show(f"masked = sliced is left out, for want of the original: {error}\n")
     folded = fold_batchnorm(sliced)
     with progress.stage("check sliced = folded = ONNX = MNN"):
         links += folded_links(sliced, folded, inputs)

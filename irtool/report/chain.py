@@ -18,7 +18,8 @@ from torch import Tensor
 from irtool.analysis.compare import Comparison, compare
 from irtool.backends import MnnSession, OnnxSession
 from irtool.errors import CheckError, GraphError
-from irtool.ir.fx_graph import FxGraph, map_tensors
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import map_tensors
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.planning import Plan
@@ -167,12 +168,30 @@ def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batc
 
 
 def fitting_inputs(graph: FxGraph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`inputs`, or noise of the example's own shapes where the graph holds its batch size as a number."""
+    """`inputs`, or noise of the example's own shapes where the graph cannot run on them: it may hold its batch as a number."""
+    return inputs if _runs(graph, inputs) else own_inputs(graph)
+
+
+def own_inputs(graph: FxGraph) -> tuple[Any, ...]:
+    """Noise of the example's own shapes."""
+    return chain_inputs(graph.example_inputs, batch=_batch(graph))
+
+
+def takes_any_batch(graph: FxGraph) -> bool:
+    """Whether the graph runs with one sample more than its example has."""
+    return _runs(graph, chain_inputs(graph.example_inputs, batch=_batch(graph) + 1))
+
+
+def _runs(graph: FxGraph, inputs: tuple[Any, ...]) -> bool:
     try:
         graph.run(*inputs)
     except (RuntimeError, ValueError, GraphError):
-        return chain_inputs(graph.example_inputs, batch=next(leaf.shape[0] for leaf in graph.example_inputs if isinstance(leaf, Tensor)))
-    return inputs
+        return False
+    return True
+
+
+def _batch(graph: FxGraph) -> int:
+    return next((leaf.shape[0] for leaf in graph.example_inputs if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from irtool.report.chain import Chain
@@ -20,11 +21,12 @@ def chain_table(chain: Chain) -> Table:
     for name in ("max abs", "relative", "allowed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    table.add_column("")
+    notes = []
     for link in chain.links:
         mark = "[green]holds[/]" if link.ok else "[red]BROKEN[/]"
-        note = "; ".join(part for part in (link.note, f"first at {link.diverges}" if link.diverges else "") if part)
-        table.add_row(link.name, link.arithmetic, f"{link.max_abs:.2e}", f"{link.relative:.2e}", f"{link.tolerance:.0e}", mark, note)
+        table.add_row(link.name, link.arithmetic, f"{link.max_abs:.2e}", f"{link.relative:.2e}", f"{link.tolerance:.0e}", mark)
+        notes += [f"{link.name}: {note}" for note in (link.note, f"first diverging node {link.diverges}" if link.diverges else "") if note]
+    table.caption, table.caption_justify = escape("\n".join(notes)) or None, "left"
     return table
 
 
@@ -35,7 +37,7 @@ def comparison_table(columns: Sequence[tuple[str, Measured]], title: str) -> Tab
         columns: a heading and a model each; the first is the original.
         title: above the table.
     """
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
