@@ -43,8 +43,9 @@ def test_sliced_equals_masked(name: str, ratio: float, scope: str, criterion: st
     assert plan.removed > 0
     found = check_prune(source, plan)
     assert found.ok
-    if not found.inexact:
-        assert found.relative <= 1e-9
+    assert found.relative <= 1e-9
+    assert not found.unresolved
+    assert (found.effect > 0) == bool(found.inexact)
     for message in found.inexact:
         assert any(part in message for part in case.inexact), message
     pruned = irtool.prune(source, plan, constants="drop")

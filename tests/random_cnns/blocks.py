@@ -160,8 +160,17 @@ class Shuffle(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         c, inner, self.groups = plan.channels, plan.rng.choice([8, 16]), plan.rng.choice([2, 4])
-        self.a, self.d, self.b = conv(plan, c, inner, 1, groups=self.groups), conv(plan, inner, inner, 3, groups=inner), conv(plan, inner, c, 1, groups=self.groups)
-        self.kind, self.residual, self.inner, self.size = plan.rng.choice(["view", "literal", "module", "flatten"]), plan.coin(), inner, plan.size
+        self.a, self.d, self.b = (
+            conv(plan, c, inner, 1, groups=self.groups),
+            conv(plan, inner, inner, 3, groups=inner),
+            conv(plan, inner, c, 1, groups=self.groups),
+        )
+        self.kind, self.residual, self.inner, self.size = (
+            plan.rng.choice(["view", "literal", "module", "flatten"]),
+            plan.coin(),
+            inner,
+            plan.size,
+        )
         self.shuffle = nn.ChannelShuffle(self.groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,7 +222,11 @@ class Depthwise(nn.Module):
         super().__init__()
         c = plan.channels
         multiplier = 2 if c <= 8 and plan.coin() else 1
-        self.groups, self.weight, self.bias = c, nn.Parameter(torch.randn(c * multiplier, 1, 3, 3) * 0.4), nn.Parameter(torch.randn(c * multiplier))
+        self.groups, self.weight, self.bias = (
+            c,
+            nn.Parameter(torch.randn(c * multiplier, 1, 3, 3) * 0.4),
+            nn.Parameter(torch.randn(c * multiplier)),
+        )
         self.point = conv(plan, c * multiplier, c, 1) if plan.coin() else None
         plan.channels = c if self.point is not None else c * multiplier
 

@@ -107,7 +107,12 @@ class Attention(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         c = plan.channels
-        self.q, self.k, self.v, self.kind = nn.Conv2d(c, 8, 1), nn.Conv2d(c, 8, 1), nn.Conv2d(c, c, 1), plan.rng.choice(["bmm", "einsum", "sdpa"])
+        self.q, self.k, self.v, self.kind = (
+            nn.Conv2d(c, 8, 1),
+            nn.Conv2d(c, 8, 1),
+            nn.Conv2d(c, c, 1),
+            plan.rng.choice(["bmm", "einsum", "sdpa"]),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (f(x).flatten(2) for f in (self.q, self.k, self.v))
@@ -146,7 +151,12 @@ class Inverted(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         c = plan.channels
-        self.depth, self.up, self.down, self.gamma = nn.Conv2d(c, c, 3, padding=1, groups=c), nn.Linear(c, 16), nn.Linear(16, c), nn.Parameter(torch.rand(c))
+        self.depth, self.up, self.down, self.gamma = (
+            nn.Conv2d(c, c, 3, padding=1, groups=c),
+            nn.Linear(c, 16),
+            nn.Linear(16, c),
+            nn.Parameter(torch.rand(c)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.depth(x).permute(0, 2, 3, 1)
@@ -184,3 +194,24 @@ class Maximum(nn.Module):
         if self.kind == "view":
             return torch.stack([a, p, q], 1).sum(1)
         return torch.max(torch.max(a, p), q)
+
+
+@block
+class Norms(nn.Module):
+    """Norms over channels, over groups of them, and of one channel each; a softmax over channels."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        c = plan.channels
+        self.conv, self.kind = conv(plan, c, c), plan.rng.choice(["group", "one", "instance", "last", "softmax"])
+        groups = {"group": plan.rng.choice([2, 4]), "one": 1}.get(self.kind, c)
+        self.norm = nn.InstanceNorm2d(c, affine=True) if self.kind == "instance" else nn.GroupNorm(groups, c)
+        self.last = nn.LayerNorm(c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.kind == "softmax":
+            return x + torch.softmax(y, dim=1)
+        if self.kind == "last":
+            return x + self.last(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.norm(y)

@@ -76,8 +76,8 @@ def failure(recipe: Recipe) -> str:
     graph = trace(recipe)
     made = plan(graph, recipe)
     found = check_prune(graph, made)
-    if found.inexact:
-        return f"inexact: {found.inexact}"
+    if found.unresolved:
+        return f"no reference for {found.unresolved}"
     if not found.relative <= TOLERANCE:
         return f"relative error {found.relative:.2e}"
     short = [layer for layer in made.layers if layer.kept < min(recipe.options.min_channels, layer.total)]

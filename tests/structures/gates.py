@@ -84,7 +84,9 @@ class CBAMNet(Wrapped):
 @case("group_norm", removed=0.5, inexact=("groups of channels",), aligned=False)
 class GroupNormNet(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(1, 16), nn.ReLU(), Head(16))
+        super().__init__(
+            nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.GroupNorm(1, 16), nn.ReLU(), Head(16)
+        )
 
 
 @case("instance_norm", removed=0.6)
@@ -92,7 +94,15 @@ class InstanceNormNet(nn.Sequential):
     """Norms of one channel each are exact: instance norm, and group norm with as many groups as channels."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.GroupNorm(12, 12), nn.ReLU(), Head(12))
+        super().__init__(
+            nn.Conv2d(3, 8, 3),
+            nn.InstanceNorm2d(8, affine=True),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, padding=1),
+            nn.GroupNorm(12, 12),
+            nn.ReLU(),
+            Head(12),
+        )
 
 
 @case("prelu", removed=0.6)
@@ -111,7 +121,11 @@ class ConvNeXtBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.dwconv, self.norm = nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.LayerNorm(channels)
-        self.up, self.down, self.gamma = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels), nn.Parameter(torch.rand(channels) + 0.1)
+        self.up, self.down, self.gamma = (
+            nn.Linear(channels, 2 * channels),
+            nn.Linear(2 * channels, channels),
+            nn.Parameter(torch.rand(channels) + 0.1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
@@ -171,7 +185,10 @@ class MultiheadNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch, self.token, self.norm = nn.Conv2d(3, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16)), nn.LayerNorm(16)
-        self.attention, self.mlp = nn.MultiheadAttention(16, 2, batch_first=True), nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.attention, self.mlp = (
+            nn.MultiheadAttention(16, 2, batch_first=True),
+            nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)),
+        )
         self.fc = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +205,13 @@ class ScaledDotProduct(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.q, self.k, self.v, self.out = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 24), nn.Linear(24, 5)
+        self.patch, self.q, self.k, self.v, self.out = (
+            nn.Conv2d(3, 16, 4, 4),
+            nn.Linear(16, 16),
+            nn.Linear(16, 16),
+            nn.Linear(16, 24),
+            nn.Linear(24, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
@@ -219,7 +242,12 @@ class PositionAttention(Wrapped):
     class Part(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.q, self.k, self.v, self.gamma = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1), nn.Conv2d(16, 16, 1), nn.Parameter(torch.rand(1) + 0.5)
+            self.q, self.k, self.v, self.gamma = (
+                nn.Conv2d(16, 8, 1),
+                nn.Conv2d(16, 8, 1),
+                nn.Conv2d(16, 16, 1),
+                nn.Parameter(torch.rand(1) + 0.5),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             b, _, h, w = x.shape

@@ -123,13 +123,28 @@ class Multiplier2(nn.Sequential):
     """Depthwise convolutions with two outputs a channel, and their transpose."""
 
     def __init__(self) -> None:
-        super().__init__(cbr(3, 8), cbr(8, 16, groups=8), cbr(16, 32, groups=16), cbr(32, 16, 1), nn.ConvTranspose2d(16, 16, 2, 2, groups=16), nn.ReLU(), Head(16))
+        super().__init__(
+            cbr(3, 8),
+            cbr(8, 16, groups=8),
+            cbr(16, 32, groups=16),
+            cbr(32, 16, 1),
+            nn.ConvTranspose2d(16, 16, 2, 2, groups=16),
+            nn.ReLU(),
+            Head(16),
+        )
 
 
 @case("grouped_transposed", removed=0.5, aligned=False)
 class GroupedTransposed(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(cbr(3, 16, stride=2), nn.ConvTranspose2d(16, 8, 2, 2, groups=4), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 12, 3, groups=2), cbr(12, 8), Head(8))
+        super().__init__(
+            cbr(3, 16, stride=2),
+            nn.ConvTranspose2d(16, 8, 2, 2, groups=4),
+            nn.BatchNorm2d(8),
+            nn.ConvTranspose2d(8, 12, 3, groups=2),
+            cbr(12, 8),
+            Head(8),
+        )
 
 
 @case("inverted_residual", removed=0.6)
@@ -137,7 +152,9 @@ class InvertedResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = cbr(3, 8), Head(8)
-        self.blocks = nn.ModuleList(nn.Sequential(cbr(8, 24, 1), cbr(24, 24, groups=24), nn.Hardswish(), cbr(24, 8, 1, act=False)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(cbr(8, 24, 1), cbr(24, 24, groups=24), nn.Hardswish(), cbr(24, 8, 1, act=False)) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

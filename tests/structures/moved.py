@@ -161,7 +161,12 @@ class LinearToMap(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc, self.bn, self.up, self.out = nn.Linear(192, 8 * 4), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.Conv2d(8, 3, 3)
+        self.fc, self.bn, self.up, self.out = (
+            nn.Linear(192, 8 * 4),
+            nn.BatchNorm2d(8),
+            nn.ConvTranspose2d(8, 8, 4, 2, 1),
+            nn.Conv2d(8, 3, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc(x.flatten(1)).view(-1, 8, 2, 2)
@@ -187,7 +192,11 @@ class ChannelsLastMlp(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch, self.tokens, self.channels = nn.Conv2d(3, 16, 4, 4), nn.Linear(4, 4), nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+        self.patch, self.tokens, self.channels = (
+            nn.Conv2d(3, 16, 4, 4),
+            nn.Linear(4, 4),
+            nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)),
+        )
         self.fc = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -74,7 +74,14 @@ class DenseNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, padding=1)
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(8 + 4 * i), nn.ReLU(), nn.Conv2d(8 + 4 * i, 12, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 4, 3, padding=1))
+            nn.Sequential(
+                nn.BatchNorm2d(8 + 4 * i),
+                nn.ReLU(),
+                nn.Conv2d(8 + 4 * i, 12, 1),
+                nn.BatchNorm2d(12),
+                nn.ReLU(),
+                nn.Conv2d(12, 4, 3, padding=1),
+            )
             for i in range(4)
         )
         self.transition = nn.Sequential(nn.BatchNorm2d(24), nn.ReLU(), nn.Conv2d(24, 12, 1), nn.AvgPool2d(2))
@@ -108,13 +115,22 @@ class RepBranches(nn.Module):
 @case("repvgg", removed=0.6)
 class RepVGG(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(RepBranches(3, 8, 1), RepBranches(8, 8, 1), RepBranches(8, 16, 1), nn.MaxPool2d(2), RepBranches(16, 16, 1), Head(16))
+        super().__init__(
+            RepBranches(3, 8, 1), RepBranches(8, 8, 1), RepBranches(8, 16, 1), nn.MaxPool2d(2), RepBranches(16, 16, 1), Head(16)
+        )
 
 
 @case("mobileone", removed=0.5)
 class MobileOne(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(cbr(3, 8), RepBranches(8, 8, 3, groups=8), RepBranches(8, 16, 3), RepBranches(16, 16, 3, groups=16), RepBranches(16, 16, 3), Head(16))
+        super().__init__(
+            cbr(3, 8),
+            RepBranches(8, 8, 3, groups=8),
+            RepBranches(8, 16, 3),
+            RepBranches(16, 16, 3, groups=16),
+            RepBranches(16, 16, 3),
+            Head(16),
+        )
 
 
 @case("c2f", removed=0.6)

@@ -15,7 +15,12 @@ class Recursive(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.conv, self.bns, self.head = cbr(3, 12), nn.Conv2d(12, 12, 3, padding=1), nn.ModuleList(nn.BatchNorm2d(12) for _ in range(3)), Head(12)
+        self.stem, self.conv, self.bns, self.head = (
+            cbr(3, 12),
+            nn.Conv2d(12, 12, 3, padding=1),
+            nn.ModuleList(nn.BatchNorm2d(12) for _ in range(3)),
+            Head(12),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -30,7 +35,12 @@ class SharedLinear(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.a, self.b, self.out = nn.Sequential(cbr(3, 12), nn.AdaptiveAvgPool2d(1), nn.Flatten()), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+        self.body, self.a, self.b, self.out = (
+            nn.Sequential(cbr(3, 12), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            nn.Linear(12, 12),
+            nn.Linear(12, 12),
+            nn.Linear(12, 4),
+        )
         self.b.weight = self.a.weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +68,12 @@ class TiedDecoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.encoder, self.mid, self.bias = nn.Sequential(cbr(3, 32), cbr(32, 2), nn.Flatten()), nn.Linear(128, 12), nn.Linear(12, 12), nn.Parameter(torch.rand(128))
+        self.stem, self.encoder, self.mid, self.bias = (
+            nn.Sequential(cbr(3, 32), cbr(32, 2), nn.Flatten()),
+            nn.Linear(128, 12),
+            nn.Linear(12, 12),
+            nn.Parameter(torch.rand(128)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.mid(self.encoder(self.stem(x)).relu()), self.encoder.weight.t(), self.bias)
@@ -116,7 +131,11 @@ class Functional(nn.Module):
         super().__init__()
         self.w1, self.b1 = nn.Parameter(torch.randn(8, 3, 3, 3) * 0.3), nn.Parameter(torch.randn(8))
         self.w2, self.w3 = nn.Parameter(torch.randn(8, 1, 3, 3) * 0.3), nn.Parameter(torch.randn(12, 8, 1, 1) * 0.3)
-        self.gamma, self.beta, self.fc = nn.Parameter(torch.rand(12) + 0.5), nn.Parameter(torch.rand(12)), nn.Parameter(torch.randn(4, 12) * 0.3)
+        self.gamma, self.beta, self.fc = (
+            nn.Parameter(torch.rand(12) + 0.5),
+            nn.Parameter(torch.rand(12)),
+            nn.Parameter(torch.randn(4, 12) * 0.3),
+        )
         self.register_buffer("mean", torch.rand(12))
         self.register_buffer("var", torch.rand(12) + 0.5)
 
@@ -181,7 +200,11 @@ class Tcn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.value, self.gate = nn.Conv1d(3, 12, 3, padding=2), nn.Conv1d(12, 12, 3, padding=4, dilation=2), nn.Conv1d(12, 12, 3, padding=4, dilation=2)
+        self.stem, self.value, self.gate = (
+            nn.Conv1d(3, 12, 3, padding=2),
+            nn.Conv1d(12, 12, 3, padding=4, dilation=2),
+            nn.Conv1d(12, 12, 3, padding=4, dilation=2),
+        )
         self.bn, self.out = nn.BatchNorm1d(12), nn.Conv1d(12, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:

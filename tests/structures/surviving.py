@@ -46,7 +46,13 @@ class SurvivingRun(MaskedRun):
         return (axis, positions, args[0].shape[axis]), (args[0].index_select(axis, positions), *args[1:])
 
     def _scattered(self, result: Any, kept: tuple[int, Tensor, int] | None) -> Any:
-        if kept is None or not isinstance(result, Tensor) or kept[0] >= result.dim() or result.shape[kept[0]] != len(kept[1]) or self._reduces():
+        if (
+            kept is None
+            or not isinstance(result, Tensor)
+            or kept[0] >= result.dim()
+            or result.shape[kept[0]] != len(kept[1])
+            or self._reduces()
+        ):
             return result
         axis, positions, size = kept
         shape = [size if d == axis else n for d, n in enumerate(result.shape)]
