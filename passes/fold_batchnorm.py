@@ -99,7 +99,8 @@ def _fold(graph: FxGraph, node: Node) -> None:
 def scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
     """A batch norm as y = scale * x + shift, float64, shapes (channels,)."""
     mean, var = node.operands["running_mean"].data, node.operands["running_var"].data
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     gamma, beta = node.get("weight"), node.get("bias")
     eps = node.attrs.get("eps")
     scale = (var.double() + (1e-5 if eps is None else float(eps))).rsqrt()

@@ -269,7 +269,7 @@ class _Grouping:
             if balance is not None:
                 groups.balances.append(balance)
                 continue
-            if any([self._unify_rows(groups, table) for _, table, *_ in component]):
+            if sum(self._unify_rows(groups, table) for _, table, *_ in component):
                 changed = True
                 continue
             location = component[0][0].location
@@ -311,8 +311,8 @@ def _balance(tables: list[Ints], labels: list[Ints], groups: list[Ints]) -> Bala
             for group, many in zip(found.tolist(), times.tolist(), strict=True):
                 touched[group].append((number, row, many))
     by_rows: dict[tuple[tuple[int, int, int], ...], list[int]] = defaultdict(list)
-    for group, places in touched.items():
-        by_rows[tuple(places)].append(group)
+    for group, found_at in touched.items():
+        by_rows[tuple(found_at)].append(group)
     cells = list(by_rows)
     loss = [np.zeros((ids.shape[0], len(cells)), np.int64) for ids in tables]
     for column, places in enumerate(cells):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.context import NONE, Axis, none, on_axis
+from irtool.ops.context import NONE, Axis, Context, none, on_axis
 from irtool.ops.table import rule_for
 
 Key = tuple[str, Axis]
@@ -39,7 +40,7 @@ class Walk:
     def run(self) -> None:
         """Apply each node's rule in topological order."""
         for node in self.graph.nodes:
-            rule_for(node.op)(node, self)
+            rule_for(node.op)(node, cast(Context, self))
 
     def of(self, value: Value) -> Tensor:
         """Labels of a value; a parameter has them along its only axis longer than 1, or none at first sight."""

@@ -71,7 +71,7 @@ def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str) -> bool:
     nodes = {role: _argument(node, index + 1, role, None) for index, role in enumerate(order)}
     if any(n is not None and (not isinstance(n, fx.Node) or n.op != "get_attr") for n in nodes.values()) or nodes["running_mean"] is None:
         return False
-    tensors = {role: attribute(module, str(n.target)) if n is not None else None for role, n in nodes.items()}
+    tensors: dict[str, Any] = {role: attribute(module, str(n.target)) if n is not None else None for role, n in nodes.items()}
     momentum, eps = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5)
     rank = len(node.args[0].meta["val"].shape) if isinstance(node.args[0], fx.Node) and "val" in node.args[0].meta else 4
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(rank, nn.BatchNorm2d)

@@ -100,13 +100,14 @@ class Reader:
         return found
 
     def _read_call(self, node: fx.Node) -> None:
-        args, kwargs = fx.map_arg(node.args, self.examples.__getitem__), fx.map_arg(node.kwargs, self.examples.__getitem__)
+        args: Any = fx.map_arg(node.args, self.examples.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, self.examples.__getitem__)
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         spec = module_spec(module) if module is not None else function_spec(node.target, args)
         inputs = self._flat((node.args, node.kwargs))
         if self._is_selection(node, args):
             self.examples[node] = args[0][args[1]]
-            self.values[node] = self.values[node.args[0]][args[1]]  # type: ignore[index]
+            self.values[node] = self._nest(node.args[0])[args[1]]
             return
         if dataclasses.is_dataclass(node.target):  # a program's result in a class of its own: a nest of values, not an operator
             self.examples[node] = node.target(*args, **kwargs)
@@ -131,6 +132,10 @@ class Reader:
         """Whether the node picks a member of a tuple or dict of values: an alias, not an operator."""
         is_getitem = node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
         return is_getitem and isinstance(self.values.get(node.args[0]), tuple | list | dict)  # type: ignore[arg-type]
+
+    def _nest(self, arg: Any) -> Any:
+        """The values behind a host argument."""
+        return self.values.get(arg)
 
     def _outputs(self, node: fx.Node, view: Node, example: Any) -> tuple[Value, ...]:
         made: list[Value] = []

@@ -69,7 +69,7 @@ def _refuse_computed_weights(model: nn.Module) -> None:
     for path, module in model.named_modules():
         hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
         if parametrize.is_parametrized(module):
-            names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
+            names = ", ".join(module.parametrizations)
             raise TraceError(
                 f"{names} is computed by a parametrisation",
                 where=path,
@@ -152,7 +152,7 @@ class ConcreteProxy(fx.Proxy):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.value.dtype  # type: ignore[no-any-return]
+        return self.value.dtype
 
     @property
     def requires_grad(self) -> bool:
@@ -199,13 +199,14 @@ class ConcreteTracer(SymbolicTracer):
         return self._values[node]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        return bool(obj.value)  # type: ignore[attr-defined]
+        return bool(obj.value)
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[index] for index in range(len(obj.value))])  # type: ignore[attr-defined]
+        members: Any = obj
+        return iter([members[index] for index in range(len(members.value))])
 
     def keys(self, obj: fx.Proxy) -> Any:
-        return obj.value.keys()  # type: ignore[attr-defined]
+        return obj.value.keys()
 
 
 def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,8 @@ def settle(groups: ChannelGroups, scores: Scores, remove: Mask, limits: Limits) 
     for balance in groups.balances:
         _rebalance(balance, scores, remove, layers, limits)
     for _ in range(groups.count + 2):
-        changed = any([_give_back(layer, scores, remove, balanced, limits) for layer in layers])
-        changed |= any([_give_back(floor, scores, remove, balanced, Limits()) for floor in floors])
+        changed = sum(_give_back(layer, scores, remove, balanced, limits) for layer in layers) > 0
+        changed |= sum(_give_back(floor, scores, remove, balanced, Limits()) for floor in floors) > 0
         if not (_close_ties(groups, remove) or changed):
             return remove
     return np.zeros(groups.count, bool)
@@ -152,7 +153,7 @@ def _nearest(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]]
     width = 2 * cells + extra
     cost = np.concatenate([np.zeros(cells), np.ones(cells), np.zeros(extra)])
     eye = np.eye(cells)
-    rows = [
+    rows: list[tuple[Any, Any, Any]] = [
         (np.hstack([-eye, eye, np.zeros((cells, extra))]), -target, np.inf),
         (np.hstack([eye, eye, np.zeros((cells, extra))]), target, np.inf),
     ]

@@ -79,8 +79,8 @@ class Literals:
         value = self.value(entry)
         return value if isinstance(value, int) else entry
 
-    def owner(self, node: Node) -> nn.Module | None:
-        """The module that a node calls, or None for a function."""
+    def owner(self, node: Node) -> Any:
+        """The module that a node calls (its size attributes may be set), or None for a function."""
         host = self.hosts[node.name]
         return self.module.get_submodule(str(host.target)) if host.op == "call_module" else None
 
@@ -97,8 +97,8 @@ def _reshape(edits: Literals, node: Node) -> None:
     host, new = edits.hosts[node.name], edits.sizes(node.output)
     owner = edits.owner(node)
     if isinstance(owner, nn.Unflatten):
-        dim = owner.dim % len(node.input.sizes)  # type: ignore[operator]
-        owner.unflattened_size = new[dim : dim + len(owner.unflattened_size)]  # type: ignore[arg-type]
+        dim = owner.dim % len(node.input.sizes)
+        owner.unflattened_size = new[dim : dim + len(owner.unflattened_size)]
         return
     if owner is not None or _name(host) not in ("view", "reshape", "_unsafe_view", "unflatten"):
         return
@@ -201,7 +201,8 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
     """The entries of `x[...]` with slices and integers over pruned axes moved to where their channels are now."""
     rank = len(node.input.sizes)
     explicit = sum(entry is not None and entry is not Ellipsis for entry in index)
-    axis, new = 0, []
+    axis = 0
+    new: list[Any] = []
     for entry in index:
         if entry is None:
             new.append(entry)
@@ -253,7 +254,7 @@ def _move_constant(edits: Literals, node: Node, kept: Ints) -> None:
 def _select(edits: Literals, node: Node) -> None:
     """An owned selection: its copies that stay, at their sources' new positions."""
     owner, index = edits.owner(node), node.operands["index"]
-    assert owner is not None and index.data is not None
+    assert index.data is not None
     copies = edits.kept(index, 0)
     kept = edits.kept(node.input, 1)
     old = index.data.cpu().numpy()
@@ -275,7 +276,7 @@ def _pad(edits: Literals, node: Node) -> None:
         return
     owner = edits.owner(node)
     if owner is not None:
-        owner.padding = tuple(new)  # type: ignore[assignment]
+        owner.padding = tuple(new)
     else:
         edits.set_args(node, (host.args[0], new, *host.args[2:]), {key: value for key, value in host.kwargs.items() if key != "pad"})
 

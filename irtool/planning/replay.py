@@ -80,7 +80,7 @@ class Replay(Walk):
                 continue
             number, groups = axis
             sizes = self.before.graph.params[name].sizes
-            widths = {(name, axis): sizes[number], (name, 1 - number): sizes[1 - number] // groups}
+            widths: dict[Key, int] = {(name, axis): sizes[number], (name, 1 - number): sizes[1 - number] // groups}
             for key, width in widths.items():
                 found = self.orders.get(key, order)
                 if int(found[0]) < 0:

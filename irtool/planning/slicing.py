@@ -51,7 +51,7 @@ class Rewrite:
         grouped = {axis: order for axis, order in by_axis.items() if not isinstance(axis, int)}
         indices = {axis: self._index((name, axis), order) for axis, order in plain.items()}
         if grouped:
-            (axis, groups), order = next(iter(grouped.items()))  # type: ignore[misc]
+            (axis, groups), order = next(iter(grouped.items()))
             return _take_grouped(data, axis, groups, self._index((name, (axis, groups)), order), indices.get(1 - axis))
         for axis, index in indices.items():
             if index is not None:
@@ -238,7 +238,7 @@ def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
 def _parameter_shapes(graph: FxGraph, labels: Labels, stays: Tensor) -> dict[str, tuple[int, ...]]:
     """Sliced parameter shapes, as far as they differ."""
     shapes: dict[str, list[int]] = {}
-    by_name: dict[str, list[tuple[object, Tensor]]] = defaultdict(list)
+    by_name: dict[str, list[tuple[Axis, Tensor]]] = defaultdict(list)
     for (name, axis), found in labels.axes.items():
         by_name[name].append((axis, found))
     for name, axes in by_name.items():
@@ -249,7 +249,7 @@ def _parameter_shapes(graph: FxGraph, labels: Labels, stays: Tensor) -> dict[str
             if int(found[0]) >= 0:
                 left = int(stays[found].sum())
                 number, groups = axis if isinstance(axis, tuple) else (axis, 1)
-                shape[number] = left // groups  # type: ignore[index]
+                shape[number] = left // groups
         shapes[name] = shape
     return {name: tuple(shape) for name, shape in shapes.items()}
 
