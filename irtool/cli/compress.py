@@ -11,7 +11,7 @@ import typer
 from irtool.cli import options
 from irtool.cli.data import DataOptions, example_shapes
 from irtool.cli.job import FILES, Settings, compress_graph, original, report_of, timed
-from irtool.cli.models import graph_of, input_shapes
+from irtool.cli.models import fingerprint, graph_of, input_shapes
 from irtool.cli.output import output_folder
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
@@ -76,7 +76,7 @@ def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: li
         before = original(graph, data, Path(scratch), settings, progress)
         (first, after), ratios = timed([before, done.built], settings, progress)
         source: dict[str, Any] = {"model": model, "weights": str(weights.resolve()) if weights else None, **data_options.record()}
-        source["inputs"] = [list(leaf.shape) for leaf in graph.example_inputs]
+        source |= {"inputs": [list(leaf.shape) for leaf in graph.example_inputs], "fingerprint": fingerprint(graph)}
         report = report_of(first, after, ratios[1], done, source, settings, data)
         report.write(folder / FILES["report"])
     return report

@@ -13,6 +13,7 @@ import typer
 from irtool import trace
 from irtool.cli.data import TRACE_BATCH
 from irtool.cli.job import FILES, Built, Compressed, Settings, compress_graph, original, report_of, timed
+from irtool.cli.models import fingerprint
 from irtool.cli.output import output_folder
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
@@ -84,7 +85,7 @@ def _show(
 ) -> None:
     measured, ratios = timed([first, *(done.built for done in made.values())], Settings(runs=20 if quick else 50), progress)
     before, *after = measured
-    source = {**_SOURCE, "inputs": [list(first.graph.inputs[0].sizes)]}
+    source = {**_SOURCE, "inputs": [list(first.graph.inputs[0].sizes)], "fingerprint": fingerprint(first.graph)}
     for (name, done), model, ratio in zip(made.items(), after, ratios[1:], strict=True):
         report_of(before, model, ratio, done, source, settings[name], data).write(folder / name / FILES["report"])
     last = list(made.values())[-1]

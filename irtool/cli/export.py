@@ -55,7 +55,9 @@ def export(
             console().print(f"written: {path} ({path.stat().st_size:,} bytes)")
 
 
-def _export(graph: FxGraph, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen, opset: int, dynamic_batch: bool) -> Chain:
+def _export(
+    graph: FxGraph, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen, opset: int, dynamic_batch: bool | None
+) -> Chain:
     free = takes_any_batch(graph) if dynamic_batch is None else dynamic_batch
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs)) if free else own_inputs(graph)
     draft = scratch / (onnx.name if onnx is not None else "model.onnx")

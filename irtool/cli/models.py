@@ -7,6 +7,7 @@ The syntax is `[module or file:]name[:key=value,...]`: `PreResNet:depth=38`, `to
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -134,6 +135,16 @@ def _load(path: Path, weights: Path | None) -> FxGraph:
     if path.suffix == ".onnx":
         raise OptionError("an ONNX file cannot be read as a graph yet", where=str(path), remedy="Name the PyTorch model it came from.")
     return load(path)
+
+
+def fingerprint(graph: FxGraph) -> str:
+    """A digest of all weights by name: tells whether a model that was built again is the one of an earlier run."""
+    digest = hashlib.sha256()
+    for name, value in sorted(graph.params.items()):
+        assert value.data is not None
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def input_shapes(texts: Sequence[str] | None) -> list[tuple[int, ...]]:

@@ -14,7 +14,7 @@ from irtool.backends.agreement import sample_inputs
 from irtool.cli import options
 from irtool.cli.data import DataOptions
 from irtool.cli.job import FILES
-from irtool.cli.models import graph_of
+from irtool.cli.models import fingerprint, graph_of
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import DataError, FileError, OptionError
@@ -84,6 +84,10 @@ def _original(record: Mapping[str, Any], model: str | None, weights: Path | None
         raise OptionError("the report names no model that can be built again", remedy="Give --model.")
     recorded = Path(source["weights"]) if source["weights"] else None
     graph = graph_of(name, weights or recorded, [tuple(shape) for shape in source["inputs"]])
+    if fingerprint(graph) != source["fingerprint"]:
+        raise OptionError(
+            "its weights are not those that were compressed", where=name, remedy="Give --weights FILE: the checkpoint of that run."
+        )
     return graph, [(_data(record, name, progress).sample(calibrate),)] if calibrate else None
 
 
