@@ -19,7 +19,10 @@ def meta_like(shape: tuple[int, ...], operands: Mapping[str, Value]) -> torch.Te
 def infer_shape(spec: Spec | None, operands: Mapping[str, Value], attrs: Mapping[str, Any]) -> tuple[int, ...] | None:
     """The output shape where a formula is at hand; None where the operator must be run."""
     rule = SHAPES.get(spec.shape) if spec is not None else None
-    return rule(operands, attrs) if rule is not None and operands else None
+    try:
+        return rule(operands, attrs) if rule is not None and operands else None
+    except RuntimeError:  # shapes that do not fit: the operator itself will say so, with its place
+        return None
 
 
 def _same(operands: Mapping[str, Value], attrs: Mapping[str, Any]) -> tuple[int, ...]:

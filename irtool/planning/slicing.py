@@ -180,7 +180,7 @@ class _Sizes:
         if stays is None or axis >= stays.dim() or stays.shape[axis] == 1:
             return None
         along = stays.movedim(axis, 0).reshape(stays.shape[axis], -1).any(1)
-        return along.nonzero()[:, 0].numpy()
+        return None if bool(along.all()) else along.nonzero()[:, 0].numpy()
 
 
 def _box(stays: Tensor) -> list[int]:
