@@ -163,6 +163,29 @@ def test_verify_without_the_original_says_what_it_leaves_out(made: Path, tmp_pat
     assert printed.count("holds") == 4
 
 
+def test_verify_tells_a_changed_checkpoint_from_a_broken_link(made: Path, weights: Path, tmp_path: Path, cli: Run) -> None:
+    state = read_weights(weights)
+    state["features.0.weight"] += 1
+    torch.save(state, tmp_path / "other.pth")
+    code, _, complaint = cli("verify", made, "--weights", tmp_path / "other.pth")
+    assert code == 1
+    assert "its weights are not those that were compressed. Give --weights FILE" in complaint
+
+
+def test_a_batch_written_into_the_model_stays_fixed_and_is_said(tmp_path: Path, cli: Run) -> None:
+    (tmp_path / "baked.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.a = nn.Conv2d(3, 8, 3)\n        self.b = nn.Linear(8 * 36, 5)\n"
+        "    def forward(self, x):\n        return self.b(self.a(x).relu().view(4, -1))\n"
+    )
+    net = f"{tmp_path / 'baked.py'}:Net"  # not the name of an emoji
+    code, printed, _ = cli("compress", "-m", net, "-i", "4x3x8x8", "--runs", "2", "-o", tmp_path / "out")
+    assert code == 0
+    assert "the batch size is written into the model" in printed
+    assert f"{net}: " in printed
+    assert OnnxSession(tmp_path / "out" / "model.onnx").inputs[0].shape == (4, 3, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("file", "link", "node"), [("model.onnx", "folded = ONNX", "features.4"), ("model.safetensors", "sliced = stored", "features")]
 )

@@ -115,7 +115,7 @@ def test_a_pass_that_lies_about_being_exact_is_caught() -> None:
 def test_passes_are_made_by_name() -> None:
     assert set(REGISTRY) >= {"prune", "fold_batchnorm", "insert_selects"}
     assert make("fold_batchnorm") == irtool.FoldBatchNorm()
-    with pytest.raises(OptionError, match="no pass is called 'fold'. Passes are"):
+    with pytest.raises(OptionError, match=r"no pass is called 'fold'\. Passes are"):
         make("fold")
     with pytest.raises(OptionError, match="See the pass's fields"):
         make("fold_batchnorm", depth=3)

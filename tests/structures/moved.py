@@ -25,6 +25,19 @@ class SpaceToDepth(nn.Module):
         return self.three(y)
 
 
+@case("strided_depth", removed=0.4, aligned=False)
+class StridedDepth(nn.Module):
+    """Channels become positions, of which a slice with steps takes every other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = cbr(3, 16), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).reshape(-1, 2, 2, 4, 8, 8).permute(0, 3, 4, 1, 5, 2).reshape(-1, 4, 16, 16)
+        return self.two(F.relu(x[:, :, ::2, ::2] + x[:, :, 1::2, ::2]))
+
+
 @case("windows", removed=0.5)
 class Windows(nn.Module):
     """Window partition and reverse in channels-last form, with a linear layer in the window."""
