@@ -64,17 +64,18 @@ def reshape(node: Node, ctx: Context) -> None:
     if is_none(labels):
         ctx.put(output, none(len(output.sizes)))
         return
-    shape_in, shape_out = [], []
+    shape_in, shape_out, split = [], [], False
     for before, after in matching_axes(value.sizes, output.sizes):
         if any(labels.shape[axis] > 1 for axis in before):
             shape_in += [value.sizes[axis] for axis in before]
             shape_out += [output.sizes[axis] for axis in after]
+            split |= len(after) > 1
         else:
             shape_in += [1] * len(before)
             shape_out += [1] * len(after)
     result = collapse(expand(labels, shape_in).reshape(shape_out))
     ctx.put(output, result)
-    if sum(size > 1 for size in result.shape) > 1:
+    if split and sum(size > 1 for size in result.shape) > 1:
         ctx.box(node, result)
 
 
