@@ -60,16 +60,17 @@ def linear(node: Node, ctx: Context) -> None:
         barrier(node, ctx, "its weight is computed, not a parameter")
         return
     labels = ctx.of(value)
+    input_axis, output_axis = (0, 1) if node.attrs.get("transposed") else (1, 0)  # ONNX may store it as (inputs, outputs)
     mixes_positions = ctx.decide(node, "positions", labels.shape[-1] == 1 and labels.numel() > 1)
     if mixes_positions:
-        out = ctx.produce(node, weight, 0)
+        out = ctx.produce(node, weight, output_axis)
         ctx.pin(node, out, "mixes positions, not channels")
-        ctx.read(node, weight, 1, torch.full((value.sizes[-1],), NONE, dtype=torch.int64))
+        ctx.read(node, weight, input_axis, torch.full((value.sizes[-1],), NONE, dtype=torch.int64))
         _read_bias(node, ctx, out)
         ctx.put(node.output, labels)
         return
-    ctx.read(node, weight, 1, channel_vector(node, ctx, value, -1 % len(value.sizes)))
-    _finish(node, ctx, ctx.produce(node, weight, 0), axis=len(node.output.sizes) - 1)
+    ctx.read(node, weight, input_axis, channel_vector(node, ctx, value, -1 % len(value.sizes)))
+    _finish(node, ctx, ctx.produce(node, weight, output_axis), axis=len(node.output.sizes) - 1)
 
 
 def addmm(node: Node, ctx: Context) -> None:

@@ -86,7 +86,10 @@ def _distinct(labels: Tensor, axis: int) -> int:
 
 
 def prelu(node: Node, ctx: Context) -> None:
-    """A slope a channel: the parameter's only axis meets axis 1."""
+    """A slope a channel: the parameter's only axis meets axis 1. ONNX's slopes are broadcast instead."""
+    if node.attrs.get("broadcast"):
+        elementwise(node, ctx)
+        return
     value, weight = node.input, node.get("weight") or node.get("other")
     several = weight is not None and weight.is_param and weight.sizes[0] > 1 and len(value.sizes) > 1
     if weight is not None and ctx.decide(node, "slopes", several):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from irtool.ir import onnx_targets
 from irtool.ir.fx_targets import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.barrier import barrier, graph_input, graph_output
 from irtool.ops.context import Rule
@@ -36,7 +37,7 @@ _FAMILIES: dict[Rule, str] = {
     movement: "Transpose Split Slice Gather Expand Roll DepthToSpace SpaceToDepth Unfold",
 }
 ELEMENTWISE = frozenset(
-    {"StochasticDepth"} | {onnx_name(name) for name in (UNARY + BINARY).split()} | {spec.op for spec in UNARY_MODULES}
+    {"StochasticDepth"} | {onnx_name(name) for name in (UNARY + BINARY).split()} | {spec.op for spec in UNARY_MODULES} | onnx_targets.ELEMENTWISE
 ) - {"PRelu"}
 RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in ops.split()} | dict.fromkeys(ELEMENTWISE, elementwise)
 

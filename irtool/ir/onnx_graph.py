@@ -1,0 +1,323 @@
+"""The ONNX host: an onnx-graphsurgeon graph behind the view, run, copied, edited."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from onnx import ModelProto, helper, inliner, numpy_helper
+
+from irtool.errors import FileError, GraphError, IrtoolError, OptionError
+from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.onnx_eval import Array, proto_of, run_node
+from irtool.ir.onnx_file import INLINE_LIMIT, read_model, write_model
+from irtool.ir.onnx_reader import Fix, Reader
+from irtool.ir.onnx_tidy import LARGE, tidy
+
+FREE = 64
+"""What a free axis other than the first stands for in the example, unless the caller says otherwise."""
+
+
+class OnnxGraph(Graph):
+    """A `Graph` over an onnx-graphsurgeon graph.
+
+    Args:
+        host: the program. It is shared, not copied; passes copy before they edit.
+        sizes: a concrete shape for each input.
+        header: the file's own description: inputs and outputs with their free axes, metadata, producer.
+        filled: constants that came as one number, repeated; they are written so again where they still are.
+        scalars: constants of one entry. They are arguments of elementwise operators, and stay so after slicing.
+        empty: the types of parameters whose data is still to come, by name.
+        history: the steps (JSON data) that made this graph out of the file's.
+        fix: called before each host node is read; it may change the node's inputs.
+
+    Raises:
+        GraphError: the program does not fit the example's sizes.
+    """
+
+    def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], header: ModelProto, *, filled: frozenset[str] = frozenset(),
+                 scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
+                 fix: Fix | None = None) -> None:  # fmt: skip
+        self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
+        self.history: tuple[Mapping[str, Any], ...] = tuple(history)
+        self.scalars = _scalars(host) if scalars is None else scalars
+        self.analyses: dict[str, Any] = {}
+        """Results of analyses by name; they live as long as this graph, which never changes."""
+        self.refresh(fix)
+
+    def refresh(self, fix: Fix | None = None) -> None:
+        """Read the host again after an edit."""
+        self.analyses.clear()
+        reader = Reader(self.host, self.sizes, self.scalars, dict.fromkeys(self.empty), self._observe, fix)
+        self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
+        self.known, self._values, self.opset = reader.known, reader.values, reader.opset
+
+    @property
+    def example_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Zeros of the example's sizes."""
+        return tuple(torch.zeros(value.sizes, dtype=value.dtype) for value in self.inputs)
+
+    def clone(self) -> OnnxGraph:
+        """A copy; the arrays of parameters are shared, since an edit puts a new one in their place."""
+        return self.with_host(self.host.copy())
+
+    def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
+        """The same description over another program."""
+        return OnnxGraph(
+            host, self.sizes, self.header, filled=self.filled, scalars=self.scalars, empty=empty, history=self.history, fix=fix
+        )
+
+    def set_param(self, name: str, data: torch.Tensor) -> None:
+        """Replace a parameter everywhere it is used; the shape stays that of the view.
+
+        Raises:
+            GraphError: another shape.
+        """
+        value = self.params[name]
+        if tuple(data.shape) != value.shape:
+            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy="Edit the host and refresh().")
+        self._constants()[name].values = _array(data)
+        self.empty.discard(name)
+        value.data = data.detach()
+
+    def _constants(self) -> dict[str, gs.Constant]:
+        found = self.analyses.get("constants")
+        if found is None:
+            found = {n: t for n, t in self.host.tensors().items() if isinstance(t, gs.Constant)}
+            self.analyses["constants"] = found
+        constants: dict[str, gs.Constant] = found
+        return constants
+
+    def accepts_bias(self, node: Node) -> bool:
+        """Whether a contraction has a place for a bias: a product by MatMul has none."""
+        return node.host is not None and node.host.op in ("Conv", "ConvTranspose", "Gemm")
+
+    def give_bias(self, node: Node, data: torch.Tensor) -> None:
+        """Give a contraction that has none a bias. `refresh` when done."""
+        constant = gs.Constant(self._free_name(f"{node.name}.bias"), _array(data))
+        while len(node.host.inputs) > 2:
+            node.host.inputs.pop()
+        node.host.inputs.append(constant)
+
+    def bypass(self, node: Node) -> None:
+        """Take out a node: whoever read its output reads its input. `refresh` when done.
+
+        The names of graph outputs stay: where the node made one, the node before it makes it now.
+        """
+        source, output = node.host.inputs[0], node.host.outputs[0]
+        node.host.outputs.clear()
+        node.host.inputs.clear()
+        self.host.nodes.remove(node.host)
+        if any(output is o for o in self.host.outputs):
+            producer = source.inputs[0]
+            for reader in list(source.outputs):
+                reader.inputs[:] = [output if t is source else t for t in reader.inputs]
+            producer.outputs[:] = [output if t is source else t for t in producer.outputs]
+            return
+        for reader in list(output.outputs):
+            reader.inputs[:] = [source if t is output else t for t in reader.inputs]
+
+    def _free_name(self, name: str) -> str:
+        taken = self.host.tensors()
+        while name in taken:
+            name += "_"
+        return name
+
+    def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run one node's own operator on other tensors, by onnx's reference evaluator. Used on labels."""
+        inputs: dict[str, Array] = {}
+        for tensor in node.host.inputs:
+            if not tensor.name:
+                continue
+            value = self.params.get(tensor.name) if isinstance(tensor, gs.Constant) else self._values.get(tensor.name)
+            if value is not None and value in values:
+                inputs[tensor.name] = values[value].numpy()
+            else:
+                inputs[tensor.name] = np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.known[tensor.name]
+        return [torch.from_numpy(np.ascontiguousarray(found)) for found in run_node(proto_of(node.host), inputs, self.opset)]
+
+    @property
+    def proto(self) -> ModelProto:
+        """The graph as an ONNX model: inputs, outputs, free axes, metadata and producer as in the file it came from."""
+        return _described(self.host, self.header, self.filled)
+
+    def run(self, *inputs: torch.Tensor, values: Sequence[str] = ()) -> tuple[torch.Tensor, ...]:
+        """Run the graph in onnxruntime. Returns the outputs, or the host tensors named in `values`.
+
+        Raises:
+            GraphError: onnxruntime is absent, or refuses the model or the inputs.
+        """
+        feed = {tensor.name: _array(data) for tensor, data in zip(self.host.inputs, inputs, strict=True)}
+        found = run_model(self.proto, feed, values)
+        return tuple(torch.from_numpy(np.array(array)) for array in found)
+
+    def _observe(self, names: list[str]) -> Mapping[str, Array]:
+        """Values of the example by running the whole model on ones, parameters that are still empty included."""
+        feed = {t.name: np.ones(self.sizes[t.name], t.dtype) for t in self.host.inputs}
+        return dict(zip(names, run_model(self.proto, feed, names), strict=True))
+
+    def paths(self) -> list[str]:
+        """Names by which a user may speak of parts of the model: node names and the scopes before their slashes."""
+        found = dict.fromkeys(node.name for node in self.nodes)
+        for name in list(found):
+            found.update(dict.fromkeys(str(parent) for parent in Path(name).parents if str(parent) not in (".", "/")))
+        return list(found)
+
+
+def _scalars(host: gs.Graph) -> frozenset[str]:
+    return frozenset(name for name, t in host.tensors().items() if isinstance(t, gs.Constant) and int(np.prod(t.shape)) == 1)
+
+
+def _array(data: torch.Tensor) -> Array:
+    data = data.detach().cpu().contiguous()
+    if data.dtype == torch.bfloat16:
+        return data.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+    return data.numpy()
+
+
+def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str] = ()) -> list[Array]:
+    """Run a model in onnxruntime and return its outputs, or the values named.
+
+    Raises:
+        GraphError: onnxruntime is absent, or refuses the model or the inputs.
+    """
+    try:
+        ort = importlib.import_module("onnxruntime")  # importing irtool must not need it
+    except ImportError as error:
+        raise GraphError("onnxruntime is not installed", remedy="pip install onnxruntime") from error
+    names = list(values)
+    if names:
+        present = {output.name for output in model.graph.output}
+        model = ModelProto.FromString(model.SerializeToString())
+        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        found: list[Array] = session.run(names or None, dict(feed))
+    except Exception as error:  # onnxruntime's exceptions share no base class below Exception
+        text = " ".join(str(error).split())[:200]
+        raise GraphError(f"onnxruntime cannot run the model: {text}", remedy="Run onnx.checker on the file.") from error
+    return found
+
+
+def _described(host: gs.Graph, header: ModelProto, filled: frozenset[str]) -> ModelProto:
+    model: ModelProto = gs.export_onnx(host, do_type_check=False)
+    for field in ("domain", "model_version", "doc_string", "producer_name", "producer_version"):
+        setattr(model, field, getattr(header, field))
+    model.metadata_props.extend(header.metadata_props)
+    model.ir_version = max(header.ir_version, 4)  # before 4 every initializer has to be listed among the inputs
+    for mine, theirs in ((model.graph.input, header.graph.input), (model.graph.output, header.graph.output)):
+        described = {value.name: value for value in theirs}
+        for value in mine:
+            if value.name in described:
+                value.CopyFrom(described[value.name])
+    _fill(model.graph, filled)
+    return model
+
+
+def _fill(graph: onnx.GraphProto, filled: frozenset[str]) -> None:
+    """Write constants that repeat one number as a ConstantOfShape node, where they came as one."""
+    for index in reversed(range(len(graph.initializer))):
+        tensor = graph.initializer[index]
+        if tensor.name not in filled or int(np.prod(tensor.dims)) <= LARGE:
+            continue
+        array = numpy_helper.to_array(tensor)
+        if not (array == array.flat[0]).all():
+            continue
+        name = f"{tensor.name}.shape"
+        value = numpy_helper.from_array(array.reshape(-1)[:1])
+        node = helper.make_node("ConstantOfShape", [name], [tensor.name], name=f"{tensor.name}.fill", value=value)
+        del graph.initializer[index]
+        graph.initializer.append(numpy_helper.from_array(np.array(array.shape, np.int64), name))
+        graph.node.insert(0, node)
+
+
+def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:
+    """Read an .onnx file as a graph.
+
+    Args:
+        path: the file; weights beside it are read too, weights outside its folder never.
+        sizes: a shape for each input with free axes that the defaults do not suit. By default the first axis is 1 and other
+            free axes are 64.
+
+    Raises:
+        FileError: the file is missing, malformed, of an unknown operator set, or unsafe.
+        OptionError: `sizes` names an input that does not exist, or contradicts the file.
+        GraphError: the model does not fit the sizes.
+    """
+    model = read_model(path)
+    try:
+        return from_model(model, sizes)
+    except IrtoolError as error:
+        where = f"{path}: {error.where}" if error.where else str(path)
+        raise type(error)(error.what, where=where, remedy=error.remedy) from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
+        # A malformed file can go wrong in any of onnx's parts; what a sound file does wrong here is a bug, and says so.
+        text = " ".join(str(error).split())[:160]
+        raise FileError(
+            f"cannot be read ({type(error).__name__}: {text})", where=str(path), remedy="Run onnx.checker; if it passes, report this file."
+        ) from error
+
+
+def from_model(model: ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:
+    """The same for a model in memory; it is not changed."""
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    host = gs.import_onnx(model)
+    filled = tidy(host)
+    header = ModelProto()
+    header.CopyFrom(
+        ModelProto(ir_version=model.ir_version, domain=model.domain, model_version=model.model_version, doc_string=model.doc_string)
+    )
+    header.producer_name, header.producer_version = model.producer_name, model.producer_version
+    header.metadata_props.extend(model.metadata_props)
+    header.graph.input.extend(model.graph.input)
+    header.graph.output.extend(model.graph.output)
+    return OnnxGraph(host, _concrete(host, dict(sizes or {})), header, filled=filled)
+
+
+def _concrete(host: gs.Graph, given: dict[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor in host.inputs:
+        if tensor.dtype is None or tensor.shape is None or not np.issubdtype(np.dtype(tensor.dtype), np.number):
+            raise GraphError(
+                "an input that is no tensor of numbers with a known rank", where=tensor.name, remedy="Export it with a typed input."
+            )
+        free = [not isinstance(size, int) or size <= 0 for size in tensor.shape]
+        default = [
+            (1 if axis == 0 else FREE) if is_free else size for axis, (is_free, size) in enumerate(zip(free, tensor.shape, strict=True))
+        ]
+        wanted = tuple(int(size) for size in given.pop(tensor.name, default))
+        if (
+            len(wanted) != len(default)
+            or any(not f and a != b for f, a, b in zip(free, wanted, default, strict=True))
+            or min(wanted, default=1) < 1
+        ):
+            raise OptionError(
+                f"sizes {wanted} for an input of {tuple(tensor.shape)}", where=tensor.name, remedy="Give a size for each free axis."
+            )
+        found[tensor.name] = wanted
+    if given:
+        raise OptionError(f"no input is called {next(iter(given))!r}", where="sizes", remedy=f"The inputs are {', '.join(found)}.")
+    return found
+
+
+def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
+    """Write a graph as an .onnx file that passes onnx.checker in full. Returns the bytes written.
+
+    Raises:
+        FileError: the file cannot be written, or the graph does not pass.
+    """
+    return write_model(graph.proto, path)
+
+
+__all__ = ["INLINE_LIMIT", "OnnxGraph", "from_model", "load_onnx", "run_model", "save_onnx"]
