@@ -12,7 +12,7 @@ import typer
 
 from irtool import trace
 from irtool.cli.data import TRACE_BATCH
-from irtool.cli.job import FILES, Built, Compressed, Settings, compress_graph, original, report_of, timed
+from irtool.cli.job import FILES, Built, Compressed, Settings, compress_graph, original, report_of, timed, torch_threads
 from irtool.cli.models import fingerprint
 from irtool.cli.output import output_folder
 from irtool.cli.screen import Screen, screen
@@ -64,7 +64,8 @@ def _settings(ratio: float, constants: Constants, *, quick: bool) -> Settings:
 
 def _trained(ingredients: Demo, data: Data, progress: Screen) -> FxGraph:
     model = ingredients.model()
-    with progress.stage("train with an L1 penalty on batch norm scales"):
+    # One thread: the same numbers on every machine, and on a busy one threads that wait for each other are slower than one.
+    with progress.stage("train with an L1 penalty on batch norm scales"), torch_threads(1):
         history = sparse(model, data, ingredients.settings, strength=ingredients.strength, progress=progress)
     last = history.last
     progress.show(

@@ -138,7 +138,7 @@ def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[
     ratios: list[dict[str, float]] = [{} for _ in models]
     runs = 0
     for engine in ENGINES:
-        with screen.stage(f"time {engine}"), _torch_threads(settings.threads):
+        with screen.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
         for index, (one, ratio) in enumerate(zip(found.latencies, found.ratios, strict=True)):
@@ -223,7 +223,7 @@ def _single(graph: FxGraph) -> list[Any]:
 
 
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """torch has one number of threads for the whole process."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
