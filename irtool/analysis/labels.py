@@ -190,6 +190,12 @@ class Labels(Walk):
         return value
 
 
+def mixes(table: Tensor, keep: Tensor) -> bool:
+    """Whether a row of an inexact step's table loses some of its channels and keeps others."""
+    stays = torch.where(table >= 0, keep[table], True)
+    return bool((stays.any(1) & ~stays.all(1)).any())
+
+
 def label(graph: Graph) -> Labels:
     """Run the first walk over a graph."""
     labels = Labels(graph)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from irtool.analysis.labels import Labels
+from irtool.analysis.labels import Labels, mixes
 from irtool.analysis.survivors import on_survivors
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Node, Value
@@ -37,7 +37,7 @@ class MaskedRun(fx.Interpreter):
                  survivors: bool = False) -> None:  # fmt: skip
         super().__init__(graph.module)
         self._labels, self._keep, self._fills, self._average = labels, keep, fills or {}, average
-        self._mixers = {node.name for node, _, _ in labels.inexacts} if survivors else set()
+        self._mixers = {node.name for node, table, _ in labels.inexacts if survivors and mixes(table, keep)}
         self.unresolved: list[str] = []
         """Channel-mixing nodes that could not be computed from the survivors alone."""
         source = labels.graph

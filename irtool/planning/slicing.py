@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from irtool.analysis.labels import Key, Labels
+from irtool.analysis.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import attribute, copy_module
@@ -74,8 +74,7 @@ class Rewrite:
     def inexact(self) -> list[str]:
         """The steps that mix removed channels with others, with the reason."""
         stays = torch.from_numpy(self.keep)
-        rows = [(node, torch.where(table >= 0, stays[table], True), why) for node, table, why in self.labels.inexacts]
-        return [f"{node.location} ({why})" for node, left, why in rows if bool((left.any(1) & ~left.all(1)).any())]
+        return [f"{node.location} ({why})" for node, table, why in self.labels.inexacts if mixes(table, stays)]
 
     def fill(self) -> FxGraph:
         """Put the sliced parameters in, and return the finished graph."""
