@@ -14,7 +14,6 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,7 +46,7 @@ def main() -> int:
     print(f"{count} random CNNs, seed {first}", flush=True)
     started, failures = time.perf_counter(), []
     with ProcessPoolExecutor(options.workers) as pool:
-        for done, (seed, why) in enumerate(pool.map(partial(check), range(first, first + count), chunksize=20), 1):
+        for done, (seed, why) in enumerate(pool.map(check, range(first, first + count), chunksize=20), 1):
             if why:
                 failures.append((seed, why))
                 print(f"seed {seed}: {why}\n  {draw(seed)}", flush=True)

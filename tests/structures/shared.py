@@ -79,16 +79,6 @@ class TiedDecoder(nn.Module):
         return F.linear(self.mid(self.encoder(self.stem(x)).relu()), self.encoder.weight.t(), self.bias)
 
 
-@case("weight_norm", removed=0.3, reason="computed")
-class WeightNorm(nn.Sequential):
-    """Both ways in which torch parametrises a weight."""
-
-    def __init__(self) -> None:
-        conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 12, 3))
-        other = nn.utils.parametrizations.spectral_norm(nn.Conv2d(12, 12, 1))
-        super().__init__(cbr(3, 16), cbr(16, 12), conv, other, cbr(12, 24), cbr(24, 8), Head(8))
-
-
 @case("frozen", removed=0.5)
 class Frozen(nn.Module):
     """Frozen and unused parameters."""
