@@ -286,6 +286,7 @@ def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     code, printed, _ = cli("demo", "--quick", "--out", tmp_path / "demo")
     assert code == 0
     assert printed.count("holds") == 6
+    assert "[/]" not in printed
     for expected in ("accuracy (359 images)", "absorb 0.5", "drop 0.7", "absorb 0.7", "mnn, ms"):
         assert expected in printed
     assert sorted(folder.name for folder in (tmp_path / "demo").iterdir()) == ["absorb-0.5", "absorb-0.7", "drop-0.7"]

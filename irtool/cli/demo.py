@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from irtool import trace
@@ -73,7 +74,8 @@ def _trained(ingredients: Demo, data: Data, progress: Screen) -> FxGraph:
         f"{100 * (last.test_accuracy or 0):.1f} % of {len(data.test)} test images, {100 * last.extra['small_scales']:.0f} % of batch norm scales near zero\n"
     )
     images = data.sample(TRACE_BATCH)
-    return trace(model.eval(), images)
+    # Training may leave the weights channels-last, in which single images are slow: not what to compare latencies with.
+    return trace(model.to(memory_format=torch.contiguous_format).eval(), images)
 
 
 def _compressed(graph: FxGraph, data: Data, folder: Path, settings: Settings, progress: Screen) -> Compressed:

@@ -53,7 +53,7 @@ class Screen:
         if self._bars is not None:
             self._bars.stop()  # both write to the same terminal
         for result in results:
-            out().print(result, markup=False)
+            out().print(result, markup=not isinstance(result, str))
         if self._bars is not None:
             self._bars.start()
 
