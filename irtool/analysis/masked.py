@@ -40,10 +40,15 @@ class MaskedRun(fx.Interpreter):
         self._mixers = {node.name for node, table, _ in labels.inexacts if survivors and mixes(table, keep)}
         self.unresolved: list[str] = []
         """Channel-mixing nodes that could not be computed from the survivors alone."""
+        self._foreign = {tensor.untyped_storage().data_ptr() for tensor in [*self.module.parameters(), *self.module.buffers()]}
         source = labels.graph
         assert isinstance(source, FxGraph)
         self._values = {host.name: source.value_of(host) for host in source.module.graph.nodes}
         self._nodes: dict[str, Node] = {node.name: node for node in source.nodes}
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        self._foreign |= {leaf.untyped_storage().data_ptr() for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)}
+        return super().run(*args, **options)
 
     def run_node(self, n: fx.Node) -> Any:
         result = self._special(n)
@@ -74,7 +79,13 @@ class MaskedRun(fx.Interpreter):
         if labels is None:
             return tensor
         stays = torch.where(labels >= 0, self._keep[labels], True)
-        return tensor if bool(stays.all()) else tensor * stays.to(tensor.dtype)
+        if bool(stays.all()):
+            return tensor
+        # In place, so that a write through a view still reaches what it views; never into a parameter or an input.
+        stretched = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+        if stretched or tensor.untyped_storage().data_ptr() in self._foreign:
+            return tensor.masked_fill(~stays, 0)
+        return tensor.masked_fill_(~stays, 0)
 
     def _filled(self, n: fx.Node) -> Any:
         """A convolution or linear layer whose removed inputs hold their mean.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier
-from irtool.ops.context import NONE, Axis, Context, align, channel_vector, flatten_others, is_none, none, on_axis, varying
+from irtool.ops.context import NONE, Axis, Context, align, channel_vector, is_none, none, on_axis, varying
 
 
 def conv(node: Node, ctx: Context) -> None:
@@ -55,12 +55,18 @@ def _pin_other_axes(node: Node, ctx: Context, value: Value, axis: int) -> None:
 
 def linear(node: Node, ctx: Context) -> None:
     """`x @ W.T + b` over the last axis. Labels on other axes alone mean that positions are mixed, not channels."""
-    value, weight = node.input, node.get("weight")
+    weight = node.get("weight")
     if weight is None or not weight.is_param:
         barrier(node, ctx, "its weight is computed, not a parameter")
-        return
+    elif node.attrs.get("transposed"):  # ONNX may store it as (inputs, outputs)
+        _dense(node, ctx, weight, 0, 1)
+    else:
+        _dense(node, ctx, weight, 1, 0)
+
+
+def _dense(node: Node, ctx: Context, weight: Value, input_axis: int, output_axis: int) -> None:
+    value = node.input
     labels = ctx.of(value)
-    input_axis, output_axis = (0, 1) if node.attrs.get("transposed") else (1, 0)  # ONNX may store it as (inputs, outputs)
     mixes_positions = ctx.decide(node, "positions", labels.shape[-1] == 1 and labels.numel() > 1)
     if mixes_positions:
         out = ctx.produce(node, weight, output_axis)
@@ -108,12 +114,14 @@ def matmul(node: Node, ctx: Context) -> None:
     if len(a.sizes) < 2 or len(b.sizes) < 2:
         barrier(node, ctx, "matrix product with a vector")
         return
+    if b.is_param and len(b.sizes) == 2 and not a.is_param:
+        _dense(node, ctx, b, 0, 1)
+        return
     rank = len(node.output.sizes)
     left, right = align(ctx.of(a), rank), align(ctx.of(b), rank)
-    k = a.sizes[-1]
     contracted = ctx.decide(node, "contracted", left.shape[-1] > 1 or right.shape[-2] > 1)
     if contracted:
-        _contract(node, ctx, a, b, left.transpose(-1, -2), right, k)
+        _contract(node, ctx, left.transpose(-1, -2), right)
         left, right = _rest(node, ctx, left, -1, "left"), _rest(node, ctx, right, -2, "right")
     if not is_none(left) and not is_none(right):
         ctx.pin(node, left.reshape(-1), "a product of two axes that both carry channels")
@@ -122,11 +130,8 @@ def matmul(node: Node, ctx: Context) -> None:
     ctx.put(node.output, right if is_none(left) else left)
 
 
-def _contract(node: Node, ctx: Context, a: Value, b: Value, left: Tensor, right: Tensor, k: int) -> None:
+def _contract(node: Node, ctx: Context, left: Tensor, right: Tensor) -> None:
     """`left` is already transposed, so that both carry k on axis -2."""
-    if right.numel() == 1 and is_none(right) and b.is_param and len(b.sizes) == 2:
-        ctx.read(node, b, 0, flatten_others(node, ctx, left, left.dim() - 2).expand(k))
-        return
     x, y = torch.broadcast_tensors(left.narrow(-1, 0, 1), right.narrow(-1, 0, 1))
     ctx.unify(node, x.reshape(-1), y.reshape(-1))
 

@@ -100,12 +100,26 @@ def prelu(node: Node, ctx: Context) -> None:
 def channelwise(node: Node, ctx: Context) -> None:
     """Pooling and resizing: axes along which labels vary must pass through whole."""
     labels = ctx.of(node.input)
+    for value in node.inputs[1:]:
+        if not value.is_param:
+            ctx.pin(node, ctx.of(value).reshape(-1), "says where to sample")
     for output in node.outputs:
         kept = labels
         if len(output.sizes) != labels.dim() or any(output.sizes[axis] != node.input.sizes[axis] or axis >= 2 for axis in varying(labels)):
             ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
             kept = none(len(output.sizes))
         ctx.put(output, kept)
+
+
+def glu(node: Node, ctx: Context) -> None:
+    """One half of an axis gates the other: channel i and channel n/2 + i live and die together."""
+    labels, axis = ctx.of(node.input), node.attrs.get("dim")
+    axis = (-1 if axis is None else axis) % labels.dim()
+    if axis in varying(labels):
+        value, gate = labels.chunk(2, axis)
+        ctx.unify(node, value.reshape(-1), gate.reshape(-1))
+        labels = value
+    ctx.put(node.output, labels)
 
 
 def softmax(node: Node, ctx: Context) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from irtool.ir.graph import Node, Value
+from irtool.ops.barrier import barrier
 from irtool.ops.context import Context, channel_vector, collapse, expand, is_none, none, on_axis, varying
 
 LARGEST = 1 << 24
@@ -22,18 +24,30 @@ def movement(node: Node, ctx: Context) -> None:
             ctx.put(output, none(len(output.sizes)))
         return
     moved = [value for value in node.inputs if _is_data(node, value)]
+    if any(not value.is_param for value in node.inputs if value not in moved):
+        barrier(node, ctx, f"{node.callee} moves by an index that is computed")
+        return
     if sum(math.prod(value.sizes) for value in moved) > LARGEST:
         for value in moved:
             ctx.pin(node, ctx.of(value).reshape(-1), f"{node.callee} moves too many elements to follow")
         for output in node.outputs:
             ctx.put(output, none(len(output.sizes)))
         return
-    results = ctx.evaluate(node, {value: expand(tensors[value], value.sizes) for value in moved})
+    results = _evaluate(node, ctx, {value: expand(tensors[value], value.sizes) for value in moved})
     for output, result in zip(node.outputs, results, strict=True):
         labels = collapse(result)
         ctx.put(output, labels)
         if labels.numel() > 1:
             ctx.floor(labels)
+
+
+def _evaluate(node: Node, ctx: Context, labels: Mapping[Value, Tensor]) -> Sequence[Tensor]:
+    """Run the node on integers; as floats, with -1 as zero, where it takes no integers (im2col, which pads with zeros)."""
+    try:
+        return ctx.evaluate(node, labels)
+    except RuntimeError:
+        moved = ctx.evaluate(node, {value: (found + 1).double() for value, found in labels.items()})
+        return [found.long() - 1 for found in moved]
 
 
 def _is_data(node: Node, value: Value) -> bool:

@@ -82,12 +82,19 @@ def reduce(node: Node, ctx: Context) -> None:
     name = node.callee.rsplit(".", 1)[-1]
     if alone and name not in ("sum", "sum.dim_IntList"):
         ctx.inexact(node, labels.reshape(-1), f"{name} over channels")
+    if alone and _gives_positions(node, name):
+        ctx.pin(node, labels.reshape(-1), f"{name} gives positions of channels")
     if alone:
         labels = none(rank)
     elif over:  # the channels of other axes are added up, each with its like: a sum over stacked branches
         labels = _merge(node, ctx, labels, over)
     for output in node.outputs:
         ctx.put(output, _drop_axes(labels, axes, len(output.sizes)))
+
+
+def _gives_positions(node: Node, name: str) -> bool:
+    """Whether somebody reads where an extremum lies: a number that is another one once channels are gone."""
+    return name in ("argmax", "argmin") or (name in ("max", "min", "median") and len(node.outputs) > 1 and bool(node.outputs[1].uses))
 
 
 def _merge(node: Node, ctx: Context, labels: Tensor, over: list[int]) -> Tensor:

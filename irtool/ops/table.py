@@ -7,7 +7,7 @@ from irtool.ir.fx_targets import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.barrier import barrier, graph_input, graph_output
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, einsum, embedding, linear, matmul
-from irtool.ops.elementwise import channelwise, elementwise, prelu, softmax
+from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
 from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
 
@@ -25,6 +25,7 @@ _FAMILIES: dict[Rule, str] = {
     group_norm: "GroupNormalization",
     across_channels: "LRN Cumsum LpNormalization",
     reduce: "Reduce",
+    glu: "Glu",
     softmax: "Softmax",
     prelu: "PRelu",
     channelwise: "Pool Resize",
