@@ -17,7 +17,7 @@ from irtool.analysis.diff import Diff, diff
 from irtool.analysis.groups import ChannelGroups, channel_groups
 from irtool.archive import load, read_info, save
 from irtool.backends import export_mnn, export_onnx
-from irtool.ir import FxGraph, Graph, Node, Value, put_back, trace
+from irtool.ir import FxGraph, Graph, Node, OnnxGraph, Value, load_onnx, put_back, save_onnx, trace
 from irtool.passes import FoldBatchNorm, InsertSelects, Prune, fold_batchnorm, prune
 from irtool.passmanager import Pass, PassResult, Pipeline
 from irtool.planning import Plan, criterion, plan
@@ -30,7 +30,7 @@ except PackageNotFoundError:  # a checkout that nobody installed
     __version__ = "0+unknown"
 
 __all__ = [
-    "ChannelGroups", "Comparison", "Cost", "Diff", "FoldBatchNorm", "FxGraph", "Graph", "InsertSelects", "MaskedCheck", "Node", "Pass", "PassResult",
+    "ChannelGroups", "Comparison", "Cost", "Diff", "FoldBatchNorm", "FxGraph", "Graph", "InsertSelects", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult",
     "Pipeline", "Plan", "Prune", "Value", "apply", "channel_groups", "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn",
-    "export_onnx", "fold_batchnorm", "load", "models", "plan", "prune", "put_back", "read_info", "save", "trace",
+    "export_onnx", "fold_batchnorm", "load", "load_onnx", "models", "plan", "prune", "put_back", "read_info", "save", "save_onnx", "trace",
 ]  # fmt: skip

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 from irtool.errors import CheckError, OptionError
-from irtool.ir.fx_graph import FxGraph
+from irtool.ir.graph import G
 
 
 @dataclass(frozen=True)
-class PassResult:
+class PassResult(Generic[G]):
     """What a pass returns.
 
     Attributes:
@@ -20,7 +20,7 @@ class PassResult:
         notes: what was done, left alone or only approximate, a line each.
     """
 
-    graph: FxGraph
+    graph: G
     changed: bool
     notes: tuple[str, ...] = ()
 
@@ -37,7 +37,7 @@ class Pass:
     name: ClassVar[str] = ""
     exact: ClassVar[bool] = True
 
-    def __call__(self, graph: FxGraph) -> PassResult:
+    def __call__(self, graph: G) -> PassResult[G]:
         """Apply the pass.
 
         Raises:
@@ -84,9 +84,9 @@ class Pipeline:
     passes: Sequence[Pass]
     check_inputs: tuple[Any, ...] | None = None
     tolerance: float = 1e-9
-    on_pass: Callable[[Pass, PassResult], None] = field(default=lambda _pass, _result: None)
+    on_pass: Callable[[Pass, PassResult[Any]], None] = field(default=lambda _pass, _result: None)
 
-    def __call__(self, graph: FxGraph) -> PassResult:
+    def __call__(self, graph: G) -> PassResult[G]:
         """Apply all passes.
 
         Raises:
@@ -102,11 +102,14 @@ class Pipeline:
             notes += [f"{step.name}: {note}" for note in result.notes]
         return PassResult(graph, changed, tuple(notes))
 
-    def _check(self, step: Pass, before: FxGraph, after: FxGraph) -> None:
+    def _check(self, step: Pass, before: G, after: G) -> None:
         import torch
 
         from irtool.analysis.compare import compare
 
         found = compare(before, after, self.check_inputs, dtype=torch.float64)
         if not found.ok(self.tolerance):
-            raise CheckError(f"the pass {step.name} changed the outputs: {found.text()}", remedy="Please report this model; leave the pass out meanwhile.")
+            raise CheckError(
+                f"the pass {step.name} changed the outputs: {found.text()}",
+                remedy="Please report this model; leave the pass out meanwhile.",
+            )

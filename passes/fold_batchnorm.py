@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import set_attribute
-from irtool.ir.graph import Node
+from irtool.ir.graph import G, Graph, Node
 from irtool.passmanager import Pass, PassResult, register
 
 _FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -32,7 +30,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold_batchnorm"
 
-    def __call__(self, graph: FxGraph) -> PassResult:
+    def __call__(self, graph: G) -> PassResult[G]:
         """Fold where it is exact."""
         new = graph.clone()
         readers = Counter(value.name for node in new.nodes for value in node.inputs if value.is_param)
@@ -40,7 +38,7 @@ class FoldBatchNorm(Pass):
         for node in list(new.nodes):
             if node.op != "BatchNormalization":
                 continue
-            why = _refusal(node, readers)
+            why = _refusal(new, node, readers)
             if why is None:
                 _fold(new, node)
                 folded += 1
@@ -48,18 +46,15 @@ class FoldBatchNorm(Pass):
                 notes.append(f"{node.location}: {why}")
         if not folded:
             return PassResult(graph, False, tuple(notes))
-        new.module.graph.lint()
-        new.module.delete_all_unused_submodules()
-        new.module.recompile()
-        new.refresh()
+        new.tidied()
         new.history = (*graph.history, {"step": "fold_batchnorm"})
         return PassResult(new, True, (f"{folded} batch norms folded", *notes))
 
 
-def _refusal(node: Node, readers: Counter[str]) -> str | None:
+def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
     """Why a batch norm stays; an empty reason for one that simply has no convolution before it."""
     source = node.input.producer
-    if source is None or source.op not in _FOLDABLE or source.host.op not in ("call_module", "call_function"):
+    if source is None or source.op not in _FOLDABLE or not graph.accepts_bias(source):
         return ""
     weight = source.get("weight")
     if weight is None or not weight.is_param:
@@ -78,7 +73,7 @@ def _refusal(node: Node, readers: Counter[str]) -> str | None:
     return None
 
 
-def _fold(graph: FxGraph, node: Node) -> None:
+def _fold(graph: Graph, node: Node) -> None:
     source = node.input.producer
     assert source is not None
     weight, bias = source.operands["weight"], source.get("bias")
@@ -86,14 +81,13 @@ def _fold(graph: FxGraph, node: Node) -> None:
     scale, shift = scale_and_shift(node)
     old = bias.data.double() if bias is not None and bias.data is not None else torch.zeros_like(scale)
     groups = int(source.attrs.get("groups") or 1)
-    graph.set_param(weight.name, _scaled(weight.data.double(), scale, groups, source.op == "ConvTranspose").to(weight.data.dtype))
+    graph.set_param(weight.name, _scaled(weight.data.double(), scale, groups, _inputs_first(source)).to(weight.data.dtype))
     new_bias = (old * scale + shift).to(weight.data.dtype)
     if bias is not None:
         graph.set_param(bias.name, new_bias)
     else:
-        _give_bias(graph, source, new_bias)
-    node.host.replace_all_uses_with(source.host)
-    graph.module.graph.erase_node(node.host)
+        graph.give_bias(source, new_bias, f"folded_{source.name}")
+    graph.bypass(node)
 
 
 def scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
@@ -112,26 +106,19 @@ def scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def _inputs_first(node: Node) -> bool:
+    """Whether axis 0 of the weight runs over inputs: a transposed convolution, or a linear layer stored so in ONNX."""
+    return node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
+
+
 def _scaled(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Tensor:
-    """Scale the output channels: axis 0, or within each group axis 1 of a transposed convolution."""
+    """Scale the output channels: axis 0, or within each group axis 1 of a weight whose inputs come first."""
     if not transposed:
         return weight * scale.reshape(-1, *(1,) * (weight.dim() - 1))
     blocks = weight.reshape(groups, -1, *weight.shape[1:])
     return (blocks * scale.reshape(groups, 1, -1, *(1,) * (weight.dim() - 2))).reshape(weight.shape)
 
 
-def _give_bias(graph: FxGraph, source: Node, data: Tensor) -> None:
-    if source.host.op == "call_module":
-        set_attribute(graph.module, f"{source.host.target}.bias", nn.Parameter(data))
-        return
-    path = f"folded_{source.name}"
-    graph.module.register_parameter(path, nn.Parameter(data))
-    with graph.module.graph.inserting_before(source.host):
-        attribute = graph.module.graph.get_attr(path)
-    source.host.args = (*source.host.args[:2], attribute, *source.host.args[3:])
-    source.host.kwargs = {key: value for key, value in source.host.kwargs.items() if key != "bias"}
-
-
-def fold_batchnorm(graph: FxGraph) -> FxGraph:
+def fold_batchnorm(graph: G) -> G:
     """Fold batch norms; see `FoldBatchNorm`. The caller's graph is not changed."""
     return FoldBatchNorm()(graph).graph

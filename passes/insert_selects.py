@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from irtool.ir.fx_graph import FxGraph
+from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
 from irtool.planning.residual import insert_selects
 
@@ -21,7 +21,7 @@ class InsertSelects(Pass):
 
     name: ClassVar[str] = "insert_selects"
 
-    def __call__(self, graph: FxGraph) -> PassResult:
+    def __call__(self, graph: G) -> PassResult[G]:
         """Insert selections of all channels; the outputs stay bit-equal."""
         new = insert_selects(graph)
         if new is graph:

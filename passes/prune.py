@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from irtool.errors import OptionError
-from irtool.ir.fx_graph import FxGraph
+from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
 from irtool.planning.absorb import Absorption, absorption, add_biases
 from irtool.planning.plan import Plan, find_rewrite
@@ -41,7 +41,7 @@ class Prune(Pass):
         if self.constants not in ("absorb", "drop"):
             raise OptionError(f"constants {self.constants!r} does not exist", remedy="Choose absorb or drop.")
 
-    def __call__(self, graph: FxGraph) -> PassResult:
+    def __call__(self, graph: G) -> PassResult[G]:
         """Slice.
 
         Raises:
@@ -72,6 +72,6 @@ def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
     return notes
 
 
-def prune(graph: FxGraph, plan: Plan, constants: Constants = "absorb", calibration: Iterable[Any] | None = None) -> FxGraph:
+def prune(graph: G, plan: Plan, constants: Constants = "absorb", calibration: Iterable[Any] | None = None) -> G:
     """Slice a graph as a plan says; see `Prune`. The caller's graph is not changed."""
     return Prune(plan, constants, calibration)(graph).graph

@@ -17,8 +17,9 @@ from torch import Tensor, fx
 
 from irtool.analysis.labels import Labels
 from irtool.ir.fx_graph import FxGraph
-from irtool.ir.graph import Node, Value
+from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.modes import evaluating
+from irtool.ir.onnx_graph import OnnxGraph
 from irtool.ops.context import expand, on_axis
 from irtool.ops.table import ELEMENTWISE
 
@@ -65,7 +66,7 @@ def _moments(node: Node, output: Value, labels: Labels, found: dict[Value, Momen
     if node.op == "Add":
         return _add(node, shape, found)
     if node.op in ELEMENTWISE and len(node.inputs) == 1 and node.input in found and found[node.input][0].shape == shape:
-        return _activate(node, *found[node.input])
+        return _activate(labels.graph, node, *found[node.input])
     return _unknown(shape), _unknown(shape)
 
 
@@ -102,7 +103,7 @@ def _add(node: Node, shape: torch.Size, found: dict[Value, Moments]) -> Moments:
     return m1 + m2, v1 + v2
 
 
-def _activate(node: Node, mean: Tensor, var: Tensor) -> Moments:
+def _activate(graph: Graph, node: Node, mean: Tensor, var: Tensor) -> Moments:
     """E[f(X)] and Var[f(X)] for X ~ N(mean, var): closed form for ReLU, Gauss-Hermite quadrature of the node itself otherwise."""
     std = var.sqrt()
     if node.op == "Relu":
@@ -111,7 +112,7 @@ def _activate(node: Node, mean: Tensor, var: Tensor) -> Moments:
         return _unknown(mean.shape), _unknown(mean.shape)
     points, weights = torch.from_numpy(_POINTS), torch.from_numpy(_WEIGHTS / math.sqrt(2 * math.pi))
     grid = mean[..., None] + std[..., None] * points
-    function = _function(node)
+    function = _function(graph, node)
     if function is None:
         return _unknown(mean.shape), _unknown(mean.shape)
     values = function(grid)
@@ -121,9 +122,11 @@ def _activate(node: Node, mean: Tensor, var: Tensor) -> Moments:
     return first, ((values - first[..., None]).square() * weights).sum(-1)
 
 
-def _function(node: Node) -> Any:
+def _function(graph: Graph, node: Node) -> Any:
     """The node's operator as a function of one tensor, other arguments as they are; None if it has tensor arguments."""
     host = node.host
+    if not isinstance(graph, FxGraph):
+        return lambda x: _evaluated(graph, node, x)
     module = getattr(host.graph, "owning_module", None)
     if host.op == "call_module" and module is not None:
         layer = module.get_submodule(str(host.target))
@@ -133,6 +136,13 @@ def _function(node: Node) -> Any:
     if host.op == "call_method":
         return lambda x: getattr(x.clone(), str(host.target))(*host.args[1:], **host.kwargs)
     return lambda x: host.target(x.clone(), *host.args[1:], **{k: v for k, v in host.kwargs.items() if k != "input"})
+
+
+def _evaluated(graph: Graph, node: Node, x: Tensor) -> Tensor | None:
+    try:
+        return graph.evaluate(node, {node.input: x})[0]
+    except Exception:  # the host's evaluator raises types of its own; a mean that it cannot tell is unknown
+        return None
 
 
 def _relu(mean: Tensor, std: Tensor) -> Moments:
@@ -160,8 +170,7 @@ class _Means(fx.Interpreter):
             shape = self._labels.values[value].shape
             tensor = result if isinstance(result, Tensor) else None
             if tensor is not None:
-                axes = [axis for axis, size in enumerate(shape) if size == 1]
-                mean = tensor.double().mean(axes, keepdim=True) if axes else tensor.double()
+                mean = _mean(tensor, shape)
                 self.sums[value] = self.sums.get(value, torch.zeros_like(mean)) + mean
         return result
 
@@ -169,6 +178,8 @@ class _Means(fx.Interpreter):
 def calibrate(labels: Labels, values: Iterable[Value], batches: Iterable[Any]) -> dict[Value, Tensor]:
     """The mean of each channel of some values over calibration batches (inputs of the graph), in eval mode."""
     graph = labels.graph
+    if isinstance(graph, OnnxGraph):
+        return _calibrate_onnx(labels, graph, [value for value in values if value.producer is not None], batches)
     assert isinstance(graph, FxGraph)
     wanted: dict[fx.Node, list[Value]] = {}
     for value in values:
@@ -180,3 +191,21 @@ def calibrate(labels: Labels, values: Iterable[Value], batches: Iterable[Any]) -
             interpreter.run(*(batch if isinstance(batch, tuple | list) else (batch,)))
             count += 1
     return {value: total.cpu() / max(count, 1) for value, total in interpreter.sums.items()}
+
+
+def _calibrate_onnx(labels: Labels, graph: OnnxGraph, values: Sequence[Value], batches: Iterable[Any]) -> dict[Value, Tensor]:
+    sums: dict[Value, Tensor] = {}
+    count = 0
+    names = list(dict.fromkeys(value.name for value in values))
+    for batch in batches:
+        found = dict(zip(names, graph.run(*(batch if isinstance(batch, tuple | list) else (batch,)), values=names), strict=True))
+        for value in dict.fromkeys(values):
+            sums[value] = sums.get(value, torch.zeros(1, dtype=torch.float64)) + _mean(found[value.name], labels.values[value].shape)
+        count += 1
+    return {value: total / max(count, 1) for value, total in sums.items()}
+
+
+def _mean(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The mean over the axes that carry no channels."""
+    axes = [axis for axis, size in enumerate(shape) if size == 1]
+    return tensor.double().mean(axes, keepdim=True) if axes else tensor.double()

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
-from irtool.ir.fx_module import attribute, call, copy_module, look_into, map_tensors
+from irtool.ir.fx_module import attribute, call, copy_module, look_into, map_tensors, set_attribute
 from irtool.ir.fx_reader import Fix, Reader
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.modes import evaluating
@@ -94,6 +94,39 @@ class FxGraph(Graph):
                         if isinstance(held, torch.Tensor):
                             self._held.setdefault(id(held), []).append((slot, key))
         return self._held
+
+    def tidied(self) -> None:
+        """Drop what nothing reads, and read the host again: the end of a series of edits."""
+        self.module.graph.lint()
+        self.module.delete_all_unused_submodules()
+        self.module.recompile()
+        self.refresh()
+
+    def paths(self) -> list[str]:
+        """The qualified names of all modules."""
+        return [path for path, _ in self.module.named_modules()]
+
+    def accepts_bias(self, node: Node) -> bool:
+        """Whether the node is a module or a function: methods take none."""
+        return node.host.op in ("call_module", "call_function")
+
+    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
+        host: fx.Node = node.host
+        if host.op == "call_module":
+            set_attribute(self.module, f"{host.target}.bias", nn.Parameter(data))
+            return
+        self.module.register_parameter(name, nn.Parameter(data))
+        with self.module.graph.inserting_before(host):
+            bias = self.module.graph.get_attr(name)
+        host.args = (*host.args[:2], bias, *host.args[3:])
+        host.kwargs = {key: value for key, value in host.kwargs.items() if key != "bias"}
+
+    def bypass(self, node: Node) -> None:
+        """Take out a node: whoever read its output reads its first input. `tidied` when done."""
+        host: fx.Node = node.host
+        host.replace_all_uses_with(host.all_input_nodes[0])
+        self.module.graph.erase_node(host)
 
     def value_of(self, node: fx.Node) -> Any:
         """The view's value (or nest of values) for a host node; None if it holds no tensor."""

@@ -1,6 +1,6 @@
 """The thin view that passes and analyses see: nodes and values in ONNX's operator vocabulary over a host graph.
 
-A host (`torch.fx` here) keeps the program; the view only reads it. A `Graph` is rebuilt from its host after an edit,
+A host (`torch.fx`, or onnx-graphsurgeon) keeps the program; the view only reads it. A `Graph` is rebuilt from its host after an edit,
 so that shapes, uses and constants can never be stale.
 """
 
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+G = TypeVar("G", bound="Graph")
+"""The host of a graph: what goes in is what comes out."""
 
 
 @dataclass(eq=False, slots=True)
@@ -96,15 +99,19 @@ class Node:
 
 
 class Graph:
-    """Nodes in topological order over a host program. `irtool.ir.FxGraph` is the torch host.
+    """Nodes in topological order over a host program. `FxGraph` is the torch host, `OnnxGraph` the ONNX host.
 
     Attributes:
         nodes: the operators, in an order in which they can run.
         inputs: the graph inputs, flattened.
         outputs: the graph outputs, flattened.
         params: parameters, buffers and constants that some node reads, by qualified name.
+        history: the steps (JSON data) that made this graph.
+        analyses: results of analyses by name; they live as long as this graph, which never changes.
     """
 
+    history: tuple[Mapping[str, Any], ...]
+    analyses: dict[str, Any]
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
@@ -116,6 +123,34 @@ class Graph:
             if node.name == name:
                 return node
         raise KeyError(name)
+
+    def paths(self) -> list[str]:
+        """Names by which a user may speak of parts of the model, whether they make channels or not."""
+        raise NotImplementedError
+
+    def clone(self: G) -> G:
+        """A copy whose edits do not reach this graph."""
+        raise NotImplementedError
+
+    def tidied(self) -> None:
+        """Drop what nothing reads, and read the host again: the end of a series of edits."""
+        raise NotImplementedError
+
+    def set_param(self, name: str, data: torch.Tensor) -> None:
+        """Replace a parameter's tensor by one of the same shape, everywhere it is used."""
+        raise NotImplementedError
+
+    def accepts_bias(self, node: Node) -> bool:
+        """Whether a convolution or linear layer has a place for a bias in the host."""
+        raise NotImplementedError
+
+    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
+        raise NotImplementedError
+
+    def bypass(self, node: Node) -> None:
+        """Take out a node: whoever read its output reads its first input. `tidied` when done."""
+        raise NotImplementedError
 
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one node's own operator on other tensors of the same rank (labels), arguments as they are."""

@@ -95,19 +95,33 @@ class OnnxGraph(Graph):
         constants: dict[str, gs.Constant] = found
         return constants
 
-    def accepts_bias(self, node: Node) -> bool:
-        """Whether a contraction has a place for a bias: a product by MatMul has none."""
-        return node.host is not None and node.host.op in ("Conv", "ConvTranspose", "Gemm")
+    def tidied(self) -> None:
+        """Drop what nothing reads, and read the host again: the end of a series of edits."""
+        self.host.cleanup()
+        self.refresh()
 
-    def give_bias(self, node: Node, data: torch.Tensor) -> None:
-        """Give a contraction that has none a bias. `refresh` when done."""
-        constant = gs.Constant(self._free_name(f"{node.name}.bias"), _array(data))
+    def accepts_bias(self, node: Node) -> bool:
+        """Always: a product by MatMul gets an Add."""
+        return True
+
+    def _add_after(self, host: gs.Node, constant: gs.Constant) -> None:
+        output, product = host.outputs[0], gs.Variable(self._free_name(f"{host.outputs[0].name}.product"))
+        host.outputs[0] = product
+        addition = gs.Node("Add", f"{host.name}.bias", inputs=[product, constant], outputs=[output])
+        self.host.nodes.insert(self.host.nodes.index(host) + 1, addition)
+
+    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Give a contraction that has none a bias called `name`. `tidied` when done."""
+        constant = gs.Constant(self._free_name(name), _array(data))
+        if node.host.op == "MatMul":
+            self._add_after(node.host, constant)
+            return
         while len(node.host.inputs) > 2:
             node.host.inputs.pop()
         node.host.inputs.append(constant)
 
     def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads its input. `refresh` when done.
+        """Take out a node: whoever read its output reads its input. `tidied` when done.
 
         The names of graph outputs stay: where the node made one, the node before it makes it now.
         """
@@ -133,6 +147,7 @@ class OnnxGraph(Graph):
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one node's own operator on other tensors, by onnx's reference evaluator. Used on labels."""
         inputs: dict[str, Array] = {}
+        double = any(value.dtype == torch.float64 for value in values.values())
         for tensor in node.host.inputs:
             if not tensor.name:
                 continue
@@ -140,7 +155,8 @@ class OnnxGraph(Graph):
             if value is not None and value in values:
                 inputs[tensor.name] = values[value].numpy()
             else:
-                inputs[tensor.name] = np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.known[tensor.name]
+                constant = np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.known[tensor.name]
+                inputs[tensor.name] = constant.astype(np.float64) if double and constant.dtype == np.float32 else constant
         return [torch.from_numpy(np.ascontiguousarray(found)) for found in run_node(proto_of(node.host), inputs, self.opset)]
 
     @property

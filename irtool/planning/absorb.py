@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from irtool.analysis.expectation import calibrate, expectations
 from irtool.analysis.labels import Labels
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.graph import Node, Value
+from irtool.ir.graph import G, Graph, Node, Value
 from irtool.ops.context import expand
 
 SUPPORTED = frozenset({"Conv", "Gemm"})
@@ -109,6 +108,8 @@ def _gain(node: Node, mean: Tensor) -> Tensor:
     assert weight is not None
     groups = int(node.attrs.get("groups") or 1)
     taps = weight.double().cpu()
+    if _output_axis(node) == 1:
+        taps = taps.T
     if taps.dim() > 2:
         taps = (taps * _inside(node, tuple(taps.shape[2:]))).flatten(2).sum(2)
     blocks = taps.reshape(groups, -1, taps.shape[1])
@@ -133,7 +134,7 @@ def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
     return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
 
 
-def add_biases(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_], gains: Mapping[str, Tensor]) -> FxGraph:
+def add_biases(graph: G, labels: Labels, keep: NDArray[np.bool_], gains: Mapping[str, Tensor]) -> G:
     """Add to the biases of a sliced graph, in place, what its layers lost; layers without a bias get one.
 
     Returns the graph read anew, since a new bias is a new parameter.
@@ -142,30 +143,23 @@ def add_biases(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_], gains: M
     by_name = {node.name: node for node in graph.nodes}
     for name, gain in gains.items():
         weight = sources[name].operands["weight"]
-        own = labels.axes[weight.name, 0]
+        own = labels.axes[weight.name, _output_axis(sources[name])]
         if int(own[0]) >= 0:
             # Output channels keep their order: only reading a parameter can reorder it, and outputs are made, not read.
             gain = gain[torch.from_numpy(keep)[own]]
         _add_bias(graph, by_name[name], gain)
-    graph.module.recompile()
-    graph.refresh()
+    graph.tidied()
     return graph
 
 
-def _add_bias(graph: FxGraph, node: Node, gain: Tensor) -> None:
+def _output_axis(node: Node) -> int:
+    return 1 if node.op == "Gemm" and node.attrs.get("transposed") else 0
+
+
+def _add_bias(graph: Graph, node: Node, gain: Tensor) -> None:
     bias, weight = node.get("bias"), node.operands["weight"].data
     assert weight is not None
     if bias is not None and bias.data is not None:
         graph.set_param(bias.name, (bias.data.double() + gain.to(bias.data.device)).to(bias.data.dtype))
         return
-    made = nn.Parameter(gain.to(weight))
-    host = node.host
-    if host.op == "call_module":
-        graph.module.get_submodule(str(host.target)).bias = made
-        return
-    path = f"absorbed_{node.name}"
-    graph.module.register_parameter(path, made)
-    with graph.module.graph.inserting_before(host):
-        attribute = graph.module.graph.get_attr(path)
-    host.args = (*host.args[:2], attribute, *host.args[3:])
-    host.kwargs = {key: value for key, value in host.kwargs.items() if key != "bias"}
+    graph.give_bias(node, gain.to(weight), f"absorbed_{node.name}")

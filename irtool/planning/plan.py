@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from irtool.analysis.groups import ChannelGroups, Pin, channel_groups, group_channels
 from irtool.errors import FileError, PlanError, ProofError
 from irtool.files import replacing
-from irtool.ir.fx_graph import FxGraph
+from irtool.ir.graph import G, Graph
 from irtool.planning.allocation import Limits, settle, wanted
 from irtool.planning.criteria import CRITERIA, Scores, group_scores
 from irtool.planning.residual import insert_selects, stream_pins
@@ -139,7 +139,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(graph: FxGraph, criterion: str = "l1", ratio: float = 0.5, scope: Scope = "global", residual: Residual = "couple", min_channels: int = 1,
+def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope = "global", residual: Residual = "couple", min_channels: int = 1,
          round_to: int = 1, ignore: Sequence[str] = (), seed: int = 0) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
@@ -179,20 +179,20 @@ def _check_options(criterion: str, ratio: float, scope: str, residual: str, min_
         raise PlanError(f"min_channels {min_channels} and round_to {round_to} must be at least 1", remedy="Leave them out for no limit.")
 
 
-def prepare(graph: FxGraph, residual: str) -> FxGraph:
+def prepare(graph: G, residual: str) -> G:
     """The graph that a plan with this `residual` speaks of: with selections inserted for `"select"`."""
     if residual != "select":
         return graph
-    found = graph.analyses.get("selected")
-    if not isinstance(found, FxGraph):
-        found = graph.analyses["selected"] = insert_selects(graph)
+    if "selected" not in graph.analyses:
+        graph.analyses["selected"] = insert_selects(graph)
+    found: G = graph.analyses["selected"]
     return found
 
 
 @dataclass
 class _Planner:
-    graph: FxGraph
-    prepared: FxGraph
+    graph: Graph
+    prepared: Graph
     options: Plan
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
 
@@ -257,7 +257,7 @@ class _Planner:
 
     def _unknown(self, name: str, known: list[str]) -> None:
         """An ignored name without layers is fine if the module exists, and an error if not."""
-        paths = [path for path, _ in self.prepared.module.named_modules()]
+        paths = self.prepared.paths()
         if name in paths:
             return
         near = difflib.get_close_matches(name, known + paths, 3, 0.4)
@@ -280,6 +280,8 @@ class _Planner:
                 reason = reason if pinned.size == own.size else f"{pinned.size} channels stay: {reason}"
             elif np.isnan(scores[own]).all():
                 reason = f"{self.options.criterion} has no score here"
+            elif own.size > 1 and (own == own[0]).all():
+                reason = "all its channels are one group, which cannot go"
             axis = layer.key[1] if isinstance(layer.key[1], int) else layer.key[1][0]
             layers.append(LayerPlan(layer.node.location, layer.key[0], axis, labels.size, tuple(gone.tolist()), reason))
         return dataclasses.replace(self.options, layers=tuple(layers))
@@ -295,7 +297,7 @@ def _check_finite(groups: ChannelGroups, scores: Scores) -> None:
                 )
 
 
-def find_rewrite(graph: FxGraph, plan: Plan) -> Rewrite:
+def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
     """The proven rewrite for a plan: the one that planning made, or made anew for a plan from a file.
 
     Raises:

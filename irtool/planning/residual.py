@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from irtool.analysis.groups import Pin
 from irtool.analysis.labels import Labels
+from irtool.errors import PlanError
 from irtool.ir.channel_select import ChannelSelect
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import copy_module
-from irtool.ir.graph import Node
+from irtool.ir.graph import G, Node
 
 _MAKERS = frozenset({"Conv", "ConvTranspose", "Gemm", "ChannelSelect"})
 
@@ -27,7 +30,7 @@ def reads_stream(node: Node) -> bool:
     return value.producer is not None and (value.producer.op not in _MAKERS or len(value.uses) > 1) and value.producer.op != "Input"
 
 
-def insert_selects(graph: FxGraph) -> FxGraph:
+def insert_selects(graph: G) -> G:
     """A copy of the graph with a channel selection of all channels before every batch norm that reads a stream.
 
     Given:  %bn = BatchNormalization(%sum, ...)
@@ -36,6 +39,8 @@ def insert_selects(graph: FxGraph) -> FxGraph:
     readers = [node for node in graph.nodes if reads_stream(node) and len(node.input.sizes) > 1]
     if not readers:
         return graph
+    if not isinstance(graph, FxGraph):
+        raise PlanError("residual='select' inserts modules, which an ONNX graph has not", remedy="Choose couple or keep.")
     module = copy_module(graph.module, lambda name, tensor: tensor.clone())
     hosts = {host.name: host for host in module.graph.nodes}
     for number, node in enumerate(readers):
@@ -47,7 +52,8 @@ def insert_selects(graph: FxGraph) -> FxGraph:
             pick = module.graph.call_module(path, (host.args[0],))
         host.args = (pick, *host.args[1:])
     module.recompile()
-    return FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history)
+    selected = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history)
+    return cast(G, selected)
 
 
 def _free_name(module: torch.nn.Module, name: str) -> str:

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any, Generic
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from irtool.analysis.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
 from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import attribute, copy_module
-from irtool.ir.graph import Value
+from irtool.ir.graph import G, Graph, Value
+from irtool.ir.onnx_graph import OnnxGraph
 from irtool.ops.context import Axis
-from irtool.planning.fx_literals import Literals
+from irtool.planning import fx_slicing, onnx_literals
 from irtool.planning.replay import Replay
 
 Ints = NDArray[np.int64]
+HOSTS: dict[type[Graph], Any] = {FxGraph: fx_slicing, OnnxGraph: onnx_literals}
+"""What of slicing depends on the host: `resized(graph, shapes, sizes)` and `complete(source, new)` of these modules."""
 
 
 @dataclass
-class Rewrite:
+class Rewrite(Generic[G]):
     """A proven rewrite whose parameters are still empty.
 
     Attributes:
@@ -33,9 +36,9 @@ class Rewrite:
         keep: whether each label stays.
     """
 
-    source: FxGraph
+    source: G
     labels: Labels
-    graph: FxGraph
+    graph: G
     orders: dict[Key, Tensor]
     edited: list[str]
     keep: NDArray[np.bool_]
@@ -76,27 +79,15 @@ class Rewrite:
         stays = torch.from_numpy(self.keep)
         return [f"{node.location} ({why})" for node, table, why in self.labels.inexacts if mixes(table, stays)]
 
-    def fill(self) -> FxGraph:
+    def fill(self) -> G:
         """Put the sliced parameters in, and return the finished graph."""
         for name, value in self.graph.params.items():
             old = self.source.params.get(name)
             if old is None or value.data is None or not value.data.is_meta:
                 continue
             self.graph.set_param(name, self.parameter(name))
-        for name, tensor in [*self.source.module.named_parameters(), *self.source.module.named_buffers()]:
-            held = attribute(self.graph.module, name)
-            if held.is_meta:  # nothing reads it (a counter, an unused parameter): it travels as it is
-                _assign(self.graph.module, name, tensor.detach().clone())
-        for module in self.graph.module.modules():
-            sync_attributes(module)
+        HOSTS[type(self.source)].complete(self.source, self.graph)
         return self.graph
-
-
-def _assign(module: nn.Module, name: str, data: Tensor) -> None:
-    prefix, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(prefix)
-    old = getattr(owner, leaf)
-    setattr(owner, leaf, nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data)
 
 
 def _take_grouped(data: Tensor, axis: int, groups: int, index: Tensor | None, other: Tensor | None) -> Tensor:
@@ -114,31 +105,6 @@ def _take_grouped(data: Tensor, axis: int, groups: int, index: Tensor | None, ot
         raise ProofError("a grouped convolution would mix its groups", remedy="Please report this model.")
     parts = [data.index_select(across, rows[g]).index_select(axis, columns[g] - g * width) for g in range(groups)]
     return torch.cat(parts, across)
-
-
-_SIZES: tuple[tuple[type | tuple[type, ...], dict[str, tuple[str, int]]], ...] = (
-    (nn.Linear, {"out_features": ("weight", 0), "in_features": ("weight", 1)}),
-    (nn.Embedding, {"embedding_dim": ("weight", 1)}),
-    ((nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm), {"num_features": ("running_mean", 0)}),
-    (nn.GroupNorm, {"num_channels": ("weight", 0)}),
-    (nn.PReLU, {"num_parameters": ("weight", 0)}),
-)
-
-
-def sync_attributes(module: nn.Module) -> None:
-    """Make a module's size attributes (`out_channels` ...) say what its parameters are."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
-        module.in_channels, module.out_channels = (first, second) if transposed else (second, first)
-        return
-    for classes, sizes in _SIZES:
-        if isinstance(module, classes):
-            for name, (parameter, axis) in sizes.items():
-                held = getattr(module, parameter, None)
-                held = held if held is not None else getattr(module, "weight", None)
-                if held is not None:
-                    setattr(module, name, held.shape[axis])
 
 
 class _Sizes:
@@ -192,7 +158,7 @@ def _box(stays: Tensor) -> list[int]:
     return slabs
 
 
-def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
+def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
     """Rewrite a graph so that only the channels in `keep` are left, and prove it. No weight is copied yet.
 
     Args:
@@ -206,35 +172,20 @@ def rewrite(graph: FxGraph, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite:
     stays = torch.from_numpy(keep)
     sizes = _Sizes(labels, stays)
     new_shapes = _parameter_shapes(graph, labels, stays)
-
-    def empty(name: str, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor.clone()
-        return torch.empty(new_shapes.get(name, tuple(tensor.shape)), dtype=tensor.dtype, device="meta")
-
-    module = copy_module(graph.module, empty)
-    edits = Literals(graph, module, sizes.shape, sizes.kept)
-    edits.edit()
-    for child in module.modules():
-        sync_attributes(child)
     try:
-        new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
-        if edits.edited:
-            module.recompile()
+        new, edited = HOSTS[type(graph)].resized(graph, new_shapes, sizes)
     except IrtoolError as error:
         raise ProofError(
             f"sizes do not fit after slicing: {error.what}",
             where=error.where,
             remedy="Name the module in ignore=, and please report this model.",
         ) from error
-    if _freeze_scalars(graph, new):
-        new.refresh()
     replay = Replay(new, before=labels, keep=stays)
     replay.run()
-    return Rewrite(graph, labels, new, replay.orders, edits.edited, keep)
+    return Rewrite(graph, labels, new, replay.orders, edited, keep)
 
 
-def _parameter_shapes(graph: FxGraph, labels: Labels, stays: Tensor) -> dict[str, tuple[int, ...]]:
+def _parameter_shapes(graph: Graph, labels: Labels, stays: Tensor) -> dict[str, tuple[int, ...]]:
     """Sliced parameter shapes, as far as they differ."""
     shapes: dict[str, list[int]] = {}
     by_name: dict[str, list[tuple[Axis, Tensor]]] = defaultdict(list)
@@ -251,27 +202,3 @@ def _parameter_shapes(graph: FxGraph, labels: Labels, stays: Tensor) -> dict[str
                 shape[number] = left // groups
         shapes[name] = shape
     return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-_SIZED = frozenset({"Reshape", "Expand", "Split", "Slice", "Gather", "Pad", "ChannelSelect", "Transpose", "Concat", "LayerNormalization", "RMSNormalization", "GroupNormalization", "Conv", "ConvTranspose", "Attention", "Input", "Output"})  # fmt: skip
-
-
-def _freeze_scalars(before: FxGraph, after: FxGraph) -> bool:
-    """A number computed from a pruned size (`x / x.size(1)`) keeps the value it had. True if the program changed."""
-    old = {node.name: node for node in before.nodes}
-    changed = False
-    for node in after.nodes:
-        was = old.get(node.name)
-        if was is None or node.op in _SIZED or node.host.op not in ("call_function", "call_method"):
-            continue
-        host_args = list(node.host.args)
-        for index, arg in enumerate(host_args):
-            if hasattr(arg, "op") and not isinstance(after.examples[arg], torch.Tensor) and isinstance(after.examples[arg], int | float):
-                value = before.examples[was.host.args[index]]
-                if value != after.examples[arg]:
-                    host_args[index] = value
-                    changed = True
-        node.host.args = tuple(host_args)
-    if changed:
-        after.module.recompile()
-    return changed

@@ -1,0 +1,100 @@
+"""Masked against sliced for ONNX graphs: both run in onnxruntime, in the float32 that the file is made for.
+
+The reference is the original model with a multiplication by 0 and 1 after every node whose output carries a removed
+channel; no weight of it is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+from onnx import helper
+from torch import Tensor
+
+from irtool.analysis.labels import Labels
+from irtool.ir.graph import Node
+from irtool.ir.onnx_eval import Array, element_type, proto_of
+from irtool.ir.onnx_graph import OnnxGraph, run_model
+
+
+def masked_model(graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[str, Array] | None = None) -> OnnxGraph:
+    """A copy of the original whose removed channels are multiplied by 0 wherever they are made or moved.
+
+    Args:
+        graph: the graph that `labels` was made from.
+        labels: the first walk.
+        keep: whether each label stays, shape (labels,).
+        added: for a node's name, a constant that its output gains first (of a shape that broadcasts).
+    """
+    host = graph.host.copy()
+    hosts = {node.name: node for node in host.nodes}
+    for node in labels.graph.nodes:
+        if node.host is None:
+            continue
+        tensors = {tensor.name: tensor for tensor in hosts[node.name].outputs}
+        for value in node.outputs:
+            found = labels.of(value)
+            stays = torch.where(found >= 0, keep[found], True)
+            constant = (added or {}).get(node.name)
+            if constant is not None:
+                _after(host, tensors[value.name], "Add", constant)
+            if not bool(stays.all()) and value.dtype is not None and value.dtype != torch.bool:
+                mask = stays.numpy().astype(_numpy(value.dtype))
+                _after(host, tensors[value.name], "Mul", mask)
+    return graph.with_host(host)
+
+
+def _after(host: gs.Graph, tensor: gs.Variable, op: str, constant: Array) -> None:
+    """Put an operator between a value and all its readers, graph outputs included: the value's name moves to the new result."""
+    node = tensor.inputs[0]
+    place = next(index for index, output in enumerate(node.outputs) if output is tensor)
+    raw = gs.Variable(f"{tensor.name}.before{op}{len(host.nodes)}")
+    node.outputs[place] = raw
+    second = gs.Constant(f"{raw.name}.constant", constant)
+    host.nodes.insert(host.nodes.index(node) + 1, gs.Node(op, f"{raw.name}.{op}", inputs=[raw, second], outputs=[tensor]))
+
+
+def before_saturation(graph: OnnxGraph) -> list[str]:
+    """Where to compare: the outputs, or what goes into a sigmoid that makes one.
+
+    onnxruntime's float32 sigmoid is right to 1e-7 absolute, which is no measure where all of its results are near 0.
+    """
+    found = []
+    for value in graph.outputs:
+        node = value.producer
+        found.append(node.input.name if node is not None and node.op == "Sigmoid" else value.name)
+    return found
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype:
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
+def absorbed_effect(graph: OnnxGraph, fills: Mapping[str, Tensor]) -> dict[str, Array]:
+    """What constants in the place of removed inputs add to a layer's output, by running the layer itself on them.
+
+    Spread evenly over the image, as a bias does. Shapes broadcast against the output.
+    """
+    found = {}
+    for node in graph.nodes:
+        if node.name not in fills:
+            continue
+        x = fills[node.name].to(torch.float32).expand(node.input.sizes).numpy()
+        with_fill, without = (_run_layer(graph, node, array) for array in (np.ascontiguousarray(x), np.zeros_like(x)))
+        difference = with_fill.astype(np.float64) - without
+        axes = tuple(range(2, x.ndim)) if node.op == "Conv" else ()
+        found[node.name] = difference.mean(axes, keepdims=True)[:1].astype(np.float32)
+    return found
+
+
+def _run_layer(graph: OnnxGraph, node: Node, x: Array) -> Array:
+    host = node.host
+    weights = [t for t in host.inputs[1:] if t.name]
+    infos = [helper.make_tensor_value_info(t.name, element_type(t.dtype), t.shape) for t in weights]
+    data = helper.make_tensor_value_info(host.inputs[0].name, element_type(x.dtype), x.shape)
+    body = helper.make_graph([proto_of(host)], "layer", [data, *infos], [helper.make_empty_tensor_value_info(host.outputs[0].name)])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=8)
+    return run_model(model, {host.inputs[0].name: x, **{t.name: t.values for t in weights}}, [host.outputs[0].name])[0]
