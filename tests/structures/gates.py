@@ -39,7 +39,7 @@ class LinearSE(nn.Module):
         return x * self.fc(x.mean((2, 3)).view(b, c)).view(b, c, 1, 1).expand_as(x)
 
 
-@case("se", removed=0.6)
+@case("se", removed=0.65)
 class SENet(Wrapped):
     def __init__(self) -> None:
         super().__init__(nn.Sequential(SE(16, 8), LinearSE(16, 4)))
@@ -55,7 +55,7 @@ class ECA(nn.Module):
         return x * torch.sigmoid(y).expand_as(x)
 
 
-@case("eca", removed=0.35, reason="along an axis that carries channels")
+@case("eca", removed=0.5, reason="along an axis that carries channels")
 class ECANet(Wrapped):
     """A convolution along the channel axis: neighbours matter, so what flows into it must stay."""
 
@@ -89,7 +89,7 @@ class GroupNormNet(nn.Sequential):
         )
 
 
-@case("instance_norm", removed=0.6)
+@case("instance_norm", removed=0.65)
 class InstanceNormNet(nn.Sequential):
     """Norms of one channel each are exact: instance norm, and group norm with as many groups as channels."""
 
@@ -146,7 +146,7 @@ class LayerNorm2d(nn.Module):
         return self.weight[:, None, None] * ((x - u) / torch.sqrt(s + 1e-6)) + self.bias[:, None, None]
 
 
-@case("convnext", removed=0.6, inexact=("mean over channels", "normalises over channels"))
+@case("convnext", removed=0.65, inexact=("mean over channels", "normalises over channels"))
 class ConvNeXt(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 16, 2, 2), LayerNorm2d(16), ConvNeXtBlock(16), ConvNeXtBlock(16), nn.Conv2d(16, 24, 1), Head(24))
@@ -168,7 +168,7 @@ class FusedAttention(nn.Module):
         return x + self.proj((attention @ v).transpose(1, 2).reshape(b, n, c))
 
 
-@case("fused_attention", removed=0.35, inexact=("normalises over channels",), aligned=False)
+@case("fused_attention", removed=0.6, inexact=("normalises over channels",), aligned=False)
 class FusedAttentionNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class FusedAttentionNet(nn.Module):
         return self.fc(self.attention(x).mean(1))
 
 
-@case("multihead_attention", removed=0.4, inexact=("normalises over channels",), aligned=False)
+@case("multihead_attention", removed=0.6, inexact=("normalises over channels",), aligned=False)
 class MultiheadNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class MultiheadNet(nn.Module):
         return self.fc((x + self.mlp(x))[:, 0])
 
 
-@case("scaled_dot_product", removed=0.5, aligned=False)
+@case("scaled_dot_product", removed=0.55, aligned=False)
 class ScaledDotProduct(nn.Module):
     """Separate projections, torch's own attention with its default scale."""
 
@@ -220,7 +220,7 @@ class ScaledDotProduct(nn.Module):
         return self.out(y.transpose(1, 2).reshape(2, 4, 24).mean(1))
 
 
-@case("channel_attention", removed=0.3, reason="both carry channels")
+@case("channel_attention", removed=0.5, reason="both carry channels")
 class ChannelAttention(Wrapped):
     """A product over positions leaves channels on both axes (DANet)."""
 
@@ -235,7 +235,7 @@ class ChannelAttention(Wrapped):
         super().__init__(nn.Sequential(cbr(16, 16), ChannelAttention.Part(), cbr(16, 16)))
 
 
-@case("position_attention", removed=0.6)
+@case("position_attention", removed=0.65)
 class PositionAttention(Wrapped):
     """Non-local block: queries and keys are contracted over channels, values keep theirs."""
 
@@ -270,7 +270,7 @@ class Einsum(nn.Module):
         return self.out(torch.einsum("bij,bcj->bci", torch.einsum("bci,bcj->bij", q, k).sigmoid(), v))
 
 
-@case("glu", removed=0.3, pinned=("glu",))
+@case("glu", removed=0.65)
 class Glu(Wrapped):
     """Gated linear units, written out and as torch's function."""
 
@@ -287,7 +287,7 @@ class Glu(Wrapped):
         super().__init__(Glu.Part())
 
 
-@case("normalize", removed=0.5, inexact=("normalize over channels",))
+@case("normalize", removed=0.65, inexact=("normalize over channels",))
 class Normalize(Wrapped):
     class Part(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -297,7 +297,7 @@ class Normalize(Wrapped):
         super().__init__(Normalize.Part())
 
 
-@case("select_kernel", removed=0.6)
+@case("select_kernel", removed=0.7)
 class SelectKernel(nn.Module):
     """SKNet: a softmax over branches, that are stacked on an axis of their own."""
 

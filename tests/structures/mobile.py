@@ -53,7 +53,7 @@ class ShuffleUnit(nn.Module):
         return F.relu(x + y)
 
 
-@case("shufflenet_v1", removed=0.5, aligned=False)
+@case("shufflenet_v1", removed=0.55, aligned=False)
 class ShuffleNetV1(nn.Sequential):
     def __init__(self, groups: int = 2) -> None:
         super().__init__(cbr(3, 8), ShuffleUnit(8, 16, groups, 2), ShuffleUnit(16, 16, groups, 1), ShuffleUnit(16, 16, groups, 1), Head(16))
@@ -76,7 +76,7 @@ class ShuffleUnitV2(nn.Module):
         return shuffle(torch.cat((x1, self.branch(x2)), dim=1), 2)
 
 
-@case("shufflenet_v2", removed=0.5, aligned=False)
+@case("shufflenet_v2", removed=0.55, aligned=False)
 class ShuffleNetV2(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(cbr(3, 16), ShuffleUnitV2(16), ShuffleUnitV2(16), cbr(16, 16, 1), ShuffleUnitV2(16), cbr(16, 24, 1), Head(24))
@@ -96,7 +96,7 @@ class ShuffleLiteral(nn.Module):
         return self.head(self.c(self.shuffle(self.b(x))))
 
 
-@case("grouped_chain", removed=0.5, aligned=False)
+@case("grouped_chain", removed=0.6, aligned=False)
 class GroupedChain(nn.Sequential):
     """ResNeXt without a residual: groups of 4, then of 2, then of 8."""
 
@@ -104,7 +104,7 @@ class GroupedChain(nn.Sequential):
         super().__init__(cbr(3, 16), cbr(16, 16, groups=4), cbr(16, 16, groups=2), cbr(16, 32, groups=8), cbr(32, 16, 1), Head(16))
 
 
-@case("resnext", removed=0.55, aligned=False)
+@case("resnext", removed=0.65, aligned=False)
 class ResNeXt(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class ResNeXt(nn.Module):
         return self.head(x)
 
 
-@case("multiplier_2", removed=0.5, aligned=False)
+@case("multiplier_2", removed=0.55, aligned=False)
 class Multiplier2(nn.Sequential):
     """Depthwise convolutions with two outputs a channel, and their transpose."""
 
@@ -134,7 +134,7 @@ class Multiplier2(nn.Sequential):
         )
 
 
-@case("grouped_transposed", removed=0.5, aligned=False)
+@case("grouped_transposed", removed=0.55, aligned=False)
 class GroupedTransposed(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
@@ -147,7 +147,7 @@ class GroupedTransposed(nn.Sequential):
         )
 
 
-@case("inverted_residual", removed=0.6)
+@case("inverted_residual", removed=0.55)
 class InvertedResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class InvertedResidual(nn.Module):
         return self.head(x)
 
 
-@case("mixconv", removed=0.4, aligned=False)
+@case("mixconv", removed=0.5, aligned=False)
 class MixConv(nn.Module):
     """Unequal splits, a depthwise convolution of another size for each."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from structures.case import Head, case, cbr
 
 
-@case("space_to_depth", removed=0.5)
+@case("space_to_depth", removed=0.7)
 class SpaceToDepth(nn.Module):
     """einops' `b c (h 2) (w 2) -> b (2 2 c) h w` and back, with literal and computed sizes."""
 
@@ -25,7 +25,7 @@ class SpaceToDepth(nn.Module):
         return self.three(y)
 
 
-@case("strided_depth", removed=0.4, aligned=False)
+@case("strided_depth", removed=0.45, aligned=False)
 class StridedDepth(nn.Module):
     """Channels become positions, of which a slice with steps takes every other one."""
 
@@ -55,7 +55,7 @@ class Windows(nn.Module):
         return self.two((x + y).permute(0, 3, 1, 2))
 
 
-@case("flips", removed=0.5)
+@case("flips", removed=0.65)
 class Flips(nn.Module):
     """Orders that change: flip, roll, index_select with a buffer, indexing with a list."""
 
@@ -73,7 +73,7 @@ class Flips(nn.Module):
         return self.head(x[:, [7, 6, 5, -4, 0, 1, 2, 3]])
 
 
-@case("flip_residual", removed=0.5)
+@case("flip_residual", removed=0.6)
 class FlipResidual(nn.Module):
     """A value added to its own mirror: channel i is coupled with channel n - 1 - i."""
 
@@ -86,7 +86,7 @@ class FlipResidual(nn.Module):
         return self.head(self.b(x + x.flip(1)))
 
 
-@case("gather_repeated", removed=0.4, aligned=False)
+@case("gather_repeated", removed=0.45, aligned=False)
 class GatherRepeated(nn.Module):
     """Channels that are taken more than once, and others that nobody takes."""
 
@@ -99,7 +99,7 @@ class GatherRepeated(nn.Module):
         return self.b(self.a(x).index_select(1, self.index))
 
 
-@case("slices", removed=0.4, aligned=False, pinned=("cannot be removed",))
+@case("slices", removed=0.55, aligned=False, pinned=("cannot be removed",))
 class Slices(nn.Module):
     """Slices that overlap, with steps, with negative bounds, and narrow and select."""
 
@@ -115,7 +115,7 @@ class Slices(nn.Module):
         return self.head(torch.cat(parts, 1))
 
 
-@case("unequal_split", removed=0.5, aligned=False)
+@case("unequal_split", removed=0.6, aligned=False)
 class UnequalSplit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class UnequalSplit(nn.Module):
         return self.head(self.b(first) * self.c(torch.cat([third, second], 1)))
 
 
-@case("tensor_split", removed=0.5, aligned=False)
+@case("tensor_split", removed=0.65, aligned=False)
 class TensorSplit(nn.Module):
     """Parts by number that do not divide: 10 into 4, 4, 2 (chunk) and 4, 3, 3 (tensor_split)."""
 
@@ -141,7 +141,7 @@ class TensorSplit(nn.Module):
         return self.head(self.b(three) + self.d(torch.cat([r, p, q], 1)))
 
 
-@case("stacked", removed=0.5)
+@case("stacked", removed=0.65)
 class Stacked(nn.Module):
     """Two maps interleaved channel by channel."""
 
@@ -153,7 +153,7 @@ class Stacked(nn.Module):
         return self.head(self.c(torch.stack([self.a(x), self.b(x)], 2).flatten(1, 2)))
 
 
-@case("flatten_hw", removed=0.6)
+@case("flatten_hw", removed=0.7)
 class FlattenHw(nn.Module):
     """LeNet: each channel feeds H x W inputs of the linear layer."""
 
@@ -186,7 +186,7 @@ class LinearToMap(nn.Module):
         return torch.tanh(self.out(F.relu(self.up(self.bn(x)))))
 
 
-@case("unflatten", removed=0.4, aligned=False)
+@case("unflatten", removed=0.45, aligned=False)
 class Unflatten(nn.Module):
     """Capsules: channels as (capsule, entry), squeezed to a norm per capsule."""
 
@@ -199,7 +199,7 @@ class Unflatten(nn.Module):
         return self.out(F.relu(x).unflatten(1, (3, 2)).transpose(1, 2).reshape(2, -1))
 
 
-@case("channels_last_mlp", removed=0.5, pinned=("mixes positions",))
+@case("channels_last_mlp", removed=0.6, pinned=("mixes positions",))
 class ChannelsLastMlp(nn.Module):
     """MLP-Mixer: linear layers over channels and over positions in turn."""
 
@@ -218,7 +218,7 @@ class ChannelsLastMlp(nn.Module):
         return self.fc((x + self.channels(x)).mean(dim=1))
 
 
-@case("repeats", removed=0.5, aligned=False)
+@case("repeats", removed=0.7, aligned=False)
 class Repeats(nn.Module):
     """Channels repeated as a block and one by one, and expanded over a new axis."""
 
@@ -232,7 +232,7 @@ class Repeats(nn.Module):
         return self.head(self.d(x.unsqueeze(2).expand(-1, -1, 2, -1, -1).reshape(2, 16, 8, 8)))
 
 
-@case("cat_positions", removed=0.5)
+@case("cat_positions", removed=0.6)
 class CatPositions(nn.Module):
     """Concatenation along height and width: the channels of both maps are coupled."""
 
@@ -245,7 +245,7 @@ class CatPositions(nn.Module):
         return self.head(self.c(torch.cat((y, y), -1)))
 
 
-@case("constant_pad", removed=0.5, aligned=False)
+@case("constant_pad", removed=0.6, aligned=False)
 class ConstantPad(nn.Module):
     """Channels of zeros before and after, as a module, uneven, and concatenated zeros."""
 

@@ -34,13 +34,13 @@ class BasicA(nn.Module):
         return F.relu(x + y)
 
 
-@case("option_a", removed=0.6)
+@case("option_a", removed=0.7)
 class OptionA(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(cbr(3, 8), BasicA(8, 8, 1), BasicA(8, 16, 2), BasicA(16, 16, 1), BasicA(16, 32, 2), Head(32))
 
 
-@case("resnet_projection", removed=0.6)
+@case("resnet_projection", removed=0.65)
 class ResNetProjection(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class ResNetProjection(nn.Module):
         return self.head(x)
 
 
-@case("preactivation", removed=0.6)
+@case("preactivation", removed=0.65)
 class PreActivation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class PreActivation(nn.Module):
         return self.head(self.bn(x).relu())
 
 
-@case("densenet", removed=0.6)
+@case("densenet", removed=0.65)
 class DenseNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class RepBranches(nn.Module):
         return F.relu(y)
 
 
-@case("repvgg", removed=0.6)
+@case("repvgg", removed=0.7)
 class RepVGG(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
@@ -120,7 +120,7 @@ class RepVGG(nn.Sequential):
         )
 
 
-@case("mobileone", removed=0.5)
+@case("mobileone", removed=0.65)
 class MobileOne(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
@@ -133,7 +133,7 @@ class MobileOne(nn.Sequential):
         )
 
 
-@case("c2f", removed=0.6)
+@case("c2f", removed=0.7)
 class C2f(nn.Module):
     """YOLOv8's block: chunk, a chain of bottlenecks, concat."""
 
@@ -149,7 +149,7 @@ class C2f(nn.Module):
         return self.head(self.cv2(torch.cat(y, 1)))
 
 
-@case("c2f_split", removed=0.6)
+@case("c2f_split", removed=0.7)
 class C2fSplit(C2f):
     def __init__(self) -> None:
         super().__init__(shortcut=False)
@@ -160,7 +160,7 @@ class C2fSplit(C2f):
         return self.head(self.cv2(torch.cat(y, 1)))
 
 
-@case("csp_spp", removed=0.6)
+@case("csp_spp", removed=0.65)
 class CspSpp(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from structures.case import Head, case, cbr
 
 
-@case("recursive", removed=0.5)
+@case("recursive", removed=0.65)
 class Recursive(nn.Module):
     """One convolution applied three times: its outputs are its inputs."""
 
@@ -48,7 +48,7 @@ class SharedLinear(nn.Module):
         return self.out(torch.relu(self.a(x)) + torch.relu(self.b(torch.relu(self.a(x)))))
 
 
-@case("shared_head", removed=0.5)
+@case("shared_head", removed=0.65)
 class SharedHead(nn.Module):
     """One head on every level of a pyramid (RetinaNet)."""
 
@@ -62,7 +62,7 @@ class SharedHead(nn.Module):
         return [self.head(level) for level in (self.l1(one), self.l2(self.two(one)))]
 
 
-@case("tied_decoder", removed=0.1, reason="computed")
+@case("tied_decoder", removed=0.2, reason="computed")
 class TiedDecoder(nn.Module):
     """The decoder uses the encoder's weight, transposed."""
 
@@ -79,7 +79,7 @@ class TiedDecoder(nn.Module):
         return F.linear(self.mid(self.encoder(self.stem(x)).relu()), self.encoder.weight.t(), self.bias)
 
 
-@case("frozen", removed=0.5)
+@case("frozen", removed=0.65)
 class Frozen(nn.Module):
     """Frozen and unused parameters."""
 
@@ -107,7 +107,7 @@ class FrozenBatchNorm(nn.Module):
         return x * scale + (b - rm * scale)
 
 
-@case("frozen_batchnorm", removed=0.5)
+@case("frozen_batchnorm", removed=0.65)
 class FrozenBatchNormNet(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 12, 3), FrozenBatchNorm(12), nn.ReLU(), nn.Conv2d(12, 8, 3), FrozenBatchNorm(8), Head(8))
@@ -136,7 +136,7 @@ class Functional(nn.Module):
         return F.linear(F.adaptive_avg_pool2d(F.leaky_relu(x, 0.1), 1).squeeze(-1).squeeze(-1), self.fc)
 
 
-@case("layer_scale", removed=0.5)
+@case("layer_scale", removed=0.6)
 class LayerScale(nn.Module):
     """Learned gates and positions, each of another broadcast form."""
 
@@ -151,7 +151,7 @@ class LayerScale(nn.Module):
         return self.head(self.one * x + self.scale * self.b(torch.sigmoid(self.gate) * x))
 
 
-@case("conv_lstm", shapes=((2, 3, 3, 8, 8),), removed=0.5, aligned=False)
+@case("conv_lstm", shapes=((2, 3, 3, 8, 8),), removed=0.7, aligned=False)
 class ConvLstm(nn.Module):
     """Four gates by chunk, unrolled over three frames."""
 
@@ -170,7 +170,7 @@ class ConvLstm(nn.Module):
         return self.head(h)
 
 
-@case("conv_lstm_state", shapes=((2, 3, 8, 8), (2, 8, 8, 8), (2, 8, 8, 8)), removed=0.2, pinned=("cannot be removed", "graph output"))
+@case("conv_lstm_state", shapes=((2, 3, 8, 8), (2, 8, 8, 8), (2, 8, 8, 8)), removed=0.4, pinned=("cannot be removed", "graph output"))
 class ConvLstmState(nn.Module):
     """One step with its state as inputs and outputs, whose widths the caller knows."""
 
@@ -184,7 +184,7 @@ class ConvLstmState(nn.Module):
         return o.sigmoid() * c.tanh(), c
 
 
-@case("conv1d", shapes=((2, 3, 20),), removed=0.6)
+@case("conv1d", shapes=((2, 3, 20),), removed=0.65)
 class Tcn(nn.Module):
     """Causal dilated convolutions, cropped, with a gate."""
 
@@ -210,7 +210,7 @@ class Conv3d(nn.Sequential):
                          nn.ConvTranspose3d(12, 8, (1, 2, 2)), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 4))  # fmt: skip
 
 
-@case("temporal_shift", shapes=((4, 3, 8, 8),), removed=0.4, aligned=False)
+@case("temporal_shift", shapes=((4, 3, 8, 8),), removed=0.6, aligned=False)
 class TemporalShift(nn.Module):
     """TSM: frames are folded into the batch; parts of the channels move to the next frame."""
 
@@ -232,7 +232,7 @@ def spectrum(x: Tensor) -> Tensor:
     return torch.fft.fft(x, dim=1).abs()
 
 
-@case("unknown_function", removed=0.3, reason="which irtool does not know")
+@case("unknown_function", removed=0.5, reason="which irtool does not know")
 class UnknownFunction(nn.Sequential):
     class Part(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -249,13 +249,13 @@ class Sorted(nn.Module):
         return torch.sort(x, dim=1).values
 
 
-@case("unknown_leaf", removed=0.3, reason="flows into Sorted", leaf=("2",))
+@case("unknown_leaf", removed=0.5, reason="flows into Sorted", leaf=("2",))
 class UnknownLeaf(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(cbr(3, 12), cbr(12, 12), Sorted(), cbr(12, 12), cbr(12, 8), Head(8))
 
 
-@case("sort", removed=0.3, reason="which irtool does not know")
+@case("sort", removed=0.5, reason="which irtool does not know")
 class Sort(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(cbr(3, 12), cbr(12, 12), Sorted(), cbr(12, 12), cbr(12, 8), Head(8))

@@ -24,6 +24,10 @@ class SurvivingRun(MaskedRun):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kept, args = self._gathered(args)
+        node = self._nodes.get(self._now)
+        if kept is not None and node is not None and node.op == "LayerNormalization":
+            weight, bias = (node.operands[role].data[kept[1]] for role in ("weight", "bias"))
+            return self._scattered(F.layer_norm(args[0], (len(kept[1]),), weight, bias, node.attrs["eps"]), kept)
         return self._scattered(super().call_function(target, args, kwargs), kept)
 
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
