@@ -132,11 +132,11 @@ class OnnxGraph(Graph):
         if any(output is o for o in self.host.outputs):
             producer = source.inputs[0]
             for reader in list(source.outputs):
-                reader.inputs[:] = [output if t is source else t for t in reader.inputs]
-            producer.outputs[:] = [output if t is source else t for t in producer.outputs]
+                _exchange(reader.inputs, source, output)
+            _exchange(producer.outputs, source, output)
             return
         for reader in list(output.outputs):
-            reader.inputs[:] = [source if t is output else t for t in reader.inputs]
+            _exchange(reader.inputs, output, source)
 
     def _free_name(self, name: str) -> str:
         taken = self.host.tensors()
@@ -185,6 +185,13 @@ class OnnxGraph(Graph):
         for name in list(found):
             found.update(dict.fromkeys(str(parent) for parent in Path(name).parents if str(parent) not in (".", "/")))
         return list(found)
+
+
+def _exchange(tensors: Any, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Put one tensor in another's place; graphsurgeon keeps both ends of the edge, entry by entry only."""
+    for index, tensor in enumerate(tensors):
+        if tensor is old:
+            tensors[index] = new
 
 
 def _scalars(host: gs.Graph) -> frozenset[str]:

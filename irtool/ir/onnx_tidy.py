@@ -110,7 +110,7 @@ def _redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
     for reader in list(old.outputs):
         for index, tensor in enumerate(reader.inputs):
             if tensor is old:
-                reader.inputs[index] = new
+                reader.inputs[index] = new  # graphsurgeon keeps both ends of an edge, entry by entry only
 
 
 def _settle_gemm(node: gs.Node) -> None:
