@@ -15,6 +15,8 @@ from irtool.cli.models import fingerprint, graph_of, input_shapes
 from irtool.cli.output import output_folder
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
+from irtool.errors import OptionError
+from irtool.planning.plan import check_options
 from irtool.report.record import Report
 from irtool.report.tables import chain_table, comparison_table
 
@@ -54,6 +56,9 @@ def compress(
     [bold]Example[/]: irtool compress --model PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
     --criterion bn_scale --residual select --ratio 0.5 --out small
     """
+    check_options(criterion, ratio, scope.value, residual.value, min_channels, round_to)
+    if runs < 1 or threads < 1:
+        raise OptionError(f"--runs {runs} and --threads {threads} must be at least 1", remedy="Leave them out for the defaults.")
     plan = {"criterion": criterion, "ratio": ratio, "scope": scope.value, "residual": residual.value, "min_channels": min_channels,
             "round_to": round_to, "ignore": tuple(ignore or ()), "seed": seed}  # fmt: skip
     settings = Settings(plan, constants.value, calibrate, opset, runs, threads)

@@ -158,13 +158,18 @@ def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope =
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist.
     """
-    _check_options(criterion, ratio, scope, residual, min_channels, round_to)
+    check_options(criterion, ratio, scope, residual, min_channels, round_to)
     made = Plan((), criterion, ratio, scope, residual, min_channels, round_to, tuple(ignore), seed)
     prepared = prepare(graph, residual)
     return _Planner(graph, prepared, made).solve()
 
 
-def _check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int) -> None:
+def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int) -> None:
+    """Refuse impossible options before any work is done.
+
+    Raises:
+        PlanError: the option and its allowed values are named.
+    """
     choices = {
         "criterion": (criterion, tuple(CRITERIA)),
         "scope": (scope, ("global", "local")),
