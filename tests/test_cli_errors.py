@@ -128,7 +128,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(form: str, tmp_path: Path, fail
         (["--min-channels", "0"], "must be at least 1"),
         (["--round-to", "0"], "must be at least 1"),
         (["--opset", "3"], "opset=3. Choose 11 to 26"),
-        (["--runs", "0"], "runs=0. Time at least one run"),
+        (["--runs", "0"], "--runs 0 and --threads 1 must be at least 1. Leave them out"),
         (["--input", "3x"], "--input: '3x' is no size. Write it like 1x3x224x224"),
         (["--input", "2x5x32x32"], "Pass example inputs that the model accepts"),
     ],
