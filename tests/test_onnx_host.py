@@ -1,0 +1,344 @@
+"""The ONNX host: the same planning, slicing, folding and checking over .onnx files, with onnxruntime as the judge."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from onnx_nets import NETS, Net
+from torch import nn
+
+import irtool
+from irtool.errors import FileError, GraphError, OptionError, PlanError
+from irtool.ir.onnx_graph import from_model
+from irtool.planning.onnx_check import masked_model
+from irtool.planning.plan import find_rewrite
+
+FILES = Path(__file__).parents[2] / "shared" / "data" / "onnx"
+REAL = ["basic_pitch_nmp", "light_densenet121", "light_inception_v1", "light_resnet50", "light_shufflenet", "light_squeezenet", "mtcnn_pnet", "mtcnn_rnet",
+        "ppocr_cls_mobilenetv3", "ppocr_v4_det", "super_resolution_opset11", "ultraface_rfb_320", "yunet_n_320"]  # fmt: skip
+
+
+def in_onnxruntime(path: Path | bytes, *arrays: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(path if isinstance(path, bytes) else str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, dict(zip([i.name for i in session.get_inputs()], arrays, strict=True)))
+
+
+def real(name: str) -> Path:
+    path = FILES / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip("../shared/data/onnx is not on this machine")
+    return path
+
+
+def relative(expected: np.ndarray, got: np.ndarray) -> float:
+    assert expected.shape == got.shape
+    return float(np.abs(expected - got).max() / max(np.abs(expected).max(), 1e-30))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.6])
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("name", NETS)
+def test_sliced_equals_masked(name: str, scope: str, ratio: float, tmp_path: Path) -> None:
+    model = NETS[name]()
+    graph = from_model(model)
+    plan = irtool.plan(graph, "l1", ratio, scope)
+    check = irtool.check_prune(graph, plan)
+    assert check.ok
+    assert not check.unresolved
+    assert plan.removed > 0
+    smaller = irtool.prune(graph, plan, constants="drop")
+    size = irtool.save_onnx(smaller, tmp_path / "small.onnx")
+    assert size == os.path.getsize(tmp_path / "small.onnx")
+    assert irtool.cost(smaller).params < irtool.cost(graph).params
+    x = np.random.default_rng(1).normal(size=graph.inputs[0].sizes).astype(np.float32)
+    rewrite = find_rewrite(graph, plan)
+    masked = masked_model(graph, rewrite.labels, torch.from_numpy(rewrite.keep)).run(torch.from_numpy(x))[0].numpy()
+    assert relative(masked, in_onnxruntime(tmp_path / "small.onnx", x)[0]) <= 1e-5
+    if name != "selected":  # its lowest channels are those that nobody reads
+        assert relative(masked, in_onnxruntime(model.SerializeToString(), x)[0]) > 1e-4  # the mask does something
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_absorbed_constants_are_what_the_layers_make_of_them(name: str) -> None:
+    graph = from_model(NETS[name]())
+    check = irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5, "local"), constants="absorb")
+    assert check.relative <= 1e-5
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_fold_batchnorm(name: str, tmp_path: Path) -> None:
+    model = NETS[name]()
+    graph = from_model(model)
+    folded = irtool.fold_batchnorm(graph)
+    assert not [node for node in folded.nodes if node.op == "BatchNormalization"]
+    irtool.save_onnx(folded, tmp_path / "folded.onnx")
+    x = np.random.default_rng(2).normal(size=graph.inputs[0].sizes).astype(np.float32)
+    assert relative(in_onnxruntime(model.SerializeToString(), x)[0], in_onnxruntime(tmp_path / "folded.onnx", x)[0]) <= 1e-5
+
+
+def test_free_axes_names_and_metadata_survive(tmp_path: Path) -> None:
+    model = NETS["flatten_by_shape"]()
+    graph = from_model(model)
+    irtool.save_onnx(irtool.prune(graph, irtool.plan(graph, "l1", 0.5)), tmp_path / "a.onnx")
+    saved = onnx.load(tmp_path / "a.onnx")
+    assert saved.graph.input == model.graph.input
+    assert saved.graph.output == model.graph.output
+    assert saved.metadata_props == model.metadata_props
+    for batch in (1, 3):
+        assert in_onnxruntime(tmp_path / "a.onnx", np.ones((batch, 3, 6, 6), np.float32))[0].shape == (batch, 5)
+
+
+@pytest.mark.parametrize("name", ["shape_chain", "halves_by_shape", "upsampled", "mobile", "tiled"])
+def test_another_batch_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    """Sizes that became numbers are those of channels, never those of the example."""
+    graph = from_model(NETS[name]())
+    irtool.save_onnx(irtool.prune(graph, irtool.plan(graph, "l1", 0.5)), tmp_path / "a.onnx")
+    x = np.random.default_rng(0).normal(size=(3, 3, 12, 12)).astype(np.float32)
+    rows = [in_onnxruntime(tmp_path / "a.onnx", x[i : i + 1])[0] for i in range(3)]
+    assert relative(np.concatenate(rows), in_onnxruntime(tmp_path / "a.onnx", x)[0]) <= 1e-5
+
+
+def test_calibration_means_are_measured(tmp_path: Path) -> None:
+    """With data the constant is the mean of what was removed: the first layer's output is then right on average."""
+    n = Net()
+    graph = from_model(n.model(n.head(n.conv(n.op("Relu", n.conv("x", 3, 16)), 16, 8, 1), 8)))
+    plan = irtool.plan(graph, "l1", 0.5, ignore=["Conv_7"])
+    x = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    full = graph.run(x)[0]
+    errors = [
+        float((irtool.prune(graph, plan, how, data).run(x)[0].mean(0) - full.mean(0)).abs().max())
+        for how, data in (("drop", None), ("absorb", [x]))
+    ]
+    assert errors[1] < 1e-5 < errors[0]
+
+
+def test_shared_weights_are_pruned_together() -> None:
+    graph = from_model(NETS["shared"]())
+    readers = [node for node in graph.nodes if node.op == "Conv" and node.operands["weight"].sizes == (8, 8, 3, 3)]
+    assert len(readers) == 2
+    assert readers[0].operands["weight"] is readers[1].operands["weight"]
+
+
+def test_barriers_say_why() -> None:
+    graph = from_model(NETS["branching"]())
+    reasons = [layer.reason for layer in irtool.plan(graph, "l1", 0.5).layers]
+    assert any(reason.startswith("flows into If") for reason in reasons)
+    groups = irtool.channel_groups(from_model(NETS["recurrent"]()))
+    assert "a recurrent layer ties its gates together" in groups.explain("Conv_11")
+
+
+def test_ignore_and_text() -> None:
+    graph = from_model(NETS["residual"]())
+    plan = irtool.plan(graph, "l1", 0.5, ignore=["Conv_2"])
+    assert plan.layers[0].removed == ()
+    assert "%conv_2:1x16x12x12 = Conv(%x, @const_1:16x3x3x3)" in graph.text()
+    with pytest.raises(PlanError, match="inspect lists"):
+        irtool.plan(graph, "l1", 0.5, ignore=["nowhere"])
+    n = Net()
+    x = n.cbr("x", 3, 8)
+    stream = from_model(n.model(n.head(n.bn(n.op("Add", x, n.cbr(x, 8, 8)), 8), 8)))
+    with pytest.raises(PlanError, match="Choose couple or keep"):
+        irtool.plan(stream, "l1", 0.5, residual="select")
+
+
+def test_the_given_graph_is_not_changed() -> None:
+    graph = from_model(NETS["mobile"]())
+    before = graph.proto.SerializeToString(deterministic=True)
+    irtool.prune(irtool.fold_batchnorm(graph), irtool.plan(irtool.fold_batchnorm(graph), "l1", 0.5))
+    irtool.prune(graph, irtool.plan(graph, "l1", 0.5))
+    assert graph.proto.SerializeToString(deterministic=True) == before
+
+
+def with_external_weights(folder: Path, location: str = "weights.bin") -> Path:
+    path = folder / "model.onnx"
+    onnx.save(NETS["residual"](), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = location if entry.key == "location" else entry.value
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_external_weights(tmp_path: Path) -> None:
+    graph = irtool.load_onnx(with_external_weights(tmp_path))
+    assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
+
+
+@pytest.mark.parametrize(
+    "location", ["/etc/hostname", "../weights.bin", "link.bin", "a/../../weights.bin", "absent.bin", "C:\\weights.bin", ""]
+)
+def test_external_weights_outside_the_folder_are_refused(location: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "weights.bin").write_bytes(b"\0" * 100000)
+    (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
+    path = with_external_weights(folder, location)
+    with pytest.raises(FileError, match=r"outside the model's folder|no file 'absent.bin'"):
+        irtool.load_onnx(path)
+
+
+def test_external_weights_cut_off(tmp_path: Path) -> None:
+    path = with_external_weights(tmp_path)
+    data = (tmp_path / "weights.bin").read_bytes()
+    (tmp_path / "weights.bin").write_bytes(data[: len(data) // 2])
+    with pytest.raises(FileError, match="beyond the end"):
+        irtool.load_onnx(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"\xff" * 64, "not an ONNX file"),
+        (b"hello, this is no model at all", "not an ONNX file|no operators"),
+        (None, "cannot be read"),
+    ],
+)
+def test_no_model(data: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(FileError, match=message):
+        irtool.load_onnx(path)
+
+
+def test_without_an_operator_set(tmp_path: Path) -> None:
+    model = NETS["residual"]()
+    del model.opset_import[:]
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(FileError, match=r"no opset_import.*Export the model again"):
+        irtool.load_onnx(tmp_path / "m.onnx")
+
+
+def test_real_file_without_an_operator_set() -> None:
+    with pytest.raises(FileError, match="no opset_import"):
+        irtool.load_onnx(real("super_resolution"))
+
+
+def test_sizes_of_free_axes() -> None:
+    model = NETS["residual"]()
+    assert from_model(model, {"x": (5, 3, 12, 12)}).outputs[0].sizes == (5, 4)
+    with pytest.raises(OptionError, match="a size for each free axis"):
+        from_model(model, {"x": (5, 3, 13, 12)})
+    with pytest.raises(OptionError, match="The inputs are x"):
+        from_model(model, {"y": (1, 3, 12, 12)})
+
+
+def test_sizes_that_do_not_fit_name_the_node() -> None:
+    n = Net(17, ("N", 3, "H", "W"))
+    features = n.op("Flatten", n.cbr("x", 3, 8))
+    model = n.model(n.op("Gemm", features, n.weight(8 * 36, 4)))
+    with pytest.raises(GraphError, match=r"Gemm.*example sizes"):
+        from_model(model)
+    graph = from_model(model, {"x": (1, 3, 6, 6)})
+    assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
+
+
+def test_a_cycle_and_a_missing_weight_are_refused(tmp_path: Path) -> None:
+    cyclic, headless = NETS["residual"](), NETS["residual"]()
+    cyclic.graph.node[0].input[0] = cyclic.graph.node[3].output[0]
+    del headless.graph.initializer[0]
+    for model in (cyclic, headless):
+        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(FileError, match=r"malformed.*onnx\.checker"):
+            irtool.load_onnx(tmp_path / "m.onnx")
+
+
+def test_absurd_sizes_are_refused() -> None:
+    n = Net(13)
+    huge = n.op("ConstantOfShape", n.const([2**20, 2**20]))
+    model = n.model(n.op("Add", n.head(n.conv("x", 3, 4), 4), n.op("ReduceMax", huge, keepdims=0)))
+    with pytest.raises(GraphError, match="smaller example sizes"):
+        from_model(model)
+
+
+def randomised(graph: irtool.OnnxGraph) -> irtool.OnnxGraph:
+    """The same topology with weights drawn at random, where the file has one number throughout."""
+    new = graph.clone()
+    rng = np.random.default_rng(0)
+    for name, value in new.params.items():
+        data = value.data
+        if data is not None and data.is_floating_point() and data.numel() > 1 and bool((data == data.reshape(-1)[0]).all()):
+            fan = max(int(np.prod(value.sizes[1:])), 1)
+            drawn = rng.normal(0, (2 / fan) ** 0.5, value.sizes) if len(value.sizes) > 1 and fan > 1 else rng.uniform(0.5, 1.5, value.sizes)
+            new.set_param(name, torch.from_numpy(drawn.astype(np.float32)))
+    return new
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(name: str, tmp_path: Path) -> None:
+    graph = randomised(irtool.load_onnx(real(name)))
+    for ratio in (0.3, 0.5):
+        plan = irtool.plan(graph, "l1", ratio)
+        check = irtool.check_prune(graph, plan)
+        assert check.ok
+        if not check.unresolved:
+            assert check.relative <= 1e-5
+        smaller = irtool.prune(graph, plan)
+        irtool.save_onnx(smaller, tmp_path / "m.onnx")
+        share = 1 - irtool.cost(smaller).params / irtool.cost(graph).params
+    assert share >= (0.2 if name == "basic_pitch_nmp" else 0.25)
+    before, after = onnx.load(real(name)), onnx.load(tmp_path / "m.onnx")
+    assert [o.name for o in after.graph.output] == [o.name for o in before.graph.output]
+    weights = {t.name for t in before.graph.initializer}
+    assert [i.name for i in after.graph.input] == [i.name for i in before.graph.input if i.name not in weights]
+
+
+def test_filled_constants_are_written_as_they_came(tmp_path: Path) -> None:
+    path = real("light_resnet50")
+    graph = irtool.load_onnx(path)
+    assert irtool.save_onnx(graph, tmp_path / "m.onnx") < 2 * path.stat().st_size
+
+
+class Small(nn.Module):
+    """Residual blocks, a depthwise convolution, a split and a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)
+        )
+        self.wide = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Hardswish(), nn.Conv2d(16, 24, 1))
+        self.fc = nn.Linear(24, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.wide(x + self.block(x))
+        a, b = x.split([10, 14], 1)
+        return self.fc(torch.cat([b, a], 1).mean((2, 3)))
+
+
+def test_both_hosts_plan_and_slice_alike(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Small().eval(), torch.randn(2, 3, 16, 16)
+    torch_graph = irtool.fold_batchnorm(irtool.trace(model, x))
+    irtool.export_onnx(torch_graph.module, tmp_path / "m.onnx", example_inputs=x)
+    onnx_graph = irtool.load_onnx(tmp_path / "m.onnx", {"input": x.shape})
+    assert irtool.channel_groups(torch_graph).count == irtool.channel_groups(onnx_graph).count
+    plans = [irtool.plan(graph, "l1", 0.5) for graph in (torch_graph, onnx_graph)]
+    assert [layer.removed for layer in plans[0].layers] == [layer.removed for layer in plans[1].layers]
+    a, b = irtool.prune(torch_graph, plans[0]), irtool.prune(onnx_graph, plans[1])
+    assert [n.operands["weight"].sizes for n in a.nodes if n.op in ("Conv", "Gemm")] == [
+        n.operands["weight"].sizes for n in b.nodes if n.op in ("Conv", "Gemm")
+    ]
+    assert relative(a.run(x).numpy(), b.run(x)[0].numpy()) <= 1e-4
+
+
+def test_constants_are_kept_in_their_own_type() -> None:
+    n = Net()
+    x = n.op("Cast", n.cbr("x", 3, 8), to=onnx.TensorProto.FLOAT16)
+    w = n.const(n.rng.normal(size=(8, 8, 1, 1)), np.float16)
+    x = n.op("Cast", n.op("Conv", x, w), to=onnx.TensorProto.FLOAT)
+    graph = from_model(n.model(n.head(x, 8)))
+    smaller = irtool.prune(graph, irtool.plan(graph, "l1", 0.5))
+    kinds = {numpy_helper.to_array(t).dtype for t in smaller.proto.graph.initializer}
+    assert np.dtype(np.float16) in kinds
