@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+
+from irtool import OnnxGraph
 
 
 class Net:
@@ -262,3 +265,16 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "pixels_crd": lambda: pixels("CRD"), "heads": heads, "option_a": option_a, "selected": selected, "shared": shared, "tiled": tiled,
     "recurrent": recurrent, "branching": branching,
 }  # fmt: skip
+
+
+def randomised(graph: OnnxGraph) -> OnnxGraph:
+    """The same topology with weights drawn at random, where the file has one number throughout."""
+    new = graph.clone()
+    rng = np.random.default_rng(0)
+    for name, value in new.params.items():
+        data = value.data
+        if data is not None and data.is_floating_point() and data.numel() > 1 and bool((data == data.reshape(-1)[0]).all()):
+            fan = max(int(np.prod(value.sizes[1:])), 1)
+            drawn = rng.normal(0, (2 / fan) ** 0.5, value.sizes) if len(value.sizes) > 1 and fan > 1 else rng.uniform(0.5, 1.5, value.sizes)
+            new.set_param(name, torch.from_numpy(drawn.astype(np.float32)))
+    return new

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from onnx_nets import NETS, Net
+from onnx_nets import NETS, Net, randomised
 from torch import nn
 
 import irtool
@@ -258,19 +258,6 @@ def test_absurd_sizes_are_refused() -> None:
     model = n.model(n.op("Add", n.head(n.conv("x", 3, 4), 4), n.op("ReduceMax", huge, keepdims=0)))
     with pytest.raises(GraphError, match="smaller example sizes"):
         from_model(model)
-
-
-def randomised(graph: irtool.OnnxGraph) -> irtool.OnnxGraph:
-    """The same topology with weights drawn at random, where the file has one number throughout."""
-    new = graph.clone()
-    rng = np.random.default_rng(0)
-    for name, value in new.params.items():
-        data = value.data
-        if data is not None and data.is_floating_point() and data.numel() > 1 and bool((data == data.reshape(-1)[0]).all()):
-            fan = max(int(np.prod(value.sizes[1:])), 1)
-            drawn = rng.normal(0, (2 / fan) ** 0.5, value.sizes) if len(value.sizes) > 1 and fan > 1 else rng.uniform(0.5, 1.5, value.sizes)
-            new.set_param(name, torch.from_numpy(drawn.astype(np.float32)))
-    return new
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -249,6 +249,7 @@ def _described(host: gs.Graph, header: ModelProto, filled: frozenset[str]) -> Mo
 
 def _fill(graph: onnx.GraphProto, filled: frozenset[str]) -> None:
     """Write constants that repeat one number as a ConstantOfShape node, where they came as one."""
+    shapes: dict[tuple[int, ...], str] = {}
     for index in reversed(range(len(graph.initializer))):
         tensor = graph.initializer[index]
         if tensor.name not in filled or int(np.prod(tensor.dims)) <= LARGE:
@@ -256,12 +257,11 @@ def _fill(graph: onnx.GraphProto, filled: frozenset[str]) -> None:
         array = numpy_helper.to_array(tensor)
         if not (array == array.flat[0]).all():
             continue
-        name = f"{tensor.name}.shape"
+        name = shapes.setdefault(array.shape, "fill_" + "x".join(map(str, array.shape)))
         value = numpy_helper.from_array(array.reshape(-1)[:1])
-        node = helper.make_node("ConstantOfShape", [name], [tensor.name], name=f"{tensor.name}.fill", value=value)
+        graph.node.insert(0, helper.make_node("ConstantOfShape", [name], [tensor.name], value=value))
         del graph.initializer[index]
-        graph.initializer.append(numpy_helper.from_array(np.array(array.shape, np.int64), name))
-        graph.node.insert(0, node)
+    graph.initializer.extend(numpy_helper.from_array(np.array(shape, np.int64), name) for shape, name in shapes.items())
 
 
 def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:

@@ -15,7 +15,7 @@ _KEPT = frozenset(
     {"DequantizeLinear", "QuantizeLinear", "If", "Loop", "Scan", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
 )
 _CONSTANTS = ("value_float", "value_floats", "value_int", "value_ints")
-LARGE = 256
+LARGE = 32
 """Filled constants of more entries are written as one ConstantOfShape node where they came as one."""
 
 
