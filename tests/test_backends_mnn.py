@@ -131,8 +131,10 @@ def test_smaller_files_say_how_far_they_are_off(written: tuple[nn.Module, Path, 
 def test_latency_of_two_engines_is_comparable(written: tuple[nn.Module, Path, Path]) -> None:
     x = np.zeros((1, 3, 12, 12), np.float32)
     result = latency_pairs([OnnxSession(written[1], threads=1), MnnSession(written[2], threads=1)], [x], runs=20)
-    assert all(0.0 < entry.p10_ms <= entry.median_ms <= entry.p90_ms < 1000.0 for entry in result.latencies)
-    assert 0.0 < result.ratios[1] < 100.0
+    assert all(0.0 < entry.p10_ms <= entry.median_ms <= entry.p90_ms for entry in result.latencies)
+    assert [entry.runs for entry in result.latencies] == [20, 20]
+    assert result.ratios[0] == 1.0
+    assert 0.0 < result.ratios[1] < float("inf")  # how fast is no test's business
 
 
 def test_nothing_is_shown_and_the_tools_package_is_not_touched(written: tuple[nn.Module, Path, Path], tmp_path: Path) -> None:
