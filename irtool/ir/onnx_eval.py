@@ -55,7 +55,7 @@ def infer(node: NodeProto, types: Mapping[str, Typed], known: Mapping[str, Array
     data = {name: numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in known.items()}
     try:
         found = onnx.shape_inference.infer_node_outputs(schema, node, typed, data, opset_imports=[helper.make_opsetid("", opset)])
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:
         text = " ".join(str(error).split())[:200]
         raise GraphError(
             f"its inputs do not fit {node.op_type}: {text}", where=node.name, remedy="Check the model, or give other example sizes."

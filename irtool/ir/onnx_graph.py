@@ -157,7 +157,14 @@ class OnnxGraph(Graph):
             else:
                 constant = np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.known[tensor.name]
                 inputs[tensor.name] = constant.astype(np.float64) if double and constant.dtype == np.float32 else constant
-        return [torch.from_numpy(np.ascontiguousarray(found)) for found in run_node(proto_of(node.host), inputs, self.opset)]
+        try:
+            results = run_node(proto_of(node.host), inputs, self.opset)
+        except Exception as error:  # whatever the evaluator raises on sizes that do not fit
+            text = " ".join(str(error).split())[:160]
+            raise GraphError(
+                f"{node.callee} cannot be run ({text})", where=node.location, remedy="Check the model with onnx.checker."
+            ) from error
+        return [torch.from_numpy(np.ascontiguousarray(found)) for found in results]
 
     @property
     def proto(self) -> ModelProto:

@@ -13,6 +13,7 @@ import torch
 from irtool.errors import GraphError
 from irtool.ir.graph import Node, Value
 from irtool.ir.onnx_eval import Array, Typed, check_size, element_type, infer, proto_of, run_node
+from irtool.ir.onnx_fits import check_fit
 from irtool.ir.onnx_targets import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
 from irtool.ir.onnx_tidy import STANDARD
 
@@ -63,6 +64,7 @@ class Reader:
 
     def _input(self, tensor: gs.Tensor, shape: tuple[int, ...]) -> None:
         kind = element_type(tensor.dtype)
+        check_size(shape, tensor.name)
         self.types[tensor.name] = (kind, shape)
         value = self.values[tensor.name] = Value(tensor.name, shape, _DTYPES.get(kind))
         value.producer = Node(f"input:{tensor.name}", "Input", {}, (value,), {}, tensor.name, None, "input")
@@ -205,6 +207,7 @@ class Reader:
         for value in outputs:
             value.producer = view
             self.values[value.name] = value
+        check_fit(view)
         self.nodes.append(view)
 
     def _operands(self, node: gs.Node, row: Row) -> dict[str, Value]:

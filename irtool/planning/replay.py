@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irtool.analysis.labels import Key, Labels, Walk
-from irtool.errors import ProofError
+from irtool.errors import GraphError, ProofError
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import Axis
 
@@ -45,7 +45,7 @@ class Replay(Walk):
         originals = {node.name: node for node in self.before.graph.nodes}
         try:
             super().run()
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        except (RuntimeError, ValueError, AssertionError, IndexError, GraphError) as error:
             if isinstance(error, ProofError):
                 raise
             raise ProofError(
