@@ -64,8 +64,8 @@ def measure(path: Path, out: Path) -> tuple[list[str], list[str]]:
         notes += [f"inexact at {ratio}: {step}" for step in check.unresolved]
     whole = Counter(layer.reason.split(" (at ")[0] for layer in plan.layers if layer.reason and not layer.removed)
     part = Counter(layer.reason.split(" (at ")[0] for layer in plan.layers if layer.reason and layer.removed)
-    notes += [f"{count} layers left alone: {reason}" for reason, count in whole.most_common()]
-    notes += [f"{count} layers in part: {reason}" for reason, count in part.most_common()]
+    notes += [f"{count} layer{'s' * (count > 1)} left alone: {reason}" for reason, count in whole.most_common()]
+    notes += [f"{count} layer{'s' * (count > 1)} in part: {reason}" for reason, count in part.most_common()]
     free = sum(1 for layer in plan.layers if layer.removed or not layer.reason)
     size = irtool.save_onnx(irtool.prune(own, irtool.plan(own, "l1", 0.5), constants="drop"), out)
     cells += [

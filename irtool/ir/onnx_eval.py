@@ -75,7 +75,7 @@ def _concrete(kind: TypeProto | None) -> Typed | None:
 
 
 def check_size(shape: Sequence[int], where: str) -> None:
-    """Refuse absurd sizes. Raises GraphError."""
+    """Refuse sizes that no machine holds. Raises GraphError."""
     if any(size < 0 for size in shape) or math.prod(shape) > LARGEST:
         raise GraphError(f"a value of shape {tuple(shape)}", where=where, remedy="Check the file, or give smaller example sizes.")
 

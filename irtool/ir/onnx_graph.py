@@ -300,6 +300,11 @@ def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, Sequence[int]] |
 
 def from_model(model: ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:
     """The same for a model in memory; it is not changed."""
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.WhichOneof("value") != "tensor_type":
+            raise GraphError(
+                "an input or output that is no tensor", where=value.name, remedy="Export the part that takes and gives tensors."
+            )
     if model.functions:
         model = inliner.inline_local_functions(model)
     host = gs.import_onnx(model)

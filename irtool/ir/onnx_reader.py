@@ -103,6 +103,8 @@ class Reader:
         if tensor.name not in self.params:
             kind, shape = self.typed(tensor)
             dtype = _DTYPES.get(kind)
+            if 0 in shape:
+                raise GraphError("an empty tensor in the place of a weight", where=tensor.name, remedy="Check the model with onnx.checker.")
             if dtype is None:
                 raise GraphError(
                     f"element type {kind} of {tensor.name!r}", where=tensor.name, remedy="Convert the weights to float32 first."
@@ -173,6 +175,8 @@ class Reader:
                 typed = (element_type(array.dtype), array.shape)
             typed = typed or (1, ())
             check_size(typed[1], node.name)
+            if 0 in typed[1]:
+                raise GraphError(f"an empty result of shape {typed[1]}", where=node.name, remedy="Give other example sizes.")
             complete.append(typed)
         return complete
 
