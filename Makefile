@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
@@ -20,9 +20,20 @@ check: $(INSTALLED)
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
 
-# Each script prints the figures behind one claim of the README.
+# Each script prints the figures behind one claim of the README; together they take about an hour. Peers join in where
+# `make bench-peers` was run before.
 bench: $(INSTALLED)
-	set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; python=$(BIN)/python; [ ! -x .bench-venv/bin/python ] || python=.bench-venv/bin/python; \
+	for script in speed coverage random_cnns onnx_files onnx_parity; do echo "== bench/$$script.py"; $$python bench/$$script.py; done
+
+# Torch-Pruning and timm in an environment of their own. It sees torch and irtool through a path file, since a second torch
+# would take 5.7 GB; neither peer ever becomes a dependency.
+bench-peers: $(INSTALLED)
+	$(PYTHON) -m venv .bench-venv
+	.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torch-pruning==1.6.1 timm==1.0.31
+	.bench-venv/bin/python -m pip install --quiet --disable-pip-version-check huggingface_hub pyyaml
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > "$$(.bench-venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	echo "$(CURDIR)" >> "$$(.bench-venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

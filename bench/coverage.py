@@ -1,0 +1,160 @@
+"""Which models irtool prunes, and whether each result is right: a row a model, each in a process of its own.
+
+    python bench/coverage.py                 every torchvision model
+    python bench/coverage.py --timm          the first model of each timm family (needs `make bench-peers`)
+    python bench/coverage.py resnet18 vgg16  some models
+
+Prints a table, and writes bench/results/<which>.json and docs/<which>.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT = 300
+
+
+def measure(name: str, scope: str) -> dict[str, Any]:
+    """Trace, plan at 0.5 by l1, prune, check against the masked original, run backward."""
+    import torch
+    from zoo import build
+
+    import irtool
+
+    torch.set_num_threads(1)
+    model, inputs, within = build(name)
+    start = time.process_time()
+    graph = irtool.trace(model, inputs, within=within)
+    plan = irtool.plan(graph, "l1", 0.5, scope)  # type: ignore[arg-type]
+    smaller = irtool.prune(graph, plan, "drop")
+    seconds = time.process_time() - start
+    before, after = irtool.cost(graph), irtool.cost(smaller)
+    check = irtool.check_prune(graph, plan)
+    held = [f"{layer.name}: {layer.reason}" for layer in plan.layers if layer.reason and "graph output" not in layer.reason]
+    return {
+        "tracer": graph.tracer, "part": within or "", "nodes": len(graph.nodes), "params": [before.params, after.params], "macs": [before.macs, after.macs],
+        "seconds": round(seconds, 3), "relative": check.relative, "ok": check.ok, "inexact": len(check.inexact), "effect": check.effect,
+        "unresolved": list(check.unresolved), "held": len(held), "why": held[:3], "backward": _backward(smaller), "layers": len(plan.layers),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }  # fmt: skip
+
+
+def _backward(graph: Any) -> bool:
+    """Whether gradients reach the pruned graph's parameters in train mode."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    graph.module.train()
+    outputs = [leaf for leaf in tree_leaves(graph.module(*graph.example_inputs)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    sum(leaf.float().square().mean() for leaf in outputs).backward()  # type: ignore[union-attr]
+    return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in graph.module.parameters())
+
+
+def row(name: str, scope: str) -> dict[str, Any]:
+    """`measure` in a child process, so that a crash is a row and not the end."""
+    command = [sys.executable, __file__, "--child", name, "--scope", scope]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer in {TIMEOUT} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else {"error": (done.stderr.strip().splitlines() or ["killed (memory?)"])[-1][:300]}
+
+
+def cells(name: str, scope: str, found: dict[str, Any]) -> list[str]:
+    """One row of the table."""
+    if "error" in found:
+        return [name, scope, "", "", "", "", "", "", found["error"].replace("|", "/")]
+    share = [f"-{100 * (1 - after / before):.0f} %" if before else "" for before, after in (found["params"], found["macs"])]
+    error = f"{found['relative']:.1e}" + (f" ({found['inexact']} inexact, effect {found['effect']:.0e})" if found["inexact"] else "")
+    left = f"{found['held']} of {found['layers']} layers: {found['why'][0][:110]}" if found["held"] else ""
+    part = f" ({found['part']})" if found["part"] else ""
+    return [name + part, scope, found["tracer"], str(found["nodes"]), *share, f"{found['seconds']:.2f}", error, left.replace("|", "/")]
+
+
+HEAD = ["model", "scope", "tracer", "nodes", "params", "MACs", "s", "masked = sliced", "left alone"]
+
+
+def summary(results: dict[str, dict[str, Any]]) -> list[str]:
+    """What the table amounts to."""
+    from zoo import kind_of
+
+    good = {key: found for key, found in results.items() if "error" not in found}
+    exact = sum(found["relative"] <= 1e-9 for found in good.values())
+    shrunk = sum(found["params"][1] <= 0.7 * found["params"][0] for found in good.values())
+    local = [found for key, found in good.items() if key.endswith("local") and kind_of(key.split()[0]) == "classification"]
+    lines = [
+        f"{len(good)} of {len(results)} runs pruned, {exact} equal to the masked original within 1e-9, {sum(f['backward'] for f in good.values())} train on"
+    ]
+    lines.append(f"{shrunk} lost at least 30 % of their parameters")
+    if local:
+        lines.append(
+            f"{sum(f['macs'][1] <= 0.4 * f['macs'][0] for f in local)} of {len(local)} classification models lost at least 60 % of their MACs at 0.5 local"
+        )
+    return lines
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--timm", action="store_true")
+    parser.add_argument("--large", action="store_true", help="also models that need over 16 GB")
+    parser.add_argument("--scope", choices=["local", "global", "both"], default="both")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child, options.scope)))
+        return
+    from zoo import TOO_LARGE, timm_names, torchvision_names
+
+    names = options.models or ([f"timm:{name}" for name in timm_names()] if options.timm else torchvision_names())
+    skipped = [name for name in names if name in TOO_LARGE and not options.large]
+    results: dict[str, dict[str, Any]] = {}
+    table = []
+    for name in names:
+        for scope in ("local", "global") if options.scope == "both" else (options.scope,):
+            if name not in skipped:
+                found = results[f"{name} {scope}"] = row(name, scope)
+                table.append(cells(name, scope, found))
+                print("  ".join(table[-1]), flush=True)
+        closing = summary(results) + ([f"left out for memory: {', '.join(skipped)}"] if skipped else [])
+        if not options.models:  # after each model, so that an interrupted run leaves what it has
+            write(
+                "coverage-timm" if options.timm else "coverage-torchvision",
+                [*closing, f"{names.index(name) + 1} of {len(names)} models reached"],
+                table,
+                results,
+            )
+    print("\n".join(closing))
+
+
+def write(which: str, closing: list[str], table: list[list[str]], results: dict[str, Any]) -> None:
+    """JSON for programs, Markdown for people."""
+    (ROOT / "bench" / "results").mkdir(exist_ok=True)
+    (ROOT / "bench" / "results" / f"{which}.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = [
+        f"# {which}",
+        "",
+        "Pruned at 0.5 by `l1`; made by `python bench/coverage.py`. Seconds are CPU time of one thread for trace, plan,",
+        "slice and proof.",
+        "",
+    ]
+    lines += [f"- {line}" for line in closing] + ["", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row) + " |" for row in table]
+    (ROOT / "docs" / f"{which}.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
