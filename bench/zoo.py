@@ -50,7 +50,7 @@ def _classification(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:
 
 
 def _segmentation(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:
-    return torchvision.models.get_model(name, weights=None, weights_backbone=None), (torch.randn(1, 3, 64, 64),), None
+    return torchvision.models.get_model(name, weights=None, weights_backbone=None), (torch.randn(2, 3, 64, 64),), None
 
 
 def _detection(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:

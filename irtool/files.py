@@ -33,7 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
-        raise FileError(f"writing failed ({error.strerror or error})", where=str(target), remedy="Choose another --out, or make room.") from error
+        raise FileError(
+            f"writing failed ({error.strerror or error})", where=str(target), remedy="Choose another --out, or make room."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

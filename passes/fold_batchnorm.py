@@ -59,6 +59,8 @@ def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
     weight = source.get("weight")
     if weight is None or not weight.is_param:
         return "the weight before it is computed"
+    if weight.data is not None and not weight.data.is_floating_point():
+        return "the weight before it is quantised"
     if len(node.input.uses) > 1:
         return f"{source.location} has another reader"
     bias = source.get("bias")

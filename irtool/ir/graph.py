@@ -124,6 +124,11 @@ class Graph:
                 return node
         raise KeyError(name)
 
+    def real(self, name: str) -> torch.Tensor | None:
+        """A parameter in real numbers: what it stands for, if it is stored in integers. None if it is no such thing."""
+        value = self.params.get(name)
+        return value.data if value is not None and value.data is not None and value.data.is_floating_point() else None
+
     def paths(self) -> list[str]:
         """Names by which a user may speak of parts of the model, whether they make channels or not."""
         raise NotImplementedError

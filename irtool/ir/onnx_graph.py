@@ -58,6 +58,7 @@ class OnnxGraph(Graph):
         reader = Reader(self.host, self.sizes, self.scalars, dict.fromkeys(self.empty), self._observe, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.known, self._values, self.opset = reader.known, reader.values, reader.opset
+        self._quantised = {node.inputs[0].name: node for node in reader.quantised.values()}
 
     @property
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
@@ -186,6 +187,14 @@ class OnnxGraph(Graph):
         feed = {t.name: np.ones(self.sizes[t.name], t.dtype) for t in self.host.inputs}
         return dict(zip(names, run_model(self.proto, feed, names), strict=True))
 
+    def real(self, name: str) -> torch.Tensor | None:
+        """A parameter in real numbers: a quantised weight is (integers - zero point) * scale."""
+        node = self._quantised.get(name)
+        if node is None:
+            return super().real(name)
+        arrays = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
+        return torch.from_numpy(np.array(run_node(proto_of(node), arrays, self.opset)[0]))
+
     def paths(self) -> list[str]:
         """Names by which a user may speak of parts of the model: node names and the scopes before their slashes."""
         found = dict.fromkeys(node.name for node in self.nodes)
@@ -229,6 +238,7 @@ def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str
         model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusions round differently; this is a reference
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -23,6 +23,8 @@ Observe = Callable[[list[str]], Mapping[str, Array]]
 """Runs the whole model on the example sizes and returns the values asked for, by name."""
 SMALL = 4096
 """Constants above this many entries are no sizes: shape inference is not shown them."""
+_OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
+"""The axis of a weight that makes the outputs (Gemm: unless transB)."""
 _FROM_SHAPE = frozenset({"Shape", "Size"})
 _DTYPES: dict[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
@@ -50,6 +52,7 @@ class Reader:
         self.values: dict[str, Value] = {}
         self.known: dict[str, Array] = {}
         self.types: dict[str, Typed] = {}
+        self.quantised: dict[str, gs.Node] = {}
         self._observed: Mapping[str, Array] = {}
         for tensor in host.inputs:
             self._input(tensor, sizes[tensor.name])
@@ -118,6 +121,10 @@ class Reader:
     def read(self, node: gs.Node) -> None:
         """Read one host node: compute it if it depends on shapes alone, else make it a node of the view."""
         present = [tensor for tensor in node.inputs if tensor.name]
+        if node.op == "DequantizeLinear" and quantised_weight(node):
+            self.quantised[node.outputs[0].name] = node
+            self.types[node.outputs[0].name] = (element_type(node.inputs[1].dtype), tuple(node.inputs[0].shape))
+            return
         standard = node.domain in STANDARD
         if standard and present and self._depends_on_shapes(node, present):
             self._compute(node, present)
@@ -189,7 +196,8 @@ class Reader:
 
     def _refined(self, node: gs.Node, row: Row | None) -> Row | None:
         """Two operators are read by what they are given: a product with a parameter is a linear layer, a lookup in one an embedding."""
-        if node.op == "MatMul" and isinstance(node.inputs[1], gs.Constant) and len(node.inputs[1].shape) == 2:
+        weight = node.inputs[1] if node.op == "MatMul" else None
+        if weight is not None and (isinstance(weight, gs.Constant) or weight.name in self.quantised) and len(self.typed(weight)[1]) == 2:
             if not isinstance(node.inputs[0], gs.Constant) and len(self.typed(node.inputs[0])[1]) > 1:
                 return Row("Gemm", ("input", "weight"), lambda call: {"transposed": True})
         table = node.op == "Gather" and isinstance(node.inputs[0], gs.Constant) and node.attrs.get("axis", 0) == 0
@@ -221,8 +229,20 @@ class Reader:
         for role, tensor in zip(names, node.inputs, strict=False):
             if role == "-" or not tensor.name or (row.op in ELEMENTWISE and self._is_scalar(node, tensor)):
                 continue
-            found[role] = self.value(tensor)
+            if tensor.name in self.quantised:
+                found.update(self._quantised(role, self.quantised[tensor.name]))
+            else:
+                found[role] = self.value(tensor)
         return found
+
+    def _quantised(self, role: str, node: gs.Node) -> dict[str, Value]:
+        """A weight in integers, and the scale and zero point of each output channel where there are several."""
+        parts = zip((role, f"{role}_scale", f"{role}_zero_point"), node.inputs, strict=False)
+        return {
+            name: self.value(tensor)
+            for name, tensor in parts
+            if name == role or (tensor.name and tensor.shape and tensor.name not in self.scalars)
+        }
 
     def _is_scalar(self, node: gs.Node, tensor: gs.Tensor) -> bool:
         """One number that meets any value: an argument of the operator, not a tensor with channels."""
@@ -238,6 +258,23 @@ class Reader:
             tensors += [t for t in body._foreign_tensors().values() if t.name in self.types or isinstance(t, gs.Constant)]
         usable = {t.name: t for t in tensors if not isinstance(t, gs.Constant) or element_type(t.dtype) in _DTYPES}
         return {f"operand_{index}": self.value(tensor) for index, tensor in enumerate(usable.values())}
+
+
+def quantised_weight(node: gs.Node) -> bool:
+    """Whether a DequantizeLinear makes nothing but weights and biases, with one scale or one an output channel."""
+    if not all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs) or not node.outputs[0].outputs:
+        return False
+    scales = int(np.prod(node.inputs[1].shape))
+    for reader in node.outputs[0].outputs:
+        places = [index for index, tensor in enumerate(reader.inputs) if tensor is node.outputs[0]]
+        if reader.op not in _OUTPUT_AXIS or places not in ([1], [2]) or reader.domain not in STANDARD:
+            return False
+        axis = 0 if places == [2] or reader.attrs.get("transB") else _OUTPUT_AXIS[reader.op]
+        if scales > 1 and (len(node.inputs[1].shape) != 1 or node.attrs.get("axis", 1) % len(node.inputs[0].shape) != axis):
+            return False
+        if scales > 1 and reader.op == "ConvTranspose" and reader.attrs.get("group", 1) > 1 and places == [1]:
+            return False
+    return True
 
 
 class _Call:

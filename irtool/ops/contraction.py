@@ -94,8 +94,15 @@ def _read_bias(node: Node, ctx: Context, out: Tensor) -> None:
         ctx.unify(node, channel_vector(node, ctx, bias, len(bias.sizes) - 1), out)
 
 
+_QUANTISED = ("weight_scale", "weight_zero_point", "bias_scale", "bias_zero_point")
+
+
 def _finish(node: Node, ctx: Context, out: Tensor, axis: int) -> None:
     _read_bias(node, ctx, out)
+    for role in _QUANTISED:
+        value = node.get(role)
+        if value is not None:
+            ctx.read(node, value, 0, out)
     ctx.put(node.output, on_axis(out, axis, len(node.output.sizes)))
 
 

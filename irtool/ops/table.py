@@ -38,7 +38,10 @@ _FAMILIES: dict[Rule, str] = {
     movement: "Transpose Split Slice Gather Expand Roll DepthToSpace SpaceToDepth Unfold",
 }
 ELEMENTWISE = frozenset(
-    {"StochasticDepth"} | {onnx_name(name) for name in (UNARY + BINARY).split()} | {spec.op for spec in UNARY_MODULES} | onnx_targets.ELEMENTWISE
+    {"StochasticDepth"}
+    | {onnx_name(name) for name in (UNARY + BINARY).split()}
+    | {spec.op for spec in UNARY_MODULES}
+    | onnx_targets.ELEMENTWISE
 ) - {"PRelu"}
 RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in ops.split()} | dict.fromkeys(ELEMENTWISE, elementwise)
 

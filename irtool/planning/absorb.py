@@ -82,7 +82,15 @@ def _absorb(node: Node, labels: Labels, keep: Tensor, means: Mapping[Value, Tens
     axis = 1 if node.op == "Conv" else own.dim() - 1
     gone = (own >= 0) & ~keep[own]
     mean = means.get(node.input)
-    if mean is None or mean.shape != own.shape or own.numel() != own.shape[axis] or isinstance(node.attrs.get("padding", 0), str):
+    weight = node.operands["weight"].data
+    quantised = weight is None or not weight.is_floating_point()
+    if (
+        quantised
+        or mean is None
+        or mean.shape != own.shape
+        or own.numel() != own.shape[axis]
+        or isinstance(node.attrs.get("padding", 0), str)
+    ):
         found.unknown.append(node.location)
         return
     known = torch.where(gone & ~torch.isnan(mean), mean, 0.0)

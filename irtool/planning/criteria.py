@@ -97,11 +97,11 @@ def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArra
     scores = _unscored(groups)
     for key, labels in groups.labels.axes.items():
         name, axis = key
-        value = groups.graph.params.get(name)
-        if value is None or value.data is None or len(value.sizes) < 2 or not value.data.is_floating_point() or labels.numel() < 2:
+        data = groups.graph.real(name)
+        if data is None or data.dim() < 2 or labels.numel() < 2:
             continue
         if wanted(key, labels.numpy()):
-            norm = _entry_norms(value.data, axis if isinstance(axis, int) else axis[0], order, labels.numel())
+            norm = _entry_norms(data, axis if isinstance(axis, int) else axis[0], order, labels.numel())
             scores[labels.numpy()] = norm / max(float(norm.mean()), 1e-30)
     return scores
 

@@ -1,7 +1,7 @@
 """Masked against sliced for ONNX graphs: both run in onnxruntime, in the float32 that the file is made for.
 
 The reference is the original model with a multiplication by 0 and 1 after every node whose output carries a removed
-channel; no weight of it is touched.
+channel; no weight of it is touched. Quantised values are masked where they are made real again: their 0 is not zero.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def masked_model(graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[
             constant = (added or {}).get(node.name)
             if constant is not None:
                 _after(host, tensors[value.name], "Add", constant)
-            if not bool(stays.all()) and value.dtype is not None and value.dtype != torch.bool:
+            if not bool(stays.all()) and value.dtype is not None and value.dtype.is_floating_point:
                 mask = stays.numpy().astype(_numpy(value.dtype))
                 _after(host, tensors[value.name], "Mul", mask)
     return graph.with_host(host)
