@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnx_nets import NETS, Net, randomised
+from onnxruntime import quantization
 from torch import nn
 
 import irtool
@@ -283,6 +284,41 @@ def test_filled_constants_are_written_as_they_came(tmp_path: Path) -> None:
     path = real("light_resnet50")
     graph = irtool.load_onnx(path)
     assert irtool.save_onnx(graph, tmp_path / "m.onnx") < 2 * path.stat().st_size
+
+
+class Calibration(quantization.CalibrationDataReader):
+    """Four random images."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.batches = iter([{"x": np.random.default_rng(i).normal(size=shape).astype(np.float32)} for i in range(4)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.batches, None)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("name", ["residual", "mobile", "splits13", "heads", "grouped"])
+def test_quantised_models_are_sliced_in_integers(name: str, per_channel: bool, tmp_path: Path) -> None:
+    """onnxruntime's own QDQ files: integer weights lose channels, and so do their scales."""
+    irtool.save_onnx(irtool.fold_batchnorm(from_model(NETS[name]())), tmp_path / "float.onnx")
+    quantization.quantize_static(
+        tmp_path / "float.onnx", tmp_path / "int8.onnx", Calibration((1, 3, 12, 12)), quant_format=quantization.QuantFormat.QDQ,
+        per_channel=per_channel, weight_type=quantization.QuantType.QInt8,
+    )  # fmt: skip
+    graph = irtool.load_onnx(tmp_path / "int8.onnx")
+    plan = irtool.plan(graph, "l1", 0.5, "local")
+    assert plan.removed >= 0.25 * sum(layer.total for layer in plan.layers)
+    assert irtool.check_prune(graph, plan).relative <= 1e-5
+    smaller = irtool.prune(graph, plan)
+    irtool.save_onnx(smaller, tmp_path / "small.onnx")
+    weights = {name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "small.onnx").graph.initializer for name in [t.name]}
+    for layer in plan.layers:
+        assert weights[layer.parameter].dtype == np.int8
+        assert weights[layer.parameter].shape[layer.axis] in (layer.kept, layer.total)
+    x = np.random.default_rng(9).normal(size=(1, 3, 12, 12)).astype(np.float32)
+    kept, gone = in_onnxruntime(tmp_path / "small.onnx", x)[0], in_onnxruntime(tmp_path / "int8.onnx", x)[0]
+    assert kept.shape == gone.shape
+    assert relative(gone, kept) > 1e-3
 
 
 class Small(nn.Module):

@@ -159,7 +159,8 @@ class OnnxGraph(Graph):
                 constant = np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.known[tensor.name]
                 inputs[tensor.name] = constant.astype(np.float64) if double and constant.dtype == np.float32 else constant
         try:
-            results = run_node(proto_of(node.host), inputs, self.opset)
+            with np.errstate(all="ignore"):  # an unknown mean is NaN on purpose
+                results = run_node(proto_of(node.host), inputs, self.opset)
         except Exception as error:  # whatever the evaluator raises on sizes that do not fit
             text = " ".join(str(error).split())[:160]
             raise GraphError(
@@ -192,8 +193,11 @@ class OnnxGraph(Graph):
         node = self._quantised.get(name)
         if node is None:
             return super().real(name)
-        arrays = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
-        return torch.from_numpy(np.array(run_node(proto_of(node), arrays, self.opset)[0]))
+        data, scale, *rest = (torch.from_numpy(np.array(tensor.values)).double() for tensor in node.inputs if tensor.name)
+        if scale.numel() > 1:
+            shape = [-1 if axis == node.attrs.get("axis", 1) % data.dim() else 1 for axis in range(data.dim())]
+            scale, rest = scale.reshape(shape), [zero.reshape(shape) for zero in rest]
+        return (data - rest[0] if rest else data) * scale
 
     def paths(self) -> list[str]:
         """Names by which a user may speak of parts of the model: node names and the scopes before their slashes."""
