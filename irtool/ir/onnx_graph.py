@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import torch
-from onnx import ModelProto, helper, inliner, numpy_helper
+from onnx import ModelProto, helper, inliner
 
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.onnx_eval import Array, proto_of, run_node
-from irtool.ir.onnx_file import INLINE_LIMIT, read_model, write_model
+from irtool.ir.onnx_file import read_model, write_model
+from irtool.ir.onnx_proto import described, run_model
 from irtool.ir.onnx_reader import Fix, Reader
-from irtool.ir.onnx_tidy import LARGE, tidy
+from irtool.ir.onnx_tidy import tidy
 
 FREE = 64
 """What a free axis other than the first stands for in the example, unless the caller says otherwise."""
@@ -171,7 +171,7 @@ class OnnxGraph(Graph):
     @property
     def proto(self) -> ModelProto:
         """The graph as an ONNX model: inputs, outputs, free axes, metadata and producer as in the file it came from."""
-        return _described(self.host, self.header, self.filled)
+        return described(self.host, self.header, self.filled)
 
     def run(self, *inputs: torch.Tensor, values: Sequence[str] = ()) -> tuple[torch.Tensor, ...]:
         """Run the graph in onnxruntime. Returns the outputs, or the host tensors named in `values`.
@@ -223,66 +223,6 @@ def _array(data: torch.Tensor) -> Array:
     if data.dtype == torch.bfloat16:
         return data.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
     return data.numpy()
-
-
-def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str] = ()) -> list[Array]:
-    """Run a model in onnxruntime and return its outputs, or the values named.
-
-    Raises:
-        GraphError: onnxruntime is absent, or refuses the model or the inputs.
-    """
-    try:
-        ort = importlib.import_module("onnxruntime")  # importing irtool must not need it
-    except ImportError as error:
-        raise GraphError("onnxruntime is not installed", remedy="pip install onnxruntime") from error
-    names = list(values)
-    if names:
-        present = {output.name for output in model.graph.output}
-        model = ModelProto.FromString(model.SerializeToString())
-        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusions round differently; this is a reference
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
-    try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        found: list[Array] = session.run(names or None, dict(feed))
-    except Exception as error:  # onnxruntime's exceptions share no base class below Exception
-        text = " ".join(str(error).split())[:200]
-        raise GraphError(f"onnxruntime cannot run the model: {text}", remedy="Run onnx.checker on the file.") from error
-    return found
-
-
-def _described(host: gs.Graph, header: ModelProto, filled: frozenset[str]) -> ModelProto:
-    model: ModelProto = gs.export_onnx(host, do_type_check=False)
-    for field in ("domain", "model_version", "doc_string", "producer_name", "producer_version"):
-        setattr(model, field, getattr(header, field))
-    model.metadata_props.extend(header.metadata_props)
-    model.ir_version = max(header.ir_version, 4)  # before 4 every initializer has to be listed among the inputs
-    for mine, theirs in ((model.graph.input, header.graph.input), (model.graph.output, header.graph.output)):
-        described = {value.name: value for value in theirs}
-        for value in mine:
-            if value.name in described:
-                value.CopyFrom(described[value.name])
-    _fill(model.graph, filled)
-    return model
-
-
-def _fill(graph: onnx.GraphProto, filled: frozenset[str]) -> None:
-    """Write constants that repeat one number as a ConstantOfShape node, where they came as one."""
-    shapes: dict[tuple[int, ...], str] = {}
-    for index in reversed(range(len(graph.initializer))):
-        tensor = graph.initializer[index]
-        if tensor.name not in filled or int(np.prod(tensor.dims)) <= LARGE:
-            continue
-        array = numpy_helper.to_array(tensor)
-        if not (array == array.flat[0]).all():
-            continue
-        name = shapes.setdefault(array.shape, "fill_" + "x".join(map(str, array.shape)))
-        value = numpy_helper.from_array(array.reshape(-1)[:1])
-        graph.node.insert(0, helper.make_node("ConstantOfShape", [name], [tensor.name], value=value))
-        del graph.initializer[index]
-    graph.initializer.extend(numpy_helper.from_array(np.array(shape, np.int64), name) for shape, name in shapes.items())
 
 
 def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:
@@ -367,6 +307,3 @@ def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
         FileError: the file cannot be written, or the graph does not pass.
     """
     return write_model(graph.proto, path)
-
-
-__all__ = ["INLINE_LIMIT", "OnnxGraph", "from_model", "load_onnx", "run_model", "save_onnx"]

@@ -17,7 +17,8 @@ from torch import Tensor
 from irtool.analysis.labels import Labels
 from irtool.ir.graph import Node
 from irtool.ir.onnx_eval import Array, element_type, proto_of
-from irtool.ir.onnx_graph import OnnxGraph, run_model
+from irtool.ir.onnx_graph import OnnxGraph
+from irtool.ir.onnx_proto import run_model
 
 
 def masked_model(graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[str, Array] | None = None) -> OnnxGraph:
@@ -30,31 +31,35 @@ def masked_model(graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[
         added: for a node's name, a constant that its output gains first (of a shape that broadcasts).
     """
     host = graph.host.copy()
-    hosts = {node.name: node for node in host.nodes}
-    for node in labels.graph.nodes:
-        if node.host is None:
+    views = {node.name: node for node in labels.graph.nodes if node.host is not None}
+    nodes: list[gs.Node] = []
+    for own in host.nodes:
+        nodes.append(own)
+        node = views.get(own.name)
+        if node is None:
             continue
-        tensors = {tensor.name: tensor for tensor in hosts[node.name].outputs}
+        tensors = {tensor.name: tensor for tensor in own.outputs}
         for value in node.outputs:
             found = labels.of(value)
             stays = torch.where(found >= 0, keep[found], True)
             constant = (added or {}).get(node.name)
             if constant is not None:
-                _after(host, tensors[value.name], "Add", constant)
+                nodes.append(_after(tensors[value.name], "Add", constant))
             if not bool(stays.all()) and value.dtype is not None and value.dtype.is_floating_point:
                 mask = stays.numpy().astype(_numpy(value.dtype))
-                _after(host, tensors[value.name], "Mul", mask)
+                nodes.append(_after(tensors[value.name], "Mul", mask))
+    host.nodes = nodes
     return graph.with_host(host)
 
 
-def _after(host: gs.Graph, tensor: gs.Variable, op: str, constant: Array) -> None:
-    """Put an operator between a value and all its readers, graph outputs included: the value's name moves to the new result."""
+def _after(tensor: gs.Variable, op: str, constant: Array) -> gs.Node:
+    """A new operator between a value and all its readers, graph outputs included: the value's name moves to the new result."""
     node = tensor.inputs[0]
     place = next(index for index, output in enumerate(node.outputs) if output is tensor)
-    raw = gs.Variable(f"{tensor.name}.before{op}{len(host.nodes)}")
+    raw = gs.Variable(f"{tensor.name}.before{op}")
     node.outputs[place] = raw
     second = gs.Constant(f"{raw.name}.constant", constant)
-    host.nodes.insert(host.nodes.index(node) + 1, gs.Node(op, f"{raw.name}.{op}", inputs=[raw, second], outputs=[tensor]))
+    return gs.Node(op, f"{raw.name}.{op}", inputs=[raw, second], outputs=[tensor])
 
 
 def before_saturation(graph: OnnxGraph) -> list[str]:
