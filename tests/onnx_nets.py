@@ -245,6 +245,17 @@ def recurrent() -> onnx.ModelProto:
     return n.model(n.op("Flatten", y))
 
 
+def positions() -> onnx.ModelProto:
+    """Numbers computed from the width are added to every row, and the channel count divides."""
+    n = Net()
+    x = n.cbr("x", 3, 8)
+    shape = n.op("Shape", x)
+    width, channels = (n.op("Gather", shape, n.const(axis)) for axis in (3, 1))
+    steps = n.op("Cast", n.op("Range", n.const(0), width, n.const(1)), to=TensorProto.FLOAT)
+    x = n.op("Div", n.op("Add", x, steps), n.op("Cast", channels, to=TensorProto.FLOAT))
+    return n.model(n.head(n.cbr(x, 8, 6), 6))
+
+
 def branching() -> onnx.ModelProto:
     """An If whose bodies capture a value from outside."""
     n = Net(13)
@@ -263,7 +274,7 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "halves_by_shape": halves_by_shape, "mobile": mobile, "grouped": grouped, "transposed": lambda: transposed(1),
     "transposed_grouped": lambda: transposed(4), "upsampled": upsampled, "upsample9": upsample9, "pixels_dcr": lambda: pixels("DCR"),
     "pixels_crd": lambda: pixels("CRD"), "heads": heads, "option_a": option_a, "selected": selected, "shared": shared, "tiled": tiled,
-    "recurrent": recurrent, "branching": branching,
+    "recurrent": recurrent, "branching": branching, "positions": positions,
 }  # fmt: skip
 
 

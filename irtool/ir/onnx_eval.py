@@ -52,7 +52,7 @@ def infer(node: NodeProto, types: Mapping[str, Typed], known: Mapping[str, Array
     except onnx.defs.SchemaError:
         return [None] * len(node.output)
     typed = {name: helper.make_tensor_type_proto(kind, shape) for name, (kind, shape) in types.items()}
-    data = {name: numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in known.items()}
+    data = {name: numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in known.items()}
     try:
         found = onnx.shape_inference.infer_node_outputs(schema, node, typed, data, opset_imports=[helper.make_opsetid("", opset)])
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as error:

@@ -166,7 +166,7 @@ class OnnxGraph(Graph):
             raise GraphError(
                 f"{node.callee} cannot be run ({text})", where=node.location, remedy="Check the model with onnx.checker."
             ) from error
-        return [torch.from_numpy(np.ascontiguousarray(found)) for found in results]
+        return [torch.from_numpy(np.asarray(found, order="C")) for found in results]
 
     @property
     def proto(self) -> ModelProto:
