@@ -54,6 +54,9 @@ def _backward(graph: Any) -> bool:
     from torch.utils._pytree import tree_leaves
 
     graph.module.train()
+    for norm in graph.module.modules():
+        if isinstance(norm, torch.nn.modules.batchnorm._BatchNorm):
+            norm.eval()  # statistics over one image of one pixel do not exist
     outputs = [leaf for leaf in tree_leaves(graph.module(*graph.example_inputs)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
     sum(leaf.float().square().mean() for leaf in outputs).backward()  # type: ignore[union-attr]
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in graph.module.parameters())
@@ -112,6 +115,7 @@ def main() -> None:
     parser.add_argument("--timm", action="store_true")
     parser.add_argument("--large", action="store_true", help="also models that need over 16 GB")
     parser.add_argument("--scope", choices=["local", "global", "both"], default="both")
+    parser.add_argument("--missing", action="store_true", help="go on with an earlier run: only models without a sound row")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -121,23 +125,31 @@ def main() -> None:
 
     names = options.models or ([f"timm:{name}" for name in timm_names()] if options.timm else torchvision_names())
     skipped = [name for name in names if name in TOO_LARGE and not options.large]
-    results: dict[str, dict[str, Any]] = {}
-    table = []
+    which = "coverage-timm" if options.timm else "coverage-torchvision"
+    results = earlier(which) if options.missing else {}
+    scopes = ("local", "global") if options.scope == "both" else (options.scope,)
     for name in names:
-        for scope in ("local", "global") if options.scope == "both" else (options.scope,):
-            if name not in skipped:
+        for scope in scopes if name not in skipped else ():
+            if f"{name} {scope}" not in results:
                 found = results[f"{name} {scope}"] = row(name, scope)
-                table.append(cells(name, scope, found))
-                print("  ".join(table[-1]), flush=True)
+                print("  ".join(cells(name, scope, found)), flush=True)
+        table = [cells(*key.split(), found) for key, found in sorted(results.items())]  # type: ignore[arg-type]
         closing = summary(results) + ([f"left out for memory: {', '.join(skipped)}"] if skipped else [])
         if not options.models:  # after each model, so that an interrupted run leaves what it has
             write(
-                "coverage-timm" if options.timm else "coverage-torchvision",
-                [*closing, f"{names.index(name) + 1} of {len(names)} models reached"],
+                which,
+                [*closing, f"{len({key.split()[0] for key in results})} of {len(names) - len(skipped)} models measured"],
                 table,
                 results,
             )
     print("\n".join(closing))
+
+
+def earlier(which: str) -> dict[str, dict[str, Any]]:
+    """The sound rows of an earlier run."""
+    path = ROOT / "bench" / "results" / f"{which}.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {key: row for key, row in found.items() if "error" not in row}
 
 
 def write(which: str, closing: list[str], table: list[list[str]], results: dict[str, Any]) -> None:

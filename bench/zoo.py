@@ -59,7 +59,7 @@ def _detection(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:
 
 
 def _video(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:
-    shape = (1, 3, 16, 224, 224) if name.startswith(("mvit", "swin3d")) else (1, 3, 14, 64, 64) if name == "s3d" else (1, 3, 4, 32, 32)
+    shape = (1, 3, 16, 224, 224) if name.startswith(("mvit", "swin3d")) else (1, 3, 14, 224, 224) if name == "s3d" else (1, 3, 4, 32, 32)
     return torchvision.models.get_model(name, weights=None), (torch.randn(shape),), None
 
 
