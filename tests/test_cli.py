@@ -58,7 +58,7 @@ def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one compress run."""
     out = tmp_path_factory.mktemp("made") / "new" / "small"
     options = ["--data", "digits", "--limit", "60", "--ratio", "0.5", "--criterion", "bn_scale", "--runs", "3", "--ignore", "features.0"]
-    assert run(["compress", "--model", MODEL, "--weights", str(weights), *options, "--out", str(out)]) == 0
+    assert run(["compress", MODEL, "--weights", str(weights), *options, "--out", str(out)]) == 0
     return out
 
 
@@ -119,7 +119,7 @@ def test_files_of_other_names_stay_in_the_output_folder(made: Path, weights: Pat
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     (out / "plan.json").write_text("old")
-    code, printed, _ = cli("compress", "-m", MODEL, "-w", weights, "-i", "2x3x32x32", "--runs", "2", "--ratio", "0.3", "-o", out)
+    code, printed, _ = cli("compress", MODEL, "-w", weights, "-i", "2x3x32x32", "--runs", "2", "--ratio", "0.3", "-o", out)
     assert code == 0
     assert (out / "notes.txt").read_text() == "mine"
     assert json.loads((out / "plan.json").read_text())["ratio"] == 0.3
@@ -128,9 +128,7 @@ def test_files_of_other_names_stay_in_the_output_folder(made: Path, weights: Pat
 
 
 def test_compress_prints_the_plan_the_chain_and_the_table(weights: Path, tmp_path: Path, cli: Run) -> None:
-    code, printed, _ = cli(
-        "compress", "-m", MODEL, "-w", weights, "-i", "2x3x32x32", "--runs", "2", "-o", tmp_path / "o", "--constants", "drop"
-    )
+    code, printed, _ = cli("compress", MODEL, "-w", weights, "-i", "2x3x32x32", "--runs", "2", "-o", tmp_path / "o", "--constants", "drop")
     assert code == 0
     for expected in (
         "is a graph output",
@@ -179,7 +177,7 @@ def test_a_batch_written_into_the_model_stays_fixed_and_is_said(tmp_path: Path, 
         "    def forward(self, x):\n        return self.b(self.a(x).relu().view(4, -1))\n"
     )
     net = f"{tmp_path / 'baked.py'}:Net"  # not the name of an emoji
-    code, printed, _ = cli("compress", "-m", net, "-i", "4x3x8x8", "--runs", "2", "-o", tmp_path / "out")
+    code, printed, _ = cli("compress", net, "-i", "4x3x8x8", "--runs", "2", "-o", tmp_path / "out")
     assert code == 0
     assert "the batch size is written into the model" in printed
     assert f"{net}: " in printed
@@ -230,7 +228,7 @@ def test_a_broken_link_writes_nothing(weights: Path, tmp_path: Path, cli: Run, m
         return done
 
     monkeypatch.setattr("irtool.cli.job.export_onnx", spoilt)
-    code, printed, complaint = cli("compress", "-m", MODEL, "-w", weights, "-i", "2x3x32x32", "-o", tmp_path / "deep" / "out")
+    code, printed, complaint = cli("compress", MODEL, "-w", weights, "-i", "2x3x32x32", "-o", tmp_path / "deep" / "out")
     assert code == 1
     assert "folded = ONNX: differ by" in complaint
     assert "first diverging node: features.4" in complaint

@@ -49,7 +49,7 @@ def state() -> dict[str, torch.Tensor]:
 
 
 def _compress(tmp_path: Path, *more: str | Path, size: bool = True) -> list[str | Path]:
-    return ["compress", "--model", MODEL, "--out", tmp_path / "out", *(["--input", "2x3x32x32"] if size else []), *more]
+    return ["compress", MODEL, "--out", tmp_path / "out", *(["--input", "2x3x32x32"] if size else []), *more]
 
 
 class Malicious:
@@ -150,11 +150,9 @@ def test_a_wrong_command_line_is_one_line_too(options: list[str], code: int, exp
 
 
 def test_missing_options_and_unknown_commands(tmp_path: Path, fails: Fails) -> None:
-    assert "Missing option" in fails("compress", "--model", MODEL, code=2)
+    assert "Missing option" in fails("compress", MODEL, code=2)
     assert "No such command 'shrink'" in fails("shrink", code=2)
-    assert "the size of the input is not known. Give --input 1x3x32x32, or --data" in fails(
-        "compress", "--model", MODEL, "--out", tmp_path / "out"
-    )
+    assert "the size of the input is not known. Give --input 1x3x32x32, or --data" in fails("compress", MODEL, "--out", tmp_path / "out")
     assert "nothing to write. Give --onnx FILE, --mnn FILE, or both." in fails("export", MODEL)
 
 
@@ -210,7 +208,7 @@ def test_data_that_cannot_be_used(tmp_path: Path, fails: Fails) -> None:
 
 
 def test_data_of_other_classes(tmp_path: Path, fails: Fails) -> None:
-    line = fails("compress", "--model", f"{MODEL},num_classes=7", "--data", "digits", "--limit", "20", "--out", tmp_path / "out")
+    line = fails("compress", f"{MODEL},num_classes=7", "--data", "digits", "--limit", "20", "--out", tmp_path / "out")
     assert "the output is (20, 7), but the data has 10 classes" in line
 
 
@@ -218,7 +216,7 @@ def test_output_that_cannot_be_written(tmp_path: Path, fails: Fails) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     for out in (file, file / "below", "/proc/irtool/out"):
-        line = fails("compress", "--model", MODEL, "--input", "2x3x32x32", "--out", out)
+        line = fails("compress", MODEL, "--input", "2x3x32x32", "--out", out)
         assert line.startswith(f"{out}: ")
         assert line.endswith("Choose another --out, or make room.")
     assert "cannot write here" in fails("export", MODEL, "--input", "2x3x32x32", "--onnx", file / "net.onnx")

@@ -22,7 +22,7 @@ from irtool.report.tables import chain_table, comparison_table
 
 
 def compress(
-    model: options.Model,
+    model: options.ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for what is made. It appears when all checks hold.")],
     weights: options.Weights = None,
     data: options.Data = None,
@@ -53,7 +53,7 @@ def compress(
 
     Writes model.safetensors (the smaller model, trainable), plan.json, model.onnx, model.mnn and report.json.
 
-    [bold]Example[/]: irtool compress --model PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
+    [bold]Example[/]: irtool compress PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
     --criterion bn_scale --residual select --ratio 0.5 --out small
     """
     check_options(criterion, ratio, scope.value, residual.value, min_channels, round_to)

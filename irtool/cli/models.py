@@ -35,7 +35,7 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A parsed `--model`.
+    """A parsed MODEL argument.
 
     Attributes:
         place: a module's name or a file's path; empty for a built-in.
@@ -57,7 +57,7 @@ class ModelSpec:
         parts = text.split(":", 2)
         arguments = parts.pop() if len(parts) > 1 and "=" in parts[-1] else ""
         if len(parts) > 2 or not all(parts):
-            raise OptionError(f"cannot read the model {text!r}", where="--model", remedy=_SYNTAX)
+            raise OptionError(f"cannot read the model {text!r}", where="MODEL", remedy=_SYNTAX)
         return cls("" if len(parts) == 1 else parts[0], parts[-1], _arguments(arguments, text))
 
     def build(self) -> nn.Module:
@@ -129,9 +129,7 @@ def _load(path: Path, weights: Path | None) -> FxGraph:
     if weights is not None:
         raise OptionError("a saved model has its weights in it", where="--weights", remedy="Leave --weights out.")
     if path.suffix in (".pth", ".pt"):
-        raise OptionError(
-            "weights alone are no model", where=str(path), remedy=f"Pass them as --weights and the model as --model. {_SYNTAX}"
-        )
+        raise OptionError("weights alone are no model", where=str(path), remedy=f"Pass them as --weights and name the model. {_SYNTAX}")
     if path.suffix == ".onnx":
         raise OptionError("an ONNX file cannot be read as a graph yet", where=str(path), remedy="Name the PyTorch model it came from.")
     return load(path)
@@ -166,10 +164,10 @@ def _arguments(text: str, whole: str) -> dict[str, Any]:
         call = ast.parse(f"_({text})", mode="eval").body
     except SyntaxError as error:
         raise OptionError(
-            f"cannot read the arguments of {whole!r}", where="--model", remedy="Write key=value, separated by commas."
+            f"cannot read the arguments of {whole!r}", where="MODEL", remedy="Write key=value, separated by commas."
         ) from error
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise OptionError(f"cannot read the arguments of {whole!r}", where="--model", remedy="Write key=value, separated by commas.")
+        raise OptionError(f"cannot read the arguments of {whole!r}", where="MODEL", remedy="Write key=value, separated by commas.")
     return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
 
 
@@ -184,7 +182,7 @@ def _value(node: ast.expr) -> Any:
 def _builtin(name: str) -> Any:
     found = next((maker for known, maker in MODELS.items() if known.lower() == name.lower()), None)
     if found is None:
-        raise OptionError(f"no built-in model is called {name!r}", where="--model", remedy=f"Built in are {', '.join(MODELS)}. {_SYNTAX}")
+        raise OptionError(f"no built-in model is called {name!r}", where="MODEL", remedy=f"Built in are {', '.join(MODELS)}. {_SYNTAX}")
     return found
 
 

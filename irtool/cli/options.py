@@ -13,7 +13,6 @@ MODEL_HELP = (
     "(torchvision.models:resnet18) or in a file (net.py:Net:classes=10), or a model that irtool saved."
 )
 
-Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP, metavar="MODEL")]
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 Weights = Annotated[
     Path | None, typer.Option("--weights", "-w", help="A state dict: .pth (read without running code) or .safetensors.", metavar="FILE")
