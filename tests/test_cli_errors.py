@@ -225,7 +225,7 @@ def test_output_that_cannot_be_written(tmp_path: Path, fails: Fails) -> None:
 
 @pytest.mark.parametrize("stage", ["plan", "export to ONNX and MNN", "time torch"])
 def test_ctrl_c_leaves_nothing(stage: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "irtool.cli.main", *map(str, _compress(tmp_path, "--runs", "100000"))]
+    command = [sys.executable, "-m", "irtool", *map(str, _compress(tmp_path, "--runs", "100000"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_nothing(stage: str, tmp_path: Path) -> None:
 
 
 def test_termination_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "irtool.cli.main", *map(str, _compress(tmp_path, "--runs", "100000"))]
+    command = [sys.executable, "-m", "irtool", *map(str, _compress(tmp_path, "--runs", "100000"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
@@ -252,3 +252,14 @@ def test_termination_leaves_nothing(tmp_path: Path) -> None:
         assert "Traceback" not in process.stderr.read()
         assert process.wait(60) == 143
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with subprocess.Popen([sys.executable, "-m", "irtool", "--help"], stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "interrupted: nothing was written.\n"
+        assert process.wait(60) == 130

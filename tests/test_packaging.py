@@ -45,8 +45,8 @@ def test_links_and_package_dir_agree(link: str, folder: str) -> None:
     assert (ROOT / link).readlink() == Path("..") / folder
 
 
-def test_typed_marker_is_shipped() -> None:
-    assert SETUPTOOLS["package-data"]["irtool"] == ["py.typed"]
+def test_types_are_shipped() -> None:
+    assert {"py.typed", "*.pyi"} <= set(SETUPTOOLS["package-data"]["irtool"])
     assert (ROOT / "irtool/py.typed").is_file()
 
 

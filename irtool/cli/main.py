@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 import irtool
+from irtool.cli import INTERRUPTED
 from irtool.cli.compress import compress
 from irtool.cli.demo import demo
 from irtool.cli.diff import diff
@@ -24,7 +25,6 @@ from irtool.cli.screen import complain
 from irtool.cli.verify import verify
 from irtool.errors import IrtoolError
 
-INTERRUPTED = 130
 TERMINATED = 143
 
 app = typer.Typer(
@@ -92,7 +92,3 @@ def main() -> None:
     """The console script."""
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())
-
-
-if __name__ == "__main__":
-    main()
