@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench bench-peers clean
+.PHONY: demo test check docs bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
@@ -19,6 +19,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
+
+# The site, in build/site: open index.html. A broken link or an unknown name fails it.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Each script prints the figures behind one claim of the README; together they take about an hour. Peers join in where
 # `make bench-peers` was run before.

@@ -170,3 +170,9 @@ def test_calibration_tells_where_no_batch_norm_does() -> None:
 def test_a_wrong_choice_of_constants_is_refused() -> None:
     with pytest.raises(OptionError, match="Choose absorb or drop"):
         irtool.Prune(irtool.Plan(()), "keep")  # type: ignore[arg-type]
+
+
+def test_a_pipeline_checks_in_float64_whatever_the_weights_are_stored_in() -> None:
+    graph = irtool.trace(randomised(PreResNet(20)), torch.zeros(1, 3, 32, 32))  # float32: folded weights are rounded to 1e-8
+    result = irtool.Pipeline([irtool.FoldBatchNorm()], check_inputs=(torch.randn(2, 3, 32, 32),))(graph)
+    assert result.changed
