@@ -6,8 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic
 
+import torch
+
+from irtool.analysis.compare import TOLERANCES, compare
 from irtool.errors import CheckError, OptionError
-from irtool.ir.graph import G
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_module import map_tensors
+from irtool.ir.graph import G, Graph
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,9 @@ class Pipeline:
 
     Args:
         passes: what to apply.
-        check_inputs: if given, inputs on which each exact pass's result is compared with its argument in float64.
-        tolerance: the relative error that an exact pass may show.
+        check: compare each exact pass's result with its argument: torch graphs in float64 and as they are, ONNX graphs in onnxruntime.
+        check_inputs: what to compare them on; given alone it asks for the check. Default: noise of the example's shapes.
+        tolerance: the relative error that an exact pass may show in float64; in float32 it is 1e-4.
         on_pass: called with each pass and its result, for progress.
     """
 
@@ -85,6 +91,7 @@ class Pipeline:
     check_inputs: tuple[Any, ...] | None = None
     tolerance: float = 1e-9
     on_pass: Callable[[Pass, PassResult[Any]], None] = field(default=lambda _pass, _result: None)
+    check: bool = False
 
     def __call__(self, graph: G) -> PassResult[G]:
         """Apply all passes.
@@ -93,28 +100,35 @@ class Pipeline:
             CheckError: an exact pass changed the outputs; the text names it and the first node that differs.
         """
         changed, notes = False, []
+        inputs = _noise(graph) if self.check and self.check_inputs is None else self.check_inputs
         for step in self.passes:
             result = step(graph)
-            if self.check_inputs is not None and step.exact and result.changed:
-                self._check(step, graph, result.graph)
+            if inputs is not None and step.exact and result.changed:
+                self._check(step, graph, result.graph, inputs)
             self.on_pass(step, result)
             graph, changed = result.graph, changed or result.changed
             notes += [f"{step.name}: {note}" for note in result.notes]
         return PassResult(graph, changed, tuple(notes))
 
-    def _check(self, step: Pass, before: G, after: G) -> None:
-        import torch
-
-        from irtool.analysis.compare import TOLERANCES, compare
-        from irtool.ir.fx_graph import FxGraph
-
-        # In float64 from the start: weights that a pass computes in float32 are rounded there, and that is no fault of the pass.
-        wide = before.to(torch.float64) if isinstance(before, FxGraph) else before
-        pairs = [(wide, step(wide).graph, torch.float64, self.tolerance), (before, after, None, TOLERANCES[None])]
+    def _check(self, step: Pass, before: G, after: G, inputs: tuple[Any, ...]) -> None:
+        pairs: list[tuple[Graph, Graph, torch.dtype | None, float]] = [(before, after, None, TOLERANCES[None])]
+        if isinstance(before, FxGraph):
+            # In float64 from the start: weights that a pass computes in float32 are rounded there, and that is no fault of the pass.
+            wide = before.to(torch.float64)
+            pairs.insert(0, (wide, step(wide).graph, torch.float64, self.tolerance))
         for reference, other, dtype, tolerance in pairs:
-            found = compare(reference, other, self.check_inputs, dtype=dtype)
+            found = compare(reference, other, inputs, dtype=dtype)
             if not found.ok(tolerance):
                 raise CheckError(
                     f"the pass {step.name} changed the outputs: {found.text(tolerance)}",
                     remedy="Please report this model; leave the pass out meanwhile.",
                 )
+
+
+def _noise(graph: Graph) -> tuple[Any, ...]:
+    """Normal noise of the example's shapes, always the same; inputs that are no floats stay as they are."""
+    generator = torch.Generator().manual_seed(0)
+    made: tuple[Any, ...] = map_tensors(
+        graph.example_inputs, lambda t: torch.randn(t.shape, generator=generator, dtype=t.dtype) if t.is_floating_point() else t
+    )
+    return made

@@ -184,7 +184,7 @@ def test_files_that_are_no_models(tmp_path: Path, state: dict[str, torch.Tensor]
     assert f"{plain}: " in fails("inspect", plain)
     assert "holds no model.safetensors. Give the --out folder" in fails("inspect", folder)
     assert "cannot be imported: invalid syntax" in fails("inspect", f"{tmp_path / 'net.py'}:Net")
-    assert "an ONNX file cannot be read as a graph yet" in fails("inspect", _empty(tmp_path / "net.onnx"))
+    assert "the file is empty. Write the file again" in fails("inspect", _empty(tmp_path / "net.onnx"))
     assert "report.json: cannot be read" in fails("verify", folder)
     assert "gone.onnx: no such file" in fails("verify", tmp_path / "gone.onnx", weights)
     assert "cannot compare" in fails("verify", weights)

@@ -17,6 +17,7 @@ from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
 from irtool.ir.graph import Graph, Node
 from irtool.ir.modes import evaluating
+from irtool.ir.onnx_graph import OnnxGraph
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
@@ -132,18 +133,18 @@ def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) ->
 
     Args:
         a: the reference: a graph, an `nn.Module`, a session of `irtool.backends`, or any function of tensors. Modules and
-            graphs run in eval mode without gradients.
+            graphs run in eval mode without gradients; ONNX graphs run in onnxruntime.
         b: the other program, of any of these kinds.
         inputs: a tensor or array, or a tuple of the positional arguments.
-        dtype: compute in this type (`torch.float64`), on copies. Graphs and modules only: sessions and functions get the
-            inputs as they are.
+        dtype: compute in this type (`torch.float64`), on copies. Torch graphs and modules only: sessions and functions get
+            the inputs as they are.
 
     Returns:
-        Errors per output. For two graphs that both run on torch the nodes that share a name are compared as well; the two
-        run in lockstep, so that of the values inside only those still needed are held.
+        Errors per output. For two graphs of one host the nodes that share a name are compared as well. Torch graphs run in
+        lockstep, so that of the values inside only those still needed are held.
 
     Raises:
-        OptionError: something that cannot be run.
+        OptionError: something that cannot be run; or a type that was asked of an ONNX graph, which states its own.
         CheckError: the programs return different numbers of tensors.
         GraphError: a graph cannot run on these inputs.
     """
@@ -153,6 +154,8 @@ def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) ->
         lockstep = _Lockstep(a, b, arguments, dtype)
         results = lockstep.run()
         return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a), tolerance)
+    if isinstance(a, OnnxGraph) and isinstance(b, OnnxGraph) and dtype is None:
+        return _compare_onnx(a, b, arguments, tolerance)
     return Comparison(_outputs(runner(a, dtype)(*arguments), runner(b, dtype)(*arguments)), tolerance=tolerance)
 
 
@@ -172,6 +175,27 @@ def _run_graph(graph: FxGraph, dtype: torch.dtype | None) -> Callable[..., Any]:
     return lambda *inputs: run_with(graph, inputs, dtype=dtype)
 
 
+def _run_onnx(graph: OnnxGraph, dtype: torch.dtype | None) -> Callable[..., Any]:
+    if dtype is not None:
+        raise OptionError(f"an ONNX graph computes in the types that it states, not in {dtype}", remedy="Leave dtype out.")
+    return lambda *inputs: graph.run(*_leaves(inputs))
+
+
+def _compare_onnx(a: OnnxGraph, b: OnnxGraph, inputs: Sequence[Any], tolerance: float) -> Comparison:
+    """Both in one run each, with the values of the nodes that both have as further outputs."""
+    others = {value.name for node in b.nodes for value in node.outputs}
+    shared = {value.name: node for node in a.nodes if node.host is not None for value in node.outputs if value.name in others}
+    found = []
+    for graph in (a, b):
+        names = list(dict.fromkeys([*(value.name for value in graph.outputs), *shared]))
+        found.append(dict(zip(names, graph.run(*_leaves(inputs), values=names), strict=True)))
+    outputs = [[values[output.name] for output in graph.outputs] for graph, values in zip((a, b), found, strict=True)]
+    same = {name: node for name, node in shared.items() if found[0][name].shape == found[1][name].shape}
+    nodes = tuple(deviation(node.name, node.location, found[0][name], found[1][name]) for name, node in same.items())
+    skipped = tuple(node.name for name, node in shared.items() if name not in same)
+    return Comparison(_outputs(*outputs), nodes, skipped, _sources(a), tolerance)
+
+
 def _run_module(module: nn.Module, dtype: torch.dtype | None) -> Callable[..., Any]:
     def run(*inputs: Any) -> Any:
         given = map_tensors(inputs, torch.clone)
@@ -182,7 +206,7 @@ def _run_module(module: nn.Module, dtype: torch.dtype | None) -> Callable[..., A
 
 
 def _run_session(session: Any, dtype: torch.dtype | None) -> Callable[..., Any]:
-    return lambda *inputs: session.run(*(leaf.detach().cpu().numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)))
+    return lambda *inputs: session.run(*(leaf.detach().cpu().numpy() for leaf in _leaves(inputs)))
 
 
 def _run_function(function: Callable[..., Any], dtype: torch.dtype | None) -> Callable[..., Any]:
@@ -195,6 +219,7 @@ def _run_function(function: Callable[..., Any], dtype: torch.dtype | None) -> Ca
 
 _RUNNERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, torch.dtype | None], Callable[..., Any]]], ...] = (
     (lambda program: isinstance(program, FxGraph), _run_graph),
+    (lambda program: isinstance(program, OnnxGraph), _run_onnx),
     (lambda program: isinstance(program, nn.Module), _run_module),
     # By what it has, not by its class: the engines lie above this layer.
     (lambda program: callable(getattr(program, "run", None)) and not isinstance(program, Graph), _run_session),
@@ -205,6 +230,10 @@ _RUNNERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, torch.dtype | None],
 def _arguments(inputs: Any) -> tuple[Any, ...]:
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     return pytree.tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, given)
+
+
+def _leaves(inputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _tensors(result: Any) -> dict[str, Tensor]:
@@ -249,7 +278,7 @@ def deviation(name: str, where: str, reference: Tensor, other: Tensor) -> Deviat
     return Deviation(name, where, largest, largest / max(scale, FLOOR), int((nans | torch.isinf(gap)).sum()))
 
 
-def _sources(graph: FxGraph) -> dict[str, tuple[str, ...]]:
+def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:
     return {node.name: tuple(value.producer.name for value in node.inputs if value.producer is not None) for node in graph.nodes}
 
 

@@ -11,11 +11,13 @@ import typer
 from irtool.cli import options
 from irtool.cli.data import DataOptions, example_shapes
 from irtool.cli.job import FILES, Settings, compress_graph, original, report_of, timed
-from irtool.cli.models import fingerprint, graph_of, input_shapes
+from irtool.cli.models import fingerprint, graph_of, input_shapes, onnx_file
+from irtool.cli.onnx_job import compress_onnx, original_onnx
 from irtool.cli.output import output_folder
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.errors import OptionError
+from irtool.ir import FxGraph, OnnxGraph
 from irtool.planning.plan import check_options
 from irtool.report.record import Report
 from irtool.report.tables import chain_table, comparison_table
@@ -51,7 +53,8 @@ def compress(
 ) -> None:
     """Prune, fold and export a model, with every step shown right; compare it with the original.
 
-    Writes model.safetensors (the smaller model, trainable), plan.json, model.onnx, model.mnn and report.json.
+    Writes model.safetensors (the smaller model, trainable), plan.json, model.onnx, model.mnn and report.json. From an
+    .onnx file it makes no model.safetensors, and no model.mnn where MNN lacks one of its operators.
 
     [bold]Example[/]: irtool compress PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
     --criterion bn_scale --residual select --ratio 0.5 --out small
@@ -67,21 +70,32 @@ def compress(
     console().print()
     title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
     console().print(comparison_table([("before", report.before), ("after", report.after)], title))
-    console().print(f"\nwritten to {out}: {', '.join(FILES.values())}")
+    console().print(f"\nwritten to {out}: {', '.join(report.files.values())}")
 
 
 def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: list[str] | None, settings: Settings, out: Path) -> Report:
     with output_folder(out) as folder, screen() as progress, tempfile.TemporaryDirectory() as scratch:
         given = input_shapes(inputs)
-        data = data_options.load(model, progress)
+        data, source = data_options.load(model, progress), onnx_file(model)
         with progress.stage("trace"):
-            graph = graph_of(model, weights, example_shapes(data, given))
-        done = compress_graph(graph, data, folder, settings, progress)
-        progress.show(done.plan.summary(), "\n".join(done.notes) + "\n")
-        before = original(graph, data, Path(scratch), settings, progress)
+            graph = graph_of(model, weights, example_shapes(data, given, own_batch=source is not None))
+        if isinstance(graph, OnnxGraph):
+            assert source is not None
+            before, no_mnn = original_onnx(graph, source, data, Path(scratch), progress)
+            done = compress_onnx(graph, data, folder, settings, no_mnn, progress)
+            progress.show(done.plan.summary(), "\n".join(done.notes) + "\n")
+        else:
+            assert isinstance(graph, FxGraph)
+            done = compress_graph(graph, data, folder, settings, progress)
+            progress.show(done.plan.summary(), "\n".join(done.notes) + "\n")
+            before = original(graph, data, Path(scratch), settings, progress)
         (first, after), ratios = timed([before, done.built], settings, progress)
-        source: dict[str, Any] = {"model": model, "weights": str(weights.resolve()) if weights else None, **data_options.record()}
-        source |= {"inputs": [list(leaf.shape) for leaf in graph.example_inputs], "fingerprint": fingerprint(graph)}
-        report = report_of(first, after, ratios[1], done, source, settings, data)
+        origin: dict[str, Any] = {
+            "model": str(source.resolve()) if source else model,
+            "weights": str(weights.resolve()) if weights else None,
+            **data_options.record(),
+        }
+        origin |= {"inputs": [list(leaf.shape) for leaf in graph.example_inputs], "fingerprint": fingerprint(graph)}
+        report = report_of(first, after, ratios[1], done, origin, settings, data)
         report.write(folder / FILES["report"])
     return report

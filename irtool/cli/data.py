@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from irtool.cli.models import ModelSpec
+from irtool.backends import OnnxSession
+from irtool.cli.models import ModelSpec, Shape, onnx_file
 from irtool.cli.screen import Screen
 from irtool.errors import IrtoolError, OptionError
 from irtool.train import Data, load_data
@@ -37,17 +39,31 @@ class DataOptions:
         if self.source is None:
             return None
         mean, std = _numbers(self.mean, "--mean"), _numbers(self.std, "--std")
-        channels = len(mean or std or ()) or _channels(model)
-        return load_data(self.source, mean=mean, std=std, limit=self.limit, image_size=self.image_size, channels=channels, progress=screen)
+        file = onnx_file(model)
+        known, size = _image_of(file) if file is not None else (_channels(model), None)
+        channels = len(mean or std or ()) or known
+        return load_data(
+            self.source, mean=mean, std=std, limit=self.limit, image_size=self.image_size or size, channels=channels, progress=screen
+        )
 
     def record(self) -> dict[str, Any]:
         """For report.json."""
         return {"data": self.source, "limit": self.limit, "image_size": self.image_size}
 
 
-def example_shapes(data: Data | None, given: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The shapes to trace with: those given, else the data's."""
-    return given if given or data is None else [(TRACE_BATCH, *data.preprocessing.input_shape)]
+def example_shapes(data: Data | None, given: Sequence[Shape], *, own_batch: bool = False) -> Sequence[Shape]:
+    """The shapes to trace with: those given, else the data's, the batch left to the model if `own_batch`."""
+    return given if given or data is None else [(None if own_batch else TRACE_BATCH, *data.preprocessing.input_shape)]
+
+
+def _image_of(file: Path) -> tuple[int | None, tuple[int, int] | None]:
+    """How many channels an ONNX file's first input has (None unless 1 or 3), and its height and width if they are fixed."""
+    inputs = OnnxSession(file).inputs
+    shape = inputs[0].shape if inputs else None
+    if shape is None or len(shape) != 4:
+        return None, None
+    _, channels, height, width = shape
+    return channels if channels in (1, 3) else None, (height, width) if height is not None and width is not None else None
 
 
 def _channels(model: str) -> int | None:

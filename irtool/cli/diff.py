@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from irtool.analysis.diff import diff as graph_diff
 from irtool.cli import options
 from irtool.cli.models import graph_of, input_shapes, saved_model
-from irtool.ir import FxGraph
+from irtool.ir import Graph
 
 
 def diff(
@@ -37,9 +37,9 @@ def diff(
     raise typer.Exit(0 if found.same else 1)
 
 
-def _graphs(a: tuple[str, Path | None], b: tuple[str, Path | None], shapes: list[tuple[int, ...]]) -> list[FxGraph]:
+def _graphs(a: tuple[str, Path | None], b: tuple[str, Path | None], shapes: list[tuple[int, ...]]) -> list[Graph]:
     """Both graphs. A saved one knows its input sizes, and lends them to one that must be traced."""
-    found: list[FxGraph | None] = [graph_of(model, weights, shapes) if saved_model(model) else None for model, weights in (a, b)]
+    found: list[Graph | None] = [graph_of(model, weights, shapes) if saved_model(model) else None for model, weights in (a, b)]
     known = next((graph for graph in found if graph is not None), None)
     if known is not None and not shapes:
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(known.example_inputs) if isinstance(leaf, torch.Tensor)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -13,14 +13,14 @@ from irtool.backends import export_mnn, export_onnx
 from irtool.backends.agreement import sample_inputs
 from irtool.backends.onnx_session import OnnxSession
 from irtool.cli import options
-from irtool.cli.models import graph_of, input_shapes
+from irtool.cli.models import graph_of, input_shapes, onnx_file
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import OptionError
 from irtool.files import replacing
-from irtool.ir import FxGraph
+from irtool.ir import FxGraph, OnnxGraph, save_onnx
 from irtool.passes import fold_batchnorm
-from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link, own_inputs, takes_any_batch
+from irtool.report.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, mnn_link, onnx_link, own_inputs, takes_any_batch
 from irtool.report.tables import chain_table
 
 
@@ -36,19 +36,24 @@ def export(
 ) -> None:
     """Write a model as ONNX, as MNN, or both, compared with torch (and with each other) before they appear.
 
-    MODEL may also be an .onnx file, to convert to MNN.
+    From an .onnx file it writes the folded one, converts it to MNN, or both; --mnn alone converts the file as it is.
 
     [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --onnx resnet18.onnx --mnn resnet18.mnn
     """
     if onnx is None and mnn is None:
         raise OptionError("nothing to write", where="export", remedy="Give --onnx FILE, --mnn FILE, or both.")
     with screen() as progress, tempfile.TemporaryDirectory() as scratch:
-        if model.endswith(".onnx"):
-            chain = _convert(Path(model), onnx, mnn, Path(scratch), progress)
+        source = onnx_file(model)
+        if source is not None and onnx is None:
+            chain = _convert(source, mnn, Path(scratch), progress)
         else:
             with progress.stage("trace"):
                 graph = graph_of(model, weights, input_shapes(inputs))
-            chain = _export(fold_batchnorm(graph) if fold else graph, onnx, mnn, Path(scratch), progress, opset, dynamic_batch)
+            graph = fold_batchnorm(graph) if fold else graph
+            if isinstance(graph, OnnxGraph):
+                chain = _write(graph, source, onnx, mnn, Path(scratch), progress)
+            else:
+                chain = _export(cast(FxGraph, graph), onnx, mnn, Path(scratch), progress, opset, dynamic_batch)
     console().print(chain_table(chain))
     for path in (onnx, mnn):
         if path is not None:
@@ -75,15 +80,35 @@ def _export(
     return chain
 
 
-def _convert(source: Path, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen) -> Chain:
-    if onnx is not None or mnn is None:
-        raise OptionError("an ONNX file can only be converted to MNN", where=str(source), remedy="Give --mnn FILE and leave --onnx out.")
+def _write(graph: OnnxGraph, source: Path | None, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen) -> Chain:
+    """An ONNX file rewritten, and converted to MNN if that is asked for."""
+    assert source is not None
+    assert onnx is not None
+    draft = scratch / onnx.name
+    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs))
+    with progress.stage("write ONNX"):
+        save_onnx(graph, draft)
+        links: list[Link] = [files_link(source, draft, inputs), *([_to_mnn(draft, scratch / mnn.name, inputs)] if mnn is not None else [])]
+    chain = Chain(tuple(links))
+    chain.require()
+    _place(draft, onnx)
+    _place(scratch / mnn.name if mnn is not None else draft, mnn)
+    return chain
+
+
+def _convert(source: Path, mnn: Path | None, scratch: Path, progress: Screen) -> Chain:
+    """An ONNX file as it is, as MNN."""
+    assert mnn is not None
     with progress.stage("convert to MNN"):
-        export_mnn(source, scratch / mnn.name)
-        chain = Chain((mnn_link(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
+        chain = Chain((_to_mnn(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
     chain.require()
     _place(scratch / mnn.name, mnn)
     return chain
+
+
+def _to_mnn(source: Path, draft: Path, inputs: tuple[Any, ...]) -> Link:
+    export_mnn(source, draft)
+    return mnn_link(source, draft, inputs)
 
 
 def _place(draft: Path, target: Path | None) -> None:

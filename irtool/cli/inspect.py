@@ -16,7 +16,7 @@ from irtool.analysis.groups import ChannelGroups, channel_groups
 from irtool.cli import options
 from irtool.cli.models import graph_of, input_shapes
 from irtool.cli.screen import out as console
-from irtool.ir import FxGraph
+from irtool.ir import Graph
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def inspect(
     if text:
         console().print(graph.text() + "\n", markup=False)
     console().print(_table(model, rows))
-    console().print(f"\ntraced by: {graph.tracer}; {len(graph.nodes)} nodes, of which unknown to irtool: {_unknown(graph)}", markup=False)
+    console().print(f"\nread by: {graph.tracer}; {len(graph.nodes)} nodes, of which unknown to irtool: {_unknown(graph)}", markup=False)
     if costs:
         console().print("\n" + price.text(), markup=False)
         return
@@ -100,10 +100,10 @@ def _table(model: str, rows: list[LayerRow]) -> Table:
     return table
 
 
-def _unknown(graph: FxGraph) -> str:
+def _unknown(graph: Graph) -> str:
     return ", ".join(f"{node.callee} at {node.location}" for node in graph.nodes if node.op == "Opaque") or "none"
 
 
-def _plain(graph: FxGraph, rows: list[LayerRow], price: Cost) -> dict[str, Any]:
+def _plain(graph: Graph, rows: list[LayerRow], price: Cost) -> dict[str, Any]:
     totals = {name: value for name, value in price.to_dict().items() if name != "nodes"}
     return {"tracer": graph.tracer, "nodes": len(graph.nodes), "layers": [asdict(row) for row in rows], "cost": totals}

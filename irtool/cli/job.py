@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -16,10 +16,12 @@ import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import save
 from irtool.backends import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.cli.models import MODEL_FILE
+from irtool.cli.models import MODEL_FILE, ONNX_FILE
 from irtool.cli.screen import Screen
+from irtool.errors import GraphError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
+from irtool.ir.graph import Graph
 from irtool.passes import FoldBatchNorm, Prune
 from irtool.passes.prune import Constants
 from irtool.planning import Plan
@@ -27,7 +29,7 @@ from irtool.report.chain import Chain, chain_inputs, fitting_inputs, folded_link
 from irtool.report.record import ENGINES, Measured, Report
 from irtool.train import Data, evaluate
 
-FILES = {"model": MODEL_FILE, "plan": "plan.json", "onnx": "model.onnx", "mnn": "model.mnn", "report": "report.json"}
+FILES = {"model": MODEL_FILE, "plan": "plan.json", "onnx": ONNX_FILE, "mnn": "model.mnn", "report": "report.json"}
 CHECK_IMAGES = 8
 LATENCY_SECONDS = 5.0
 """For one engine, all models together."""
@@ -60,25 +62,32 @@ class Built:
     """A model with its files, measured so far.
 
     Attributes:
-        graph: what runs in torch.
-        onnx, mnn: the exported files.
+        graph: the program.
+        onnx, mnn: the exported files; no MNN file where MNN cannot run an ONNX file's operators.
         measured: all but latency.
     """
 
-    graph: FxGraph
+    graph: Graph
     onnx: Path
-    mnn: Path
+    mnn: Path | None
     measured: Measured
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What can run it."""
+        able = {"torch": isinstance(self.graph, FxGraph), "onnxruntime": True, "mnn": self.mnn is not None}
+        return tuple(engine for engine in ENGINES if able[engine])
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What `compress_graph` made: the smaller model, the plan behind it, the links that hold, and the passes' notes."""
+    """What a compression made: the smaller model, the plan behind it, the links that hold, the passes' notes, the files' names."""
 
     built: Built
     plan: Plan
     chain: Chain
     notes: tuple[str, ...]
+    files: Mapping[str, str] = field(default_factory=lambda: FILES)
 
 
 def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, screen: Screen) -> Built:
@@ -137,7 +146,7 @@ def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[
     times: list[dict[str, float]] = [{} for _ in models]
     ratios: list[dict[str, float]] = [{} for _ in models]
     runs = 0
-    for engine in ENGINES:
+    for engine in [engine for engine in ENGINES if all(engine in model.engines for model in models)]:
         with screen.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
@@ -174,7 +183,7 @@ def report_of(
         before=before,
         after=after,
         ratios=ratios,
-        files=FILES,
+        files=done.files,
     )
 
 
@@ -212,12 +221,12 @@ def _metadata(data: Data | None) -> dict[str, str]:
     return {"irtool.preprocessing": json.dumps(data.preprocessing.to_dict()), "irtool.classes": json.dumps(list(data.classes))}
 
 
-def _single(graph: FxGraph) -> list[Any]:
+def _single(graph: Graph) -> list[Any]:
     """Inputs for one run: the first sample of the example, or the whole example where its batch is baked in."""
     one = map_tensors(graph.example_inputs, lambda tensor: tensor[:1])
     try:
         graph.run(*one)
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, GraphError):
         one = graph.example_inputs
     return [leaf.numpy() for leaf in pytree.tree_leaves(one) if isinstance(leaf, torch.Tensor)]
 
@@ -235,8 +244,8 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def _session(engine: str, model: Built, threads: int) -> Session:
     makers: dict[str, Callable[[], Session]] = {
-        "torch": lambda: TorchSession(model.graph),
+        "torch": lambda: TorchSession(cast(FxGraph, model.graph)),
         "onnxruntime": lambda: OnnxSession(model.onnx, threads),
-        "mnn": lambda: MnnSession(model.mnn, threads),
+        "mnn": lambda: MnnSession(cast(Path, model.mnn), threads),
     }
     return makers[engine]()

@@ -20,16 +20,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from irtool import trace
+from irtool import load_onnx, trace
 from irtool.archive import load
 from irtool.cli.weights import load_weights
 from irtool.errors import FileError, OptionError
-from irtool.ir import FxGraph
+from irtool.ir import Graph
 from irtool.models import MODELS
 
-_SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of a model that irtool saved."
+_SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of an .onnx file or of a model that irtool saved."
 MODEL_FILE = "model.safetensors"
 """The name of the saved model in a compress run's folder."""
+ONNX_FILE = "model.onnx"
+"""The name of the ONNX file there: the model itself, if the run began with one."""
+Shape = Sequence[int | None]
+"""Sizes of an input; None: the model's own."""
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -83,20 +87,20 @@ class ModelSpec:
         return made
 
 
-def graph_of(model: str, weights: Path | None, shapes: Sequence[tuple[int, ...]]) -> FxGraph:
-    """Build or load a model and trace it.
+def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape]) -> Graph:
+    """Build or load a model and trace it, or read an ONNX file.
 
     Args:
-        model: see the syntax above; or the path of a saved model, which needs no shapes.
+        model: see the syntax above; or the path of a saved model, which needs no shapes, or of an .onnx file.
         weights: a state dict to load, or None for the weights that it is built with.
-        shapes: of the inputs.
+        shapes: of the inputs; for an ONNX file, of those with free axes that 1 for the batch and 64 do not suit.
 
     Raises:
         IrtoolError: one of the many things that can be wrong; each says which.
     """
     saved = saved_model(model)
     if saved is not None:
-        return _load(saved, weights)
+        return _load(saved, weights, shapes)
     module = ModelSpec.parse(model).build()
     if weights is not None:
         load_weights(module, weights)
@@ -104,7 +108,7 @@ def graph_of(model: str, weights: Path | None, shapes: Sequence[tuple[int, ...]]
         raise OptionError(
             "the size of the input is not known", where=model, remedy="Give --input 1x3x32x32, or --data where the command has it."
         )
-    return trace(module.eval(), tuple(torch.zeros(shape) for shape in shapes))
+    return trace(module.eval(), tuple(torch.zeros([1 if size is None else size for size in shape]) for shape in shapes))
 
 
 def saved_model(model: str) -> Path | None:
@@ -115,7 +119,7 @@ def saved_model(model: str) -> Path | None:
     """
     path = Path(model)
     if path.is_dir():
-        path = path / MODEL_FILE
+        path = next((path / name for name in (MODEL_FILE, ONNX_FILE) if (path / name).is_file()), path / MODEL_FILE)
         if not path.is_file():
             raise FileError(f"holds no {MODEL_FILE}", where=model, remedy="Give the --out folder of an irtool compress run.")
     if path.is_file() and path.suffix != ".py":
@@ -125,17 +129,21 @@ def saved_model(model: str) -> Path | None:
     return None
 
 
-def _load(path: Path, weights: Path | None) -> FxGraph:
+def onnx_file(model: str) -> Path | None:
+    """The ONNX file that the text names, directly or as a folder whose model it is; None if it names no such thing."""
+    saved = saved_model(model)
+    return saved if saved is not None and saved.suffix == ".onnx" else None
+
+
+def _load(path: Path, weights: Path | None, shapes: Sequence[Shape]) -> Graph:
     if weights is not None:
         raise OptionError("a saved model has its weights in it", where="--weights", remedy="Leave --weights out.")
     if path.suffix in (".pth", ".pt"):
         raise OptionError("weights alone are no model", where=str(path), remedy=f"Pass them as --weights and name the model. {_SYNTAX}")
-    if path.suffix == ".onnx":
-        raise OptionError("an ONNX file cannot be read as a graph yet", where=str(path), remedy="Name the PyTorch model it came from.")
-    return load(path)
+    return load_onnx(path, shapes) if path.suffix == ".onnx" else load(path)
 
 
-def fingerprint(graph: FxGraph) -> str:
+def fingerprint(graph: Graph) -> str:
     """A digest of all weights by name: tells whether a model that was built again is the one of an earlier run."""
     digest = hashlib.sha256()
     for name, value in sorted(graph.params.items()):

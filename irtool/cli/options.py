@@ -10,7 +10,7 @@ import typer
 
 MODEL_HELP = (
     "What to build or load: a built-in (PreResNet:depth=38, VGG:depth=16,width=0.5), a function or class in a module "
-    "(torchvision.models:resnet18) or in a file (net.py:Net:classes=10), or a model that irtool saved."
+    "(torchvision.models:resnet18) or in a file (net.py:Net:classes=10), an .onnx file, or a model that irtool saved."
 )
 
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
@@ -20,7 +20,10 @@ Weights = Annotated[
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", "-i", help="The size of an input, e.g. 1x3x224x224; once for each input. With --data it is known.", metavar="SIZES"
+        "--input",
+        "-i",
+        help="The size of an input, e.g. 1x3x224x224; once for each input. With --data it is known; an .onnx file needs it for free axes only.",
+        metavar="SIZES",
     ),
 ]
 Data = Annotated[
@@ -31,7 +34,7 @@ Mean = Annotated[str | None, typer.Option(help="Normalisation, R,G,B from 0 to 1
 Std = Annotated[str | None, typer.Option(help="Likewise.", metavar="R,G,B")]
 Limit = Annotated[int | None, typer.Option(help="Use at most so many images of each split.")]
 ImageSize = Annotated[int | None, typer.Option(help="Resize and crop images to so many pixels; default: their own size.")]
-Opset = Annotated[int, typer.Option(help="ONNX operator set, 11 to 26.")]
+Opset = Annotated[int, typer.Option(help="ONNX operator set, 11 to 26; an .onnx file keeps its own.")]
 
 
 class Scope(StrEnum):

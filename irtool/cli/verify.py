@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,13 +15,14 @@ from irtool.cli import options
 from irtool.cli.data import DataOptions
 from irtool.cli.job import FILES
 from irtool.cli.models import fingerprint, graph_of
+from irtool.cli.onnx_job import calibration_batches
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import DataError, FileError, OptionError
-from irtool.ir import FxGraph
-from irtool.passes import fold_batchnorm
+from irtool.ir import Graph, OnnxGraph, load_onnx
+from irtool.passes import fold_batchnorm, prune
 from irtool.planning import Plan
-from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link
+from irtool.report.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link
 from irtool.report.record import read_record
 from irtool.report.tables import chain_table
 
@@ -30,7 +31,7 @@ _REMEDY = "The files do not belong together, or one was changed: run irtool comp
 
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(help="A compress run's folder; or a saved model, an .onnx and an .mnn file, two of them at least.")
+        list[Path], typer.Argument(help="A compress run's folder; an .onnx file; or two or three of a saved model, .onnx and .mnn files.")
     ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The original; default: what the folder's report names.", metavar="MODEL")
@@ -39,6 +40,8 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of the inputs, which are normal noise.")] = 1,
 ) -> None:
     """Check the chain of equality from the files: masked = sliced = folded = ONNX = MNN.
+
+    An .onnx file alone is checked by onnx.checker, and what irtool reads in it is compared with the file in onnxruntime.
 
     Each link is shown with its errors and what is allowed; the exit code is 1 if one is broken. Without the original
     the first link is left out, and that is said.
@@ -56,28 +59,67 @@ def verify(
 
 def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Screen) -> Chain:
     record = read_record(folder / FILES["report"])
+    from_onnx = "model" not in record["files"]
+    return Chain((_onnx_folder if from_onnx else _torch_folder)(folder, record, model, weights, seed, progress))
+
+
+def _torch_folder(
+    folder: Path, record: Mapping[str, Any], model: str | None, weights: Path | None, seed: int, progress: Screen
+) -> tuple[Link, ...]:
     sliced = load(folder / FILES["model"])
     inputs = fitting_inputs(sliced, chain_inputs(sliced.example_inputs, seed=seed))
     plan = Plan.from_json(folder / FILES["plan"])
     links: list[Link] = []
     with progress.stage("check masked = sliced"):
-        try:
-            graph, calibration = _original(record, model, weights, progress)
-            links += masked_links(graph, plan, sliced, inputs, record["options"]["constants"], calibration)
-        except (FileError, OptionError, DataError) as error:
-            if model is not None or weights is not None:
-                raise
-            progress.show(f"masked = sliced is left out, for want of the original: {error}\n")
+        found = _original(record, model, weights, progress)
+        if found is not None:
+            links += masked_links(found[0], plan, sliced, inputs, record["options"]["constants"], found[1])
     folded = fold_batchnorm(sliced)
     with progress.stage("check sliced = folded = ONNX = MNN"):
         links += folded_links(sliced, folded, inputs)
         links.append(onnx_link(folded, folder / FILES["onnx"], inputs))
         links.append(mnn_link(folder / FILES["onnx"], folder / FILES["mnn"], inputs))
-    return Chain(tuple(links))
+    return tuple(links)
 
 
-def _original(record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Screen) -> tuple[FxGraph, list[Any] | None]:
-    """The graph before pruning, and the batches on which means were measured, if they were."""
+def _onnx_folder(
+    folder: Path, record: Mapping[str, Any], model: str | None, weights: Path | None, seed: int, progress: Screen
+) -> tuple[Link, ...]:
+    """A run that began with an .onnx file: what it wrote is replayed from the original, and compared."""
+    written = folder / FILES["onnx"]
+    inputs: tuple[Any, ...] = tuple(sample_inputs(OnnxSession(written).inputs))
+    links: list[Link] = []
+    with progress.stage("check masked = sliced = folded = ONNX"):
+        found = _original(record, model, weights, progress)
+        if found is not None:
+            graph, plan, constants = found[0], Plan.from_json(folder / FILES["plan"]), record["options"]["constants"]
+            inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
+            sliced = prune(graph, plan, constants, found[1])
+            folded = fold_batchnorm(sliced)
+            links += [*masked_links(graph, plan, sliced, inputs, constants, found[1]), *folded_links(sliced, folded, inputs)]
+            links.append(onnx_link(folded, written, inputs))
+    if "mnn" in record["files"]:
+        with progress.stage("check ONNX = MNN"):
+            links.append(mnn_link(written, folder / FILES["mnn"], inputs))
+    if not links:
+        raise OptionError("nothing is left to compare", where=str(folder), remedy="Give --model FILE: the .onnx file it was made from.")
+    return tuple(links)
+
+
+def _original(
+    record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Screen
+) -> tuple[Graph, list[Any] | None] | None:
+    """The graph before pruning, and the batches on which means were measured, if they were; None, said, if it is not there."""
+    try:
+        return _original_graph(record, model, weights, progress)
+    except (FileError, OptionError, DataError) as error:
+        if model is not None or weights is not None:
+            raise
+        progress.show(f"masked = sliced is left out, for want of the original: {error}\n")
+        return None
+
+
+def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Screen) -> tuple[Graph, list[Any] | None]:
     source, calibrate = record["source"], record["options"]["calibrate"]
     name = model or source["model"]
     if name is None:
@@ -85,10 +127,14 @@ def _original(record: Mapping[str, Any], model: str | None, weights: Path | None
     recorded = Path(source["weights"]) if source["weights"] else None
     graph = graph_of(name, weights or recorded, [tuple(shape) for shape in source["inputs"]])
     if fingerprint(graph) != source["fingerprint"]:
-        raise OptionError(
-            "its weights are not those that were compressed", where=name, remedy="Give --weights FILE: the checkpoint of that run."
-        )
-    return graph, [(_data(record, name, progress).sample(calibrate),)] if calibrate else None
+        remedy = "Give --weights FILE: the checkpoint of that run."
+        if isinstance(graph, OnnxGraph):
+            remedy = "Give --model FILE: the .onnx file of that run."
+        raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
+    if not calibrate:
+        return graph, None
+    data = _data(record, name, progress)
+    return graph, calibration_batches(graph, data, calibrate) if isinstance(graph, OnnxGraph) else [(data.sample(calibrate),)]
 
 
 def _data(record: Mapping[str, Any], model: str, progress: Screen) -> Any:
@@ -98,25 +144,48 @@ def _data(record: Mapping[str, Any], model: str, progress: Screen) -> Any:
 
 
 def _files(paths: list[Path], seed: int, progress: Screen) -> Chain:
-    by_kind = {path.suffix: path for path in paths}
     for path in paths:
         if not path.is_file():
             raise FileError("no such file", where=str(path), remedy="Give files that irtool wrote.")
-    onnx, mnn = by_kind.pop(".onnx", None), by_kind.pop(".mnn", None)
-    if len(by_kind) > 1 or onnx is None or len(paths) - len(by_kind) != (2 if mnn else 1) or (mnn is None and not by_kind):
+    links = _FILE_KINDS.get(tuple(sorted(path.suffix for path in paths)))
+    if links is None:
         raise OptionError(
             f"cannot compare {', '.join(map(str, paths))}",
             where="verify",
-            remedy="Give a folder; or an .onnx file with a saved model, an .mnn file, or both.",
+            remedy="Give a folder; an .onnx file; two of them; or one with a saved model, an .mnn file, or both.",
         )
-    links: list[Link] = []
-    inputs: tuple[Any, ...] = tuple(sample_inputs(OnnxSession(onnx).inputs))
-    for saved in by_kind.values():
-        graph = load(saved)
-        inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
-        with progress.stage("check saved = ONNX"):
-            links.append(onnx_link(fold_batchnorm(graph), onnx, inputs))
-    if mnn is not None:
-        with progress.stage("check ONNX = MNN"):
-            links.append(mnn_link(onnx, mnn, inputs))
-    return Chain(tuple(links))
+    with progress.stage("check"):
+        return Chain(links(sorted(paths, key=lambda path: path.suffix), seed))
+
+
+def _read_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
+    """An .onnx file as irtool reads it, against the file."""
+    graph = load_onnx(paths[0])
+    return (onnx_link(graph, paths[0], fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed)), "read"),)
+
+
+def _two_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
+    first, second = paths
+    return (files_link(first, second, tuple(sample_inputs(OnnxSession(first).inputs))),)
+
+
+def _onnx_and_mnn(paths: list[Path], seed: int) -> tuple[Link, ...]:
+    mnn, onnx = paths
+    return (mnn_link(onnx, mnn, tuple(sample_inputs(OnnxSession(onnx).inputs))),)
+
+
+def _saved_and_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
+    *mnn, onnx, saved = paths
+    graph = load(saved)
+    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
+    return (onnx_link(fold_batchnorm(graph), onnx, inputs), *(mnn_link(onnx, file, inputs) for file in mnn))
+
+
+_FILE_KINDS: Mapping[tuple[str, ...], Callable[[list[Path], int], tuple[Link, ...]]] = {
+    (".onnx",): _read_onnx,
+    (".onnx", ".onnx"): _two_onnx,
+    (".mnn", ".onnx"): _onnx_and_mnn,
+    (".onnx", ".safetensors"): _saved_and_onnx,
+    (".mnn", ".onnx", ".safetensors"): _saved_and_onnx,
+}
+"""What is compared, by the suffixes of the files in order."""

@@ -108,8 +108,12 @@ class Graph:
         params: parameters, buffers and constants that some node reads, by qualified name.
         history: the steps (JSON data) that made this graph.
         analyses: results of analyses by name; they live as long as this graph, which never changes.
+        example_inputs: what the graph can run on; the sizes of its values are those for these inputs.
+        tracer: which tracer served; for an ONNX file, that and its operator set.
     """
 
+    example_inputs: tuple[Any, ...]
+    tracer: str
     history: tuple[Mapping[str, Any], ...]
     analyses: dict[str, Any]
     nodes: tuple[Node, ...]
@@ -131,6 +135,10 @@ class Graph:
 
     def paths(self) -> list[str]:
         """Names by which a user may speak of parts of the model, whether they make channels or not."""
+        raise NotImplementedError
+
+    def run(self, *inputs: Any) -> Any:
+        """Run the program in eval mode on inputs of the example's types."""
         raise NotImplementedError
 
     def clone(self: G) -> G:

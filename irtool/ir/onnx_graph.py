@@ -25,6 +25,10 @@ FREE = 64
 """What a free axis other than the first stands for in the example, unless the caller says otherwise."""
 
 
+Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]
+"""Shapes of inputs, by name or in order."""
+
+
 class OnnxGraph(Graph):
     """A `Graph` over an onnx-graphsurgeon graph.
 
@@ -59,11 +63,8 @@ class OnnxGraph(Graph):
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.known, self._values, self.opset = reader.known, reader.values, reader.opset
         self._quantised = {node.inputs[0].name: node for node in reader.quantised.values()}
-
-    @property
-    def example_inputs(self) -> tuple[torch.Tensor, ...]:
-        """Zeros of the example's sizes."""
-        return tuple(torch.zeros(value.sizes, dtype=value.dtype) for value in self.inputs)
+        self.example_inputs = tuple(torch.zeros(value.sizes, dtype=value.dtype) for value in self.inputs)
+        self.tracer = f"ONNX, opset {self.opset}"
 
     def clone(self) -> OnnxGraph:
         """A copy; the arrays of parameters are shared, since an edit puts a new one in their place."""
@@ -225,13 +226,13 @@ def _array(data: torch.Tensor) -> Array:
     return data.numpy()
 
 
-def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:
+def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None) -> OnnxGraph:
     """Read an .onnx file as a graph.
 
     Args:
         path: the file; weights beside it are read too, weights outside its folder never.
-        sizes: a shape for each input with free axes that the defaults do not suit. By default the first axis is 1 and other
-            free axes are 64.
+        sizes: a shape for each input with free axes that the defaults do not suit, by name or in the file's order; None in a
+            shape is the default of that axis: the file's size, or where that is free 1 for the first axis and 64 for others.
 
     Raises:
         FileError: the file is missing, malformed, of an unknown operator set, or unsafe.
@@ -252,7 +253,7 @@ def load_onnx(path: str | os.PathLike[str], sizes: Mapping[str, Sequence[int]] |
         ) from error
 
 
-def from_model(model: ModelProto, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxGraph:
+def from_model(model: ModelProto, sizes: Sizes | None = None) -> OnnxGraph:
     """The same for a model in memory; it is not changed."""
     for value in (*model.graph.input, *model.graph.output):
         if value.type.WhichOneof("value") != "tensor_type":
@@ -271,10 +272,23 @@ def from_model(model: ModelProto, sizes: Mapping[str, Sequence[int]] | None = No
     header.metadata_props.extend(model.metadata_props)
     header.graph.input.extend(model.graph.input)
     header.graph.output.extend(model.graph.output)
-    return OnnxGraph(host, _concrete(host, dict(sizes or {})), header, filled=filled)
+    return OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled)
 
 
-def _concrete(host: gs.Graph, given: dict[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+def _by_name(host: gs.Graph, sizes: Sizes) -> dict[str, Sequence[int | None]]:
+    if isinstance(sizes, Mapping):
+        return dict(sizes)
+    names = [tensor.name for tensor in host.inputs]
+    if len(sizes) > len(names):
+        raise OptionError(
+            f"{len(sizes)} sizes for {len(names)} input{'s' * (len(names) != 1)}",
+            where="sizes",
+            remedy=f"The inputs are {', '.join(names)}.",
+        )
+    return dict(zip(names, sizes, strict=False))
+
+
+def _concrete(host: gs.Graph, given: dict[str, Sequence[int | None]]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for tensor in host.inputs:
         if tensor.dtype is None or tensor.shape is None or not np.issubdtype(np.dtype(tensor.dtype), np.number):
@@ -285,14 +299,15 @@ def _concrete(host: gs.Graph, given: dict[str, Sequence[int]]) -> dict[str, tupl
         default = [
             (1 if axis == 0 else FREE) if is_free else size for axis, (is_free, size) in enumerate(zip(free, tensor.shape, strict=True))
         ]
-        wanted = tuple(int(size) for size in given.pop(tensor.name, default))
+        asked = tuple(given.pop(tensor.name, default))
+        wanted = tuple(int(known if size is None else size) for size, known in zip(asked, default, strict=False))
         if (
-            len(wanted) != len(default)
+            len(asked) != len(default)
             or any(not f and a != b for f, a, b in zip(free, wanted, default, strict=True))
             or min(wanted, default=1) < 1
         ):
             raise OptionError(
-                f"sizes {wanted} for an input of {tuple(tensor.shape)}", where=tensor.name, remedy="Give a size for each free axis."
+                f"sizes {asked} for an input of {tuple(tensor.shape)}", where=tensor.name, remedy="Give a size for each free axis."
             )
         found[tensor.name] = wanted
     if given:

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from irtool.analysis.compare import Comparison, compare
 from irtool.backends import MnnSession, OnnxSession
-from irtool.errors import CheckError, GraphError
+from irtool.errors import CheckError, GraphError, IrtoolError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
+from irtool.ir.graph import Graph
+from irtool.ir.onnx_graph import load_onnx
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.planning import Plan
 from irtool.planning.check import TOLERANCE as EXACT
+from irtool.planning.check import TOLERANCE32 as MASKED32
 from irtool.planning.check import check_prune
 from irtool.report.divergence import first_in_mnn, first_in_onnx
 
@@ -97,14 +100,16 @@ class Chain:
 
 
 def masked_links(
-    graph: FxGraph,
+    graph: Graph,
     plan: Plan,
-    sliced: FxGraph,
+    sliced: Graph,
     inputs: tuple[Any, ...],
     constants: Constants = "absorb",
     calibration: Iterable[Any] | None = None,
 ) -> tuple[Link, ...]:
     """Masked against sliced in float64, and the sliced graph as it is stored against that one.
+
+    For an ONNX graph masked against sliced in onnxruntime's float32, which is what is stored.
 
     Args:
         graph, plan, constants, calibration: what `sliced` was made from.
@@ -115,14 +120,18 @@ def masked_links(
     found = check_prune(graph, plan, inputs, constants, batches)
     notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
     notes += [f"zero padding at the borders is not absorbed: it moves the outputs by {found.border:.1%}"] if found.border else []
+    if not isinstance(graph, FxGraph) or not isinstance(sliced, FxGraph):
+        return (Link("masked", "sliced", "float32", found.max_abs, found.relative, MASKED32, found.ok, "; ".join(notes)),)
     exact = Link("masked", "sliced", "float64", found.max_abs, found.relative, EXACT, found.ok, "; ".join(notes))
     wide = map_tensors(batches, _double) if batches is not None else None
     stored = compare(prune(graph.clone(_double), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
     return exact, _link("sliced", "stored", "float64", stored, FLOAT32)
 
 
-def folded_links(sliced: FxGraph, folded: FxGraph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
-    """Sliced against folded: the rewrite in float64, and the two graphs as they are in float32."""
+def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
+    """Sliced against folded: the rewrite in float64 (of torch graphs), and the two graphs as they are in float32."""
+    if not isinstance(sliced, FxGraph):
+        return (_link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),)
     wide = sliced.clone(_double)
     exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
     return (
@@ -131,10 +140,28 @@ def folded_links(sliced: FxGraph, folded: FxGraph, inputs: tuple[Any, ...]) -> t
     )
 
 
-def onnx_link(folded: FxGraph, path: Path, inputs: tuple[Any, ...]) -> Link:
-    """The folded graph against its ONNX file in onnxruntime."""
-    link = _link("folded", "ONNX", "float32", compare(folded, OnnxSession(path), inputs), FLOAT32)
-    return link if link.ok else _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
+def onnx_link(folded: Graph, path: Path, inputs: tuple[Any, ...], name: str = "folded") -> Link:
+    """The folded graph (or what `name` calls it) against its ONNX file in onnxruntime."""
+    link = _link(name, "ONNX", "float32", compare(folded, OnnxSession(path), inputs), FLOAT32)
+    if link.ok:
+        return link
+    if isinstance(folded, FxGraph):
+        return _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
+    return _placed(link, _first_node(folded, path, inputs))
+
+
+def _first_node(graph: Graph, path: Path, inputs: tuple[Any, ...]) -> str:
+    """Where a written file parts from the ONNX graph it came from; "" if nothing tells."""
+    try:
+        first = compare(graph, load_onnx(path, [tuple(leaf.shape) for leaf in graph.example_inputs]), inputs).first()
+    except IrtoolError:
+        return ""  # the search for a place must not hide the failure that it explains
+    return first.where if first is not None else ""
+
+
+def files_link(first: Path, second: Path, inputs: tuple[Any, ...]) -> Link:
+    """Two ONNX files in onnxruntime; `original` and `written` by name."""
+    return _link("original", "written", "float32", compare(OnnxSession(first), OnnxSession(second), inputs), FLOAT32)
 
 
 def mnn_link(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
@@ -167,22 +194,22 @@ def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batc
     return made
 
 
-def fitting_inputs(graph: FxGraph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def fitting_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """`inputs`, or noise of the example's own shapes where the graph cannot run on them: it may hold its batch as a number."""
     return inputs if _runs(graph, inputs) else own_inputs(graph)
 
 
-def own_inputs(graph: FxGraph) -> tuple[Any, ...]:
+def own_inputs(graph: Graph) -> tuple[Any, ...]:
     """Noise of the example's own shapes."""
     return chain_inputs(graph.example_inputs, batch=_batch(graph))
 
 
-def takes_any_batch(graph: FxGraph) -> bool:
+def takes_any_batch(graph: Graph) -> bool:
     """Whether the graph runs with one sample more than its example has."""
     return _runs(graph, chain_inputs(graph.example_inputs, batch=_batch(graph) + 1))
 
 
-def _runs(graph: FxGraph, inputs: tuple[Any, ...]) -> bool:
+def _runs(graph: Graph, inputs: tuple[Any, ...]) -> bool:
     try:
         graph.run(*inputs)
     except (RuntimeError, ValueError, GraphError):
@@ -190,7 +217,7 @@ def _runs(graph: FxGraph, inputs: tuple[Any, ...]) -> bool:
     return True
 
 
-def _batch(graph: FxGraph) -> int:
+def _batch(graph: Graph) -> int:
     return next((leaf.shape[0] for leaf in graph.example_inputs if isinstance(leaf, Tensor) and leaf.dim()), 1)
 
 
