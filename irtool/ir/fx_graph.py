@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
+from irtool.ir.channel_select import ChannelSelect
 from irtool.ir.fx_module import attribute, call, copy_module, look_into, map_tensors, set_attribute
 from irtool.ir.fx_reader import Fix, Reader
 from irtool.ir.graph import Graph, Node, Value
@@ -127,6 +128,17 @@ class FxGraph(Graph):
         host: fx.Node = node.host
         host.replace_all_uses_with(host.all_input_nodes[0])
         self.module.graph.erase_node(host)
+
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
+        host: fx.Node = node.host
+        while hasattr(self.module, name):
+            name += "_"
+        device = next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
+        self.module.add_submodule(name, ChannelSelect(torch.arange(node.input.sizes[1], device=device)))
+        with self.module.graph.inserting_before(host):
+            pick = self.module.graph.call_module(name, (host.args[0],))
+        host.args = (pick, *host.args[1:])
 
     def value_of(self, node: fx.Node) -> Any:
         """The view's value (or nest of values) for a host node; None if it holds no tensor."""

@@ -165,6 +165,10 @@ class Graph:
         """Take out a node: whoever read its output reads its first input. `tidied` when done."""
         raise NotImplementedError
 
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
+        raise NotImplementedError
+
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one node's own operator on other tensors of the same rank (labels), arguments as they are."""
         raise NotImplementedError

@@ -37,6 +37,7 @@ class OnnxGraph(Graph):
         sizes: a concrete shape for each input.
         header: the file's own description: inputs and outputs with their free axes, metadata, producer.
         filled: constants that came as one number, repeated; they are written so again where they still are.
+        selects: the indices of channel selections that passes inserted (Gather), by name: passes own them.
         scalars: constants of one entry. They are arguments of elementwise operators, and stay so after slicing.
         empty: the types of parameters whose data is still to come, by name.
         history: the steps (JSON data) that made this graph out of the file's.
@@ -47,9 +48,10 @@ class OnnxGraph(Graph):
     """
 
     def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], header: ModelProto, *, filled: frozenset[str] = frozenset(),
-                 scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
+                 selects: frozenset[str] = frozenset(), scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
                  fix: Fix | None = None) -> None:  # fmt: skip
         self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
+        self.selects = set(selects)
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.scalars = _scalars(host) if scalars is None else scalars
         self.analyses: dict[str, Any] = {}
@@ -59,7 +61,7 @@ class OnnxGraph(Graph):
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self.analyses.clear()
-        reader = Reader(self.host, self.sizes, self.scalars, dict.fromkeys(self.empty), self._observe, fix)
+        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.known, self._values, self.opset = reader.known, reader.values, reader.opset
         self._quantised = {node.inputs[0].name: node for node in reader.quantised.values()}
@@ -73,7 +75,15 @@ class OnnxGraph(Graph):
     def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
         """The same description over another program."""
         return OnnxGraph(
-            host, self.sizes, self.header, filled=self.filled, scalars=self.scalars, empty=empty, history=self.history, fix=fix
+            host,
+            self.sizes,
+            self.header,
+            filled=self.filled,
+            selects=frozenset(self.selects),
+            scalars=self.scalars,
+            empty=empty,
+            history=self.history,
+            fix=fix,
         )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
@@ -139,6 +149,16 @@ class OnnxGraph(Graph):
             return
         for reader in list(output.outputs):
             _exchange(reader.inputs, output, source)
+
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
+        source = node.host.inputs[0]
+        index = gs.Constant(self._free_name(f"{name}.index"), np.arange(node.input.sizes[1], dtype=np.int64))
+        picked = gs.Variable(self._free_name(f"{name}.output"))
+        pick = gs.Node("Gather", name, {"axis": 1}, [source, index], [picked])
+        self.host.nodes.insert(self.host.nodes.index(node.host), pick)
+        node.host.inputs[0] = picked
+        self.selects.add(index.name)
 
     def _free_name(self, name: str) -> str:
         taken = self.host.tensors()
