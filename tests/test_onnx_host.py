@@ -16,7 +16,7 @@ from onnxruntime import quantization
 from torch import nn
 
 import irtool
-from irtool.errors import CheckError, FileError, GraphError, OptionError
+from irtool.errors import CheckError, FileError, GraphError, OptionError, PlanError
 from irtool.ir.onnx_load import from_model
 from irtool.planning.onnx_check import masked_model
 from irtool.planning.plan import find_rewrite
@@ -140,11 +140,8 @@ def test_ignore_and_text() -> None:
     plan = irtool.plan(graph, "l1", 0.5, ignore=["Conv_2"])
     assert plan.layers[0].removed == ()
     assert "%conv_2:1x16x12x12 = Conv(%x, @const_1:16x3x3x3)" in graph.text()
-    n = Net()
-    x = n.cbr("x", 3, 8)
-    stream = from_model(n.model(n.head(n.bn(n.op("Add", x, n.cbr(x, 8, 8)), 8), 8)))
-    with pytest.raises(PlanError, match="Choose couple or keep"):
-        irtool.plan(stream, "l1", 0.5, residual="select")
+    with pytest.raises(PlanError, match="inspect lists"):
+        irtool.plan(graph, "l1", 0.5, ignore=["nowhere"])
 
 
 def test_the_given_graph_is_not_changed() -> None:
