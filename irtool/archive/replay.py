@@ -48,6 +48,19 @@ def _prune(graph: FxGraph, step: Step) -> FxGraph:
     return new
 
 
+def _reduce_width(graph: FxGraph, step: Step) -> FxGraph:
+    new = find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
+    new.history = (*graph.history, step)
+    return new
+
+
+def _values_only(graph: FxGraph, step: Step) -> FxGraph:
+    """A step that changed values and no shape: the weights that are loaded afterwards have them."""
+    new = graph.clone()
+    new.history = (*graph.history, step)
+    return new
+
+
 def _again(kind: type[Pass], *options: str) -> Callable[[FxGraph, Step], FxGraph]:
     """A step that is its pass applied once more, with the recorded options."""
 
@@ -66,5 +79,7 @@ STEPS: dict[str, Callable[[FxGraph, Step], FxGraph]] = {
     "dead_code": _again(DeadCode),
     "remove_identity": _again(RemoveIdentity, "dropout"),
     "fold_constants": _again(FoldConstants),
+    "recalibrate_batchnorm": _values_only,
+    "reduce_width": _reduce_width,
 }
 """How each step that a pass writes into `FxGraph.history` is done again. Each appends itself to the history."""
