@@ -241,7 +241,7 @@ def test_inspect_says_what_is_pinned_why_and_where(cli: Run) -> None:
     assert code == 0
     assert "is a graph output (at output)" in printed
     assert "read by: symbolic" in printed
-    assert "%features_0:2x4x32x32 = Conv(" in printed
+    assert "%features.0:2x4x32x32 = Conv(" in printed
     rows = json.loads(cli("inspect", MODEL, "--input", "2x3x32x32", "--json")[1])
     assert {(row["layer"], row["channels"], row["prunable"]) for row in rows["layers"]} >= {("features.0", 4, 4), ("classifier", 10, 0)}
     assert rows["cost"]["params"] == sum(p.numel() for p in ModelSpec.parse(MODEL).build().parameters())

@@ -145,5 +145,5 @@ def test_computed_weights_are_refused_with_the_remedy(wrap: object, remedy: str)
 def test_the_text_form_is_stable_and_shows_shapes() -> None:
     text = irtool.trace(Plain(), IMAGE).text()
     assert text == irtool.trace(Plain(), IMAGE).text()
-    assert text.splitlines()[0] == "input  %x:2x3x8x8"
-    assert "%conv1:2x8x8x8 = Conv(%x, @conv1.weight:8x3x3x3, @conv1.bias:8)" in text
+    assert text.splitlines()[0] == "input  %input:2x3x8x8"
+    assert "%conv1:2x8x8x8 = Conv(%input, @conv1.weight:8x3x3x3, @conv1.bias:8)" in text

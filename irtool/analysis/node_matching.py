@@ -11,13 +11,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from irtool.ir.canonical import canonical
 from irtool.ir.graph import Graph, Node
 
 CELLS = 25_000_000
@@ -31,8 +31,6 @@ _WEIGHTS: dict[str, int] = {
 
 _ENOUGH = ("name", "parameters", "contents", "attributes")
 """A pair needs one of these: two convolutions with other names, weights and strides are not each other."""
-
-_SPREADABLE = frozenset({"stride", "padding", "dilation", "kernel_size", "output_padding", "output_size"})
 
 Pairs = list[tuple[int, int]]
 
@@ -54,20 +52,6 @@ def match_nodes(a: Graph, b: Graph) -> dict[Node, Node]:
     return pairs
 
 
-def plain(value: Any, name: str = "") -> Any:
-    """An attribute as JSON data; sizes that are the same along each axis become one number, as in `stride=2`."""
-    if isinstance(value, Tensor):
-        return f"tensor{list(value.shape)}"
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [plain(item) for item in value]
-        return items[0] if name in _SPREADABLE and items and all(item == items[0] for item in items) else items
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return getattr(value, "__name__", None) or str(value)
-
-
 def data_inputs(node: Node) -> list[tuple[str, Node, int]]:
     """(role, producer, which of its outputs) of the inputs that are no parameters."""
     found = []
@@ -75,6 +59,17 @@ def data_inputs(node: Node) -> list[tuple[str, Node, int]]:
         if value.producer is not None:
             found.append((role, value.producer, next(i for i, output in enumerate(value.producer.outputs) if output is value)))
     return found
+
+
+def oriented(node: Node, role: str, data: Tensor) -> Tensor:
+    """A parameter as the operator's plain form holds it: the weight of a product is (outputs, inputs), however the host keeps it."""
+    kept = node.op == "Gemm" and ((role == "weight" and node.attrs.get("transposed")) or role == "weight_t")
+    return data.t() if kept and data.dim() == 2 else data
+
+
+def plain_role(role: str) -> str:
+    """The role of a parameter without what the host adds to its name."""
+    return role.removesuffix("_t").removesuffix("_0")
 
 
 def consumers(node: Node) -> list[Node]:
@@ -93,19 +88,19 @@ def _codes(nodes: Sequence[Node], interned: dict[Hashable, int], absent: int) ->
 
 def _features(node: Node) -> tuple[Hashable, ...]:
     """The operator, then one entry for each of `_WEIGHTS`; None or () says nothing about a pair."""
-    held = [value for value in node.operands.values() if value.data is not None]
+    held = [(value.name, oriented(node, role, value.data)) for role, value in node.operands.items() if value.data is not None]
     producers = [producer for _, producer, _ in data_inputs(node)]
     path = node.location.removesuffix(f" ({node.name})")
     return (
-        node.op, node.name, path if path != node.name else None, tuple(value.name for value in held), next(filter(None, (_sample(value.data) for value in held)), None),
-        tuple(value.shape for value in held), str(sorted((key, str(plain(value, key))) for key, value in node.attrs.items())), node.output.shape if node.outputs else None,
+        node.op, node.name, path if path != node.name else None, tuple(name for name, _ in held), next(filter(None, (_sample(data) for _, data in held)), None),
+        tuple(tuple(data.shape) for _, data in held), str(sorted(canonical(node).items())), node.output.shape if node.outputs else None,
         tuple(producer.name for producer in producers), tuple(producer.op for producer in producers), tuple(sorted(user.op for user in consumers(node))),
     )  # fmt: skip
 
 
-def _sample(data: Tensor | None) -> bytes | None:
+def _sample(data: Tensor) -> bytes | None:
     """Up to 32 entries spread over a tensor. One that is constant (a fresh batch norm's scale) has nothing to say."""
-    if data is None or data.is_meta or data.numel() < 2:
+    if data.is_meta or data.numel() < 2:
         return None
     places = torch.linspace(0, data.numel() - 1, min(32, data.numel()), dtype=torch.float64).long()
     taken = data.detach().reshape(-1)[places.to(data.device)].cpu().double().numpy()
@@ -198,14 +193,14 @@ def _match_by_neighbours(rows: Sequence[Node], pairs: dict[Node, Node]) -> None:
         sources = [pairs.get(producer) for _, producer, _ in data_inputs(node)]
         if node in pairs or not sources or sources[0] is None:
             continue
-        attrs = {key: plain(value, key) for key, value in node.attrs.items()}
+        attrs = str(canonical(node))
         fits = [
             other
             for other in consumers(sources[0])
             if other not in taken
             and other.op == node.op
             and [producer for _, producer, _ in data_inputs(other)] == sources
-            and {key: plain(value, key) for key, value in other.attrs.items()} == attrs
+            and str(canonical(other)) == attrs
         ]
         if len(fits) == 1:
             pairs[node] = fits[0]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from irtool.analysis.lowering import Known, same_function
 from irtool.analysis.node_matching import consumers, data_inputs
 from irtool.ir.graph import Graph, Node
 
@@ -17,6 +18,9 @@ Place = tuple[frozenset[Node], frozenset[Node]]
 """The matched nodes before and after a stretch, as the first graph has them."""
 
 
+Stretch = list[Node]
+
+
 @dataclass(frozen=True, slots=True)
 class Unmatched:
     """The nodes without a partner.
@@ -24,36 +28,122 @@ class Unmatched:
     Attributes:
         added, removed: those in no replacement, in the order of their graph.
         replaced: (nodes of the first graph, nodes of the second) that stand between the same neighbours.
-        rewritten: nodes of the first graph that took over what a removed one did: that explains their new numbers.
+        lowered: the same, where both compute the same; either may be empty.
+        rewritten: nodes of the first graph that a batch norm was folded into: that explains their new numbers.
+        explained: matched nodes of the first graph that are part of a lowering: that explains all that differs about them.
     """
 
     added: list[Node]
     removed: list[Node]
-    replaced: list[tuple[list[Node], list[Node]]]
+    replaced: list[tuple[Stretch, Stretch]]
+    lowered: list[tuple[Stretch, Stretch]]
     rewritten: set[Node]
+    explained: set[Node]
 
 
 def find_replacements(a: Graph, b: Graph, pairs: Mapping[Node, Node]) -> Unmatched:
-    """Sort the nodes without a partner into replacements, removed and added ones."""
-    back = {y: x for x, y in pairs.items()}
-    gone, new = {node for node in a.nodes if node not in pairs}, {node for node in b.nodes if node not in back}
-    places: dict[Place, list[Node]] = {}
-    for stretch in _stretches(b, new):
-        places.setdefault(_place(stretch, back.__getitem__), stretch)
-    replaced: list[tuple[list[Node], list[Node]]] = []
-    rewritten: set[Node] = set()
-    for stretch in _stretches(a, gone):
-        other = places.pop(_place(stretch, lambda node: node), None)
-        source = _folded_into(stretch, pairs) if other is None else None
+    """Sort the nodes without a partner into replacements, lowerings, removed and added ones."""
+    return _Sorting(a, b, pairs).sorted()
+
+
+class _Sorting:
+    """The nodes that still have no explanation, and the explanations found."""
+
+    def __init__(self, a: Graph, b: Graph, pairs: Mapping[Node, Node]) -> None:
+        self.a, self.b, self.pairs = a, b, pairs
+        self.known = Known.of(pairs)
+        self.back = {y: x for x, y in pairs.items()}
+        self.gone, self.new = {node for node in a.nodes if node not in pairs}, {node for node in b.nodes if node not in self.back}
+        self.replaced: list[tuple[Stretch, Stretch]] = []
+        self.lowered: list[tuple[Stretch, Stretch]] = []
+        self.rewritten: set[Node] = set()
+        self.explained: set[Node] = set()
+
+    def sorted(self) -> Unmatched:
+        """Explain what can be explained: stretch by stretch, then stretches with the same source together."""
+        for merge in (False, True):
+            self._between_neighbours(merge)
+        self._merged_below()
+        for stretch in _stretches(self.a, self.gone):
+            self._folded(stretch) or self._lowered_alone(stretch, [])
+        for stretch in _stretches(self.b, self.new):
+            self._lowered_alone([], stretch)
+        added, removed = ([node for node in graph.nodes if node in left] for graph, left in ((self.b, self.new), (self.a, self.gone)))
+        return Unmatched(added, removed, self.replaced, self.lowered, self.rewritten, self.explained)
+
+    def _between_neighbours(self, merge: bool) -> None:
+        places = self._places(self.b, self.new, self.back, merge)
+        for place, stretch in self._places(self.a, self.gone, None, merge).items():
+            other = places.get(place)
+            if other is None:
+                continue
+            if self._lowered_alone(stretch, other):
+                continue
+            if max(len(stretch), len(other)) <= LARGEST and not merge:
+                self._note(self.replaced, stretch, other)
+
+    def _places(self, graph: Graph, free: set[Node], partner: Mapping[Node, Node] | None, merge: bool) -> dict[Place, Stretch]:
+        """The stretches by where they stand; with `merge` those that read the same nodes count as one."""
+        found: dict[Place, Stretch] = {}
+        for stretch in _stretches(graph, free):
+            above, below = _place(stretch, partner)
+            if merge:
+                below = below.union(*(old[1] for old in list(found) if old[0] == above))
+                stretch = [*(node for old in list(found) if old[0] == above for node in found.pop(old)), *stretch]
+            found.setdefault((above, below), stretch)
+        return found
+
+    def _folded(self, stretch: Stretch) -> bool:
+        source = _folded_into(stretch, self.pairs)
+        if source is None:
+            return False
+        self.gone.difference_update(stretch)
+        self.replaced.append(([source, *stretch], [self.pairs[source]]))
+        self.rewritten.add(source)
+        return True
+
+    def _lowered_alone(self, xs: Stretch, ys: Stretch) -> bool:
+        """Nodes that compute the same, or do so together with the matched product above them, whose bias became an addition."""
+        source = self._biased_source(xs, ys)
         if source is not None:
-            replaced.append(([source, *stretch], [pairs[source]]))
-            rewritten.add(source)
-            gone.difference_update(stretch)
-        elif other is not None and max(len(stretch), len(other)) <= LARGEST:
-            replaced.append((stretch, other))
-            gone.difference_update(stretch)
-            new.difference_update(other)
-    return Unmatched([node for node in b.nodes if node in new], [node for node in a.nodes if node in gone], replaced, rewritten)
+            return self._lowered_pair([source, *xs], [self.pairs[source], *ys], source)
+        return self._lowered_pair(xs, ys, None)
+
+    def _biased_source(self, xs: Stretch, ys: Stretch) -> Node | None:
+        """The product that both stretches follow, if one of the partners has a bias and the other has none."""
+        inside = {*xs, *ys}
+        sources = [
+            *({p for node in xs for _, p, _ in data_inputs(node)} - inside),
+            *({self.back.get(p) for node in ys for _, p, _ in data_inputs(node)} - {None}),
+        ]
+        source = sources[0] if sources and all(one is sources[0] for one in sources) else None
+        if source is None or source.op not in ("Gemm", "MatMul") or source not in self.pairs:
+            return None
+        biased = [node.get("bias") is not None for node in (source, self.pairs[source])]
+        return source if biased[0] != biased[1] else None
+
+    def _merged_below(self) -> None:
+        """Concatenations that became one with the concatenation that reads them."""
+        for x, y in self.pairs.items():
+            if x.op == "Concat":
+                xs = [p for p in dict.fromkeys(p for _, p, _ in data_inputs(x)) if p in self.gone]
+                ys = [p for p in dict.fromkeys(p for _, p, _ in data_inputs(y)) if p in self.new]
+                if xs or ys:
+                    self._lowered_pair([*xs, x], [*ys, y], x)
+
+    def _lowered_pair(self, before: Stretch, after: Stretch, partner: Node | None) -> bool:
+        """Two stretches, perhaps with a matched pair among them."""
+        ends = same_function((self.a, before), (self.b, after), self.known)
+        if ends:
+            self._note(self.lowered, before, after)
+            self.known.values.update(ends)
+            self.explained.update([partner] if partner is not None else [])
+        return bool(ends)
+
+    def _note(self, where: list[tuple[Stretch, Stretch]], before: Stretch, after: Stretch) -> None:
+        where.append((before, after))
+        self.gone.difference_update(before)
+        self.new.difference_update(after)
 
 
 def _stretches(graph: Graph, free: set[Node]) -> list[list[Node]]:
@@ -73,11 +163,13 @@ def _stretches(graph: Graph, free: set[Node]) -> list[list[Node]]:
     return list(found.values())
 
 
-def _place(stretch: list[Node], partner: Callable[[Node], Node]) -> Place:
+def _place(stretch: list[Node], partner: Mapping[Node, Node] | None) -> Place:
     inside = set(stretch)
     above = {producer for node in stretch for _, producer, _ in data_inputs(node)} - inside
     below = {user for node in stretch for user in consumers(node)} - inside
-    return frozenset(map(partner, above)), frozenset(map(partner, below))
+    if partner is not None:
+        above, below = {partner[node] for node in above}, {partner[node] for node in below}
+    return frozenset(above), frozenset(below)
 
 
 def _folded_into(stretch: list[Node], pairs: Mapping[Node, Node]) -> Node | None:

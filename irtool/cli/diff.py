@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,13 +26,13 @@ def diff(
 ) -> None:
     """Show what changed between two models: nodes, channels, parameters, totals.
 
-    Exit code 0: no difference; 1: some; 2: trouble.
+    Any two models, PyTorch or ONNX. Exit code 0: no difference (other operators that compute the same are none); 1: some; 2: trouble.
 
     [bold]Example[/]: irtool diff PreResNet:depth=38 small
     """
     first, second = _graphs((a, weights_a), (b, weights_b), input_shapes(inputs))
     found = graph_diff(first, second)
-    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.text(color=sys.stdout.isatty()))
+    typer.echo(found.to_json() if as_json else found.text(color=sys.stdout.isatty()))
     raise typer.Exit(0 if found.same else 1)
 
 

@@ -57,6 +57,7 @@ ONNX_NAMES = {
     "dropout": "Dropout", "contiguous": "Identity", "clone": "Identity", "detach": "Identity", "identity": "Identity", "add": "Add",
     "iadd": "Add", "sub": "Sub", "isub": "Sub", "mul": "Mul", "imul": "Mul", "div": "Div", "truediv": "Div", "itruediv": "Div", "pow": "Pow",
     "maximum": "Max", "minimum": "Min", "where": "Where", "prelu": "PRelu", "reciprocal": "Reciprocal", "log": "Log",
+    "silu": "Swish", "celu": "Celu",
 }  # fmt: skip
 
 
@@ -154,6 +155,9 @@ MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
 )
 
 
+_ACTIVATIONS = {name.replace("_", ""): onnx_name(name) for name in (*UNARY.split(), *ONNX_NAMES) if not name.endswith("_")}
+
+
 def module_spec(module: nn.Module) -> Spec | None:
     """The row for a module's class or a base of it; None for a class that irtool does not know."""
     kind = type(module)
@@ -170,7 +174,8 @@ def module_spec(module: nn.Module) -> Spec | None:
 
 
 def _module_op(kind: type) -> str:
-    return ONNX_NAMES.get(kind.__name__.lower()) or kind.__name__
+    """The name that the function of the same name has."""
+    return _ACTIVATIONS.get(kind.__name__.lower()) or kind.__name__
 
 
 UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODULES)

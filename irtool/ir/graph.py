@@ -6,11 +6,13 @@ so that shapes, uses and constants can never be stale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
+
+from irtool.ir.text import text_of
 
 G = TypeVar("G", bound="Graph")
 """The host of a graph: what goes in is what comes out."""
@@ -114,8 +116,6 @@ class Graph:
 
     example_inputs: tuple[Any, ...]
     tracer: str
-    trainable: ClassVar[bool] = False
-    """Whether the program can be trained: then dropout means something."""
     history: tuple[Mapping[str, Any], ...]
     analyses: dict[str, Any]
     nodes: tuple[Node, ...]
@@ -167,53 +167,10 @@ class Graph:
         """Take out a node: whoever read its output reads its first input. `tidied` when done."""
         raise NotImplementedError
 
-    def is_pure(self, node: Node) -> bool:
-        """Whether the operator does nothing but compute its result."""
-        return True
-
-    def drop_dead(self) -> list[str]:
-        """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
-        raise NotImplementedError
-
-    def settle_shapes(self) -> int:
-        """Make constants of sizes that the program computes though no input can change them; how many. `tidied` when done."""
-        return 0
-
-    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
-        """Whether all that the node reads are parameters or `constants`, so that its outputs never change in eval mode."""
-        raise NotImplementedError
-
-    def settle(self, node: Node, data: torch.Tensor) -> None:
-        """Put a constant in the place of a node of one output. `tidied` when done."""
-        raise NotImplementedError
-
-    def select(self, node: Node, name: str) -> None:
-        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
-        raise NotImplementedError
-
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one node's own operator on other tensors of the same rank (labels), arguments as they are."""
         raise NotImplementedError
 
     def text(self) -> str:
-        """A stable text form: a line a node, shapes always, weights elided."""
-        lines = [f"input  {_typed(value)}" for value in self.inputs]
-        for node in self.nodes:
-            if node.op in ("Input", "Output"):
-                continue
-            attrs = ", ".join(f"{key}={_short(value)}" for key, value in sorted(node.attrs.items()))
-            results = ", ".join(_typed(value) for value in node.outputs)
-            operands = ", ".join(_typed(value) if value.is_param else f"%{value.name}" for value in node.inputs)
-            lines.append(f"{results} = {node.op}({operands}){f' {{{attrs}}}' if attrs else ''}")
-        lines += [f"output {_typed(value)}" for value in self.outputs]
-        return "\n".join(lines)
-
-
-def _typed(value: Value) -> str:
-    sizes = "x".join(map(str, value.shape)) if value.shape is not None else "?"
-    return f"{'@' if value.is_param else '%'}{value.name}:{sizes}"
-
-
-def _short(value: Any) -> str:
-    text = str(value).replace(" ", "")
-    return text if len(text) <= 60 else text[:57] + "..."
+        """A stable text form: a line a node, sizes always, weights elided; the same for the same network in both hosts."""
+        return text_of(self)
