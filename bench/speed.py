@@ -2,16 +2,20 @@
 
     python bench/speed.py                      irtool alone
     .bench-venv/bin/python bench/speed.py      with Torch-Pruning (`make bench-peers` makes that environment)
+    ... bench/speed.py resnet18 vgg16_bn       these models only; other results in the file stay
+    ... bench/speed.py --missing               only what the file lacks: takes up a run that was cut off
 
-irtool: trace, groups, plan, slice and proof at 0.5 by l1, each layer. Torch-Pruning: dependency graph and magnitude
-pruner at 0.5, each layer, the model's last layer ignored, as its documentation shows. One thread each, alternating, each
-in a process of its own; seconds are wall time, the median of the repeats. A peer that fails, or whose result does not
-run, is a row without a ratio.
+irtool: trace, groups, plan, slice and proof at 0.5 by l1, each layer, and the code of the new module. Torch-Pruning:
+dependency graph and magnitude pruner at 0.5, each layer, the model's last layer ignored, as its documentation shows.
+One thread each, alternating, each in a process of its own; the median of the repeats. Wall time is what a user waits for;
+CPU time (`time.process_time`) is what the ratio goes by, since other work on the machine does not change it much. A peer
+that fails, exceeds the time limit, or whose result does not run, is a row without a ratio.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -24,20 +28,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from irtool.files import replacing
+
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = ["alexnet", "vgg16_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "densenet201", "googlenet", "mobilenet_v2",
-          "mobilenet_v3_large", "mnasnet1_0", "squeezenet1_0", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny",
-          "shufflenet_v2_x1_0", "swin_t", "maxvit_t"]  # fmt: skip
-DEPTHS = [20, 56, 110, 218, 434, 1001]
-TIMEOUT = 150
+RESULTS = ROOT / "bench" / "results" / "speed.json"
+CNNS = """
+alexnet vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn
+resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2
+densenet121 densenet161 densenet169 densenet201 googlenet inception_v3
+mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3 squeezenet1_0 squeezenet1_1
+efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7
+efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l
+regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf
+regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf
+convnext_tiny convnext_small convnext_base convnext_large
+""".split()  # regnet_y_128gf is left out for memory: its weights alone are 2.6 GB
+OTHERS = ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "swin_t", "maxvit_t"]
+"""Models that the peer fails on or takes minutes for: shown, with what the peer said."""
+DEEP = [f"preresnet{depth}" for depth in (20, 56, 110, 218, 434, 1001)]
+SLOW = 20.0
+"""A run of more seconds than this is not repeated."""
 
 
 def irtool_once(model: Any, inputs: Any) -> Any:
-    """Everything from the module to a proven, sliced one."""
+    """Everything from the module to a proven, sliced one whose code is compiled."""
     import irtool
 
     graph = irtool.trace(model, inputs)
-    return irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local"), "drop").module, len(graph.nodes)
+    pruned = irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local"), "drop").module
+    assert pruned.code
+    return pruned, len(graph.nodes)
 
 
 def peer_once(model: Any, inputs: Any) -> Any:
@@ -51,87 +71,110 @@ def peer_once(model: Any, inputs: Any) -> Any:
     return model, 0
 
 
-TOOLS: dict[str, Callable[[Any, Any], Any]] = {"irtool": irtool_once, "torch-pruning": peer_once}
+PEER = "torch-pruning"
+TOOLS: dict[str, Callable[[Any, Any], Any]] = {"irtool": irtool_once, PEER: peer_once}
+
+
+def build_model(name: str) -> tuple[Any, tuple[Any, ...]]:
+    """A randomised model in eval mode, and inputs of the usual size."""
+    import torch
+    from zoo import build
+
+    if name.startswith("preresnet"):
+        from irtool.models import PreResNet
+
+        return PreResNet(int(name.removeprefix("preresnet"))).eval(), (torch.randn(1, 3, 32, 32),)
+    model, inputs, _ = build(name)
+    return model, inputs if name in ("swin_t", "maxvit_t") else (torch.randn(1, 3, 224, 224),)
 
 
 def measure(name: str, tool: str) -> dict[str, Any]:
     """Time one tool on one model, and see that the result runs."""
     import torch
-    from zoo import build
 
     torch.set_num_threads(1)
-    if name.startswith("preresnet"):
-        from irtool.models import PreResNet
-
-        model, inputs = PreResNet(int(name.removeprefix("preresnet"))).eval(), (torch.randn(1, 3, 32, 32),)
-    else:
-        model, inputs, _ = build(name)
-        if name not in ("swin_t", "maxvit_t"):
-            inputs = (torch.randn(1, 3, 224, 224),)
-    if tool == "irtool":
-        import irtool  # noqa: F401  imports are not what is measured
-    else:
-        import torch_pruning  # noqa: F401
+    model, inputs = build_model(name)
+    importlib.import_module(tool.replace("-", "_"))  # imports are not what is measured
     small = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 4)).eval()
-    TOOLS[tool](small, (torch.zeros(1, 3, 8, 8),))  # first calls import and compile things
+    TOOLS[tool](small, (torch.zeros(1, 3, 8, 8),))  # nor is what the first call imports and compiles
     size = sum(p.numel() * p.element_size() for p in model.parameters()) // 2**20
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     pruned, nodes = TOOLS[tool](model, inputs)
-    seconds = time.perf_counter() - start
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     with torch.no_grad():
         pruned.eval()(*inputs)
-    return {
-        "seconds": seconds,
-        "nodes": nodes,
-        "params": sum(p.numel() for p in pruned.parameters()),
-        "model_mb": size,
-        "extra_mb": peak - held,
-    }
+    left = sum(p.numel() for p in pruned.parameters())
+    return {"seconds": wall, "cpu": cpu, "nodes": nodes, "params": left, "model_mb": size, "extra_mb": peak - held}
 
 
-def child(name: str, tool: str) -> dict[str, Any]:
+def child(name: str, tool: str, limit: float) -> dict[str, Any]:
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--child", name, "--tool", tool]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
     except subprocess.TimeoutExpired:
-        return {"error": f"over {TIMEOUT} s"}
+        return {"error": f"over {limit:g} s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1]) if lines else {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:160]}
-
-
-def rounds(name: str, tools: list[str], repeats: int) -> dict[str, dict[str, Any]]:
-    """Alternate the tools; keep the median time of each."""
-    runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
-    for _ in range(repeats):
-        for tool in tools:
-            if not any("error" in run for run in runs[tool]):
-                runs[tool].append(child(name, tool))
-    found = {}
-    for tool, done in runs.items():
-        failed = next((run for run in done if "error" in run), None)
-        found[tool] = failed or {**done[0], "seconds": statistics.median(run["seconds"] for run in done)}
+    if not lines:
+        return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:160]}
+    found: dict[str, Any] = json.loads(lines[-1])
     return found
 
 
+def rounds(name: str, tools: list[str], repeats: int, limit: float) -> dict[str, dict[str, Any]]:
+    """Alternate the tools; keep the median times of each."""
+    runs: dict[str, list[dict[str, Any]]] = {tool: [] for tool in tools}
+    for _ in range(repeats):
+        for tool, done in runs.items():
+            if not any("error" in run or run["seconds"] > SLOW for run in done):
+                done.append(child(name, tool, limit))
+    found = {}
+    for tool, done in runs.items():
+        failed = next((run for run in done if "error" in run), None)
+        medians = {} if failed else {key: statistics.median(run[key] for run in done) for key in ("seconds", "cpu")}
+        found[tool] = failed or {**done[0], **medians, "runs": len(done)}
+    return found
+
+
+def ratio(found: dict[str, dict[str, Any]], key: str) -> float | None:
+    """How many times the peer's time irtool's is; None where one of them gave no result."""
+    if PEER not in found or any("error" in run for run in found.values()):
+        return None
+    return float(found[PEER][key] / found["irtool"][key])
+
+
 def line(name: str, found: dict[str, dict[str, Any]]) -> str:
-    """One row of the table."""
-    parts = [
-        f"{tool} {run['seconds']:.2f} s" if "error" not in run else f"{tool} failed ({run['error'][:60]})" for tool, run in found.items()
-    ]
-    both = all("error" not in run for run in found.values()) and len(found) == 2
-    ratio = f"{found['torch-pruning']['seconds'] / found['irtool']['seconds']:.1f}x" if both else ""
+    """One row of the table: CPU seconds of both, ratios of CPU and wall time, peak memory above the model."""
+    parts = [f"{run['cpu']:9.3f} s" if "error" not in run else f"failed ({run['error'][:40]})" for run in found.values()]
+    ratios = " ".join(f"{value:6.1f}x" if value else "       " for value in (ratio(found, "cpu"), ratio(found, "seconds")))
     own = found["irtool"]
-    memory = f"+{own['extra_mb']} MB over a model of {own['model_mb']} MB" if "error" not in own else ""
-    return f"{name:<20} {'  '.join(parts):<64} {ratio:>7}  {memory}"
+    if "error" in own:
+        return f"{name:<20} {'  '.join(parts)}"
+    memory = f"+{own['extra_mb']} MB over a model of {own['model_mb']} MB"
+    over = "  OVER twice the model + 300 MB" if own["extra_mb"] > 2 * own["model_mb"] + 300 else ""
+    return f"{name:<20} {'  '.join(parts):<26} {ratios}  {own['nodes']:>5} nodes  {memory}{over}"
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """Geometric means over the CNNs that both prune, and how the time per node grows with depth."""
+    lines = []
+    for key, word in (("cpu", "CPU"), ("seconds", "wall")):
+        ratios = [value for name, found in results.items() if name in CNNS and (value := ratio(found, key))]
+        if ratios:
+            mean = math.exp(statistics.mean(map(math.log, ratios)))
+            lines.append(f"geometric mean over {len(ratios)} models that both prune, {word} time: {mean:.1f}x (least {min(ratios):.1f}x)")
+    deep = {name: results[name]["irtool"] for name in ("preresnet110", "preresnet1001") if "error" not in results.get(name, {"irtool": {"error": 0}})["irtool"]}  # fmt: skip
+    if len(deep) == 2:
+        shallow, deepest = (run["cpu"] / run["nodes"] for run in deep.values())
+        lines.append(f"CPU time a node, PreResNet-1001 over PreResNet-110: {deepest / shallow:.2f}")
+    return lines
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Time against nodes, log-log; one point a model, a line for PreResNet of growing depth."""
+    """CPU time against nodes, log-log; one point a model, a line for PreResNet of growing depth."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,46 +182,55 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6.5, 4.5), constrained_layout=True)
     good = {name: found["irtool"] for name, found in results.items() if "error" not in found["irtool"]}
-    deep = [(run["nodes"], run["seconds"]) for name, run in good.items() if name.startswith("preresnet")]
-    axes.loglog(*zip(*deep, strict=True), "o-", label="irtool, PreResNet 20 to 1001", color="tab:blue") if deep else None
-    for tool, colour in (("irtool", "tab:green"), ("torch-pruning", "tab:red")):
-        points = [(good[name]["nodes"], found[tool]["seconds"]) for name, found in results.items()
-                  if not name.startswith("preresnet") and name in good and tool in found and "error" not in found[tool]]  # fmt: skip
+    deep = [(good[name]["nodes"], good[name]["cpu"]) for name in DEEP if name in good]
+    if deep:
+        axes.loglog(*zip(*deep, strict=True), "o-", label="irtool, PreResNet 20 to 1001", color="tab:blue")
+    for tool, colour in (("irtool", "tab:green"), (PEER, "tab:red")):
+        points = [(good[name]["nodes"], found[tool]["cpu"]) for name, found in results.items()
+                  if name not in DEEP and name in good and tool in found and "error" not in found[tool]]  # fmt: skip
         if points:
             axes.loglog(*zip(*points, strict=True), "x", label=f"{tool}, torchvision", color=colour)
-    axes.set(xlabel="nodes of the graph", ylabel="seconds, one thread", title="trace + plan + slice + proof")
+    axes.set(xlabel="nodes of the graph", ylabel="CPU seconds, one thread", title="trace + plan + slice + proof")
     axes.grid(True, which="both", alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="torchvision names or preresnetDEPTH; all if left out")
+    parser.add_argument("--repeats", type=int, default=3, help=f"runs of each tool, median counts; one if it takes over {SLOW:g} s")
+    parser.add_argument("--missing", action="store_true", help="only models that the results file lacks")
+    parser.add_argument("--limit", type=float, default=150, help="seconds that a run may take")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--tool", help=argparse.SUPPRESS, default="irtool")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--tool", help=argparse.SUPPRESS, default="irtool")
-    options = parser.parse_args()
+    """Measure, print, write after each model."""
+    options = arguments()
     if options.child:
         print(json.dumps(measure(options.child, options.tool)))
         return
-    import importlib.util
-
-    tools = ["irtool", *(["torch-pruning"] if importlib.util.find_spec("torch_pruning") else [])]
-    results = {}
-    for name in options.models or [*MODELS, *(f"preresnet{depth}" for depth in DEPTHS)]:
-        results[name] = rounds(name, tools if not name.startswith("preresnet") else ["irtool"], options.repeats)
+    tools = ["irtool", *([PEER] if importlib.util.find_spec("torch_pruning") else [])]
+    everything = [*CNNS, *OTHERS, *DEEP]
+    results: dict[str, Any] = {}
+    if RESULTS.exists() and (options.models or options.missing):
+        results = json.loads(RESULTS.read_text())
+    print(f"{'CPU time of':<20} {'  '.join(tools):<26}     CPU    wall")
+    for name in options.models or everything:
+        if options.missing and set(tools if name not in DEEP else ["irtool"]) <= set(results.get(name, ())):
+            continue
+        results[name] = rounds(name, tools if name not in DEEP else ["irtool"], options.repeats, options.limit)
         print(line(name, results[name]), flush=True)
-    ratios = [
-        f["torch-pruning"]["seconds"] / f["irtool"]["seconds"]
-        for f in results.values()
-        if len(f) == 2 and not any("error" in run for run in f.values())
-    ]
-    if ratios:
-        print(f"geometric mean over {len(ratios)} models that both prune: {math.exp(statistics.mean(map(math.log, ratios))):.1f}x")
-    (ROOT / "bench" / "results").mkdir(exist_ok=True)
-    (ROOT / "bench" / "results" / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
+        results = {known: results[known] for known in sorted(results, key=(everything + list(results)).index)}
+        RESULTS.parent.mkdir(exist_ok=True)
+        with replacing(RESULTS) as temporary:
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+    print(*summary(results), sep="\n")
     plot(results, ROOT / "docs" / "speed.png")
 
 

@@ -8,7 +8,18 @@ from .analysis.groups import ChannelGroups, channel_groups
 from .archive import load, read_info, save
 from .backends import export_mnn, export_onnx
 from .ir import FxGraph, Graph, Node, OnnxGraph, Value, load_onnx, put_back, save_onnx, trace
-from .passes import FoldBatchNorm, InsertSelects, Prune, fold_batchnorm, prune
+from .passes import (
+    DeadCode,
+    FoldBatchNorm,
+    FoldConstants,
+    InsertSelects,
+    Prune,
+    RecalibrateBatchNorm,
+    ReduceWidth,
+    RemoveIdentity,
+    fold_batchnorm,
+    prune,
+)
 from .passmanager import Pass, PassResult, Pipeline
 from .planning import Plan, criterion, plan
 from .planning.apply import apply
@@ -17,8 +28,8 @@ from .planning.check import MaskedCheck, check_prune
 __version__: str
 
 __all__ = [
-    "ChannelGroups", "Comparison", "Cost", "Diff", "FoldBatchNorm", "FxGraph", "Graph", "InsertSelects", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult",
-    "Pipeline", "Plan", "Prune", "Value", "apply", "channel_groups", "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn",
+    "ChannelGroups", "Comparison", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph", "InsertSelects", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult",
+    "Pipeline", "Plan", "Prune", "RecalibrateBatchNorm", "ReduceWidth", "RemoveIdentity", "Value", "apply", "channel_groups", "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn",
     "export_onnx", "fold_batchnorm", "load", "load_onnx", "models", "plan", "prune", "put_back", "read_info", "save", "save_onnx", "trace",
     "train",
 ]  # fmt: skip

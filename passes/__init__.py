@@ -1,7 +1,23 @@
 """Passes, one a file. Importing this package registers them all."""
 
+from irtool.passes.dead_code import DeadCode
 from irtool.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
+from irtool.passes.fold_constants import FoldConstants
 from irtool.passes.insert_selects import InsertSelects
 from irtool.passes.prune import Prune, prune
+from irtool.passes.recalibrate_batchnorm import RecalibrateBatchNorm
+from irtool.passes.reduce_width import ReduceWidth
+from irtool.passes.remove_identity import RemoveIdentity
 
-__all__ = ["FoldBatchNorm", "InsertSelects", "Prune", "fold_batchnorm", "prune"]
+__all__ = [
+    "DeadCode",
+    "FoldBatchNorm",
+    "FoldConstants",
+    "InsertSelects",
+    "Prune",
+    "RecalibrateBatchNorm",
+    "ReduceWidth",
+    "RemoveIdentity",
+    "fold_batchnorm",
+    "prune",
+]

@@ -14,9 +14,10 @@ from functools import cached_property
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from irtool.analysis.balance import Balance, balance_of, sharing
 from irtool.analysis.labels import Labels, Layer, label
 from irtool.ir.graph import Graph, Node
 
@@ -32,23 +33,6 @@ class Pin:
 
     def __str__(self) -> str:
         return f"{self.reason} (at {self.location})"
-
-
-@dataclass(frozen=True)
-class Balance:
-    """Groups that must be removed in equal shares.
-
-    Attributes:
-        cells: group numbers, sorted into cells by the rows they touch in every table.
-        equal: shape (conditions, cells): `equal @ removed == 0` where removed[c] counts the groups taken from cell c.
-        rows: shape (rows, cells): channels that a row loses for one group taken from each cell.
-        room: shape (rows,): channels a row can lose at most if one is to stay.
-    """
-
-    cells: list[Ints]
-    equal: Ints
-    rows: Ints
-    room: Ints
 
 
 @dataclass
@@ -82,8 +66,22 @@ class ChannelGroups:
 
     def of(self, labels: Ints) -> Ints:
         """The distinct groups of some labels."""
-        found: Ints = np.unique(self.group[labels[labels >= 0]])
-        return found
+        return distinct(self.group[labels[labels >= 0]])
+
+    @cached_property
+    def owned(self) -> list[Ints]:
+        """The distinct groups of each layer, in the order of `layers`."""
+        return [self.of(layer.labels.numpy()) for layer in self.layers]
+
+    @cached_property
+    def family(self) -> Ints:
+        """Which layers share channels: a family number for each layer, then one for each group, shape (layers + groups,)."""
+        layers = len(self.owned)
+        rows = np.repeat(np.arange(layers), [len(found) for found in self.owned])
+        columns = np.concatenate(self.owned) + layers if self.owned else rows
+        size = layers + self.count
+        _, family = connected_components(coo_array((np.ones(rows.size, np.int8), (rows, columns)), shape=(size, size)), directed=False)
+        return family.astype(np.int64)
 
     @cached_property
     def members(self) -> tuple[Ints, Ints]:
@@ -103,15 +101,8 @@ class ChannelGroups:
     @cached_property
     def families(self) -> list[list[Layer]]:
         """Layers that share channels, together: what `scope="local"` and summaries count as one."""
-        owned = [self.of(layer.labels.numpy()) for layer in self.layers]
-        if not owned:
-            return []
-        rows = np.repeat(np.arange(len(owned)), [len(found) for found in owned])
-        columns = np.concatenate(owned) + len(owned)
-        size = len(owned) + self.count
-        _, family = connected_components(coo_array((np.ones(rows.size, np.int8), (rows, columns)), shape=(size, size)), directed=False)
         by_family: dict[int, list[Layer]] = defaultdict(list)
-        for layer, number in zip(self.layers, family[: len(owned)].tolist(), strict=True):
+        for layer, number in zip(self.layers, self.family[: len(self.layers)].tolist(), strict=True):
             by_family[number].append(layer)
         return list(by_family.values())
 
@@ -180,22 +171,25 @@ def group_channels(labels: Labels, *, couple: bool = False, pins: Iterable[tuple
     return _Grouping(labels, couple, list(pins)).solve()
 
 
+def distinct(numbers: Ints) -> Ints:
+    """The distinct entries, sorted: `np.unique`, without the overhead that shows on short arrays."""
+    if numbers.size > 1 and not bool((numbers[1:] > numbers[:-1]).all()):
+        numbers = np.sort(numbers)
+        numbers = numbers[np.append(True, numbers[1:] != numbers[:-1])]
+    return numbers
+
+
 class _Grouping:
     def __init__(self, labels: Labels, couple: bool, pins: list[tuple[Ints, Pin]]) -> None:
         self.labels, self.couple, self.pins = labels, couple, pins
         self.extra: list[tuple[Ints, Ints]] = []
         self._balanced: list[tuple[Node, Ints]] = []
-        firsts, seconds, lone = [], [], []
-        for node, a, b in labels.meetings:
-            firsts.append(a.numpy())
-            seconds.append(b.numpy())
-            if bool((a[:1] < 0) != (b[:1] < 0)) or a.numel() > 1:
-                lone.append((node, firsts[-1], seconds[-1]))
+        firsts, seconds = [a.numpy() for _, a, _ in labels.meetings], [b.numpy() for _, _, b in labels.meetings]
         self.pins += [(found.numpy(), Pin(reason, node.location)) for node, found, reason in labels.pins]
         self.a = np.concatenate(firsts) if firsts else np.zeros(0, np.int64)
         self.b = np.concatenate(seconds) if seconds else np.zeros(0, np.int64)
         if bool(((self.a < 0) != (self.b < 0)).any()):
-            for node, first, second in lone:
+            for (node, *_), first, second in zip(labels.meetings, firsts, seconds, strict=True):
                 mask = (first < 0) != (second < 0)
                 if mask.any():
                     reason = "meets a value whose channels cannot be removed"
@@ -219,10 +213,11 @@ class _Grouping:
         matrix = coo_array((np.ones(int(both.sum()), np.int8), (a[both], b[both])), shape=(count, count))
         number, group = connected_components(matrix, directed=False) if count else (0, np.zeros(0, np.int64))
         pinned = np.zeros(number, bool)
-        pins = [(np.unique(group[found]).astype(np.int64), pin) for found, pin in self.pins if found.size]
+        group = group.astype(np.int64)
+        pins = [(distinct(group[found]), pin) for found, pin in self.pins if found.size]
         for groups, _ in pins:
             pinned[groups] = True
-        return ChannelGroups(self.labels, group.astype(np.int64), int(number), pinned, [], pins)
+        return ChannelGroups(self.labels, group, int(number), pinned, [], pins)
 
     def _settle_boxes(self, groups: ChannelGroups) -> bool:
         """A split axis must shrink along one of its parts. True if meetings were added."""
@@ -258,11 +253,11 @@ class _Grouping:
             if free.any() and not (ids == ids[:1]).all():
                 open_tables.append((node, table, np.where(free, ids, -1), ids))
         changed = False
-        for component in _sharing(open_tables):
+        for component in sharing(open_tables):
             balance = (
                 None
                 if self.couple
-                else _balance(
+                else balance_of(
                     [free for _, _, free, _ in component], [table for _, table, _, _ in component], [ids for *_, ids in component]
                 )
             )
@@ -284,65 +279,3 @@ def _constant_across(ids: Ints, axis: int) -> bool:
     """Whether each index along `axis` holds one group only, so that the box shrinks along this axis by itself."""
     rows = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
     return bool((rows == rows[:, :1]).all())
-
-
-def _sharing(tables: list[tuple]) -> list[list[tuple]]:
-    """Tables that share a free group, together."""
-    owner: dict[int, int] = {}
-    graph: nx.Graph = nx.Graph()
-    graph.add_nodes_from(range(len(tables)))
-    for index, (_, _, ids, _) in enumerate(tables):
-        for group in np.unique(ids[ids >= 0]).tolist():
-            graph.add_edge(index, owner.setdefault(group, index))
-    return [[tables[i] for i in sorted(component)] for component in nx.connected_components(graph)]
-
-
-def _balance(tables: list[Ints], labels: list[Ints], groups: list[Ints]) -> Balance | None:
-    """The conditions on a family of tables, in the order in which the graph meets them; None if a group sits unevenly.
-
-    Each row of a table must lose equally many channels. Where a table's channels go on to a later table, its rows must
-    also send equally many to each row there that they reach: a shuffle interleaves the rows, so a later split falls
-    between the same channels only then. `tables` holds free groups (else -1), `groups` all of them.
-    """
-    touched: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    for number, ids in enumerate(tables):
-        for row in range(ids.shape[0]):
-            found, times = np.unique(ids[row][ids[row] >= 0], return_counts=True)
-            for group, many in zip(found.tolist(), times.tolist(), strict=True):
-                touched[group].append((number, row, many))
-    by_rows: dict[tuple[tuple[int, int, int], ...], list[int]] = defaultdict(list)
-    for group, found_at in touched.items():
-        by_rows[tuple(found_at)].append(group)
-    cells = list(by_rows)
-    loss = [np.zeros((ids.shape[0], len(cells)), np.int64) for ids in tables]
-    for column, places in enumerate(cells):
-        for number, row, many in places:
-            loss[number][row, column] += many
-    present = _incidence(groups)
-    conditions = []
-    for number, rows in enumerate(loss):
-        conditions.append(rows[1:] - rows[:1])
-        for after, there in zip(loss[number + 1 :], present[number + 1 :], strict=True):
-            reached = (present[number] @ there.T).toarray() > 0
-            conditions.append(_equal_where(rows[reached.any(1)], after.sum(0) > 0))
-            conditions += [_equal_where(rows[reached[:, row]], after[row] > 0) for row in range(after.shape[0])]
-    equal = np.unique(np.concatenate(conditions), axis=0)
-    everything = np.concatenate(loss)
-    room = np.concatenate([[int((np.unique(row) >= 0).sum()) - 1 for row in table] for table in labels])
-    return Balance([np.array(sorted(found), np.int64) for found in by_rows.values()], equal[(equal != 0).any(1)], everything, room)
-
-
-def _incidence(tables: list[Ints]) -> list[csr_array]:
-    """For each table, which rows have a member of which group, shape (rows, groups)."""
-    width = max(int(ids.max()) for ids in tables) + 1
-    found = []
-    for ids in tables:
-        rows, columns = (ids >= 0).nonzero()
-        found.append(csr_array((np.ones(len(rows), np.int64), (rows, ids[rows, columns])), shape=(ids.shape[0], width)))
-    return found
-
-
-def _equal_where(rows: Ints, mask: NDArray[np.bool_]) -> Ints:
-    """Conditions that all rows lose equally many in the masked cells."""
-    masked: Ints = rows * mask
-    return masked[1:] - masked[:1]

@@ -9,7 +9,8 @@ import torch
 
 from irtool.errors import FileError
 from irtool.ir.fx_graph import FxGraph
-from irtool.passes import FoldBatchNorm, InsertSelects
+from irtool.passes import DeadCode, FoldBatchNorm, FoldConstants, InsertSelects, RemoveIdentity
+from irtool.passmanager import Pass
 from irtool.planning.absorb import add_biases
 from irtool.planning.plan import Plan, find_rewrite
 
@@ -47,21 +48,38 @@ def _prune(graph: FxGraph, step: Step) -> FxGraph:
     return new
 
 
-def _fold_batchnorm(graph: FxGraph, step: Step) -> FxGraph:
-    new = FoldBatchNorm()(graph).graph
+def _reduce_width(graph: FxGraph, step: Step) -> FxGraph:
+    new = find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
     new.history = (*graph.history, step)
     return new
 
 
-def _insert_selects(graph: FxGraph, step: Step) -> FxGraph:
-    new = InsertSelects()(graph).graph
+def _values_only(graph: FxGraph, step: Step) -> FxGraph:
+    """A step that changed values and no shape: the weights that are loaded afterwards have them."""
+    new = graph.clone()
     new.history = (*graph.history, step)
     return new
+
+
+def _again(kind: type[Pass], *options: str) -> Callable[[FxGraph, Step], FxGraph]:
+    """A step that is its pass applied once more, with the recorded options."""
+
+    def apply(graph: FxGraph, step: Step) -> FxGraph:
+        new = kind(**{name: step[name] for name in options})(graph).graph
+        new.history = (*graph.history, step)
+        return new
+
+    return apply
 
 
 STEPS: dict[str, Callable[[FxGraph, Step], FxGraph]] = {
     "prune": _prune,
-    "fold_batchnorm": _fold_batchnorm,
-    "insert_selects": _insert_selects,
+    "fold_batchnorm": _again(FoldBatchNorm),
+    "insert_selects": _again(InsertSelects),
+    "dead_code": _again(DeadCode),
+    "remove_identity": _again(RemoveIdentity, "dropout"),
+    "fold_constants": _again(FoldConstants),
+    "recalibrate_batchnorm": _values_only,
+    "reduce_width": _reduce_width,
 }
 """How each step that a pass writes into `FxGraph.history` is done again. Each appends itself to the history."""

@@ -1,4 +1,5 @@
-"""MNN in a process of its own: `python mnn_child.py convert ARGS.json`, `... run MODEL IN.npz OUT.npz`, `... probe MODEL`.
+"""MNN in a process of its own: `python mnn_child.py convert ARGS.json`, `... run MODEL IN.npz OUT.npz`, `... probe MODEL`,
+`... quantise ARGS.json`.
 
 Each may end the process (MNN aborts on some models), and the converter reports failure only in what it prints, so
 `mnn_process` starts this file by its path, with a time limit, and looks at what came out. It imports nothing of irtool:
@@ -21,6 +22,13 @@ def convert(arguments: str) -> None:
     import _tools
 
     _tools.mnnconvert(json.loads(Path(arguments).read_text(encoding="utf-8")))
+
+
+def quantise(arguments: str) -> None:
+    """Call MNN's own quantiser with the list of arguments in a JSON file."""
+    import _tools
+
+    _tools.mnnquant(json.loads(Path(arguments).read_text(encoding="utf-8")))
 
 
 def probe(model: str) -> None:
@@ -52,7 +60,7 @@ def run(model: str, inputs: str | None = None, outputs: str | None = None) -> No
         np.savez(outputs, *results)
 
 
-ACTIONS: dict[str, Callable[..., None]] = {"convert": convert, "run": run, "probe": probe}
+ACTIONS: dict[str, Callable[..., None]] = {"convert": convert, "quantise": quantise, "run": run, "probe": probe}
 
 if __name__ == "__main__":
     # Started by path, Python looks for imports in this folder first, where a module could have an installed one's name.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
+from irtool.ir.channel_select import ChannelSelect
+from irtool.ir.fx_effects import is_pure
 from irtool.ir.fx_module import attribute, call, copy_module, look_into, map_tensors, set_attribute
 from irtool.ir.fx_reader import Fix, Reader
 from irtool.ir.graph import Graph, Node, Value
@@ -41,6 +43,8 @@ class FxGraph(Graph):
         self.analyses: dict[str, Any] = {}
         """Results of analyses by name; they live as long as this graph, which never changes."""
         self.refresh(fix)
+
+    trainable: ClassVar[bool] = True
 
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
@@ -127,6 +131,48 @@ class FxGraph(Graph):
         host: fx.Node = node.host
         host.replace_all_uses_with(host.all_input_nodes[0])
         self.module.graph.erase_node(host)
+
+    def is_pure(self, node: Node) -> bool:
+        """Whether the operator does nothing but compute its result: what works in place does more."""
+        return is_pure(self.module, node.host)
+
+    def drop_dead(self) -> list[str]:
+        """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
+        dead = []
+        for host in reversed(list(self.module.graph.nodes)):
+            if not host.users and is_pure(self.module, host):
+                self.module.graph.erase_node(host)
+                if host in self._values and host.op != "get_attr":
+                    dead.append(host.name)
+        return dead[::-1]
+
+    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
+        """Whether all that the node reads are parameters or `constants`, so that its outputs never change in eval mode."""
+        values = [self._values.get(used) for used in node.host.all_input_nodes]
+        known = all(isinstance(value, Value) and (value.is_param or value in constants) for value in values)
+        return bool(values) and known and is_pure(self.module, node.host)
+
+    def settle(self, node: Node, data: torch.Tensor) -> None:
+        """Put a constant in the place of a node of one output. `tidied` when done."""
+        name = f"constant_{node.host.name}"
+        while hasattr(self.module, name):
+            name += "_"
+        self.module.register_buffer(name, data)
+        with self.module.graph.inserting_before(node.host):
+            constant = self.module.graph.get_attr(name)
+        node.host.replace_all_uses_with(constant)
+        self.drop_dead()
+
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
+        host: fx.Node = node.host
+        while hasattr(self.module, name):
+            name += "_"
+        device = next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
+        self.module.add_submodule(name, ChannelSelect(torch.arange(node.input.sizes[1], device=device)))
+        with self.module.graph.inserting_before(host):
+            pick = self.module.graph.call_module(name, (host.args[0],))
+        host.args = (pick, *host.args[1:])
 
     def value_of(self, node: fx.Node) -> Any:
         """The view's value (or nest of values) for a host node; None if it holds no tensor."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
 
 
 def map_tensors(structure: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     """Apply `function` to every tensor in a nest of tuples, lists, dicts and dataclasses known to torch's pytree."""
+    if isinstance(structure, torch.Tensor):
+        return function(structure)
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, structure)
 
 
@@ -27,7 +30,8 @@ def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Ten
     """A copy of `module` whose parameters and buffers hold `data(name, old)`; sharing between names is kept.
 
     Only the tensors that `data` makes are allocated, so a copy on the meta device costs no memory for weights. The tree
-    is copied by hand: `copy.deepcopy` spends most of its time on empty hook dictionaries.
+    is copied by hand: `copy.deepcopy` spends most of its time on empty hook dictionaries. The code of a traced program is
+    generated when it is first run or read (see `lazy`).
     """
     memo: dict[int, Any] = {}
     for name, parameter in module.named_parameters():
@@ -35,15 +39,37 @@ def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Ten
     for name, buffer in module.named_buffers():
         memo[id(buffer)] = data(name, buffer)
     if isinstance(module, fx.GraphModule):
-        root = _copy_tree(module, memo, nn.Module())
+        new = lazy(nn.Module(), fx.Graph(), type(module).__name__)
+        _copy_tree(module, memo, new)
         for name, held in module.__dict__.items():  # constants that are neither parameters nor buffers
             if isinstance(held, torch.Tensor):
-                root.__dict__[name] = data(name, held)
-        new = fx.GraphModule(root, copy.deepcopy(module.graph, memo), type(module).__name__)
+                new.__dict__[name] = data(name, held)
+        new.graph = copy.deepcopy(module.graph, memo)
         new.meta = dict(module.meta)
         new.training = module.training
         return new
     return _copy_tree(module, memo)
+
+
+def lazy(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A traced program whose Python code is generated when it is first run or read.
+
+    Most programs here are read as graphs only, and generating code takes longer than all that irtool does to them. The
+    class is torch's own, which `torch.compile` and `torch.export` know; `compiled` makes a plain module of it.
+    """
+    return _LazyGraphModule(root, graph, name)
+
+
+def compiled(module: fx.GraphModule) -> fx.GraphModule:
+    """The same object, its code generated, and no longer lazy: what users get, and `torch.jit.script` takes."""
+    if isinstance(module, _LazyGraphModule):
+        plain: type[fx.GraphModule] = type(
+            fx.GraphModule.__new__(fx.GraphModule)
+        )  # fx makes a class for each instance, to hang `forward` on
+        plain.__name__ = type(module).__name__
+        cast(Any, module).__class__ = plain
+        module.recompile()
+    return module
 
 
 _SHARED = (int, float, str, bool, bytes, tuple, type(None), type, torch.dtype, torch.device)
@@ -83,6 +109,18 @@ def call(module: nn.Module, node: fx.Node, args: Sequence[Any], kwargs: Mapping[
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
+
+
+def modules_by_path(module: nn.Module) -> dict[str, nn.Module]:
+    """`module` and all below it under every path, parents first: `named_modules(remove_duplicate=False)`, without generators in generators."""
+    found: dict[str, nn.Module] = {}
+    stack = [("", module)]
+    while stack:
+        path, owner = stack.pop()
+        found[path] = owner
+        prefix = f"{path}." if path else ""
+        stack += [(prefix + name, child) for name, child in reversed(owner._modules.items()) if child is not None]
+    return found
 
 
 def attribute(module: nn.Module, path: str) -> Any:

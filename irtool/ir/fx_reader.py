@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
-from irtool.ir.fx_module import attribute, call, copy_module, empty_like, look_into, map_tensors, meta
+from irtool.ir.fx_module import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
 from irtool.ir.fx_shapes import infer_shape, meta_like
 from irtool.ir.fx_targets import Spec, callee, function_spec, module_spec
 from irtool.ir.graph import Node, Value
@@ -33,9 +33,14 @@ class Reader:
         self.outputs: list[Value] = []
         self.params: dict[str, Value] = {}
         self._by_tensor: dict[int, Value] = {}
+        self._modules = modules_by_path(module)
         self._names: dict[int, str] = {}
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            self._names.setdefault(id(tensor), name)
+        for path, child in self._modules.items():
+            for held in (child._parameters, child._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        self._names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+        self._specs: dict[type, Spec | None] = {}
         self._feed = list(pytree.tree_leaves(tuple(example_inputs))) if self._is_flat() else list(example_inputs)
         with torch.no_grad():
             for node in module.graph.nodes:
@@ -88,23 +93,34 @@ class Reader:
         self.nodes.append(view)
 
     def _param(self, path: str, tensor: torch.Tensor) -> Value:
-        name = self._names.get(id(tensor), path)
-        if id(tensor) not in self._by_tensor:
-            self._by_tensor[id(tensor)] = self.params[name] = Value(name, tuple(tensor.shape), tensor.dtype, data=tensor.detach())
-        return self._by_tensor[id(tensor)]
+        found = self._by_tensor.get(id(tensor))
+        if found is None:
+            name = self._names.get(id(tensor), path)
+            found = self._by_tensor[id(tensor)] = self.params[name] = Value(name, tuple(tensor.shape), tensor.dtype, data=tensor.detach())
+        return found
+
+    def _example(self, arg: Any) -> Any:
+        """An argument with example values in place of host nodes."""
+        if isinstance(arg, fx.Node):
+            return self.examples[arg]
+        return arg if isinstance(arg, _PLAIN) else fx.map_arg(arg, self.examples.__getitem__)
 
     def _flat(self, arg: Any) -> list[Value]:
         """The tensor values in an argument, in order."""
+        if isinstance(arg, _PLAIN):
+            return []
+        value = self.values.get(arg) if isinstance(arg, fx.Node) else None
+        if isinstance(value, Value):
+            return [value]
         found: list[Value] = []
         fx.map_arg(arg, lambda n: found.extend(v for v in pytree.tree_leaves(self.values.get(n)) if isinstance(v, Value)))
         return found
 
     def _read_call(self, node: fx.Node) -> None:
-        args: Any = fx.map_arg(node.args, self.examples.__getitem__)
-        kwargs: Any = fx.map_arg(node.kwargs, self.examples.__getitem__)
-        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        spec = module_spec(module) if module is not None else function_spec(node.target, args)
-        inputs = self._flat((node.args, node.kwargs))
+        args = tuple(map(self._example, node.args))
+        kwargs = {key: self._example(arg) for key, arg in node.kwargs.items()}
+        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        spec = self._module_spec(module) if module is not None else function_spec(node.target, args)
         if self._is_selection(node, args):
             self.examples[node] = args[0][args[1]]
             self.values[node] = self._nest(node.args[0])[args[1]]
@@ -115,18 +131,23 @@ class Reader:
             self.values[node] = node.target(*fx.map_arg(node.args, self.values.get), **fx.map_arg(node.kwargs, self.values.get))
             return
         operands, attrs = self._bind(node, spec, module, args, kwargs)
-        shaped = infer_shape(spec, operands, attrs)
+        name = type(module).__name__ if module is not None else callee(node.target)
+        shaped = infer_shape(spec, operands, attrs, name)
         example = meta_like(shaped, operands) if shaped is not None else self._run(node, module, args, kwargs)
         self.examples[node] = example
         if not _holds_tensor(example):
             return
-        if not inputs and module is None and spec is None and isinstance(example, torch.Size):
-            return
         op = spec.op if spec is not None else "Opaque"
-        name = str(node.target) if module is not None else callee(node.target)
-        view = Node(node.name, op, operands, (), attrs, _location(node), node, type(module).__name__ if module is not None else name)
+        view = Node(node.name, op, operands, (), attrs, _location(node), node, name)
         view.outputs = self._outputs(node, view, example)
         self.nodes.append(view)
+
+    def _module_spec(self, module: nn.Module) -> Spec | None:
+        """The operator of a module, looked up once a class."""
+        kind = type(module)
+        if kind not in self._specs:
+            self._specs[kind] = module_spec(module)
+        return self._specs[kind]
 
     def _is_selection(self, node: fx.Node, args: Sequence[Any]) -> bool:
         """Whether the node picks a member of a tuple or dict of values: an alias, not an operator."""
@@ -169,10 +190,13 @@ class Reader:
             else:
                 attrs[name] = arg
         if module is not None:
-            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor.dim() > 0:
                     operands[name] = self._param(f"{node.target}.{name}", tensor)
-            attrs.update({name: getattr(module, name) for name in (spec.arguments if spec else ()) if hasattr(module, name)})
+            held = vars(module)  # `hasattr` on a module is slow where it fails
+            attrs.update(
+                {name: getattr(module, name) for name in (spec.arguments if spec else ()) if name in held or hasattr(type(module), name)}
+            )
         return operands, attrs
 
     def _run(self, node: fx.Node, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -189,6 +213,9 @@ class Reader:
                 )
             except Exception:
                 raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
+
+
+_PLAIN = (int, float, str, bool, type(None))
 
 
 def _holds_tensor(example: Any) -> bool:

@@ -18,7 +18,7 @@ from irtool.errors import TraceError
 from irtool.ir.fx_attention import emit_attention
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_mend import mend
-from irtool.ir.fx_module import attribute, call, copy_module, empty_like, map_tensors, meta
+from irtool.ir.fx_module import attribute, call, copy_module, empty_like, lazy, map_tensors, meta
 from irtool.ir.fx_targets import module_spec
 from irtool.ir.fx_within import capture
 
@@ -117,6 +117,9 @@ class SymbolicTracer(fx.Tracer):
         own = type(m).__module__.startswith("torch.nn")
         return module_spec(m) is not None or (own and not isinstance(m, nn.Sequential) and not any(True for _ in m.children()))
 
+    def create_arg(self, a: Any) -> Any:
+        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # most arguments are proxies: no look at the rest
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if type(m) is nn.MultiheadAttention and self.path_of_module(m) not in self._leaf:
             return emit_attention(m, *args, **kwargs)
@@ -212,14 +215,14 @@ class ConcreteTracer(SymbolicTracer):
 def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
     tracer = SymbolicTracer(leaf)
     graph = tracer.trace(model, _defaults(model, len(inputs)))
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return lazy(tracer.root, graph, type(model).__name__)
 
 
 def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
     tracer = ConcreteTracer(inputs, leaf)
     with _unwrapped():
         graph = tracer.trace(model, _defaults(model, len(inputs)))
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return lazy(tracer.root, graph, type(model).__name__)
 
 
 @contextmanager

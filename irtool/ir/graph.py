@@ -6,9 +6,9 @@ so that shapes, uses and constants can never be stale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -116,6 +116,8 @@ class Graph:
 
     example_inputs: tuple[Any, ...]
     tracer: str
+    trainable: ClassVar[bool] = False
+    """Whether the program can be trained: then dropout means something."""
     history: tuple[Mapping[str, Any], ...]
     analyses: dict[str, Any]
     nodes: tuple[Node, ...]
@@ -165,6 +167,30 @@ class Graph:
 
     def bypass(self, node: Node) -> None:
         """Take out a node: whoever read its output reads its first input. `tidied` when done."""
+        raise NotImplementedError
+
+    def is_pure(self, node: Node) -> bool:
+        """Whether the operator does nothing but compute its result."""
+        return True
+
+    def drop_dead(self) -> list[str]:
+        """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
+        raise NotImplementedError
+
+    def settle_shapes(self) -> int:
+        """Make constants of sizes that the program computes though no input can change them; how many. `tidied` when done."""
+        return 0
+
+    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
+        """Whether all that the node reads are parameters or `constants`, so that its outputs never change in eval mode."""
+        raise NotImplementedError
+
+    def settle(self, node: Node, data: torch.Tensor) -> None:
+        """Put a constant in the place of a node of one output. `tidied` when done."""
+        raise NotImplementedError
+
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
         raise NotImplementedError
 
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:

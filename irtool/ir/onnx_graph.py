@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import torch
-from onnx import ModelProto, helper, inliner
+from onnx import ModelProto, helper
 
-from irtool.errors import FileError, GraphError, IrtoolError, OptionError
+from irtool.errors import GraphError
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.onnx_eval import Array, proto_of, run_node
-from irtool.ir.onnx_file import read_model, write_model
 from irtool.ir.onnx_proto import described, run_model
 from irtool.ir.onnx_reader import Fix, Reader
-from irtool.ir.onnx_tidy import tidy
-
-FREE = 64
-"""What a free axis other than the first stands for in the example, unless the caller says otherwise."""
-
-
-Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]
-"""Shapes of inputs, by name or in order."""
+from irtool.ir.onnx_static import settle_shapes
+from irtool.ir.onnx_tidy import settle
 
 
 class OnnxGraph(Graph):
@@ -37,6 +29,7 @@ class OnnxGraph(Graph):
         sizes: a concrete shape for each input.
         header: the file's own description: inputs and outputs with their free axes, metadata, producer.
         filled: constants that came as one number, repeated; they are written so again where they still are.
+        selects: the indices of channel selections that passes inserted (Gather), by name: passes own them.
         scalars: constants of one entry. They are arguments of elementwise operators, and stay so after slicing.
         empty: the types of parameters whose data is still to come, by name.
         history: the steps (JSON data) that made this graph out of the file's.
@@ -47,9 +40,10 @@ class OnnxGraph(Graph):
     """
 
     def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], header: ModelProto, *, filled: frozenset[str] = frozenset(),
-                 scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
+                 selects: frozenset[str] = frozenset(), scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
                  fix: Fix | None = None) -> None:  # fmt: skip
         self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
+        self.selects = set(selects)
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.scalars = _scalars(host) if scalars is None else scalars
         self.analyses: dict[str, Any] = {}
@@ -59,7 +53,7 @@ class OnnxGraph(Graph):
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self.analyses.clear()
-        reader = Reader(self.host, self.sizes, self.scalars, dict.fromkeys(self.empty), self._observe, fix)
+        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.known, self._values, self.opset = reader.known, reader.values, reader.opset
         self._quantised = {node.inputs[0].name: node for node in reader.quantised.values()}
@@ -77,7 +71,15 @@ class OnnxGraph(Graph):
     def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
         """The same description over another program."""
         return OnnxGraph(
-            host, self.sizes, self.header, filled=self.filled, scalars=self.scalars, empty=empty, history=self.history, fix=fix
+            host,
+            self.sizes,
+            self.header,
+            filled=self.filled,
+            selects=frozenset(self.selects),
+            scalars=self.scalars,
+            empty=empty,
+            history=self.history,
+            fix=fix,
         )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
@@ -143,6 +145,40 @@ class OnnxGraph(Graph):
             return
         for reader in list(output.outputs):
             _exchange(reader.inputs, output, source)
+
+    def drop_dead(self) -> list[str]:
+        """Take out every operator that nobody reads; their names. `tidied` when done."""
+        before = [node.name for node in self.host.nodes]
+        self.host.cleanup()
+        left = {node.name for node in self.host.nodes}
+        return [name for name in before if name not in left]
+
+    def settle_shapes(self) -> int:
+        """Make constants of sizes that the program computes though no input can change them; how many. `tidied` when done."""
+        before = _scalars(self.host)
+        gone = settle_shapes(self.host, self.proto)
+        self.scalars |= _scalars(self.host) - before
+        return gone
+
+    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
+        """Whether all that the node reads are parameters or `constants`."""
+        names = {value.name for value in constants}
+        given = [tensor for tensor in node.host.inputs if tensor.name]
+        return bool(given) and all(isinstance(tensor, gs.Constant) or tensor.name in names for tensor in given)
+
+    def settle(self, node: Node, data: torch.Tensor) -> None:
+        """Put a constant in the place of a node of one output. `tidied` when done."""
+        settle(node.host, [_array(data)], self.host)
+
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
+        source = node.host.inputs[0]
+        index = gs.Constant(self._free_name(f"{name}.index"), np.arange(node.input.sizes[1], dtype=np.int64))
+        picked = gs.Variable(self._free_name(f"{name}.output"))
+        pick = gs.Node("Gather", name, {"axis": 1}, [source, index], [picked])
+        self.host.nodes.insert(self.host.nodes.index(node.host), pick)
+        node.host.inputs[0] = picked
+        self.selects.add(index.name)
 
     def _free_name(self, name: str) -> str:
         taken = self.host.tensors()
@@ -228,101 +264,3 @@ def _array(data: torch.Tensor) -> Array:
     if data.dtype == torch.bfloat16:
         return data.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
     return data.numpy()
-
-
-def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None) -> OnnxGraph:
-    """Read an .onnx file as a graph.
-
-    Args:
-        path: the file; weights beside it are read too, weights outside its folder never.
-        sizes: a shape for each input with free axes that the defaults do not suit, by name or in the file's order; None in a
-            shape is the default of that axis: the file's size, or where that is free 1 for the first axis and 64 for others.
-
-    Raises:
-        FileError: the file is missing, malformed, of an unknown operator set, or unsafe.
-        OptionError: `sizes` names an input that does not exist, or contradicts the file.
-        GraphError: the model does not fit the sizes.
-    """
-    model = read_model(path)
-    try:
-        return from_model(model, sizes)
-    except IrtoolError as error:
-        where = f"{path}: {error.where}" if error.where else str(path)
-        raise type(error)(error.what, where=where, remedy=error.remedy) from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
-        # A malformed file can go wrong in any of onnx's parts; what a sound file does wrong here is a bug, and says so.
-        text = " ".join(str(error).split())[:160]
-        raise FileError(
-            f"cannot be read ({type(error).__name__}: {text})", where=str(path), remedy="Run onnx.checker; if it passes, report this file."
-        ) from error
-
-
-def from_model(model: ModelProto, sizes: Sizes | None = None) -> OnnxGraph:
-    """The same for a model in memory; it is not changed."""
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.WhichOneof("value") != "tensor_type":
-            raise GraphError(
-                "an input or output that is no tensor", where=value.name, remedy="Export the part that takes and gives tensors."
-            )
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    host = gs.import_onnx(model)
-    filled = tidy(host)
-    header = ModelProto()
-    header.CopyFrom(
-        ModelProto(ir_version=model.ir_version, domain=model.domain, model_version=model.model_version, doc_string=model.doc_string)
-    )
-    header.producer_name, header.producer_version = model.producer_name, model.producer_version
-    header.metadata_props.extend(model.metadata_props)
-    header.graph.input.extend(model.graph.input)
-    header.graph.output.extend(model.graph.output)
-    return OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled)
-
-
-def _by_name(host: gs.Graph, sizes: Sizes) -> dict[str, Sequence[int | None]]:
-    if isinstance(sizes, Mapping):
-        return dict(sizes)
-    names = [tensor.name for tensor in host.inputs]
-    if len(sizes) > len(names):
-        raise OptionError(
-            f"{len(sizes)} sizes for {len(names)} input{'s' * (len(names) != 1)}",
-            where="sizes",
-            remedy=f"The inputs are {', '.join(names)}.",
-        )
-    return dict(zip(names, sizes, strict=False))
-
-
-def _concrete(host: gs.Graph, given: dict[str, Sequence[int | None]]) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for tensor in host.inputs:
-        if tensor.dtype is None or tensor.shape is None or not np.issubdtype(np.dtype(tensor.dtype), np.number):
-            raise GraphError(
-                "an input that is no tensor of numbers with a known rank", where=tensor.name, remedy="Export it with a typed input."
-            )
-        free = [not isinstance(size, int) or size <= 0 for size in tensor.shape]
-        default = [
-            (1 if axis == 0 else FREE) if is_free else size for axis, (is_free, size) in enumerate(zip(free, tensor.shape, strict=True))
-        ]
-        asked = tuple(given.pop(tensor.name, default))
-        wanted = tuple(int(known if size is None else size) for size, known in zip(asked, default, strict=False))
-        if (
-            len(asked) != len(default)
-            or any(not f and a != b for f, a, b in zip(free, wanted, default, strict=True))
-            or min(wanted, default=1) < 1
-        ):
-            raise OptionError(
-                f"sizes {asked} for an input of {tuple(tensor.shape)}", where=tensor.name, remedy="Give a size for each free axis."
-            )
-        found[tensor.name] = wanted
-    if given:
-        raise OptionError(f"no input is called {next(iter(given))!r}", where="sizes", remedy=f"The inputs are {', '.join(found)}.")
-    return found
-
-
-def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
-    """Write a graph as an .onnx file that passes onnx.checker in full. Returns the bytes written.
-
-    Raises:
-        FileError: the file cannot be written, or the graph does not pass.
-    """
-    return write_model(graph.proto, path)

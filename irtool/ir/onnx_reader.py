@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,9 @@ class Reader:
         known: values computed from shapes (and constants they are computed with), by name.
     """
 
-    def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], scalars: frozenset[str], empty: Mapping[str, Any], observe: Observe,
-                 fix: Fix | None) -> None:  # fmt: skip
-        self.host, self.scalars, self.empty, self._observe, self._fix = host, scalars, empty, observe, fix
+    def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], scalars: frozenset[str], selects: Set[str], empty: Set[str],
+                 observe: Observe, fix: Fix | None) -> None:  # fmt: skip
+        self.host, self.scalars, self.selects, self.empty, self._observe, self._fix = host, scalars, selects, empty, observe, fix
         self.opset = int(host.opset)
         self.nodes: list[Node] = []
         self.inputs: list[Value] = []
@@ -195,7 +195,12 @@ class Reader:
         return self._observed[name]
 
     def _refined(self, node: gs.Node, row: Row | None) -> Row | None:
-        """Two operators are read by what they are given: a product with a parameter is a linear layer, a lookup in one an embedding."""
+        """Two operators are read by what they are given: a product with a parameter is a linear layer, a lookup in one an embedding.
+
+        A Gather whose index a pass owns is a channel selection.
+        """
+        if node.op == "Gather" and node.inputs[1].name in self.selects:
+            return Row("ChannelSelect", ("input", "index"), lambda call: {})
         weight = node.inputs[1] if node.op == "MatMul" else None
         if weight is not None and (isinstance(weight, gs.Constant) or weight.name in self.quantised) and len(self.typed(weight)[1]) == 2:
             if not isinstance(node.inputs[0], gs.Constant) and len(self.typed(node.inputs[0])[1]) > 1:

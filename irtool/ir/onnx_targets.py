@@ -201,6 +201,12 @@ def _clip(call: Call) -> Attrs:
     return {name: bound for name, bound in (("min", low), ("max", high)) if bound is not None}
 
 
+def _dropout(call: Call) -> Attrs:
+    """Random only where the file asks for training mode, or computes whether to."""
+    training = call.known(2)
+    return {"training": True} if call.given(2) and (training is None or bool(training)) else {}
+
+
 def _prelu(call: Call) -> Attrs:
     return {"broadcast": True}
 
@@ -244,7 +250,7 @@ ROWS: dict[str, Row] = {
     **{op: _row(op, "input - -", _quantise) for op in ("QuantizeLinear", "DequantizeLinear")},
     "Clip": _row("Clip", "input - -", _clip),
     "CastLike": _row("CastLike", "input -"),
-    "Dropout": _row("Dropout", "input - -"),
+    "Dropout": _row("Dropout", "input - -", _dropout),
     "PRelu": _row("PRelu", "input weight", _prelu),
     "Conv": _row("Conv", "input weight bias", _window),
     "ConvTranspose": _row("ConvTranspose", "input weight bias", _window),

@@ -29,14 +29,7 @@ def tidy(graph: gs.Graph) -> frozenset[str]:
     - sizes noted between nodes go, since they are inferred anew and would be wrong after pruning.
     """
     _name_nodes(graph)
-    filled: set[str] = set()
-    for node in list(graph.nodes):
-        if any(tensor in graph.outputs for tensor in node.outputs):
-            continue  # an output keeps the node that makes it
-        if node.op == "Constant" and node.domain in STANDARD:
-            _replace(graph, node, [_constant_value(node)])
-        elif _foldable(node, graph):
-            _fold(graph, node, filled)
+    filled = fold_constants(graph)
     for node in graph.nodes:
         if node.op == "Gemm" and node.domain in STANDARD:
             _settle_gemm(node)
@@ -46,6 +39,19 @@ def tidy(graph: gs.Graph) -> frozenset[str]:
         if isinstance(tensor, gs.Variable) and tensor.name not in edges:
             tensor.dtype = tensor.shape = None
     return frozenset(filled)
+
+
+def fold_constants(graph: gs.Graph) -> set[str]:
+    """Make initialisers of what Constant nodes, and nodes that read constants alone, give. Returns those that are fills."""
+    filled: set[str] = set()
+    for node in list(graph.nodes):
+        if any(tensor in graph.outputs for tensor in node.outputs):
+            continue  # an output keeps the node that makes it
+        if node.op == "Constant" and node.domain in STANDARD:
+            settle(node, [_constant_value(node)], graph)
+        elif _foldable(node, graph):
+            _fold(graph, node, filled)
+    return filled
 
 
 def _name_nodes(graph: gs.Graph) -> None:
@@ -95,10 +101,11 @@ def _fold(graph: gs.Graph, node: gs.Node, filled: set[str]) -> None:
     uniform = node.op == "ConstantOfShape" or (node.op in ("Unsqueeze", "Reshape") and node.inputs[0].name in filled)
     if uniform and np.asarray(results[0]).size > LARGE:
         filled.add(node.outputs[0].name)
-    _replace(graph, node, results)
+    settle(node, results, graph)
 
 
-def _replace(graph: gs.Graph, node: gs.Node, results: list[Any]) -> None:
+def settle(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
+    """Constants in the place of a node's outputs; the node is left without any, for `cleanup` to take."""
     outputs = list(node.outputs)
     node.outputs.clear()
     for output, result in zip([o for o in outputs if o.name], results, strict=True):

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from irtool.analysis.groups import Balance, ChannelGroups
+from irtool.analysis.balance import Balance
+from irtool.analysis.groups import ChannelGroups, distinct
 from irtool.planning.criteria import Scores
 
 Ints = NDArray[np.int64]
@@ -38,10 +39,12 @@ def wanted(groups: ChannelGroups, scores: Scores, ratio: float, scope: str, *, i
     if scope == "global":
         _lowest(remove, np.flatnonzero(free), scores, ratio, inclusive)
         return remove
-    for family in groups.families:
-        members = np.unique(np.concatenate([groups.of(layer.labels.numpy()) for layer in family]))
-        members = members[free[members]]
-        _lowest(remove, members, scores, ratio, False)
+    members = np.flatnonzero(free)
+    family = groups.family[len(groups.layers) :][members]
+    ranked = members[np.lexsort((scores[members], family))]  # stable: equal scores stay in the order of their groups
+    sizes = np.bincount(family)
+    place = np.arange(ranked.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # the rank within the family
+    remove[ranked[place < np.repeat((sizes * ratio + 1e-9).astype(np.int64), sizes)]] = True
     return remove
 
 
@@ -59,33 +62,63 @@ def _lowest(remove: Mask, members: Ints, scores: Scores, ratio: float, inclusive
 def settle(groups: ChannelGroups, scores: Scores, remove: Mask, limits: Limits) -> Mask:
     """Change the wish as little as possible so that every condition holds: balances exactly, then minima and rounding."""
     remove = remove & ~groups.pinned
-    layers = [_counts(groups, layer.labels.numpy()) for layer in groups.layers]
-    floors = [_counts(groups, floor.numpy()) for floor in groups.labels.floors]
+    layers = _Sets(groups, [layer.labels.numpy() for layer in groups.layers], limits)
+    floors = _Sets(groups, [floor.numpy() for floor in groups.labels.floors], Limits())
     balanced = np.zeros(groups.count, bool)
     for balance in groups.balances:
         balanced[np.concatenate(balance.cells)] = True
     for balance in groups.balances:
         _rebalance(balance, scores, remove, layers, limits)
     for _ in range(groups.count + 2):
-        changed = sum(_give_back(layer, scores, remove, balanced, limits) for layer in layers) > 0
-        changed |= sum(_give_back(floor, scores, remove, balanced, Limits()) for floor in floors) > 0
+        changed = layers.give_back(scores, remove, balanced)
+        changed |= floors.give_back(scores, remove, balanced)
         if not (_close_ties(groups, remove) or changed):
             return remove
     return np.zeros(groups.count, bool)
 
 
-def _counts(groups: ChannelGroups, labels: Ints) -> tuple[Ints, Ints]:
-    """The groups of some labels, and how many of the labels each has."""
-    found, times = np.unique(groups.group[labels[labels >= 0]], return_counts=True)
-    return found, times
+class _Sets:
+    """Sets of labels that limits hold for, with the groups of all of them in one array, so that one look finds who breaks them.
+
+    Attributes:
+        groups: group of every label of every set, one set after the other, shape (entries,).
+        owner: which set each entry belongs to, shape (entries,).
+        starts: where each set begins, and `totals` how many labels it has; empty sets are left out.
+    """
+
+    def __init__(self, groups: ChannelGroups, sets: list[Ints], limits: Limits) -> None:
+        found = [labels[labels >= 0] for labels in sets]
+        found = [labels for labels in found if labels.size]
+        self.groups: Ints = groups.group[np.concatenate(found)] if found else np.zeros(0, np.int64)
+        self.totals = np.array([labels.size for labels in found], np.int64)
+        self.starts = np.cumsum(self.totals) - self.totals
+        self.owner = np.repeat(np.arange(self.totals.size), self.totals)
+        self.limits = limits
+
+    def of(self, index: int) -> Ints:
+        """The group of each label of one set."""
+        return self.groups[self.starts[index] : self.starts[index] + self.totals[index]]
+
+    def give_back(self, scores: Scores, remove: Mask, balanced: Mask) -> bool:
+        """Restore the most important groups of each set in turn until its limits hold. True if any was restored."""
+        changed, first = False, 0
+        while first < self.totals.size:
+            gone = np.add.reduceat(remove[self.groups[self.starts[first] :]], self.starts[first:] - self.starts[first], dtype=np.int64)
+            bad = np.flatnonzero((gone > 0) & ~_holds(self.totals[first:], self.totals[first:] - gone, self.limits))
+            if not bad.size:
+                break
+            index = first + int(bad[0])
+            changed |= _give_back(self.of(index), scores, remove, balanced, self.limits)
+            first = index + 1
+        return changed
 
 
-def _give_back(layer: tuple[Ints, Ints], scores: Scores, remove: Mask, balanced: Mask, limits: Limits) -> bool:
-    """Restore a layer's most important groups until its limits hold. True if any was restored."""
-    members, times = layer
+def _give_back(groups: Ints, scores: Scores, remove: Mask, balanced: Mask, limits: Limits) -> bool:
+    """Restore a set's most important groups until its limits hold. True if any was restored."""
+    members, times = np.unique(groups, return_counts=True)
     total, gone = int(times.sum()), int(times[remove[members]].sum())
     changed = False
-    while gone and not _holds(total, total - gone, limits):
+    while gone and not bool(_holds(total, total - gone, limits)):
         candidates = members[remove[members] & ~balanced[members]]
         if not candidates.size:
             break
@@ -96,8 +129,9 @@ def _give_back(layer: tuple[Ints, Ints], scores: Scores, remove: Mask, balanced:
     return changed
 
 
-def _holds(total: int, kept: int, limits: Limits) -> bool:
-    return kept >= min(limits.min_channels, total) and kept > 0 and (kept % limits.round_to == 0 or kept == total)
+def _holds(total: Any, kept: Any, limits: Limits) -> Any:
+    """Whether the limits hold for numbers of channels, or for arrays of them."""
+    return (kept >= np.minimum(limits.min_channels, total)) & (kept > 0) & ((kept % limits.round_to == 0) | (kept == total))
 
 
 def _close_ties(groups: ChannelGroups, remove: Mask) -> bool:
@@ -114,34 +148,54 @@ def _close_ties(groups: ChannelGroups, remove: Mask) -> bool:
     return changed
 
 
-def _rebalance(balance: Balance, scores: Scores, remove: Mask, layers: list[tuple[Ints, Ints]], limits: Limits) -> None:
+def _rebalance(balance: Balance, scores: Scores, remove: Mask, layers: _Sets, limits: Limits) -> None:
     """Replace the wish within a balanced family by the nearest one that keeps the balance: the lowest groups of each cell."""
     target = np.array([int(remove[cell].sum()) for cell in balance.cells])
     members = np.concatenate(balance.cells)
     remove[members] = False
     if not target.any():
         return
+    rows = _layer_rows(balance, layers, remove.size)
+    nearest = _nearest_alike if balance.alike else _nearest
     for rounding in dict.fromkeys((limits.round_to, 1)):
-        taken = _nearest(balance, target, _layer_rows(balance, layers, limits.min_channels), rounding)
+        taken = nearest(balance, target, rows, rounding)
         if taken is not None and (taken.any() or rounding == 1):
             for cell, count in zip(balance.cells, taken.tolist(), strict=True):
                 remove[cell[np.argsort(scores[cell], kind="stable")][:count]] = True
             return
 
 
-def _layer_rows(balance: Balance, layers: list[tuple[Ints, Ints]], min_channels: int) -> list[tuple[Ints, int, int]]:
+def _layer_rows(balance: Balance, layers: _Sets, count: int) -> list[tuple[Ints, int, int]]:
     """For each layer that the family touches: channels lost for one group of each cell, its size, what it may lose."""
     rows = []
-    where = {int(group): index for index, cell in enumerate(balance.cells) for group in cell}
-    for members, times in layers:
+    where = np.full(count, -1)
+    for index, cell in enumerate(balance.cells):
+        where[cell] = index
+    entries = where[layers.groups]
+    for index in distinct(layers.owner[entries >= 0]).tolist():
+        members, times = np.unique(layers.of(index), return_counts=True)
         loss = np.zeros(len(balance.cells), np.int64)
-        for group, many in zip(members.tolist(), times.tolist(), strict=True):
-            if group in where:
-                loss[where[group]] = many
-        if loss.any():
-            total = int(times.sum())
-            rows.append((loss, total, total - min(max(min_channels, 1), total)))
+        inside = where[members] >= 0
+        loss[where[members[inside]]] = times[inside]
+        total = int(layers.totals[index])
+        rows.append((loss, total, total - min(max(layers.limits.min_channels, 1), total)))
     return rows
+
+
+def _nearest_alike(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]], round_to: int) -> Ints | None:
+    """`_nearest` where every cell gives the same number: all numbers are tried. Of equally near ones, that with the total asked for."""
+    cells = len(balance.cells)
+    numbers = np.arange(min(map(len, balance.cells)) + 1)
+    allowed = (balance.rows.sum(1)[:, None] * numbers <= balance.room[:, None]).all(0)
+    for loss, total, limit in layers:
+        lost = int(loss.sum()) * numbers
+        allowed &= (lost <= limit) & ((total - lost) % round_to == 0)
+    if not allowed.any():
+        return None
+    numbers = numbers[allowed]
+    distance = np.abs(numbers[:, None] - target).sum(1)
+    best = numbers[np.lexsort((numbers, np.abs(numbers * cells - target.sum()), distance))[0]]
+    return np.full(cells, best)
 
 
 def _nearest(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]], round_to: int) -> Ints | None:

@@ -110,9 +110,11 @@ def _check_onnx(
     sliced = rewrite.fill()
     if found is not None and found.biases:
         sliced = add_biases(sliced, labels, keep, found.biases)
-    added = absorbed_effect(graph, found.fills) if found is not None else None
+    reference = labels.graph
+    assert isinstance(reference, OnnxGraph)
+    added = absorbed_effect(reference, found.fills) if found is not None else None
     places = before_saturation(graph)
-    expected = masked_model(graph, labels, torch.from_numpy(keep), added).run(*inputs, values=places)
+    expected = masked_model(reference, labels, torch.from_numpy(keep), added).run(*inputs, values=places)
     inexact = tuple(rewrite.inexact())
     absolute, relative = difference(expected, sliced.run(*inputs, values=places))
     return MaskedCheck(absolute, relative, inexact, relative if inexact else 0.0, 0.0, inexact, TOLERANCE32)

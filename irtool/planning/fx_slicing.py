@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import attribute, copy_module
+from irtool.ir.fx_module import attribute, compiled, copy_module
 from irtool.planning.fx_literals import Literals
 from irtool.planning.onnx_literals import Sizes
 
@@ -27,20 +27,17 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
     for child in module.modules():
         sync_attributes(child)
     new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
-    if edits.edited:
-        module.recompile()
     if _freeze_scalars(graph, new):
         new.refresh()
     return new, edits.edited
 
 
 def complete(source: FxGraph, new: FxGraph) -> None:
-    """What nothing reads (a counter, an unused parameter) travels as it is; modules say their new sizes."""
+    """What nothing reads (an unused parameter) travels as it is; the code of the program is generated."""
     for name, tensor in [*source.module.named_parameters(), *source.module.named_buffers()]:
-        if attribute(new.module, name).is_meta:
+        if tensor.is_floating_point() and attribute(new.module, name).is_meta:
             _assign(new.module, name, tensor.detach().clone())
-    for module in new.module.modules():
-        sync_attributes(module)
+    compiled(new.module)
 
 
 def _assign(module: nn.Module, name: str, data: Tensor) -> None:

@@ -137,7 +137,7 @@ def resized(graph: OnnxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Size
     host = graph.host.copy()
     edits = OnnxLiterals(graph, host, sizes)
     edits.edit()
-    changed = frozenset(shapes)
+    changed = frozenset(shapes) - graph.selects  # an index is edited above, not sliced
     for name, tensor in host.tensors().items():
         if name in changed:
             tensor.values = np.broadcast_to(np.zeros((), tensor.dtype), shapes[name])  # one entry, whatever the shape
@@ -214,6 +214,15 @@ def _gather(edits: OnnxLiterals, node: Node) -> None:
     edits.put(node, 1, np.searchsorted(kept, index if old.ndim == 0 else index[np.isin(index, kept)]), "index")
 
 
+def _select(edits: OnnxLiterals, node: Node) -> None:
+    """An owned selection: its copies that stay, at their sources' new positions."""
+    index = node.operands["index"]
+    assert index.data is not None
+    copies, kept, old = edits.sizes.kept(index, 0), edits.sizes.kept(node.input, 1), index.data.numpy()
+    old = old if copies is None else old[copies]
+    edits.hosts[node.name].inputs[1].values = old if kept is None else np.searchsorted(kept, old)
+
+
 def _pad(edits: OnnxLiterals, node: Node) -> None:
     rank, pads = len(node.input.sizes), node.attrs["pad"]
     new = {}
@@ -251,6 +260,7 @@ EDITORS: dict[str, Callable[[OnnxLiterals, Node], None]] = {
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
+    "ChannelSelect": _select,
     "Pad": _pad,
     "Conv": _conv,
     "ConvTranspose": _conv,

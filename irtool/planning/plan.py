@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from irtool.analysis.groups import ChannelGroups, Pin, channel_groups, group_channels
@@ -21,7 +19,7 @@ from irtool.errors import FileError, PlanError, ProofError
 from irtool.files import replacing
 from irtool.ir.graph import G, Graph
 from irtool.planning.allocation import Limits, settle, wanted
-from irtool.planning.criteria import CRITERIA, Scores, group_scores
+from irtool.planning.criteria import CRITERIA, Scores, check_finite, group_scores
 from irtool.planning.residual import insert_selects, stream_pins
 from irtool.planning.slicing import Rewrite, rewrite
 
@@ -209,7 +207,7 @@ class _Planner:
             pins = base + self.pins
             groups = group_channels(labels, couple=attempt > 0, pins=pins) if attempt or pins else channel_groups(self.prepared)
             scores = group_scores(groups, self.options.criterion, self.options.seed)
-            _check_finite(groups, scores)
+            check_finite(groups, self.options.criterion)
             remove = self._allocate(groups, scores)
             try:
                 done = rewrite(self.prepared, labels, ~remove[groups.group] if groups.count else np.zeros(0, bool))
@@ -290,16 +288,6 @@ class _Planner:
             axis = layer.key[1] if isinstance(layer.key[1], int) else layer.key[1][0]
             layers.append(LayerPlan(layer.node.location, layer.key[0], axis, labels.size, tuple(gone.tolist()), reason))
         return dataclasses.replace(self.options, layers=tuple(layers))
-
-
-def _check_finite(groups: ChannelGroups, scores: Scores) -> None:
-    """Weights that are not finite make any ranking meaningless. A sum is finite only if every term is; it is the fastest look."""
-    for name, value in groups.graph.params.items():
-        if value.data is not None and value.data.is_floating_point() and not math.isfinite(float(value.data.sum())):
-            if not bool(torch.isfinite(value.data).all()):
-                raise PlanError(
-                    "holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned."
-                )
 
 
 def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:

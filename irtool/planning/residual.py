@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from irtool.analysis.groups import Pin
 from irtool.analysis.labels import Labels
-from irtool.errors import PlanError
-from irtool.ir.channel_select import ChannelSelect
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import copy_module
 from irtool.ir.graph import G, Node
 
 _MAKERS = frozenset({"Conv", "ConvTranspose", "Gemm", "ChannelSelect"})
@@ -39,27 +33,12 @@ def insert_selects(graph: G) -> G:
     readers = [node for node in graph.nodes if reads_stream(node) and len(node.input.sizes) > 1]
     if not readers:
         return graph
-    if not isinstance(graph, FxGraph):
-        raise PlanError("residual='select' inserts modules, which an ONNX graph has not", remedy="Choose couple or keep.")
-    module = copy_module(graph.module, lambda name, tensor: tensor.clone())
-    hosts = {host.name: host for host in module.graph.nodes}
+    new = graph.clone()
+    by_name = {node.name: node for node in new.nodes}
     for number, node in enumerate(readers):
-        host = hosts[node.name]
-        path = _free_name(module, f"select_{number}")
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        module.add_submodule(path, ChannelSelect(torch.arange(node.input.sizes[1], device=device)))
-        with module.graph.inserting_before(host):
-            pick = module.graph.call_module(path, (host.args[0],))
-        host.args = (pick, *host.args[1:])
-    module.recompile()
-    selected = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history)
-    return cast(G, selected)
-
-
-def _free_name(module: torch.nn.Module, name: str) -> str:
-    while hasattr(module, name):
-        name += "_"
-    return name
+        new.select(by_name[node.name], f"select_{number}")
+    new.tidied()
+    return new
 
 
 def stream_pins(labels: Labels, residual: str) -> list[tuple[NDArray[np.int64], Pin]]:

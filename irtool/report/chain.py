@@ -21,7 +21,7 @@ from irtool.errors import CheckError, GraphError, IrtoolError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
 from irtool.ir.graph import Graph
-from irtool.ir.onnx_graph import load_onnx
+from irtool.ir.onnx_load import load_onnx
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.planning import Plan

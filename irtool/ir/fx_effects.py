@@ -1,0 +1,68 @@
+"""Which host nodes do nothing but compute their result."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from irtool.ir.channel_select import ChannelSelect
+
+_WRITE = frozenset(
+    {
+        operator.setitem, operator.delitem, operator.iadd, operator.isub, operator.imul, operator.imatmul, operator.itruediv, operator.ifloordiv,
+        operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.iconcat,
+    }
+)  # fmt: skip
+
+
+def is_pure(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node only computes its result in eval mode. What writes into its inputs, or cannot be judged, does more."""
+    if node.op in ("placeholder", "output"):
+        return False
+    return node.op == "get_attr" or _RULES[node.op](module, node)
+
+
+def _pure_module(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Modules of torch.nn; those of users may do anything."""
+    target = module.get_submodule(str(node.target))
+    known = isinstance(target, ChannelSelect) or type(target).__module__.startswith("torch.nn.modules.")
+    return known and not getattr(target, "inplace", False)
+
+
+def _pure_function(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Functions of torch and of `operator` that write nothing."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return not target._schema.is_mutable and not node.is_impure()
+    place = getattr(target, "__module__", None) or ""
+    known = (
+        place in ("_operator", "operator", "math", "builtins", "torch._C._nn")
+        or place == "torch"
+        or place.startswith(("torch.functional", "torch.nn."))
+    )
+    known = known or getattr(torch, getattr(target, "__name__", ""), None) is target
+    return known and target not in _WRITE and not target.__name__.endswith("_") and not _in_place(node) and not node.is_impure()
+
+
+def _in_place(node: fx.Node) -> bool:
+    """Whether a function was asked to write its result over its input, by position or by name."""
+    if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
+        return True
+    try:
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False  # built-in functions have no signature, and say it by name alone
+    return bool(bound.arguments.get("inplace"))
+
+
+def _pure_method(module: fx.GraphModule, node: fx.Node) -> bool:
+    """torch's methods that write end in an underscore."""
+    name = str(node.target)
+    return not name.endswith("_") or name.startswith("__")
+
+
+_RULES = {"call_module": _pure_module, "call_function": _pure_function, "call_method": _pure_method}

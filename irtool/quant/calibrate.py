@@ -1,0 +1,72 @@
+"""Running a model on calibration images and remembering what each tensor was like."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from irtool.backends import OnnxSession
+from irtool.errors import DataError
+from irtool.quant.statistics import Statistics
+
+Told = Callable[[int], None]
+"""Called with the number of images done so far."""
+
+
+def nobody(_done: int) -> None:
+    """The listener that does nothing."""
+
+
+def observed_model(model: ModelProto, tensors: Collection[str]) -> ModelProto:
+    """A copy that returns these tensors after its own outputs."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    known = {value.name: value for value in (*copy.graph.value_info, *copy.graph.input, *copy.graph.output)}
+    returned = {value.name for value in copy.graph.output}
+    inputs = {value.name for value in copy.graph.input}
+    for name in tensors:
+        if name not in returned and name not in inputs:
+            kind = known[name].type.tensor_type.elem_type if name in known else onnx.TensorProto.FLOAT
+            copy.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    return copy
+
+
+def calibrate(
+    model: ModelProto, tensors: Collection[str], batches: Iterable[np.ndarray], *, threads: int | None = None, told: Told = nobody
+) -> dict[str, Statistics]:
+    """What each tensor is like over the images, in onnxruntime in float. Memory does not grow with the number of images.
+
+    Args:
+        model: a float model with one input.
+        tensors: names; the input may be among them.
+        batches: float32 arrays for the input, images along axis 0.
+        threads: of onnxruntime.
+        told: progress.
+
+    Raises:
+        DataError: no batches, or values that are not finite.
+        BackendError: the images do not fit the model.
+    """
+    wanted = list(dict.fromkeys(tensors))
+    found = {name: Statistics() for name in wanted}
+    done = 0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "observed.onnx"
+        onnx.save(observed_model(model, wanted), str(path))
+        session = OnnxSession(path, threads)
+        names = [spec.name for spec in session.outputs]
+        given = session.inputs[0].name
+        for batch in batches:
+            values = dict(zip(names, session.run(batch), strict=True)) | {given: batch}
+            for name, stats in found.items():
+                stats.update(values[name])
+            done += len(batch)
+            told(done)
+    if not done:
+        raise DataError("no images", where="calibration", remedy="Give at least one image; a few hundred are usual.")
+    return found

@@ -1,0 +1,107 @@
+"""Writing an int8 model for MNN with scales of our own, and with MNN's own quantiser for comparison."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, numpy_helper
+
+from irtool.backends import MnnExport, export_mnn
+from irtool.backends.mnn_layers import MnnOperator, mnn_operators
+from irtool.errors import OptionError
+from irtool.quant.mnn_params import MnnLayer, compression_params
+from irtool.quant.placement import Layer
+from irtool.quant.recipe import Recipe
+from irtool.quant.weights import steps_of
+
+_COPIES = frozenset({"ConvertTensor", "Reshape"})
+"""What the converter puts behind a product that became a convolution: the result's name comes after it."""
+
+
+@dataclass(frozen=True)
+class MnnInt8:
+    """What was written.
+
+    Attributes:
+        export: the file.
+        layers: the names of the layers that are int8 in it.
+        missed: layers of the recipe that MNN has not as a convolution of its own, which stay in float.
+    """
+
+    export: MnnExport
+    layers: tuple[str, ...]
+    missed: tuple[str, ...]
+
+
+def matched(layers: Sequence[Layer], operators: Sequence[MnnOperator]) -> dict[str, str]:
+    """MNN's output tensor for each layer that MNN has as a convolution, by layer name."""
+    behind = {op.inputs[0]: op.outputs[0] for op in operators if op.kind in _COPIES and op.inputs}
+    renamed = {}
+    for op in operators:
+        if op.is_convolution:
+            name: str | None = op.outputs[0]
+            while name is not None and name not in renamed:
+                renamed[name] = op.outputs[0]
+                name = behind.get(name)
+    names = {layer.name: next((name for name in (layer.output, layer.name) if name in renamed), None) for layer in layers}
+    return {layer: renamed[name] for layer, name in names.items() if name is not None}
+
+
+def export_mnn_int8(
+    model: ModelProto, recipe: Recipe, path: str | os.PathLike[str], *, operators: Sequence[MnnOperator] | None = None, bits: int = 8
+) -> MnnInt8:
+    """Convert a float model to MNN with the scales of a recipe. MNN rounds the weights; the corrected biases go in with the model.
+
+    Args:
+        model: the float model that the recipe was made for.
+        recipe: its activations must be int8 and symmetric. MNN has a place for zero points, but its operators between layers go
+            wrong with them.
+        path: the .mnn file.
+        operators: what `mnn_operators` gives for the model, if it is known already.
+        bits: of the weights.
+
+    Raises:
+        ExportError: the converter fails.
+        FileError: the file cannot be written.
+        OptionError: activations of another kind.
+    """
+    if any(params.zero_point or params.grid.dtype != "int8" for params in recipe.activations.values()):
+        raise OptionError("activations with a zero point", where="MNN", remedy='Use Scheme(activations="int8", symmetric=True).')
+    with tempfile.TemporaryDirectory() as folder:
+        source, scales = Path(folder) / "model.onnx", Path(folder) / "scales.bin"
+        onnx.save(_with_biases(model, recipe), str(source))
+        known = mnn_operators(source) if operators is None else operators
+        names = matched(recipe.placement.layers, known)
+        layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
+        entries = [_entry(layer, names[layer.name], recipe, bits) for layer in layers]
+        scales.write_bytes(compression_params(entries))
+        export = export_mnn(source, path, compression_params=scales)
+    done = tuple(layer.name for layer in layers)
+    return MnnInt8(export, done, tuple(layer.name for layer in recipe.placement.layers if layer.name not in done))
+
+
+def _entry(layer: Layer, output: str, recipe: Recipe, bits: int) -> MnnLayer:
+    activations = recipe.activations
+    return MnnLayer(output, activations[layer.input], activations[layer.output], recipe.layers[layer.name].scales, steps_of(bits))
+
+
+def _with_biases(model: ModelProto, recipe: Recipe) -> ModelProto:
+    """The float model with the recipe's biases."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for layer in recipe.placement.layers:
+        bias, node = recipe.layers[layer.name].bias, result.graph.node[layer.node]
+        if bias is None:
+            continue
+        name = f"{layer.name}.corrected_bias"
+        result.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), name))
+        while len(node.input) < 3:
+            node.input.append("")
+        node.input[2] = name
+    return result

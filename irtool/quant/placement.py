@@ -1,0 +1,236 @@
+"""Which tensors of an ONNX graph are stored as integers, and which of them share one scale.
+
+The rule is the engines' own: a layer (a convolution or product with a constant weight) computes in integers if its input
+and output are integers; an operator that joins or moves tensors does if all its tensors are. So integers are spread from
+the layers, and a quantise or dequantise step stands only where they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, numpy_helper
+
+LAYERS = {"Conv": 0, "Gemm": 0, "MatMul": 1}
+"""Operators with a weight as their second input, and the weight's output axis. A Gemm's depends on transB."""
+JOINS = frozenset({"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat"})
+"""Operators that both engines have in integers, with a scale of its own for each tensor."""
+MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Gather", "Slice", "Squeeze", "Unsqueeze", "Split", "DepthToSpace"})
+"""Operators that only move or pick values: the output has the input's scale."""
+POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What an engine does with scales.
+
+    Attributes:
+        moves: operators whose output has the input's scale.
+        outputs: whether a result of the model may be an integer inside. A convolution's always is, since no engine has an
+            integer convolution with a float result; onnxruntime has such a product.
+    """
+
+    moves: frozenset[str]
+    outputs: bool
+
+
+ENGINES = {"onnx": Habits(MOVES, outputs=False), "mnn": Habits(MOVES | POOLS, outputs=True)}
+"""MNN carries the scale of a layer's input back through a pool, whatever range the pool's own input has."""
+RECTIFIERS = frozenset({"Relu", "Clip"})
+"""Activations that become part of the layer before them, where its output range does what they do."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, Gemm or MatMul with a constant weight.
+
+    Attributes:
+        name: its key: the name of its own output.
+        op: the operator.
+        input, output: tensors; the output is the one after a fused activation.
+        weight, bias: names of initializers; the bias may be absent.
+        axis: the output channels' axis of the weight.
+        node: the index of its node in the model.
+        groups: of a convolution.
+    """
+
+    name: str
+    op: str
+    input: str
+    output: str
+    weight: str
+    bias: str | None
+    axis: int
+    node: int
+    groups: int = 1
+
+    def rows(self, weight: np.ndarray) -> np.ndarray:
+        """The weight as (output channels, everything else)."""
+        return np.moveaxis(weight, self.axis, 0).reshape(weight.shape[self.axis], -1)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where integers are.
+
+    Attributes:
+        layers: the layers that compute in integers.
+        tensors: each quantised tensor, and the tensor whose scale it has (mostly itself).
+        integer: indices of the nodes that compute in integers, layers included.
+        floating: each other node's reason, by index.
+    """
+
+    layers: tuple[Layer, ...]
+    tensors: Mapping[str, str]
+    integer: frozenset[int] = frozenset()
+    floating: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors whose ranges must be known."""
+        return tuple(dict.fromkeys(self.tensors.values()))
+
+
+class Wiring:
+    """Who makes and who reads each tensor of a model."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.nodes: list[NodeProto] = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.outputs = [value.name for value in model.graph.output]
+        self.inputs = [value.name for value in model.graph.input if value.name not in self.constants]
+        described = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+        self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in described if v.type.tensor_type.HasField("shape")}
+        self.producer = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
+        self.readers: dict[str, list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            for name in node.input:
+                self.readers.setdefault(name, []).append(index)
+
+    def data_inputs(self, node: NodeProto) -> list[str]:
+        """The inputs that are not constants."""
+        return [name for name in node.input if name and name not in self.constants]
+
+    def array(self, name: str) -> np.ndarray:
+        """A constant's values."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def only_reader(self, name: str) -> NodeProto | None:
+        """The node that alone reads a tensor which is no output of the graph."""
+        readers = self.readers.get(name, [])
+        return self.nodes[readers[0]] if len(readers) == 1 and name not in self.outputs else None
+
+
+def layers_of(model: ModelProto) -> tuple[Layer, ...]:
+    """All layers of a model, in order."""
+    wiring = Wiring(model)
+    found = (_layer(wiring, index, node) for index, node in enumerate(wiring.nodes))
+    return tuple(layer for layer in found if layer is not None)
+
+
+def place(model: ModelProto, engine: str = "onnx", floating: Collection[str] = (), *, joins: bool = True) -> Placement:
+    """Decide where integers are.
+
+    Args:
+        model: as `prepared` returns it, batch norms folded.
+        engine: `onnx` or `mnn`.
+        floating: the names of layers that stay in float.
+        joins: whether operators between layers compute in integers too; without, only the layers do.
+    """
+    habits = ENGINES[engine]
+    wiring = Wiring(model)
+    everything = {layer.node: layer for layer in layers_of(model)}
+    layers = {index: layer for index, layer in everything.items() if layer.name not in floating}
+    tensors: dict[str, str] = {}
+    for layer in layers.values():
+        tensors.setdefault(layer.input, layer.input)
+        if habits.outputs or layer.op == "Conv" or layer.output not in wiring.outputs:
+            tensors.setdefault(layer.output, layer.output)
+    integer = set(layers)
+    reasons = {index: "left in float" for index in everything if index not in layers}
+    for index, node in enumerate(wiring.nodes):
+        if index in everything or (node.op_type in RECTIFIERS and node.output[0] in tensors):
+            continue
+        reason = _spread(wiring, node, tensors, joins, habits)
+        if reason is None:
+            integer.add(index)
+        else:
+            reasons[index] = reason
+    return Placement(tuple(layers.values()), _resolved(tensors), frozenset(integer), reasons)
+
+
+def _spread(wiring: Wiring, node: NodeProto, tensors: dict[str, str], joins: bool, habits: Habits) -> str | None:
+    """Make a join's output integers if its inputs are; else the reason why it stays in float."""
+    if node.op_type not in JOINS | MOVES:
+        return f"{node.op_type} has no integer form"
+    if not joins:
+        return "only layers are quantised"
+    given = wiring.data_inputs(node)
+    if not given or any(name not in tensors for name in given):
+        return "an input is in float"
+    moves = node.op_type in habits.moves
+    if not moves and len(given) < len([name for name in node.input if name]):
+        return "an operand is a constant"
+    if not habits.outputs and any(name in wiring.outputs for name in node.output):
+        return "its result is the model's"
+    if moves:
+        tensors.update(dict.fromkeys(node.output, given[0]))
+    else:
+        tensors.setdefault(rectified(wiring, node.output[0]), rectified(wiring, node.output[0]))
+    return None
+
+
+def _resolved(tensors: Mapping[str, str]) -> dict[str, str]:
+    def end(name: str) -> str:
+        while tensors[name] != name:
+            name = tensors[name]
+        return name
+
+    return {name: end(name) for name in tensors}
+
+
+def _layer(wiring: Wiring, index: int, node: NodeProto) -> Layer | None:
+    if node.op_type not in LAYERS or len(node.input) < 2:
+        return None
+    data, weight = node.input[:2]
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    if data in wiring.constants or weight not in wiring.constants or (bias is not None and bias not in wiring.constants):
+        return None
+    if wiring.constants[weight].data_type != onnx.TensorProto.FLOAT:
+        return None
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if not _FITS[node.op_type](attributes, wiring.constants[weight], bias, wiring):
+        return None
+    axis = (0 if attributes.get("transB") else 1) if node.op_type == "Gemm" else LAYERS[node.op_type]
+    output = rectified(wiring, node.output[0])
+    return Layer(node.output[0], node.op_type, data, output, weight, bias, axis, index, int(attributes.get("group", 1)))
+
+
+_Fit = Callable[[Mapping[str, object], onnx.TensorProto, "str | None", Wiring], bool]
+_FITS: dict[str, _Fit] = {
+    "Conv": lambda attributes, weight, bias, wiring: len(weight.dims) in (3, 4),
+    "Gemm": lambda attributes, weight, bias, wiring: (
+        attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
+        and not attributes.get("transA")
+        and (bias is None or len(wiring.constants[bias].dims) == 1)
+    ),
+    "MatMul": lambda attributes, weight, bias, wiring: len(weight.dims) == 2,
+}
+
+
+def rectified(wiring: Wiring, name: str) -> str:
+    """The tensor after an activation that the integer range can replace, or the tensor itself.
+
+    A ReLU, or a Clip from 0, is what clipping to a range that begins at 0 does. The tensor before it must have no other reader.
+    """
+    reader = wiring.only_reader(name)
+    if reader is None or reader.op_type not in RECTIFIERS or reader.input[0] != name:
+        return name
+    if reader.op_type == "Clip":
+        low = reader.input[1] if len(reader.input) > 1 else ""
+        if low not in wiring.constants or float(wiring.array(low)) != 0.0:
+            return name
+    return reader.output[0]

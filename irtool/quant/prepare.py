@@ -1,0 +1,90 @@
+"""Bringing an ONNX model into the form that placement knows: constants as initializers, spatial means as pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from irtool.quant.placement import Wiring
+
+
+def prepared(model: ModelProto) -> ModelProto:
+    """An equal model. The names of tensors between nodes stay.
+
+    - A `Constant` node with a tensor becomes an initializer.
+    - `ReduceMean` over the axes 2 and 3 of an image becomes `GlobalAveragePool`, which engines have in integers, with a
+      `Flatten` where the axes are dropped.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    kept: list[NodeProto] = []
+    for node in result.graph.node:
+        tensor = _constant(node)
+        if tensor is None:
+            kept.append(node)
+            continue
+        tensor.name = node.output[0]
+        result.graph.initializer.append(tensor)
+    _replace(result, kept)
+    wiring, rewritten = Wiring(result), list[NodeProto]()
+    for node in wiring.nodes:
+        rewritten += _REWRITES.get(node.op_type, lambda node, _wiring: [node])(node, wiring)
+    _replace(result, rewritten)
+    return result
+
+
+def _replace(model: ModelProto, nodes: list[NodeProto]) -> None:
+    copies = []
+    for node in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _constant(node: NodeProto) -> onnx.TensorProto | None:
+    if node.op_type != "Constant":
+        return None
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return attribute.t
+        if attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
+            value = helper.get_attribute_value(attribute)
+            kind = np.float32 if "float" in attribute.name else np.int64
+            return numpy_helper.from_array(np.asarray(value, kind))
+    return None
+
+
+def _mean(node: NodeProto, wiring: Wiring) -> list[NodeProto]:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    axes = attributes.get("axes")
+    if axes is None and len(node.input) > 1 and node.input[1] in wiring.constants:
+        axes = wiring.array(node.input[1]).tolist()
+    if list(axes or ()) not in ([2, 3], [-2, -1]) or _rank(wiring, node.input[0]) != 4:
+        return [node]
+    if attributes.get("keepdims", 1):
+        return [helper.make_node("GlobalAveragePool", node.input[:1], node.output, node.name)]
+    pooled = f"{node.output[0]}.pooled"
+    return [
+        helper.make_node("GlobalAveragePool", node.input[:1], [pooled], f"{node.name}.pool"),
+        helper.make_node("Flatten", [pooled], node.output, node.name, axis=1),
+    ]
+
+
+def _rank(wiring: Wiring, name: str) -> int | None:
+    """The rank of a tensor: as written in the file, or 4 behind a two-dimensional convolution or a pool."""
+    known = wiring.ranks.get(name)
+    if known is not None or name not in wiring.producer:
+        return known
+    node = wiring.nodes[wiring.producer[name]]
+    if node.op_type == "Conv" and node.input[1] in wiring.constants:
+        return len(wiring.constants[node.input[1]].dims)
+    same = ("Relu", "Clip", "MaxPool", "AveragePool", "BatchNormalization", "Add", "Concat")
+    return _rank(wiring, node.input[0]) if node.op_type in same else None
+
+
+_REWRITES: dict[str, Callable[[NodeProto, Wiring], list[NodeProto]]] = {"ReduceMean": _mean}

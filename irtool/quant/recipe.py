@@ -1,0 +1,135 @@
+"""How a model is quantised: the options, and the numbers that they led to on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from irtool.quant.affine import Affine, grid
+from irtool.quant.observers import observe
+from irtool.quant.placement import Layer, Placement, Wiring
+from irtool.quant.statistics import Statistics
+from irtool.quant.weights import channel_scales, integers_of, steps_of
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Options of quantisation.
+
+    Attributes:
+        activations: `uint8` or `int8`, one scale a tensor.
+        symmetric: whether the zero point of activations is the middle of the type.
+        method: how a range is chosen: see `irtool.quant.observers.METHODS`.
+        weights: how a weight's scales are chosen: `max` or `admm`; always symmetric, one an output channel.
+        weight_bits: 8, or fewer. On x86 CPUs without VNNI instructions onnxruntime adds pairs of products of uint8 activations
+            and weights in 16 bits, and what does not fit is cut off in silence; with 7 bits all fits (2 * 255 * 63 < 2**15).
+        correct_bias: take the mean of what rounding the weights adds out of the bias.
+    """
+
+    activations: str = "uint8"
+    symmetric: bool = False
+    method: str = "mse"
+    weights: str = "max"
+    weight_bits: int = 8
+    correct_bias: bool = True
+
+
+@dataclass(frozen=True)
+class QuantisedLayer:
+    """One layer's integers.
+
+    Attributes:
+        weight: int8, of the float weight's shape.
+        scales: float32 (output channels,).
+        bias: float64 (output channels,), corrected if asked for; None if the layer has none and needs none.
+    """
+
+    weight: np.ndarray
+    scales: np.ndarray
+    bias: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that an int8 file of one model needs.
+
+    Attributes:
+        placement: where integers are.
+        activations: by tensor, for each tensor of the placement.
+        layers: by layer name.
+    """
+
+    placement: Placement
+    activations: Mapping[str, Affine]
+    layers: Mapping[str, QuantisedLayer]
+
+
+def make_recipe(model: ModelProto, placement: Placement, stats: Mapping[str, Statistics], scheme: Scheme) -> Recipe:
+    """Choose all scales.
+
+    Args:
+        model: the float model.
+        placement: made for it.
+        stats: of at least `placement.observed`.
+        scheme: the options.
+
+    Raises:
+        OptionError: an option that does not exist.
+        DataError: a tensor was never seen.
+    """
+    kind = grid(scheme.activations, scheme.symmetric)
+    ranges = {name: observe(stats[name], scheme.method, kind) for name in placement.observed}
+    activations = {name: ranges[source] for name, source in placement.tensors.items()}
+    wiring = Wiring(model)
+    layers = {
+        layer.name: quantise_layer(wiring, layer, activations[layer.input], scheme, stats.get(layer.input)) for layer in placement.layers
+    }
+    return Recipe(placement, activations, layers)
+
+
+def quantise_layer(wiring: Wiring, layer: Layer, given: Affine, scheme: Scheme, seen: Statistics | None = None) -> QuantisedLayer:
+    """A layer's weight and bias in integers.
+
+    Args:
+        wiring: the float model's.
+        layer: one of its layers.
+        given: how its input is quantised. Scales are widened where the bias would not fit 32 bits otherwise.
+        scheme: the options.
+        seen: its input's statistics, for bias correction.
+    """
+    weight = wiring.array(layer.weight)
+    rows, steps = layer.rows(weight).astype(np.float64), steps_of(scheme.weight_bits)
+    bias = wiring.array(layer.bias).astype(np.float64) if layer.bias is not None else None
+    scales = channel_scales(rows, scheme.weights, scheme.weight_bits)
+    if bias is not None:
+        scales = np.maximum(scales, np.float32(np.abs(bias) / (2.0**30 * given.scale)))
+    integers = integers_of(rows, scales.astype(np.float64), steps)
+    if scheme.correct_bias and layer.op != "MatMul" and seen is not None and seen.means is not None:  # a MatMul has no bias
+        shift = _shift(layer, integers * scales.astype(np.float64)[:, None] - rows, weight, seen.means)
+        bias = (np.zeros(len(rows)) if bias is None else bias) - shift
+    moved = np.moveaxis(weight, layer.axis, 0).shape
+    return QuantisedLayer(np.ascontiguousarray(np.moveaxis(integers.reshape(moved), 0, layer.axis)), scales, bias)
+
+
+def _shift(layer: Layer, error: np.ndarray, weight: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """What the weights' error adds to each output on average: sum over inputs of error times the input's mean.
+
+    After Nagel et al. (2019, arXiv:1906.04721), section 4.2, with means measured on images. Zero padding is left out of the
+    account, so the correction is a little too large at the border.
+    """
+    if layer.op != "Conv":
+        return np.asarray(error @ means) if error.shape[1] == len(means) else np.zeros(len(error))
+    per_input = error.reshape(len(error), weight.shape[1], -1).sum(axis=2)
+    outputs_each = len(error) // layer.groups
+    inputs = means.reshape(layer.groups, -1)
+    return np.einsum("goi,gi->go", per_input.reshape(layer.groups, outputs_each, -1), inputs).reshape(-1)
+
+
+SCHEMES: dict[str, Callable[[], Scheme]] = {
+    "onnx": lambda: Scheme(weight_bits=7),
+    "mnn": lambda: Scheme(activations="int8", symmetric=True),
+}
+"""What suits each engine."""

@@ -1,0 +1,111 @@
+"""Make every layer narrower, for training from scratch or from the best channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from irtool.errors import GraphError, OptionError
+from irtool.ir.fx_graph import FxGraph
+from irtool.ir.graph import G
+from irtool.passmanager import Pass, PassResult, register
+from irtool.planning.plan import find_rewrite, plan
+
+Init = Literal["fresh", "best"]
+
+
+@register
+@dataclass(frozen=True)
+class ReduceWidth(Pass):
+    """Keep the same share of every layer's channels: what a `width` argument does to a model that has one, for any graph.
+
+    Given:  %conv1 = Conv(%x:1x3x8x8, @conv1.weight:16x3x3x3); %conv2 = Conv(%conv1, @conv2.weight:32x16x3x3)
+    Result: %conv1 = Conv(%x:1x3x8x8, @conv1.weight:4x3x3x3); %conv2 = Conv(%conv1, @conv2.weight:8x4x3x3)
+
+    Left alone, as with any plan: the outputs, and layers that cannot be sliced. Residual streams are narrowed with all that
+    write to them.
+
+    Attributes:
+        ratio: the share of channels that stays, rounded up a layer, in (0, 1]: 1/2 leaves about a quarter of the weights.
+        init: `"fresh"`: layers start anew, each as its own `reset_parameters` has it. `"best"`: the channels that `criterion`
+            ranks highest keep their weights.
+        criterion: for `"best"`: see `plan`.
+        seed: of the fresh weights, and of the random criterion.
+        ignore: module paths whose layers keep their width.
+    """
+
+    name: ClassVar[str] = "reduce_width"
+    exact: ClassVar[bool] = False
+
+    ratio: float
+    init: Init = "fresh"
+    criterion: str = "l1"
+    seed: int = 0
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise OptionError(
+                f"ratio {self.ratio:g} is not a share of channels to keep", remedy="Give 0 < ratio <= 1; 1/2 and 1/4 are usual."
+            )
+        if self.init not in ("fresh", "best"):
+            raise OptionError(f"init {self.init!r} does not exist", remedy="Choose fresh or best.")
+
+    def __call__(self, graph: G) -> PassResult[G]:
+        """Slice, then give the layers that have weights new ones.
+
+        Raises:
+            PlanError: an unknown criterion, or an unknown name in `ignore`.
+            GraphError: fresh weights for an ONNX graph.
+        """
+        if self.init == "fresh" and not isinstance(graph, FxGraph):
+            raise GraphError(
+                "an ONNX graph does not say how its layers are initialised", remedy='Reduce the torch model, or use init="best".'
+            )
+        # Ranking by the old weights would make fresh nets of different width depend on them; the order does not matter.
+        criterion = self.criterion if self.init == "best" else "random"
+        made = plan(graph, criterion, 1 - self.ratio, "local", ignore=self.ignore, seed=self.seed)
+        new = find_rewrite(graph, made).fill()
+        notes = [f"{sum(layer.total for layer in made.layers) - made.removed} of {sum(layer.total for layer in made.layers)} channels stay"]
+        if self.init == "fresh":
+            assert isinstance(new, FxGraph)
+            left = _restart(new, self.seed)
+            notes += [f"{name}: nothing tells how it is initialised: it keeps its values" for name in left]
+        new.history = (*graph.history, {"step": "reduce_width", "plan": made.to_dict()})
+        return PassResult(new, made.removed > 0 or self.init == "fresh", tuple(notes))
+
+
+def _restart(graph: FxGraph, seed: int) -> list[str]:
+    """Give every parameter a new first value, in place; returns the names of those that keep the old one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        restarted = {id(tensor) for module in graph.module.modules() for tensor in _reset(module)}
+        left = []
+        for name, parameter in graph.module.named_parameters():
+            if id(parameter) in restarted:
+                continue
+            if parameter.dim() < 2 or not _is_weight(graph, name):
+                left.append(name)
+            else:  # a functional call's weight: as torch's own convolutions and linear layers begin
+                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+    graph.tidied()
+    return left
+
+
+def _reset(module: nn.Module) -> Collection[Tensor]:
+    """Call a module's own initialisation, if it has one; returns the parameters that are its own."""
+    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+    if not callable(reset):
+        return ()
+    reset()
+    return tuple(module.parameters(recurse=False))
+
+
+def _is_weight(graph: FxGraph, name: str) -> bool:
+    value = graph.params.get(name)
+    return value is not None and any(node.get("weight") is value and node.op in ("Conv", "ConvTranspose", "Gemm") for node in value.uses)

@@ -1,0 +1,54 @@
+"""Balanced families: the closed form for plain groups against the integer program for all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from irtool.analysis.balance import Balance, balance_of
+from irtool.planning.allocation import _nearest, _nearest_alike
+
+
+def grouped(groups: int, width: int) -> Balance:
+    """The family of a grouped convolution's input: a row a group, every channel a group of its own."""
+    table = np.arange(groups * width).reshape(groups, width)
+    found = balance_of([table], [table], [table])
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_both_ways_are_equally_near(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    groups, width = int(draw.integers(2, 9)), int(draw.integers(2, 12))
+    balance = grouped(groups, width)
+    assert balance.alike
+    target = draw.integers(0, width + 1, groups)
+    total, least = groups * width, int(draw.integers(1, groups * width // 2 + 1))
+    layers = [(np.ones(groups, np.int64), total, total - least)]
+    for rounding in (1, 2, groups):
+        closed, program = (solve(balance, target, layers, rounding) for solve in (_nearest_alike, _nearest))
+        assert (closed is None) == (program is None)
+        if closed is not None and program is not None:
+            assert np.abs(closed - target).sum() == np.abs(program - target).sum()
+            assert len(set(closed.tolist())) == 1
+            assert total - closed.sum() >= least
+            assert (total - closed.sum()) % rounding == 0
+
+
+def test_of_equally_near_numbers_the_one_nearest_to_the_ratio_wins() -> None:
+    balance = grouped(4, 16)
+    taken = _nearest_alike(balance, np.array([4, 6, 10, 12]), [], 1)
+    assert taken is not None
+    assert taken.tolist() == [8, 8, 8, 8]
+
+
+def test_a_shuffle_between_two_groupings_is_left_to_the_program() -> None:
+    table = np.arange(12).reshape(2, 6)
+    shuffled = table.T.reshape(3, 4)
+    found = balance_of([table, shuffled], [table, shuffled], [table, shuffled])
+    assert found is not None
+    assert not found.alike
+    taken = _nearest(found, np.array([len(cell) // 2 for cell in found.cells]), [], 1)
+    assert taken is not None
+    assert not (found.equal @ taken).any()

@@ -1,0 +1,157 @@
+"""RecalibrateBatchNorm: statistics as torch would measure them, and refusals that say what to do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import irtool
+from irtool.errors import GraphError, OptionError
+from irtool.models import PreResNet
+from irtool.passes import RecalibrateBatchNorm
+
+
+class Functional(nn.Module):
+    """Batch norms as a module, as a function, behind an operator that works in place, and one without affine values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3)
+        self.register_buffer("mean", torch.full((4,), 0.7))
+        self.register_buffer("var", torch.full((4,), 2.0))
+        self.last = nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu_(self.bn(self.conv(x)))
+        y = functional.batch_norm(y + 1, self.mean, self.var)
+        return self.last(y.add_(y))
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = PreResNet(11, width=0.25)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, -1, 1)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+    return model.eval()
+
+
+NETS = {"preresnet": (net, (3, 16, 16)), "functional": (Functional, (3, 8, 8))}
+
+
+def images(sizes: tuple[int, ...], count: int = 10) -> Tensor:
+    return torch.randn(count, *sizes, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 2 + 1
+
+
+def graph_of(name: str) -> irtool.FxGraph:
+    make, sizes = NETS[name]
+    return irtool.trace(make(), torch.zeros(2, *sizes)).to(torch.float64)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_exact_statistics_are_those_of_what_each_batch_norm_reads(name: str) -> None:
+    graph, x = graph_of(name), images(NETS[name][1])
+    result = RecalibrateBatchNorm([x[:3], (x[3:7],), x[7:]], "exact")(graph)
+    seen = 0
+    reads: dict[str, Tensor] = {}
+    # The oracle is torch: run the result in eval mode, and measure what flows into each batch norm.
+    for node in result.graph.nodes:
+        if node.op == "BatchNormalization":
+            reads[node.operands["running_mean"].name] = read_by(result.graph, node.name, x)
+    for name_of, read in reads.items():
+        var, mean = torch.var_mean(read, [0, 2, 3])
+        node = next(n for n in result.graph.nodes if n.op == "BatchNormalization" and n.operands["running_mean"].name == name_of)
+        torch.testing.assert_close(result.graph.params[name_of].data, mean, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(node.operands["running_var"].data, var, rtol=1e-9, atol=1e-9)
+        seen += 1
+    assert result.changed
+    assert result.notes == (f"{seen} batch norms recalibrated",)
+
+
+def read_by(graph: irtool.FxGraph, name: str, x: Tensor) -> Tensor:
+    """What a node reads: torch.fx's own interpreter, stopped there."""
+    kept: list[Tensor] = []
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            if n.name == name:
+                kept.append(self.fetch_args_kwargs_from_env(n)[0][0].clone())
+            return super().run_node(n)
+
+    with torch.no_grad():
+        Watch(graph.module.eval()).run(x.clone())
+    return kept[0]
+
+
+def test_pooled_statistics_are_those_of_training_mode() -> None:
+    """One batch, momentum 1: torch's own training mode leaves the same statistics. The outputs then differ by n/(n-1) only."""
+    graph, x = graph_of("preresnet"), images((3, 16, 16))
+    found = RecalibrateBatchNorm([x])(graph).graph
+    trained = graph.clone().module.train()
+    for module in trained.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    trained(x)
+    for name, buffer in trained.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            torch.testing.assert_close(found.module.get_buffer(name), buffer, rtol=1e-9, atol=1e-9)
+
+
+def test_pooled_batches_count_by_their_images() -> None:
+    """The first batch norm reads nothing normalised, so however the images are cut, its statistics are those of all of them."""
+    graph, x = graph_of("functional"), images((3, 8, 8))
+    parts = RecalibrateBatchNorm([x[:1], x[1:4], x[4:]])(graph).graph
+    whole = RecalibrateBatchNorm([x])(graph).graph
+    for name in ("bn.running_mean", "bn.running_var"):
+        torch.testing.assert_close(parts.params[name].data, whole.params[name].data, rtol=1e-12, atol=1e-12)
+
+
+def test_the_callers_graph_stays_and_weights_are_not_touched() -> None:
+    graph, x = graph_of("preresnet"), images((3, 16, 16))
+    before, text = {name: value.data.clone() for name, value in graph.params.items()}, graph.text()
+    result = RecalibrateBatchNorm([x])(graph).graph
+    assert result.text() == graph.text() == text  # golden: the program stays, only statistics change
+    assert all(torch.equal(graph.params[name].data, data) for name, data in before.items())
+    moved = {name for name, data in before.items() if not torch.equal(result.params[name].data, data)}
+    assert moved == {name for name in before if "running" in name}
+    assert result.history[-1] == {"step": "recalibrate_batchnorm"}
+
+
+def test_a_pruned_and_recalibrated_net_goes_back_into_its_class(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    graph = irtool.trace(net(), torch.zeros(2, 3, 16, 16))
+    small = irtool.prune(graph, irtool.plan(graph, "l1", 0.5))
+    small = RecalibrateBatchNorm([images((3, 16, 16)).float()])(small).graph
+    irtool.save(small, tmp_path / "net.safetensors")
+    again = irtool.load(tmp_path / "net.safetensors", net(seed=5))
+    x = images((3, 16, 16), 2).float()
+    assert torch.equal(again.run(x), small.run(x))
+
+
+class NoStatistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(3, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(x)
+
+
+def test_what_it_leaves_alone_and_refuses(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    bare = irtool.trace(NoStatistics().eval(), torch.zeros(2, 3, 4, 4))
+    result = RecalibrateBatchNorm([torch.zeros(2, 3, 4, 4)])(bare)
+    assert result.graph is bare
+    assert result.notes == ("bn: it keeps no running statistics",)
+    graph = graph_of("preresnet")
+    with pytest.raises(OptionError, match=r"sample\(512\)"):
+        RecalibrateBatchNorm([])(graph)
+    with pytest.raises(OptionError, match="Choose pooled or exact"):
+        RecalibrateBatchNorm([], "best")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="at least two images"):
+        RecalibrateBatchNorm([torch.zeros(1, 3, 1, 1)])(irtool.trace(nn.BatchNorm2d(3).eval(), torch.zeros(2, 3, 1, 1)))
+    irtool.export_onnx(graph.to(torch.float32), tmp_path / "net.onnx")
+    with pytest.raises(GraphError, match="Recalibrate the torch model"):
+        RecalibrateBatchNorm([])(irtool.load_onnx(tmp_path / "net.onnx"))

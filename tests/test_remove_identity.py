@@ -1,0 +1,107 @@
+"""`remove_identity` on both hosts."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from onnx_nets import Net
+from torch import Tensor, nn
+
+import irtool
+from irtool.ir.onnx_load import from_model
+
+BEFORE = """\
+input  %x:1x3x4x4
+%conv_3:1x8x4x4 = Conv(%x, @const_1:8x3x3x3, @const_2:8) {dilation=(1,1), groups=1, padding=(1,1), stride=(1,1)}
+%transpose_4:1x8x4x4 = Transpose(%conv_3) {dims=[0,1,2,3]}
+%relu_5:1x8x4x4 = Relu(%transpose_4)
+%identity_6:1x8x4x4 = Identity(%relu_5)
+output %identity_6:1x8x4x4"""
+AFTER = """\
+input  %x:1x3x4x4
+%conv_3:1x8x4x4 = Conv(%x, @const_1:8x3x3x3, @const_2:8) {dilation=(1,1), groups=1, padding=(1,1), stride=(1,1)}
+%identity_6:1x8x4x4 = Relu(%conv_3)
+output %identity_6:1x8x4x4"""
+
+
+def test_text_before_and_after() -> None:
+    n = Net(17, ("N", 3, 4, 4))
+    x = n.op("Relu", n.op("Transpose", n.conv("x", 3, 8), perm=[0, 1, 2, 3]))
+    graph = from_model(n.model(n.op("Identity", x), ranks=[4]))
+    assert graph.text() == BEFORE
+    result = irtool.Pipeline([irtool.RemoveIdentity()], check=True)(graph)
+    assert result.graph.text() == AFTER
+    assert result.notes == ("remove_identity: 2 operators removed that return their input",)
+    assert graph.text() == BEFORE
+
+
+def chain(*, training: bool = False) -> onnx.ModelProto:
+    """Every kind of operator that returns its input, and a transpose, a cast and a pad that do not."""
+    n = Net(17)
+    x = n.op("Cast", n.cbr("x", 3, 8), to=TensorProto.FLOAT)
+    x = n.op("Concat", n.op("Pad", x, n.const([0] * 8)), axis=1)
+    x = n.op("Slice", n.op("Clip", x), n.const([0]), n.const([2**31 - 1]), n.const([1]))
+    flag = [n.const(0.5, np.float32), n.const(training, np.bool_)] if training else []
+    x = n.op("Dropout", n.op("Identity", x), *flag)
+    x = n.op("Cast", n.op("Cast", x, to=TensorProto.DOUBLE), to=TensorProto.FLOAT)
+    x = n.op("Transpose", n.op("Transpose", n.op("Pad", x, n.const([0, 0, 1, 1, 0, 0, 1, 1])), perm=[0, 2, 3, 1]), perm=[0, 3, 1, 2])
+    return n.model(n.head(x, 8))
+
+
+def test_what_returns_its_input_goes_and_what_does_not_stays() -> None:
+    graph = from_model(chain())
+    new = irtool.Pipeline([irtool.RemoveIdentity()], check=True)(graph).graph
+    ops = [node.op for node in new.nodes]
+    assert (ops.count("Cast"), ops.count("Transpose"), ops.count("Pad")) == (2, 2, 1)
+    assert not {"Identity", "Dropout", "Concat", "Slice", "Clip"} & set(ops)
+    onnx.checker.check_model(new.proto, full_check=True)
+    assert new.proto.graph.output == graph.proto.graph.output
+    assert new.proto.graph.input == graph.proto.graph.input
+
+
+def test_dropout_in_training_mode_stays() -> None:
+    new = irtool.RemoveIdentity()(from_model(chain(training=True))).graph
+    assert [node.op for node in new.nodes].count("Dropout") == 1
+
+
+def test_outputs_keep_their_names() -> None:
+    """An identity is all that gives a name to an input, and a second name to a value: these two stay."""
+    n = Net(17, ("N", 8, 4, 4))
+    y = n.op("Relu", "x")
+    a, b, c = n.op("Identity", n.op("Identity", "x")), n.op("Identity", y), n.op("Identity", y)
+    graph = from_model(n.model(a, b, c, ranks=[4, 4, 4]))
+    new = irtool.Pipeline([irtool.RemoveIdentity()], check=True)(graph).graph
+    assert [node.op for node in new.nodes].count("Identity") == 2
+    assert [output.name for output in new.proto.graph.output] == [a, b, c]
+    onnx.checker.check_model(new.proto, full_check=True)
+
+
+class Torch(nn.Module):
+    """An identity, dropout, and a copy that shields `x` from what works in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.same, self.drop, self.relu = nn.Conv2d(3, 4, 1), nn.Identity(), nn.Dropout(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.same(self.conv(x))
+        return self.drop(self.relu(torch.cat([y])) - y)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_torch_graphs_stay_trainable_unless_asked(dropout: bool) -> None:
+    graph = irtool.trace(Torch().eval(), torch.zeros(1, 3, 4, 4))
+    result = irtool.Pipeline([irtool.RemoveIdentity(dropout=dropout)], check=True)(graph)
+    ops = [node.op for node in result.graph.nodes]
+    assert "Identity" not in ops
+    assert ("Dropout" in ops) is not dropout
+    assert "Concat" in ops
+
+
+def test_nothing_to_do_gives_the_same_graph() -> None:
+    graph = irtool.trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4))
+    result = irtool.RemoveIdentity()(graph)
+    assert (result.graph is graph, result.changed) == (True, False)
