@@ -1,7 +1,7 @@
 """Thin training loops over any `nn.Module` or graph, and the data for them.
 
 `load_data` reads a dataset, `evaluate` scores a model on it, `fit` trains one; `sparse`, `finetune` and `distill` are `fit`
-with a penalty, a small learning rate, a teacher.
+with a penalty, a small learning rate, a teacher. `recover` prunes and gets back what it can in a given time.
 """
 
 from irtool.train.data import Data, load_data
@@ -11,11 +11,13 @@ from irtool.train.fit import Batch, fit
 from irtool.train.history import History, Record
 from irtool.train.preprocessing import Preprocessing
 from irtool.train.progress import Progress, Status, silent
+from irtool.train.recover import Attempt, Recovery, recover
 from irtool.train.settings import Settings
 from irtool.train.sparse import find_strength, small_scales, sparse
 from irtool.train.split import Split
 
 __all__ = [
+    "Attempt",
     "Batch",
     "Data",
     "Evaluation",
@@ -23,6 +25,7 @@ __all__ = [
     "Preprocessing",
     "Progress",
     "Record",
+    "Recovery",
     "Settings",
     "Split",
     "Status",
@@ -34,6 +37,7 @@ __all__ = [
     "fit",
     "load_data",
     "predict",
+    "recover",
     "silent",
     "small_scales",
     "sparse",

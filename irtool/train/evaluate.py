@@ -18,6 +18,11 @@ from irtool.train.data import Data
 from irtool.train.progress import Progress, Status, Throttle, silent
 from irtool.train.split import Split, in_batches
 
+LARGE_BATCH = 256
+BATCH = {"cpu": 32}
+"""Images at a time by device. On one core, PreResNet-38 at 32x32 scores 195 images/s in batches of 32 and 74 in batches of
+256, whose activations no longer fit the cache."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -72,7 +77,7 @@ def logits_of(output: object, classes: int, where: str = "model") -> Tensor:
 def evaluate(
     model: object,
     split: Split | Data,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     *,
     progress: Progress = silent,
     task: str = "evaluate",
@@ -82,7 +87,7 @@ def evaluate(
     Args:
         model: an `nn.Module` or a graph (put in eval mode while it runs, then back; it stays on its device), or any callable
             from float32 (N, C, H, W) as a numpy array to logits (N, classes), such as a session.
-        batch_size: images at a time; the last batch may be smaller.
+        batch_size: images at a time; the last batch may be smaller. Default: see `BATCH`.
 
     Raises:
         DataError: the split is empty, the model refuses its input shape, or the outputs are not one logit a class.
@@ -103,7 +108,7 @@ def evaluate(
     return Evaluation(float(correct) / done, float(loss) / done, done, done / max(time.perf_counter() - begun, 1e-9))
 
 
-def predict(model: object, split: Split, batch_size: int = 256, *, progress: Progress = silent, task: str = "predict") -> Tensor:
+def predict(model: object, split: Split, batch_size: int | None = None, *, progress: Progress = silent, task: str = "predict") -> Tensor:
     """A model's logits on a split, float32 (N, classes), on the CPU. Arguments and errors are those of `evaluate`."""
     throttle, begun, done, parts = Throttle(), time.perf_counter(), 0, []
     for index, logits in _forward(model, split, batch_size):
@@ -115,7 +120,7 @@ def predict(model: object, split: Split, batch_size: int = 256, *, progress: Pro
     return torch.cat(parts) if parts else torch.empty(0, len(split.classes))
 
 
-def _forward(model: object, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _forward(model: object, split: Split, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Indices and float32 logits, batch by batch, the model in eval mode meanwhile."""
     module = module_of(model) if isinstance(getattr(model, "module", model), nn.Module) else None
     call = module or _numpy_forward(model)
@@ -125,7 +130,7 @@ def _forward(model: object, split: Split, batch_size: int) -> Iterator[tuple[Ten
     if module:
         module.eval()
     try:
-        indices = in_batches(len(split), batch_size)
+        indices = in_batches(len(split), batch_size or BATCH.get(device.type, LARGE_BATCH))
         for index, pixels in zip(indices, split.batches(indices), strict=True):
             with torch.inference_mode():
                 output = run_model(call, split.preprocessing.normalise(pixels.to(device)))

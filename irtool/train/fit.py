@@ -288,7 +288,7 @@ class _Run:
         if world > 1:
             split = Part(split, torch.arange(rank, len(split), world))
         shown = self.progress if self.fabric.is_global_zero else silent
-        score = evaluate(self.module, split, max(256, self.batch), progress=shown, task=f"test epoch {epoch}/{self.settings.epochs}")
+        score = evaluate(self.module, split, progress=shown, task=f"test epoch {epoch}/{self.settings.epochs}")
         values = torch.tensor([score.loss * score.count, score.accuracy * score.count, score.count], dtype=torch.float64)
         sums = self._sum(values)
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])
