@@ -105,6 +105,7 @@ class Run:
 
 SOURCES = {
     "cifar": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 20_000),
+    "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 15_000),
     "cifar-lr": Source("CIFAR-10 (JPEG), 1,000 held-out training images", "data/cifar10-jpeg.zip", 2_000, 1_000, held_out=True),
     "fashion": Source("Fashion-MNIST", str(FASHION_MNIST), 6_000),
 }
@@ -122,9 +123,16 @@ def preresnet_runs() -> list[Run]:
         return Run(name, "preresnet", "published:sparse", "cifar", plan)
 
     def trained(
-        name: str, start: str, stage: str, teacher: str = "", lr: float = LEARNING_RATE, source: str = "cifar", epochs: int = EPOCHS
+        name: str, start: str, stage: str, teacher: str = "", lr: float = LEARNING_RATE, source: str = "cifar-train", epochs: int = EPOCHS
     ) -> Run:
-        settings = {"epochs": epochs, "lr": lr, "schedule": "one-cycle", "weight_decay": 5e-4, "channels_last": True}
+        settings = {
+            "epochs": epochs,
+            "lr": lr,
+            "schedule": "one-cycle",
+            "weight_decay": 5e-4,
+            "channels_last": start == "preresnet-sparse",
+            "evaluate_every": 0,
+        }
         options = {"alpha": 0.9, "temperature": 3.0} if teacher else {}
         return Run(name, "preresnet", start, source, {}, stage, settings, options, teacher)
 
@@ -215,21 +223,22 @@ class Queue:
         folder = WORK / name
         folder.mkdir(parents=True, exist_ok=True)
         history = self._trained(graph, run, data, folder)
-        score = evaluate(graph, data)
+        score = evaluate(graph, data) if history is None else None
         irtool.save(graph, folder / "model.safetensors", preprocessing=data.preprocessing.to_dict())
         found = irtool.cost(graph)
         seconds = sum(record.seconds for record in history.records) if history else time.time() - began
+        accuracy, loss = (score.accuracy, score.loss) if score else (history.last.test_accuracy, history.last.test_loss)
         report = {
             "name": name, "line": run.line, "command": f"python bench/experiments.py --only {name}", "seed": run.seed,
             "date": time.strftime("%Y-%m-%d", time.gmtime(began)), "seconds": round(seconds, 1), "machine": f"{platform.machine()}, 1 thread", "torch": torch.__version__,
-            "data": data.name, "train_images": len(data.train) if history else 0, "test_images": score.count, "epochs": len(history.records) if history else 0,
-            "params": found.params, "macs": found.macs, "accuracy": score.accuracy, "loss": score.loss, "notes": notes,
+            "data": data.name, "train_images": len(data.train) if history else 0, "test_images": len(data.test), "epochs": len(history.records) if history else 0,
+            "params": found.params, "macs": found.macs, "accuracy": accuracy, "loss": loss, "notes": notes,
             "history": history.to_dict() if history else None, "definition": self.definition(name),
         }  # fmt: skip
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
         print(
-            f"{time.strftime('%H:%M:%S')} {name}: {100 * score.accuracy:.2f} %, {found.params:,} parameters, {found.macs:,} MACs, {seconds:.0f} s",
+            f"{time.strftime('%H:%M:%S')} {name}: {100 * accuracy:.2f} %, {found.params:,} parameters, {found.macs:,} MACs, {seconds:.0f} s",
             flush=True,
         )
 
