@@ -27,7 +27,7 @@ class DataOptions:
     mean: str | None = None
     std: str | None = None
     limit: int | None = None
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
 
     def load(self, model: str, screen: Screen) -> Data | None:
         """The dataset, with as many channels as the model's first convolution reads; None if none is asked for.

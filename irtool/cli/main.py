@@ -22,6 +22,7 @@ from irtool.cli.diff import diff
 from irtool.cli.export import export
 from irtool.cli.inspect import inspect
 from irtool.cli.screen import complain
+from irtool.cli.train import train
 from irtool.cli.verify import verify
 from irtool.errors import IrtoolError
 
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (inspect, compress, diff, export, verify, demo):
+for command in (inspect, train, compress, diff, export, verify, demo):
     app.command(name=command.__name__)(command)
 
 

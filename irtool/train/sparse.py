@@ -73,7 +73,8 @@ def sparse(
         extra = {"strength": _at(value, record.epoch / settings.epochs), "small_scales": small_scales(trained, ignore)}
         return extra | dict(on_epoch(trained, record) or {} if on_epoch else {})
 
-    facts = {"stage": "sparse", "strength": strength if isinstance(strength, (int, float, str)) else "function", "ignore": list(ignore)}
+    told = value if not callable(value) else strength if isinstance(strength, str) else "function"
+    facts = {"stage": "sparse", "strength": told, "ignore": list(ignore)}
     return fit(module, data, settings, penalty=l1_on_scales(value, ignore), on_epoch=measure, facts=facts, progress=progress)
 
 

@@ -1,0 +1,177 @@
+"""`irtool train`: one training stage on the user's own model and data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import irtool
+from irtool.archive import read_info, save
+from irtool.cli import options
+from irtool.cli.data import DataOptions, example_shapes
+from irtool.cli.flags import with_flags
+from irtool.cli.models import MODEL_FILE, graph_of, input_shapes, saved_model
+from irtool.cli.screen import Screen, screen
+from irtool.cli.screen import out as console
+from irtool.errors import FileError, OptionError
+from irtool.files import replacing
+from irtool.ir import FxGraph, Graph
+from irtool.train import Data, History, Preprocessing, Settings
+from irtool.train.stages import STAGES
+from irtool.train.stages import train as train_stage
+
+HISTORY_FILE = "train.json"
+
+
+class Stage(StrEnum):
+    """The keys of `STAGES`."""
+
+    PLAIN = "plain"
+    SPARSE = "sparse"
+    FINETUNE = "finetune"
+    DISTILL = "distill"
+
+
+@with_flags(Settings, leave_out=("out", "seed"), defaults={"lr": " Default 0.1; 0.01 to finetune and to distill."})
+def train(
+    model: options.ModelArgument,
+    data: Annotated[str, typer.Option("--data", "-d", help="See irtool compress --help.", metavar="DATA")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the model, the checkpoints and the log.")],
+    stage: Annotated[
+        Stage, typer.Option(help="From scratch; towards small batch norm scales; further, gently; towards a teacher.")
+    ] = Stage.PLAIN,
+    weights: options.Weights = None,
+    teacher: Annotated[str | None, typer.Option(help="distill: the model to learn from, written as MODEL is.", metavar="MODEL")] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="distill: its weights.", metavar="FILE")] = None,
+    alpha: Annotated[float | None, typer.Option(help="distill: the teacher's weight against the labels; default 0.9.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="distill: default 3; larger is softer.")] = None,
+    cache: Annotated[bool | None, typer.Option(help="distill: run the teacher once, on the images as they are.")] = None,
+    strength: Annotated[
+        str | None, typer.Option(help="sparse: a number (1e-4 to 1e-3 are usual), FROM:TO for a ramp, or auto; default 1e-4.")
+    ] = None,
+    share: Annotated[float | None, typer.Option(help="sparse, auto: the wanted share of small scales; default 0.5.")] = None,
+    bound: Annotated[float | None, typer.Option(help="sparse, auto: how much the loss may rise; default 0.2.")] = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    limit: options.Limit = None,
+    image_size: options.ImageSize = None,
+    inputs: options.Inputs = None,
+    seed: Annotated[int, typer.Option(help="Of first weights, order, augmentation, mixup and dropout.")] = 0,
+    **settings: Any,
+) -> None:
+    """Train a model: from scratch, sparse, finetuned or distilled.
+
+    Writes model.safetensors (trainable further, and what irtool compress takes), last.pt and best.pt each epoch, log.csv and
+    train.json. Killed runs go on with --resume. The same under torchrun: torchrun --nproc-per-node 2 -m irtool train ...
+
+    [bold]Example[/]: irtool train VGG:depth=16 --stage sparse --strength auto --data cifar10.zip --epochs 40 --out sparse
+    """
+    given = {name: value for name, value in settings.items() if value is not None} | {"out": out, "seed": seed}
+    own: dict[str, Any] = {"alpha": alpha, "temperature": temperature, "cache": cache, "strength": strength, "share": share, "bound": bound}
+    Settings.settle(STAGES[stage].settings, given)  # a mistake is better told before the data is read
+    _folder(out, resumes=bool(given.get("resume")))
+    data_options = known_preprocessing(model, DataOptions(data, mean, std, limit, image_size))
+    with _shown() as progress:
+        loaded = data_options.load(model, progress)
+        assert loaded is not None
+        graph = trainable(model, weights, loaded, input_shapes(inputs), seed)
+        if teacher is not None:
+            own["teacher"] = trainable(teacher, teacher_weights, loaded, (), seed)
+        history = train_stage(stage, graph, loaded, given, own, progress)
+    if _first_process():
+        source = {"model": model, "weights": str(weights) if weights else None, "teacher": teacher, **data_options.record()}
+        keep(graph, history, loaded, out, {"command": command_line(), "source": source})
+        console().print(told(history, loaded))
+        console().print(f"written to {out}: {MODEL_FILE}, last.pt, best.pt, log.csv, {HISTORY_FILE}")
+
+
+def trainable(model: str, weights: Path | None, data: Data, given: Any = (), seed: int = 0) -> FxGraph:
+    """Build or load a model to train or to learn from. Fresh weights follow from the seed.
+
+    Raises:
+        OptionError: it is an ONNX file.
+        IrtoolError: see `graph_of`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        graph: Graph = graph_of(model, weights, example_shapes(data, given))
+    if not isinstance(graph, FxGraph):
+        raise OptionError("an ONNX file cannot be trained", where=model, remedy="Name the PyTorch model that it came from.")
+    return graph
+
+
+def known_preprocessing(model: str, given: DataOptions) -> DataOptions:
+    """The data options, completed by what a saved model says about the images that it was trained on."""
+    saved = saved_model(model)
+    stored = read_info(saved).preprocessing if saved is not None and saved.suffix == ".safetensors" else None
+    if stored is None:
+        return given
+    known = Preprocessing.from_dict(stored)
+    texts = [",".join(map(repr, values)) for values in (known.mean, known.std)]
+    return replace(given, mean=given.mean or texts[0], std=given.std or texts[1], image_size=given.image_size or known.size)
+
+
+def keep(graph: FxGraph, history: History, data: Data, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the trained model and what is known about its training.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    save(graph, folder / MODEL_FILE, preprocessing=data.preprocessing.to_dict(), metadata={"classes": list(data.classes)})
+    record = {
+        "irtool": irtool.__version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        **facts,
+        "test_images": len(data.test),
+    }
+    with replacing(folder / HISTORY_FILE) as temporary:
+        temporary.write_text(json.dumps({**record, **history.to_dict()}, indent=1) + "\n", encoding="utf-8")
+
+
+def told(history: History, data: Data) -> str:
+    """The result in a sentence: the last epoch, which nobody chose by the test images."""
+    last, seconds = history.last, sum(record.seconds for record in history.records)
+    extra = f", {100 * last.extra['small_scales']:.0f} % of batch norm scales near zero" if "small_scales" in last.extra else ""
+    return (
+        f"{100 * (last.test_accuracy or 0):.2f} % of {len(data.test):,} test images after {last.epoch} epochs "
+        f"on {len(data.train):,} images, {seconds:.0f} s{extra}"
+    )
+
+
+def command_line() -> str:
+    """The command as it was typed, for the records."""
+    return " ".join(["irtool", *sys.argv[1:]])
+
+
+def _folder(out: Path, *, resumes: bool) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write here ({error.strerror})", where=str(out), remedy="Choose another --out.") from error
+    if (out / "last.pt").exists() and not resumes:
+        raise FileError("holds an earlier run", where=str(out), remedy="Add --resume to continue it, or choose another --out.")
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _shown() -> Iterator[Screen]:
+    """Progress of the first process only: under torchrun all write to one terminal."""
+    if _first_process():
+        with screen() as progress:
+            yield progress
+    else:
+        yield Screen(None)
