@@ -50,6 +50,7 @@ class Source:
         path: below the shared folder, or absolute.
         train: at most so many training images, evenly over the classes.
         test: likewise.
+        size: pixels to scale to; by default the images' own.
         held_out: score on training images that are not trained on, so that choosing by the score leaves the test images alone.
     """
 
@@ -58,10 +59,11 @@ class Source:
     train: int
     test: int = 10_000
     held_out: bool = False
+    size: int | None = None
 
     def load(self, shared: Path) -> Data:
         """Read it, as colour images."""
-        data = _loaded(str(shared / self.path))
+        data = _loaded(str(shared / self.path), self.size)
         order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
         train = Part(data.train, order[: self.train].sort().values)
         test = (
@@ -73,8 +75,8 @@ class Source:
 
 
 @cache
-def _loaded(path: str) -> Data:
-    return load_data(path, channels=3)
+def _loaded(path: str, size: int | None) -> Data:
+    return load_data(path, channels=3, image_size=size)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Run:
     Attributes:
         start: `published:NAME`, `new:MODEL`, or another run's name.
         source: a key of `SOURCES`.
-        prune: criterion, ratio, constants, and recalibrate (training images; 0 is off).
+        prune: criterion, ratio, constants, and recalibrate (training images; 0 is off). A run's name as the ratio: the ratio
+            that leaves at most as many parameters as that run has.
         stage: what training follows: a key of `STAGES`, or nothing.
         settings: of the training.
         options: of the stage (strength, alpha, temperature).
@@ -105,9 +108,9 @@ class Run:
 
 SOURCES = {
     "cifar": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 20_000),
-    "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 15_000),
+    "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 10_000),
     "cifar-lr": Source("CIFAR-10 (JPEG), 1,000 held-out training images", "data/cifar10-jpeg.zip", 2_000, 1_000, held_out=True),
-    "fashion": Source("Fashion-MNIST", str(FASHION_MNIST), 6_000),
+    "fashion": Source("Fashion-MNIST at 16x16", str(FASHION_MNIST), 6_000, size=16),
 }
 EPOCHS = 2
 LEARNING_RATE = 0.02
@@ -147,7 +150,8 @@ def preresnet_runs() -> list[Run]:
         trained("preresnet-0.7-kd", short, "distill", "preresnet-sparse-finetuned"),
         pruned(0.7, "absorb", 1024),
         pruned(0.5, "absorb", 1024),
-        trained("preresnet-0.7-random-finetuned", "preresnet-0.7-random", "finetune"),
+        Run("preresnet-random-as-0.7", "preresnet", "published:sparse", "cifar", {"criterion": "random", "ratio": short, "constants": "absorb", "recalibrate": 0}),
+        trained("preresnet-random-as-0.7-finetuned", "preresnet-random-as-0.7", "finetune"),
         Run("preresnet-normal", "preresnet", "published:normal", "cifar"),
         pruned(0.5, "absorb", criterion="random"),
     ]  # fmt: skip
@@ -198,8 +202,9 @@ class Queue:
     def definition(self, name: str) -> dict[str, Any]:
         """All that decides a run's result, what it starts from included."""
         run = self.runs[name]
-        needs = [self.definition(need) for need in (run.start, run.teacher) if need in self.runs]
-        return {"run": asdict(run), "source": asdict(SOURCES[run.source]), "needs": needs}
+        needs = [self.definition(need) for need in (run.start, run.teacher, run.prune.get("ratio")) if need in self.runs]
+        source = {name: value for name, value in asdict(SOURCES[run.source]).items() if value is not None}
+        return {"run": asdict(run), "source": source, "needs": needs}
 
     def done(self, name: str) -> bool:
         """Whether the stored result belongs to the run as it is defined."""
@@ -254,12 +259,22 @@ class Queue:
 
     def _pruned(self, graph: FxGraph, run: Run, data: Data) -> tuple[FxGraph, list[str]]:
         residual = "select" if run.line == "preresnet" else "couple"
-        plan = irtool.plan(graph, run.prune["criterion"], run.prune["ratio"], residual=residual, seed=run.seed)
+        ratio = self._matching(graph, run, residual) if run.prune["ratio"] in self.runs else run.prune["ratio"]
+        plan = irtool.plan(graph, run.prune["criterion"], ratio, residual=residual, seed=run.seed)
         made = irtool.Prune(plan, run.prune["constants"])(graph)
         if not run.prune["recalibrate"]:
             return made.graph, list(made.notes)
         again = RecalibrateBatchNorm(data.sample(run.prune["recalibrate"]).split(128))(made.graph)
         return again.graph, [*made.notes, *again.notes]
+
+    def _matching(self, graph: FxGraph, run: Run, residual: str) -> float:
+        """The smallest ratio, in hundredths, that leaves at most as many parameters as another run has."""
+        most = irtool.cost(self.result(run.prune["ratio"])).params
+        for hundredths in range(1, 100):
+            plan = irtool.plan(graph, run.prune["criterion"], hundredths / 100, residual=residual, seed=run.seed)
+            if irtool.cost(irtool.prune(graph, plan, "absorb")).params <= most:
+                return hundredths / 100
+        raise SystemExit(f"{run.name}: no ratio is small enough")
 
     def _trained(self, graph: FxGraph, run: Run, data: Data, folder: Path) -> History | None:
         if not run.stage:
