@@ -16,36 +16,53 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT = 300
+TIMEOUT = 240
+"""Seconds for a model and scope."""
+MEMORY = 12 << 30
+"""Address space of a child, in bytes."""
+SCOPES = {"local": ("local",), "global": ("global",), "both": ("local", "global")}
 
 
-def measure(name: str, scope: str) -> dict[str, Any]:
-    """Trace, plan at 0.5 by l1, prune, check against the masked original, run backward."""
+def measure(name: str, scopes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Trace; then for each scope plan at 0.5 by l1, prune, check against the masked original, run backward."""
     import torch
     from zoo import build
 
     import irtool
 
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     model, inputs, within = build(name)
     start = time.process_time()
     graph = irtool.trace(model, inputs, within=within)
-    plan = irtool.plan(graph, "l1", 0.5, scope)  # type: ignore[arg-type]
-    smaller = irtool.prune(graph, plan, "drop")
-    seconds = time.process_time() - start
-    before, after = irtool.cost(graph), irtool.cost(smaller)
-    check = irtool.check_prune(graph, plan)
-    held = [f"{layer.name}: {layer.reason}" for layer in plan.layers if layer.reason and "graph output" not in layer.reason]
-    return {
-        "tracer": graph.tracer, "part": within or "", "nodes": len(graph.nodes), "params": [before.params, after.params], "macs": [before.macs, after.macs],
-        "seconds": round(seconds, 3), "relative": check.relative, "ok": check.ok, "inexact": len(check.inexact), "effect": check.effect,
-        "unresolved": list(check.unresolved), "held": len(held), "why": held[:3], "backward": _backward(smaller), "layers": len(plan.layers),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }  # fmt: skip
+    traced = time.process_time() - start
+    for scope in scopes:
+        graph.analyses.clear()  # each scope pays for the whole analysis
+        start = time.process_time()
+        plan = irtool.plan(graph, "l1", 0.5, scope)  # type: ignore[arg-type]
+        smaller = irtool.prune(graph, plan, "drop")
+        seconds = traced + time.process_time() - start
+        before, after = irtool.cost(graph), irtool.cost(smaller)
+        check = irtool.check_prune(graph, plan)
+        held = [f"{layer.name}: {layer.reason}" for layer in plan.layers if layer.reason and "graph output" not in layer.reason]
+        yield {
+            "scope": scope, "tracer": graph.tracer, "part": within or "", "nodes": len(graph.nodes), "params": [before.params, after.params],
+            "macs": [before.macs, after.macs], "seconds": round(seconds, 3), "relative": check.relative, "ok": check.ok,
+            "inexact": len(check.inexact), "effect": check.effect, "unresolved": list(check.unresolved), "held": len(held), "why": held[:3],
+            "reasons": _counted(held), "backward": _backward(smaller), "layers": len(plan.layers), "image": list(inputs[0].shape)[-1:] if isinstance(inputs[0], torch.Tensor) else [],
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }  # fmt: skip
+
+
+def _counted(held: Sequence[str]) -> dict[str, int]:
+    """How many layers each kind of reason holds back, the places left out."""
+    return dict(Counter(reason.split(": ", 1)[1].split(" (at ")[0] for reason in held).most_common(6))
 
 
 def _backward(graph: Any) -> bool:
@@ -59,20 +76,28 @@ def _backward(graph: Any) -> bool:
             norm.eval()  # statistics over one image of one pixel do not exist
     outputs = [leaf for leaf in tree_leaves(graph.module(*graph.example_inputs)) if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
     sum(leaf.float().square().mean() for leaf in outputs).backward()  # type: ignore[union-attr]
-    return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in graph.module.parameters())
+    reached = any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in graph.module.parameters())
+    graph.module.zero_grad()
+    return reached
 
 
-def row(name: str, scope: str) -> dict[str, Any]:
+def rows(name: str, scopes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`measure` in a child process, so that a crash is a row and not the end."""
-    command = [sys.executable, __file__, "--child", name, "--scope", scope]
+    command = [sys.executable, __file__, "--child", name, "--scope", "both" if len(scopes) > 1 else scopes[0]]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT * len(scopes),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
         )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer in {TIMEOUT} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1]) if lines else {"error": (done.stderr.strip().splitlines() or ["killed (memory?)"])[-1][:300]}
+        output, said = done.stdout, (done.stderr.strip().splitlines() or ["killed (memory?)"])[-1][:300]
+    except subprocess.TimeoutExpired as error:
+        output, said = (error.stdout or b"").decode(), f"no answer in {TIMEOUT * len(scopes)} s"
+    found = {row["scope"]: row for row in (json.loads(line) for line in output.splitlines() if line.startswith("{"))}
+    return {scope: found.get(scope, {"error": said}) for scope in scopes}
 
 
 def cells(name: str, scope: str, found: dict[str, Any]) -> list[str]:
@@ -119,7 +144,8 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.child, options.scope)))
+        for found in measure(options.child, SCOPES[options.scope]):
+            print(json.dumps(found), flush=True)
         return
     from zoo import TOO_LARGE, timm_names, torchvision_names
 
@@ -127,12 +153,11 @@ def main() -> None:
     skipped = [name for name in names if name in TOO_LARGE and not options.large]
     which = "coverage-timm" if options.timm else "coverage-torchvision"
     results = earlier(which) if options.missing else {}
-    scopes = ("local", "global") if options.scope == "both" else (options.scope,)
     for name in names:
-        for scope in scopes if name not in skipped else ():
-            if f"{name} {scope}" not in results:
-                found = results[f"{name} {scope}"] = row(name, scope)
-                print("  ".join(cells(name, scope, found)), flush=True)
+        scopes = [scope for scope in SCOPES[options.scope] if name not in skipped and f"{name} {scope}" not in results]
+        for scope, found in rows(name, scopes).items() if scopes else ():
+            results[f"{name} {scope}"] = found
+            print("  ".join(cells(name, scope, found)), flush=True)
         table = [cells(*key.split(), found) for key, found in sorted(results.items())]  # type: ignore[arg-type]
         closing = summary(results) + ([f"left out for memory: {', '.join(skipped)}"] if skipped else [])
         if not options.models:  # after each model, so that an interrupted run leaves what it has

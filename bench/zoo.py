@@ -34,6 +34,17 @@ def torchvision_names() -> list[str]:
     return [name for name in torchvision.models.list_models() if not name.startswith("quantized_")]
 
 
+TIMM_OPTIONS: dict[str, dict[str, Any]] = {
+    "aimv2_1b_patch14_224": {"depth": 4},
+    "cait_m36_384": {"depth": 12, "img_size": 224},
+    "deepseek_vit_412m": {"depth": 6},
+    "mobilenetv5_300m": {},
+    "samvit_base_patch16": {"img_size": 256},
+    "xcit_large_24_p8_224": {"depth": 8, "img_size": 64},
+}
+"""Models that are built less deep, or for smaller images, to fit memory and time; the blocks are the model's own."""
+
+
 def timm_names() -> list[str]:
     """The first model of each of timm's families."""
     import timm
@@ -67,6 +78,28 @@ def _flow(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:
     return torchvision.models.get_model(name, weights=None), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)), "feature_encoder"
 
 
+def _timm(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:
+    """The model and the smallest image that it takes: few pixels make the check fast, and channels do not depend on them."""
+    import timm
+
+    options = TIMM_OPTIONS.get(name, {})
+    model = randomise(timm.create_model(name, pretrained=False, **options))
+    channels, full, _ = model.default_cfg["input_size"]
+    full = options.get("img_size", full)
+    least = (model.default_cfg.get("min_input_size") or (0, 0, 0))[1]
+    smaller = sorted(size for size in {64, 96, 128, 192, least} if max(least, 1) <= size < full)
+    sizes = [full] if model.default_cfg.get("fixed_input_size") else [*smaller, full]
+    for size in sizes:
+        image = torch.randn(1, channels, size, size)
+        try:
+            with torch.no_grad():
+                model(image)
+        except (RuntimeError, ValueError, AssertionError, IndexError):
+            continue
+        return model, (image,), None
+    raise ValueError(f"{name} takes no image of {sizes}")
+
+
 _BUILDERS: dict[str, Callable[[str], tuple[nn.Module, tuple[Any, ...], str | None]]] = {
     "torchvision.models.segmentation": _segmentation,
     "torchvision.models.detection": _detection,
@@ -88,10 +121,7 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...], str | None]:
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     if name.startswith("timm:"):
-        import timm
-
-        model = timm.create_model(name.removeprefix("timm:"), pretrained=False)
-        return randomise(model), (torch.randn(1, *model.default_cfg["input_size"]),), None
+        return _timm(name.removeprefix("timm:"))
     module = torchvision.models.get_model_builder(name).__module__
     builder = next((made for key, made in _BUILDERS.items() if module.startswith(key)), _classification)
     model, inputs, within = builder(name)

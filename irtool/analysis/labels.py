@@ -35,6 +35,10 @@ class Walk:
 
     graph: Graph
     values: dict[Value, Tensor] = field(default_factory=dict)
+    more: dict[Value, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Further label tensors of values whose entries are products of channels."""
+    constants: set[Value] = field(default_factory=set)
+    """Values that are computed from parameters alone."""
     _params: dict[Value, Tensor] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -51,6 +55,29 @@ class Walk:
             self.computed(value)
             return none(len(value.sizes))
         return on_axis(self.param(value, axes[0]), axes[0], len(value.sizes))
+
+    def parts(self, value: Value) -> tuple[Tensor, ...]:
+        """All label tensors of a value; a parameter of several axes has one for each."""
+        if not value.is_param:
+            return (self.values[value], *self.more.get(value, ()))
+        rank, axes = len(value.sizes), [axis for axis, size in enumerate(self.original(value).sizes) if size > 1]
+        if len(axes) < 2 or value.dtype is None or not value.dtype.is_floating_point:
+            return (self.of(value),)
+        return tuple(on_axis(self.param(value, axis), axis, rank) for axis in axes)
+
+    def put_parts(self, value: Value, parts: Sequence[Tensor]) -> None:
+        """Set the label tensors of a node's output: the first as its labels, others beside."""
+        self.put(value, parts[0])
+        if len(parts) > 1:
+            self.more[value] = tuple(parts[1:])
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether a node's output is computed from parameters and constants alone."""
+        return value in self.constants
+
+    def mark_constant(self, value: Value) -> None:
+        """Say so."""
+        self.constants.add(value)
 
     def original(self, value: Value) -> Value:
         """The parameter as it was before slicing."""

@@ -6,8 +6,9 @@ constants were absorbed, gets its mean put in before each convolution).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -65,22 +66,33 @@ class MaskedRun(fx.Interpreter):
             return self._filled(n)
         if n.name in self._mixers:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
-            labels = self._labels.of(self._nodes[n.name].input)
-            stays = torch.where(labels >= 0, self._keep[labels], True)
-            if args and not bool(stays.all()):
-                found = on_survivors(self._nodes[n.name], args[0], stays, lambda x: self._call(n, (x, *args[1:]), kwargs))
+            masks = self._masks(self._labels.parts(self._nodes[n.name].input))
+            if args and masks:
+                found = on_survivors(self._nodes[n.name], args[0], masks, lambda x: self._call(n, (x, *args[1:]), kwargs), self._parameter)
                 if found is not None:
                     return found
                 self.unresolved.append(self._nodes[n.name].location)
         return super().run_node(n)
 
+    def _masks(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Which channels stay, for each label tensor that loses some."""
+        masks = [torch.where(labels >= 0, self._keep[labels], True) for labels in parts]
+        return [mask for mask in masks if not bool(mask.all())]
+
+    def _parameter(self, value: Value) -> Tensor:
+        """A parameter's surviving entries."""
+        data = value.data
+        assert data is not None
+        for (name, axis), labels in self._labels.axes.items():
+            if name == value.name and isinstance(axis, int) and int(labels[0]) >= 0:
+                data = data.index_select(axis, self._keep[labels].nonzero()[:, 0])
+        return data
+
     def _masked(self, tensor: Tensor, value: Value) -> Tensor:
-        labels = self._labels.values.get(value)
-        if labels is None:
+        masks = self._masks(self._labels.parts(value)) if value in self._labels.values else []
+        if not masks:
             return tensor
-        stays = torch.where(labels >= 0, self._keep[labels], True)
-        if bool(stays.all()):
-            return tensor
+        stays = reduce(torch.logical_and, masks)
         # In place, so that a write through a view still reaches what it views; never into a parameter or an input.
         stretched = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
         if stretched or tensor.untyped_storage().data_ptr() in self._foreign:

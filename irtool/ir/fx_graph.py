@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
 from irtool.ir.channel_select import ChannelSelect
+from irtool.ir.fx_dtype import widen
 from irtool.ir.fx_effects import is_pure
 from irtool.ir.fx_module import attribute, call, copy_module, look_into, map_tensors, set_attribute
 from irtool.ir.fx_reader import Fix, Reader
@@ -71,6 +72,7 @@ class FxGraph(Graph):
             return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
         module = copy_module(self.module, lambda name, tensor: cast(tensor))
+        widen(module, dtype)
         return FxGraph(module, map_tensors(self.example_inputs, cast), tracer=self.tracer, history=self.history)
 
     def set_param(self, name: str, data: torch.Tensor) -> None:

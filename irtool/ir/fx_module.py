@@ -85,7 +85,7 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = 
     for key, value in module.__dict__.items() if new is None else ():
         if isinstance(value, _SHARED):
             made.__dict__[key] = value
-        elif not value and isinstance(value, dict | set | list):
+        elif isinstance(value, dict | set | list) and not value:
             made.__dict__[key] = type(value)()
         elif key not in ("_parameters", "_buffers", "_modules"):
             made.__dict__[key] = copy.deepcopy(value, memo)

@@ -94,7 +94,7 @@ FUNCTIONS: dict[str, Spec] = {
     Pool | adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d | input output_size | adaptive
     Pool | adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_max_pool2d | input output_size | run
     Resize | interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d upsample_bicubic2d | input size | run
-    Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d grid_sample | input size | run
+    Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sample | input size | run
     PRelu | prelu | input weight | same
     Reduce | mean sum amax amin max min prod var std norm logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
     Reshape | view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as ravel squeeze_ unsqueeze_ | input *shape | run

@@ -29,6 +29,18 @@ class Context(Protocol):
     def put(self, value: Value, labels: Tensor) -> None:
         """Set the labels of a node's output."""
 
+    def parts(self, value: Value) -> tuple[Tensor, ...]:
+        """All label tensors of a value: several where an entry is a product of channels (it stays if each of them does)."""
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether a node's output is computed from parameters and constants alone."""
+
+    def mark_constant(self, value: Value) -> None:
+        """Say so."""
+
+    def put_parts(self, value: Value, parts: Sequence[Tensor]) -> None:
+        """`put` for a value of several label tensors."""
+
     def unify(self, node: Node, a: Tensor, b: Tensor) -> None:
         """Labels `a[i]` and `b[i]` meet: they live and die together. -1 on one side pins the other."""
 

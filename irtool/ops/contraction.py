@@ -7,14 +7,24 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier
-from irtool.ops.context import NONE, Axis, Context, align, channel_vector, is_none, none, on_axis, varying
+from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
+from irtool.ops.products import matmul_parts, source_of
 
 
 def conv(node: Node, ctx: Context) -> None:
     """Convolution, plain, grouped or depthwise, 1d to 3d, and its transpose."""
     weight = node.get("weight")
-    if weight is None or not weight.is_param:
-        barrier(node, ctx, "its weight is computed, not a parameter")
+    if weight is None:
+        barrier(node, ctx)
+        return
+    for labels in ctx.parts(node.input)[1:]:
+        ctx.pin(node, labels.reshape(-1), f"{node.callee} reads a product of channels")
+    if not weight.is_param:
+        computed_conv(node, ctx, weight)
+        return
+    if ctx.decide(node, "slides", _slides_over_channels(node, ctx.of(node.input), weight)):
+        ctx.inexact(node, ctx.of(node.input).movedim(varying(ctx.of(node.input))[-1], -1), "a convolution over channels")
+        ctx.put(node.output, ctx.of(node.input))
         return
     transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
     groups = int(node.attrs.get("groups") or 1)
@@ -37,6 +47,66 @@ def conv(node: Node, ctx: Context) -> None:
     _finish(node, ctx, out, axis=1)
 
 
+def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
+    """A convolution whose weight is computed from parameters in the graph (weight standardisation)."""
+    groups = int(node.attrs.get("groups") or 1)
+    if node.op == "ConvTranspose" or node.attrs.get("transposed") or not ctx.is_constant(weight):
+        _pin_all(node, ctx, weight)
+        barrier(node, ctx, "its weight is computed, not a parameter")
+        return
+    _pin_other_axes(node, ctx, node.input, 1)
+    arriving = channel_vector(node, ctx, node.input, 1)
+    along = _computed_axes(node, ctx, weight)
+    if ctx.decide(node, "depthwise", groups == node.input.sizes[1] > 1):
+        ctx.unify(node, arriving.repeat_interleave(along[0].numel() // max(arriving.numel(), 1)), along[0])
+    else:
+        ctx.unify(node, arriving, along[1].repeat(groups))
+    if ctx.decide(node, "grouped", groups > 1 and groups != node.input.sizes[1]):
+        ctx.balance(node, arriving.reshape(groups, -1))
+        ctx.balance(node, along[0].reshape(groups, -1))
+    _make(node, ctx, weight, along[0])
+    _finish(node, ctx, along[0], axis=1)
+
+
+def _pin_all(node: Node, ctx: Context, weight: Value | None) -> None:
+    """A weight that depends on the input (dynamic convolution) is left alone, and so is what flows into it."""
+    for value in (node.input, weight):
+        for labels in ctx.parts(value) if value is not None else ():
+            ctx.pin(node, labels.reshape(-1), "its weight is computed from what flows in")
+
+
+def _computed_axes(node: Node, ctx: Context, weight: Value) -> dict[int, Tensor]:
+    """The labels along the output and input axis of a weight that is computed from parameters."""
+    along = {axis: torch.full((weight.sizes[axis],), NONE, dtype=torch.int64) for axis in (0, 1)}
+    for number, labels in enumerate(ctx.parts(weight)):
+        axes = varying(labels)
+        for axis in range(len(weight.sizes)):
+            if ctx.decide(node, f"weight {number} at {axis}", axes == [axis]):
+                if axis > 1:
+                    ctx.pin(node, labels.reshape(-1), "taps of a kernel are no channels")
+                else:
+                    along[axis] = labels.reshape(-1)
+                break
+        else:
+            ctx.pin(node, labels.reshape(-1), "its weight carries channels along several axes")
+    return along
+
+
+def _make(node: Node, ctx: Context, weight: Value, out: Tensor) -> None:
+    """List the node as the layer that makes its outputs, if one parameter's axis holds them."""
+    made = None if is_none(out) else source_of(node, ctx, weight, out)
+    if made is not None:
+        ctx.produce(node, *made)
+
+
+def computed_linear(node: Node, ctx: Context, weight: Value) -> None:
+    """A linear layer whose weight is computed from parameters (a tied decoder's transpose)."""
+    along = _computed_axes(node, ctx, weight)
+    ctx.unify(node, channel_vector(node, ctx, node.input, len(node.input.sizes) - 1), along[1])
+    _make(node, ctx, weight, along[0])
+    _finish(node, ctx, along[0], axis=len(node.output.sizes) - 1)
+
+
 def _depthwise(node: Node, ctx: Context, weight: Value, arriving: Tensor, transposed: bool) -> Tensor:
     """Every input channel has `multiplier` outputs of its own; they go when it goes."""
     if transposed or weight.sizes[0] == arriving.numel():
@@ -45,6 +115,12 @@ def _depthwise(node: Node, ctx: Context, weight: Value, arriving: Tensor, transp
     repeated = arriving.repeat_interleave(weight.sizes[0] // arriving.numel())
     ctx.read(node, weight, 0, repeated)
     return ctx.param(weight, 0)
+
+
+def _slides_over_channels(node: Node, labels: Tensor, weight: Value) -> bool:
+    """Whether a filter of one map runs along an axis of channels and gives each its own output (ECA's gate)."""
+    axes = varying(labels)
+    return len(axes) == 1 and axes[0] > 1 and weight.sizes[:2] == (1, 1) and node.output.sizes == node.input.sizes
 
 
 def _pin_other_axes(node: Node, ctx: Context, value: Value, axis: int) -> None:
@@ -56,8 +132,13 @@ def _pin_other_axes(node: Node, ctx: Context, value: Value, axis: int) -> None:
 def linear(node: Node, ctx: Context) -> None:
     """`x @ W.T + b` over the last axis. Labels on other axes alone mean that positions are mixed, not channels."""
     weight = node.get("weight")
-    if weight is None or not weight.is_param:
+    for labels in ctx.parts(node.input)[1:]:
+        ctx.pin(node, labels.reshape(-1), f"{node.callee} reads a product of channels")
+    if weight is None or not (weight.is_param or ctx.is_constant(weight)):
+        _pin_all(node, ctx, weight)
         barrier(node, ctx, "its weight is computed, not a parameter")
+    elif not weight.is_param:
+        computed_linear(node, ctx, weight)
     elif node.attrs.get("transposed"):  # ONNX may store it as (inputs, outputs)
         _dense(node, ctx, weight, 0, 1)
     else:
@@ -116,36 +197,15 @@ def embedding(node: Node, ctx: Context) -> None:
 
 
 def matmul(node: Node, ctx: Context) -> None:
-    """(..., n, k) @ (..., k, m): labels along k are unified pairwise; what is left of both sides is the result's."""
-    a, b = node.inputs[0], node.inputs[1]
+    """A linear layer where one side is a parameter, a product of two values otherwise."""
+    a, b = (node.inputs[0], node.inputs[-1])  # x @ x^T may be one value twice
     if len(a.sizes) < 2 or len(b.sizes) < 2:
         barrier(node, ctx, "matrix product with a vector")
         return
-    if b.is_param and len(b.sizes) == 2 and not a.is_param:
+    if b.is_param and len(b.sizes) == 2 and not a.is_param and len(ctx.parts(a)) == 1:
         _dense(node, ctx, b, 0, 1)
         return
-    rank = len(node.output.sizes)
-    left, right = align(ctx.of(a), rank), align(ctx.of(b), rank)
-    contracted = ctx.decide(node, "contracted", left.shape[-1] > 1 or right.shape[-2] > 1)
-    if contracted:
-        _contract(node, ctx, left.transpose(-1, -2), right)
-        left, right = _rest(node, ctx, left, -1, "left"), _rest(node, ctx, right, -2, "right")
-    if not is_none(left) and not is_none(right):
-        ctx.pin(node, left.reshape(-1), "a product of two axes that both carry channels")
-        ctx.pin(node, right.reshape(-1), "a product of two axes that both carry channels")
-        left = right = none(rank)
-    ctx.put(node.output, right if is_none(left) else left)
-
-
-def _contract(node: Node, ctx: Context, left: Tensor, right: Tensor) -> None:
-    """`left` is already transposed, so that both carry k on axis -2."""
-    x, y = torch.broadcast_tensors(left.narrow(-1, 0, 1), right.narrow(-1, 0, 1))
-    ctx.unify(node, x.reshape(-1), y.reshape(-1))
-
-
-def _rest(node: Node, ctx: Context, labels: Tensor, axis: int, side: str) -> Tensor:
-    """A factor's labels after contraction: gone with the axis they were on."""
-    return none(labels.dim()) if ctx.decide(node, side, labels.shape[axis] > 1 or labels.numel() == 1) else labels
+    matmul_parts(node, ctx, a, b)
 
 
 def attention(node: Node, ctx: Context) -> None:

@@ -122,13 +122,15 @@ def concat(node: Node, ctx: Context) -> None:
     rank = len(node.output.sizes)
     axis = _axis(node, rank)
     tensors = [ctx.of(value) for value in node.inputs]
-    alike = all(labels.shape[axis] == 1 for labels in tensors) and len({tuple(varying(labels)) for labels in tensors}) == 1
-    if ctx.decide(node, "rows", alike and len(varying(tensors[0])) > 0):
+    last = {tuple(varying(labels)[-1:]) for labels in tensors}
+    alike = all(labels.shape[axis] == 1 for labels in tensors) and len(last) == 1 and () not in last
+    if ctx.decide(node, "rows", alike):
         # Rows of the same channels (tokens, anchors): one set of channels from here on, not one a row.
+        tensors = list(torch.broadcast_tensors(*tensors))
         for labels in tensors[1:]:
             if not torch.equal(labels, tensors[0]):
                 ctx.unify(node, tensors[0].reshape(-1), labels.reshape(-1))
-        ctx.put(node.output, tensors[0])
+        ctx.put(node.output, collapse(tensors[0]))
         return
     common = [max(labels.shape[d] for labels in tensors) for d in range(rank)]
     pieces = []
@@ -153,20 +155,18 @@ def pad(node: Node, ctx: Context) -> None:
     if not touched:
         ctx.put(node.output, labels)
         return
-    axis = touched[0]
+    axis = touched[-1]
     before, after = amounts[axis]
     constant = node.attrs.get("mode", "constant") == "constant" and "Reflection" not in node.callee and "Replication" not in node.callee
-    if len(varying(labels)) > 1 or before < 0 or after < 0 or not constant:
+    if len(touched) > 1 or before < 0 or after < 0 or not constant:
         ctx.pin(node, labels.reshape(-1), f"{node.callee} along an axis that carries channels")
         ctx.put(node.output, none(labels.dim()))
         return
-    made = ctx.fresh(node, before + after)
-    shape = [1] * labels.dim()
-    shape[axis] = -1
-    vector = torch.cat(
-        [made[:before], expand(labels, [value.sizes[d] if d == axis else 1 for d in range(labels.dim())]).reshape(-1), made[before:]]
-    )
-    ctx.put(node.output, vector.reshape(shape))
+    sizes = [value.sizes[d] if d == axis else size for d, size in enumerate(labels.shape)]
+    rows = math.prod(size for d, size in enumerate(sizes) if d != axis)
+    made = ctx.fresh(node, rows * (before + after)).reshape([before + after if d == axis else size for d, size in enumerate(sizes)])
+    first, rest = made.split([before, after], axis)
+    ctx.put(node.output, torch.cat([first, expand(labels, sizes), rest], axis))
 
 
 def pad_amounts(node: Node) -> dict[int, tuple[int, int]]:

@@ -12,6 +12,12 @@ _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 
 def per_channel(node: Node, ctx: Context) -> None:
     """Batch and instance norm: one scale, shift and statistic a channel of axis 1."""
+    labels = ctx.of(node.input)
+    if ctx.decide(node, "positions", labels.shape[1] == 1 and labels.numel() > 1):
+        if node.get("running_mean") is None:  # statistics of what flows in, taken over these channels
+            ctx.inexact(node, labels.movedim(varying(labels)[-1], -1), "normalises over channels")
+        ctx.put(node.output, labels)
+        return
     arriving = channel_vector(node, ctx, node.input, 1)
     for role in _PARAMETERS:
         parameter = node.get(role)
@@ -19,7 +25,6 @@ def per_channel(node: Node, ctx: Context) -> None:
             ctx.read(node, parameter, 0, arriving)
         elif parameter is not None:
             ctx.unify(node, channel_vector(node, ctx, parameter, 0), arriving)
-    labels = ctx.of(node.input)
     single = labels.numel() == 1 or varying(labels) == [1]
     ctx.put(node.output, labels if single else on_axis(arriving, 1, labels.dim()))
 

@@ -10,6 +10,7 @@ from irtool.ops.contraction import attention, conv, einsum, embedding, linear, m
 from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
 from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
+from irtool.ops.products import by_parts
 
 _FAMILIES: dict[Rule, str] = {
     graph_input: "Input Constant",
@@ -47,5 +48,5 @@ RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in 
 
 
 def rule_for(op: str) -> Rule:
-    """The rule that serves an operator; what has none is a barrier, never a guess."""
-    return RULES.get(op, barrier)
+    """The rule that serves an operator, part by part where a value has several; what has none is a barrier, never a guess."""
+    return by_parts(RULES.get(op, barrier), ELEMENTWISE.__contains__)

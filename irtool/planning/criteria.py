@@ -142,7 +142,7 @@ def check_finite(groups: ChannelGroups, name: str) -> None:
     seen = {layer.key[0] for layer in groups.layers} if name in ("l1", "l2") else set()
     for key, value in groups.graph.params.items():
         data = value.data
-        if data is not None and data.is_floating_point() and (key not in seen or data.dim() < 2):
+        if data is not None and data.is_floating_point() and data.dim() > 0 and (key not in seen or data.dim() < 2):
             if not np.isfinite(data.sum().item()):
                 refuse_not_finite(key, data)
 

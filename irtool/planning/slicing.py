@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Generic
 
 import numpy as np
@@ -118,10 +119,13 @@ class _Sizes:
     def mask(self, value: Value) -> Tensor | None:
         """Which entries of a value's labels stay; None if all do."""
         if value not in self._kept:
-            labels = self.of(value)
-            stays = torch.where(labels >= 0, self.keep[labels], True)
+            stays = reduce(torch.logical_and, self._masks(value))
             self._kept[value] = None if bool(stays.all()) else stays
         return self._kept[value]
+
+    def _masks(self, value: Value) -> list[Tensor]:
+        """The same for each of the value's label tensors."""
+        return [torch.where(labels >= 0, self.keep[labels], True) for labels in (self.of(value), *self.labels.more.get(value, ()))]
 
     def of(self, value: Value) -> Tensor:
         if value.is_param:
@@ -134,9 +138,10 @@ class _Sizes:
     def shape(self, value: Value) -> tuple[int, ...]:
         """The value's shape after slicing."""
         if value not in self._shapes:
-            stays = self.mask(value)
-            self._shapes[value] = value.sizes if stays is None else tuple(
-                real if size == 1 else new for size, real, new in zip(stays.shape, value.sizes, _box(stays), strict=True))  # fmt: skip
+            boxes = [] if self.mask(value) is None else [
+                [real if size == 1 else new for size, real, new in zip(stays.shape, value.sizes, _box(stays), strict=True)]
+                for stays in self._masks(value)]  # fmt: skip
+            self._shapes[value] = tuple(min(sizes) for sizes in zip(*boxes, strict=True)) if boxes else value.sizes
         return self._shapes[value]
 
     def kept(self, value: Value, axis: int) -> Ints | None:

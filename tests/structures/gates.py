@@ -55,9 +55,9 @@ class ECA(nn.Module):
         return x * torch.sigmoid(y).expand_as(x)
 
 
-@case("eca", removed=0.5, reason="along an axis that carries channels")
+@case("eca", removed=0.6, inexact=("a convolution over channels",))
 class ECANet(Wrapped):
-    """A convolution along the channel axis: neighbours matter, so what flows into it must stay."""
+    """A convolution along the channel axis: who is whose neighbour changes when channels go."""
 
     def __init__(self) -> None:
         super().__init__(nn.Sequential(cbr(16, 16), ECA(), cbr(16, 16)))
@@ -220,7 +220,7 @@ class ScaledDotProduct(nn.Module):
         return self.out(y.transpose(1, 2).reshape(2, 4, 24).mean(1))
 
 
-@case("channel_attention", removed=0.5, reason="both carry channels")
+@case("channel_attention", inexact=("softmax over channels",))
 class ChannelAttention(Wrapped):
     """A product over positions leaves channels on both axes (DANet)."""
 

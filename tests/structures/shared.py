@@ -62,7 +62,7 @@ class SharedHead(nn.Module):
         return [self.head(level) for level in (self.l1(one), self.l2(self.two(one)))]
 
 
-@case("tied_decoder", removed=0.2, reason="computed")
+@case("tied_decoder", removed=0.45)
 class TiedDecoder(nn.Module):
     """The decoder uses the encoder's weight, transposed."""
 

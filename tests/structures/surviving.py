@@ -44,7 +44,9 @@ class SurvivingRun(MaskedRun):
         """The surviving positions of the mixed axis (axis, positions, full size), and the arguments with them alone."""
         if all(node.name != self._now for node, _, _ in self._labels.inexacts):
             return None, args
-        labels = self._labels.of(self._nodes[self._now].input)
+        node = self._nodes[self._now]
+        parts = [part for part in self._labels.parts(node.input) if varying(part)]
+        labels = parts[0] if len(parts) == 1 else next(part for part in parts if varying(part) == [node.attrs["dim"] % part.dim()])
         (axis,) = varying(labels)
         positions = self._keep[labels.reshape(-1)].nonzero()[:, 0]
         return (axis, positions, args[0].shape[axis]), (args[0].index_select(axis, positions), *args[1:])
@@ -69,7 +71,8 @@ class SurvivingRun(MaskedRun):
 def _norm(module: nn.Module, x: Tensor, positions: Tensor) -> Tensor:
     if isinstance(module, nn.GroupNorm):
         return F.group_norm(x, module.num_groups, module.weight[positions], module.bias[positions], module.eps)
-    assert isinstance(module, nn.LayerNorm)
+    if not isinstance(module, nn.LayerNorm):
+        return module(x)
     return F.layer_norm(x, (len(positions),), module.weight[positions], module.bias[positions], module.eps)
 
 

@@ -1,0 +1,250 @@
+"""Values whose entries are products of channels, and weights that are computed in the graph.
+
+`k^T v` over tokens has channels along both its axes, and so has a weight on its way from a parameter to a convolution:
+an entry stays if the channel of each of its axes stays. Such a value has several label tensors (parts), each along one
+independent set of axes, and a rule that moves or maps entries one by one is applied to each part by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irtool.ir.graph import Node, Value
+from irtool.ops.barrier import barrier
+from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, none, varying
+
+WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Output"})
+"""Operators whose rules look at all parts themselves."""
+BY_INPUT = frozenset(
+    "Transpose Split Slice Gather Expand Roll Reshape Pad Reduce Softmax BatchNormalization LayerNormalization RMSNormalization "
+    "LpNormalization Cumsum Resize Pool".split()
+)
+"""Operators on one value: parts are those of the first input."""
+JOINING = frozenset({"Concat", "Stack"})
+
+
+def by_parts(rule: Rule, joins: Callable[[str], bool]) -> Rule:
+    """A rule that is applied once to each part where a value has several.
+
+    Args:
+        rule: the operator's rule.
+        joins: whether an operator of this name lets several values meet entry by entry.
+    """
+
+    def applied(node: Node, ctx: Context) -> None:
+        constant = node.op != "Input" and all(value.is_param or ctx.is_constant(value) for value in node.inputs)
+        several = any(len(ctx.parts(value)) > 1 for value in node.inputs if constant or not value.is_param)
+        if not several or node.op in WHOLE or _looks_up(node):
+            rule(node, ctx)
+        elif node.op in BY_INPUT:
+            _each_part(node, ctx, rule)
+        elif joins(node.op) or node.op in JOINING:
+            _each_axis(node, ctx, rule, constant)
+        else:
+            for value in node.inputs:
+                if not value.is_param:
+                    for labels in ctx.parts(value):
+                        ctx.pin(node, labels.reshape(-1), f"{node.callee} reads a product of channels")
+            barrier(node, ctx, f"{node.callee} reads a product of channels")
+        if constant:
+            for output in node.outputs:
+                ctx.mark_constant(output)
+
+    return applied
+
+
+def _looks_up(node: Node) -> bool:
+    """Whether rows of a table are fetched by an index tensor: its rows are positions, no channels."""
+    return node.op in ("Gather", "Slice") and len(node.inputs) > 1
+
+
+def _each_part(node: Node, ctx: Context, rule: Rule) -> None:
+    value = node.input
+    views = []
+    for number, labels in enumerate(ctx.parts(value)):
+        view = _Part(ctx, f"part {number}", {value: labels})
+        rule(node, view)
+        views.append(view)
+    _finish(node, ctx, views)
+
+
+def _each_axis(node: Node, ctx: Context, rule: Rule, constant: bool) -> None:
+    """Parts of several operands belong together if they lie along the same last axis."""
+    rank = len(node.output.sizes)
+    values = [value for value in node.inputs if constant or not value.is_param]
+    slots: dict[int, dict[Value, Tensor]] = {}
+    for value in values:
+        for number, labels in enumerate(ctx.parts(value)):
+            placed = align(labels, rank) if node.op != "Stack" else labels
+            last = varying(placed)[-1:] or [-1]
+            for axis in range(placed.dim()):
+                if ctx.decide(node, f"{value.name} part {number} at {axis}", axis == last[0]):
+                    slot = slots.setdefault(axis, {})
+                    if value in slot:
+                        ctx.pin(node, labels.reshape(-1), "two channels along one axis")
+                    slot.setdefault(value, labels)
+    views = []
+    for axis in sorted(slots):
+        slot = slots[axis]
+        if not constant and _meets_positions(node, ctx, slot, axis, rank):
+            for labels in slot.values():
+                ctx.pin(node, labels.reshape(-1), "meets positions that are no channels")
+            continue
+        view = _Part(ctx, f"axis {axis}", {value: slot.get(value, none(len(value.sizes))) for value in values})
+        rule(node, view)
+        views.append(view)
+    _finish(node, ctx, views)
+
+
+def _meets_positions(node: Node, ctx: Context, slot: Mapping[Value, Tensor], axis: int, rank: int) -> bool:
+    """Whether labels meet entries along their axis that are no channels: a table's rows beside tokens."""
+    active = [value for value in node.inputs if not value.is_param and not ctx.is_constant(value)]
+    if not any(value in slot and not is_none(slot[value]) for value in active):
+        return True
+    return node.op not in JOINING and any(value not in slot and _size(value, axis, rank) > 1 for value in node.inputs if not value.is_param)
+
+
+def _size(value: Value, axis: int, rank: int) -> int:
+    return ((1,) * (rank - len(value.sizes)) + value.sizes)[axis]
+
+
+def _finish(node: Node, ctx: Context, views: Sequence[_Part]) -> None:
+    for view in views:  # a parameter along an axis that no part touches
+        for value, axis, arriving in view.idle:
+            if not any((value.name, axis) in other.seen for other in views):
+                ctx.read(node, value, axis, arriving)
+                view.seen.add((value.name, axis))
+    for output in node.outputs:
+        parts = [view.results[output] for view in views if output in view.results]
+        ctx.put_parts(output, [labels for labels in parts if not is_none(labels)] or [none(len(output.sizes))])
+
+
+class _Part:
+    """A context in which values have the labels of one part."""
+
+    def __init__(self, ctx: Context, name: str, labels: Mapping[Value, Tensor]) -> None:
+        self._ctx, self._name, self._labels = ctx, name, labels
+        self.results: dict[Value, Tensor] = {}
+        self.idle: list[tuple[Value, Axis, Tensor]] = []
+        self.seen: set[tuple[str, Axis]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+    def of(self, value: Value) -> Tensor:
+        """This part's labels."""
+        if value in self.results:
+            return self.results[value]
+        return self._labels[value] if value in self._labels else self._ctx.of(value)
+
+    def put(self, value: Value, labels: Tensor) -> None:
+        """Kept until all parts are through."""
+        assert labels.dim() == len(value.sizes), f"{value.name}: labels of rank {labels.dim()} for {value.sizes}"
+        self.results[value] = labels
+
+    def read(self, node: Node, value: Value, axis: Axis, arriving: Tensor) -> None:
+        """Another part may be the one that lies along the axis: readings without channels wait."""
+        if is_none(arriving):
+            self.idle.append((value, axis, arriving))
+            return
+        self.seen.add((value.name, axis))
+        self._ctx.read(node, value, axis, arriving)
+
+    def decide(self, node: Node, key: str, value: bool) -> bool:
+        """Each part decides for itself."""
+        return self._ctx.decide(node, f"{self._name}: {key}", value)
+
+
+# Products
+
+
+def matmul_parts(node: Node, ctx: Context, a: Value, b: Value) -> None:
+    """(..., n, k) @ (..., k, m): labels along k are unified pairwise; those along n and m are the result's, each by itself.
+
+    Labels along the leading axes alone (a map of attention heads) stay, since each head weighs many channels at once.
+    """
+    rank = len(node.output.sizes)
+    left, right = _roles(node, ctx, a, rank, "left"), _roles(node, ctx, b, rank, "right")
+    _meet_inner(node, ctx, left["inner"], right["inner"], a.sizes[-1])
+    kept = [*_outer(node, ctx, left["rows"], a, b), *_outer(node, ctx, right["columns"], b, a)]
+    batch = left["batch"] + right["batch"]
+    if batch and not kept and len(left["batch"]) == len(right["batch"]) == 1:
+        x, y = torch.broadcast_tensors(*batch)
+        ctx.unify(node, x.reshape(-1), y.reshape(-1))
+        kept = [batch[0]]
+    elif batch:
+        for labels in batch:
+            ctx.pin(node, labels.reshape(-1), "weighs several channels at once")
+    ctx.put_parts(node.output, kept or [none(rank)])
+
+
+def _roles(node: Node, ctx: Context, value: Value, rank: int, side: str) -> dict[str, list[Tensor]]:
+    """The parts of a factor by where they lie: on the summed axis, on the factor's own axis, or on the leading axes."""
+    inner, own = (rank - 1, rank - 2) if side == "left" else (rank - 2, rank - 1)
+    found: dict[str, list[Tensor]] = {"inner": [], "rows": [], "columns": [], "batch": []}
+    for number, part in enumerate(ctx.parts(value)):
+        labels = align(part, rank)
+        axes = varying(labels)
+        both = inner in axes and own in axes
+        if ctx.decide(node, f"{side} {number} both", both):
+            ctx.pin(node, labels.reshape(-1), "a product of two axes that both carry one set of channels")
+        elif ctx.decide(node, f"{side} {number} inner", inner in axes):
+            found["inner"].append(labels)
+        elif ctx.decide(node, f"{side} {number} own", own in axes):
+            found["rows" if side == "left" else "columns"].append(labels)
+        elif ctx.decide(node, f"{side} {number} batch", bool(axes)):
+            found["batch"].append(labels)
+        elif not is_none(labels):
+            ctx.pin(node, labels.reshape(-1), "a single channel that is broadcast over others")
+    return found
+
+
+def _meet_inner(node: Node, ctx: Context, left: list[Tensor], right: list[Tensor], size: int) -> None:
+    if not left and not right:
+        return
+    if len(left) > 1 or len(right) > 1:
+        for labels in left + right:
+            ctx.pin(node, labels.reshape(-1), "a product over an axis that carries two channels")
+        return
+    x = left[0].transpose(-1, -2) if left else None
+    y = right[0] if right else None
+    if x is None or y is None:
+        lone = x if y is None else y
+        assert lone is not None
+        ctx.unify(node, lone.reshape(-1), torch.full((lone.numel(),), NONE, dtype=torch.int64))
+        return
+    x, y = torch.broadcast_tensors(x, y)
+    ctx.unify(node, x.reshape(-1), y.reshape(-1))
+
+
+def _outer(node: Node, ctx: Context, parts: list[Tensor], value: Value, other: Value) -> list[Tensor]:
+    """Labels that pass on to the result. Rows of a table that meets activations are positions."""
+    table = (value.is_param or ctx.is_constant(value)) and not (other.is_param or ctx.is_constant(other))
+    if table:
+        for labels in parts:
+            ctx.pin(node, labels.reshape(-1), "a table's positions are no channels")
+        return []
+    return parts
+
+
+def source_of(node: Node, ctx: Context, weight: Value, labels: Tensor) -> tuple[Value, int] | None:
+    """The parameter and axis that a computed weight's output labels come from: what makes the channels."""
+    waiting, seen = [weight], set()
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if not value.is_param:
+            waiting += value.producer.inputs if value.producer is not None else ()
+            continue
+        axes = [axis for axis, size in enumerate(value.sizes) if size > 1]
+        for axis in axes if value.dtype is not None and value.dtype.is_floating_point and len(axes) > 1 else ():
+            same = value.sizes[axis] == labels.numel() and torch.equal(ctx.param(value, axis), labels)
+            if ctx.decide(node, f"made by {value.name} {axis}", same):
+                return value, axis
+    return None
