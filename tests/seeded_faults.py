@@ -13,7 +13,7 @@ from torch import Tensor
 
 from irtool.analysis.labels import Labels, Walk
 from irtool.ir.graph import Node, Value
-from irtool.ops import contraction, elementwise, movement, normalisation, table
+from irtool.ops import contraction, elementwise, movement, normalisation, products, table
 from irtool.ops.context import Context, none, on_axis
 from irtool.planning import fx_literals, replay, slicing
 
@@ -297,7 +297,7 @@ def linear_reads_its_input_mirrored(patch: Patch) -> None:
 
 @fault("position_attention", "fused_attention")
 def products_do_not_unify(patch: Patch) -> None:
-    patch.setattr(contraction, "_contract", lambda node, ctx, a, b, left, right, k: None)
+    patch.setattr(products, "_meet_inner", lambda node, ctx, left, right: None)
 
 
 @fault("scaled_dot_product")
@@ -481,6 +481,6 @@ def unknown_operators_are_not_pinned(patch: Patch) -> None:
         patch.setattr(module, "rule_for", lambda op: table.RULES.get(op, faulty))
 
 
-@fault("tied_decoder")
+@fault("rows_looked_up")
 def computed_weights_are_not_pinned(patch: Patch) -> None:
     patch.setattr(Labels, "computed", Walk.computed)

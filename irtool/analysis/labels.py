@@ -39,6 +39,7 @@ class Walk:
     """Further label tensors of values whose entries are products of channels."""
     constants: set[Value] = field(default_factory=set)
     """Values that are computed from parameters alone."""
+    along: int | None = None
     _params: dict[Value, Tensor] = field(default_factory=dict)
 
     def run(self) -> None:

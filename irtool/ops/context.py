@@ -23,6 +23,9 @@ Axis = int | tuple[int, int]
 class Context(Protocol):
     """The engine, as seen by an operator's rule."""
 
+    along: int | None
+    """The axis along which the labels lie that a rule is shown, where it is shown a part of a product; else None."""
+
     def of(self, value: Value) -> Tensor:
         """The labels of a value, of its rank."""
 

@@ -72,8 +72,8 @@ def _meet_param(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], v
     axes = [axis for axis in varying(met) if own[axis] > 1] or (
         [axis for axis in range(rank) if own[axis] > 1 and sizes[axis] == own[axis]] if met.numel() == 1 else []
     )
-    # A scale for each head beside channels within heads (temperatures) follows no channel: every head stays.
-    axes = [axis for axis in axes if not any(own[inner] == 1 for inner in varying(met) if inner > axis)]
+    if ctx.along is not None:  # a temperature for each head beside channels within heads follows none of them
+        axes = [axis for axis in axes if axis == ctx.along]
     best = max(axes, key=lambda d: (_distinct(met, d), d)) if axes else None
     for axis in (d for d in range(rank) if ctx.decide(node, f"{value.name} along {d}", d == best)):
         vector = flatten_others(node, ctx, met, axis)

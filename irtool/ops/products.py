@@ -94,7 +94,7 @@ def _each_axis(node: Node, ctx: Context, rule: Rule, constant: bool) -> None:
             for labels in slot.values():
                 ctx.pin(node, labels.reshape(-1), "meets positions that are no channels")
             continue
-        view = _Part(ctx, f"axis {axis}", {value: slot.get(value, none(len(value.sizes))) for value in values})
+        view = _Part(ctx, f"axis {axis}", {value: slot.get(value, none(len(value.sizes))) for value in values}, axis)
         rule(node, view)
         views.append(view)
     _finish(node, ctx, views)
@@ -126,8 +126,8 @@ def _finish(node: Node, ctx: Context, views: Sequence[_Part]) -> None:
 class _Part:
     """A context in which values have the labels of one part."""
 
-    def __init__(self, ctx: Context, name: str, labels: Mapping[Value, Tensor]) -> None:
-        self._ctx, self._name, self._labels = ctx, name, labels
+    def __init__(self, ctx: Context, name: str, labels: Mapping[Value, Tensor], along: int | None = None) -> None:
+        self._ctx, self._name, self._labels, self.along = ctx, name, labels, along
         self.results: dict[Value, Tensor] = {}
         self.idle: list[tuple[Value, Axis, Tensor]] = []
         self.seen: set[tuple[str, Axis]] = set()
@@ -169,7 +169,7 @@ def matmul_parts(node: Node, ctx: Context, a: Value, b: Value) -> None:
     """
     rank = len(node.output.sizes)
     left, right = _roles(node, ctx, a, rank, "left"), _roles(node, ctx, b, rank, "right")
-    _meet_inner(node, ctx, left["inner"], right["inner"], a.sizes[-1])
+    _meet_inner(node, ctx, left["inner"], right["inner"])
     kept = [*_outer(node, ctx, left["rows"], a, b), *_outer(node, ctx, right["columns"], b, a)]
     batch = left["batch"] + right["batch"]
     if batch and not kept and len(left["batch"]) == len(right["batch"]) == 1:
@@ -203,7 +203,7 @@ def _roles(node: Node, ctx: Context, value: Value, rank: int, side: str) -> dict
     return found
 
 
-def _meet_inner(node: Node, ctx: Context, left: list[Tensor], right: list[Tensor], size: int) -> None:
+def _meet_inner(node: Node, ctx: Context, left: list[Tensor], right: list[Tensor]) -> None:
     if not left and not right:
         return
     if len(left) > 1 or len(right) > 1:

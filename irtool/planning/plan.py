@@ -239,7 +239,7 @@ class _Planner:
             if value.shape is not None and (value.is_param or value in groups.labels.values)
         ]
         touched = np.concatenate(found) if found else np.zeros(0, np.int64)
-        touched = touched[touched >= 0]
+        touched = touched[(touched >= 0) & (touched < groups.group.size)]  # a parameter that nothing labelled has none
         if not remove[groups.group[touched]].any():
             touched = np.flatnonzero(remove[groups.group])
         self.pins.append((touched, Pin(f"no proof: {error.what}", error.where or "graph")))
