@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,8 +72,8 @@ class Net:
         return made
 
 
-def residual() -> onnx.ModelProto:
-    n = Net()
+def residual(opset: int = 17, shape: Sequence[int | str] = ("N", 3, 12, 12)) -> onnx.ModelProto:
+    n = Net(opset, shape)
     a = n.cbr("x", 3, 16)
     b = n.bn(n.conv(n.cbr(a, 16, 16), 16, 16, bias=False), 16)
     return n.model(n.head(n.op("Relu", n.op("Add", a, b)), 16))
@@ -268,6 +269,53 @@ def branching() -> onnx.ModelProto:
     return n.model(n.head(n.op("If", positive, **bodies), 6))
 
 
+def mixing(kind: str) -> onnx.ModelProto:
+    """An operator whose result for one channel depends on the others, between two convolutions."""
+    n = Net({"GroupNormalization": 21, "RMSNormalization": 23}.get(kind, 18))
+    x = n.cbr("x", 3, 12)
+    if kind == "LRN":
+        x = n.op("LRN", x, size=3, alpha=0.5)
+    elif kind == "GroupNormalization":
+        x = n.op("GroupNormalization", x, n.weight(12, low=0.5), n.weight(12), num_groups=3)
+    elif kind in ("LayerNormalization", "RMSNormalization"):
+        weights = [n.weight(12, low=0.5), *([n.weight(12)] if kind == "LayerNormalization" else [])]
+        x = n.op("Transpose", n.op(kind, n.op("Transpose", x, perm=[0, 2, 3, 1]), *weights), perm=[0, 3, 1, 2])
+    elif kind == "Softmax":
+        x = n.op("Mul", x, n.op("Softmax", x, axis=1))
+    else:  # attention over positions by the mean over channels
+        x = n.op("Mul", x, n.op("Sigmoid", n.op(kind, x, n.const([1]))))
+    return n.model(n.head(n.cbr(x, 12, 8), 8))
+
+
+def looping() -> onnx.ModelProto:
+    """A Loop that doubles three times; its body sees one value of its own and one from outside."""
+    n = Net(16)
+    x = n.cbr(n.cbr("x", 3, 8), 8, 6)
+    y = n.conv(x, 6, 6)
+    flag = helper.make_tensor_value_info("go", TensorProto.BOOL, [])
+    count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    state, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("state", "doubled"))
+    still = helper.make_tensor_value_info("still", TensorProto.BOOL, [])
+    nodes = [
+        helper.make_node("Identity", ["go"], ["still"], name="body_go"),
+        helper.make_node("Add", ["state", y], ["sum"], name="body_add"),
+        helper.make_node("Tanh", ["sum"], ["doubled"], name="body_tanh"),
+    ]
+    body = helper.make_graph(nodes, "body", [count, flag, state], [still, result])
+    return n.model(n.head(n.op("Loop", n.const(3), n.const(True, np.bool_), x, body=body), 6))
+
+
+def attention() -> onnx.ModelProto:
+    """A head that multiplies three projections of tokens by MatMul, with a Softmax over positions."""
+    n = Net(17, ("N", 3, 6, 6))
+    x = n.op("Transpose", n.op("Reshape", n.cbr("x", 3, 8), n.const([0, 8, -1])), perm=[0, 2, 1])
+    q, k, v = (n.op("MatMul", x, n.weight(8, 12)) for _ in range(3))
+    scores = n.op("Softmax", n.op("MatMul", q, n.op("Transpose", k, perm=[0, 2, 1])), axis=-1)
+    x = n.op("Add", x, n.op("MatMul", n.op("MatMul", scores, v), n.weight(12, 8)))
+    return n.model(n.op("Gemm", n.op("ReduceMean", x, axes=[1], keepdims=0), n.weight(8, 4), n.weight(4)))
+
+
+MIXING = ("LRN", "GroupNormalization", "LayerNormalization", "RMSNormalization", "Softmax", "ReduceMean", "ReduceMax")
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "residual": residual, "nhwc": nhwc, "shape_chain": shape_chain, "flatten_by_shape": flatten_by_shape,
     "splits9": lambda: splits(9), "splits13": lambda: splits(13), "splits18": lambda: splits(18), "slices9": lambda: slices(9), "slices": slices,
@@ -275,6 +323,7 @@ NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "transposed_grouped": lambda: transposed(4), "upsampled": upsampled, "upsample9": upsample9, "pixels_dcr": lambda: pixels("DCR"),
     "pixels_crd": lambda: pixels("CRD"), "heads": heads, "option_a": option_a, "selected": selected, "shared": shared, "tiled": tiled,
     "recurrent": recurrent, "branching": branching, "positions": positions,
+    "looping": looping, "attention": attention, **{f"mixing_{kind}": functools.partial(mixing, kind) for kind in MIXING},
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
-from onnx_nets import NETS, Net, randomised
+from onnx_nets import MIXING, NETS, Net, randomised, residual
 from onnxruntime import quantization
 from torch import nn
 
@@ -60,7 +60,7 @@ def test_sliced_equals_masked(name: str, scope: str, ratio: float, tmp_path: Pat
     assert irtool.cost(smaller).params < irtool.cost(graph).params
     x = np.random.default_rng(1).normal(size=graph.inputs[0].sizes).astype(np.float32)
     rewrite = find_rewrite(graph, plan)
-    masked = masked_model(graph, rewrite.labels, torch.from_numpy(rewrite.keep)).run(torch.from_numpy(x))[0].numpy()
+    masked = masked_model(graph, rewrite.labels, torch.from_numpy(rewrite.keep))[0].run(torch.from_numpy(x))[0].numpy()
     assert relative(masked, in_onnxruntime(tmp_path / "small.onnx", x)[0]) <= 1e-5
     if name != "selected":  # its lowest channels are those that nobody reads
         assert relative(masked, in_onnxruntime(model.SerializeToString(), x)[0]) > 1e-4  # the mask does something
@@ -423,3 +423,46 @@ def test_comparing_onnx_graphs() -> None:
     assert irtool.compare(graph, lambda y: graph.run(y), x).ok()
     with pytest.raises(OptionError, match="Leave dtype out"):
         irtool.compare(graph, graph, x, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("opset", range(9, onnx.defs.onnx_opset_version() + 1))
+def test_every_operator_set(opset: int, tmp_path: Path) -> None:
+    graph = from_model(residual(opset, ("N", 3, "H", "W")), {"x": (1, 3, 12, 12)})
+    plan = irtool.plan(graph, "l1", 0.5)
+    assert irtool.check_prune(graph, plan).relative <= 1e-5
+    irtool.save_onnx(irtool.fold_batchnorm(irtool.prune(graph, plan)), tmp_path / "m.onnx")
+    saved = onnx.load(tmp_path / "m.onnx")
+    assert [entry.version for entry in saved.opset_import if not entry.domain] == [opset]
+    assert [d.dim_param or d.dim_value for d in saved.graph.input[0].type.tensor_type.shape.dim] == ["N", 3, "H", "W"]
+    for shape in ((1, 3, 8, 8), (3, 3, 9, 15)):
+        assert in_onnxruntime(tmp_path / "m.onnx", np.ones(shape, np.float32))[0].shape == (shape[0], 4)
+
+
+@pytest.mark.parametrize("kind", MIXING)
+def test_operators_that_mix_channels_are_compared_on_the_survivors(kind: str) -> None:
+    graph = from_model(NETS[f"mixing_{kind}"]())
+    check = irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5, "local"))
+    assert len(check.inexact) == 1
+    assert check.relative <= 1e-5
+    assert check.effect > 1e-5 or kind == "ReduceMax"  # a zero changes no maximum of what is not negative
+    assert check.unresolved == ()
+
+
+@pytest.mark.parametrize(("name", "reason"), [("recurrent", "a recurrent layer ties its gates together"), ("branching", "flows into If"),
+                                              ("looping", "flows into Loop")])  # fmt: skip
+def test_bodies_and_recurrent_layers_are_barriers(name: str, reason: str) -> None:
+    plan = irtool.plan(from_model(NETS[name]()), "l1", 0.5)
+    whole = [layer for layer in plan.layers if reason in layer.reason]
+    assert whole
+    assert not any(layer.removed for layer in whole)
+    assert plan.removed > 0
+
+
+def test_batch_norms_whose_parameters_are_constant_nodes_are_folded() -> None:
+    n = Net(13)
+    x = n.conv("x", 3, 8, bias=False)
+    values = [n.rng.uniform(0.5, 1.5, 8) for _ in range(4)]
+    x = n.op("BatchNormalization", x, *(n.const(value, np.float32, node=True) for value in values))
+    graph = from_model(n.model(n.head(n.op("Relu", x), 8)))
+    result = irtool.Pipeline([irtool.FoldBatchNorm()], check=True)(graph)
+    assert result.notes == ("fold_batchnorm: 1 batch norms folded",)

@@ -103,7 +103,7 @@ def check_prune(
 def _check_onnx(
     graph: OnnxGraph, plan: Plan, inputs: tuple[Any, ...] | None, constants: str, calibration: Iterable[Any] | None, seed: int
 ) -> MaskedCheck:
-    """The same in onnxruntime. A step that mixes channels has no reference of its own here: it counts as unresolved."""
+    """The same in onnxruntime."""
     examples = graph.example_inputs
     inputs = inputs or tuple(made.to(like.dtype) for made, like in zip(random_inputs(examples, seed), examples, strict=True))
     rewrite = find_rewrite(graph, plan)
@@ -116,10 +116,11 @@ def _check_onnx(
     assert isinstance(reference, OnnxGraph)
     added = absorbed_effect(reference, found.fills) if found is not None else None
     places = before_saturation(graph)
-    expected = masked_model(reference, labels, torch.from_numpy(keep), added).run(*inputs, values=places)
-    inexact = tuple(rewrite.inexact())
-    absolute, relative = difference(expected, sliced.run(*inputs, values=places))
-    return MaskedCheck(absolute, relative, inexact, relative if inexact else 0.0, 0.0, inexact, TOLERANCE32)
+    stays, got, inexact, effect = torch.from_numpy(keep), sliced.run(*inputs, values=places), tuple(rewrite.inexact()), 0.0
+    masked, unresolved = masked_model(reference, labels, stays, added)
+    if inexact:
+        effect = difference(masked_model(reference, labels, stays, added, survivors=False)[0].run(*inputs, values=places), got)[1]
+    return MaskedCheck(*difference(masked.run(*inputs, values=places), got), inexact, effect, 0.0, unresolved, TOLERANCE32)
 
 
 def _double(tensor: Tensor) -> Tensor:

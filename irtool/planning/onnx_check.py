@@ -1,7 +1,7 @@
 """Masked against sliced for ONNX graphs: both run in onnxruntime, in the float32 that the file is made for.
 
 The reference is the original model with a multiplication by 0 and 1 after every node whose output carries a removed
-channel; no weight of it is touched. Quantised values are masked where they are made real again: their 0 is not zero.
+channel; no weight of it is touched. An operator that mixes channels is given those that stay. Quantised values are masked where they are made real again: their 0 is not zero.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from irtool.analysis.labels import Labels
-from irtool.ir.graph import Node
+from irtool.analysis.labels import Labels, mixes
+from irtool.ir.graph import Node, Value
 from irtool.ir.onnx_eval import Array, element_type, proto_of
 from irtool.ir.onnx_graph import OnnxGraph
 from irtool.ir.onnx_proto import run_model
+from irtool.planning.onnx_survivors import on_survivors
 
 
-def masked_model(graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[str, Array] | None = None) -> OnnxGraph:
+def masked_model(
+    graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[str, Array] | None = None, *, survivors: bool = True
+) -> tuple[OnnxGraph, tuple[str, ...]]:
     """A copy of the original whose removed channels are multiplied by 0 wherever they are made or moved.
 
     Args:
@@ -29,19 +32,28 @@ def masked_model(graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[
         labels: the first walk.
         keep: whether each label stays, shape (labels,).
         added: for a node's name, a constant that its output gains first (of a shape that broadcasts).
+        survivors: compute operators that mix channels from those that stay, as the sliced graph does.
+
+    Returns:
+        The copy, and the operators that mix channels and have no such form.
     """
+    mixers = {node.name for node, table, _ in labels.inexacts if survivors and mixes(table, keep)}
+    unresolved: list[str] = []
     host = graph.host.copy()
     views = {node.name: node for node in labels.graph.nodes if node.host is not None}
     nodes: list[gs.Node] = []
     for own in host.nodes:
-        nodes.append(own)
         node = views.get(own.name)
+        outputs = list(own.outputs)
+        instead = on_survivors(node, own, _stays(labels, keep, node.input)) if node is not None and node.name in mixers else None
+        nodes += [own] if instead is None else instead
         if node is None:
             continue
-        tensors = {tensor.name: tensor for tensor in own.outputs}
+        if node.name in mixers and instead is None:
+            unresolved.append(node.location)
+        tensors = {tensor.name: tensor for tensor in outputs}
         for value in node.outputs:
-            found = labels.of(value)
-            stays = torch.where(found >= 0, keep[found], True)
+            stays = _stays(labels, keep, value)
             constant = (added or {}).get(node.name)
             if constant is not None:
                 nodes.append(_after(tensors[value.name], "Add", constant))
@@ -49,7 +61,12 @@ def masked_model(graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[
                 mask = stays.numpy().astype(_numpy(value.dtype))
                 nodes.append(_after(tensors[value.name], "Mul", mask))
     host.nodes = nodes
-    return graph.with_host(host)
+    return graph.with_host(host), tuple(unresolved)
+
+
+def _stays(labels: Labels, keep: Tensor, value: Value) -> Tensor:
+    found = labels.of(value)
+    return torch.where(found >= 0, keep[found], True)
 
 
 def _after(tensor: gs.Variable, op: str, constant: Array) -> gs.Node:
