@@ -466,3 +466,19 @@ def test_batch_norms_whose_parameters_are_constant_nodes_are_folded() -> None:
     graph = from_model(n.model(n.head(n.op("Relu", x), 8)))
     result = irtool.Pipeline([irtool.FoldBatchNorm()], check=True)(graph)
     assert result.notes == ("fold_batchnorm: 1 batch norms folded",)
+
+
+def test_models_that_are_too_large_for_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above 2 GiB, with the limit at 1,000 bytes: weights go beside the file, and nothing serialises the whole."""
+    monkeypatch.setattr("irtool.ir.onnx_file.INLINE_LIMIT", 1000)
+    path = with_external_weights(tmp_path)
+    graph = irtool.load_onnx(path)
+    plan = irtool.plan(graph, "l1", 0.5)
+    assert irtool.check_prune(graph, plan).relative <= 1e-5
+    smaller = irtool.fold_batchnorm(irtool.prune(graph, plan))
+    size = irtool.save_onnx(smaller, tmp_path / "small.onnx")
+    assert size == sum((tmp_path / name).stat().st_size for name in ("small.onnx", "small.onnx.data"))
+    x = torch.randn(1, 3, 12, 12)
+    again = irtool.load_onnx(tmp_path / "small.onnx")
+    assert relative(smaller.run(x)[0].numpy(), again.run(x)[0].numpy()) <= 1e-6
+    assert relative(smaller.run(x)[0].numpy(), in_onnxruntime(tmp_path / "small.onnx", x.numpy())[0]) <= 1e-5

@@ -46,12 +46,15 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     return model
 
 
+def is_large(model: ModelProto) -> bool:
+    """Whether a model with its weights in it exceeds what a protobuf message can hold (which cannot even tell its size then)."""
+    return sum(len(tensor.raw_data) for tensor in _tensors(model.graph)) >= INLINE_LIMIT
+
+
 def check(model: ModelProto, where: str) -> None:
-    """Run onnx.checker on a model in memory. Raises FileError; a model above 2 GiB is not checked, since onnx cannot."""
-    if model.ByteSize() >= INLINE_LIMIT:
-        return
+    """Run onnx.checker on a model in memory, or if that is too large on its file `where`. Raises FileError."""
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(where if is_large(model) else model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
         raise FileError(f"malformed: {_first_line(error)}", where=where, remedy=_BROKEN) from error
 
@@ -144,10 +147,7 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
     target = Path(path)
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
         draft = Path(folder) / target.name
-        if model.ByteSize() < INLINE_LIMIT:
-            onnx.save(model, str(draft))
-        else:
-            onnx.save(model, str(draft), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{draft.name}.data")
+        write_draft(model, draft)
         try:
             onnx.checker.check_model(str(draft), full_check=True)
         except Exception as error:  # the checker raises types of its own and of its C++ part
@@ -161,6 +161,14 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
                 os.replace(weights, beside)
         os.replace(draft, temporary)
     return size
+
+
+def write_draft(model: ModelProto, path: Path) -> None:
+    """Write a model as it is; weights of 2 GiB and more go to `<path>.data`, and are no longer in the model then."""
+    if is_large(model):
+        onnx.save(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+    else:
+        onnx.save(model, str(path))
 
 
 def _first_line(error: Exception) -> str:

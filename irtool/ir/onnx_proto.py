@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +16,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 from irtool.errors import GraphError
 from irtool.ir.onnx_eval import Array
+from irtool.ir.onnx_file import is_large, write_draft
 from irtool.ir.onnx_tidy import LARGE
 
 
@@ -26,22 +30,35 @@ def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str
         ort = importlib.import_module("onnxruntime")  # importing irtool must not need it
     except ImportError as error:
         raise GraphError("onnxruntime is not installed", remedy="pip install onnxruntime") from error
-    names = list(values)
-    if names:
-        present = {output.name for output in model.graph.output}
-        model = ModelProto.FromString(model.SerializeToString())
-        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
+    names, given = list(values), len(model.graph.output)
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusions round differently; this is a reference
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        with _loadable(model) as source:
+            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         found: list[Array] = session.run(names or None, dict(feed))
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         text = " ".join(str(error).split())[:200]
         raise GraphError(f"onnxruntime cannot run the model: {text}", remedy="Run onnx.checker on the file.") from error
+    finally:
+        del model.graph.output[given:]
     return found
+
+
+@contextmanager
+def _loadable(model: ModelProto) -> Iterator[bytes | str]:
+    """What onnxruntime takes: the bytes, or for a model that is too large for that a file that is there for a while."""
+    if not is_large(model):
+        yield model.SerializeToString()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_draft(model, path)
+        yield str(path)
 
 
 def described(host: gs.Graph, header: ModelProto, filled: frozenset[str]) -> ModelProto:

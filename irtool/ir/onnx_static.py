@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from irtool.ir.onnx_eval import Array, proto_of, run_node
-from irtool.ir.onnx_file import INLINE_LIMIT
+from irtool.ir.onnx_file import is_large
 from irtool.ir.onnx_tidy import STANDARD, fold_constants, settle
 
 _MOVES = frozenset({"Gather", "Slice", "Unsqueeze", "Squeeze", "Concat", "Cast", "Identity", "Reshape"})
@@ -21,7 +21,7 @@ def settle_shapes(host: gs.Graph, proto: ModelProto) -> int:
     """Make initialisers, in place, of the results of Shape and of what moves its entries, where ONNX's symbolic shape
     inference says that they are the same for every input; then of what is computed from those. Returns how many nodes went.
     """
-    if proto.ByteSize() >= INLINE_LIMIT:
+    if is_large(proto):
         return 0  # onnx cannot infer shapes in a model of that size
     before = len(host.nodes)
     found = _known(host, _dimensions(proto))
