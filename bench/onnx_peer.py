@@ -73,11 +73,18 @@ def _outputs_inputs(node: NodeProto, old: np.ndarray, new: np.ndarray) -> tuple[
     groups = int(attributes.get("group", 1))
     if transposed and groups > 1:
         return True, None  # onnxsim leaves these alone
-    rows, columns = _found(old.reshape(*old.shape[:2], -1)[:, :, 0], new.reshape(*new.shape[:2], -1)[:, :, 0], groups)
+    if groups > 1 and old.shape[1] == 1:  # depthwise: what it no longer makes, somebody no longer reads
+        return new.shape[0] < old.shape[0], None
+    rows, columns = _found(_kernels(old), _kernels(new), groups)
     mask = np.zeros(old.shape[1] * groups, np.float32)
     mask[columns] = 1
-    depthwise = groups > 1 and old.shape[1] == 1
-    return len(rows) < old.shape[0], None if depthwise or mask.all() else mask
+    return len(rows) < old.shape[0], None if mask.all() else mask
+
+
+def _kernels(weight: np.ndarray) -> np.ndarray:
+    """One number for each kernel, equal for equal kernels only (but for odds that do not matter here)."""
+    flat = weight.reshape(*weight.shape[:2], -1).astype(np.float64)
+    return (flat * np.random.default_rng(0).normal(size=flat.shape[2])).sum(2)
 
 
 def _found(old: np.ndarray, new: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +104,11 @@ def _lines_of(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     values, first = np.unique(old, return_index=True)
     owners = first // old.shape[1]
     places = np.minimum(np.searchsorted(values, new), len(values) - 1)
-    return np.array([np.bincount(owners[line]).argmax() for line in places])
+    found = [int(np.bincount(owners[line]).argmax()) for line in places]
+    for index, wanted in enumerate(new):
+        if not np.isin(wanted, old[found[index]]).all():  # dead filters: one number throughout, which others have too
+            found[index] = int(np.isin(old, wanted).sum(1).argmax())
+    return np.array(found)
 
 
 def _error(original: ModelProto, small: ModelProto, masks: dict[str, np.ndarray], feed: dict[str, np.ndarray]) -> float | str:

@@ -11,14 +11,14 @@ from irtool.archive import load, save
 from irtool.ir.onnx_load import from_model
 
 BEFORE = """\
-input  %x:1x3x4x4
-%b:1x4x4x4 = Conv(%x, @b.weight:4x3x1x1, @b.bias:4) {dilation=(1,1), groups=1, padding=(0,0), stride=(1,1)}
+input  %input:1x3x4x4
+%b:1x4x4x4 = Conv(%input, @b.weight:4x3x1x1, @b.bias:4) {dilation=1, groups=1, padding=0, stride=1}
 %relu:1x4x4x4 = Relu(%b)
-%a:1x4x4x4 = Conv(%x, @a.weight:4x3x1x1, @a.bias:4) {dilation=(1,1), groups=1, padding=(0,0), stride=(1,1)}
+%a:1x4x4x4 = Conv(%input, @a.weight:4x3x1x1, @a.bias:4) {dilation=1, groups=1, padding=0, stride=1}
 output %a:1x4x4x4"""
 AFTER = """\
-input  %x:1x3x4x4
-%a:1x4x4x4 = Conv(%x, @a.weight:4x3x1x1, @a.bias:4) {dilation=(1,1), groups=1, padding=(0,0), stride=(1,1)}
+input  %input:1x3x4x4
+%a:1x4x4x4 = Conv(%input, @a.weight:4x3x1x1, @a.bias:4) {dilation=1, groups=1, padding=0, stride=1}
 output %a:1x4x4x4"""
 
 

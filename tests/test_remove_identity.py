@@ -14,17 +14,17 @@ import irtool
 from irtool.ir.onnx_load import from_model
 
 BEFORE = """\
-input  %x:1x3x4x4
-%conv_3:1x8x4x4 = Conv(%x, @const_1:8x3x3x3, @const_2:8) {dilation=(1,1), groups=1, padding=(1,1), stride=(1,1)}
-%transpose_4:1x8x4x4 = Transpose(%conv_3) {dims=[0,1,2,3]}
-%relu_5:1x8x4x4 = Relu(%transpose_4)
-%identity_6:1x8x4x4 = Identity(%relu_5)
-output %identity_6:1x8x4x4"""
+input  %input:1x3x4x4
+%conv:1x8x4x4 = Conv(%input, @const_1:8x3x3x3, @const_2:8) {dilation=1, groups=1, padding=1, stride=1}
+%transpose:1x8x4x4 = Transpose(%conv) {order=[0,1,2,3]}
+%relu:1x8x4x4 = Relu(%transpose)
+%identity:1x8x4x4 = Identity(%relu)
+output %identity:1x8x4x4"""
 AFTER = """\
-input  %x:1x3x4x4
-%conv_3:1x8x4x4 = Conv(%x, @const_1:8x3x3x3, @const_2:8) {dilation=(1,1), groups=1, padding=(1,1), stride=(1,1)}
-%identity_6:1x8x4x4 = Relu(%conv_3)
-output %identity_6:1x8x4x4"""
+input  %input:1x3x4x4
+%conv:1x8x4x4 = Conv(%input, @const_1:8x3x3x3, @const_2:8) {dilation=1, groups=1, padding=1, stride=1}
+%relu:1x8x4x4 = Relu(%conv)
+output %relu:1x8x4x4"""
 
 
 def test_text_before_and_after() -> None:
