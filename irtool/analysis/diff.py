@@ -15,6 +15,7 @@ from irtool.analysis.picture import Picture, by_node, picture
 from irtool.analysis.replacements import Unmatched, find_replacements
 from irtool.ir.graph import Graph, Node
 from irtool.ir.onnx_graph import OnnxGraph
+from irtool.page import diff_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,14 @@ class Diff:
     def to_json(self) -> str:
         """`to_dict` as text; docs/formats.md describes it."""
         return json.dumps(self.to_dict(), indent=1)
+
+    def to_html(self, before: str = "before", after: str = "after") -> str:
+        """One page that needs nothing else: both graphs side by side, and the list of differences.
+
+        Args:
+            before, after: what to call the two.
+        """
+        return diff_page(self.to_dict(), self.picture, self.text(), (before, after))
 
     def _lines(self) -> Iterator[tuple[str, str]]:
         yield from (("-", f"{node} {shape_text(node.shape)}") for node in self.removed)
