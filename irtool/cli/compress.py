@@ -20,6 +20,7 @@ from irtool.errors import OptionError
 from irtool.ir import FxGraph, OnnxGraph
 from irtool.planning.plan import check_options
 from irtool.report.record import Report
+from irtool.report.run_folder import write_run_page
 from irtool.report.tables import chain_table, comparison_table
 
 
@@ -53,7 +54,8 @@ def compress(
 ) -> None:
     """Prune, fold and export a model, with every step shown right; compare it with the original.
 
-    Writes model.safetensors (the smaller model, trainable), plan.json, model.onnx, model.mnn and report.json. From an
+    Writes model.safetensors (the smaller model, trainable), plan.json, model.onnx, model.mnn, report.json and the page
+    report.html (with graphs.json behind it). From an
     .onnx file it makes no model.safetensors, and no model.mnn where MNN lacks one of its operators.
 
     [bold]Example[/]: irtool compress PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
@@ -98,4 +100,6 @@ def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: li
         origin |= {"inputs": [list(leaf.shape) for leaf in graph.example_inputs], "fingerprint": fingerprint(graph)}
         report = report_of(first, after, ratios[1], done, origin, settings, data)
         report.write(folder / FILES["report"])
+        with progress.stage("write the page"):
+            write_run_page(folder, graph, done.built.graph, model)
     return report

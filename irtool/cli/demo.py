@@ -20,6 +20,7 @@ from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.ir import FxGraph
 from irtool.passes.prune import Constants
+from irtool.report.run_folder import write_run_page
 from irtool.report.tables import chain_table, comparison_table
 from irtool.train import Data, sparse
 from irtool.train.demo import Demo, demo_settings
@@ -91,6 +92,7 @@ def _show(
     source = {**_SOURCE, "inputs": [list(first.graph.inputs[0].sizes)], "fingerprint": fingerprint(first.graph)}
     for (name, done), model, ratio in zip(made.items(), after, ratios[1:], strict=True):
         report_of(before, model, ratio, done, source, settings[name], data).write(folder / name / FILES["report"])
+        write_run_page(folder / name, first.graph, done.built.graph, f"VGG on scikit-learn's digits, {name.replace('-', ' ')}")
     last = list(made.values())[-1]
     columns = [("before", before), *((name.replace("-", " "), model) for name, model in zip(made, after, strict=True))]
     table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio")

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from irtool.analysis.diff import diff as graph_diff
 from irtool.cli import options
 from irtool.cli.models import graph_of, input_shapes, saved_model
+from irtool.files import replacing
 from irtool.ir import Graph
 
 
@@ -23,6 +24,7 @@ def diff(
     weights_b: Annotated[Path | None, typer.Option(help="A state dict for the second model.", metavar="FILE")] = None,
     inputs: options.Inputs = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with both graphs side by side, too.", metavar="FILE")] = None,
 ) -> None:
     """Show what changed between two models: nodes, channels, parameters, totals.
 
@@ -32,6 +34,9 @@ def diff(
     """
     first, second = _graphs((a, weights_a), (b, weights_b), input_shapes(inputs))
     found = graph_diff(first, second)
+    if html is not None:
+        with replacing(html) as temporary:
+            temporary.write_text(found.to_html(a, b), encoding="utf-8")
     typer.echo(found.to_json() if as_json else found.text(color=sys.stdout.isatty()))
     raise typer.Exit(0 if found.same else 1)
 

@@ -27,9 +27,18 @@ from irtool.passes.prune import Constants
 from irtool.planning import Plan
 from irtool.report.chain import Chain, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
 from irtool.report.record import ENGINES, Measured, Report
+from irtool.report.run_folder import GRAPHS, PAGE
 from irtool.train import Data, evaluate
 
-FILES = {"model": MODEL_FILE, "plan": "plan.json", "onnx": ONNX_FILE, "mnn": "model.mnn", "report": "report.json"}
+FILES = {
+    "model": MODEL_FILE,
+    "plan": "plan.json",
+    "onnx": ONNX_FILE,
+    "mnn": "model.mnn",
+    "report": "report.json",
+    "graphs": GRAPHS,
+    "page": PAGE,
+}
 CHECK_IMAGES = 8
 LATENCY_SECONDS = 5.0
 """For one engine, all models together."""

@@ -12,13 +12,14 @@ class Cards {
       const sum = (what) => box.nodes.reduce((total, index) => total + (this.tree.nodes[index][side]?.[what] ?? 0), 0);
       const held = box.nodes.filter((index) => this.tree.nodes[index][side]).length;
       const sub = `${held} nodes · ${fmt.short(sum("params"))} params`;
-      return {title: shortened(box.label, 20), sub, label: `module ${box.label}, ${sub}, ${STATUS[box.status].words}, folded`};
+      return {title: shortened(shortName(box.label), 19), sub, label: `module ${box.label}, ${sub}, ${STATUS[box.status].words}, folded`};
     }
     const node = this.tree.nodes[box.first];
     const own = node[side] || {};
     const wide = own.channels ? (own.channels[0] === own.channels[1] ? `${own.channels[0]} ch` : `${own.channels[0]} → ${own.channels[1]} ch`) : "";
     const sub = [wide, fmt.shape(own.shape)].filter(Boolean).join(" · ");
-    return {title: shortened(node.op === "Opaque" ? node.callee : node.op, 20), sub: shortened(sub, 27), label: `${node.op} ${fullName(node)}, ${sub}, ${STATUS[node.status].words}`};
+    const title = shortened(node.op === "Opaque" ? node.callee : node.op.replace("Normalization", "Norm"), 19);
+    return {title, leaf: node.label === node.op ? "" : shortened(node.label, Math.max(0, 19 - title.length)), sub: shortened(sub, 27), label: `${node.op} ${fullName(node)}, ${sub}, ${STATUS[node.status].words}`};
   }
 
   /** A node's card: shapes and costs of both sides; in `full` attributes and weights too. */
@@ -67,4 +68,11 @@ class Cards {
 
 function fullName(node) {
   return node.module ? `${node.module}.${node.label}` : node.label;
+}
+
+/** The end of a module's path: `denselayer1`; a number with what it counts, `layer1.0`. */
+function shortName(path) {
+  const parts = path.split(".");
+  const last = parts.pop();
+  return /^\d+$/.test(last) && parts.length ? `${parts.pop()}.${last}` : last;
 }

@@ -37,7 +37,14 @@ const fmt = {
   },
   percent: (share, digits = 1) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`),
   ms: (n) => (n === null || n === undefined ? "–" : `${n.toFixed(2)} ms`),
-  small: (n) => (n === null || n === undefined ? "–" : n === 0 ? "0" : Number(n).toExponential(1).replace("e", " e").replace("-", "−")),
+  /** 5.3×10⁻¹⁶. */
+  small(n) {
+    if (n === null || n === undefined || typeof n !== "number") return n === 0 || n ? String(n) : "–";
+    if (n === 0) return "0";
+    const [mantissa, exponent] = n.toExponential(1).split("e");
+    const raised = [...exponent.replace("+", "")].map((sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)])).join("");
+    return `${mantissa === "1.0" ? "" : `${mantissa}×`}10${raised}`;
+  },
   shape: (sizes) => (sizes ? sizes.join("×") || "scalar" : "–"),
   /** −93 %, with a true minus. */
   change(before, after) {

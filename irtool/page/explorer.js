@@ -58,12 +58,18 @@ class Explorer {
   arrange() {
     const view = this.tree.view();
     const union = [...new Map([...view.edges.before, ...view.edges.after].map(([a, b]) => [a * 1e6 + b, [a, b]])).values()];
-    const placed = layered(view.boxes.length, union);
+    const through = bypasses(view.boxes, view.edges);
+    const placed = layered(view.boxes.length, union, through);
     const keys = {before: new Set(view.edges.before.map(([a, b]) => a * 1e6 + b)), after: new Set(view.edges.after.map(([a, b]) => a * 1e6 + b))};
     const routes = {};
     for (const side of ["before", "after"]) {
       const other = side === "before" ? keys.after : keys.before;
-      routes[side] = view.edges[side].map(([a, b]) => route(placed.routes.get(a * 1e6 + b), a * 1e6 + b, other.has(a * 1e6 + b) ? "same" : side === "before" ? "removed" : "added"));
+      routes[side] = view.edges[side].map(([a, b]) => {
+        const key = a * 1e6 + b;
+        const alone = [view.boxes[a], view.boxes[b]].find((box) => !box.before || !box.after);
+        const status = other.has(key) || through.has(key) ? "same" : alone ? alone.status : side === "before" ? "removed" : "added";
+        return route(placed.routes.get(key), key, status);
+      });
     }
     this.scene = {...view, ...placed, routes, frames: []};
     this.scene.frames = frames(this.tree, this.scene);
@@ -121,13 +127,19 @@ class Explorer {
 
   visible() { return this.panels.filter((panel) => panel.svg.clientWidth > 0); }
 
+  /** So small that all of it can be seen. */
+  least() {
+    const [width, height] = (this.visible()[0] || this.panels[0]).size;
+    return Math.min(ZOOM.least, (width - 40) / this.scene.width, (height - 40) / this.scene.height);
+  }
+
   fit(whole = false) {
     const [width, height] = (this.visible()[0] || this.panels[0]).size;
     if (width < 2) return;
     this.placed = true;
     const across = (width - 40) / this.scene.width;
     const k = whole ? Math.min(1, across, (height - 40) / this.scene.height) : Math.min(1, Math.max(0.55, across));
-    this.camera.k = Math.max(ZOOM.least, k);
+    this.camera.k = k;
     this.camera.x = whole || across >= 0.55 ? this.scene.width / 2 - width / 2 / this.camera.k : this.scene.x[0] - width / 2 / this.camera.k;
     this.camera.y = whole ? this.scene.height / 2 - height / 2 / this.camera.k : -24 / this.camera.k;
   }
@@ -142,7 +154,7 @@ class Explorer {
   zoom(factor, point) {
     const [width, height] = (this.visible()[0] || this.panels[0]).size;
     const [x, y] = point || [width / 2, height / 2];
-    const k = Math.min(ZOOM.most, Math.max(ZOOM.least, this.camera.k * factor));
+    const k = Math.min(ZOOM.most, Math.max(this.least(), this.camera.k * factor));
     this.camera.x += x / this.camera.k - x / k;
     this.camera.y += y / this.camera.k - y / k;
     this.camera.k = k;
@@ -332,23 +344,24 @@ function route(points, key, status) {
   return {key: `e${key}`, points, path: curve(points), status, left: Math.min(...xs), right: Math.max(...xs), top: Math.min(...ys), bottom: Math.max(...ys)};
 }
 
-/** A frame around each open module whose boxes have no strangers among them. */
+/** A frame around each open module whose boxes have no strangers among them. Its heading names the frames around that begin there too. */
 function frames(tree, scene) {
   const found = [];
-  for (const path of tree.open) {
-    if (path === "") continue;
-    const module = tree.modules.get(path);
-    if (!tree.shown(path)) continue;
+  const open = [...tree.open].filter((path) => path !== "" && tree.shown(path)).map((path) => tree.modules.get(path));
+  for (const module of open.sort((a, b) => a.depth - b.depth)) {
     const inside = new Set(module.all.map((index) => scene.boxOf[index]));
     if (inside.size < 2) continue;
-    const depth = 7 - Math.min(6, module.depth);
-    const pad = 6 + depth * 2;
+    const pad = 8 + 4 * Math.max(0, 5 - module.depth);
     const xs = [...inside].map((id) => scene.x[id]);
     const ys = [...inside].map((id) => scene.y[id]);
     const [loX, hiX, loY, hiY] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
     const strangers = scene.boxes.some((box) => !inside.has(box.id) && scene.x[box.id] + BOX.width > loX && scene.x[box.id] - BOX.width < hiX && scene.y[box.id] >= loY && scene.y[box.id] <= hiY);
     if (strangers) continue;
-    found.push({frame: true, path, label: module.label, left: loX - BOX.width / 2 - pad, right: hiX + BOX.width / 2 + pad, top: loY - BOX.height / 2 - 12, bottom: hiY + BOX.height / 2 + 9});
+    const top = loY - BOX.height / 2 - 22;
+    const around = found.find((frame) => frame.top === top && frame.left <= loX && frame.right >= hiX);
+    const heads = [...(around?.heads ?? []), {path: module.path, label: shortName(module.label)}];
+    if (around) around.heads = [];
+    found.push({frame: true, path: module.path, heads, left: loX - BOX.width / 2 - pad, right: hiX + BOX.width / 2 + pad, top, bottom: hiY + BOX.height / 2 + 7});
   }
   return found;
 }

@@ -62,8 +62,13 @@ class Panel {
   }
 
   frame(frame) {
-    return s("g", {class: "frame"}, s("rect", {x: frame.left, y: frame.top, width: frame.right - frame.left, height: frame.bottom - frame.top, rx: 10}),
-      s("text", {x: frame.left + 10, y: frame.top + 14, "data-fold": frame.path}, `− ${shortened(frame.label, 40)}`));
+    let x = frame.left + 10;
+    const heads = frame.heads.map(({path, label}) => {
+      const text = s("text", {x, y: frame.top + 14, "data-fold": path}, `− ${shortened(label, 30)}`);
+      x += 6.3 * Math.min(30, label.length) + 24;
+      return text;
+    });
+    return s("g", {class: "frame"}, s("rect", {x: frame.left, y: frame.top, width: frame.right - frame.left, height: frame.bottom - frame.top, rx: 10}), heads);
   }
 
   box(box, scene) {
@@ -74,7 +79,7 @@ class Panel {
     });
     if (box.kind === "module") group.append(s("rect", {class: "stack", x: 5, y: 5, width: BOX.width, height: BOX.height, rx: 7}));
     group.append(s("rect", {class: "body", width: BOX.width, height: BOX.height, rx: 7}), s("rect", {class: "stripe", x: 0, y: 8, width: 4, height: BOX.height - 16, rx: 2}));
-    group.append(s("text", {class: "title", x: 14, y: 19}, said.title), s("text", {class: "sub", x: 14, y: 36}, said.sub));
+    group.append(s("text", {class: "title", x: 14, y: 19}, said.title, said.leaf ? s("tspan", {class: "leaf", dx: 6}, said.leaf) : null), s("text", {class: "sub", x: 14, y: 36}, said.sub));
     const mark = box.kind === "module" ? "+" : STATUS[box.status].mark;
     if (mark) group.append(s("text", {class: "mark", x: BOX.width - 12, y: 19, "text-anchor": "middle"}, mark));
     return group;

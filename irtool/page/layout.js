@@ -1,14 +1,18 @@
 // A layered drawing (Sugiyama, Tagawa and Toda 1981): ranks by longest path, long edges through waypoints, few crossings by
 // barycentres, then places. An edge's waypoints are shared by all that read the same value, so that a dense block stays a bundle.
 
-const BOX = {width: 172, height: 46, gapX: 26, gapY: 30, lane: 12};
+const BOX = {width: 172, height: 46, gapX: 26, gapY: 36, lane: 12};
 const WAYPOINTS = 30000;
 const ROUNDS = 6;
 
-/** Places boxes. Returns {x: [], y: [] (centres), routes: Map(from * 1e6 + to -> points), width, height, ranks, rank: []}. */
-function layered(count, edges) {
+/**
+ * Places boxes. `through` holds edges (from * 1e6 + to) that pass where boxes of the other side stand, and these boxes.
+ * Returns {x: [], y: [] (centres), routes: Map(from * 1e6 + to -> points), width, height, ranks, rank: []}.
+ */
+function layered(count, edges, through = new Map()) {
   const rank = rankOf(count, edges);
-  const {items, ranks, links, lanes} = withWaypoints(count, edges, rank);
+  const own = (edge) => through.get(edge[0] * 1e6 + edge[1]);
+  const {items, ranks, links, lanes} = withWaypoints(count, edges.filter((edge) => !own(edge)), rank);
   order(ranks, links, items);
   const x = places(ranks, links, items);
   const left = Math.min(...Array.from({length: count}, (_, i) => x[i])) - BOX.width / 2;
@@ -17,12 +21,11 @@ function layered(count, edges) {
   const y = items.map((item) => item.rank * step + BOX.height / 2);
   const routes = new Map();
   for (const [from, to] of edges) {
-    const via = (lanes.get(from) || []).filter((id) => items[id].rank < rank[to]);
+    const via = own([from, to]) || (lanes.get(from) || []).filter((id) => items[id].rank < rank[to]);
     const points = rank[to] > rank[from] ? [from, ...via, to] : [from, to];
     routes.set(from * 1e6 + to, points.map((id) => [x[id] - left, y[id]]));
   }
-  const own = ranks.map((row) => row.filter((id) => id < count));
-  return {x: x.slice(0, count).map((value) => value - left), y: y.slice(0, count), routes, width: right - left, height: ranks.length * step - BOX.gapY, ranks: own, rank};
+  return {x: x.slice(0, count).map((value) => value - left), y: y.slice(0, count), routes, width: right - left, height: ranks.length * step - BOX.gapY, ranks: ranks.map((row) => row.filter((id) => id < count)), rank};
 }
 
 /** Longest path from the sources; in a cycle the box that comes first in the program goes first. */

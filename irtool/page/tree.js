@@ -11,7 +11,7 @@ const STATUS = {
 const WORST = ["changed", "replaced", "removed", "added", "lowered", "same"];
 const LONG = 60; // a run of more nodes without a module of their own is cut into stretches
 const STRETCH = 40;
-const ROOMY = 90; // boxes to begin with
+const ROOMY = 120; // boxes to begin with
 
 class Tree {
   constructor(picture) {
@@ -66,19 +66,16 @@ class Tree {
     return found;
   }
 
-  /** Open the modules with the fewest parts until the room is used. */
+  /** Open level by level, as long as a whole level has room. */
   openSome(room = ROOMY) {
     this.open = new Set([""]);
-    let waiting = [""];
     let count = this.parts("");
-    while (waiting.length) {
-      const next = waiting.flatMap((path) => this.modules.get(path).children).sort((a, b) => this.parts(a) - this.parts(b));
-      for (const path of next) {
-        if (count + this.parts(path) - 1 > room) continue;
-        this.open.add(path);
-        count += this.parts(path) - 1;
-      }
-      waiting = next.filter((path) => this.open.has(path));
+    let level = [...this.modules.get("").children];
+    while (level.length) {
+      count += level.reduce((sum, path) => sum + this.parts(path) - 1, 0);
+      if (count > room) return;
+      for (const path of level) this.open.add(path);
+      level = level.flatMap((path) => this.modules.get(path).children);
     }
   }
 
@@ -145,4 +142,40 @@ function lifted(edges, boxOf) {
     if (a !== b) found.set(a * 1e6 + b, [a, b]);
   }
   return [...found.values()];
+}
+
+/**
+ * Edges of one side that take the place of boxes which that side lacks: they are drawn through the empty places.
+ * Returns a map from the edge (from * 1e6 + to) to the boxes on its way.
+ */
+function bypasses(boxes, edges) {
+  const found = new Map();
+  for (const side of ["before", "after"]) {
+    const other = side === "before" ? "after" : "before";
+    const next = new Map();
+    for (const [a, b] of edges[other]) next.set(a, [...(next.get(a) || []), b]);
+    const there = new Set(edges[other].map(([a, b]) => a * 1e6 + b));
+    for (const [from, to] of edges[side]) {
+      if (there.has(from * 1e6 + to)) continue;
+      const way = wayThrough(from, to, next, (id) => !boxes[id][side]);
+      if (way) found.set(from * 1e6 + to, way);
+    }
+  }
+  return found;
+}
+
+function wayThrough(from, to, next, missing) {
+  const came = new Map([[from, null]]);
+  const waiting = [from];
+  for (let at = waiting.shift(); at !== undefined && came.size < 200; at = waiting.shift()) {
+    for (const id of next.get(at) || []) {
+      if (id === to && at !== from) {
+        const way = [];
+        for (let back = at; back !== from; back = came.get(back)) way.unshift(back);
+        return way;
+      }
+      if (missing(id) && !came.has(id)) { came.set(id, at); waiting.push(id); }
+    }
+  }
+  return null;
 }
