@@ -4,20 +4,24 @@ from irtool.passes.dead_code import DeadCode
 from irtool.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from irtool.passes.fold_constants import FoldConstants
 from irtool.passes.insert_selects import InsertSelects
+from irtool.passes.lower_affine import LowerAffine
 from irtool.passes.prune import Prune, prune
 from irtool.passes.recalibrate_batchnorm import RecalibrateBatchNorm
 from irtool.passes.reduce_width import ReduceWidth
 from irtool.passes.remove_identity import RemoveIdentity
+from irtool.passes.widen_selects import WidenSelects
 
 __all__ = [
     "DeadCode",
     "FoldBatchNorm",
     "FoldConstants",
     "InsertSelects",
+    "LowerAffine",
     "Prune",
     "RecalibrateBatchNorm",
     "ReduceWidth",
     "RemoveIdentity",
+    "WidenSelects",
     "fold_batchnorm",
     "prune",
 ]

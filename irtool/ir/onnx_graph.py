@@ -113,14 +113,14 @@ class OnnxGraph(Graph):
         return True
 
     def _add_after(self, host: gs.Node, constant: gs.Constant) -> None:
-        output, product = host.outputs[0], gs.Variable(self._free_name(f"{host.outputs[0].name}.product"))
+        output, product = host.outputs[0], gs.Variable(self.free_name(f"{host.outputs[0].name}.product"))
         host.outputs[0] = product
         addition = gs.Node("Add", f"{host.name}.bias", inputs=[product, constant], outputs=[output])
         self.host.nodes.insert(self.host.nodes.index(host) + 1, addition)
 
     def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
         """Give a contraction that has none a bias called `name`. `tidied` when done."""
-        constant = gs.Constant(self._free_name(name), _array(data))
+        constant = gs.Constant(self.free_name(name), _array(data))
         if node.host.op == "MatMul":
             self._add_after(node.host, constant)
             return
@@ -173,14 +173,15 @@ class OnnxGraph(Graph):
     def select(self, node: Node, name: str) -> None:
         """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
         source = node.host.inputs[0]
-        index = gs.Constant(self._free_name(f"{name}.index"), np.arange(node.input.sizes[1], dtype=np.int64))
-        picked = gs.Variable(self._free_name(f"{name}.output"))
+        index = gs.Constant(self.free_name(f"{name}.index"), np.arange(node.input.sizes[1], dtype=np.int64))
+        picked = gs.Variable(self.free_name(f"{name}.output"))
         pick = gs.Node("Gather", name, {"axis": 1}, [source, index], [picked])
         self.host.nodes.insert(self.host.nodes.index(node.host), pick)
         node.host.inputs[0] = picked
         self.selects.add(index.name)
 
-    def _free_name(self, name: str) -> str:
+    def free_name(self, name: str) -> str:
+        """The name, with underscores until no tensor has it."""
         taken = self.host.tensors()
         while name in taken:
             name += "_"

@@ -1,0 +1,99 @@
+"""Turn what scales and shifts channels into a depthwise 1x1 convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from irtool.errors import OptionError
+from irtool.ir import OnnxGraph
+from irtool.ir.graph import G
+from irtool.ir.onnx_affine import Affine, channel_affine, flowing, only_reader
+from irtool.passmanager import Pass, PassResult, register
+
+
+@register
+@dataclass(frozen=True)
+class LowerAffine(Pass):
+    """Write chains of batch norm, Mul, Add, Sub and Div by constants as one depthwise convolution. Exact.
+
+    No engine has a batch norm in integers, so one that cannot be folded (its input is a stream with other readers) costs a
+    step out of integers and back. A depthwise 1x1 convolution is the same function; engines have it in integers, with the
+    ReLU behind it, and since each channel has one weight and one scale of its own, rounding the weight loses nothing.
+
+    Given:  %a = BatchNormalization(%x, ...); %b = Mul(%a, @c)
+    Result: %b = Conv(%x, @scale, @shift) {group: channels, kernel 1x1}
+
+    Left alone: images of other than two dimensions, and a chain of one Add, Sub, Mul or Div by a single number.
+
+    Args:
+        arithmetic: whether a chain without a batch norm is lowered too.
+    """
+
+    name: ClassVar[str] = "lower_affine"
+    arithmetic: bool = True
+
+    def __call__(self, graph: G) -> PassResult[G]:
+        """Lower every chain.
+
+        Raises:
+            OptionError: the graph is not an ONNX graph.
+        """
+        if not isinstance(graph, OnnxGraph):
+            raise OptionError("works on ONNX graphs", where=self.name, remedy="Export the model and read it with irtool.load_onnx first.")
+        new = graph.clone()
+        sizes = {value.name: value.shape for node in new.nodes for value in (*node.inputs, *node.outputs)}
+        lowered, done = 0, set[int]()
+        for node in list(new.host.nodes):
+            chain, found = _chain(new.host, node, sizes) if id(node) not in done else ([], None)
+            done.update(map(id, chain))
+            if found is None or (len(chain) == 1 and not self._worth(chain[0])):
+                continue
+            _replace(new, chain, found)
+            lowered += 1
+        if not lowered:
+            return PassResult(graph, False)
+        new.tidied()
+        new.history = (*graph.history, {"step": self.name})
+        return PassResult(new, True, (f"{lowered} chains of scale and shift became depthwise convolutions",))
+
+    def _worth(self, node: gs.Node) -> bool:
+        if node.op == "BatchNormalization":
+            return True
+        constant = next(tensor for tensor in node.inputs if isinstance(tensor, gs.Constant))
+        return self.arithmetic and int(np.prod(constant.shape)) > 1
+
+
+def _chain(host: gs.Graph, node: gs.Node, sizes: dict[str, tuple[int, ...] | None]) -> tuple[list[gs.Node], Affine | None]:
+    """The longest chain that begins here, and what it does."""
+    chain: list[gs.Node] = []
+    total: Affine | None = None
+    current: gs.Node | None = node
+    while current is not None:
+        shape = sizes.get(current.outputs[0].name) if len(current.outputs) == 1 else None
+        step = channel_affine(current, shape[1], 4) if shape is not None and len(shape) == 4 else None
+        if step is None or sizes.get(flowing(current).name) != shape:
+            break
+        total = step if total is None else (total[0] * step[0], total[1] * step[0] + step[1])
+        chain.append(current)
+        current = only_reader(host, current.outputs[0])
+    return chain, total
+
+
+def _replace(graph: OnnxGraph, chain: list[gs.Node], found: Affine) -> None:
+    first, last = chain[0], chain[-1]
+    scale, shift = (values.astype(np.float32) for values in found)
+    name = last.name or last.outputs[0].name
+    weight = gs.Constant(graph.free_name(f"{name}.scale"), scale.reshape(-1, 1, 1, 1))
+    bias = gs.Constant(graph.free_name(f"{name}.shift"), shift)
+    source, output = flowing(first), last.outputs[0]
+    at = graph.host.nodes.index(first)
+    for node in chain:
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.host.nodes.remove(node)
+    attributes = {"group": len(scale), "kernel_shape": [1, 1]}
+    graph.host.nodes.insert(at, gs.Node("Conv", name, attributes, [source, weight, bias], [output]))
