@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -58,7 +58,7 @@ class LowerAffine(Pass):
             return PassResult(graph, False)
         new.tidied()
         new.history = (*graph.history, {"step": self.name})
-        return PassResult(new, True, (f"{lowered} chains of scale and shift became depthwise convolutions",))
+        return PassResult(cast(G, new), True, (f"{lowered} chains of scale and shift became depthwise convolutions",))
 
     def _worth(self, node: gs.Node) -> bool:
         if node.op == "BatchNormalization":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -58,7 +59,7 @@ class WidenSelects(Pass):
             raise OptionError("works on ONNX graphs", where=self.name, remedy="Export the model and read it with irtool.load_onnx first.")
         new = graph.clone()
         sizes = {value.name: value.shape for node in new.nodes for value in (*node.inputs, *node.outputs)}
-        notes, widened = [], 0
+        left, widened = Counter[str](), 0
         for node in [node for node in new.host.nodes if node.op == "Gather"]:
             shape = sizes.get(node.inputs[0].name)
             index = _index(node)
@@ -66,15 +67,16 @@ class WidenSelects(Pass):
                 continue
             reason, path = _path(new.host, node, index, shape[1], self.share)
             if path is None:
-                notes.append(f"{node.name}: {reason}")
+                left[reason] += 1
                 continue
             _widen(new, node, path, index, shape[1])
             widened += 1
+        notes = [f"{count} selections stay: {reason}" for reason, count in left.items()]
         if not widened:
             return PassResult(graph, False, tuple(notes))
         new.tidied()
         new.history = (*graph.history, {"step": self.name, "share": self.share})
-        return PassResult(new, True, (f"{widened} selections became zero weights", *notes))
+        return PassResult(cast(G, new), True, (f"{widened} selections became zero weights", *notes))
 
 
 def _index(node: gs.Node) -> np.ndarray | None:
@@ -86,9 +88,9 @@ def _index(node: gs.Node) -> np.ndarray | None:
 
 def _path(host: gs.Graph, select: gs.Node, index: np.ndarray, channels: int, share: float) -> tuple[str, _Path | None]:
     if len(set((index % channels).tolist())) != len(index):
-        return "a channel is selected twice", None
+        return "they select a channel twice", None
     if len(index) < share * channels:
-        return f"only {len(index)} of {channels} channels are selected", None
+        return f"they select less than {100 * share:.0f} % of the channels, and zeros would cost more", None
     path, flat = _Path(), False
     node = only_reader(host, select.outputs[0])
     while node is not None:
@@ -97,7 +99,7 @@ def _path(host: gs.Graph, select: gs.Node, index: np.ndarray, channels: int, sha
         if node.op == "Gemm" and flat and isinstance(node.inputs[1], gs.Constant) and not node.attrs.get("transA"):
             path.layer, path.axis = node, 1 if node.attrs.get("transB") else 0
         if path.layer is not None:
-            return ("its weight has another reader", None) if len(path.layer.inputs[1].outputs) > 1 else ("", path)
+            return ("the weight behind has another reader", None) if len(path.layer.inputs[1].outputs) > 1 else ("", path)
         if node.op == "BatchNormalization" and all(isinstance(t, gs.Constant) and len(t.outputs) == 1 for t in node.inputs[1:]):
             path.norms.append(node)
         elif node.op == "Flatten" and node.attrs.get("axis", 1) == 1 and _pooled(node):
@@ -105,7 +107,7 @@ def _path(host: gs.Graph, select: gs.Node, index: np.ndarray, channels: int, sha
         elif node.op not in _KEEPS_CHANNELS:
             return f"{node.op} follows", None
         node = only_reader(host, node.outputs[0])
-    return "several operators read it", None
+    return "several operators read the result", None
 
 
 def _pooled(flatten: gs.Node) -> bool:

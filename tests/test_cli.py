@@ -295,7 +295,7 @@ def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     assert reports["absorb-0.7"]["after"]["accuracy"] > reports["drop-0.7"]["after"]["accuracy"] + 0.2
 
 
-@pytest.mark.parametrize("command", ["inspect", "train", "compress", "report", "diff", "export", "verify", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "train", "compress", "quantize", "report", "diff", "export", "verify", "demo"])
 def test_every_command_has_an_example(command: str, cli: Run) -> None:
     code, printed, _ = cli(command, "--help")
     assert code == 0
@@ -303,7 +303,7 @@ def test_every_command_has_an_example(command: str, cli: Run) -> None:
 
 
 def test_the_examples_are_all_commands() -> None:
-    assert {command.name for command in app.registered_commands} == {"inspect", "train", "compress", "diff", "export", "report", "verify", "demo"}
+    assert {command.name for command in app.registered_commands} == {"inspect", "train", "compress", "quantize", "diff", "export", "report", "verify", "demo"}
 
 
 def test_version(cli: Run) -> None:

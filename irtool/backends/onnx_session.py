@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class OnnxSession:
     Args:
         path: the .onnx file; weights in a file beside it are found.
         threads: threads per operator; all cores if None.
+        profile: the beginning of a file name to profile under; see `end_profile`.
 
     Raises:
         FileError: missing, empty, truncated or not ONNX.
@@ -44,12 +46,14 @@ class OnnxSession:
 
     engine = "onnxruntime"
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, profile: Path | None = None) -> None:
         file = model_file(path, ".onnx")
         ort = onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = thread_count(threads)
         options.log_severity_level = 4  # the exception says it; the log would say it again on the screen
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
             with captured():
                 self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -78,6 +82,10 @@ class OnnxSession:
                 where=str(self.path),
                 remedy="Check that the model is meant for these sizes; a batch written into the graph as a number cannot change.",
             ) from error
+
+    def end_profile(self) -> str:
+        """Stop profiling; the path of the JSON file with onnxruntime's events."""
+        return str(self._session.end_profiling())
 
 
 def onnxruntime() -> Any:

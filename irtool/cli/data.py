@@ -20,6 +20,16 @@ TRACE_BATCH = 2
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Normalisation, channels and (height, width) as far as they are known."""
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    channels: int | None
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
 class DataOptions:
     """`--data` and its company, as given."""
 
@@ -38,13 +48,29 @@ class DataOptions:
         """
         if self.source is None:
             return None
+        wanted = self.wanted(model)
+        return load_data(
+            self.source,
+            mean=wanted.mean,
+            std=wanted.std,
+            limit=self.limit,
+            image_size=wanted.size,
+            channels=wanted.channels,
+            progress=screen,
+        )
+
+    def wanted(self, model: str) -> Wanted:
+        """What the options and the model together say about images.
+
+        Raises:
+            OptionError: a mean or std that cannot be read.
+        """
         mean, std = _numbers(self.mean, "--mean"), _numbers(self.std, "--std")
         file = onnx_file(model)
         known, size = _image_of(file) if file is not None else (_channels(model), None)
-        channels = len(mean or std or ()) or known
-        return load_data(
-            self.source, mean=mean, std=std, limit=self.limit, image_size=self.image_size or size, channels=channels, progress=screen
-        )
+        if self.image_size is not None:
+            size = (self.image_size, self.image_size)
+        return Wanted(mean, std, len(mean or std or ()) or known, size)
 
     def record(self) -> dict[str, Any]:
         """For report.json."""

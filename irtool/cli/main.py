@@ -21,6 +21,7 @@ from irtool.cli.demo import demo
 from irtool.cli.diff import diff
 from irtool.cli.export import export
 from irtool.cli.inspect import inspect
+from irtool.cli.quantize import quantize
 from irtool.cli.report import report
 from irtool.cli.screen import complain
 from irtool.cli.train import train
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (inspect, train, compress, report, diff, export, verify, demo):
+for command in (inspect, train, compress, quantize, report, diff, export, verify, demo):
     app.command(name=command.__name__)(command)
 
 

@@ -1,0 +1,308 @@
+"""The work of `irtool quantize`: prepare, calibrate, write, score, and leave layers in float until the accuracy holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+
+from irtool import load_onnx, save_onnx
+from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
+from irtool.cli.onnx_job import classifier
+from irtool.cli.quantize_data import Images
+from irtool.cli.screen import Screen
+from irtool.errors import CheckError
+from irtool.ir import FxGraph, Graph, OnnxGraph
+from irtool.passes import FoldBatchNorm, LowerAffine, WidenSelects
+from irtool.passmanager import Pipeline
+from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, layers_of, make_recipe, place, to_qdq
+from irtool.quant.prepare import prepared
+from irtool.quant.search import fewest_float
+from irtool.quant.sensitivity import Sensitivity, sensitivities
+from irtool.report.chain import Chain, files_link, takes_any_batch
+from irtool.train import Status, evaluate
+from irtool.train.split import MemorySplit, Split
+
+SCORE_BATCH = 64
+SENSITIVITY_IMAGES = 512
+LATENCY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to quantise.
+
+    Attributes:
+        backend: `onnx` or `mnn`.
+        scheme: the options of quantisation.
+        max_drop: how much accuracy may be lost, as a share.
+        runs, threads: of the latency measurement.
+        sensitivity: whether to measure each layer alone even where the accuracy holds.
+        opset: of the ONNX file of a torch model.
+    """
+
+    backend: str
+    scheme: Scheme
+    max_drop: float
+    runs: int
+    threads: int
+    sensitivity: bool
+    opset: int = 17
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What differs between the two engines.
+
+    Attributes:
+        suffix: of its files.
+        session: opens one.
+        convert: makes the float file from the float ONNX file.
+        write: writes the int8 file for a prepared model, its statistics, a placement and a scheme.
+    """
+
+    suffix: str
+    session: Callable[[Path, int], Session]
+    convert: Callable[[Path, Path], object]
+    write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], object]
+
+
+ENGINES = {
+    "onnx": Engine(
+        ".onnx",
+        OnnxSession,
+        shutil.copyfile,
+        lambda model, stats, placement, scheme, path: onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path)),
+    ),
+    "mnn": Engine(
+        ".mnn",
+        MnnSession,
+        export_mnn,
+        lambda model, stats, placement, scheme, path: export_mnn_int8(
+            model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One file: its bytes, its accuracy on the scored images as a share, its median latency at batch 1."""
+
+    bytes: int
+    accuracy: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out.
+
+    Attributes:
+        before, after: the float and the int8 file.
+        ratio: of paired latencies, int8 over float.
+        placement: of the int8 file.
+        model: the prepared float model, which the placement speaks of.
+        floating: the layers left in float for accuracy.
+        sensitivity: of each layer, the most sensitive first; empty if it was not measured.
+        expected: the float accuracy on the images that sensitivity was measured on.
+        notes: what the passes did.
+    """
+
+    before: Measured
+    after: Measured
+    ratio: float
+    placement: Placement
+    model: ModelProto
+    floating: tuple[str, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    expected: float
+    notes: tuple[str, ...]
+
+
+def quantize_graph(graph: Graph, images: Images, classes: tuple[str, ...], settings: Settings, folder: Path, screen: Screen) -> Outcome:
+    """Write `float` and `int8` files of the engine into `folder`, and measure both.
+
+    Raises:
+        CheckError: a pass changed the numbers, or no mixture of int8 and float keeps the accuracy.
+        IrtoolError: a step cannot be taken.
+    """
+    engine = ENGINES[settings.backend]
+    source = folder / "float.onnx"
+    with screen.stage("write the float model"):
+        _write_float(graph, source, images, classes, settings.opset)
+        if engine.suffix != ".onnx":
+            engine.convert(source, folder / f"float{engine.suffix}")
+    with screen.stage("prepare the graph"):
+        model, notes = _prepare(graph, source, next(images.batches(8)), folder)
+    stats = _calibrate(model, settings.backend, images, screen)
+    work = _Work(engine, settings, images, model, stats, folder, screen)
+    before = work.score(folder / f"float{engine.suffix}", "score float")
+    floating, after, found, expected = work.search(before)
+    float_file, int8_file = (folder / f"{name}{engine.suffix}" for name in ("float", "int8"))
+    with screen.stage("time both"):
+        sessions = [engine.session(path, settings.threads) for path in (float_file, int8_file)]
+        times = latency_pairs(sessions, [next(images.batches(1))], runs=settings.runs, seconds=LATENCY_SECONDS)
+    both = [
+        Measured(path.stat().st_size, accuracy, time.median_ms)
+        for path, accuracy, time in zip((float_file, int8_file), (before, after), times.latencies, strict=True)
+    ]
+    return Outcome(both[0], both[1], times.ratios[1], work.placement(floating), model, floating, tuple(found), expected, notes)
+
+
+class _Work:
+    """The trials with one model in one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        images: Images,
+        model: ModelProto,
+        stats: Mapping[str, Statistics],
+        folder: Path,
+        screen: Screen,
+    ) -> None:
+        self.engine, self.settings, self.model, self.stats, self.folder, self.screen = engine, settings, model, stats, folder, screen
+        self.images = images
+        self.scored: Split = images.scored if images.labelled else self._answered(images.scored)
+
+    def placement(self, floating: tuple[str, ...]) -> Placement:
+        return place(self.model, self.settings.backend, floating)
+
+    def score(self, path: Path, task: str) -> float:
+        """Accuracy on all scored images, as a share."""
+        session = self.engine.session(path, self.settings.threads)
+        return evaluate(classifier(session), self.scored, SCORE_BATCH, progress=self.screen, task=task).accuracy
+
+    def search(self, before: float) -> tuple[tuple[str, ...], float, list[Sensitivity], float]:
+        """The layers to leave in float, the accuracy with them, and the sensitivities if they were measured. The file is written."""
+        scores: dict[tuple[str, ...], float] = {}
+
+        def good(floating: tuple[str, ...]) -> bool:
+            if floating not in scores:
+                scores[floating] = self._trial(floating)
+            return before - scores[floating] <= self.settings.max_drop
+
+        found: list[Sensitivity] = []
+        expected = 0.0
+        fine = good(())
+        if not fine or self.settings.sensitivity:
+            found, expected = self._sensitivities()
+        chosen: tuple[str, ...] | None = () if fine else fewest_float([entry.layer for entry in found], good)
+        if chosen is None:
+            raise CheckError(
+                f"int8 loses {100 * (before - scores[()]):.2f} points, and no mixture with float layers loses less than "
+                f"{100 * self.settings.max_drop:.2f}",
+                where=self.settings.backend,
+                remedy="Try --method percentile or minmax, more --images, or a larger --max-drop.",
+            )
+        if chosen != next(reversed(scores)):
+            self._trial(chosen)
+        return chosen, scores[chosen], found, expected
+
+    def _trial(self, floating: tuple[str, ...]) -> float:
+        path = self.folder / f"int8{self.engine.suffix}"
+        name = f"int8, {len(floating)} of {len(layers_of(self.model))} layers in float"
+        with self.screen.stage(f"write {name}"):
+            self.engine.write(self.model, self.stats, self.placement(floating), self.settings.scheme, path)
+        return self.score(path, f"score {name}")
+
+    def _sensitivities(self) -> tuple[list[Sensitivity], float]:
+        some = np.linspace(0, len(self.scored) - 1, min(SENSITIVITY_IMAGES, len(self.scored))).astype(int)
+        index = torch.from_numpy(some)
+        pixels = self.scored.preprocessing.normalise(next(iter(self.scored.batches([index])))).numpy()
+        labels, total = self.scored.labels[index].numpy(), len(layers_of(self.model))
+        found = sensitivities(
+            self.model,
+            self.settings.backend,
+            self.stats,
+            self.settings.scheme,
+            pixels,
+            labels,
+            threads=self.settings.threads,
+            told=lambda done: self.screen(Status("sensitivity of each layer", done, total)),
+        )
+        answers = classifier(OnnxSession(self.folder / "float.onnx", self.settings.threads))(pixels).argmax(1)
+        return found, float((answers == labels).mean())
+
+    def _answered(self, split: Split) -> Split:
+        """Unlabelled images, with the float model's answers for labels: accuracy is then agreement."""
+        session = self.engine.session(self.folder / f"float{self.engine.suffix}", self.settings.threads)
+        pixels = next(iter(split.batches([torch.arange(len(split))])))
+        scores = classifier(session)(split.preprocessing.normalise(pixels).numpy())
+        classes = tuple(map(str, range(scores.shape[1])))
+        return MemorySplit(pixels, torch.from_numpy(scores.argmax(1)), classes, split.preprocessing)
+
+
+def metadata(images: Images, classes: tuple[str, ...]) -> dict[str, str]:
+    """What a program that runs the file must know about its input."""
+    found = {"irtool.preprocessing": json.dumps(images.preprocessing.to_dict())}
+    return found | ({"irtool.classes": json.dumps(list(classes))} if classes else {})
+
+
+def _write_float(graph: Graph, path: Path, images: Images, classes: tuple[str, ...], opset: int) -> None:
+    folded = FoldBatchNorm()(graph).graph
+    if isinstance(folded, OnnxGraph):
+        save_onnx(folded, path)
+        model = onnx.load(str(path))
+        onnx.helper.set_model_props(model, {e.key: e.value for e in model.metadata_props} | metadata(images, classes))
+        onnx.save(model, str(path))
+    else:
+        export_onnx(
+            cast(FxGraph, folded),
+            path,
+            opset=opset,
+            dynamic_batch=takes_any_batch(cast(FxGraph, folded)),
+            metadata=metadata(images, classes),
+        )
+
+
+def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path) -> tuple[ModelProto, tuple[str, ...]]:
+    """The float file with the passes that make int8 worth it, shown to compute the same."""
+    file = folder / "prepared.onnx"
+    shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
+    done = Pipeline([FoldBatchNorm(), WidenSelects(0.5), LowerAffine()])(load_onnx(source, shapes))
+    save_onnx(done.graph, file)
+    model = prepared(onnx.load(str(file)))
+    onnx.save(model, str(file))
+    step = OnnxSession(source).inputs[0].shape
+    whole = sample if step is None or step[0] is None else np.resize(sample, (step[0], *sample.shape[1:]))
+    Chain((files_link(source, file, (torch.from_numpy(whole),)),)).require()
+    file.unlink()
+    return model, done.notes
+
+
+def _calibrate(model: ModelProto, backend: str, images: Images, screen: Screen) -> Mapping[str, Statistics]:
+    total = min(images.count, len(images.calibration))
+    first = model.graph.input[0].type.tensor_type.shape.dim[0]
+    fixed = first.dim_value or None
+    batches = images.batches(fixed or 32)
+    whole = (batch for batch in batches if fixed is None or len(batch) == fixed)
+    return calibrate(
+        model, place(model, backend).tensors, whole, threads=1, told=lambda done: screen(Status("calibrate", min(done, total), total))
+    )
+
+
+def record(outcome: Outcome, images: Images, classes: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+    """All that was found, as JSON data."""
+    return {
+        "backend": settings.backend,
+        "scheme": vars(settings.scheme),
+        "preprocessing": images.preprocessing.to_dict(),
+        "classes": list(classes),
+        "images": {"calibration": min(images.count, len(images.calibration)), "scored": len(images.scored), "labelled": images.labelled},
+        "float": vars(outcome.before),
+        "int8": vars(outcome.after),
+        "latency_ratio": outcome.ratio,
+        "layers_in_float": list(outcome.floating),
+        "notes": list(outcome.notes),
+    }

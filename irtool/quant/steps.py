@@ -1,0 +1,74 @@
+"""Where a model goes into integers and out of them again, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from irtool.quant.placement import Placement, Wiring
+
+
+@dataclass(frozen=True)
+class Step:
+    """A border between float and integers.
+
+    Attributes:
+        kind: `quantise` or `dequantise`.
+        tensor: what is converted.
+        between: the node that makes it and those on the other side, for people.
+        why: the reason.
+    """
+
+    kind: str
+    tensor: str
+    between: str
+    why: str
+
+
+def steps(model: ModelProto, placement: Placement) -> tuple[Step, ...]:
+    """Every border that an engine cannot drop: a tensor made in float and read in integers, or the other way round.
+
+    Args:
+        model: the float model that the placement was made for.
+        placement: which nodes compute in integers.
+    """
+    wiring = Wiring(model)
+    absorbed = {name for name in placement.tensors if name in wiring.producer}
+    found = []
+    for tensor in placement.tensors:
+        maker = wiring.producer.get(tensor)
+        integer_made = maker is not None and _integer(wiring, placement, maker, absorbed)
+        readers = wiring.readers.get(tensor, [])
+        inside = [index for index in readers if _integer(wiring, placement, index, absorbed)]
+        outside = [index for index in readers if index not in inside]
+        name = wiring.nodes[maker].op_type if maker is not None else "input"
+        if not integer_made and inside:
+            why = "the model's input is float" if maker is None else placement.floating.get(maker, "it is computed in float")
+            found.append(Step("quantise", tensor, f"{name} -> {_names(wiring, inside)}", why))
+        if integer_made and (outside or tensor in wiring.outputs):
+            why = placement.floating.get(outside[0], "it is computed in float") if outside else "the model's output is float"
+            found.append(Step("dequantise", tensor, f"{name} -> {_names(wiring, outside) or 'output'}", why))
+    return tuple(found)
+
+
+def steps_text(found: Sequence[Step], placement: Placement) -> str:
+    """The steps as lines, after a line with the totals."""
+    head = f"{len(placement.integer)} operators in integers, {len(placement.floating)} in float, {len(found)} steps between them"
+    return "\n".join([head, *(f"{step.kind:10} {step.tensor}: {step.between}: {step.why}" for step in found)])
+
+
+def _integer(wiring: Wiring, placement: Placement, index: int, absorbed: set[str]) -> bool:
+    """Whether a node computes in integers, by itself or as the activation of one that does."""
+    node = wiring.nodes[index]
+    if index in placement.integer:
+        return True
+    source = wiring.producer.get(node.input[0]) if node.input else None
+    return (
+        node.op_type in ("Relu", "Clip") and node.output[0] in absorbed and source in placement.integer and index not in placement.floating
+    )
+
+
+def _names(wiring: Wiring, indices: Sequence[int]) -> str:
+    return ", ".join(dict.fromkeys(wiring.nodes[index].op_type for index in indices))

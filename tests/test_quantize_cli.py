@@ -1,0 +1,104 @@
+"""`irtool quantize` in process, on a small net trained for seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import irtool
+from irtool.backends import MnnSession, OnnxSession
+from irtool.cli.main import run
+from irtool.models import VGG
+from irtool.train import fit, load_data
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net, data = VGG(11, width=0.125), load_data("digits", limit=600, channels=3)
+    fit(net, data, epochs=3, lr=0.05)
+    path = tmp_path_factory.mktemp("net") / "net.safetensors"
+    irtool.save(irtool.trace(net.eval(), torch.zeros(2, *data.preprocessing.input_shape)), path, preprocessing=data.preprocessing.to_dict())
+    return path
+
+
+@pytest.mark.parametrize(("backend", "session"), [("onnx", OnnxSession), ("mnn", MnnSession)])
+def test_quantize_writes_a_smaller_file_that_answers_alike(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, session: type[OnnxSession] | type[MnnSession]
+) -> None:
+    out = tmp_path / "int8"
+    options = ["--calib", "digits", "--limit", "200", "--images", "64", "--runs", "3", "--max-drop", "2", "--backend", backend]
+    assert run(["quantize", str(saved), "--out", str(out), *options]) == 0
+    said = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["float"]["accuracy"] > 0.6
+    assert report["int8"]["accuracy"] >= report["float"]["accuracy"] - 0.02
+    assert report["int8"]["bytes"] < 0.45 * report["float"]["bytes"]
+    assert f"{100 * report['int8']['accuracy']:.2f} %" in said
+    assert ("SLOWER" in said) == (report["latency_ratio"] > 1)
+    layers = json.loads((out / "sensitivity.json").read_text())["layers"]
+    assert len(layers) == 9
+    assert [layer["sqnr_db"] for layer in layers] == sorted(layer["sqnr_db"] for layer in layers)
+    assert (out / "sensitivity.png").stat().st_size > 1000
+    assert "quantise   input" in (out / "steps.txt").read_text()
+    x = load_data("digits", limit=20, channels=3).sample(8).numpy()
+    both = [session(out / f"{name}.{backend}", 1).run(x)[0] for name in ("float", "int8")]
+    assert (both[0].argmax(1) == both[1].argmax(1)).mean() >= 0.75
+    assert _preprocessing(out, backend) == report["preprocessing"] == irtool.read_info(saved).preprocessing
+
+
+def _preprocessing(out: Path, backend: str) -> object:
+    if backend == "mnn":
+        return json.loads((out / "int8.json").read_text())["preprocessing"]
+    held = {entry.key: entry.value for entry in onnx.load(str(out / "int8.onnx")).metadata_props}
+    return json.loads(held["irtool.preprocessing"])
+
+
+def test_an_onnx_file_and_a_folder_without_classes(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    irtool.export_onnx(irtool.load(saved), tmp_path / "net.onnx")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, image in enumerate(load_data("digits", limit=60, channels=3).train.batches([torch.arange(60)]).__next__().numpy()):
+        Image.fromarray(np.broadcast_to(image[0], image.shape[1:])).convert("RGB").save(pictures / f"{number}.png")
+    options = ["--calib", str(pictures), "--images", "32", "--runs", "3", "--max-drop", "50", "--no-sensitivity"]
+    assert run(["quantize", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "out"), *options]) == 0
+    assert "agreement with float (28 images)  100.00 %" in capsys.readouterr().out
+
+
+def test_a_drop_that_cannot_be_kept_writes_nothing(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, *[0.1] * 20])
+    monkeypatch.setattr("irtool.cli.quantize_job._Work.score", lambda self, path, task: next(scores))
+    options = ["--calib", "digits", "--limit", "60", "--images", "32", "--max-drop", "1"]
+    assert run(["quantize", str(saved), "--out", str(tmp_path / "out"), *options]) == 1
+    assert "int8 loses 80.00 points" in (said := capsys.readouterr().err)
+    assert "a larger --max-drop" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (["--method", "best"], "Choose one of minmax"),
+        (["--weight-bits", "9"], "Choose 2 to 8"),
+        (["--activations", "uint8", "--backend", "mnn"], "MNN has int8 only"),
+        (["--activations", "int4"], "Choose uint8 or int8"),
+        (["--images", "0"], "at least one image"),
+        (["--max-drop", "-1"], "a drop of 0 or more"),
+        (["--calib", "nowhere"], "Give a folder"),
+    ],
+)
+def test_bad_options_say_what_to_do(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], remedy: str
+) -> None:
+    assert run(["quantize", str(saved), "--calib", "digits", "--out", str(tmp_path / "out"), *options]) == 1
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert "Traceback" not in said
