@@ -303,7 +303,17 @@ def test_every_command_has_an_example(command: str, cli: Run) -> None:
 
 
 def test_the_examples_are_all_commands() -> None:
-    assert {command.name for command in app.registered_commands} == {"inspect", "train", "compress", "quantize", "diff", "export", "report", "verify", "demo"}
+    assert {command.name for command in app.registered_commands} == {
+        "inspect",
+        "train",
+        "compress",
+        "quantize",
+        "diff",
+        "export",
+        "report",
+        "verify",
+        "demo",
+    }
 
 
 def test_version(cli: Run) -> None:

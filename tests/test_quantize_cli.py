@@ -22,7 +22,7 @@ from irtool.train import fit, load_data
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     net, data = VGG(11, width=0.125), load_data("digits", limit=600, channels=3)
-    fit(net, data, epochs=3, lr=0.05)
+    fit(net, data, epochs=4, lr=0.05, batch_size=16, crop=0)
     path = tmp_path_factory.mktemp("net") / "net.safetensors"
     irtool.save(irtool.trace(net.eval(), torch.zeros(2, *data.preprocessing.input_shape)), path, preprocessing=data.preprocessing.to_dict())
     return path

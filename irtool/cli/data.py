@@ -69,7 +69,7 @@ class DataOptions:
         file = onnx_file(model)
         known, size = _image_of(file) if file is not None else (_channels(model), None)
         if self.image_size is not None:
-            size = (self.image_size, self.image_size)
+            size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
         return Wanted(mean, std, len(mean or std or ()) or known, size)
 
     def record(self) -> dict[str, Any]:
