@@ -1,6 +1,7 @@
 """The table in docs/onnx-files.md: real ONNX files folded, pruned and compared with their masked originals in onnxruntime.
 
     python bench/onnx_files.py FOLDER          # a table line a file, then what was left alone and why
+    python bench/onnx_files.py FOLDER --peer   # beside onnxsim's structured pruning, which must be installed
 
 Files whose weights are all one number (topologies without training) get random weights for the comparison, since equal
 weights would hide a wrong channel; their bytes are those of the file's own weights.
@@ -21,7 +22,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import onnx_peer  # noqa: E402
 from onnx_nets import randomised  # noqa: E402
+from onnx_peer import LAYERS  # noqa: E402
 
 import irtool  # noqa: E402
 from irtool.errors import IrtoolError  # noqa: E402
@@ -81,17 +84,61 @@ def measure(path: Path, out: Path) -> tuple[list[str], list[str]]:
     return cells, notes
 
 
+PEER_HEAD = ("file", "parameters", "layers cut, irtool", "onnxsim", "parameters left, irtool", "onnxsim", "error, irtool", "onnxsim")
+
+
+def beside(path: Path) -> list[str]:
+    """One line of the table beside onnxsim: half of the channels of each layer by l2, batch norms folded before."""
+    graph = irtool.fold_batchnorm(randomised(irtool.load_onnx(path)))
+    plan = irtool.plan(graph, "l2", 0.5, "local")
+    smaller = irtool.prune(graph, plan, constants="drop")
+    cut = sum(
+        _outputs(a) != _outputs(b)
+        for a, b in zip([n for n in graph.nodes if n.op in LAYERS], [n for n in smaller.nodes if n.op in LAYERS], strict=True)
+    )
+    generator = torch.Generator().manual_seed(0)
+    feed = {value.name: torch.randn(value.sizes, generator=generator).numpy() for value in graph.inputs}
+    peer = onnx_peer.prune(graph.proto, 0.5, feed)
+    total, left = irtool.cost(graph).params, irtool.cost(smaller).params
+    error = peer.error if isinstance(peer.error, str) else f"{peer.error:.0e}" if peer.cut else "nothing pruned"
+    return [
+        path.stem,
+        f"{total:,}",
+        str(cut),
+        str(peer.cut),
+        f"{left:,} (-{1 - left / total:.0%})",
+        f"{peer.after:,} (-{1 - peer.after / peer.before:.0%})",
+        f"{irtool.check_prune(graph, plan).relative:.0e}",
+        error,
+    ]
+
+
+def _outputs(node: irtool.Node) -> int:
+    """How many outputs a layer's weight makes; 0 for a product of two values."""
+    value = node.get("weight")
+    if value is None:
+        return 0
+    last = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
+    return value.sizes[1] * int(node.attrs.get("groups", 1)) if last else value.sizes[0]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("--peer", action="store_true")
+    options = parser.parse_args()
+    if options.peer and not onnx_peer.installed():
+        parser.error("onnxsim is not installed: pip install onnxsim")
     torch.set_num_threads(1)
     left: list[str] = []
-    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
+    head = PEER_HEAD if options.peer else HEAD
+    if options.peer:
+        print(f"onnxsim {onnx_peer.installed()}\n")
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)
     with tempfile.TemporaryDirectory() as out:
-        for path in sorted(folder.glob("*.onnx")):
+        for path in sorted(options.folder.glob("*.onnx")):
             try:
-                cells, notes = measure(path, Path(out) / "m.onnx")
+                cells, notes = (beside(path), []) if options.peer else measure(path, Path(out) / "m.onnx")
             except IrtoolError as error:
                 cells, notes = [path.stem, "refused"], [f"refused: {error.what}. {error.remedy}"]
             print(f"| {' | '.join(cells)} |", flush=True)
