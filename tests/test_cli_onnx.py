@@ -57,7 +57,14 @@ def made(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_compress_writes_onnx_and_mnn_and_the_chain(made: Path, net: Path) -> None:
-    assert sorted(file.name for file in made.iterdir()) == ["model.mnn", "model.onnx", "plan.json", "report.json"]
+    assert sorted(file.name for file in made.iterdir()) == [
+        "graphs.json",
+        "model.mnn",
+        "model.onnx",
+        "plan.json",
+        "report.html",
+        "report.json",
+    ]
     report = json.loads((made / "report.json").read_text())
     assert [link["name"] for link in report["chain"]] == ["masked = sliced", "sliced = folded", "folded = ONNX", "ONNX = MNN"]
     assert report["chain"][0]["relative"] <= 1e-5
@@ -133,7 +140,13 @@ def test_what_mnn_lacks_is_left_out_with_the_reason(tmp_path: Path, cli: Run) ->
     code, printed, _ = cli("compress", tmp_path / "m.onnx", "--runs", "1", "--out", tmp_path / "out")
     assert code == 0
     assert "no MNN file: MNN's converter wrote no file: These Op Not Support: ONNX::Mish" in printed
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["model.onnx", "plan.json", "report.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "graphs.json",
+        "model.onnx",
+        "plan.json",
+        "report.html",
+        "report.json",
+    ]
     assert cli("verify", tmp_path / "out")[1].count("holds") == 3
 
 
