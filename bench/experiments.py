@@ -113,7 +113,8 @@ SOURCES = {
     "fashion": Source("Fashion-MNIST at 16x16", str(FASHION_MNIST), 6_000, size=16),
 }
 EPOCHS = 2
-LEARNING_RATE = 0.02
+LEARNING_RATE = 0.005
+"""Of the three tried on held-out images it is the one that does not throw the pruned net back."""
 
 
 def preresnet_runs() -> list[Run]:

@@ -14,6 +14,7 @@ from irtool.cli.job import FILES, Settings, compress_graph, original, report_of,
 from irtool.cli.models import fingerprint, graph_of, input_shapes, onnx_file
 from irtool.cli.onnx_job import compress_onnx, original_onnx
 from irtool.cli.output import output_folder
+from irtool.cli.recipe_run import run_recipe
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.errors import OptionError
@@ -25,8 +26,14 @@ from irtool.report.tables import chain_table, comparison_table
 
 
 def compress(
-    model: options.ModelArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for what is made. It appears when all checks hold.")],
+    model: options.OptionalModelArgument = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="A TOML file that chains training and passes, in place of a model and options; --data replaces its data.", metavar="FILE"
+        ),
+    ] = None,
     weights: options.Weights = None,
     data: options.Data = None,
     inputs: options.Inputs = None,
@@ -61,6 +68,13 @@ def compress(
     [bold]Example[/]: irtool compress PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
     --criterion bn_scale --residual select --ratio 0.5 --out small
     """
+    if recipe is not None:
+        if model is not None:
+            raise OptionError("a model and a recipe", where="--recipe", remedy="The recipe names its model: leave MODEL out.")
+        run_recipe(recipe, out, data)
+        return
+    if model is None:
+        raise OptionError("no model", where="compress", remedy="Name one, or give --recipe FILE.")
     check_options(criterion, ratio, scope.value, residual.value, min_channels, round_to)
     if runs < 1 or threads < 1:
         raise OptionError(f"--runs {runs} and --threads {threads} must be at least 1", remedy="Leave them out for the defaults.")

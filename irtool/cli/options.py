@@ -14,6 +14,7 @@ MODEL_HELP = (
 )
 
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
+OptionalModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL")]
 Weights = Annotated[
     Path | None, typer.Option("--weights", "-w", help="A state dict: .pth (read without running code) or .safetensors.", metavar="FILE")
 ]

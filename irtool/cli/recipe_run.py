@@ -1,0 +1,185 @@
+"""Running a recipe: each step's result is kept, and a later run goes on at the first step that is not done or was changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import irtool
+from irtool.analysis.cost import cost
+from irtool.archive import load, save
+from irtool.cli.job import FILES
+from irtool.cli.recipe import Recipe, RecipeError, Step, read_recipe
+from irtool.cli.recipe_steps import KINDS, Context, Made
+from irtool.cli.screen import Screen, complain, screen
+from irtool.cli.screen import out as console
+from irtool.cli.train import trainable
+from irtool.errors import FileError, OptionError
+from irtool.files import replacing
+from irtool.ir import FxGraph
+from irtool.train import Data, evaluate
+
+FORMAT = 1
+"""Part of every key: a step made by another version of this file is made again."""
+STATE_FILE = "step.json"
+SUMMARY_FILE = "recipe.json"
+
+
+def run_recipe(path: Path, out: Path, data: str | None = None) -> None:
+    """Check a recipe, run what is not done yet, and show each step's result.
+
+    Raises:
+        OptionError: the recipe has mistakes; each was told on a line of its own, and nothing was run.
+        IrtoolError: a step failed. The steps before it are kept.
+    """
+    try:
+        recipe = read_recipe(path, data)
+    except RecipeError as error:
+        for mistake in error.mistakes:
+            complain(f"{path}, line {mistake.line}: {mistake.text}")
+        count = len(error.mistakes)
+        raise OptionError(
+            f"{count} mistake{'s' if count > 1 else ''}; nothing was run", where=str(path), remedy="Correct the lines above."
+        ) from error
+    with screen() as progress:
+        states = _Runner(recipe, out, progress).run()
+    console().print(_table(states))
+    for state in states:
+        for note in state["notes"]:
+            console().print(f"{state['name']}: {note}", markup=False)
+    console().print(f"\nwritten to {out}: a folder for each step, {SUMMARY_FILE}")
+
+
+@dataclass
+class _Runner:
+    recipe: Recipe
+    out: Path
+    progress: Screen
+
+    def run(self) -> list[dict[str, Any]]:
+        """All steps, done or to be done; returns their states."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot write here ({error.strerror})", where=str(self.out), remedy="Choose another --out.") from error
+        self._data: Data | None = None
+        self.folders: dict[str, Path] = {}
+        recipe, states = self.recipe, []
+        key = _digest(
+            {"format": FORMAT, "model": recipe.model, "seed": recipe.seed, "weights": _stamp(recipe.weights), "data": self._data_key()}
+        )
+        for number, step in enumerate((Step("original", "original", {}), *recipe.steps)):
+            key = _digest({"before": key, "do": step.do, "name": step.name, "options": dict(step.options)})
+            folder = self.out / f"{number:02d}-{step.name}"
+            state = _done(folder, key)
+            if state is None:
+                state = self._step(step, folder, key)
+            else:
+                self.progress.show(f"{step.name}: done before")
+            states.append(state)
+            self.folders |= {step.name: folder, step.do: folder}
+            self.last = folder
+        with replacing(self.out / SUMMARY_FILE) as temporary:
+            temporary.write_text(json.dumps({"irtool": irtool.__version__, "steps": states}, indent=1) + "\n", encoding="utf-8")
+        return states
+
+    def _step(self, step: Step, folder: Path, key: str) -> dict[str, Any]:
+        _prepare(folder, key)
+        begun = time.perf_counter()
+        with self.progress.stage(step.name):
+            made = self._made(step, folder)
+            score = self._score(made, step.name)
+        found = cost(made.graph)
+        save(made.graph, folder / FILES["model"], preprocessing=self.data.preprocessing.to_dict())
+        state = {
+            "key": key, "done": True, "do": step.do, "name": step.name, "options": dict(step.options), "accuracy": score,
+            "test_images": len(self.data.test), "params": found.params, "macs": found.macs,
+            "seconds": round(time.perf_counter() - begun, 2), "notes": list(made.notes), "history": made.history,
+        }  # fmt: skip
+        _write(folder, state)
+        return state
+
+    def _made(self, step: Step, folder: Path) -> Made:
+        if step.do == "original":
+            return Made(self._original())
+        graph = load(self.last / FILES["model"])
+        return KINDS[step.do].run(Context(graph, self.data, folder, dict(self.folders), self.recipe.seed, self.progress), step.options)
+
+    def _original(self) -> FxGraph:
+        return trainable(self.recipe.model, self.recipe.weights, self.data, (), self.recipe.seed)
+
+    def _score(self, made: Made, name: str) -> float:
+        if made.accuracy is not None:
+            return made.accuracy
+        return evaluate(made.graph, self.data, progress=self.progress, task=f"score {name}").accuracy
+
+    @property
+    def data(self) -> Data:
+        """The dataset, read when the first step that is not done wants it."""
+        if self._data is None:
+            self._data = self.recipe.data.load(self.recipe.model, self.progress)
+        assert self._data is not None
+        return self._data
+
+    def _data_key(self) -> dict[str, Any]:
+        source = self.recipe.data.source
+        return {**asdict(self.recipe.data), "stamp": _stamp(Path(source)) if source and Path(source).is_file() else None}
+
+
+def _stamp(path: Path | None) -> list[Any] | None:
+    """What tells that a file was changed, without reading all of it."""
+    if path is None:
+        return None
+    found = path.stat()
+    return [str(path), found.st_size, found.st_mtime_ns]
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _done(folder: Path, key: str) -> dict[str, Any] | None:
+    state = _state(folder)
+    return state if state.get("key") == key and state.get("done") and (folder / FILES["model"]).is_file() else None
+
+
+def _prepare(folder: Path, key: str) -> None:
+    """An empty folder, or one in which this very step was begun: its checkpoint is taken up."""
+    if folder.exists() and _state(folder).get("key") != key:
+        if not (folder / STATE_FILE).exists() and any(folder.iterdir()):
+            raise FileError("is not a folder that a recipe made", where=str(folder), remedy="Choose another --out.")
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    _write(folder, {"key": key, "done": False})
+
+
+def _write(folder: Path, state: Mapping[str, Any]) -> None:
+    with replacing(folder / STATE_FILE) as temporary:
+        temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+def _table(states: list[dict[str, Any]]) -> Table:
+    table = Table("step", "accuracy", "parameters", "MACs", "seconds", title="each step's result")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for state in states:
+        table.add_row(
+            state["name"], f"{100 * state['accuracy']:.2f} %", f"{state['params']:,}", f"{state['macs']:,}", f"{state['seconds']:.1f}"
+        )
+    return table

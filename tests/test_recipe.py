@@ -1,0 +1,259 @@
+"""Recipes: every mistake with its line before anything runs, every result kept, nothing done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import irtool
+from irtool.backends import OnnxSession
+from irtool.cli import recipe_steps
+from irtool.cli.main import run
+from irtool.cli.recipe import RecipeError, places, read_recipe
+from irtool.train import evaluate, load_data
+
+RECIPES = Path(__file__).parent.parent / "bench" / "recipes"
+GOOD = """\
+model = "VGG:depth=11,width=0.125"
+data = "digits"
+image_size = 16
+limit = 100
+seed = 1
+
+[settings]
+batch_size = 25
+device = "cpu"
+
+[[step]]
+do = "sparse"
+epochs = 2
+strength = 1e-3
+
+[[step]]
+do = "prune"
+ratio = 0.5
+criterion = "bn_scale"
+
+[[step]]
+do = "distill"
+teacher = "sparse"
+epochs = 1
+
+[[step]]
+do = "fold"
+
+[[step]]
+do = "export"
+
+[[step]]
+do = "verify"
+"""
+
+
+def mistakes(tmp_path: Path, text: str) -> dict[int, str]:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    return {mistake.line: mistake.text for mistake in caught.value.mistakes}
+
+
+def test_all_mistakes_at_once_each_with_its_line(tmp_path: Path) -> None:
+    text = """\
+model = "VGG:depth=12"
+weights = "nothing.pth"
+colour = "red"
+
+[settings]
+epochs = 0            # never works
+
+[[step]]
+do = "prun"
+
+[[step]]
+do = "prune"
+ratio = "half"
+criterion = "l3"
+constants = "keep"
+
+[[step]]
+do = "prune"          # a second one without a name
+
+[[step]]
+do = "distill"
+teacher = "nobody"
+alpha = 2.0
+
+[[step]]
+do = "fold"
+
+[[step]]
+do = "sparse"
+strength = -1
+
+[[step]]
+do = "verify"
+
+[[step]]
+do = "reduce_width"
+seed = true
+"""
+    found = mistakes(tmp_path, text)
+    expected = {
+        2: "no such file: nothing.pth", 3: "colour is unknown here: known are model, weights, data", 6: "Give a whole number of at least 1",
+        9: "no step is called 'prun': choose one of train", 13: "must be a number", 14: "Choose one of bn_scale", 15: "Choose absorb or drop",
+        18: "the name 'prune' is taken", 22: "give a step's name, or original", 23: "alpha from 0 to 1", 29: "sparse after fold", 30: "Give a number from 0",
+        33: "verify needs a step export before it", 35: "reduce_width needs ratio", 37: "must be a whole number",
+    }  # fmt: skip
+    for line, part in expected.items():
+        assert part in found[line], f"line {line}: {found[line]}"
+    assert set(found) - set(expected) == {1}  # both: no VGG of depth 12, and no data
+    with pytest.raises(RecipeError, match=r"no data: write data.*depth 12|depth 12.*no data: write data"):
+        read_recipe(tmp_path / "recipe.toml")
+
+
+def test_the_command_tells_each_mistake_on_its_own_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.toml").write_text(GOOD.replace('"fold"', '"flod"').replace("strength = 1e-3", "strength = 7"))
+    assert run(["compress", "--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path / "out")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0].rsplit(" ", 1)[1] for line in lines[:2]] == ["14", "27"]
+    assert lines[2].endswith("2 mistakes; nothing was run. Correct the lines above.")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "part"),
+    [
+        ("model = \n", 1, "not TOML"),
+        ('model = "VGG:depth=11"\ndata = "digits"\nstep = 3\n', 3, "write [[step]]"),
+        ('model = "VGG:depth=11"\ndata = "digits"\n', 1, "write [[step]]"),
+        ('model = "VGG:depth=11"\ndata = "digits"\n[[step]]\n', 3, "a step needs do"),
+        ('model = "VGG:depth=11"\ndata = "digits"\n[[step]]\ndo = "fold"\nname = "../x"\n', 5, "use letters"),
+        ('model = "VGG:depth=11"\ndata = "digits"\nsettings = 1\n[[step]]\ndo = "fold"\n', 3, "must be a table"),
+    ],
+)
+def test_forms_that_are_no_recipe(text: str, line: int, part: str, tmp_path: Path) -> None:
+    assert part in mistakes(tmp_path, text)[line]
+
+
+def test_places_of_keys() -> None:
+    found = places('a = 1\n[settings]  # here\n"b" = [\n  1,\n]\n[[step]]\nc = 1\n[[step]]\n\nc = 2\n')
+    assert found[("", 0, "a")] == 1
+    assert found[("settings", 0, "b")] == 3
+    assert (found[("step", 0, "c")], found[("step", 1, "c")], found[("step", 1, "")]) == (7, 10, 8)
+
+
+@pytest.mark.parametrize("name", ["preresnet38", "vgg16"])
+def test_the_recipes_in_the_repository_have_no_mistake(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sparse.pth").touch()
+    steps = read_recipe(RECIPES / f"{name}.toml").steps
+    assert [step.do for step in steps][-3:] == ["fold", "export", "verify"]
+
+
+def command(path: Path, out: Path) -> list[str]:
+    return ["compress", "--recipe", str(path), "--out", str(out)]
+
+
+def test_a_recipe_from_training_to_mnn_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "r.toml", tmp_path / "out"
+    path.write_text(GOOD)
+
+    def fail(*_: object) -> None:
+        raise irtool.errors.ExportError("the disk is full", remedy="Make room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe_steps, "export_mnn", fail)
+        assert run(command(path, out)) == 1
+    assert "Make room" in capsys.readouterr().err
+    made = {step: (out / step / "model.safetensors").stat().st_mtime_ns for step in ("01-sparse", "02-prune", "03-distill", "04-fold")}
+
+    assert run(command(path, out)) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{name}: done before" in shown for name in ("sparse", "prune", "distill", "fold"))
+    assert "export: done before" not in shown
+    assert {step: (out / step / "model.safetensors").stat().st_mtime_ns for step in made} == made
+    summary = json.loads((out / "recipe.json").read_text())["steps"]
+    assert [step["name"] for step in summary] == ["original", "sparse", "prune", "distill", "fold", "export", "verify"]
+    # The figure comes from the files: onnxruntime on the exported model, on the same images.
+    data = load_data("digits", image_size=16, limit=100, channels=3)
+    score = evaluate(OnnxSession(out / "05-export" / "model.onnx").run, data)
+    assert f"onnxruntime: {100 * score.accuracy:.2f} % of 100 test images" in summary[-1]["notes"]
+    assert summary[2]["params"] < summary[1]["params"]
+
+
+def test_a_changed_option_makes_its_step_and_what_follows_invalid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "r.toml", tmp_path / "out"
+    head = GOOD[: GOOD.index("[settings]")]
+    steps = '[[step]]\ndo = "reduce_width"\nratio = 0.5\n[[step]]\ndo = "prune"\nratio = {ratio}\n[[step]]\ndo = "fold"\n'
+    params = []
+    for ratio in (0.5, 0.3):
+        path.write_text(head + steps.format(ratio=ratio))
+        assert run(command(path, out)) == 0
+        params.append(json.loads((out / "recipe.json").read_text())["steps"][2]["params"])
+    assert params[1] > params[0]
+    shown = capsys.readouterr().out
+    assert [f"{name}: done before" in shown for name in ("original", "reduce_width", "prune", "fold")] == [True, True, False, False]
+    assert run(command(path, out)) == 0
+    assert capsys.readouterr().out.count("done before") == 4
+
+
+def test_other_steps(tmp_path: Path) -> None:
+    """Narrow, train, recover, recalibrate: from the head of the good recipe."""
+    head = GOOD[: GOOD.index("[[step]]")]
+    steps = """
+[[step]]
+do = "reduce_width"
+ratio = 0.5
+
+[[step]]
+do = "train"
+epochs = 1
+
+[[step]]
+do = "recover"
+ratio = 0.3
+seconds = 0
+calibrate = 20
+held_back = 20
+teacher = "train"
+
+[[step]]
+do = "recalibrate"
+images = 50
+
+[[step]]
+do = "finetune"
+epochs = 1
+"""
+    (tmp_path / "r.toml").write_text(head + steps)
+    assert run(command(tmp_path / "r.toml", tmp_path / "out")) == 0
+    states = json.loads((tmp_path / "out" / "recipe.json").read_text())["steps"]
+    assert states[1]["params"] < states[0]["params"] / 3
+    assert [note.split(":")[0] for note in states[3]["notes"]] == ["drop", "absorb", "recalibrate"]
+    assert states[5]["history"]["facts"]["stage"] == "finetune"
+    assert states[5]["history"]["facts"]["batch_size"] == 25
+    assert states[5]["history"]["facts"]["seed"] == 1
+
+
+def test_a_model_or_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["compress", "--out", str(tmp_path / "out")]) == 1
+    assert "Name one, or give --recipe FILE" in capsys.readouterr().err
+    assert run(["compress", "VGG:depth=11", "--recipe", "r.toml", "--out", str(tmp_path / "out")]) == 1
+    assert "leave MODEL out" in capsys.readouterr().err
+    assert run(command(tmp_path / "none.toml", tmp_path / "out")) == 1
+    assert "Give the path of a recipe" in capsys.readouterr().err
+
+
+def test_a_folder_of_others_is_not_emptied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.toml").write_text(GOOD)
+    mine = tmp_path / "out" / "00-original"
+    mine.mkdir(parents=True)
+    (mine / "thesis.txt").write_text("two years")
+    assert run(command(tmp_path / "r.toml", tmp_path / "out")) == 1
+    assert "Choose another --out" in capsys.readouterr().err
+    assert (mine / "thesis.txt").exists()
