@@ -16,7 +16,7 @@ from onnxruntime import quantization
 from torch import nn
 
 import irtool
-from irtool.errors import CheckError, FileError, GraphError, OptionError, PlanError
+from irtool.errors import CheckError, FileError, GraphError, IrtoolError, OptionError, PlanError
 from irtool.ir.onnx_load import from_model
 from irtool.planning.onnx_check import masked_model
 from irtool.planning.plan import find_rewrite
@@ -482,3 +482,13 @@ def test_models_that_are_too_large_for_one_message(tmp_path: Path, monkeypatch: 
     again = irtool.load_onnx(tmp_path / "small.onnx")
     assert relative(smaller.run(x)[0].numpy(), again.run(x)[0].numpy()) <= 1e-6
     assert relative(smaller.run(x)[0].numpy(), in_onnxruntime(tmp_path / "small.onnx", x.numpy())[0]) <= 1e-5
+
+
+def test_each_host_is_saved_by_its_own_function(tmp_path: Path) -> None:
+    graph, traced = from_model(NETS["residual"]()), irtool.trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4))
+    for work in (lambda: irtool.save(graph, tmp_path / "m.safetensors"), lambda: irtool.export_onnx(graph, tmp_path / "m.onnx")):  # type: ignore[arg-type]
+        with pytest.raises(IrtoolError, match="save_onnx"):
+            work()
+    with pytest.raises(OptionError, match="with export_onnx"):
+        irtool.save_onnx(traced, tmp_path / "m.onnx")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

@@ -77,8 +77,10 @@ def save(
 
     Raises:
         FileError: the place is not writable, or the graph's tensors or example inputs have no form as data.
-        OptionError: `preprocessing` or `metadata` is not JSON data.
+        OptionError: `preprocessing` or `metadata` is not JSON data; or an ONNX graph, which is kept as an .onnx file.
     """
+    if not isinstance(graph, FxGraph):
+        raise OptionError(f"a {type(graph).__name__} is not a torch graph", where="save", remedy="Write an ONNX graph with save_onnx.")
     try:
         table, data = encode_tensors(graph.module)
         inputs = encode_inputs(graph.example_inputs)

@@ -42,7 +42,12 @@ def resolve(source: Source | nn.Module, example_inputs: Any = None) -> tuple[nn.
     Raises:
         BackendError: a bare module came without example inputs, or the inputs hold no tensor.
     """
-    module = source if isinstance(source, nn.Module) else source.module
+    module = source if isinstance(source, nn.Module) else getattr(source, "module", None)
+    if not isinstance(module, nn.Module):
+        raise BackendError(
+            f"a {type(source).__name__} holds no torch module",
+            remedy="Give a traced graph or a module; write an ONNX graph with save_onnx.",
+        )
     if example_inputs is None:
         example_inputs = None if isinstance(source, nn.Module) else source.example_inputs
     if isinstance(example_inputs, torch.Tensor):

@@ -116,5 +116,10 @@ def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
 
     Raises:
         FileError: the file cannot be written, or the graph does not pass.
+        OptionError: a torch graph, which must be exported.
     """
+    if not isinstance(graph, OnnxGraph):
+        raise OptionError(
+            f"a {type(graph).__name__} is not an ONNX graph", where="save_onnx", remedy="Export a torch graph with export_onnx."
+        )
     return write_model(graph.proto, path)
