@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from irtool.analysis.changes import channels_of
@@ -38,7 +39,8 @@ def picture(
     rows += [(None, y) for y in b[0].nodes if y not in back]
     rows = _ordered(rows, a[0], b[0])
     place = {node: index for index, row in enumerate(rows) for node in row if node is not None}
-    modules = {**_modules(b[0]), **_modules(a[0])}
+    modules = _modules(a[0], {})
+    modules |= _modules(b[0], {y: modules[x] for x, y in pairs.items()})
     costs = [{node.name: node for node in cost.nodes} for _, cost in (a, b)]
     entries = []
     for x, y in rows:
@@ -100,24 +102,47 @@ def _edges(graph: Graph, place: Mapping[Node, int]) -> list[list[int]]:
     return [list(edge) for edge in sorted(found)]
 
 
-def _modules(graph: Graph) -> dict[Node, str]:
-    """The module that each node lies in. One that does not say so lies where the node lies that it reads."""
+def _modules(graph: Graph, given: Mapping[Node, str]) -> dict[Node, str]:
+    """The module that each node lies in. One that does not say so lies where the nodes lie that it reads.
+
+    Scopes in an ONNX name count if they lead to a module that holds parameters too: some exporters write the last scope only.
+    """
+    owners = {owner for node in graph.nodes if (owner := _owner(node)) is not None}
+    known = {".".join(parts[:length]) for parts in (owner.split(".") for owner in owners) for length in range(1, len(parts))}
     found: dict[Node, str] = {}
     for node in graph.nodes:
         path = _path(node)
-        parents = (found.get(value.producer) for value in node.inputs if value.producer is not None)
-        inherited = next(filter(None, parents), "") if node.op != "Output" else ""
-        found[node] = path.rpartition(".")[0] if path is not None else inherited
+        module = path.rpartition(".")[0] if path is not None else None
+        from_name = module is not None and _owner(node) is None and "/" in node.location
+        if from_name and known and module not in known:
+            module = None
+        if module is None:
+            read = [found[value.producer] for value in node.inputs if value.producer is not None and value.producer.op != "Input"]
+            module = _common(read) if node.op != "Output" else ""
+        found[node] = given.get(node, module)
     return found
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The innermost module that holds all of them."""
+    parts = [path.split(".") if path else [] for path in paths]
+    same = zip(*parts, strict=False) if parts else ()
+    return ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, same))
+
+
+def _owner(node: Node) -> str | None:
+    """The layer that holds the node's first parameter."""
+    held = next((value for value in node.inputs if value.is_param), None)
+    return held.name.rpartition(".")[0] if held is not None and "." in held.name else None
 
 
 def _path(node: Node) -> str | None:
     """`layer1.0.conv1`: from the parameters, the scopes of an ONNX name, or the module that torch was in; None if nothing tells."""
     if node.op in ("Input", "Output"):
         return node.name.replace(".", "_")
-    held = next((value for value in node.inputs if value.is_param), None)
-    if held is not None and "." in held.name:
-        return held.name.rpartition(".")[0]
+    owner = _owner(node)
+    if owner is not None:
+        return owner
     if "/" in node.location:
         return _scopes([part for part in node.location.split("/") if part])
     inside, _, rest = node.location.partition(" (")
@@ -135,6 +160,8 @@ def _scopes(parts: Sequence[str]) -> str | None:
 
 
 def _label(node: Node) -> str:
+    if node.op == "Input" and node.outputs:
+        return node.outputs[0].name
     path = _path(node)
     return path.rpartition(".")[2] if path is not None else node.name
 

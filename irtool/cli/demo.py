@@ -22,7 +22,7 @@ from irtool.ir import FxGraph
 from irtool.passes.prune import Constants
 from irtool.report.run_folder import write_run_page
 from irtool.report.tables import chain_table, comparison_table
-from irtool.train import Data, sparse
+from irtool.train import Data, History, sparse
 from irtool.train.demo import Demo, demo_settings
 
 _VARIANTS: tuple[tuple[float, Constants], ...] = ((0.5, "absorb"), (0.7, "drop"), (0.7, "absorb"))
@@ -42,10 +42,12 @@ def demo(
     ingredients = demo_settings(quick=quick)
     with _folder(out) as folder, tempfile.TemporaryDirectory() as scratch, screen() as progress:
         data = ingredients.data(progress)
-        graph = _trained(ingredients, data, progress)
+        graph, history = _trained(ingredients, data, progress)
         settings = {_name(*variant): _settings(*variant, quick=quick) for variant in _VARIANTS}
         first = original(graph, data, Path(scratch), Settings(), progress)
         made = {name: _compressed(graph, data, folder / name, chosen, progress) for name, chosen in settings.items()}
+        for name in made:
+            history.write_csv(folder / name / "history.csv")
         _show(first, made, settings, data, folder, progress, quick)
     console().print(f"\nwritten to {out}/: {', '.join(made)}" if out is not None else "\nThe files are gone; --out FOLDER keeps them.")
 
@@ -64,7 +66,7 @@ def _settings(ratio: float, constants: Constants, *, quick: bool) -> Settings:
     return Settings({"criterion": "bn_scale", "ratio": ratio, "scope": "global"}, constants, runs=20 if quick else 50)
 
 
-def _trained(ingredients: Demo, data: Data, progress: Screen) -> FxGraph:
+def _trained(ingredients: Demo, data: Data, progress: Screen) -> tuple[FxGraph, History]:
     model = ingredients.model()
     # One thread: the same numbers on every machine, and on a busy one threads that wait for each other are slower than one.
     with progress.stage("train with an L1 penalty on batch norm scales"), torch_threads(1):
@@ -76,7 +78,7 @@ def _trained(ingredients: Demo, data: Data, progress: Screen) -> FxGraph:
     )
     images = data.sample(TRACE_BATCH)
     # Training may leave the weights channels-last, in which single images are slow: not what to compare latencies with.
-    return trace(model.to(memory_format=torch.contiguous_format).eval(), images)
+    return trace(model.to(memory_format=torch.contiguous_format).eval(), images), history
 
 
 def _compressed(graph: FxGraph, data: Data, folder: Path, settings: Settings, progress: Screen) -> Compressed:

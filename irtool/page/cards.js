@@ -62,7 +62,7 @@ class Cards {
   crumbs(index, until) {
     const around = this.tree.ancestors(index).filter((path) => this.tree.open.has(path) && path !== until);
     if (!around.length) return null;
-    return h("p", {class: "crumbs"}, "Fold: ", around.map((path) => h("button", {type: "button", onclick: () => this.fold(path)}, shortened(this.tree.modules.get(path).label, 28))));
+    return h("p", {class: "crumbs"}, "Fold: ", around.map((path) => h("button", {type: "button", onclick: () => this.fold(path)}, shortened(shortName(this.tree.modules.get(path).label), 28))));
   }
 }
 

@@ -15,7 +15,7 @@ function channelBars(plan) {
   return h("ul", {class: "bars", tabindex: 0, "aria-label": "Channels kept in each layer"}, rows);
 }
 
-const PLOT = {width: 560, height: 240, left: 52, right: 14, top: 14, bottom: 34};
+const PLOT = {width: window.innerWidth < 640 ? 340 : 560, height: 240, left: 52, right: 14, top: 14, bottom: 44};
 
 /** Round steps over a range. */
 function ticks(low, high, wanted = 5) {
@@ -41,13 +41,13 @@ function lineChart(title, series, axis, say) {
   const py = (y) => PLOT.height - PLOT.bottom - ((y - y0) / (y1 - y0)) * (PLOT.height - PLOT.top - PLOT.bottom);
   const grid = ticks(y0, y1, 4).map((value) => [s("line", {class: "grid", x1: PLOT.left, x2: PLOT.width - PLOT.right, y1: py(value), y2: py(value)}),
     s("text", {class: "tick", x: PLOT.left - 8, y: py(value) + 4, "text-anchor": "end"}, say(value))]);
-  const below = ticks(x0, x1, 6).filter((value) => x1 - x0 < 1 || Number.isInteger(value)).map((value) => s("text", {class: "tick", x: px(value), y: PLOT.height - 14, "text-anchor": "middle"}, String(value)));
+  const below = ticks(x0, x1, 6).filter((value) => x1 - x0 < 1 || Number.isInteger(value)).map((value) => s("text", {class: "tick", x: px(value), y: PLOT.height - 25, "text-anchor": "middle"}, String(value)));
   const lines = series.map((one, index) => s("polyline", {class: `line s${index}${one.dashed ? " dashed" : ""}`, points: one.points.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" ")}));
   const dots = series.flatMap((one, index) => (one.points.length < 2 ? one.points.map(([x, y]) => s("circle", {class: `point s${index}`, cx: px(x), cy: py(y), r: 3})) : []));
   const rule = s("line", {class: "rule", y1: PLOT.top, y2: PLOT.height - PLOT.bottom, visibility: "hidden"});
   const readout = h("p", {class: "readout", "aria-live": "off"}, "\u00a0");
   const picture = s("svg", {viewBox: `0 0 ${PLOT.width} ${PLOT.height}`, role: "img", "aria-label": `${title}: ${series.map((one) => `${one.name} ends at ${say(one.points[one.points.length - 1][1])}`).join(", ")}`},
-    grid, below, s("text", {class: "tick", x: PLOT.width - PLOT.right, y: PLOT.height - 1, "text-anchor": "end"}, axis), rule, lines, dots);
+    grid, below, s("text", {class: "tick", x: PLOT.width - PLOT.right, y: PLOT.height - 6, "text-anchor": "end"}, axis), rule, lines, dots);
   picture.addEventListener("pointermove", (event) => {
     const frame = picture.getBoundingClientRect();
     const x = x0 + (((event.clientX - frame.left) / frame.width) * PLOT.width - PLOT.left) / (PLOT.width - PLOT.left - PLOT.right) * (x1 - x0);
@@ -71,7 +71,7 @@ function sensitivityChart(found) {
     const worst = (layer) => (found.higher_is_better === false ? -1 : 1) * layer.points[layer.points.length - 1][1];
     const shown = [...curved].sort((a, b) => worst(a) - worst(b)).slice(0, 6);
     const note = curved.length > shown.length ? h("p", {class: "muted"}, `The ${shown.length} most sensitive of ${curved.length} layers.`) : null;
-    return [lineChart(found.what, shown.map((layer) => ({name: layer.name, points: layer.points})), found.x || "", say), note];
+    return [h("div", {class: "charts"}, lineChart(found.what, shown.map((layer) => ({name: layer.name, points: layer.points})), found.x || "", say), h("span")), note];
   }
   const values = found.layers.map((layer) => layer.value);
   const base = found.baseline ?? Math.max(...values);

@@ -138,9 +138,9 @@ class Explorer {
     if (width < 2) return;
     this.placed = true;
     const across = (width - 40) / this.scene.width;
-    const k = whole ? Math.min(1, across, (height - 40) / this.scene.height) : Math.min(1, Math.max(0.55, across));
+    const k = whole ? Math.min(1, across, (height - 40) / this.scene.height) : Math.min(1, Math.max(0.75, across));
     this.camera.k = k;
-    this.camera.x = whole || across >= 0.55 ? this.scene.width / 2 - width / 2 / this.camera.k : this.scene.x[0] - width / 2 / this.camera.k;
+    this.camera.x = whole || across >= 0.75 ? this.scene.width / 2 - width / 2 / this.camera.k : this.scene.x[0] - width / 2 / this.camera.k;
     this.camera.y = whole ? this.scene.height / 2 - height / 2 / this.camera.k : -24 / this.camera.k;
   }
 
@@ -209,8 +209,10 @@ class Explorer {
 
   /** Unfold down to a node, choose it and bring it into sight. */
   go(index) {
-    this.tree.reveal(index);
-    this.arrange();
+    if (this.tree.cover(index) !== null) {
+      this.tree.reveal(index);
+      this.arrange();
+    }
     this.choose(this.scene.boxOf[index]);
     const node = this.tree.nodes[index];
     if (!node[this.stage.dataset.shown]) this.show(node.before ? "before" : "after");

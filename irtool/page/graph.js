@@ -28,38 +28,52 @@ class Panel {
   draw(scene, camera) {
     const [width, height] = this.size;
     this.world.setAttribute("transform", `scale(${camera.k}) translate(${-camera.x} ${-camera.y})`);
-    this.svg.classList.toggle("far", camera.k < ZOOM.words);
+    const far = camera.k < ZOOM.words;
+    this.svg.classList.toggle("far", far);
     const sight = {left: camera.x - MARGIN, top: camera.y - MARGIN, right: camera.x + width / camera.k + MARGIN, bottom: camera.y + height / camera.k + MARGIN};
     const wanted = new Map();
     for (const box of scene.boxes) {
       const [x, y] = [scene.x[box.id], scene.y[box.id]];
       if (box[this.side] && x + BOX.width / 2 > sight.left && x - BOX.width / 2 < sight.right && y > sight.top && y < sight.bottom) wanted.set(`b${box.key}`, box);
     }
+    const sighted = [];
     for (const route of scene.routes[this.side]) {
-      if (route.right > sight.left && route.left < sight.right && route.bottom > sight.top && route.top < sight.bottom) wanted.set(route.key, route);
+      if (route.right > sight.left && route.left < sight.right && route.bottom > sight.top && route.top < sight.bottom) sighted.push(route);
     }
+    if (far) for (const bundle of bundles(sighted)) wanted.set(bundle.key, bundle);
+    else for (const route of sighted) wanted.set(route.key, route);
     for (const frame of scene.frames) {
       if (frame.right > sight.left && frame.left < sight.right && frame.bottom > sight.top && frame.top < sight.bottom) wanted.set(`f${frame.path}`, frame);
     }
-    this.update(wanted, scene);
+    this.update(wanted, scene, far);
   }
 
-  update(wanted, scene) {
+  update(wanted, scene, far) {
     for (const [key, entry] of this.drawn) {
-      if (wanted.get(key) !== entry.what) { entry.element.remove(); this.drawn.delete(key); }
+      if (wanted.get(key) !== entry.what || entry.far !== far) { entry.element.remove(); this.drawn.delete(key); }
     }
     for (const [key, what] of wanted) {
       if (this.drawn.has(key)) continue;
-      const element = what.points ? this.edge(what) : what.frame ? this.frame(what) : this.box(what, scene);
-      (what.points ? this.lines : what.frame ? this.frames : this.boxes).append(element);
-      this.drawn.set(key, {what, element});
+      const element = what.path && !what.nodes && !what.frame ? this.edge(what, far) : what.frame ? this.frame(what) : far ? this.dot(what, scene) : this.box(what, scene);
+      (what.nodes ? this.boxes : what.frame ? this.frames : this.lines).append(element);
+      this.drawn.set(key, {what, element, far});
     }
     this.mark();
   }
 
-  edge(route) {
-    return s("path", {d: route.path, class: `edge ${route.status}`, "marker-end": `url(#arrow-${this.side})`});
+  edge(route, far) {
+    return s("path", {d: route.path, class: `edge ${route.status}`, "marker-end": far ? null : `url(#arrow-${this.side})`});
   }
+
+  /** A box from far away: a patch of its colour. */
+  dot(box, scene) {
+    return s("rect", {
+      class: `box plain ${box.kind} ${box.status}`, id: this.idOf(box), "data-box": box.id, role: "button", "aria-label": this.explorer.cards.words(box, this.side).label,
+      x: scene.x[box.id] - BOX.width / 2, y: scene.y[box.id] - BOX.height / 2, width: BOX.width, height: BOX.height, rx: 7,
+    });
+  }
+
+  idOf(box) { return `${this.side}-${box.id}`; }
 
   frame(frame) {
     let x = frame.left + 10;
@@ -74,7 +88,7 @@ class Panel {
   box(box, scene) {
     const said = this.explorer.cards.words(box, this.side);
     const group = s("g", {
-      class: `box ${box.kind} ${box.status}`, id: `${this.side}-${box.key.replace(/[^\w-]/g, "_")}-${box.id}`, role: "button", "data-box": box.id,
+      class: `box ${box.kind} ${box.status}`, id: this.idOf(box), role: "button", "data-box": box.id,
       transform: `translate(${scene.x[box.id] - BOX.width / 2} ${scene.y[box.id] - BOX.height / 2})`, "aria-label": said.label,
     });
     if (box.kind === "module") group.append(s("rect", {class: "stack", x: 5, y: 5, width: BOX.width, height: BOX.height, rx: 7}));
@@ -95,6 +109,16 @@ class Panel {
       if (what.id === chosen) this.svg.setAttribute("aria-activedescendant", element.id);
     }
   }
+}
+
+/** Edges of one status as one path each: far away nobody tells them apart. */
+function bundles(routes) {
+  const byStatus = new Map();
+  for (const route of routes) {
+    if (!byStatus.has(route.status)) byStatus.set(route.status, []);
+    byStatus.get(route.status).push(route.path);
+  }
+  return [...byStatus].map(([status, paths]) => ({key: `e${status}`, status, path: paths.join("")}));
 }
 
 /** A path through points that leaves and arrives straight down. */

@@ -76,12 +76,12 @@ function margin(link) {
 function chain(data) {
   const links = data.report.chain;
   if (!links?.length) return null;
-  const rows = links.map((link) => [link.name, link.arithmetic, fmt.small(link.relative), fmt.small(link.tolerance), margin(link),
-    h("span", {class: link.ok ? "holds" : "broken"}, link.ok ? "holds" : "BROKEN")]);
+  const rows = links.map((link) => [link.name, h("span", {class: link.ok ? "holds" : "broken"}, link.ok ? "holds" : "BROKEN"), link.arithmetic,
+    fmt.small(link.relative), fmt.small(link.tolerance), margin(link)]);
   const notes = links.flatMap((link) => [link.note ? `${link.name}: ${link.note}` : "", link.diverges ? `${link.name}: first diverging node ${link.diverges}` : ""]).filter(Boolean);
   const all = links.every((link) => link.ok);
   return section("chain", "The chain of equality", all ? "Each step computes what the step before it computed, within the error that is allowed." : "A step does not compute what the step before it computed.",
-    table("The chain of equality", ["Step", "Computed in", "Relative error", "Allowed", "On a log scale", ""], rows, {numeric: [2, 3]}), notes.map((note) => h("p", {class: "muted"}, note)));
+    table("The chain of equality", ["Step", "", "Computed in", "Relative error", "Allowed", "On a log scale"], rows, {numeric: [3, 4]}), notes.map((note) => h("p", {class: "muted"}, note)));
 }
 
 function curves(data) {
