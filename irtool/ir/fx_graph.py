@@ -13,7 +13,7 @@ from irtool.errors import GraphError
 from irtool.ir.channel_select import ChannelSelect
 from irtool.ir.fx_dtype import widen
 from irtool.ir.fx_effects import is_pure
-from irtool.ir.fx_module import attribute, call, copy_module, look_into, map_tensors, set_attribute
+from irtool.ir.fx_module import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
 from irtool.ir.fx_reader import Fix, Reader
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.modes import evaluating
@@ -50,10 +50,10 @@ class FxGraph(Graph):
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self.analyses.clear()
-        self._held: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        self._held: dict[str, list[tuple[dict[str, Any], str]]] = {}
         reader = Reader(self.module, self.example_inputs, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
-        self.examples, self._values = reader.examples, reader.values
+        self.examples, self._values, self._names = reader.examples, reader.values, reader.names
 
     def run(self, *inputs: Any) -> Any:
         """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
@@ -84,21 +84,23 @@ class FxGraph(Graph):
         value = self.params[name]
         if tuple(data.shape) != value.shape:
             raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy="Edit the module and refresh().")
-        old = attribute(self.module, name)
+        slots = self._holders()[name]
+        slot, key = slots[0]
+        old = slot[key]
         new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-        for slot, key in self._holders().get(id(old), []):
+        for slot, key in slots:
             slot[key] = new
-        self._held[id(new)] = self._held.pop(id(old))
         value.data = new.detach()
 
-    def _holders(self) -> dict[int, list[tuple[dict[str, Any], str]]]:
-        """Where each tensor hangs in the module tree: shared parameters hang in several places."""
+    def _holders(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
+        """Where each parameter hangs in the module tree: a shared one hangs in several places."""
         if not self._held:
-            for owner in self.module.modules():
+            for path, owner in modules_by_path(self.module).items():
                 for slot in (owner._parameters, owner._buffers, owner.__dict__):
                     for key, held in slot.items():
                         if isinstance(held, torch.Tensor):
-                            self._held.setdefault(id(held), []).append((slot, key))
+                            name = self._names.get(id(held)) or (f"{path}.{key}" if path else key)
+                            self._held.setdefault(name, []).append((slot, key))
         return self._held
 
     def tidied(self) -> None:

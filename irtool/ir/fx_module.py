@@ -72,7 +72,8 @@ def compiled(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-_SHARED = (int, float, str, bool, bytes, tuple, type(None), type, torch.dtype, torch.device)
+_SHARED = frozenset({int, float, str, bool, bytes, tuple, type(None), type, torch.dtype, torch.device})
+_TREE = frozenset({"_parameters", "_buffers", "_modules"})
 
 
 def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = None) -> nn.Module:
@@ -82,13 +83,12 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = 
         return found
     made = module.__class__.__new__(module.__class__) if new is None else new
     memo[id(module)] = made
-    for key, value in module.__dict__.items() if new is None else ():
-        if isinstance(value, _SHARED):
-            made.__dict__[key] = value
-        elif isinstance(value, dict | set | list) and not value:
-            made.__dict__[key] = type(value)()
-        elif key not in ("_parameters", "_buffers", "_modules"):
-            made.__dict__[key] = copy.deepcopy(value, memo)
+    if new is None:
+        made.__dict__.update(module.__dict__)
+        for key, value in module.__dict__.items():
+            if type(value) in _SHARED or key in _TREE:
+                continue
+            made.__dict__[key] = type(value)() if isinstance(value, dict | set | list) and not value else copy.deepcopy(value, memo)
     for slot in ("_parameters", "_buffers"):
         made.__dict__[slot] = {key: None if held is None else memo[id(held)] for key, held in module.__dict__[slot].items()}
     made.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)

@@ -34,12 +34,12 @@ class Reader:
         self.params: dict[str, Value] = {}
         self._by_tensor: dict[int, Value] = {}
         self._modules = modules_by_path(module)
-        self._names: dict[int, str] = {}
+        self.names: dict[int, str] = {}
         for path, child in self._modules.items():
             for held in (child._parameters, child._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
-                        self._names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+                        self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
         self._specs: dict[type, Spec | None] = {}
         self._feed = list(pytree.tree_leaves(tuple(example_inputs))) if self._is_flat() else list(example_inputs)
         with torch.no_grad():
@@ -95,7 +95,7 @@ class Reader:
     def _param(self, path: str, tensor: torch.Tensor) -> Value:
         found = self._by_tensor.get(id(tensor))
         if found is None:
-            name = self._names.get(id(tensor), path)
+            name = self.names.get(id(tensor), path)
             found = self._by_tensor[id(tensor)] = self.params[name] = Value(name, tuple(tensor.shape), tensor.dtype, data=tensor.detach())
         return found
 

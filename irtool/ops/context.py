@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +95,7 @@ def none(rank: int) -> Tensor:
 
 def is_none(labels: Tensor) -> bool:
     """Whether no entry is a channel. Values without channels are kept collapsed, so this looks at one entry mostly."""
-    return bool((labels < 0).all())
+    return bool(labels.numpy().max() < 0) if labels.numel() else True
 
 
 def varying(labels: Tensor) -> list[int]:
@@ -117,12 +118,13 @@ def collapse(labels: Tensor) -> Tensor:
     for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
         if size > 1 and stride == 0:
             labels = labels.narrow(axis, 0, 1)
-    for axis, size in enumerate(labels.shape):
+    entries = labels.numpy()
+    for axis, size in enumerate(entries.shape):
         if size > 1:
-            head = labels.narrow(axis, 0, 1)
-            if bool((labels == head).all()):
-                labels = head
-    return labels.contiguous()
+            head = entries[(slice(None),) * axis + (slice(0, 1),)]
+            if (entries == head).all():
+                entries = head
+    return torch.from_numpy(np.ascontiguousarray(entries).reshape(entries.shape))
 
 
 def on_axis(vector: Tensor, axis: int, rank: int) -> Tensor:
@@ -134,6 +136,8 @@ def on_axis(vector: Tensor, axis: int, rank: int) -> Tensor:
 
 def flatten_others(node: Node, ctx: Context, labels: Tensor, axis: int) -> Tensor:
     """One label for each entry of an axis; entries that differ along other axes are unified."""
+    if labels.numel() == labels.shape[axis]:
+        return labels.reshape(-1)
     table = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)
     if table.shape[1] > 1:
         ctx.unify(node, table[:, :1].expand(-1, table.shape[1] - 1).reshape(-1), table[:, 1:].reshape(-1))

@@ -34,8 +34,13 @@ def meet(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: V
     own = (1,) * (rank - len(value.sizes)) + value.sizes
     together = tuple(max(a, b) for a, b in zip(sizes, own, strict=True))
     labels = _drop_single(node, ctx, labels, own, node.output.sizes, value.name)
+    if met.numel() == 1 and max(sizes, default=1) == 1 and is_none(met):
+        return labels, together  # the first operand meets nothing
     met = _drop_single(node, ctx, met, sizes, together, f"before {value.name}")
     if met.shape == labels.shape and torch.equal(met, labels):
+        return met, together
+    if met.shape == labels.shape and int(met.numpy().min()) >= 0 and int(labels.numpy().min()) >= 0:
+        ctx.unify(node, met.reshape(-1), labels.reshape(-1))
         return met, together
     a, b = torch.broadcast_tensors(met, labels)
     _unify_where(node, ctx, a, b, own, sizes)

@@ -118,7 +118,7 @@ def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Sco
     return np.resize(norm / flat.shape[1] ** (1 / order), entries)
 
 
-_LONG = 1024
+_LONG, _BLOCK = 1024, 1 << 15
 _ASUM = {torch.float32: sasum, torch.float64: dasum}
 
 
@@ -127,7 +127,9 @@ def _sums_of_sizes(rows: torch.Tensor) -> Scores:
     asum = _ASUM.get(rows.dtype)
     if asum is not None and rows.device.type == "cpu" and rows.shape[1] >= _LONG and rows.is_contiguous():
         return np.array([asum(row) for row in rows.numpy()], np.float64)
-    sums: Scores = rows.abs().sum(1).double().cpu().numpy()
+    step = max(1, _BLOCK // max(rows.shape[1], 1))
+    parts = [rows[first : first + step].abs().sum(1) for first in range(0, len(rows), step)]  # few rows at a time stay in the cache
+    sums: Scores = torch.cat(parts).double().cpu().numpy()
     return sums
 
 

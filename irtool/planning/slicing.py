@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Generic
@@ -71,9 +71,10 @@ class Rewrite(Generic[G]):
     def _index(self, key: Key, order: Tensor) -> Tensor | None:
         """Where the surviving labels are in the original axis; None if nothing changed."""
         old = self.labels.axes[key]
-        if int(old[0]) < 0 or (order.numel() == old.numel() and torch.equal(order, old)):
+        first = int(old.numpy()[0])
+        if first < 0 or (order.numel() == old.numel() and torch.equal(order, old)):
             return None
-        return order - int(old[0])  # the labels of an axis are consecutive
+        return order - first  # the labels of an axis are consecutive
 
     def inexact(self) -> list[str]:
         """The steps that mix removed channels with others, with the reason."""
@@ -111,29 +112,19 @@ def _take_grouped(data: Tensor, axis: int, groups: int, index: Tensor | None, ot
 class _Sizes:
     """Shapes after slicing, and positions that stay, from the labels of the original values."""
 
-    def __init__(self, labels: Labels, keep: Tensor) -> None:
-        self.labels, self.keep = labels, keep
+    def __init__(self, labels: Labels, keep: NDArray[np.bool_]) -> None:
+        self.labels = labels
+        self._keep = np.append(keep, True)  # what has no label (-1) stays
         self._shapes: dict[Value, tuple[int, ...]] = {}
-        self._kept: dict[Value, Tensor | None] = {}
 
-    def mask(self, value: Value) -> Tensor | None:
+    def mask(self, value: Value) -> NDArray[np.bool_] | None:
         """Which entries of a value's labels stay; None if all do."""
-        if value not in self._kept:
-            stays = reduce(torch.logical_and, self._masks(value))
-            self._kept[value] = None if bool(stays.all()) else stays
-        return self._kept[value]
-
-    def _masks(self, value: Value) -> list[Tensor]:
-        """The same for each of the value's label tensors."""
-        return [torch.where(labels >= 0, self.keep[labels], True) for labels in (self.of(value), *self.labels.more.get(value, ()))]
-
-    def of(self, value: Value) -> Tensor:
-        if value.is_param:
-            key = (value.name, 0)
-            if key in self.labels.axes and len(value.sizes) == 1:
-                return self.labels.axes[key]
-            return torch.full((1,) * len(value.sizes), -1)
-        return self.labels.values.get(value, torch.full((1,) * len(value.sizes), -1))
+        labels = self.labels.axes.get((value.name, 0)) if value.is_param else self.labels.values.get(value)
+        if labels is None or (value.is_param and len(value.sizes) != 1):
+            return None
+        masks = [self._keep[found.numpy()] for found in (labels, *self.labels.more.get(value, ()))]
+        stays: NDArray[np.bool_] = reduce(np.logical_and, masks)
+        return None if stays.all() else stays
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The value's shape after slicing."""
@@ -147,19 +138,25 @@ class _Sizes:
     def kept(self, value: Value, axis: int) -> Ints | None:
         """Positions along one axis that stay, if that axis alone carries what was removed."""
         stays = self.mask(value)
-        if stays is None or axis >= stays.dim() or stays.shape[axis] == 1:
+        if stays is None or axis >= stays.ndim or stays.shape[axis] == 1:
             return None
-        along = stays.movedim(axis, 0).reshape(stays.shape[axis], -1).any(1)
-        return None if bool(along.all()) else along.nonzero()[:, 0].numpy()
+        along = _slabs(stays, axis)
+        return None if bool(along.all()) else np.flatnonzero(along)
 
 
-def _box(stays: Tensor) -> list[int]:
+def _slabs(stays: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Which indices along an axis have any entry that stays."""
+    found: NDArray[np.bool_] = stays.any(tuple(other for other in range(stays.ndim) if other != axis))
+    return found
+
+
+def _box(stays: NDArray[np.bool_]) -> list[int]:
     """The sizes of the box that the surviving entries fill: whole slabs gone along each axis, or equally many from each last row."""
-    slabs = [int(stays.movedim(axis, 0).reshape(stays.shape[axis], -1).any(1).sum()) for axis in range(stays.dim())]
+    slabs = [int(_slabs(stays, axis).sum()) for axis in range(stays.ndim)]
     total = int(stays.sum())
-    if int(np.prod(slabs)) != total:
-        last = max(axis for axis in range(stays.dim()) if stays.shape[axis] > 1)
-        slabs[last] = total * slabs[last] // max(int(np.prod(slabs)), 1)
+    if math.prod(slabs) != total:
+        last = max(axis for axis in range(stays.ndim) if stays.shape[axis] > 1)
+        slabs[last] = total * slabs[last] // max(math.prod(slabs), 1)
     return slabs
 
 
@@ -174,9 +171,8 @@ def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
     Raises:
         ProofError: the rewritten graph does not hold together; the text names the node.
     """
-    stays = torch.from_numpy(keep)
-    sizes = _Sizes(labels, stays)
-    new_shapes = _parameter_shapes(graph, labels, stays)
+    sizes = _Sizes(labels, keep)
+    new_shapes = _parameter_shapes(graph, labels, keep)
     try:
         new, edited = HOSTS[type(graph)].resized(graph, new_shapes, sizes)
     except IrtoolError as error:
@@ -185,25 +181,22 @@ def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
             where=error.where,
             remedy="Name the module in ignore=, and please report this model.",
         ) from error
-    replay = Replay(new, before=labels, keep=stays)
+    replay = Replay(new, before=labels, keep=torch.from_numpy(keep))
     replay.run()
     return Rewrite(graph, labels, new, replay.orders, edited, keep)
 
 
-def _parameter_shapes(graph: Graph, labels: Labels, stays: Tensor) -> dict[str, tuple[int, ...]]:
+def _parameter_shapes(graph: Graph, labels: Labels, keep: NDArray[np.bool_]) -> dict[str, tuple[int, ...]]:
     """Sliced parameter shapes, as far as they differ."""
     shapes: dict[str, list[int]] = {}
-    by_name: dict[str, list[tuple[Axis, Tensor]]] = defaultdict(list)
+    before = np.append(0, np.cumsum(keep))  # how many labels below each stay
     for (name, axis), found in labels.axes.items():
-        by_name[name].append((axis, found))
-    for name, axes in by_name.items():
-        if name not in graph.params:
+        value = graph.params.get(name)
+        if value is None:
             continue
-        shape = list(graph.params[name].sizes)
-        for axis, found in axes:
-            if int(found[0]) >= 0:
-                left = int(stays[found].sum())
-                number, groups = axis if isinstance(axis, tuple) else (axis, 1)
-                shape[number] = left // groups
-        shapes[name] = shape
+        shape = shapes.setdefault(name, list(value.sizes))
+        first = int(found.numpy()[0])
+        if first >= 0:
+            number, groups = axis if isinstance(axis, tuple) else (axis, 1)
+            shape[number] = int(before[first + found.numel()] - before[first]) // groups  # the labels of an axis are consecutive
     return {name: tuple(shape) for name, shape in shapes.items()}
