@@ -80,7 +80,8 @@ class ChannelGroups:
         rows = np.repeat(np.arange(layers), [len(found) for found in self.owned])
         columns = np.concatenate(self.owned) + layers if self.owned else rows
         size = layers + self.count
-        _, family = connected_components(coo_array((np.ones(rows.size, np.int8), (rows, columns)), shape=(size, size)), directed=False)
+        matrix = coo_array((np.ones(rows.size), (rows.astype(np.int32), columns.astype(np.int32))), shape=(size, size)).tocsr()
+        _, family = connected_components(matrix, directed=False)
         return family.astype(np.int64)
 
     @cached_property
@@ -210,7 +211,8 @@ class _Grouping:
         a = np.concatenate([self.a, *(x for x, _ in self.extra)])
         b = np.concatenate([self.b, *(y for _, y in self.extra)])
         both = (a >= 0) & (b >= 0)
-        matrix = coo_array((np.ones(int(both.sum()), np.int8), (a[both], b[both])), shape=(count, count))
+        pairs = (a[both].astype(np.int32), b[both].astype(np.int32))
+        matrix = coo_array((np.ones(pairs[0].size), pairs), shape=(count, count)).tocsr()  # the form that scipy need not convert
         number, group = connected_components(matrix, directed=False) if count else (0, np.zeros(0, np.int64))
         pinned = np.zeros(number, bool)
         group = group.astype(np.int64)

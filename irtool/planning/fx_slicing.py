@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import attribute, compiled, copy_module
+from irtool.ir.fx_module import compiled, copy_module, modules_by_path
 from irtool.planning.fx_literals import Literals
 from irtool.planning.onnx_literals import Sizes
 
@@ -34,9 +34,12 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
 
 def complete(source: FxGraph, new: FxGraph) -> None:
     """What nothing reads (an unused parameter) travels as it is; the code of the program is generated."""
-    for name, tensor in [*source.module.named_parameters(), *source.module.named_buffers()]:
-        if tensor.is_floating_point() and attribute(new.module, name).is_meta:
-            _assign(new.module, name, tensor.detach().clone())
+    held = modules_by_path(source.module)
+    for path, module in modules_by_path(new.module).items():
+        for slot in (module._parameters, module._buffers):
+            for name, tensor in slot.items():
+                if tensor is not None and tensor.is_meta:
+                    _assign(new.module, f"{path}.{name}" if path else name, getattr(held[path], name).detach().clone())
     compiled(new.module)
 
 

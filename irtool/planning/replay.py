@@ -94,7 +94,9 @@ class Replay(Walk):
                     raise ProofError("a grouped convolution would mix its groups", where=name, remedy=_REMEDY)
 
     def put(self, value: Value, labels: Tensor) -> None:
-        """Set labels; each axis must be broadcast or of the real size."""
+        """Set labels; each axis must be broadcast or of the real size, and something must be left."""
+        if not labels.numel():
+            raise ProofError("no channel would be left", where=value.name, remedy=_REMEDY)
         if any(size not in (1, real) for size, real in zip(labels.shape, value.sizes, strict=True)):
             raise ProofError(f"{tuple(labels.shape)} labels for a value of shape {value.sizes}", where=value.name, remedy=_REMEDY)
         super().put(value, labels)

@@ -146,8 +146,7 @@ class _Sizes:
 
 def _slabs(stays: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
     """Which indices along an axis have any entry that stays."""
-    found: NDArray[np.bool_] = stays.any(tuple(other for other in range(stays.ndim) if other != axis))
-    return found
+    return np.asarray(stays.any(tuple(other for other in range(stays.ndim) if other != axis)))
 
 
 def _box(stays: NDArray[np.bool_]) -> list[int]:
