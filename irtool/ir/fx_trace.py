@@ -110,16 +110,16 @@ class SymbolicTracer(fx.Tracer):
     def __init__(self, leaf: Sequence[str | type] = ()) -> None:
         super().__init__(autowrap_modules=(__import__("math"),), param_shapes_constant=True)
         self._leaf = leaf
-        self._known: dict[type, bool] = {}
+        self._has_rule: dict[type, bool] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self._leaf or isinstance(m, tuple(kind for kind in self._leaf if isinstance(kind, type))):
             return True
         kind = type(m)
-        if kind not in self._known:
-            self._known[kind] = module_spec(m) is not None
+        if kind not in self._has_rule:
+            self._has_rule[kind] = module_spec(m) is not None
         own = kind.__module__.startswith("torch.nn")
-        return self._known[kind] or (own and not m._modules and not isinstance(m, nn.Sequential))
+        return self._has_rule[kind] or (own and not m._modules and not isinstance(m, nn.Sequential))
 
     def create_arg(self, a: Any) -> Any:
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # most arguments are proxies: no look at the rest

@@ -119,12 +119,18 @@ class _Sizes:
 
     def mask(self, value: Value) -> NDArray[np.bool_] | None:
         """Which entries of a value's labels stay; None if all do."""
+        masks = self._masks(value)
+        if all(mask.all() for mask in masks):
+            return None
+        together: NDArray[np.bool_] = reduce(np.logical_and, masks)
+        return together
+
+    def _masks(self, value: Value) -> list[NDArray[np.bool_]]:
+        """The same for each of the value's label tensors; none for a value without labels."""
         labels = self.labels.axes.get((value.name, 0)) if value.is_param else self.labels.values.get(value)
         if labels is None or (value.is_param and len(value.sizes) != 1):
-            return None
-        masks = [self._keep[found.numpy()] for found in (labels, *self.labels.more.get(value, ()))]
-        stays: NDArray[np.bool_] = reduce(np.logical_and, masks)
-        return None if stays.all() else stays
+            return []
+        return [self._keep[found.numpy()] for found in (labels, *self.labels.more.get(value, ()))]
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The value's shape after slicing."""
