@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_array
 
 Ints = NDArray[np.int64]
 
@@ -38,9 +37,14 @@ class Balance:
             return not self.equal.any()
         if not self.equal.size or ((self.equal != 0).sum(1) != 2).any() or self.equal.sum(1).any():
             return False
-        pairs = np.argwhere(self.equal)[:, 1].reshape(-1, 2)
-        number, _ = connected_components(coo_array((np.ones(len(pairs)), pairs.T), shape=(cells, cells)), directed=False)
-        return int(number) == 1
+        pairs = np.argwhere(self.equal)[:, 1].reshape(-1, 2).tolist()
+        reached, before = set(pairs[0]), 0
+        while len(reached) > before:
+            before = len(reached)
+            for pair in pairs:
+                if not reached.isdisjoint(pair):
+                    reached.update(pair)
+        return before == cells
 
 
 def sharing(tables: list[tuple]) -> list[list[tuple]]:
@@ -77,12 +81,22 @@ def balance_of(tables: list[Ints], labels: list[Ints], groups: list[Ints]) -> Ba
             conditions += [_equal_where(rows[reached[:, row]], after[row] > 0) for row in range(after.shape[0])]
     equal = np.unique(np.concatenate(conditions), axis=0) if len(tables) > 1 else conditions[0]
     everything = np.concatenate(loss)
-    room = np.concatenate([[int((np.unique(row) >= 0).sum()) - 1 for row in table] for table in labels])
+    room = np.concatenate([_distinct_in_rows(table) for table in labels]) - 1
     return Balance([np.array(sorted(found), np.int64) for found in by_rows.values()], equal[(equal != 0).any(1)], everything, room)
+
+
+def _distinct_in_rows(table: Ints) -> Ints:
+    """How many labels each row of a table holds, repetitions and -1 not counted."""
+    ordered = np.sort(table, axis=1)
+    changes = (ordered[:, 1:] != ordered[:, :-1]).sum(1)
+    found: Ints = changes + (ordered[:, 0] >= 0)
+    return found
 
 
 def _cells(tables: list[Ints]) -> dict[tuple[tuple[int, int, int], ...], list[int]]:
     """Groups by where they sit: a (table, row, how many there) for each row that has the group."""
+    if len(tables) == 1 and bool((np.diff(np.sort(tables[0], axis=None)) > 0).all()) and tables[0].min() >= 0:
+        return {((0, row, 1),): groups for row, groups in enumerate(tables[0].tolist())}  # every group sits in one place
     found: list[Ints] = []
     for number, ids in enumerate(tables):
         rows = np.broadcast_to(np.arange(ids.shape[0])[:, None], ids.shape)[ids >= 0]
