@@ -1,0 +1,240 @@
+"""docs/results.md, its tables and plots, from the runs that bench/experiments.py logged. No figure is written by hand.
+
+    python bench/results.py
+
+Reads bench/results/training/*.json. A name that ends in -seedN is another seed of the same run: the table shows the mean and
+the spread. Accuracies are those of the last epoch, not of the best: the best epoch is chosen by the test images.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ROOT / "bench" / "results" / "training"
+DOCS = ROOT / "docs"
+LINES = {"preresnet": "PreResNet-38, from the published sparsely trained checkpoint", "vgg": "VGG-16, from scratch"}
+MARKERS = {"as it is": "*", "drop": "v", "absorb": "^", "absorb, recalibrated": "s", "random": "x", "trained": "o", "distilled": "D"}
+
+Logged = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One experiment over its seeds, the first logged run standing for what they share."""
+
+    name: str
+    runs: tuple[Logged, ...]
+
+    @property
+    def first(self) -> Logged:
+        return self.runs[0]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over seeds, in [0, 1]."""
+        return statistics.mean(run["accuracy"] for run in self.runs)
+
+    def shown(self) -> str:
+        """The accuracy in per cent, with the standard deviation where there are several seeds."""
+        spread = f" ± {100 * statistics.stdev(run['accuracy'] for run in self.runs):.2f}" if len(self.runs) > 1 else ""
+        return f"{100 * self.accuracy:.2f}{spread}"
+
+    @property
+    def kind(self) -> str:
+        """What is done to the net, for the plots' legend."""
+        run = self.first["definition"]["run"]
+        if run["stage"]:
+            return "distilled" if run["stage"] == "distill" else "trained"
+        if not run["prune"]:
+            return "as it is"
+        if run["prune"]["criterion"] == "random":
+            return "random"
+        return f"{run['prune']['constants']}{', recalibrated' if run['prune']['recalibrate'] else ''}"
+
+
+def read() -> dict[str, Result]:
+    """All logged runs by name, seeds together."""
+    found: dict[str, list[Logged]] = {}
+    for path in sorted(RUNS.glob("*.json")):
+        run = json.loads(path.read_text())
+        found.setdefault(re.sub(r"-seed\d+$", "", run["name"]), []).append(run)
+    return {name: Result(name, tuple(runs)) for name, runs in found.items()}
+
+
+def table(results: Iterable[Result]) -> list[str]:
+    """A line a run."""
+    lines = ["| run | what | accuracy, % | parameters | MACs | images × epochs | seeds | seconds |", "|---|---|---|---|---|---|---|---|"]
+    for result in results:
+        run = result.first
+        trained = f"{run['train_images']:,} × {run['epochs']}" if run["epochs"] else "none"
+        seeds = ", ".join(str(each["seed"]) for each in result.runs)
+        cells = (
+            f"`{result.name}`",
+            what(run),
+            result.shown(),
+            f"{run['params']:,}",
+            f"{run['macs'] / 1e6:.1f} M",
+            trained,
+            seeds,
+            f"{run['seconds']:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def what(run: Logged) -> str:
+    """A run's definition in words."""
+    made, words = run["definition"]["run"], []
+    if made["start"].startswith(("published:", "new:")):
+        kind, _, name = made["start"].partition(":")
+        words.append(f"published `{name}.pth`" if kind == "published" else f"`{name}`")
+    else:
+        words.append(f"`{made['start']}`")
+    if made["prune"]:
+        ratio = made["prune"]["ratio"]
+        words.append(
+            f"pruned by {made['prune']['criterion']} {'at' if isinstance(ratio, float) else 'to the size of'} {ratio}, {made['prune']['constants']}"
+        )
+        if made["prune"]["recalibrate"]:
+            words.append(f"recalibrated on {made['prune']['recalibrate']} training images")
+    if made["stage"]:
+        options = {**made["options"], "lr": made["settings"]["lr"]}
+        told = ", ".join(f"{key} {value:g}" for key, value in options.items())
+        words.append(f"{made['stage']}{' from `' + made['teacher'] + '`' if made['teacher'] else ''} ({told})")
+    return "; ".join(words)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published pattern, and the two runs whose accuracies show whether it came out.
+
+    Attributes:
+        text: the pattern.
+        one, other: names of runs.
+        least: the difference (one less other, in points) from which it counts as shown.
+    """
+
+    text: str
+    one: str
+    other: str
+    least: float
+
+
+CLAIMS = (
+    Claim("Absorbing constants against dropping them at 0.7, without training", "preresnet-0.7-absorb", "preresnet-0.7-drop", 10),
+    Claim("Recalibration on top of absorbing at 0.7", "preresnet-0.7-absorb-recalibrated", "preresnet-0.7-absorb", 0),
+    Claim("Recalibration on top of absorbing at 0.5", "preresnet-0.5-absorb-recalibrated", "preresnet-0.5-absorb", 0),
+    Claim("0.7 with distillation against the unpruned net finetuned for as long (within half a point)", "preresnet-0.7-kd", "preresnet-sparse-finetuned", -0.5),
+    Claim("Distillation against finetuning at 0.7", "preresnet-0.7-kd", "preresnet-0.7-finetuned", 0),
+    Claim("bn_scale against random of the same size, both finetuned", "preresnet-0.7-finetuned", "preresnet-random-as-0.7-finetuned", 0),
+    Claim("VGG-16 at 0.3 after sparse training against without it, dropped", "vgg-sparse-0.3-drop", "vgg-full-0.3-drop", 10),
+    Claim("VGG-16 at 0.3 without sparse training, absorbed against dropped", "vgg-full-0.3-absorb", "vgg-full-0.3-drop", 0),
+    Claim("VGG-16 at 0.7 after sparse training against unpruned (within one point)", "vgg-sparse-0.7-drop", "vgg-sparse", -1),
+    Claim("VGG-16 at 0.7, finetuned, against random at the same ratio, finetuned", "vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-random-finetuned", 0),
+    Claim("Quarter width with distillation against without", "vgg-quarter-kd", "vgg-quarter", 0),
+)  # fmt: skip
+
+
+def claims(results: Mapping[str, Result]) -> list[str]:
+    """Which patterns came out, as far as their runs are logged."""
+    lines = ["| pattern | | | difference, points | shown |", "|---|---|---|---|---|"]
+    for claim in CLAIMS:
+        if claim.one not in results or claim.other not in results:
+            lines.append(f"| {claim.text} | | | | not run |")
+            continue
+        one, other = results[claim.one], results[claim.other]
+        points = 100 * (one.accuracy - other.accuracy)
+        lines.append(f"| {claim.text} | {one.shown()} | {other.shown()} | {points:+.2f} | {'yes' if points >= claim.least else '**no**'} |")
+    return lines
+
+
+def size_plot(results: Sequence[Result], line: str) -> str:
+    """Accuracy against parameters and against MACs, a point a model."""
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, key, label in zip(axes, ("params", "macs"), ("parameters", "MACs an image"), strict=True):
+        for kind, marker in MARKERS.items():
+            points = [result for result in results if result.kind == kind]
+            if points:
+                sizes, accuracies = [point.first[key] for point in points], [100 * point.accuracy for point in points]
+                axis.scatter(sizes, accuracies, marker=marker, label=kind, s=40)
+        axis.set(xlabel=label, xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("accuracy, %")
+    axes[1].legend(fontsize="small")
+    return _saved(figure, f"results-{line}-sizes.png")
+
+
+def curve_plot(results: Sequence[Result], line: str) -> str:
+    """Training loss by epoch of all runs that trained."""
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for result in results:
+        records = result.first["history"]["records"]
+        axis.plot([record["epoch"] for record in records], [record["train_loss"] for record in records], marker="o", label=result.name)
+    axis.set(xlabel="epoch", ylabel="training loss (with distillation: its own)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="x-small")
+    return _saved(figure, f"results-{line}-curves.png")
+
+
+def _saved(figure: Any, name: str) -> str:
+    figure.savefig(DOCS / name, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+    return name
+
+
+def section(line: str, title: str, results: Sequence[Result]) -> list[str]:
+    """One published line: data, table, plots."""
+    data = sorted({f"{result.first['data']} ({result.first['test_images']:,} test images)" for result in results})
+    lines = [f"## {title}", "", f"Data: {'; '.join(data)}.", "", *table(results), ""]
+    lines += [f"![accuracy against size]({size_plot(results, line)})", ""]
+    trained = [result for result in results if result.first["history"]]
+    return [*lines, f"![training loss]({curve_plot(trained, line)})", ""] if trained else lines
+
+
+def page(results: Mapping[str, Result]) -> str:
+    """The whole document."""
+    shown = {name: result for name, result in results.items() if "-lr-" not in name}
+    machines = sorted({f"{run['machine']}, torch {run['torch']}" for result in shown.values() for run in result.runs})
+    parts = [
+        "# Training results", "", "Made by `python bench/results.py` from the runs that `python bench/experiments.py --only RUN` logs in `bench/results/training`.",
+        "Accuracies are those of the last epoch. Epochs are few, and training images a part of each dataset: the table says how many. With one seed, differences below about a point mean little.",
+        f"Machine: {'; '.join(machines)}; others used it too, so the seconds are no measure of speed.", "", "## What was to be shown", "", *claims(results), "",
+    ]  # fmt: skip
+    for line, title in LINES.items():
+        own = [result for result in shown.values() if result.first["line"] == line]
+        if own:
+            parts += section(line, title, own)
+    searched = [result for name, result in results.items() if "-lr-" in name]
+    if searched:
+        parts += [
+            "## The search for a learning rate",
+            "",
+            "One epoch on few images, scored on training images held out.",
+            "",
+            *table(searched),
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write the page and its plots."""
+    results = read()
+    (DOCS / "results.md").write_text(page(results), encoding="utf-8")
+    print(f"docs/results.md: {len(results)} experiments")
+
+
+if __name__ == "__main__":
+    main()
