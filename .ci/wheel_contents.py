@@ -15,7 +15,8 @@ def sources() -> set[str]:
     found = {"irtool/py.typed", "irtool/__init__.pyi"}
     for folder, name in (("irtool", "irtool"), ("passes", "irtool/passes"), ("models", "irtool/models")):
         found |= {f"{name}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
-    return found
+    page = ROOT / "irtool" / "page"
+    return found | {f"irtool/page/{path.name}" for kind in ("css", "html", "js") for path in page.glob(f"*.{kind}")}
 
 
 def main(wheel: str) -> str | None:
