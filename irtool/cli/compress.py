@@ -115,5 +115,5 @@ def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: li
         report = report_of(first, after, ratios[1], done, origin, settings, data)
         report.write(folder / FILES["report"])
         with progress.stage("write the page"):
-            write_run_page(folder, graph, done.built.graph, model)
+            write_run_page(folder, graph, done.built.graph, source.name if source else model)
     return report

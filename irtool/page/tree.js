@@ -9,7 +9,7 @@ const STATUS = {
   lowered: {mark: "=", words: "other operators, the same result"},
 };
 const WORST = ["changed", "replaced", "removed", "added", "lowered", "same"];
-const LONG = 60; // a run of more nodes without a module of their own is cut into stretches
+const LONG = 120; // a run of more nodes without a module of their own is cut into stretches
 const STRETCH = 40;
 const ROOMY = 120; // boxes to begin with
 
