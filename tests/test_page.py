@@ -20,7 +20,9 @@ from irtool.models import VGG
 from irtool.page import diff_page
 from irtool.passes import fold_batchnorm, prune
 from irtool.planning import plan
-from irtool.report.run_folder import page_of, write_run_page
+from irtool.quant.sensitivity import Sensitivity
+from irtool.report.run_folder import keep_history, page_of, write_run_page
+from irtool.report.sensitivity import write_sensitivity
 from irtool.train.history import History, Record
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>@@style@@"
@@ -141,6 +143,23 @@ def test_a_history_as_json_serves_too(folder: Path) -> None:
     (folder / "history.json").write_text(json.dumps({"facts": {}, "records": records}))
     rows = data_of(page_of(folder))["curves"][0]["rows"]
     assert (rows[0]["train_loss"], rows[0]["x"]) == (1.0, 2)
+
+
+def test_the_sensitivity_that_quantize_writes_serves_too(folder: Path) -> None:
+    found = [Sensitivity("features.0", "Conv", 20.0, 0.75, 27), Sensitivity("classifier", "Gemm", 40.0, 0.9, 640)]
+    write_sensitivity(found, folder / "sensitivity.json", images=50)
+    data = data_of(page_of(folder))["sensitivity"]
+    assert data["layers"] == [{"name": "features.0", "value": 0.75}, {"name": "classifier", "value": 0.9}]
+    assert "on 50 images" in data["what"]
+
+
+def test_a_training_history_goes_along(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    keep_history(folder, out)
+    assert (out / "log.csv").read_bytes() == (folder / "log.csv").read_bytes()
+    keep_history(folder / "log.csv", out)  # a model that is no folder has none
+    assert [path.name for path in out.iterdir()] == ["log.csv"]
 
 
 def test_the_command_makes_the_page_anew(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from irtool.errors import OptionError
 from irtool.ir import FxGraph, OnnxGraph
 from irtool.planning.plan import check_options
 from irtool.report.record import Report
-from irtool.report.run_folder import write_run_page
+from irtool.report.run_folder import keep_history, write_run_page
 from irtool.report.tables import chain_table, comparison_table
 
 
@@ -114,6 +114,7 @@ def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: li
         origin |= {"inputs": [list(leaf.shape) for leaf in graph.example_inputs], "fingerprint": fingerprint(graph)}
         report = report_of(first, after, ratios[1], done, origin, settings, data)
         report.write(folder / FILES["report"])
+        keep_history(Path(model), folder)
         with progress.stage("write the page"):
             write_run_page(folder, graph, done.built.graph, source.name if source else model)
     return report

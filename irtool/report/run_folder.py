@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def _sensitivity(path: Path) -> dict[str, Any] | None:
     found = _object(path)
     if found is None:
         return None
+    found = found if "format" in found else _quantised(found)
     layers = found.get("layers")
     named = isinstance(layers, list) and all(
         isinstance(layer, Mapping) and "name" in layer and ("value" in layer or "points" in layer) for layer in layers
@@ -114,6 +116,27 @@ def _sensitivity(path: Path) -> dict[str, Any] | None:
     if found.get("format") != 1 or not isinstance(found.get("what"), str) or not named:
         raise FileError("no sensitivity of this version", where=str(path), remedy=_REMEDY)
     return found
+
+
+def _quantised(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `irtool quantize` writes, as any other sensitivity."""
+    layers = [entry for entry in found.get("layers", ()) if isinstance(entry, Mapping)]
+    what = f"Accuracy with one layer in int8 and all else in float, on {found.get('images')} images"
+    values = [
+        {"name": entry.get("layer"), "value": entry["accuracy"]} for entry in layers if isinstance(entry.get("accuracy"), int | float)
+    ]
+    return {"format": 1, "what": what, "metric": "accuracy", "layers": values}
+
+
+def keep_history(source: Path, folder: Path) -> None:
+    """Copy the training history of the run that a model comes from, if `source` is its folder and has one.
+
+    Raises:
+        FileError: the history cannot be copied.
+    """
+    for path in _histories(source) if source.is_dir() else ():
+        with replacing(folder / path.name) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _histories(folder: Path) -> list[Path]:
