@@ -23,6 +23,7 @@ from irtool.report.record import read_record
 GRAPHS = "graphs.json"
 PAGE = "report.html"
 SENSITIVITY = "sensitivity.json"
+_HISTORIES = ("history.json", "train.json", "history.csv", "log.csv")
 _REMEDY = "Run irtool compress again, or remove the file."
 _LARGEST = 256 * 2**20
 """Bytes of a file that is read; a page of more would not open either."""
@@ -141,7 +142,7 @@ def keep_history(source: Path, folder: Path) -> None:
 
 def _histories(folder: Path) -> list[Path]:
     """Training histories: as JSON (`History.to_dict`) or as CSV (`History.write_csv`)."""
-    found = [path for path in (folder / "history.json", folder / "history.csv", folder / "log.csv") if path.is_file()]
+    found = [path for path in (folder / name for name in _HISTORIES) if path.is_file()]
     return found[:1]
 
 
