@@ -1,21 +1,16 @@
-"""The training loops: what they compute, how they stop, and how they go on."""
+"""The training loop: what it computes and what it refuses."""
 
 from __future__ import annotations
 
-import copy
-import csv
 import math
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from training import QUICK, net, same
 
 from irtool.errors import DataError, OptionError, TrainError
 from irtool.train import (
@@ -23,52 +18,17 @@ from irtool.train import (
     History,
     Settings,
     Status,
-    distill,
-    distillation_loss,
     evaluate,
-    find_strength,
     finetune,
     fit,
     load_data,
-    small_scales,
-    sparse,
 )
-from irtool.train.augment import Augment
-from irtool.train.checkpoint import load_checkpoint, load_weights
-from irtool.train.distill import attention_loss
 from irtool.train.settings import learning_rate
-from irtool.train.sparse import strength_of
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
     return load_data("digits", image_size=12, limit=320)
-
-
-def net(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
-    """A small CNN with batch norm for 12x12 grey images."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(8, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Flatten(),
-        nn.Linear(576, 10),
-    )
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-QUICK = Settings(epochs=2, lr=0.05, batch_size=32)
 
 
 def test_fit_learns_and_tells(digits: Data) -> None:
@@ -127,239 +87,6 @@ def test_graphs_are_trained_by_their_module(digits: Data) -> None:
     assert evaluate(graph, digits).accuracy == evaluate(plain, digits).accuracy
     with pytest.raises(OptionError, match=r"Give a torch.nn.Module, or a graph"):
         fit("net", digits)
-
-
-def test_sparse_training_brings_scales_to_zero(digits: Data) -> None:
-    free, shrunk = net(), net()
-    fit(free, digits, QUICK, epochs=6, lr=0.1)
-    history = sparse(shrunk, digits, QUICK, epochs=6, lr=0.1, strength=0.1)
-    assert small_scales(free) == 0
-    assert small_scales(shrunk) > 0.3
-    assert history.last.extra == {"strength": 0.1, "small_scales": small_scales(shrunk)}
-    assert history.facts["stage"] == "sparse"
-    assert evaluate(shrunk, digits).accuracy > 0.8
-
-
-def test_the_penalty_is_the_subgradient_of_l1(digits: Data) -> None:
-    """One step of plain SGD: the scales differ by lr * strength * sign(gamma) from those without a penalty, others not at all."""
-    one = Settings(epochs=1, lr=0.1, batch_size=320, momentum=0.0, weight_decay=0.0, schedule="constant")
-    free, shrunk = net(), net()
-    for model in (free, shrunk):
-        nn.init.uniform_(model[1].weight, -1, 1, generator=torch.Generator().manual_seed(0))
-    signs = free[1].weight.detach().sign()
-    fit(free, digits, one)
-    sparse(shrunk, digits, one, strength=lambda position: 0.02 * position, ignore=("5",))
-    torch.testing.assert_close(free[1].weight - shrunk[1].weight, 0.1 * 0.01 * signs, rtol=0, atol=1e-6)
-    assert torch.equal(free[5].weight, shrunk[5].weight)
-    assert torch.equal(free[0].weight, shrunk[0].weight)
-
-
-def test_strengths() -> None:
-    assert strength_of("1e-4") == 1e-4
-    ramp = strength_of("0:1e-3")
-    assert callable(ramp)
-    assert (ramp(0), ramp(0.5), ramp(1)) == (0, 5e-4, 1e-3)
-    for bad in ("much", "-1", "1:2:3", 5):
-        with pytest.raises(OptionError, match=r"Give a number from 0 to below 1 \(1e-4 to 1e-3 are usual\)"):
-            strength_of(bad)
-    with pytest.raises(TrainError, match=r"no batch norm with a trainable scale.*Train before folding"):
-        small_scales(nn.Linear(3, 3))
-
-
-def test_auto_strength_rises_with_the_wanted_share_and_stops_at_the_bound(digits: Data) -> None:
-    settings = Settings(epochs=60, lr=0.1, batch_size=32)
-    model = net()
-    before = copy.deepcopy(model.state_dict())
-    few = find_strength(model, digits, settings, share=0.1, steps=10, bound=0.5)
-    many = find_strength(model, digits, settings, share=0.9, steps=10, bound=10.0)
-    held = find_strength(model, digits, settings, share=0.9, steps=10, bound=1e-9)
-    assert held <= few < many
-    assert same(model.state_dict(), before)
-    with pytest.raises(OptionError, match="Give 0 < share < 1"):
-        find_strength(model, digits, settings, share=1.5)
-
-
-def test_auto_strength_is_not_searched_again_on_resuming(digits: Data, tmp_path: Path) -> None:
-    a = sparse(net(), digits, QUICK, strength="auto", out=tmp_path)
-    assert isinstance(a.facts["strength"], float)
-    b = sparse(net(seed=7), digits, QUICK, strength="auto", out=tmp_path, resume=True)
-    assert a == b
-
-
-def test_distillation_loss_by_hand() -> None:
-    random = np.random.default_rng(0)
-    student, teacher = random.normal(size=(4, 5)) * 3, random.normal(size=(4, 5)) * 3
-    labels, alpha, temperature = np.array([0, 2, 4, 1]), 0.7, 4.0
-
-    def softmax(x: np.ndarray) -> np.ndarray:
-        e = np.exp(x - x.max(1, keepdims=True))
-        return e / e.sum(1, keepdims=True)
-
-    ce = -np.log(softmax(student)[np.arange(4), labels]).mean()
-    p, q = softmax(teacher / temperature), softmax(student / temperature)
-    kl = (p * np.log(p / q)).sum() / 4  # summed over classes, averaged over the batch
-    expected = (1 - alpha) * ce + alpha * temperature**2 * kl
-    found = distillation_loss(torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(labels), alpha, temperature)
-    assert float(found) == pytest.approx(expected, rel=1e-12)
-
-
-def test_distilling_follows_the_teacher_and_leaves_it_alone(digits: Data) -> None:
-    teacher = net(1)
-    fit(teacher, digits, QUICK, epochs=4)
-    teacher.train()
-    before = copy.deepcopy(teacher.state_dict())
-    by_module, by_session, by_cache = net(2), net(2), net(2)
-    options = {"epochs": 2, "batch_size": 32, "alpha": 1.0, "crop": 0, "lr": 0.05}
-    distill(by_module, teacher, digits, **options)
-    assert teacher.training
-    assert same(teacher.state_dict(), before)
-    frozen = copy.deepcopy(teacher).eval()
-    distill(by_session, lambda images: frozen(torch.from_numpy(images)).detach().numpy(), digits, **options)
-    distill(by_cache, teacher, digits, cache=True, **options)
-    for other in (by_session, by_cache):  # without augmentation, all three see the same teacher
-        for a, b in zip(by_module.state_dict().values(), other.state_dict().values(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert evaluate(by_module, digits).accuracy > 0.7  # alpha 1: it never saw a label
-    with pytest.raises(OptionError, match="Give a copy"):
-        distill(teacher, teacher, digits)
-    with pytest.raises(OptionError, match="leave cache out"):
-        distill(net(), teacher, digits, cache=True, mixup=0.2)
-    with pytest.raises(OptionError, match="Give alpha from 0 to 1"):
-        distill(net(), teacher, digits, alpha=1.5)
-
-
-def test_hints_draw_features_together_whatever_their_channels(digits: Data) -> None:
-    teacher, plain = net(1), net(2)
-    fit(teacher, digits, QUICK)
-    narrow = nn.Sequential(nn.Conv2d(8, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
-    plain[4], plain[5], plain[9] = narrow[0], narrow[1], nn.Linear(144, 10)
-    hinted = copy.deepcopy(plain)
-    options = {"epochs": 3, "batch_size": 32, "crop": 0, "lr": 0.05}
-    distill(plain, teacher, digits, **options)
-    distill(hinted, teacher, digits, hints={"6": "6"}, hint_weight=10.0, **options)
-    images = digits.sample(64)
-    target = teacher[:7](images)
-    assert attention_loss(hinted[:7](images), target) < 0.8 * attention_loss(plain[:7](images), target)
-    assert not hinted[6]._forward_hooks
-    with pytest.raises(OptionError, match=r"the student has no module 'nothing'.*named_modules"):
-        distill(hinted, teacher, digits, hints={"nothing": "6"})
-    with pytest.raises(OptionError, match="Choose maps of equal height and width"):
-        distill(hinted, teacher, digits, hints={"0": "6"}, **options)
-
-
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(digits: Data, tmp_path: Path) -> None:
-    def explode(logits: Tensor, batch: object) -> Tensor:
-        explode.calls += 1  # type: ignore[attr-defined]
-        return logits.sum() * (math.nan if explode.calls > 14 else 1e-3)  # type: ignore[attr-defined]
-
-    explode.calls = 0  # type: ignore[attr-defined]
-    with pytest.raises(
-        TrainError, match=r"no longer finite by step 10 of epoch 2. Lower lr \(now 0.05\).*clip=1.*weights after epoch 1 are in"
-    ):
-        fit(net(), digits, QUICK, loss=explode, out=tmp_path)
-    kept = load_checkpoint(tmp_path / "last.pt")
-    assert len(kept["history"]["records"]) == 1
-    assert all(torch.isfinite(tensor).all() for tensor in kept["model"].values())
-
-
-RESUMABLE = {
-    "epochs": 3,
-    "lr": 0.05,
-    "batch_size": 32,
-    "mixup": 0.2,
-    "ema": 0.9,
-    "label_smoothing": 0.1,
-    "schedule": "one-cycle",
-    "warmup": 1,
-}
-
-KILLED = """
-import os, signal, sys
-import torch
-torch.set_num_threads(int(sys.argv[2]))
-sys.path.insert(0, sys.argv[3])
-from test_train import RESUMABLE, net
-from irtool.train import load_data, sparse
-
-def strength(position):
-    if position > 0.5:  # the middle of the second of three epochs
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 1e-3
-
-sparse(net(dropout=0.3), load_data("digits", image_size=12, limit=320), strength=strength, out=sys.argv[1], **RESUMABLE)
-"""
-
-
-def test_killed_in_mid_epoch_and_resumed_is_bit_equal_to_uninterrupted(digits: Data, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    arguments = [str(tmp_path / "killed"), str(torch.get_num_threads()), str(Path(__file__).parent)]
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
-    assert len(load_checkpoint(tmp_path / "killed" / "last.pt")["history"]["records"]) == 1
-    resumed, whole = net(seed=5, dropout=0.3), net(dropout=0.3)  # the fresh weights are replaced by the checkpoint's
-    a = sparse(resumed, digits, strength=lambda position: 1e-3, out=tmp_path / "killed", resume=True, **RESUMABLE)
-    b = sparse(whole, digits, strength=lambda position: 1e-3, out=tmp_path / "whole", **RESUMABLE)
-    assert same(resumed.state_dict(), whole.state_dict())
-    assert [record.train_loss for record in a.records] == [record.train_loss for record in b.records]
-    left, right = (load_checkpoint(tmp_path / name / "last.pt") for name in ("killed", "whole"))
-    assert same(left["model"], right["model"])
-    assert same(left["ema"], right["ema"])
-    rows = list(csv.DictReader((tmp_path / "killed" / "log.csv").open()))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert float(rows[-1]["small_scales"]) == a.last.extra["small_scales"]
-
-
-def test_a_finished_run_resumes_to_itself(digits: Data, tmp_path: Path) -> None:
-    first, second = net(), net(seed=3)
-    a = fit(first, digits, QUICK, out=tmp_path)
-    b = fit(second, digits, QUICK, out=tmp_path, resume=True)
-    assert a == b
-    assert same(first.state_dict(), second.state_dict())
-
-
-def test_what_cannot_be_resumed(digits: Data, tmp_path: Path) -> None:
-    fit(net(), digits, QUICK, out=tmp_path)
-    with pytest.raises(TrainError, match=r"last.pt: begun with other options: lr was 0.05, now 0.01.*Resume with the old options"):
-        fit(net(), digits, QUICK, out=tmp_path, resume=True, lr=0.01)
-    other = net()
-    other[0] = nn.Conv2d(1, 8, 5, padding=2, bias=False)
-    with pytest.raises(TrainError, match=r"do not fit this model. Resume with the model it was begun with"):
-        fit(other, digits, QUICK, out=tmp_path, resume=True)
-    path = tmp_path / "last.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(TrainError, match=r"cannot be resumed from .*Remove the file to start anew"):
-        fit(net(), digits, QUICK, out=tmp_path, resume=True)
-    torch.save({"model": {}}, path)
-    with pytest.raises(TrainError, match="not a training checkpoint"):
-        fit(net(), digits, QUICK, out=tmp_path, resume=True)
-    with pytest.raises(OptionError, match="Give out=FOLDER too"):
-        Settings(resume=True)
-
-
-def test_a_checkpoint_with_code_in_it_is_not_run(digits: Data, tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    torch.save({"format": 1, "model": Bomb()}, tmp_path / "last.pt")
-    with pytest.raises(TrainError, match="cannot be resumed from"):
-        fit(net(), digits, QUICK, out=tmp_path, resume=True)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_best_is_the_best_scored_epoch_and_ema_is_what_is_scored(digits: Data, tmp_path: Path) -> None:
-    model = net()
-    history = fit(model, digits, QUICK, epochs=4, lr=0.3, schedule="constant", ema=0.8, out=tmp_path)
-    assert history.best.test_accuracy == max(record.test_accuracy or 0 for record in history.records)
-    stored = load_checkpoint(tmp_path / "best.pt")
-    assert len(stored["history"]["records"]) == history.best.epoch
-    best = net(seed=9)
-    best.load_state_dict(load_weights(tmp_path / "best.pt"))
-    assert evaluate(best, digits).accuracy == history.best.test_accuracy
-    assert same(model.state_dict(), load_weights(tmp_path / "last.pt"))
-    assert not torch.equal(model[0].weight, load_checkpoint(tmp_path / "last.pt")["model"]["0.weight"])
 
 
 def test_ema_by_hand() -> None:
@@ -438,33 +165,6 @@ def test_frozen_parameters_stay(digits: Data) -> None:
     assert torch.equal(model[0].weight, before)
 
 
-def test_crops_are_shifts_with_black_borders_and_flips_mirror() -> None:
-    images = torch.randint(1, 256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    augment = Augment(crop=2, flip=True)
-    draws = augment.draw(np.random.default_rng(0), 64)
-    found = augment.apply(images, draws)
-    padded = nn.functional.pad(images, (2, 2, 2, 2))
-    for number in range(64):
-        top, left = int(draws.top[number]), int(draws.left[number])
-        expected = padded[number, :, top : top + 8, left : left + 8]
-        assert torch.equal(found[number], expected.flip(2) if draws.mirror[number] else expected)
-    assert {int(value) for value in draws.top} == set(range(5))
-    assert 16 < int(draws.mirror.sum()) < 48
-    assert torch.equal(Augment(crop=0, flip=False).apply(images, draws), images)
-
-
-def test_mixup_blends_neighbours_and_their_labels() -> None:
-    augment = Augment(crop=0, flip=False, mixup=1.0)
-    draws = augment.draw(np.random.default_rng(0), 5)
-    images, labels = torch.arange(5.0).view(5, 1, 1, 1), torch.tensor([0, 1, 2, 0, 1])
-    mixed, targets = augment.mix(images, labels, 3, draws)
-    mix = draws.mix
-    assert 0 < mix < 1
-    torch.testing.assert_close(mixed.flatten(), torch.tensor([1 - mix, mix, 2 * mix + 3 * (1 - mix), 3 * mix + 2 * (1 - mix), 4.0]))
-    torch.testing.assert_close(targets[0], torch.tensor([mix, 1 - mix, 0]))
-    torch.testing.assert_close(targets.sum(1), torch.ones(5))
-
-
 def test_channels_last_changes_speed_not_results(digits: Data) -> None:
     a, b = net(), net()
     fit(a, digits, QUICK, epochs=1)
@@ -510,48 +210,3 @@ def test_the_demo_starts_from_the_same_net_each_time() -> None:
     assert quick.settings.epochs < demo.settings.epochs
     logits = demo.model().eval()(demo.data().sample(4))
     assert logits.shape == (4, 10)
-
-
-TWO = """
-import json, os, sys
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[2])
-from test_train import net
-from irtool.train import fit, load_data
-
-model = net()
-history = fit(model, load_data("digits", image_size=12, limit=320), epochs=3, lr=0.05, batch_size=32, mixup=0.2, ema=0.9)
-if os.environ["RANK"] == "0":
-    weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
-    with open(sys.argv[1], "w") as file:
-        json.dump({"loss": [[r.train_loss, r.test_loss] for r in history.records], "weights": weights}, file)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform == "win32", reason="needs torch.distributed with gloo")
-def test_two_processes_train_as_one_with_the_doubled_batch(digits: Data, tmp_path: Path) -> None:
-    import json
-
-    script, result = tmp_path / "two.py", tmp_path / "two.json"
-    script.write_text(TWO)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        str(script),
-        str(result),
-        str(Path(__file__).parent),
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert child.returncode == 0, child.stderr
-    two = json.loads(result.read_text())
-    one = net()
-    history = fit(one, digits, epochs=3, lr=0.05, batch_size=64, mixup=0.2, ema=0.9)
-    np.testing.assert_allclose([[r.train_loss, r.test_loss] for r in history.records], two["loss"], rtol=1e-4)
-    for name, tensor in one.state_dict().items():
-        np.testing.assert_allclose(tensor.numpy(), two["weights"][name], rtol=1e-2, atol=1e-4, err_msg=name)

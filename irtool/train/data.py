@@ -95,12 +95,7 @@ def load_data(
         OptionError: a size, channel count or limit that can never work.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if size is not None and min(size) < 1:
-        raise OptionError(f"image size {image_size}", remedy="Give a size of at least 1 pixel.")
-    if channels not in (None, 1, 3):
-        raise OptionError(f"{channels} channels", remedy="Give 1 (grey) or 3 (colour).")
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit {limit}", remedy="Give a limit of at least 1 image.")
+    _check_wanted(size, channels, limit)
     wanted = _Wanted(size, channels, mean, std, seed, limit, memory_limit, workers, progress)
     name = os.fspath(source)
     builtin = named_sets(Path(root) if root else None).get(name.lower().replace("-", ""))
@@ -109,6 +104,15 @@ def load_data(
             wanted = _Wanted(**{**vars(wanted), "size": (DIGITS_SIZE, DIGITS_SIZE)})
         return _from_arrays(name, builtin(), wanted)
     return _from_path(Path(name), wanted)
+
+
+def _check_wanted(size: tuple[int, int] | None, channels: int | None, limit: int | None) -> None:
+    if size is not None and min(size) < 1:
+        raise OptionError(f"image size {size}", remedy="Give a size of at least 1 pixel.")
+    if channels not in (None, 1, 3):
+        raise OptionError(f"{channels} channels", remedy="Give 1 (grey) or 3 (colour).")
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit {limit}", remedy="Give a limit of at least 1 image.")
 
 
 @dataclass(frozen=True)

@@ -71,10 +71,7 @@ def distill(
     """
     settings = Settings.settle(settings, changes)
     module = module_of(student)
-    if not 0 <= alpha <= 1 or not temperature > 0:
-        raise OptionError(f"alpha {alpha}, temperature {temperature}", remedy="Give alpha from 0 to 1 and a temperature above 0.")
-    if cache and (settings.mixup or hints):
-        raise OptionError("cache with mixup or hints", remedy="The teacher must see the mixed images: leave cache out.")
+    _check_distilling(alpha, temperature, cache and bool(settings.mixup or hints))
     guide = teacher if not isinstance(getattr(teacher, "module", teacher), nn.Module) else module_of(teacher)
     if guide is module:
         raise OptionError("student and teacher are the same module", remedy="Give a copy (copy.deepcopy) as the teacher.")
@@ -96,6 +93,13 @@ def distill(
             return value if watch is None else value + hint_weight * watch()
 
         return fit(module, data, settings, loss=loss, on_epoch=on_epoch, facts=facts, progress=progress)
+
+
+def _check_distilling(alpha: float, temperature: float, clash: bool) -> None:
+    if not 0 <= alpha <= 1 or not temperature > 0:
+        raise OptionError(f"alpha {alpha}, temperature {temperature}", remedy="Give alpha from 0 to 1 and a temperature above 0.")
+    if clash:
+        raise OptionError("cache with mixup or hints", remedy="The teacher must see the mixed images: leave cache out.")
 
 
 def distillation_loss(

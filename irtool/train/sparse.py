@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -175,43 +175,77 @@ def find_strength(
         raise OptionError(
             f"share {share}, bound {bound}, candidates {candidates}", remedy="Give 0 < share < 1, bound > 0 and rising candidates."
         )
-    settings, module = settings or Settings(), module_of(model)
-    # As long as the search, and with one learning rate: the first steps of the run that is planned.
-    short = replace(
-        settings,
-        epochs=1,
-        schedule="constant",
-        warmup=0.0,
-        evaluate_every=0,
-        ema=0.0,
-        time_budget=0.0,
-        out=None,
-        resume=False,
-        tensorboard=False,
-    )
-    images = min(len(data.train), steps * settings.batch_size)
-    some = Part(data.train, balanced(data.train.labels, images, settings.seed))
-    trial = replace(data, train=some, test=Part(data.test, torch.arange(min(64, len(data.test)))))
-    run_steps = settings.epochs * len(data.train) / settings.batch_size
-    # In halves of a trial, at the trial's rate: how much of the run is left when the trial ends.
-    left = max(0.0, _mean_rate(settings) * run_steps / (len(some) / settings.batch_size) - 1) * 2
-    limit = NEAR_ZERO * float(_scales(module, ignore).max())
-    free_loss, free_half, free_end = _trial(module, trial, short, 0.0, ignore)
+    module = module_of(model)
+    search = _Search(module, data, settings or Settings(), steps, ignore)
+    free = search.trial(0.0)
     chosen = candidates[0]
     for number, candidate in enumerate(candidates, start=1):
         try:
-            loss, half, end = _trial(module, trial, short, candidate, ignore)
+            found = search.trial(candidate)
         except TrainError:  # the same trial without a penalty went through, so this one diverged
             break
-        if loss > free_loss * (1 + bound):
+        if found.loss > free.loss * (1 + bound):
             break
-        chosen = candidate
-        shrinkage = (half - end) - (free_half - free_end)
-        reached = float((end - shrinkage * left * RESISTANCE <= limit).float().mean())
-        progress(Status(f"search strength {candidate:g}: {reached:.0%} of scales on course", number, len(candidates), loss))
+        chosen, reached = candidate, search.on_course(found, free)
+        progress(Status(f"search strength {candidate:g}: {reached:.0%} of scales on course", number, len(candidates), found.loss))
         if reached >= share:
             break
     return chosen
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A trial's mean loss over all processes (so that all of them choose alike), and its scales at half time and at the end."""
+
+    loss: float
+    half: Tensor
+    end: Tensor
+
+
+class _Search:
+    """Short trainings of copies of a module, all alike but for the penalty's strength."""
+
+    def __init__(self, module: nn.Module, data: Data, settings: Settings, steps: int, ignore: tuple[str, ...]) -> None:
+        self._module, self._ignore = module, ignore
+        # With one learning rate: the first steps of the run that is planned.
+        self._settings = replace(
+            settings,
+            epochs=1,
+            schedule="constant",
+            warmup=0.0,
+            ema=0.0,
+            time_budget=0.0,
+            evaluate_every=0,
+            out=None,
+            resume=False,
+            tensorboard=False,
+        )
+        images = min(len(data.train), steps * settings.batch_size)
+        some = Part(data.train, balanced(data.train.labels, images, settings.seed))
+        self._data = replace(data, train=some, test=Part(data.test, torch.arange(min(64, len(data.test)))))
+        run_steps = settings.epochs * len(data.train) / settings.batch_size
+        # In halves of a trial, at the trial's rate: how much of the run is left when the trial ends.
+        self._left = max(0.0, _mean_rate(settings) * run_steps / (len(some) / settings.batch_size) - 1) * 2
+        self._limit = NEAR_ZERO * float(_scales(module, ignore).max())
+
+    def trial(self, strength: float) -> _Trial:
+        """Train a copy."""
+        trained = copy.deepcopy(self._module)
+        shrink = l1_on_scales(strength, self._ignore)
+        half: list[Tensor] = []
+
+        def penalty(network: nn.Module, position: float) -> None:
+            if position >= 0.5 and not half:
+                half.append(_scales(network, self._ignore))
+            shrink(network, position)
+
+        history = fit(trained, self._data, self._settings, penalty=penalty)
+        return _Trial(history.last.train_loss, half[0], _scales(trained, self._ignore))
+
+    def on_course(self, found: _Trial, free: _Trial) -> float:
+        """The share of scales that will be small at the end of the run, if the penalty's pull goes on."""
+        shrinkage = (found.half - found.end) - (free.half - free.end)
+        return float((found.end - shrinkage * self._left * RESISTANCE <= self._limit).float().mean())
 
 
 def _mean_rate(settings: Settings) -> float:
@@ -222,19 +256,3 @@ def _mean_rate(settings: Settings) -> float:
 def _scales(module: nn.Module, ignore: tuple[str, ...]) -> Tensor:
     """All scales in one vector, absolute, on the CPU."""
     return torch.cat([scale.detach().abs().cpu().flatten() for scale in batch_norm_scales(module, ignore).values()])
-
-
-def _trial(module: nn.Module, data: Data, settings: Settings, strength: float, ignore: tuple[str, ...]) -> tuple[float, Tensor, Tensor]:
-    """Train a copy: its mean loss, its scales at half time and at the end."""
-    trained = copy.deepcopy(module)
-    shrink = l1_on_scales(strength, ignore)
-    half: list[Tensor] = []
-
-    def penalty(network: nn.Module, position: float) -> None:
-        if position >= 0.5 and not half:
-            half.append(_scales(network, ignore))
-        shrink(network, position)
-
-    # The history's loss is that of all processes, so that all of them choose alike.
-    history = fit(trained, data, settings, penalty=penalty)
-    return history.last.train_loss, half[0], _scales(trained, ignore)
