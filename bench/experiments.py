@@ -110,7 +110,7 @@ SOURCES = {
     "cifar": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 20_000),
     "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 10_000),
     "cifar-lr": Source("CIFAR-10 (JPEG), 1,000 held-out training images", "data/cifar10-jpeg.zip", 2_000, 1_000, held_out=True),
-    "fashion": Source("Fashion-MNIST at 16x16", str(FASHION_MNIST), 6_000, size=16),
+    "fashion": Source("Fashion-MNIST at 16x16", str(FASHION_MNIST), 4_000, 2_000, size=16),
 }
 EPOCHS = 2
 LEARNING_RATE = 0.005
@@ -167,7 +167,7 @@ def more_runs() -> list[Run]:
 
 def vgg_runs() -> list[Run]:
     """VGG-16 from scratch: widths, pruning with and without sparse training, distillation."""
-    settings = {"epochs": 3, "lr": 0.05, "batch_size": 32, "weight_decay": 5e-4, "channels_last": True, "evaluate_every": 0}
+    settings = {"epochs": 3, "lr": 0.1, "batch_size": 32, "weight_decay": 5e-4, "evaluate_every": 0}
 
     def trained(name: str, start: str, stage: str, **more: Any) -> Run:
         return Run(name, "vgg", start, "fashion", {}, stage, settings | more.pop("settings", {}), **more)
@@ -178,7 +178,7 @@ def vgg_runs() -> list[Run]:
 
     gentle = {"lr": 0.01}
     return [
-        trained("vgg-sparse", "new:VGG:depth=16", "sparse", options={"strength": 5e-3}),
+        trained("vgg-sparse", "new:VGG:depth=16", "sparse", options={"strength": 1e-2}),
         *(pruned("vgg-sparse", ratio, constants) for ratio in (0.3, 0.7) for constants in ("drop", "absorb")),
         pruned("vgg-sparse", 0.7, "absorb", "random"),
         trained("vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-absorb", "finetune", settings=gentle),
