@@ -137,6 +137,19 @@ def test_latency_of_two_engines_is_comparable(written: tuple[nn.Module, Path, Pa
     assert 0.0 < result.ratios[1] < float("inf")  # how fast is no test's business
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list a process's threads in /proc")
+def test_a_session_has_the_threads_that_it_is_asked_for(written: tuple[nn.Module, Path, Path]) -> None:
+    """MNN's threads wait by spinning: with more of them than asked for, a busy machine takes a hundred times as long."""
+    script = (
+        "import os, numpy as np\nfrom irtool.backends import MnnSession\nimport torch\ntorch.set_num_threads(1)\n"
+        "def threads(): return len(os.listdir('/proc/self/task'))\n"
+        f"before = threads()\nsession = MnnSession({str(written[2])!r}, 1)\n"
+        "session.run(np.zeros((2, 3, 12, 12), np.float32))\nprint(threads() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.strip() == "0"
+
+
 def test_nothing_is_shown_and_the_tools_package_is_not_touched(written: tuple[nn.Module, Path, Path], tmp_path: Path) -> None:
     """In a fresh process: MNN prints when it is first imported, and its tools install software when imported."""
     script = (

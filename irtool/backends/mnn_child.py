@@ -43,7 +43,8 @@ def run(model: str, inputs: str | None = None, outputs: str | None = None) -> No
     import numpy as np
 
     info = MNN.nn.load_module_from_file(model, [], []).get_info()
-    module = MNN.nn.load_module_from_file(model, info["inputNames"], info["outputNames"])
+    runtime = MNN.nn.create_runtime_manager(({"numThread": 1},))  # the default has four threads, which wait by spinning
+    module = MNN.nn.load_module_from_file(model, info["inputNames"], info["outputNames"], runtime_manager=runtime)
     given = np.load(inputs) if inputs else {}
     variables = []
     for index, held in enumerate(info["inputs"]):

@@ -146,7 +146,9 @@ def _probe(path: Path, timeout: float = 120.0) -> None:
 def _load(mnn: Any, path: str, inputs: list[str], outputs: list[str], threads: int) -> Any:
     with captured() as said:
         try:
-            module = mnn.nn.load_module_from_file(path, inputs, outputs, thread_num=threads)
+            # Only a runtime of its own has the asked number of threads; the default one has four, which wait by spinning.
+            runtime = mnn.nn.create_runtime_manager(({"numThread": threads},))
+            module = mnn.nn.load_module_from_file(path, inputs, outputs, runtime_manager=runtime)
         except (RuntimeError, SystemError, ValueError):
             module = None
     if module is None:
