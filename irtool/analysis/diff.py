@@ -86,7 +86,8 @@ class Diff:
         """One page that needs nothing else: both graphs side by side, and the list of differences.
 
         Args:
-            before, after: what to call the two.
+            before: what to call the first graph.
+            after: what to call the second.
         """
         return diff_page(self.to_dict(), self.picture, self.text(), (before, after))
 
