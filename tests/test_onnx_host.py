@@ -492,3 +492,21 @@ def test_each_host_is_saved_by_its_own_function(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="with export_onnx"):
         irtool.save_onnx(traced, tmp_path / "m.onnx")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loop_without_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("irtool.ir.onnx_graph.LOOP_SECONDS", 0.2)
+    model = NETS["looping"]()
+    count = next(node for node in model.graph.node if node.op_type == "Loop").input[0]
+    rounds = next(tensor for tensor in model.graph.initializer if tensor.name == count)
+    rounds.CopyFrom(numpy_helper.from_array(np.array(2**60), count))
+    with pytest.raises(GraphError, match=r"did not end in 0\.2 s\. Check how often"):
+        from_model(model)
+
+
+def test_scales_of_another_size_do_not_fit() -> None:
+    model = NETS["mixing_LayerNormalization"]()
+    norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
+    norm.input[1] = next(node for node in model.graph.node if node.op_type == "Gemm").input[2]
+    with pytest.raises(GraphError, match=r"LayerNormalization.*do not fit"):
+        from_model(model)

@@ -46,6 +46,16 @@ def _per_channel(node: Node) -> bool:
     return len(node.input.sizes) > 1 and all(value.sizes == (node.input.sizes[1],) for value in parameters)
 
 
+def _over_last_axes(node: Node) -> bool:
+    """Scale and shift are stretched to the axes that are normalised."""
+    shape = tuple(node.attrs["normalized_shape"])
+    parameters = [value.sizes for role, value in node.operands.items() if role != "input"]
+    return all(
+        len(sizes) <= len(shape) and all(own in (1, size) for own, size in zip(reversed(sizes), reversed(shape), strict=False))
+        for sizes in parameters
+    )
+
+
 def _same_count(node: Node) -> bool:
     return math.prod(node.input.sizes) == math.prod(node.output.sizes)
 
@@ -76,6 +86,8 @@ RULES: Mapping[str, Callable[[Node], bool]] = {
     "BatchNormalization": _per_channel,
     "InstanceNormalization": _per_channel,
     "GroupNormalization": _per_channel,
+    "LayerNormalization": _over_last_axes,
+    "RMSNormalization": _over_last_axes,
     "Reshape": _same_count,
     "Pool": _same_rank,
     "Resize": _same_rank,

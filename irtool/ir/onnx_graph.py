@@ -20,6 +20,9 @@ from irtool.ir.onnx_reader import Fix, Reader
 from irtool.ir.onnx_static import settle_shapes
 from irtool.ir.onnx_tidy import settle
 
+LOOP_SECONDS = 6.0
+"""How long a model with a Loop may take on the example: a damaged file may ask for more rounds than will ever end."""
+
 
 class OnnxGraph(Graph):
     """A `Graph` over an onnx-graphsurgeon graph.
@@ -228,7 +231,7 @@ class OnnxGraph(Graph):
     def _observe(self, names: list[str]) -> Mapping[str, Array]:
         """Values of the example by running the whole model on ones, parameters that are still empty included."""
         feed = {t.name: np.ones(self.sizes[t.name], t.dtype) for t in self.host.inputs}
-        return dict(zip(names, run_model(self.proto, feed, names), strict=True))
+        return dict(zip(names, run_model(self.proto, feed, names, LOOP_SECONDS), strict=True))
 
     def real(self, name: str) -> torch.Tensor | None:
         """A parameter in real numbers: a quantised weight is (integers - zero point) * scale."""

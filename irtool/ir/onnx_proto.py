@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,11 +22,17 @@ from irtool.ir.onnx_file import is_large, write_draft
 from irtool.ir.onnx_tidy import LARGE
 
 
-def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str] = ()) -> list[Array]:
+def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str] = (), loop_seconds: float | None = None) -> list[Array]:
     """Run a model in onnxruntime and return its outputs, or the values named.
 
+    Args:
+        model: the model; unchanged afterwards.
+        feed: the inputs by name.
+        values: what to return, by name; the outputs if left out.
+        loop_seconds: stop a model with a Loop in it after this.
+
     Raises:
-        GraphError: onnxruntime is absent, or refuses the model or the inputs.
+        GraphError: onnxruntime is absent, or refuses the model or the inputs; or the time is up.
     """
     try:
         ort = importlib.import_module("onnxruntime")  # importing irtool must not need it
@@ -40,12 +48,31 @@ def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str
     try:
         with _loadable(model) as source:
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        found: list[Array] = session.run(names or None, dict(feed))
+        has_loop = any(node.op_type in ("Loop", "Scan") for node in model.graph.node)
+        found = _run(session, names, feed, loop_seconds if has_loop else None)
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         text = " ".join(str(error).split())[:200]
+        if "terminate flag" in str(error):
+            raise GraphError(
+                f"its loop did not end in {loop_seconds:g} s", remedy="Check how often the loop runs, or give smaller example sizes."
+            ) from error
         raise GraphError(f"onnxruntime cannot run the model: {text}", remedy="Run onnx.checker on the file.") from error
     finally:
         del model.graph.output[given:]
+    return found
+
+
+def _run(session: Any, names: list[str], feed: Mapping[str, Array], seconds: float | None) -> list[Array]:
+    limits = importlib.import_module("onnxruntime").RunOptions()
+    timer = threading.Timer(seconds, setattr, (limits, "terminate", True)) if seconds is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        found: list[Array] = session.run(names or None, dict(feed), limits)
+    finally:
+        if timer is not None:
+            timer.cancel()
     return found
 
 
