@@ -11,10 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import numpy_helper
 from onnx_nets import Net
 
+from irtool.backends import export_mnn
 from irtool.cli.main import run
+from irtool.report.chain import mnn_link
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -196,3 +199,21 @@ def test_images_of_other_classes_are_refused(tmp_path: Path, cli: Run) -> None:
     assert code == 1
     assert "the output is (10, 4), but the data has 10 classes" in complaint
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("error", "holds"), [(0.01, True), (0.1, False)])
+def test_mnn_is_compared_before_a_softmax_that_magnifies_rounding(error: float, holds: bool, tmp_path: Path) -> None:
+    """A logit of 20 that is wrong by 5e-4 moves the probabilities by more than 1e-3; one that is wrong by 5e-3 is wrong."""
+    paths = []
+    for name, shift in (("a", 0.0), ("b", error)):
+        n = Net(13, (1, 3, 8, 8))
+        x = n.conv("x", 3, 6, 1)
+        x = n.op("Conv", x, n.weight(4, 6, 1, 1), n.const([20 + shift, 20, 20, 20], np.float32))
+        onnx.save(n.model(n.op("Softmax", n.op("Transpose", x, perm=[0, 2, 3, 1]), axis=-1), ranks=[4]), str(tmp_path / f"{name}.onnx"))
+        export_mnn(tmp_path / f"{name}.onnx", tmp_path / f"{name}.mnn", verify=False)
+        paths.append(tmp_path / f"{name}.mnn")
+    inputs = (torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
+    assert mnn_link(tmp_path / "a.onnx", paths[0], inputs).note == ""
+    link = mnn_link(tmp_path / "a.onnx", paths[1], inputs)
+    assert link.ok is holds
+    assert ("compared before the softmax" in link.note) is holds

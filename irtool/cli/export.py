@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from irtool.backends.agreement import sample_inputs
 from irtool.backends.onnx_session import OnnxSession
 from irtool.cli import options
 from irtool.cli.models import graph_of, input_shapes, onnx_file
+from irtool.cli.onnx_job import to_mnn
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import OptionError
@@ -88,7 +89,7 @@ def _write(graph: OnnxGraph, source: Path | None, onnx: Path | None, mnn: Path |
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs))
     with progress.stage("write ONNX"):
         save_onnx(graph, draft)
-        links: list[Link] = [files_link(source, draft, inputs), *([_to_mnn(draft, scratch / mnn.name, inputs)] if mnn is not None else [])]
+        links: list[Link] = [files_link(source, draft, inputs), *([to_mnn(draft, scratch / mnn.name, inputs)] if mnn is not None else [])]
     chain = Chain(tuple(links))
     chain.require()
     _place(draft, onnx)
@@ -100,15 +101,10 @@ def _convert(source: Path, mnn: Path | None, scratch: Path, progress: Screen) ->
     """An ONNX file as it is, as MNN."""
     assert mnn is not None
     with progress.stage("convert to MNN"):
-        chain = Chain((_to_mnn(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
+        chain = Chain((to_mnn(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
     chain.require()
     _place(scratch / mnn.name, mnn)
     return chain
-
-
-def _to_mnn(source: Path, draft: Path, inputs: tuple[Any, ...]) -> Link:
-    export_mnn(source, draft)
-    return mnn_link(source, draft, inputs)
 
 
 def _place(draft: Path, target: Path | None) -> None:

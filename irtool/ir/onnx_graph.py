@@ -119,7 +119,7 @@ class OnnxGraph(Graph):
         output, product = host.outputs[0], gs.Variable(self.free_name(f"{host.outputs[0].name}.product"))
         host.outputs[0] = product
         addition = gs.Node("Add", f"{host.name}.bias", inputs=[product, constant], outputs=[output])
-        self.host.nodes.insert(self.host.nodes.index(host) + 1, addition)
+        self.host.nodes.insert(_place(self.host, host) + 1, addition)
 
     def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
         """Give a contraction that has none a bias called `name`. `tidied` when done."""
@@ -138,8 +138,7 @@ class OnnxGraph(Graph):
         """
         source, output = node.host.inputs[0], node.host.outputs[0]
         node.host.outputs.clear()
-        node.host.inputs.clear()
-        self.host.nodes.remove(node.host)
+        node.host.inputs.clear()  # `cleanup` takes what makes nothing; `remove` compares node by node, which is slow
         if any(output is o for o in self.host.outputs):
             producer = source.inputs[0]
             for reader in list(source.outputs):
@@ -179,15 +178,18 @@ class OnnxGraph(Graph):
         index = gs.Constant(self.free_name(f"{name}.index"), np.arange(node.input.sizes[1], dtype=np.int64))
         picked = gs.Variable(self.free_name(f"{name}.output"))
         pick = gs.Node("Gather", name, {"axis": 1}, [source, index], [picked])
-        self.host.nodes.insert(self.host.nodes.index(node.host), pick)
+        self.host.nodes.insert(_place(self.host, node.host), pick)
         node.host.inputs[0] = picked
         self.selects.add(index.name)
 
     def free_name(self, name: str) -> str:
         """The name, with underscores until no tensor has it."""
-        taken = self.host.tensors()
+        taken: set[str] = self.analyses.setdefault("names", set())
+        if not taken:
+            taken.update(self.host.tensors())
         while name in taken:
             name += "_"
+        taken.add(name)
         return name
 
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
@@ -257,6 +259,11 @@ def _exchange(tensors: Any, old: gs.Tensor, new: gs.Tensor) -> None:
     for index, tensor in enumerate(tensors):
         if tensor is old:
             tensors[index] = new
+
+
+def _place(host: gs.Graph, node: gs.Node) -> int:
+    """Where a node stands; `list.index` would compare nodes by all that they have."""
+    return next(index for index, other in enumerate(host.nodes) if other is node)
 
 
 def _scalars(host: gs.Graph) -> frozenset[str]:

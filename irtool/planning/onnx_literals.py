@@ -116,7 +116,7 @@ class OnnxLiterals:
             gs.Node("Mul", f"{names[1]}.Mul", inputs=[tensor, gs.Constant(names[0], mask)], outputs=[masked]),
             gs.Node("Add", f"{names[3]}.Add", inputs=[masked, gs.Constant(names[2], numbers)], outputs=[fixed]),
         ]
-        place = self.host.nodes.index(host)
+        place = next(index for index, node in enumerate(self.host.nodes) if node is host)
         self.host.nodes[place:place] = nodes
         for node in nodes:
             reader.read(node)
