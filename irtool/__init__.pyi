@@ -1,6 +1,6 @@
 """What `import irtool` offers. `irtool/__init__.py` loads each name from here when it is first used."""
 
-from . import errors, models, train
+from . import errors, models, passes, quant, train
 from .analysis.compare import Comparison, compare
 from .analysis.cost import Cost, cost
 from .analysis.diff import Diff, diff
@@ -13,10 +13,12 @@ from .passes import (
     FoldBatchNorm,
     FoldConstants,
     InsertSelects,
+    LowerAffine,
     Prune,
     RecalibrateBatchNorm,
     ReduceWidth,
     RemoveIdentity,
+    WidenSelects,
     fold_batchnorm,
     prune,
 )
@@ -28,8 +30,9 @@ from .planning.check import MaskedCheck, check_prune
 __version__: str
 
 __all__ = [
-    "ChannelGroups", "Comparison", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph", "InsertSelects", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult",
-    "Pipeline", "Plan", "Prune", "RecalibrateBatchNorm", "ReduceWidth", "RemoveIdentity", "Value", "apply", "channel_groups", "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn",
-    "export_onnx", "fold_batchnorm", "load", "load_onnx", "models", "plan", "prune", "put_back", "read_info", "save", "save_onnx", "trace",
-    "train",
+    "ChannelGroups", "Comparison", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph",
+    "InsertSelects", "LowerAffine", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult", "Pipeline", "Plan", "Prune",
+    "RecalibrateBatchNorm", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects", "apply", "channel_groups", "check_prune",
+    "compare", "cost", "criterion", "diff", "errors", "export_mnn", "export_onnx", "fold_batchnorm", "load", "load_onnx",
+    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "save", "save_onnx", "trace", "train",
 ]  # fmt: skip
