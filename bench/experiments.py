@@ -19,7 +19,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ SOURCES = {
     "cifar": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 20_000),
     "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 10_000),
     "cifar-lr": Source("CIFAR-10 (JPEG), 1,000 held-out training images", "data/cifar10-jpeg.zip", 2_000, 1_000, held_out=True),
-    "fashion": Source("Fashion-MNIST at 16x16", str(FASHION_MNIST), 4_000, 2_000, size=16),
+    "fashion": Source("Fashion-MNIST at 16x16", str(FASHION_MNIST), 3_000, 2_000, size=16),
 }
 EPOCHS = 2
 LEARNING_RATE = 0.005
@@ -189,6 +189,28 @@ def vgg_runs() -> list[Run]:
         *(pruned("vgg-full", 0.3, constants) for constants in ("drop", "absorb")),
         trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.25", "distill", teacher="vgg-full", options={"alpha": 0.9, "temperature": 10.0}),
     ]  # fmt: skip
+
+
+def with_seed(runs: list[Run], seed: int) -> list[Run]:
+    """The same runs from another seed, under other names; seed 0 is the runs themselves."""
+    if not seed:
+        return runs
+    names = {run.name for run in runs}
+
+    def other(name: Any) -> Any:
+        return f"{name}-seed{seed}" if name in names else name
+
+    return [
+        replace(
+            run,
+            name=other(run.name),
+            start=other(run.start),
+            teacher=other(run.teacher),
+            seed=seed,
+            prune={key: other(value) for key, value in run.prune.items()},
+        )
+        for run in runs
+    ]
 
 
 Stage = Callable[[nn.Module, "Queue", Run, Data, Settings], History]
@@ -305,9 +327,10 @@ def main() -> None:
     parser.add_argument(
         "--shared", type=Path, default=ROOT.parent / "shared", help="the folder with data/preresnet38 and data/cifar10-jpeg.zip"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of pruning at random, first weights and training; not 0: names end in -seedN")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    queue = Queue([*preresnet_runs(), *vgg_runs(), *more_runs()], options.shared)
+    queue = Queue(with_seed([*preresnet_runs(), *vgg_runs(), *more_runs()], options.seed), options.shared)
     if options.only and options.only not in queue.runs:
         parser.error(f"no run is called {options.only}; --list shows them")
     for name, run in queue.runs.items():
