@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check docs bench bench-peers clean
+.PHONY: demo test check docs cpp bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
@@ -23,6 +23,11 @@ check: $(INSTALLED)
 # The site, in build/site: open index.html. A broken link or an unknown name fails it.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev; the engine is in MNN's wheel.
+cpp: $(INSTALLED)
+	cmake -S cpp -B build/cpp -DPython=$(CURDIR)/$(BIN)/python
+	cmake --build build/cpp
 
 # Each script prints the figures behind one claim of the README; together they take about an hour. Peers join in where
 # `make bench-peers` was run before.

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from irtool.errors import DataError
 
@@ -180,6 +180,20 @@ def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int
             remedy="Replace the file or remove it.",
         ) from error
     if size is not None and plain.size != (size[1], size[0]):
-        plain = ImageOps.fit(plain, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+        plain = _fitted(plain, *size)
     pixels = np.array(plain, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scale to cover `height` x `width` and crop the centre.
+
+    Columns first, then rows, as two calls: which comes first in one call is up to Pillow's version, and changes pixels by one.
+    The C++ runner has the same arithmetic.
+    """
+    have, want = image.width / image.height, width / height
+    crop_width = want * image.height if have > want else image.width
+    crop_height = image.width / want if have < want else image.height
+    left, top = (image.width - crop_width) * 0.5, (image.height - crop_height) * 0.5
+    columns = image.resize((width, image.height), Image.Resampling.BILINEAR, box=(left, 0, left + crop_width, image.height))
+    return columns.resize((width, height), Image.Resampling.BILINEAR, box=(0, top, width, top + crop_height))
