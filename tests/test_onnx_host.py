@@ -478,6 +478,7 @@ def test_models_that_are_too_large_for_one_message(tmp_path: Path, monkeypatch: 
     smaller = irtool.fold_batchnorm(irtool.prune(graph, plan))
     size = irtool.save_onnx(smaller, tmp_path / "small.onnx")
     assert size == sum((tmp_path / name).stat().st_size for name in ("small.onnx", "small.onnx.data"))
+    assert (tmp_path / "small.onnx").stat().st_mode == (tmp_path / "small.onnx.data").stat().st_mode
     x = torch.randn(1, 3, 12, 12)
     again = irtool.load_onnx(tmp_path / "small.onnx")
     assert relative(smaller.run(x)[0].numpy(), again.run(x)[0].numpy()) <= 1e-6

@@ -157,6 +157,7 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
         weights, size = draft.with_name(f"{draft.name}.data"), draft.stat().st_size
         if weights.exists():
             size += weights.stat().st_size
+            weights.chmod(draft.stat().st_mode)  # onnx lets nobody else read it
             with replacing(target.with_name(weights.name)) as beside:
                 os.replace(weights, beside)
         os.replace(draft, temporary)
