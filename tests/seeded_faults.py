@@ -13,7 +13,7 @@ from torch import Tensor
 
 from irtool.analysis.labels import Labels, Walk
 from irtool.ir.graph import Node, Value
-from irtool.ops import contraction, elementwise, movement, normalisation, products, table
+from irtool.ops import contraction, elementwise, movement, normalisation, products, recurrent, table
 from irtool.ops.context import Context, none, on_axis
 from irtool.planning import fx_literals, replay, slicing
 
@@ -484,3 +484,31 @@ def unknown_operators_are_not_pinned(patch: Patch) -> None:
 @fault("rows_looked_up")
 def computed_weights_are_not_pinned(patch: Patch) -> None:
     patch.setattr(Labels, "computed", Walk.computed)
+
+
+@fault("standardised")
+def computed_weights_read_other_inputs(patch: Patch) -> None:
+    axes = contraction._computed_axes
+    patch.setattr(contraction, "_computed_axes", lambda *given: {axis: labels.roll(axis) for axis, labels in axes(*given).items()})
+
+
+@fault("standardised", "tied_decoder")
+def computed_weights_have_no_outputs(patch: Patch) -> None:
+    axes = contraction._computed_axes
+    patch.setattr(contraction, "_computed_axes", lambda *given: {axis: labels.roll(1 - axis) for axis, labels in axes(*given).items()})
+
+
+@fault("cross_covariance", "linear_attention")
+def products_lose_their_rows(patch: Patch) -> None:
+    patch.setattr(products, "_outer", lambda node, ctx, parts, value, other: [labels.roll(1, longest(labels)) for labels in parts])
+
+
+@fault("lstm")
+def recurrent_layers_read_the_wrong_features(patch: Patch) -> None:
+    vector = recurrent.channel_vector
+    patch.setattr(recurrent, "channel_vector", lambda *given: vector(*given).roll(1))
+
+
+@fault("zeros_beside")
+def zeros_are_not_made_shorter(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Constant")

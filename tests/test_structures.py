@@ -57,7 +57,7 @@ def test_sliced_equals_masked(name: str, ratio: float, scope: str, criterion: st
     assert difference(before, after)[1] > 1e-6, "the channels that went had no effect: the net is no test"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].inexact])
+@pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].inexact and not CASES[name].rows])
 def test_inexact_steps_equal_the_same_steps_on_what_survives(name: str) -> None:
     source = graph(name)
     for scope, ratio in (("local", 0.5), ("global", 0.3)):

@@ -44,4 +44,6 @@ def _project(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
     if query is key and key is value:
         q, k, v = F.linear(query, m.in_proj_weight, m.in_proj_bias).chunk(3, dim=-1)
         return q, k, v
-    raise TraceError("attention between different inputs through one projection", remedy="Name the module in leaf= to keep it whole.")
+    weights = m.in_proj_weight.chunk(3)
+    biases = (None, None, None) if m.in_proj_bias is None else m.in_proj_bias.chunk(3)
+    return F.linear(query, weights[0], biases[0]), F.linear(key, weights[1], biases[1]), F.linear(value, weights[2], biases[2])

@@ -199,6 +199,13 @@ class Reader:
             )
         return operands, attrs
 
+    def _stand_in(self, node: fx.Node) -> Any:
+        """A constant's own data; for what is computed zeros, or true for a mask, so that a selection by it has its largest size."""
+        value = self.values.get(node)
+        if isinstance(value, Value) and value.data is not None:
+            return value.data
+        return map_tensors(self.examples[node], lambda t: (torch.ones if t.dtype == torch.bool else torch.zeros)(t.shape, dtype=t.dtype))
+
     def _run(self, node: fx.Node, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a node on the meta device; on real zeros where it refuses."""
         try:
@@ -207,7 +214,7 @@ class Reader:
             return map_tensors(copy_module(module, empty_like).eval()(*args, **kwargs), meta)
         except Exception as error:
             try:
-                real = [map_tensors(arg, lambda t: torch.zeros(t.shape, dtype=t.dtype)) for arg in (tuple(args), dict(kwargs))]
+                real: list[Any] = [fx.map_arg(part, self._stand_in) for part in (node.args, node.kwargs)]
                 return map_tensors(
                     call(self.module, node, real[0], real[1]) if module is None else copy.deepcopy(module).eval()(*real[0], **real[1]), meta
                 )

@@ -39,14 +39,14 @@ UNARY = """
 relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ selu selu_ celu gelu silu silu_ mish mish_ sigmoid sigmoid_ tanh tanh_
 hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus softsign logsigmoid tanhshrink softshrink hardshrink
 threshold exp log log2 log10 log1p expm1 sqrt rsqrt square abs neg negative reciprocal sin cos erf sign round floor ceil clamp clip clamp_min
-clamp_max clamp_ nan_to_num contiguous clone detach float double half to type_as type alias identity dropout dropout_
+clamp_max clamp_ nan_to_num contiguous clone detach float double half to type_as type alias zero_ fill_ identity dropout dropout_
 feature_dropout dropout1d dropout2d dropout3d alpha_dropout zeros_like ones_like full_like rrelu
 logical_not isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_copy detach_ stop_gradient _to_copy requires_grad_ cpu cuda bfloat16
 """
 BINARY = """
 add sub mul div truediv true_divide divide multiply subtract floordiv floor_divide mod remainder fmod pow maximum minimum where eq ne lt le gt ge
 iadd imul isub itruediv add_ sub_ mul_ div_ rsub logical_and logical_or masked_fill masked_fill_ addcmul addcdiv lerp lerp_ and_ or_ xor
-bitwise_and bitwise_or atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_ fmax fmin
+bitwise_and bitwise_or copy_ atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_ fmax fmin
 """
 RUN_DTYPE = frozenset("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf isfinite and_ or_ xor bitwise_and bitwise_or to type type_as "
                       "_to_copy where float double half bfloat16".split())  # fmt: skip
@@ -97,6 +97,7 @@ FUNCTIONS: dict[str, Spec] = {
     Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sample | input size | run
     PRelu | prelu | input weight | same
     Reduce | mean sum amax amin max min prod var std norm logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
+    Reduce | linalg_vector_norm | input ord dim keepdim | run
     Reshape | view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as ravel squeeze_ unsqueeze_ | input *shape | run
     Transpose | permute transpose t swapaxes swapdims movedim moveaxis adjoint mT T | input *dims | run
     Concat | cat concat concatenate | tensors dim | concat
@@ -152,6 +153,7 @@ MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
         Spec("Pad", ("padding",)),
     ),
     (nn.Embedding, Spec("Embedding")),
+    ((nn.LSTM, nn.GRU, nn.RNN), Spec("")),
 )
 
 

@@ -107,10 +107,14 @@ def _source_lines(error: BaseException) -> Iterator[str]:
 class SymbolicTracer(fx.Tracer):
     """torch.fx's tracer with irtool's idea of a leaf: a module whose operator is known, or that the user names."""
 
-    def __init__(self, leaf: Sequence[str | type] = ()) -> None:
+    def __init__(self, leaf: Sequence[str | type] = (), given: int = 0) -> None:
         super().__init__(autowrap_modules=(__import__("math"),), param_shapes_constant=True)
-        self._leaf = leaf
+        self._leaf, self._given = leaf, given
         self._has_rule: dict[type, bool] = {}
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """`forward(*xs)` is traced with as many arguments as the example has."""
+        return super().create_args_for_root(_spelt_out(root_fn, self._given), is_module, concrete_args)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self._leaf or isinstance(m, tuple(kind for kind in self._leaf if isinstance(kind, type))):
@@ -174,7 +178,7 @@ class ConcreteTracer(SymbolicTracer):
     """Runs each operator on meta tensors while it records it. Data-dependent branches still fail, as they must."""
 
     def __init__(self, inputs: Sequence[Any], leaf: Sequence[str | type] = ()) -> None:
-        super().__init__(leaf)
+        super().__init__(leaf, len(inputs))
         self._feed = [map_tensors(item, meta) for item in inputs]
         self._values: dict[fx.Node, Any] = {}
 
@@ -188,7 +192,7 @@ class ConcreteTracer(SymbolicTracer):
         if node.op == "placeholder":
             return self._feed.pop(0) if self._feed else (node.args[0] if node.args else None)
         if node.op == "get_attr":
-            found = attribute(self.root, str(node.target))
+            found = _held(self.root, str(node.target))
             return meta(found) if isinstance(found, torch.Tensor) else found
         if node.op == "output":
             return None
@@ -216,8 +220,16 @@ class ConcreteTracer(SymbolicTracer):
         return obj.value.keys()
 
 
+def _held(root: nn.Module, path: str) -> Any:
+    """The object at a dotted path. While a tracer is at work, asking a module for a parameter gives a proxy of it instead."""
+    prefix, _, name = path.rpartition(".")
+    owner = root.get_submodule(prefix)
+    slots = (owner._parameters, owner._buffers, owner.__dict__)
+    return next((slot[name] for slot in slots if name in slot), None) if any(name in slot for slot in slots) else attribute(root, path)
+
+
 def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
-    tracer = SymbolicTracer(leaf)
+    tracer = SymbolicTracer(leaf, len(inputs))
     graph = tracer.trace(model, _defaults(model, len(inputs)))
     return lazy(tracer.root, graph, type(model).__name__)
 
@@ -239,6 +251,19 @@ def _unwrapped() -> Iterator[None]:
         yield
     finally:
         hidden.update(kept)
+
+
+def _spelt_out(forward: Any, given: int) -> Any:
+    """A function of fixed arguments in place of one with `*args`; others as they are."""
+    parameters = list(inspect.signature(forward).parameters.values())
+    rest = next((p for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
+    if rest is None:
+        return forward
+    fixed = [p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    names = ", ".join([*fixed, *(f"{rest.name}_{i}" for i in range(given - len(fixed) + 1))])
+    scope: dict[str, Any] = {"forward": forward}
+    exec(f"def spelt_out({names}):\n    return forward({names})", scope)
+    return scope["spelt_out"]
 
 
 def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:

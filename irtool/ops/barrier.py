@@ -5,19 +5,31 @@ from __future__ import annotations
 from irtool.ir.graph import Node
 from irtool.ops.context import Context, none
 
+_RECURRENT, _ORDERED, _DISTANCE = "a recurrent layer ties its gates together", "orders values by size", "a distance sums over channels"
 REASONS = {
-    "LSTM": "a recurrent layer ties its gates together",
-    "GRU": "a recurrent layer ties its gates together",
-    "RNN": "a recurrent layer ties its gates together",
+    **dict.fromkeys(("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"), _RECURRENT),
+    **dict.fromkeys(("topk", "sort", "argsort", "kthvalue"), _ORDERED),
+    **dict.fromkeys(
+        ("cdist", "_cdist_forward", "cosine_similarity", "pairwise_distance", "CosineSimilarity", "PairwiseDistance"), _DISTANCE
+    ),
+    **dict.fromkeys(("Bilinear", "bilinear"), "a bilinear layer multiplies every channel with every other"),
 }
+"""Why operators that irtool knows, and cannot prune through, keep what flows into them; by their name in torch."""
+
+
+def short_name(callee: str) -> str:
+    """`topk` of `torch.topk` and of `aten.topk.default`."""
+    parts = callee.split(".")
+    return parts[1] if parts[0] == "aten" and len(parts) > 1 else parts[-1]
 
 
 def barrier(node: Node, ctx: Context, reason: str | None = None) -> None:
     """Pin every channel that flows in; nothing that flows out is a channel."""
-    why = reason or REASONS.get(node.callee) or f"flows into {node.callee}, which irtool does not know"
+    why = reason or REASONS.get(short_name(node.callee)) or f"flows into {node.callee}, which irtool does not know"
     for value in node.inputs:
         if value.shape is not None:
-            ctx.pin(node, ctx.of(value).reshape(-1), why)
+            for labels in ctx.parts(value):
+                ctx.pin(node, labels.reshape(-1), why)
             if value.is_param:
                 for axis in range(len(value.sizes)):
                     ctx.pin(node, ctx.param(value, axis), why)

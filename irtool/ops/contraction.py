@@ -31,7 +31,9 @@ def conv(node: Node, ctx: Context) -> None:
     value = node.input
     _pin_other_axes(node, ctx, value, 1)
     arriving = channel_vector(node, ctx, value, 1)
-    depthwise = ctx.decide(node, "depthwise", groups == value.sizes[1] > 1 and (weight.sizes[1] == 1 or not transposed))
+    depthwise = ctx.decide(
+        node, "depthwise", groups == value.sizes[1] > 1 and (weight.sizes[1] == 1 or not transposed) and not is_none(arriving)
+    )
     if depthwise:
         out = _depthwise(node, ctx, weight, arriving, transposed)
     else:
@@ -41,7 +43,9 @@ def conv(node: Node, ctx: Context) -> None:
         out_axis: Axis = (output_axis, groups) if grouped and transposed else output_axis
         ctx.read(node, weight, read_axis, arriving)
         out = ctx.produce(node, weight, out_axis)
-        if grouped:
+        if grouped and out.numel() == groups:
+            ctx.pin(node, out, "a filter for each channel of the graph's input")
+        elif grouped:
             ctx.balance(node, arriving.reshape(groups, -1))
             ctx.balance(node, out.reshape(groups, -1))
     _finish(node, ctx, out, axis=1)

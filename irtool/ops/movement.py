@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.barrier import barrier
+from irtool.ops.barrier import barrier, short_name
 from irtool.ops.context import Context, channel_vector, collapse, expand, is_none, none, on_axis, varying
 
 LARGEST = 1 << 24
@@ -39,6 +39,18 @@ def movement(node: Node, ctx: Context) -> None:
         ctx.put(output, labels)
         if labels.numel() > 1:
             ctx.floor(labels)
+
+
+def stretch(node: Node, ctx: Context) -> None:
+    """Copies along an axis. As wide as another value (`expand_as`), they go with its channels."""
+    movement(node, ctx)
+    like = node.inputs[1] if short_name(node.callee) == "expand_as" and len(node.inputs) > 1 else None
+    if like is None or like.sizes != node.output.sizes:
+        return
+    own = (1,) * (len(like.sizes) - len(node.input.sizes)) + node.input.sizes
+    free = all(own[axis] == 1 for axis in varying(ctx.of(like)) if axis == varying(ctx.of(like))[-1])
+    if ctx.decide(node, "follows", is_none(ctx.of(node.output)) and not is_none(ctx.of(like)) and free):
+        ctx.put(node.output, ctx.of(like))
 
 
 def _evaluate(node: Node, ctx: Context, labels: Mapping[Value, Tensor]) -> Sequence[Tensor]:
@@ -121,7 +133,9 @@ def concat(node: Node, ctx: Context) -> None:
     """Along one axis; the others stay collapsed where all operands agree."""
     rank = len(node.output.sizes)
     axis = _axis(node, rank)
-    tensors = [ctx.of(value) for value in node.inputs]
+    beside = any(axis in varying(ctx.of(value)) for value in node.inputs if not value.is_param)
+    _fill(node, ctx, axis, beside)
+    tensors = [_bank(node, ctx, value, axis, beside) for value in node.inputs]
     last = {tuple(varying(labels)[-1:]) for labels in tensors}
     alike = all(labels.shape[axis] == 1 for labels in tensors) and len(last) == 1 and () not in last
     if ctx.decide(node, "rows", alike):
@@ -139,6 +153,28 @@ def concat(node: Node, ctx: Context) -> None:
         sizes[axis] = value.sizes[axis]
         pieces.append(expand(labels, sizes))
     ctx.put(node.output, collapse(torch.cat(pieces, axis)))
+
+
+_FILLERS = frozenset({"zeros", "new_zeros", "zeros_like"})
+
+
+def _bank(node: Node, ctx: Context, value: Value, axis: int, beside: bool) -> Tensor:
+    """An operand's labels; a parameter or constant beside channels has channels of its own along the axis."""
+    several = value.is_param and sum(size > 1 for size in value.sizes) > 1 and value.sizes[axis] > 1
+    floating = value.dtype is not None and value.dtype.is_floating_point
+    if ctx.decide(node, f"bank {value.name}", several and floating and beside):
+        return on_axis(ctx.param(value, axis), axis, len(value.sizes))
+    return ctx.of(value)
+
+
+def _fill(node: Node, ctx: Context, axis: int, beside: bool) -> None:
+    """Zeros beside channels are channels that the node makes, as padding does: they go with what they meet later."""
+    for value in node.inputs:
+        maker = value.producer
+        name = "" if maker is None else short_name(maker.callee)
+        lone = name in _FILLERS and len(value.uses) == 1 and is_none(ctx.of(value))
+        if maker is not None and ctx.decide(node, f"fills {value.name}", beside and lone):
+            ctx.put(value, on_axis(ctx.fresh(maker, value.sizes[axis]), axis, len(value.sizes)))
 
 
 def _axis(node: Node, rank: int) -> int:

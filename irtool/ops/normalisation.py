@@ -85,6 +85,10 @@ def reduce(node: Node, ctx: Context) -> None:
     over = [axis for axis in varying(labels) if axis in axes]
     alone = ctx.decide(node, "alone", bool(over) and len(over) == len(varying(labels)))
     name = node.callee.rsplit(".", 1)[-1]
+    within = "norm" in node.callee and bool(over) and not alone and over == varying(labels)[-1:]
+    if ctx.decide(node, "within", within):  # the length of each head's vector: a number a head
+        ctx.inexact(node, labels.movedim(over[-1], -1), f"{name} over channels")
+        labels, over = none(rank), []
     if alone and name not in ("sum", "sum.dim_IntList"):
         ctx.inexact(node, labels.reshape(-1), f"{name} over channels")
     if alone and _gives_positions(node, name):

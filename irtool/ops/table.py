@@ -8,9 +8,10 @@ from irtool.ops.barrier import barrier, graph_input, graph_output
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, einsum, embedding, linear, matmul
 from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
-from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack
+from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack, stretch
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
 from irtool.ops.products import by_parts
+from irtool.ops.recurrent import recurrent
 
 _FAMILIES: dict[Rule, str] = {
     graph_input: "Input Constant",
@@ -21,6 +22,7 @@ _FAMILIES: dict[Rule, str] = {
     einsum: "Einsum",
     attention: "Attention",
     embedding: "Embedding",
+    recurrent: "LSTM GRU RNN",
     per_channel: "BatchNormalization InstanceNormalization",
     over_last_axes: "LayerNormalization RMSNormalization",
     group_norm: "GroupNormalization",
@@ -36,7 +38,8 @@ _FAMILIES: dict[Rule, str] = {
     select: "ChannelSelect",
     stack: "Stack",
     shuffle: "ChannelShuffle",
-    movement: "Transpose Split Slice Gather Expand Roll DepthToSpace SpaceToDepth Unfold",
+    stretch: "Expand",
+    movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold",
 }
 ELEMENTWISE = frozenset(
     {"StochasticDepth"}

@@ -245,7 +245,10 @@ def _gather(edits: Literals, node: Node) -> None:
 
 def _move_constant(edits: Literals, node: Node, kept: Ints) -> None:
     index = next((value for value in node.inputs if value.is_param and value is not node.input), None)
-    if index is None or index.data is None or index.data.dim() != 1 or index.data.dtype == torch.bool:
+    if index is None or index.data is None or index.data.dim() != 1:
+        return
+    if index.data.dtype == torch.bool:
+        set_attribute(edits.module, index.name, index.data[torch.from_numpy(kept)])
         return
     old = index.data.cpu().numpy()
     set_attribute(edits.module, index.name, torch.from_numpy(np.searchsorted(kept, old[np.isin(old, kept)])))
@@ -279,6 +282,22 @@ def _pad(edits: Literals, node: Node) -> None:
         owner.padding = tuple(new)
     else:
         edits.set_args(node, (host.args[0], new, *host.args[2:]), {key: value for key, value in host.kwargs.items() if key != "pad"})
+
+
+def _filler(edits: Literals, node: Node) -> None:
+    """Zeros that are concatenated to channels: as many as are left of them."""
+    host, new, old = edits.hosts[node.name], edits.sizes(node.output), node.output.sizes
+    first = 1 if _name(host).startswith("new_") else 0
+    keyed = "size" in host.kwargs
+    packed = keyed or (len(host.args) > first and isinstance(host.args[first], tuple | list))
+    listed = host.kwargs["size"] if keyed else host.args[first] if packed else host.args[first:]
+    if not isinstance(listed, tuple | list) or len(listed) != len(new):
+        return
+    sizes = [size if size != before else arg for arg, size, before in zip(listed, new, old, strict=True)]
+    if keyed:
+        edits.set_args(node, host.args, {**host.kwargs, "size": sizes})
+    else:
+        edits.set_args(node, (*host.args[:first], sizes) if packed else (*host.args[:first], *sizes))
 
 
 def _norm_shape(edits: Literals, node: Node) -> None:
@@ -346,6 +365,7 @@ EDITORS: dict[str, Callable[[Literals, Node], None]] = {
     "Gather": _gather,
     "ChannelSelect": _select,
     "Pad": _pad,
+    "Constant": _filler,
     "LayerNormalization": _norm_shape,
     "RMSNormalization": _norm_shape,
     "Conv": _conv,

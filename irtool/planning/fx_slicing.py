@@ -56,6 +56,7 @@ _SIZES: tuple[tuple[type | tuple[type, ...], dict[str, tuple[str, int]]], ...] =
     ((nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm), {"num_features": ("running_mean", 0)}),
     (nn.GroupNorm, {"num_channels": ("weight", 0)}),
     (nn.PReLU, {"num_parameters": ("weight", 0)}),
+    (nn.RNNBase, {"input_size": ("weight_ih_l0", 1)}),
 )
 
 
@@ -66,6 +67,8 @@ def sync_attributes(module: nn.Module) -> None:
         first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
         module.in_channels, module.out_channels = (first, second) if transposed else (second, first)
         return
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
     for classes, sizes in _SIZES:
         if isinstance(module, classes):
             for name, (parameter, axis) in sizes.items():

@@ -24,6 +24,7 @@ class Case:
         reason: a part of the reason that some layer must give for staying; empty: no layer may give one but for outputs.
         pinned: other reasons that are all right (a part of each).
         leaf: passed to `trace`.
+        rows: channels are mixed row by row, or along with other axes: the simple reference of these tests does not follow that.
         aligned: whether `round_to=4` must hold in every layer that loses channels.
     """
 
@@ -35,6 +36,7 @@ class Case:
     pinned: tuple[str, ...] = ()
     leaf: tuple[str, ...] = ()
     aligned: bool = True
+    rows: bool = False
 
     def inputs(self) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(1)

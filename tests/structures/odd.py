@@ -94,7 +94,7 @@ class Sampled(nn.Module):
         return self.head(self.b(F.grid_sample(self.a(x), grid, align_corners=False)))
 
 
-@case("picked", removed=0.45, reason="which irtool does not know")
+@case("picked", removed=0.45, reason="orders values by size")
 class Picked(nn.Module):
     """The strongest channels of each image, by a gather whose index is computed."""
 

@@ -270,13 +270,13 @@ class UnknownLeaf(nn.Sequential):
         super().__init__(cbr(3, 12), cbr(12, 12), Sorted(), cbr(12, 12), cbr(12, 8), Head(8))
 
 
-@case("sort", removed=0.5, reason="which irtool does not know")
+@case("sort", removed=0.5, reason="orders values by size")
 class Sort(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(cbr(3, 12), cbr(12, 12), Sorted(), cbr(12, 12), cbr(12, 8), Head(8))
 
 
-@case("lstm", removed=0.25, reason="recurrent")
+@case("lstm", removed=0.35)
 class Crnn(nn.Module):
     """Convolutions, then a recurrent layer over the columns."""
 
