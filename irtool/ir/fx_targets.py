@@ -184,7 +184,7 @@ UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODU
 """What the parameter-free activation modules are."""
 
 
-_TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
+_TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torch._C._linalg", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
 
 
 PAIRWISE = {"max": "maximum", "min": "minimum"}

@@ -43,9 +43,9 @@ def conv(node: Node, ctx: Context) -> None:
         out_axis: Axis = (output_axis, groups) if grouped and transposed else output_axis
         ctx.read(node, weight, read_axis, arriving)
         out = ctx.produce(node, weight, out_axis)
-        if grouped and out.numel() == groups:
+        if grouped and out.numel() == groups and is_none(arriving):
             ctx.pin(node, out, "a filter for each channel of the graph's input")
-        elif grouped:
+        if grouped:
             ctx.balance(node, arriving.reshape(groups, -1))
             ctx.balance(node, out.reshape(groups, -1))
     _finish(node, ctx, out, axis=1)
