@@ -38,8 +38,8 @@ TIMM_OPTIONS: dict[str, dict[str, Any]] = {
     "aimv2_1b_patch14_224": {"depth": 4},
     "cait_m36_384": {"depth": 12, "img_size": 224},
     "deepseek_vit_412m": {"depth": 6},
-    "mobilenetv5_300m": {},
     "samvit_base_patch16": {"img_size": 256},
+    "sequencer2d_l": {"img_size": 56},
     "xcit_large_24_p8_224": {"depth": 8, "img_size": 64},
 }
 """Models that are built less deep, or for smaller images, to fit memory and time; the blocks are the model's own."""

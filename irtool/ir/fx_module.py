@@ -89,6 +89,8 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = 
             if type(value) in _SHARED or key in _TREE:
                 continue
             made.__dict__[key] = type(value)() if isinstance(value, dict | set | list) and not value else copy.deepcopy(value, memo)
+    if new is None and isinstance(module, fx.GraphModule):  # a region of an exported program: its class is made for it alone
+        cast(Any, type(made)).forward = type(module).forward
     for slot in ("_parameters", "_buffers"):
         made.__dict__[slot] = {key: None if held is None else memo[id(held)] for key, held in module.__dict__[slot].items()}
     made.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)

@@ -202,7 +202,7 @@ class Reader:
     def _stand_in(self, node: fx.Node) -> Any:
         """A constant's own data; for what is computed zeros, or true for a mask, so that a selection by it has its largest size."""
         value = self.values.get(node)
-        if isinstance(value, Value) and value.data is not None:
+        if isinstance(value, Value) and value.data is not None and not value.data.is_meta:
             return value.data
         return map_tensors(self.examples[node], lambda t: (torch.ones if t.dtype == torch.bool else torch.zeros)(t.shape, dtype=t.dtype))
 
