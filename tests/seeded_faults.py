@@ -382,13 +382,13 @@ def split_sizes_are_reversed(patch: Patch) -> None:
 
 @fault("slices")
 def slice_bounds_off_by_one(patch: Patch) -> None:
-    old = fx_literals._moved
+    old = fx_literals.moved_entry
 
     def faulty(entry: Any, kept: Any, size: int) -> Any:
         moved = old(entry, kept, size)
         return [max(index - 1, 0) for index in moved] if isinstance(moved, list) else moved
 
-    patch.setattr(fx_literals, "_moved", faulty)
+    patch.setattr(fx_literals, "moved_entry", faulty)
 
 
 @fault("flips", "gather_repeated")

@@ -5,7 +5,7 @@ One row an operator of the torch host. Sizes that the program computes (`x.size(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node, Value
 from irtool.ops.movement import pad_amounts
+from irtool.planning.fx_arguments import argument, moved_entry, sizes_argument, span, stated_size, torch_name, with_sizes
 
 Ints = NDArray[np.int64]
 
@@ -36,7 +37,9 @@ class Literals:
     ) -> None:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
-        self._sized = {node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and _name(node.host) in _LISTS_SIZES}
+        self._sized = {
+            node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and torch_name(node.host) in _LISTS_SIZES
+        }
         self._examples = {host.name: example for host, example in graph.examples.items()}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
@@ -60,13 +63,13 @@ class Literals:
         node = self._sized.get(host.name)
         if node is None:
             return
-        key, listed = _sizes_argument(host)
+        key, listed = sizes_argument(host)
         new = self.sizes(node.output)
         if len(listed) != len(new):
             return
         fixed = [size if isinstance(arg, fx.Node) and examples[arg] != size else arg for arg, size in zip(listed, new, strict=True)]
         if fixed != list(listed):
-            self.set_args(node, *_with_sizes(host, key, fixed))
+            self.set_args(node, *with_sizes(host, key, fixed))
 
     def value(self, arg: Any) -> Any:
         """An argument as it was before slicing: a literal, or what the program computed for the example inputs."""
@@ -100,12 +103,12 @@ def _reshape(edits: Literals, node: Node) -> None:
         dim = owner.dim % len(node.input.sizes)
         owner.unflattened_size = new[dim : dim + len(owner.unflattened_size)]
         return
-    if owner is not None or _name(host) not in ("view", "reshape", "_unsafe_view", "unflatten"):
+    if owner is not None or torch_name(host) not in ("view", "reshape", "_unsafe_view", "unflatten"):
         return
-    if _name(host) == "unflatten":
-        dim, sizes = _get(host, 1, "dim"), list(_get(host, 2, "sizes") or _get(host, 2, "unflattened_size"))
+    if torch_name(host) == "unflatten":
+        dim, sizes = argument(host, 1, "dim"), list(argument(host, 2, "sizes") or argument(host, 2, "unflattened_size"))
         start = dim % len(node.input.sizes)
-        fixed = tuple(_size(old, new[start + i], node.output.sizes[start + i]) for i, old in enumerate(sizes))
+        fixed = tuple(stated_size(old, new[start + i], node.output.sizes[start + i]) for i, old in enumerate(sizes))
         edits.set_args(node, (host.args[0], dim, fixed), {})
         return
     _set_sizes(edits, node, host, new)
@@ -114,50 +117,26 @@ def _reshape(edits: Literals, node: Node) -> None:
 _LISTS_SIZES = frozenset({"view", "reshape", "_unsafe_view", "expand", "broadcast_to"})
 
 
-def _sizes_argument(host: fx.Node) -> tuple[str | None, Sequence[Any]]:
-    """The sizes that a call lists: by keyword, as one sequence, or as separate arguments."""
-    key = next((k for k in ("shape", "size", "sizes") if k in host.kwargs), None)
-    if key:
-        listed = host.kwargs[key]
-    else:
-        listed = host.args[1] if len(host.args) == 2 and isinstance(host.args[1], tuple | list) else host.args[1:]
-    return key, listed if isinstance(listed, tuple | list) else ()
-
-
-def _with_sizes(host: fx.Node, key: str | None, sizes: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call's arguments with other sizes, in the form in which they were."""
-    if key:
-        return host.args, {**host.kwargs, key: tuple(sizes)}
-    if len(host.args) == 2 and isinstance(host.args[1], tuple | list):
-        return (host.args[0], list(sizes)), dict(host.kwargs)
-    return (host.args[0], *sizes), dict(host.kwargs)
-
-
 def _set_sizes(edits: Literals, node: Node, host: fx.Node, new: tuple[int, ...]) -> None:
-    key, listed = _sizes_argument(host)
+    key, listed = sizes_argument(host)
     if len(listed) == len(new):
-        fixed = [_size(old, size, before) for old, size, before in zip(listed, new, node.output.sizes, strict=True)]
+        fixed = [stated_size(old, size, before) for old, size, before in zip(listed, new, node.output.sizes, strict=True)]
         if fixed != list(listed):
-            edits.set_args(node, *_with_sizes(host, key, fixed))
-
-
-def _size(old: Any, new: int, before: int) -> Any:
-    """A literal that stated the size before states the size after; -1 and computed sizes stay."""
-    return new if isinstance(old, int) and old == before and old != -1 else old
+            edits.set_args(node, *with_sizes(host, key, fixed))
 
 
 def _expand(edits: Literals, node: Node) -> None:
     host = edits.hosts[node.name]
-    if _name(host) in ("expand", "broadcast_to"):
+    if torch_name(host) in ("expand", "broadcast_to"):
         _set_sizes(edits, node, host, edits.sizes(node.output))
 
 
 def _split(edits: Literals, node: Node) -> None:
     host = edits.hosts[node.name]
-    name = _name(host)
+    name = torch_name(host)
     if name == "unbind":
         return
-    dim = _get(host, 2, "dim", 0)
+    dim = argument(host, 2, "dim", 0)
     axis = dim % len(node.input.sizes)
     new = [edits.sizes(output)[axis] for output in node.outputs]
     if new == [output.sizes[axis] for output in node.outputs]:
@@ -172,29 +151,25 @@ def _split(edits: Literals, node: Node) -> None:
 
 def _slice(edits: Literals, node: Node) -> None:
     host = edits.hosts[node.name]
-    name = _name(host)
+    name = torch_name(host)
     rank = len(node.input.sizes)
     if name == "getitem":
         index = host.args[1] if isinstance(host.args[1], tuple) else (host.args[1],)
         edits.set_args(node, (host.args[0], _new_index(edits, node, index)))
     elif name in ("narrow", "slice", "select"):
-        dim = _get(host, 1, "dim", 0) % rank
+        dim = argument(host, 1, "dim", 0) % rank
         kept = edits.kept(node.input, dim)
         if kept is None:
             return
-        first = edits.value(_get(host, 2, "start", None) if name != "select" else _get(host, 2, "index"))
+        first = edits.value(argument(host, 2, "start", None) if name != "select" else argument(host, 2, "index"))
         if name == "select":
             edits.set_args(node, (host.args[0], dim, int(np.searchsorted(kept, first % node.input.sizes[dim]))), {})
             return
         length = node.output.sizes[dim]
-        step = _get(host, 4, "step", 1) if name == "slice" else 1
+        step = argument(host, 4, "step", 1) if name == "slice" else 1
         old = np.arange((first or 0) % node.input.sizes[dim], node.input.sizes[dim], step)[:length]
-        start, stop = _run(np.searchsorted(kept, old[np.isin(old, kept)]))
+        start, stop = span(np.searchsorted(kept, old[np.isin(old, kept)]))
         edits.set_args(node, (host.args[0], dim, start, stop - start if name == "narrow" else stop), {})
-
-
-def _run(positions: Ints) -> tuple[int, int]:
-    return (int(positions[0]), int(positions[-1]) + 1) if positions.size else (0, 0)
 
 
 def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
@@ -212,27 +187,11 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
             axis += rank - explicit
             continue
         kept = edits.kept(node.input, axis)
-        new.append(entry if kept is None else _moved(edits.literal(entry), kept, node.input.sizes[axis]))
+        new.append(entry if kept is None else moved_entry(edits.literal(entry), kept, node.input.sizes[axis]))
         if kept is not None and isinstance(entry, fx.Node):
             _move_constant(edits, node, kept)
         axis += 1
     return tuple(new) if len(new) > 1 else new[0]
-
-
-def _moved(entry: Any, kept: Ints, size: int) -> Any:
-    if isinstance(entry, int):
-        return int(np.searchsorted(kept, entry % size))
-    if isinstance(entry, list | tuple) and all(type(item) is int for item in entry):
-        listed = np.array(entry) % size
-        return np.searchsorted(kept, listed[np.isin(listed, kept)]).tolist()
-    if not isinstance(entry, slice):
-        return entry
-    chosen = np.arange(size)[entry]
-    new = np.searchsorted(kept, chosen[np.isin(chosen, kept)])
-    start, stop = _run(new)
-    if new.size == stop - start:
-        return entry if entry == slice(None) else slice(start, stop)
-    return new.tolist()
 
 
 def _gather(edits: Literals, node: Node) -> None:
@@ -287,7 +246,7 @@ def _pad(edits: Literals, node: Node) -> None:
 def _filler(edits: Literals, node: Node) -> None:
     """Zeros that are concatenated to channels: as many as are left of them."""
     host, new, old = edits.hosts[node.name], edits.sizes(node.output), node.output.sizes
-    first = 1 if _name(host).startswith("new_") else 0
+    first = 1 if torch_name(host).startswith("new_") else 0
     keyed = "size" in host.kwargs
     packed = keyed or (len(host.args) > first and isinstance(host.args[first], tuple | list))
     listed = host.kwargs["size"] if keyed else host.args[first] if packed else host.args[first:]
@@ -322,7 +281,7 @@ def _conv(edits: Literals, node: Node) -> None:
     if owner is not None:
         owner.groups = new
         return
-    position = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6, "convolution": 8}.get(_name(host), 6)
+    position = {"conv_transpose1d": 6, "conv_transpose2d": 6, "conv_transpose3d": 6, "convolution": 8}.get(torch_name(host), 6)
     if "groups" in host.kwargs:
         edits.set_args(node, host.args, {**host.kwargs, "groups": new})
     elif not isinstance(host.args[position], fx.Node):
@@ -345,16 +304,6 @@ def _attention(edits: Literals, node: Node) -> None:
     host, size = edits.hosts[node.name], node.input.sizes[-1]
     if node.attrs.get("scale") is None and edits.sizes(node.input)[-1] != size:
         edits.set_args(node, host.args[:6], {**host.kwargs, "scale": size**-0.5})
-
-
-def _name(host: fx.Node) -> str:
-    if isinstance(host.target, torch._ops.OpOverload):
-        return host.target._schema.name.split("::")[1]
-    return str(getattr(host.target, "__name__", host.target))
-
-
-def _get(host: fx.Node, position: int, key: str, default: Any = None) -> Any:
-    return host.args[position] if len(host.args) > position else host.kwargs.get(key, default)
 
 
 EDITORS: dict[str, Callable[[Literals, Node], None]] = {

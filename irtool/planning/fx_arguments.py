@@ -1,0 +1,71 @@
+"""The arguments of a call in a traced program: sizes, indices and names, read and put back in the form they had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+Ints = NDArray[np.int64]
+
+
+def sizes_argument(host: fx.Node) -> tuple[str | None, Sequence[Any]]:
+    """The sizes that a call lists: by keyword, as one sequence, or as separate arguments."""
+    key = next((k for k in ("shape", "size", "sizes") if k in host.kwargs), None)
+    if key:
+        listed = host.kwargs[key]
+    else:
+        listed = host.args[1] if len(host.args) == 2 and isinstance(host.args[1], tuple | list) else host.args[1:]
+    return key, listed if isinstance(listed, tuple | list) else ()
+
+
+def with_sizes(host: fx.Node, key: str | None, sizes: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's arguments with other sizes, in the form in which they were."""
+    if key:
+        return host.args, {**host.kwargs, key: tuple(sizes)}
+    if len(host.args) == 2 and isinstance(host.args[1], tuple | list):
+        return (host.args[0], list(sizes)), dict(host.kwargs)
+    return (host.args[0], *sizes), dict(host.kwargs)
+
+
+def stated_size(old: Any, new: int, before: int) -> Any:
+    """A literal that stated the size before states the size after; -1 and computed sizes stay."""
+    return new if isinstance(old, int) and old == before and old != -1 else old
+
+
+def span(positions: Ints) -> tuple[int, int]:
+    """First position and end of a run."""
+    return (int(positions[0]), int(positions[-1]) + 1) if positions.size else (0, 0)
+
+
+def moved_entry(entry: Any, kept: Ints, size: int) -> Any:
+    """An index entry (an integer, a list, a slice) over a pruned axis, as it is among the positions that stay."""
+    if isinstance(entry, int):
+        return int(np.searchsorted(kept, entry % size))
+    if isinstance(entry, list | tuple) and all(type(item) is int for item in entry):
+        listed = np.array(entry) % size
+        return np.searchsorted(kept, listed[np.isin(listed, kept)]).tolist()
+    if not isinstance(entry, slice):
+        return entry
+    chosen = np.arange(size)[entry]
+    new = np.searchsorted(kept, chosen[np.isin(chosen, kept)])
+    start, stop = span(new)
+    if new.size == stop - start:
+        return entry if entry == slice(None) else slice(start, stop)
+    return new.tolist()
+
+
+def torch_name(host: fx.Node) -> str:
+    """The plain name of what a host node calls."""
+    if isinstance(host.target, torch._ops.OpOverload):
+        return host.target._schema.name.split("::")[1]
+    return str(getattr(host.target, "__name__", host.target))
+
+
+def argument(host: fx.Node, position: int, key: str, default: Any = None) -> Any:
+    """An argument by position or keyword."""
+    return host.args[position] if len(host.args) > position else host.kwargs.get(key, default)
