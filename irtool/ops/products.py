@@ -17,7 +17,7 @@ from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier
 from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, none, varying
 
-WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Output"})
+WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output"})
 """Operators whose rules look at all parts themselves."""
 BY_INPUT = frozenset(
     "Transpose Split Slice Gather Expand Roll Reshape Pad Reduce Softmax BatchNormalization LayerNormalization RMSNormalization "

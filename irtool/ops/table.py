@@ -6,7 +6,8 @@ from irtool.ir import onnx_targets
 from irtool.ir.fx_targets import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.barrier import barrier, graph_input, graph_output
 from irtool.ops.context import Rule
-from irtool.ops.contraction import attention, conv, einsum, embedding, linear, matmul
+from irtool.ops.contraction import attention, conv, embedding, linear, matmul
+from irtool.ops.einsum import einsum
 from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
 from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack, stretch
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce

@@ -177,3 +177,22 @@ class LayerNormOfMaps(nn.Module):
 
     def forward(self, *xs: Tensor) -> Tensor:
         return self.head(self.b(self.norm(self.a(xs[0]))))
+
+
+@case("einsum_heads", removed=0.4, aligned=False)
+class EinsumHeads(Tokens):
+    """Attention as Einstein sums, heads by their own letter, the projections parameters of two and three axes."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Parameter(torch.randn(16, 16) * 0.3) for _ in range(3))
+            self.out = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (torch.einsum("bnc,cd->bnd", x, w).reshape(x.shape[0], -1, 2, 8) for w in (self.q, self.k, self.v))
+            weights = torch.einsum("bnhd, bmhd -> bhnm", q, k).softmax(-1)
+            return self.out(torch.einsum("bhnm,bmhd->bnhd", weights, v).flatten(2))
+
+    def __init__(self) -> None:
+        super().__init__(EinsumHeads.Mixer())

@@ -1,0 +1,84 @@
+"""Einstein sums: each letter is an axis; channels along one letter meet in all operands that have it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from irtool.ir.graph import Node, Value
+from irtool.ops.barrier import barrier
+from irtool.ops.context import NONE, Context, is_none, none, varying
+
+Entry = tuple[int, Tensor]
+"""The number of an operand, and one of its label tensors over all letters."""
+
+
+def einsum(node: Node, ctx: Context) -> None:
+    """Labels along a letter are unified over the operands; those along a letter of the result pass on to it."""
+    parsed = _terms(node)
+    if parsed is None:
+        for value in node.inputs:
+            for labels in ctx.parts(value):
+                ctx.pin(node, labels.reshape(-1), f"einsum {node.attrs.get('equation')!r}")
+        barrier(node, ctx, f"einsum {node.attrs.get('equation')!r}")
+        return
+    terms, result = parsed
+    every = sorted(set("".join(terms)))
+    found: dict[str, list[Entry]] = {}
+    for index, (value, term) in enumerate(zip(node.inputs, terms, strict=True)):
+        for number, labels in enumerate(ctx.parts(value)):
+            last = term[varying(labels)[-1]] if varying(labels) else ""
+            for letter in term:
+                if ctx.decide(node, f"{index} {number} {letter}", letter == last):
+                    found.setdefault(letter, []).append((index, _over_letters(labels, term, every)))
+            if not last and not is_none(labels) and labels.numel() == 1:
+                ctx.pin(node, labels.reshape(-1), "a single channel that is broadcast over others")
+    met = {letter: _meet(node, ctx, letter, entries, terms) for letter, entries in sorted(found.items())}
+    kept = [labels for letter, labels in met.items() if labels is not None and letter in result]
+    order = [every.index(c) for c in result] + [every.index(c) for c in every if c not in result]
+    parts = [labels.permute(order).reshape([labels.shape[every.index(c)] for c in result]) for labels in kept]
+    ctx.put_parts(node.output, parts or [none(len(node.output.sizes))])
+
+
+def _terms(node: Node) -> tuple[list[str], str] | None:
+    """The operands' letters and the result's; None for what is not followed (ellipses, diagonals)."""
+    equation = str(node.attrs.get("equation", "")).replace(" ", "")
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        result = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    plain = all(term.isalpha() and len(set(term)) == len(term) for term in terms) and (not result or result.isalpha())
+    return (terms, result) if plain and len(terms) == len(node.inputs) else None
+
+
+def _over_letters(labels: Tensor, term: str, every: list[str]) -> Tensor:
+    """A label tensor with an axis for each letter."""
+    order = sorted(range(len(term)), key=lambda i: every.index(term[i]))
+    return labels.permute(order).reshape([labels.shape[term.index(c)] if c in term else 1 for c in every])
+
+
+def _meet(node: Node, ctx: Context, letter: str, entries: list[Entry], terms: list[str]) -> Tensor | None:
+    """Unify what lies along one letter; the labels that pass on, or None if they end here."""
+    numbers = [index for index, _ in entries]
+    having = [index for index, term in enumerate(terms) if letter in term]
+    if len(set(numbers)) < len(numbers):
+        for _, labels in entries:
+            ctx.pin(node, labels.reshape(-1), "einsum over two channels along one axis")
+        return None
+    if set(having) - set(numbers):  # another operand has positions there, or weighs whole heads
+        for _, labels in entries:
+            ctx.unify(node, labels.reshape(-1), torch.full((labels.numel(),), NONE, dtype=torch.int64))
+        return None
+    first = entries[0][1]
+    for _, labels in entries[1:]:
+        x, y = torch.broadcast_tensors(first, labels)
+        ctx.unify(node, x.reshape(-1), y.reshape(-1))
+        first = x if first.numel() < labels.numel() else first
+    weight = node.inputs[numbers[0]]
+    if ctx.decide(node, f"makes {letter}", len(having) == 1 and _is_weight(weight) and any(not v.is_param for v in node.inputs)):
+        ctx.produce(node, weight, terms[numbers[0]].index(letter))
+    return first
+
+
+def _is_weight(value: Value) -> bool:
+    return value.is_param and sum(size > 1 for size in value.sizes) > 1
