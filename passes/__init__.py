@@ -1,8 +1,10 @@
 """Passes, one a file. Importing this package registers them all."""
 
 from irtool.passes.dead_code import DeadCode
+from irtool.passes.equalise import Equalise
 from irtool.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from irtool.passes.fold_constants import FoldConstants
+from irtool.passes.fold_norm_forward import FoldNormForward
 from irtool.passes.insert_selects import InsertSelects
 from irtool.passes.lower_affine import LowerAffine
 from irtool.passes.prune import Prune, prune
@@ -13,8 +15,10 @@ from irtool.passes.widen_selects import WidenSelects
 
 __all__ = [
     "DeadCode",
+    "Equalise",
     "FoldBatchNorm",
     "FoldConstants",
+    "FoldNormForward",
     "InsertSelects",
     "LowerAffine",
     "Prune",

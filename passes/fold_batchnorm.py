@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
+from irtool.ops.affine import scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 
 _FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -90,22 +91,6 @@ def _fold(graph: Graph, node: Node) -> None:
     else:
         graph.give_bias(source, new_bias, f"folded_{source.name}")
     graph.bypass(node)
-
-
-def scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
-    """A batch norm as y = scale * x + shift, float64, shapes (channels,)."""
-    mean, var = node.operands["running_mean"].data, node.operands["running_var"].data
-    assert mean is not None
-    assert var is not None
-    gamma, beta = node.get("weight"), node.get("bias")
-    eps = node.attrs.get("eps")
-    scale = (var.double() + (1e-5 if eps is None else float(eps))).rsqrt()
-    if gamma is not None and gamma.data is not None:
-        scale = scale * gamma.data.double()
-    shift = -mean.double() * scale
-    if beta is not None and beta.data is not None:
-        shift = shift + beta.data.double()
-    return scale, shift
 
 
 def _inputs_first(node: Node) -> bool:

@@ -16,8 +16,9 @@ from irtool.backends import OnnxSession
 from irtool.backends.agreement import relative_error
 from irtool.errors import OptionError
 from irtool.models import PreResNet
-from irtool.passes import LowerAffine, WidenSelects
+from irtool.passes import Equalise, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import make
+from irtool.planning.check import difference
 from irtool.quant import place
 from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
@@ -197,3 +198,104 @@ def test_the_search_finds_the_fewest_layers(count: int) -> None:
 def test_the_search_says_when_nothing_helps_and_puts_back_what_it_can() -> None:
     assert fewest_float(["a", "b"], lambda floating: False) is None
     assert fewest_float(["a", "b", "c"], lambda floating: "c" in floating) == ("c",)
+
+
+FORWARD = {
+    "1x1": (nn.Conv2d(6, 4, 1), (2, 6, 5, 5)),
+    "unpadded": (nn.Conv2d(6, 4, 3, stride=2, bias=False), (2, 6, 8, 8)),
+    "grouped": (nn.Conv2d(6, 4, 3, groups=2), (2, 6, 7, 7)),
+    "depthwise": (nn.Conv2d(6, 6, 3, groups=6, bias=False), (2, 6, 7, 7)),
+    "linear": (nn.Linear(6, 4), (3, 6)),
+}
+
+
+@pytest.mark.parametrize("host", ["torch", "onnx"])
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_norm_before_a_layer_folds_exactly(name: str, host: str, tmp_path: Path) -> None:
+    layer, shape = FORWARD[name]
+    before = nn.BatchNorm2d(6) if len(shape) == 4 else nn.BatchNorm1d(6)
+    before.weight.data, before.bias.data, before.running_mean, before.running_var = map(torch.from_numpy, norm(3, 6))
+    graph = irtool.trace(nn.Sequential(before, layer).eval(), torch.zeros(shape))
+    if host == "onnx":
+        irtool.export_onnx(graph, tmp_path / "net.onnx")
+        read = irtool.load_onnx(tmp_path / "net.onnx", [shape])
+        result = FoldNormForward()(read)
+        assert same(read, result.graph, tmp_path) <= 2e-6
+    else:
+        graph = graph.to(torch.float64)
+        result = FoldNormForward()(graph)
+        x = torch.randn(shape, dtype=torch.float64)
+        assert difference(graph.run(x), result.graph.run(x))[1] <= 1e-12
+    assert "BatchNormalization" not in [node.op for node in result.graph.nodes]
+
+
+def test_a_shift_before_zero_padding_stays_and_a_scale_alone_folds() -> None:
+    before = nn.BatchNorm2d(6)
+    before.weight.data, before.bias.data, before.running_mean, before.running_var = map(torch.from_numpy, norm(3, 6))
+    net = nn.Sequential(before, nn.Conv2d(6, 4, 3, padding=1)).eval()
+    result = FoldNormForward()(irtool.trace(net, torch.zeros(2, 6, 5, 5)))
+    assert not result.changed
+    assert "pads with zeros" in result.notes[0]
+    before.bias.data, before.running_mean = torch.zeros(6), torch.zeros(6)
+    graph = irtool.trace(net, torch.zeros(2, 6, 5, 5)).to(torch.float64)
+    result = FoldNormForward()(graph)
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    assert result.changed
+    assert difference(graph.run(x), result.graph.run(x))[1] <= 1e-12
+
+
+def test_padding_at_the_end_alone_is_seen(tmp_path: Path) -> None:
+    constants = dict(zip(("g", "b", "m", "v"), norm(0, 4), strict=True)) | {"w": np.ones((2, 4, 3, 3), np.float32)}
+    nodes = [
+        helper.make_node("BatchNormalization", ["x", "g", "b", "m", "v"], ["t"]),
+        helper.make_node("Conv", ["t", "w"], ["y"], pads=[0, 0, 1, 1]),
+    ]
+    assert not FoldNormForward()(onnx_graph(tmp_path, nodes, constants, (2, 4, 6, 6))).changed
+
+
+class Chain(nn.Module):
+    """Convolutions whose channels differ in size by orders of magnitude."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.c, self.d = nn.Conv2d(8, 6, 1, bias=False), nn.Conv2d(6, 4, 3)
+        size = torch.logspace(-2, 2, 8)
+        self.a.weight.data *= size.reshape(-1, 1, 1, 1)
+        self.a.bias.data *= size
+        self.c.weight.data /= size.reshape(1, -1, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.max_pool2d(self.b(self.a(x).relu()), 2)
+        return self.d(torch.nn.functional.leaky_relu(self.c(x), 0.1)).clamp(0, 6)
+
+
+def test_equalising_is_exact_and_evens_the_channels_out() -> None:
+    torch.manual_seed(1)
+    graph = irtool.trace(Chain().eval(), torch.zeros(2, 3, 12, 12)).to(torch.float64)
+    result = Equalise(rounds=10)(graph)
+    assert result.notes == ("3 pairs of layers equalised",)
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    assert difference(graph.run(x), result.graph.run(x))[1] <= 1e-12
+
+    def spread(net: irtool.FxGraph) -> float:
+        reach = net.params["a.weight"].data.abs().flatten(1).amax(1)
+        return float(reach.max() / reach.min())
+
+    assert spread(result.graph) < 0.01 * spread(graph)
+
+
+def test_layers_with_other_readers_or_bounds_are_not_equalised() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1)).eval()
+    assert not Equalise()(irtool.trace(net, torch.zeros(1, 3, 4, 4))).changed
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            return self.b(y) + y
+
+    assert not Equalise()(irtool.trace(Twice().eval(), torch.zeros(1, 3, 4, 4))).changed

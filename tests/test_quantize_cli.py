@@ -66,7 +66,7 @@ def test_an_onnx_file_and_a_folder_without_classes(saved: Path, tmp_path: Path, 
     pictures.mkdir()
     for number, image in enumerate(load_data("digits", limit=60, channels=3).train.batches([torch.arange(60)]).__next__().numpy()):
         Image.fromarray(np.broadcast_to(image[0], image.shape[1:])).convert("RGB").save(pictures / f"{number}.png")
-    options = ["--calib", str(pictures), "--images", "32", "--runs", "3", "--max-drop", "50", "--no-sensitivity"]
+    options = ["--calib", str(pictures), "--images", "32", "--runs", "3", "--max-drop", "50", "--no-sensitivity", "--equalise"]
     assert run(["quantize", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "out"), *options]) == 0
     assert "agreement with float (28 images)  100.00 %" in capsys.readouterr().out
 

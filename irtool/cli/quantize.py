@@ -58,6 +58,7 @@ def quantize(
     ] = None,
     activations: Annotated[str | None, typer.Option(help="uint8 or int8. Default: uint8 for onnx; mnn has int8 only.")] = None,
     correct_bias: Annotated[bool, typer.Option(help="Take the mean of the weights' rounding error out of the biases.")] = True,
+    equalise: Annotated[bool, typer.Option(help="Equalise the ranges of channels between layers first.")] = False,
     sensitivity: Annotated[bool, typer.Option(help="Measure each layer alone, even where the accuracy holds.")] = True,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -79,7 +80,7 @@ def quantize(
         raise OptionError(
             f"--runs {runs}, --threads {threads}, --max-drop {max_drop}", remedy="Give at least 1 run and thread, and a drop of 0 or more."
         )
-    settings = Settings(backend.value, scheme, max_drop / 100, runs, threads, sensitivity, opset)
+    settings = Settings(backend.value, scheme, max_drop / 100, runs, threads, sensitivity, opset, equalise)
     with output_folder(out) as folder, screen() as progress:
         found = load_images(model, DataOptions(calib, mean, std, limit, image_size), data, images, progress)
         classes = found.scored.classes if found.labelled else ()

@@ -21,7 +21,7 @@ from irtool.cli.quantize_data import Images
 from irtool.cli.screen import Screen
 from irtool.errors import CheckError
 from irtool.ir import FxGraph, Graph, OnnxGraph
-from irtool.passes import FoldBatchNorm, LowerAffine, WidenSelects
+from irtool.passes import Equalise, FoldBatchNorm, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
 from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, layers_of, make_recipe, place, to_qdq
 from irtool.quant.prepare import prepared
@@ -47,6 +47,7 @@ class Settings:
         runs, threads: of the latency measurement.
         sensitivity: whether to measure each layer alone even where the accuracy holds.
         opset: of the ONNX file of a torch model.
+        equalise: whether channels are equalised between layers first.
     """
 
     backend: str
@@ -56,6 +57,7 @@ class Settings:
     threads: int
     sensitivity: bool
     opset: int = 17
+    equalise: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def quantize_graph(graph: Graph, images: Images, classes: tuple[str, ...], setti
         if engine.suffix != ".onnx":
             engine.convert(source, folder / f"float{engine.suffix}")
     with screen.stage("prepare the graph"):
-        model, notes = _prepare(graph, source, next(images.batches(8)), folder)
+        model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings.equalise)
     stats = _calibrate(model, settings.backend, images, screen)
     work = _Work(engine, settings, images, model, stats, folder, screen)
     before = work.score(folder / f"float{engine.suffix}", "score float")
@@ -266,11 +268,12 @@ def _write_float(graph: Graph, path: Path, images: Images, classes: tuple[str, .
         )
 
 
-def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path) -> tuple[ModelProto, tuple[str, ...]]:
+def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path, equalise: bool) -> tuple[ModelProto, tuple[str, ...]]:
     """The float file with the passes that make int8 worth it, shown to compute the same."""
     file = folder / "prepared.onnx"
     shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
-    done = Pipeline([FoldBatchNorm(), WidenSelects(0.5), LowerAffine()])(load_onnx(source, shapes))
+    passes = [FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5), LowerAffine(), *([Equalise()] if equalise else [])]
+    done = Pipeline(passes)(load_onnx(source, shapes))
     save_onnx(done.graph, file)
     model = prepared(onnx.load(str(file)))
     onnx.save(model, str(file))

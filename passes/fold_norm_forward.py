@@ -1,0 +1,94 @@
+"""Fold batch norms into the convolutions and linear layers behind them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from irtool.ir.graph import G, Graph, Node
+from irtool.ops.affine import float_param, grouped_inputs, pads_nothing, scale_and_shift
+from irtool.passmanager import Pass, PassResult, register
+
+
+@register
+@dataclass(frozen=True)
+class FoldNormForward(Pass):
+    """Multiply a batch norm's scale into the weights behind it, and what its shift adds into the bias. Exact in eval mode.
+
+    w'[o, i] = w[o, i] * scale[i], b'[o] = b[o] + sum over i and taps of w[o, i] * shift[i].
+
+    Given:  %b = BatchNormalization(%x, ...); %y = Conv(%b, @w)
+    Result: %y = Conv(%x, @w, @bias)
+
+    Left alone, with a note: a shift that is not 0 before a convolution with zero padding. The padding is 0 *behind* the shift,
+    so at the border less is added than the bias would.
+    """
+
+    name: ClassVar[str] = "fold_norm_forward"
+
+    def __call__(self, graph: G) -> PassResult[G]:
+        """Fold where it is exact."""
+        new = graph.clone()
+        readers = Counter(value.name for node in new.nodes for value in node.inputs if value.is_param)
+        notes, folded = [], 0
+        for node in list(new.nodes):
+            if node.op != "BatchNormalization" or node.get("running_mean") is None or node.get("running_var") is None:
+                continue
+            why = _refusal(new, node, readers)
+            if why is None:
+                _fold(new, node, node.output.uses[0])
+                folded += 1
+            elif why:
+                notes.append(f"{node.location}: {why}")
+        if not folded:
+            return PassResult(graph, False, tuple(notes))
+        new.tidied()
+        new.history = (*graph.history, {"step": self.name})
+        return PassResult(new, True, (f"{folded} batch norms folded into the layers behind them", *notes))
+
+
+def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
+    """Why a batch norm stays; an empty reason for one that simply has no layer right behind it."""
+    uses = node.output.uses
+    if len(uses) != 1 or node.output in graph.outputs or uses[0].op not in ("Conv", "Gemm") or uses[0].input is not node.output:
+        return ""
+    layer = uses[0]
+    weight, bias = layer.get("weight"), layer.get("bias")
+    if float_param(layer, "weight") is None or weight is None or not graph.accepts_bias(layer):
+        return f"the weight of {layer.location} is computed or quantised"
+    if readers[weight.name] > 1 or (bias is not None and readers[bias.name] > 1):
+        return f"the weight of {layer.location} is shared"
+    if bias is not None and float_param(layer, "bias") is None:
+        return f"the bias of {layer.location} is computed"
+    if layer.op == "Gemm":
+        return None if len(node.input.sizes) == 2 else ""
+    shifted = bool(scale_and_shift(node)[1].any())
+    return f"{layer.location} pads with zeros" if shifted and not pads_nothing(layer) else None
+
+
+def _fold(graph: Graph, node: Node, layer: Node) -> None:
+    scale, shift = scale_and_shift(node)
+    weight, old = layer.operands["weight"], float_param(layer, "bias")
+    data = float_param(layer, "weight")
+    assert data is not None
+    if layer.op == "Gemm":
+        rows = data.T if layer.attrs.get("transposed") else data  # (outputs, inputs)
+        added, scaled = rows @ shift, rows * scale
+        scaled = scaled.T if layer.attrs.get("transposed") else scaled
+    else:
+        groups = int(layer.attrs.get("groups") or 1)
+        grouped, each = grouped_inputs(data, groups), (groups, 1, -1, 1)
+        added = (grouped * shift.reshape(each)).sum((2, 3)).reshape(-1)
+        scaled = (grouped * scale.reshape(each)).reshape(data.shape)
+    kind = graph.params[weight.name].data
+    assert kind is not None
+    graph.set_param(weight.name, scaled.contiguous().to(kind.dtype))
+    bias = ((old if old is not None else torch.zeros_like(added)) + added).to(kind.dtype)
+    if old is not None:
+        graph.set_param(layer.operands["bias"].name, bias)
+    elif added.any():
+        graph.give_bias(layer, bias, f"folded_{layer.name}")
+    graph.bypass(node)
