@@ -19,7 +19,21 @@ import irtool.train
 from irtool.backends import MnnSession, OnnxSession
 from irtool.backends.mnn_layers import mnn_operators
 from irtool.errors import DataError, ExportError, OptionError
-from irtool.quant import Scheme, Statistics, affine, calibrate, channel_scales, export_mnn_int8, grid, make_recipe, observe, place, to_qdq
+from irtool.quant import (
+    Scheme,
+    Statistics,
+    affine,
+    calibrate,
+    channel_scales,
+    export_mnn_int8,
+    grid,
+    make_recipe,
+    mnn_own_int8,
+    observe,
+    place,
+    to_qdq,
+    weights_to_qdq,
+)
 from irtool.quant.affine import GRIDS
 from irtool.quant.mnn_int8 import matched
 from irtool.quant.observers import METHODS
@@ -270,3 +284,24 @@ def test_the_published_net_keeps_its_accuracy_in_both_engines(tmp_path: Path) ->
     assert accuracy(OnnxSession(tmp_path / "int8.onnx", 1)) >= expected - 0.01
     assert accuracy(MnnSession(tmp_path / "int8.mnn", 1)) >= expected - 0.01
     assert (tmp_path / "int8.onnx").stat().st_size <= 0.37 * (tmp_path / "float.onnx").stat().st_size
+
+
+def test_weights_alone_make_a_quarter_of_the_bytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = prepared(exported(irtool.models.VGG(11, width=0.25), tmp_path, (2, 3, 32, 32)))
+    light = weights_to_qdq(model)
+    onnx.checker.check_model(light, full_check=True)
+    assert light.ByteSize() < 0.28 * model.ByteSize()
+    x = images(8, (3, 32, 32))
+    assert sqnr(_run(light, x), _run(model, x)) > 30
+
+
+def test_the_quantiser_of_mnn_writes_its_file_and_no_other(tmp_path: Path) -> None:
+    exported(irtool.models.VGG(11, width=0.0625), tmp_path, (2, 3, 32, 32))
+    irtool.export_mnn(tmp_path / "float.onnx", tmp_path / "float.mnn")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
+    size = mnn_own_int8(tmp_path / "float.mnn", tmp_path / "own" / "int8.mnn", pixels, (0.5,) * 3, (0.25,) * 3)
+    assert [(path.name, path.stat().st_size) for path in (tmp_path / "own").iterdir()] == [("int8.mnn", size)]
+    assert MnnSession(tmp_path / "own" / "int8.mnn", 1).run(images(2, (3, 32, 32)))[0].shape == (2, 10)
+    with pytest.raises(OptionError, match="Choose one of KL"):
+        mnn_own_int8(tmp_path / "float.mnn", tmp_path / "x.mnn", pixels, (0.5,) * 3, (0.25,) * 3, method="best")

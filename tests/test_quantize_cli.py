@@ -102,3 +102,26 @@ def test_bad_options_say_what_to_do(
     said = capsys.readouterr().err
     assert remedy in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("backend", ["onnx", "mnn"])
+def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -> None:
+    options = [
+        "--calib",
+        "digits",
+        "--limit",
+        "100",
+        "--images",
+        "16",
+        "--runs",
+        "3",
+        "--weights-only",
+        "--backend",
+        backend,
+        "--max-drop",
+        "3",
+    ]
+    assert run(["quantize", str(saved), "--out", str(tmp_path / "light"), *options]) == 0
+    assert "weights alone save bytes, not time" in (said := capsys.readouterr().out) or "as fast as float" in said
+    report = json.loads((tmp_path / "light" / "report.json").read_text())
+    assert report["int8"]["bytes"] < 0.45 * report["float"]["bytes"]

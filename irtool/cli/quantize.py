@@ -59,6 +59,7 @@ def quantize(
     activations: Annotated[str | None, typer.Option(help="uint8 or int8. Default: uint8 for onnx; mnn has int8 only.")] = None,
     correct_bias: Annotated[bool, typer.Option(help="Take the mean of the weights' rounding error out of the biases.")] = True,
     equalise: Annotated[bool, typer.Option(help="Equalise the ranges of channels between layers first.")] = False,
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="Quantise weights alone: for size, computed in float.")] = False,
     sensitivity: Annotated[bool, typer.Option(help="Measure each layer alone, even where the accuracy holds.")] = True,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -75,12 +76,13 @@ def quantize(
 
     [bold]Example[/]: irtool quantize small --calib cifar10.zip --backend mnn --max-drop 0.3 --out small-int8
     """  # fmt: skip
+    weight_bits = 8 if weights_only and weight_bits is None else weight_bits  # nothing overflows in float
     scheme = _scheme(backend, method, weight_method, weight_bits, activations, correct_bias)
     if runs < 1 or threads < 1 or not max_drop >= 0:
         raise OptionError(
             f"--runs {runs}, --threads {threads}, --max-drop {max_drop}", remedy="Give at least 1 run and thread, and a drop of 0 or more."
         )
-    settings = Settings(backend.value, scheme, max_drop / 100, runs, threads, sensitivity, opset, equalise)
+    settings = Settings(backend.value, scheme, max_drop / 100, runs, threads, sensitivity, opset, equalise, weights_only)
     with output_folder(out) as folder, screen() as progress:
         found = load_images(model, DataOptions(calib, mean, std, limit, image_size), data, images, progress)
         classes = found.scored.classes if found.labelled else ()
@@ -142,7 +144,8 @@ def _table(outcome: Outcome, settings: Settings, images: Images) -> Table:
     table.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
     table.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
     layers = len(outcome.placement.layers)
-    table.caption = f"{layers} of {layers + len(outcome.floating)} layers in int8; ms: median, batch 1, {settings.threads} thread(s)"
+    kind = "weights alone are int8" if settings.weights_only else f"{layers} of {layers + len(outcome.floating)} layers in int8"
+    table.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
     table.caption_justify = "left"
     return table
 
@@ -153,6 +156,8 @@ def _verdict(outcome: Outcome, settings: Settings, images: Images, file: Path, b
     worse = f"int8 is worse by {drop:.2f} points, within the {100 * settings.max_drop:.2f} allowed" if drop > 0 else "int8 is no worse"
     if outcome.ratio <= 1:
         return f"{worse}, and {1 / outcome.ratio:.2f}x as fast as float."
+    if settings.weights_only:
+        return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
     reasons = [f"{borders} steps in and out of integers"]
     if settings.backend == "onnx":
         times = operator_times(file, [next(images.batches(1))])

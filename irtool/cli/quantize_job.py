@@ -23,7 +23,7 @@ from irtool.errors import CheckError
 from irtool.ir import FxGraph, Graph, OnnxGraph
 from irtool.passes import Equalise, FoldBatchNorm, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
-from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, layers_of, make_recipe, place, to_qdq
+from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, layers_of, make_recipe, place, to_qdq, weights_to_qdq
 from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
 from irtool.quant.sensitivity import Sensitivity, sensitivities
@@ -48,6 +48,7 @@ class Settings:
         sensitivity: whether to measure each layer alone even where the accuracy holds.
         opset: of the ONNX file of a torch model.
         equalise: whether channels are equalised between layers first.
+        weights_only: whether weights alone are quantised, for size.
     """
 
     backend: str
@@ -58,6 +59,7 @@ class Settings:
     sensitivity: bool
     opset: int = 17
     equalise: bool = False
+    weights_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ class Engine:
         session: opens one.
         convert: makes the float file from the float ONNX file.
         write: writes the int8 file for a prepared model, its statistics, a placement and a scheme.
+        lighten: writes a file with integer weights alone from the float ONNX file.
     """
 
     suffix: str
     session: Callable[[Path, int], Session]
     convert: Callable[[Path, Path], object]
     write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], object]
+    lighten: Callable[[Path, Path, Scheme], object]
 
 
 ENGINES = {
@@ -83,6 +87,9 @@ ENGINES = {
         OnnxSession,
         shutil.copyfile,
         lambda model, stats, placement, scheme, path: onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path)),
+        lambda source, path, scheme: onnx.save(
+            weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path)
+        ),
     ),
     "mnn": Engine(
         ".mnn",
@@ -91,6 +98,7 @@ ENGINES = {
         lambda model, stats, placement, scheme, path: export_mnn_int8(
             model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits
         ),
+        lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
     ),
 }
 
@@ -178,6 +186,9 @@ class _Work:
         self.scored: Split = images.scored if images.labelled else self._answered(images.scored)
 
     def placement(self, floating: tuple[str, ...]) -> Placement:
+        """Where integers are, in the file with these layers in float."""
+        if self.settings.weights_only:
+            return Placement((), {}, frozenset(), dict.fromkeys(range(len(self.model.graph.node)), "weights alone are integers"))
         return place(self.model, self.settings.backend, floating)
 
     def score(self, path: Path, task: str) -> float:
@@ -197,9 +208,10 @@ class _Work:
         found: list[Sensitivity] = []
         expected = 0.0
         fine = good(())
-        if not fine or self.settings.sensitivity:
+        if (not fine or self.settings.sensitivity) and not self.settings.weights_only:
             found, expected = self._sensitivities()
-        chosen: tuple[str, ...] | None = () if fine else fewest_float([entry.layer for entry in found], good)
+        order = [] if self.settings.weights_only else [entry.layer for entry in found]
+        chosen: tuple[str, ...] | None = () if fine else fewest_float(order, good) if order else None
         if chosen is None:
             raise CheckError(
                 f"int8 loses {100 * (before - scores[()]):.2f} points, and no mixture with float layers loses less than "
@@ -215,7 +227,10 @@ class _Work:
         path = self.folder / f"int8{self.engine.suffix}"
         name = f"int8, {len(floating)} of {len(layers_of(self.model))} layers in float"
         with self.screen.stage(f"write {name}"):
-            self.engine.write(self.model, self.stats, self.placement(floating), self.settings.scheme, path)
+            if self.settings.weights_only:
+                self.engine.lighten(self.folder / "float.onnx", path, self.settings.scheme)
+            else:
+                self.engine.write(self.model, self.stats, self.placement(floating), self.settings.scheme, path)
         return self.score(path, f"score {name}")
 
     def _sensitivities(self) -> tuple[list[Sensitivity], float]:

@@ -10,12 +10,12 @@ from irtool.quant.mnn_int8 import MnnInt8, export_mnn_int8
 from irtool.quant.mnn_own import mnn_own_int8
 from irtool.quant.observers import observe
 from irtool.quant.placement import Layer, Placement, layers_of, place
-from irtool.quant.qdq import to_qdq
+from irtool.quant.qdq import to_qdq, weights_to_qdq
 from irtool.quant.recipe import Recipe, Scheme, make_recipe
 from irtool.quant.statistics import Statistics
 from irtool.quant.weights import channel_scales
 
 __all__ = [
     "Affine", "Grid", "Layer", "MnnInt8", "Placement", "Recipe", "Scheme", "Statistics", "affine", "calibrate", "channel_scales", "export_mnn_int8",
-    "grid", "layers_of", "make_recipe", "mnn_own_int8", "observe", "place", "to_qdq",
+    "grid", "layers_of", "make_recipe", "mnn_own_int8", "observe", "place", "to_qdq", "weights_to_qdq",
 ]  # fmt: skip

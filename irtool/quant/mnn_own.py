@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,8 +56,8 @@ def mnn_own_int8(
         raise OptionError(f"method={method!r}", where="mnn_own_int8", remedy=f"Choose one of {', '.join(METHODS)}.")
     file = model_file(source, ".mnn").absolute()
     with replacing(path) as temporary, tempfile.TemporaryDirectory() as name:
-        temporary.unlink()  # that it wrote a file is the only sign of its success
         folder = Path(name)
+        written = folder / "int8.mnn"  # that it wrote a file is the only sign of its success; it leaves others beside it
         pictures = folder / "images"
         pictures.mkdir()
         for number, image in enumerate(images):
@@ -64,12 +65,13 @@ def mnn_own_int8(
         configuration = folder / "configuration.json"
         configuration.write_text(json.dumps(_configuration(pictures, images, mean, std, method)), encoding="utf-8")
         listing = folder / "arguments.json"
-        listing.write_text(json.dumps(["quantized.out", str(file), str(temporary.absolute()), str(configuration)]), encoding="utf-8")
+        listing.write_text(json.dumps(["quantized.out", str(file), str(written), str(configuration)]), encoding="utf-8")
         died, said = in_child(["quantise", str(listing)], folder, timeout)
-        if died or not temporary.exists():
+        if died or not written.exists():
             raise ExportError(
                 f"MNN's quantiser {died or 'wrote no file'}: {meaning(said)}", where=str(file), remedy="Use irtool's own scales instead."
             )
+        shutil.copyfile(written, temporary)
         return temporary.stat().st_size
 
 

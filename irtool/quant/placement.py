@@ -71,6 +71,11 @@ class Layer:
         """The weight as (output channels, everything else)."""
         return np.moveaxis(weight, self.axis, 0).reshape(weight.shape[self.axis], -1)
 
+    def unrows(self, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Rows as a weight of this shape: the inverse of `rows`."""
+        outputs_first = (shape[self.axis], *shape[: self.axis], *shape[self.axis + 1 :])
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(outputs_first), 0, self.axis))
+
 
 @dataclass(frozen=True)
 class Placement:

@@ -15,11 +15,35 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from irtool.errors import ExportError
 from irtool.ir.onnx_file import opset_of
 from irtool.quant.affine import Affine
-from irtool.quant.placement import Layer, Wiring
+from irtool.quant.placement import Layer, Placement, Wiring, layers_of
 from irtool.quant.recipe import QuantisedLayer, Recipe
+from irtool.quant.weights import channel_scales, integers_of, steps_of
 
 OLDEST = 13
 """The first operator set whose steps take one scale a channel."""
+
+
+def weights_to_qdq(model: ModelProto, method: str = "max", bits: int = 8) -> ModelProto:
+    """A copy whose layers' weights alone are int8, for size: engines make floats of them when they load the file.
+
+    Args:
+        model: a float model of operator set 13 or newer, constants as initializers.
+        method, bits: see `channel_scales`.
+
+    Raises:
+        ExportError: an older operator set.
+        OptionError: another method or number of bits.
+    """
+    wiring, layers = Wiring(model), layers_of(model)
+    found = {}
+    for layer in layers:
+        weight = wiring.array(layer.weight)
+        rows = layer.rows(weight).astype(np.float64)
+        scales = channel_scales(rows, method, bits)
+        found[layer.name] = QuantisedLayer(
+            layer.unrows(integers_of(rows, scales.astype(np.float64), steps_of(bits)), weight.shape), scales, None
+        )
+    return to_qdq(model, Recipe(Placement(layers, {}), {}, found))
 
 
 def to_qdq(model: ModelProto, recipe: Recipe) -> ModelProto:

@@ -110,8 +110,7 @@ def quantise_layer(wiring: Wiring, layer: Layer, given: Affine, scheme: Scheme, 
     if scheme.correct_bias and layer.op != "MatMul" and seen is not None and seen.means is not None:  # a MatMul has no bias
         shift = _shift(layer, integers * scales.astype(np.float64)[:, None] - rows, weight, seen.means)
         bias = (np.zeros(len(rows)) if bias is None else bias) - shift
-    moved = np.moveaxis(weight, layer.axis, 0).shape
-    return QuantisedLayer(np.ascontiguousarray(np.moveaxis(integers.reshape(moved), 0, layer.axis)), scales, bias)
+    return QuantisedLayer(layer.unrows(integers, weight.shape), scales, bias)
 
 
 def _shift(layer: Layer, error: np.ndarray, weight: np.ndarray, means: np.ndarray) -> np.ndarray:
