@@ -481,7 +481,7 @@ def unknown_operators_are_not_pinned(patch: Patch) -> None:
         patch.setattr(module, "rule_for", lambda op: table.RULES.get(op, faulty))
 
 
-@fault("rows_looked_up")
+@fault("shifted_weight")
 def computed_weights_are_not_pinned(patch: Patch) -> None:
     patch.setattr(Labels, "computed", Walk.computed)
 

@@ -38,8 +38,10 @@ def by_parts(rule: Rule, joins: Callable[[str], bool]) -> Rule:
     def applied(node: Node, ctx: Context) -> None:
         constant = node.op != "Input" and all(value.is_param or ctx.is_constant(value) for value in node.inputs)
         several = any(len(ctx.parts(value)) > 1 for value in node.inputs if constant or not value.is_param)
-        if not several or node.op in WHOLE or _looks_up(node):
+        if not several or node.op in WHOLE:
             rule(node, ctx)
+        elif _looks_up(node):
+            _rows(node, ctx) if constant and _is_rows(node) else rule(node, ctx)
         elif node.op in BY_INPUT:
             _each_part(node, ctx, rule)
         elif joins(node.op) or node.op in JOINING:
@@ -58,8 +60,26 @@ def by_parts(rule: Rule, joins: Callable[[str], bool]) -> Rule:
 
 
 def _looks_up(node: Node) -> bool:
-    """Whether rows of a table are fetched by an index tensor: its rows are positions, no channels."""
+    """Whether rows of a table are fetched by an index tensor: they are positions, no channels."""
     return node.op in ("Gather", "Slice") and len(node.inputs) > 1
+
+
+def _is_rows(node: Node) -> bool:
+    """Whether the index picks along axis 0 and nothing else."""
+    value, index = node.inputs[0], node.inputs[1]
+    first = not isinstance(node.attrs.get("dim"), int) or node.attrs["dim"] == 0
+    return len(node.inputs) == 2 and first and node.output.sizes == index.sizes + value.sizes[1:]
+
+
+def _rows(node: Node, ctx: Context) -> None:
+    """Rows of a table, fetched by number: each holds the channels that all rows hold, and which rows there are stays."""
+    kept, lead = [], len(node.inputs[1].sizes)
+    for number, labels in enumerate(ctx.parts(node.input)):
+        if ctx.decide(node, f"rows {number}", 0 in varying(labels)):
+            ctx.pin(node, labels.reshape(-1), "a table's rows are looked up by number")
+        else:
+            kept.append(labels.reshape((1,) * lead + tuple(labels.shape[1:])))
+    ctx.put_parts(node.output, kept or [none(len(node.output.sizes))])
 
 
 def _each_part(node: Node, ctx: Context, rule: Rule) -> None:

@@ -79,7 +79,7 @@ class TiedDecoder(nn.Module):
         return F.linear(self.mid(self.encoder(self.stem(x)).relu()), self.encoder.weight.t(), self.bias)
 
 
-@case("rows_looked_up", removed=0.3, reason="other values are computed from")
+@case("rows_looked_up", removed=0.3, reason="rows are looked up by number")
 class RowsLookedUp(nn.Module):
     """A second layer's weight is made of rows of the first one's, fetched by number: those must stay where they are."""
 
@@ -92,6 +92,19 @@ class RowsLookedUp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.mid(self.stem(x)).mean((2, 3))
         return self.one(self.first(x).relu()) + self.two(F.linear(x, self.first.weight[self.order]))
+
+
+@case("shifted_weight", removed=0.3, reason="other values are computed from", pinned=("weight is computed",))
+class ShiftedWeight(nn.Module):
+    """A weight that is read as it is, and shifted by what flows in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid, self.first, self.one, self.two = cbr(3, 32), cbr(32, 32), nn.Linear(32, 12), nn.Linear(12, 5), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mid(self.stem(x)).mean((2, 3))
+        return self.one(self.first(y).relu()) + self.two(F.linear(y, self.first.weight + x.mean()))
 
 
 @case("frozen", removed=0.65)
