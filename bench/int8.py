@@ -109,15 +109,17 @@ class Bench:
             export_mnn_int8(model, recipe, path, bits=scheme.weight_bits)
         return path
 
-    def accuracy(self, path: Path) -> float | None:
-        """Per cent of the test images."""
+    def accuracy(self, path: Path, images: int | None = None) -> float | None:
+        """Per cent of the test images, or of so many of them, evenly spread."""
         if self.data is None:
             return None
         session, right = SESSIONS[path.suffix](path, 1), 0
-        for start in range(0, len(self.labels), 100):
-            x = self.data.preprocessing.normalise(self.test[start : start + 100]).numpy()
-            right += int((session.run(x)[0].argmax(1) == self.labels[start : start + 100]).sum())
-        return 100 * right / len(self.labels)
+        chosen = np.linspace(0, len(self.labels) - 1, min(images or len(self.labels), len(self.labels))).astype(int)
+        for start in range(0, len(chosen), 100):
+            some = chosen[start : start + 100]
+            x = self.data.preprocessing.normalise(self.test[some]).numpy()
+            right += int((session.run(x)[0].argmax(1) == self.labels[some]).sum())
+        return 100 * right / len(chosen)
 
     def files(self) -> dict[str, Path]:
         """The files of the main table, by row."""
@@ -149,27 +151,31 @@ class Bench:
             rows = {name: path for name, path in files.items() if path.suffix == suffix}
             pairs = latency_pairs([session(path, threads) for path in rows.values()], [self.pixels[:1]], runs=100000, seconds=seconds)
             for name, one, ratio in zip(rows, pairs.latencies, pairs.ratios, strict=True):
-                found[name] = {"median_ms": one.median_ms, "ratio": ratio, "rounds": one.runs}
+                found[name] = {"median_ms": one.median_ms, "p10_ms": one.p10_ms, "ratio": ratio, "rounds": one.runs}
         return found
 
 
-def measure(bench: Bench, threads: list[int], seconds: float, experiments: bool) -> dict[str, Any]:
+def measure(bench: Bench, threads: list[int], seconds: float, experiments: int) -> dict[str, Any]:
     """All figures of one model."""
     files = bench.files()
-    rows = {name: {"bytes": path.stat().st_size, "accuracy": bench.accuracy(path)} for name, path in files.items()}
-    for name, row in rows.items():
-        print(f"  {name}: {row}", flush=True)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, path in files.items():
+        rows[name] = {"bytes": path.stat().st_size, "accuracy": bench.accuracy(path)}
+        print(f"  {name}: {rows[name]}", flush=True)
     found: dict[str, Any] = {"rows": rows, "latency": {str(n): bench.latency(files, n, seconds) for n in threads}}
     found["steps"] = {kind: len(steps(model, place(model))) for kind, model in bench.models.items()}
     x = [bench.pixels[:1]]
     found["profile_ms"] = {name: operator_times(path, x) for name, path in files.items() if path.suffix == ".onnx"}
     if experiments:
         found["experiments"] = {
-            engine: {name: bench.accuracy(bench.write("trial", "passed", engine, scheme)) for name, scheme in schemes.items()}
+            engine: {name: bench.accuracy(bench.write("trial", "passed", engine, scheme), experiments) for name, scheme in schemes.items()}
             for engine, schemes in SCHEMES.items()
         }
         for engine, scheme in (("onnx", ONNX), ("mnn", MNN)):
-            found["experiments"][engine]["channels equalised"] = bench.accuracy(bench.write("trial", "equalised", engine, scheme))
+            found["experiments"][engine]["channels equalised"] = bench.accuracy(
+                bench.write("trial", "equalised", engine, scheme), experiments
+            )
+        found["experiments"]["onnx"]["float"] = bench.accuracy(bench.folder / "float.onnx", experiments)
         print(f"  {found['experiments']}", flush=True)
     return found
 
@@ -197,6 +203,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="leave out all other models")
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--calibration", type=int, default=512)
+    parser.add_argument("--experiments", type=int, default=2000, help="images for the experiments on the published net; 0: none")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=20.0, help="of latency rounds, for each engine and number of threads")
     parser.add_argument("--out", type=Path, default=Path("bench/results/int8.json"))
@@ -213,7 +220,9 @@ def main() -> None:
         scored = data if name in given or name.startswith("published") else None
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(graph_of(name, given.get(name), options.shared), scored, Path(folder), options.calibration, options.images)
-            results["models"][name] = measure(bench, options.threads, options.seconds, experiments=name.startswith("published"))
+            results["models"][name] = measure(
+                bench, options.threads, options.seconds, options.experiments if name.startswith("published") else 0
+            )
         results["models"][name]["seconds"] = time.perf_counter() - begun
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,23 +32,30 @@ class FoldNormForward(Pass):
 
     def __call__(self, graph: G) -> PassResult[G]:
         """Fold where it is exact."""
-        new = graph.clone()
-        readers = Counter(value.name for node in new.nodes for value in node.inputs if value.is_param)
-        notes, folded = [], 0
-        for node in list(new.nodes):
+        readers = Counter(value.name for node in graph.nodes for value in node.inputs if value.is_param)
+        notes, chosen = [], []
+        for node in graph.nodes:
             if node.op != "BatchNormalization" or node.get("running_mean") is None or node.get("running_var") is None:
                 continue
-            why = _refusal(new, node, readers)
+            why = _refusal(graph, node, readers)
             if why is None:
-                _fold(new, node, node.output.uses[0])
-                folded += 1
+                chosen.append(node.name)
             elif why:
                 notes.append(f"{node.location}: {why}")
-        if not folded:
+        if not chosen:
             return PassResult(graph, False, tuple(notes))
-        new.tidied()
-        new.history = (*graph.history, {"step": self.name})
-        return PassResult(new, True, (f"{folded} batch norms folded into the layers behind them", *notes))
+        return PassResult(fold_named(graph, chosen), True, (f"{len(chosen)} batch norms folded into the layers behind them", *notes))
+
+
+def fold_named(graph: G, names: Sequence[str]) -> G:
+    """Fold these batch norms, whatever their values: a copy. The layers behind them have biases afterwards."""
+    new = graph.clone()
+    for name in names:
+        node = new.node(name)
+        _fold(new, node, node.output.uses[0])
+    new.tidied()
+    new.history = (*graph.history, {"step": FoldNormForward.name, "folded": list(names)})
+    return new
 
 
 def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
@@ -89,6 +97,6 @@ def _fold(graph: Graph, node: Node, layer: Node) -> None:
     bias = ((old if old is not None else torch.zeros_like(added)) + added).to(kind.dtype)
     if old is not None:
         graph.set_param(layer.operands["bias"].name, bias)
-    elif added.any():
+    else:
         graph.give_bias(layer, bias, f"folded_{layer.name}")
     graph.bypass(node)

@@ -299,3 +299,29 @@ def test_layers_with_other_readers_or_bounds_are_not_equalised() -> None:
             return self.b(y) + y
 
     assert not Equalise()(irtool.trace(Twice().eval(), torch.zeros(1, 3, 4, 4))).changed
+
+
+class Ahead(nn.Module):
+    """Batch norms before convolutions, one of them with a shift that zero padding forbids to fold; then a pair to equalise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1, bias=False)
+        self.kept, self.padded = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.padded(self.kept(self.conv(self.norm(x)).sigmoid())).relu())
+
+
+def test_what_these_passes_made_can_be_saved_and_loaded_into_the_class(tmp_path: Path) -> None:
+    net = Ahead().eval()
+    for module, channels in ((net.norm, 3), (net.kept, 4)):
+        module.weight.data, module.bias.data, module.running_mean, module.running_var = map(torch.from_numpy, norm(4, channels))
+    graph = irtool.trace(net, torch.zeros(2, 3, 6, 6))
+    made = Equalise()(FoldNormForward()(graph).graph).graph
+    assert [node.op for node in made.nodes].count("BatchNormalization") == 1
+    irtool.save(made, tmp_path / "made.safetensors")
+    x = torch.randn(2, 3, 6, 6)
+    for loaded in (irtool.load(tmp_path / "made.safetensors"), irtool.load(tmp_path / "made.safetensors", model=Ahead().eval())):
+        assert torch.equal(loaded.run(x), made.run(x))

@@ -10,6 +10,7 @@ import torch
 from irtool.errors import FileError
 from irtool.ir.fx_graph import FxGraph
 from irtool.passes import DeadCode, FoldBatchNorm, FoldConstants, InsertSelects, RemoveIdentity
+from irtool.passes.fold_norm_forward import fold_named
 from irtool.passmanager import Pass
 from irtool.planning.absorb import add_biases
 from irtool.planning.plan import Plan, find_rewrite
@@ -81,5 +82,7 @@ STEPS: dict[str, Callable[[FxGraph, Step], FxGraph]] = {
     "fold_constants": _again(FoldConstants),
     "recalibrate_batchnorm": _values_only,
     "reduce_width": _reduce_width,
+    "equalise": _values_only,
+    "fold_norm_forward": lambda graph, step: fold_named(graph, step["folded"]),
 }
 """How each step that a pass writes into `FxGraph.history` is done again. Each appends itself to the history."""
