@@ -41,7 +41,7 @@ def test_quantize_writes_a_smaller_file_that_answers_alike(
     assert report["int8"]["accuracy"] >= report["float"]["accuracy"] - 0.02
     assert report["int8"]["bytes"] < 0.45 * report["float"]["bytes"]
     assert f"{100 * report['int8']['accuracy']:.2f} %" in said
-    assert ("SLOWER" in said) == (report["latency_ratio"] > 1)
+    assert ("SLOWER" in said) == (report["latency_ratio"] > 1.05)
     layers = json.loads((out / "sensitivity.json").read_text())["layers"]
     assert len(layers) == 9
     assert [layer["sqnr_db"] for layer in layers] == sorted(layer["sqnr_db"] for layer in layers)
@@ -125,3 +125,35 @@ def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "weights alone save bytes, not time" in (said := capsys.readouterr().out) or "as fast as float" in said
     report = json.loads((tmp_path / "light" / "report.json").read_text())
     assert report["int8"]["bytes"] < 0.45 * report["float"]["bytes"]
+
+
+def test_an_old_file_with_a_batch_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Opset 11, weights made by ConstantOfShape and a batch of one written into a Reshape; names that the writer would choose too."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    constants = {"w0": draw.normal(size=(4, 3, 3, 3)), "w1": draw.normal(size=(10, 16)), "n0": np.array([4, 4, 1, 1])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "n0", pads=[1, 1, 1, 1], strides=[8, 8]),
+        helper.make_node("ConstantOfShape", ["n0"], ["d0"], "q0", value=numpy_helper.from_array(np.array([0.5], np.float32))),
+        helper.make_node("Conv", ["a", "d0"], ["b"], "n1"),
+        helper.make_node("Reshape", ["b", "s"], ["c"], "n2"),
+        helper.make_node("Gemm", ["c", "w1"], ["y"], "n3", transB=1),
+    ]
+    tensors = [numpy_helper.from_array(v.astype(np.int64 if k == "n0" else np.float32), k) for k, v in constants.items()]
+    tensors.append(numpy_helper.from_array(np.array([1, 16], np.int64), "s"))
+    graph = helper.make_graph(
+        nodes,
+        "old",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])],
+        tensors,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(tmp_path / "old.onnx"))
+    (tmp_path / "pictures").mkdir()
+    for number in range(12):
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+    for backend in ("onnx", "mnn"):
+        options = ["--calib", str(tmp_path / "pictures"), "--images", "8", "--runs", "2", "--max-drop", "60", "--backend", backend]
+        assert run(["quantize", str(tmp_path / "old.onnx"), "--out", str(tmp_path / backend), *options, "--no-sensitivity"]) == 0
+        assert "3 of 3 layers in int8" in capsys.readouterr().out

@@ -101,9 +101,14 @@ def calibration_batches(graph: OnnxGraph, data: Data | None, count: int) -> list
     return [(batch,) for batch in images.split(step) if len(batch) == step]
 
 
-def classifier(session: Session) -> Callable[[np.ndarray], np.ndarray]:
-    """An engine as a function from any number of images to their scores, (images, classes)."""
-    fixed = (session.inputs[0].shape or (None,))[0]
+def classifier(session: Session, batch: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """An engine as a function from any number of images to their scores, (images, classes).
+
+    Args:
+        session: an engine with a model.
+        batch: the batch that is written into the model, where the engine does not know (MNN does not).
+    """
+    fixed = batch or (session.inputs[0].shape or (None,))[0]
 
     def run(images: np.ndarray) -> np.ndarray:
         step, parts = fixed or len(images), []

@@ -29,6 +29,9 @@ from irtool.quant.weights import steps_of
 from irtool.report.sensitivity import plot_sensitivity, write_sensitivity
 from irtool.train import Data
 
+NOISE = 0.05
+"""Ratios of latencies that are this near to 1 say nothing."""
+
 
 class Backend(StrEnum):
     """The engine that the int8 file is for."""
@@ -154,8 +157,8 @@ def _verdict(outcome: Outcome, settings: Settings, images: Images, file: Path, b
     """One line: whether int8 is worth it here, and if not, why."""
     drop = 100 * (outcome.before.accuracy - outcome.after.accuracy)
     worse = f"int8 is worse by {drop:.2f} points, within the {100 * settings.max_drop:.2f} allowed" if drop > 0 else "int8 is no worse"
-    if outcome.ratio <= 1:
-        return f"{worse}, and {1 / outcome.ratio:.2f}x as fast as float."
+    if outcome.ratio <= 1 + NOISE:
+        return f"{worse}, and {f'{1 / outcome.ratio:.2f}x' if outcome.ratio < 1 - NOISE else 'about'} as fast as float."
     if settings.weights_only:
         return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
     reasons = [f"{borders} steps in and out of integers"]

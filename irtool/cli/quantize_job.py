@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import torch
 from onnx import ModelProto
 
@@ -19,12 +20,14 @@ from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export
 from irtool.cli.onnx_job import classifier
 from irtool.cli.quantize_data import Images
 from irtool.cli.screen import Screen
-from irtool.errors import CheckError
+from irtool.errors import CheckError, ExportError
 from irtool.ir import FxGraph, Graph, OnnxGraph
-from irtool.passes import Equalise, FoldBatchNorm, FoldNormForward, LowerAffine, WidenSelects
+from irtool.ir.onnx_file import opset_of
+from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
 from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, layers_of, make_recipe, place, to_qdq, weights_to_qdq
 from irtool.quant.prepare import prepared
+from irtool.quant.qdq import OLDEST
 from irtool.quant.search import fewest_float
 from irtool.quant.sensitivity import Sensitivity, sensitivities
 from irtool.report.chain import Chain, files_link, takes_any_batch
@@ -32,6 +35,8 @@ from irtool.train import Status, evaluate
 from irtool.train.split import MemorySplit, Split
 
 SCORE_BATCH = 64
+RENEWED = 17
+"""The operator set that older files are converted to."""
 SENSITIVITY_IMAGES = 512
 LATENCY_SECONDS = 10.0
 
@@ -153,7 +158,9 @@ def quantize_graph(graph: Graph, images: Images, classes: tuple[str, ...], setti
             engine.convert(source, folder / f"float{engine.suffix}")
     with screen.stage("prepare the graph"):
         model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings.equalise)
-    stats = _calibrate(model, settings.backend, images, screen)
+    if not layers_of(model):
+        raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
+    stats = _calibrate(model, _fixed_batch(source), settings.backend, images, screen)
     work = _Work(engine, settings, images, model, stats, folder, screen)
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
@@ -182,7 +189,7 @@ class _Work:
         screen: Screen,
     ) -> None:
         self.engine, self.settings, self.model, self.stats, self.folder, self.screen = engine, settings, model, stats, folder, screen
-        self.images = images
+        self.images, self.batch = images, _fixed_batch(folder / "float.onnx")
         self.scored: Split = images.scored if images.labelled else self._answered(images.scored)
 
     def placement(self, floating: tuple[str, ...]) -> Placement:
@@ -194,7 +201,7 @@ class _Work:
     def score(self, path: Path, task: str) -> float:
         """Accuracy on all scored images, as a share."""
         session = self.engine.session(path, self.settings.threads)
-        return evaluate(classifier(session), self.scored, SCORE_BATCH, progress=self.screen, task=task).accuracy
+        return evaluate(classifier(session, self.batch), self.scored, SCORE_BATCH, progress=self.screen, task=task).accuracy
 
     def search(self, before: float) -> tuple[tuple[str, ...], float, list[Sensitivity], float]:
         """The layers to leave in float, the accuracy with them, and the sensitivities if they were measured. The file is written."""
@@ -255,7 +262,7 @@ class _Work:
         """Unlabelled images, with the float model's answers for labels: accuracy is then agreement."""
         session = self.engine.session(self.folder / f"float{self.engine.suffix}", self.settings.threads)
         pixels = next(iter(split.batches([torch.arange(len(split))])))
-        scores = classifier(session)(split.preprocessing.normalise(pixels).numpy())
+        scores = classifier(session, self.batch)(split.preprocessing.normalise(pixels).numpy())
         classes = tuple(map(str, range(scores.shape[1])))
         return MemorySplit(pixels, torch.from_numpy(scores.argmax(1)), classes, split.preprocessing)
 
@@ -287,22 +294,39 @@ def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path, equal
     """The float file with the passes that make int8 worth it, shown to compute the same."""
     file = folder / "prepared.onnx"
     shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
-    passes = [FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5), LowerAffine(), *([Equalise()] if equalise else [])]
+    passes = [FoldConstants(), FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5), LowerAffine(), *([Equalise()] if equalise else [])]
     done = Pipeline(passes)(load_onnx(source, shapes))
     save_onnx(done.graph, file)
-    model = prepared(onnx.load(str(file)))
+    model = prepared(_renewed(onnx.load(str(file))))
     onnx.save(model, str(file))
-    step = OnnxSession(source).inputs[0].shape
-    whole = sample if step is None or step[0] is None else np.resize(sample, (step[0], *sample.shape[1:]))
+    step = _fixed_batch(source)
+    whole = sample if step is None else np.resize(sample, (step, *sample.shape[1:]))
     Chain((files_link(source, file, (torch.from_numpy(whole),)),)).require()
     file.unlink()
     return model, done.notes
 
 
-def _calibrate(model: ModelProto, backend: str, images: Images, screen: Screen) -> Mapping[str, Statistics]:
+def _renewed(model: ModelProto) -> ModelProto:
+    """The model in an operator set whose quantise steps take one scale a channel."""
+    if (opset_of(model) or OLDEST) >= OLDEST:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, RENEWED)
+    except Exception as error:  # the converter's C++ part raises types of its own
+        raise ExportError(
+            f"operator set {opset_of(model)} cannot be converted to {RENEWED}",
+            where="quantize",
+            remedy=f"Export the model with opset {OLDEST} or newer.",
+        ) from error
+
+
+def _fixed_batch(path: Path) -> int | None:
+    """The batch that is written into a file; None if it is free."""
+    return (OnnxSession(path).inputs[0].shape or (None,))[0]
+
+
+def _calibrate(model: ModelProto, fixed: int | None, backend: str, images: Images, screen: Screen) -> Mapping[str, Statistics]:
     total = min(images.count, len(images.calibration))
-    first = model.graph.input[0].type.tensor_type.shape.dim[0]
-    fixed = first.dim_value or None
     batches = images.batches(fixed or 32)
     whole = (batch for batch in batches if fixed is None or len(batch) == fixed)
     return calibrate(

@@ -79,7 +79,7 @@ class _Writer:
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.before: dict[int, list[NodeProto]] = {}
         self.after: dict[str, list[NodeProto]] = {}
-        self.taken = {name for node in self.nodes for name in (*node.input, *node.output)}
+        self.taken = {name for node in self.nodes for name in (*node.input, *node.output, node.name)}
         self.zeros: dict[tuple[str, int], str] = {}
         self.counts: Counter[str] = Counter()
 
