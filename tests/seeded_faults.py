@@ -305,6 +305,11 @@ def attention_takes_the_keys_channels(patch: Patch) -> None:
     outputs(patch, "Attention", lambda labels, node: labels.roll(1, -1))
 
 
+@fault("position_bias")
+def an_attention_mask_is_overlooked(patch: Patch) -> None:
+    patch.setattr(contraction, "pin_value", lambda node, ctx, value, reason: None)
+
+
 @fault("einsum")
 def einsum_does_not_unify(patch: Patch) -> None:
     rule = table.RULES["Einsum"]

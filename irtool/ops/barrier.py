@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from irtool.ir.graph import Node
+from irtool.ir.graph import Node, Value
 from irtool.ops.context import Context, none
 
 _RECURRENT, _ORDERED, _DISTANCE = "a recurrent layer ties its gates together", "orders values by size", "a distance sums over channels"
@@ -27,14 +27,20 @@ def barrier(node: Node, ctx: Context, reason: str | None = None) -> None:
     """Pin every channel that flows in; nothing that flows out is a channel."""
     why = reason or REASONS.get(short_name(node.callee)) or f"flows into {node.callee}, which irtool does not know"
     for value in node.inputs:
-        if value.shape is not None:
-            for labels in ctx.parts(value):
-                ctx.pin(node, labels.reshape(-1), why)
-            if value.is_param:
-                for axis in range(len(value.sizes)):
-                    ctx.pin(node, ctx.param(value, axis), why)
+        pin_value(node, ctx, value, why)
     for output in node.outputs:
         ctx.put(output, none(len(output.sizes)))
+
+
+def pin_value(node: Node, ctx: Context, value: Value, reason: str) -> None:
+    """Pin every channel of one value."""
+    if value.shape is None:
+        return
+    for labels in ctx.parts(value):
+        ctx.pin(node, labels.reshape(-1), reason)
+    if value.is_param:
+        for axis in range(len(value.sizes)):
+            ctx.pin(node, ctx.param(value, axis), reason)
 
 
 def graph_input(node: Node, ctx: Context) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.barrier import barrier
+from irtool.ops.barrier import barrier, pin_value
 from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
 from irtool.ops.products import matmul_parts, source_of
 
@@ -213,7 +213,10 @@ def matmul(node: Node, ctx: Context) -> None:
 
 
 def attention(node: Node, ctx: Context) -> None:
-    """softmax(q k^T * scale) v: q and k lose the same entries of each head; the result has v's channels."""
+    """softmax(q k^T * scale + mask) v: q and k lose the same entries of each head; the result has v's channels; heads stay."""
+    mask = node.get("attn_mask")
+    if mask is not None:
+        pin_value(node, ctx, mask, "an attention mask weighs all channels of a head")
     q, k, v = ctx.of(node.input), ctx.of(node.operands["key"]), ctx.of(node.operands["value"])
     for labels, value in ((q, node.input), (k, node.operands["key"]), (v, node.operands["value"])):
         if value.sizes[-2] > 1 and labels.shape[-2] > 1:

@@ -220,6 +220,24 @@ class ScaledDotProduct(nn.Module):
         return self.out(y.transpose(1, 2).reshape(2, 4, 24).mean(1))
 
 
+@case("position_bias", removed=0.5, aligned=False, reason="an attention mask weighs all channels of a head")
+class PositionBias(nn.Module):
+    """A small net makes a bias for each head from where two tokens are (Swin V2); each head weighs many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.qkv, self.out = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 36), nn.Linear(12, 5)
+        self.bias = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 3))
+        self.register_buffer("offsets", torch.randn(4, 4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(x).view(2, 4, 3, 3, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.bias(self.offsets).permute(2, 0, 1).unsqueeze(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(y.transpose(1, 2).reshape(2, 4, 12).mean(1))
+
+
 @case("channel_attention", inexact=("softmax over channels",))
 class ChannelAttention(Wrapped):
     """A product over positions leaves channels on both axes (DANet)."""
