@@ -147,7 +147,7 @@ def main() -> None:
         for found in measure(options.child, SCOPES[options.scope]):
             print(json.dumps(found), flush=True)
         return
-    from zoo import TOO_LARGE, timm_names, torchvision_names
+    from zoo import TIMM_OPTIONS, TOO_LARGE, timm_names, torchvision_names
 
     names = options.models or ([f"timm:{name}" for name in timm_names()] if options.timm else torchvision_names())
     skipped = [name for name in names if name in TOO_LARGE and not options.large]
@@ -160,6 +160,7 @@ def main() -> None:
             print("  ".join(cells(name, scope, found)), flush=True)
         table = [cells(*key.split(), found) for key, found in sorted(results.items())]  # type: ignore[arg-type]
         closing = summary(results) + ([f"left out for memory: {', '.join(skipped)}"] if skipped else [])
+        closing += [f"{name} built with {given}" for name, given in TIMM_OPTIONS.items()] if options.timm else []
         if not options.models:  # after each model, so that an interrupted run leaves what it has
             write(
                 which,
@@ -179,8 +180,11 @@ def earlier(which: str) -> dict[str, dict[str, Any]]:
 
 def write(which: str, closing: list[str], table: list[list[str]], results: dict[str, Any]) -> None:
     """JSON for programs, Markdown for people."""
+    from irtool.files import replacing
+
     (ROOT / "bench" / "results").mkdir(exist_ok=True)
-    (ROOT / "bench" / "results" / f"{which}.json").write_text(json.dumps(results, indent=1) + "\n")
+    with replacing(ROOT / "bench" / "results" / f"{which}.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
     lines = [
         f"# {which}",
         "",
