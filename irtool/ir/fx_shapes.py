@@ -26,7 +26,9 @@ def _same(operands: Mapping[str, Value], attrs: Mapping[str, Any], callee: str) 
     return next(iter(operands.values())).sizes
 
 
-def _same_value(operands: Mapping[str, Value], attrs: Mapping[str, Any], callee: str) -> tuple[int, ...]:
+def _same_value(operands: Mapping[str, Value], attrs: Mapping[str, Any], callee: str) -> tuple[int, ...] | None:
+    if "attn_mask" in operands:  # it must fit the heads, which torch checks
+        return None
     return (*operands["input"].sizes[:-1], operands["value"].sizes[-1]) if "value" in operands else _same(operands, attrs, callee)
 
 

@@ -40,7 +40,7 @@ _FAMILIES: dict[Rule, str] = {
     stack: "Stack",
     shuffle: "ChannelShuffle",
     stretch: "Expand",
-    movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold",
+    movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold Im2Col",
 }
 ELEMENTWISE = frozenset(
     {"StochasticDepth"}

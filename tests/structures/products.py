@@ -86,6 +86,25 @@ class TalkingHeads(Tokens):
         super().__init__(TalkingHeads.Mixer())
 
 
+@case("attention_bias", removed=0.5, reason="weighs several channels at once", aligned=False)
+class AttentionBias(Tokens):
+    """A small net makes a bias for each head, which torch's attention adds."""
+
+    class Mixer(HeadsOf):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(2, 12), nn.Linear(12, 2)
+            self.register_buffer("offsets", torch.randn(16, 16, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.heads(x)
+            bias = self.two(self.one(self.offsets).relu()).permute(2, 0, 1).unsqueeze(0)
+            return self.merged(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+    def __init__(self) -> None:
+        super().__init__(AttentionBias.Mixer())
+
+
 @case("cosine_attention", removed=0.45, inexact=("over channels",), aligned=False, rows=True)
 class CosineAttention(Tokens):
     """Queries and keys of length one, the length taken by hand (Swin V2)."""
