@@ -20,6 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import EngFormatter
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "bench" / "results" / "training"
@@ -170,9 +171,12 @@ def size_plot(results: Sequence[Result], line: str) -> str:
                 sizes, accuracies = [point.first[key] for point in points], [100 * point.accuracy for point in points]
                 axis.scatter(sizes, accuracies, marker=marker, label=kind, s=40)
         axis.set(xlabel=label, xscale="log")
+        for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            which(EngFormatter(sep=""))
+        axis.tick_params(axis="x", which="both", labelsize=7)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
-    axes[1].legend(fontsize="small")
+    axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _saved(figure, f"results-{line}-sizes.png")
 
 
