@@ -127,7 +127,7 @@ class Claim:
     Attributes:
         text: the pattern.
         one, other: names of runs.
-        least: the difference (one less other, in points) from which it counts as shown.
+        least: the difference (one less other, in points) above which it counts as shown.
     """
 
     text: str
@@ -162,7 +162,7 @@ def claims(results: Mapping[str, Result]) -> list[str]:
             continue
         one, other = results[claim.one], results[claim.other]
         points = 100 * (one.accuracy - other.accuracy)
-        lines.append(f"| {claim.text} | {one.shown()} | {other.shown()} | {points:+.2f} | {'yes' if points >= claim.least else '**no**'} |")
+        lines.append(f"| {claim.text} | {one.shown()} | {other.shown()} | {points:+.2f} | {'yes' if points > claim.least else '**no**'} |")
     return lines
 
 
