@@ -517,15 +517,3 @@ def recurrent_layers_read_the_wrong_features(patch: Patch) -> None:
 @fault("zeros_beside")
 def zeros_are_not_made_shorter(patch: Patch) -> None:
     patch.delitem(fx_literals.EDITORS, "Constant")
-
-
-@fault("attention_bias")
-def biases_of_heads_may_go(patch: Patch) -> None:
-    rule = table.RULES["Attention"]
-
-    def faulty(node: Node, ctx: Context) -> None:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(type(ctx), "pin", lambda self, node, labels, reason: None)
-            rule(node, ctx)
-
-    patch.setitem(table.RULES, "Attention", faulty)

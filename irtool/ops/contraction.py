@@ -221,9 +221,6 @@ def attention(node: Node, ctx: Context) -> None:
     for labels, value in ((q, node.input), (k, node.operands["key"]), (v, node.operands["value"])):
         if value.sizes[-2] > 1 and labels.shape[-2] > 1:
             ctx.pin(node, labels.reshape(-1), "attention over channels")
-    mask = node.get("attn_mask")
-    if mask is not None and not mask.is_param:
-        ctx.pin(node, ctx.of(mask).reshape(-1), "weighs several channels at once")
     x, y = torch.broadcast_tensors(q, k)
     if not (is_none(q) and is_none(k)):
         ctx.unify(node, x.reshape(-1), y.reshape(-1))

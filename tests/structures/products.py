@@ -86,7 +86,7 @@ class TalkingHeads(Tokens):
         super().__init__(TalkingHeads.Mixer())
 
 
-@case("attention_bias", removed=0.5, reason="weighs several channels at once", aligned=False)
+@case("attention_bias", removed=0.5, reason="an attention mask weighs all channels of a head", aligned=False)
 class AttentionBias(Tokens):
     """A small net makes a bias for each head, which torch's attention adds."""
 
