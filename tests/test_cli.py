@@ -27,19 +27,6 @@ MODEL = "VGG:depth=11,width=0.0625"
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line: its exit code, and what it wrote to stdout and stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        written = capsys.readouterr()
-        return code, written.out, written.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights whose batch norms are not the identity."""

@@ -22,19 +22,6 @@ from irtool.report.chain import mnn_link
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line: its exit code, and what it wrote to stdout and stderr."""
-
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        written = capsys.readouterr()
-        return code, written.out, written.err
-
-    return call
-
-
 def digits_net(batch: int | str = "N") -> onnx.ModelProto:
     """A classifier of 16x16 images with a residual, a batch norm to fold and one that stays."""
     n = Net(13, (batch, 3, 16, 16))

@@ -57,6 +57,7 @@ def folder(graphs: tuple[FxGraph, FxGraph], tmp_path: Path) -> Path:
         "max_abs": 1e-15,
         "tolerance": 1e-9,
         "ok": True,
+        "verdict": "holds",
         "note": "",
         "diverges": "",
     }

@@ -76,11 +76,13 @@ function margin(link) {
 function chain(data) {
   const links = data.report.chain;
   if (!links?.length) return null;
-  const rows = links.map((link) => [link.name, h("span", {class: link.ok ? "holds" : "broken"}, link.ok ? "holds" : "BROKEN"), link.arithmetic,
+  const rows = links.map((link) => [link.name, h("span", {class: link.verdict.toLowerCase()}, link.verdict), link.arithmetic,
     fmt.small(link.relative), fmt.small(link.tolerance), margin(link)]);
   const notes = links.flatMap((link) => [link.note ? `${link.name}: ${link.note}` : "", link.diverges ? `${link.name}: first diverging node ${link.diverges}` : ""]).filter(Boolean);
-  const all = links.every((link) => link.ok);
-  return section("chain", "The chain of equality", all ? "Each step computes what the step before it computed, within the error that is allowed." : "A step does not compute what the step before it computed.",
+  const said = links.some((link) => link.verdict === "BROKEN") ? "A step does not compute what the step before it computed."
+    : links.some((link) => link.verdict === "unchecked") ? "A step could not be checked in numbers; the others compute what the step before them computed."
+      : "Each step computes what the step before it computed, within the error that is allowed.";
+  return section("chain", "The chain of equality", said,
     table("The chain of equality", ["Step", "", "Computed in", "Relative error", "Allowed", "On a log scale"], rows, {numeric: [3, 4]}), notes.map((note) => h("p", {class: "muted"}, note)));
 }
 

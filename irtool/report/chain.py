@@ -26,7 +26,6 @@ from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.planning import Plan
 from irtool.planning.check import TOLERANCE as EXACT
-from irtool.planning.check import TOLERANCE32 as MASKED32
 from irtool.planning.check import check_prune
 from irtool.report.divergence import before_saturation, first_in_mnn, first_in_onnx
 
@@ -47,7 +46,9 @@ class Link:
         relative: that, over the largest absolute output on the left.
         tolerance: what is allowed. In float64 it bounds `relative`; in float32 one of the two errors must be within it,
             so that outputs near zero are not held to less than rounding.
-        ok: whether the link holds.
+        ok: whether the link holds, or is not broken as far as could be checked.
+        unchecked: steps without a reference of their own. With any, the two need not agree in numbers, and only the proof
+            by labels stands.
         note: what else is worth knowing: inexact steps, border effects.
         diverges: the first node where the two part; empty if they do not, or if nothing tells.
     """
@@ -61,6 +62,12 @@ class Link:
     ok: bool
     note: str = ""
     diverges: str = ""
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """`holds`, `BROKEN` or `unchecked`."""
+        return "unchecked" if self.unchecked else "holds" if self.ok else "BROKEN"
 
     @property
     def name(self) -> str:
@@ -96,7 +103,7 @@ class Chain:
 
     def to_dict(self) -> list[dict[str, Any]]:
         """The links as JSON data."""
-        return [{"name": link.name, **asdict(link)} for link in self.links]
+        return [{"name": link.name, "verdict": link.verdict, **asdict(link)} for link in self.links]
 
 
 def masked_links(
@@ -120,14 +127,23 @@ def masked_links(
     found = check_prune(graph, plan, inputs, constants, batches)
     notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
     notes += [f"zero padding at the borders is not absorbed: it moves the outputs by {found.border:.1%}"] if found.border else []
+    notes += [f"no reference for {', '.join(found.unresolved)}: only proven by labels"] if found.unresolved else []
+    masked = Link(
+        "masked",
+        "sliced",
+        "float64" if isinstance(graph, FxGraph) else "float32",
+        found.max_abs,
+        found.relative,
+        found.tolerance,
+        found.ok or bool(found.unresolved),
+        "; ".join(notes),
+        unchecked=found.unresolved,
+    )
     if not isinstance(graph, FxGraph) or not isinstance(sliced, FxGraph):
-        notes += ["unchecked there: onnxruntime computes them over removed channels too"] if found.unresolved else []
-        fine = found.ok or bool(found.unresolved)
-        return (Link("masked", "sliced", "float32", found.max_abs, found.relative, MASKED32, fine, "; ".join(notes)),)
-    exact = Link("masked", "sliced", "float64", found.max_abs, found.relative, EXACT, found.ok, "; ".join(notes))
+        return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
     stored = compare(prune(graph.clone(_double), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
-    return exact, _link("sliced", "stored", "float64", stored, FLOAT32)
+    return masked, _link("sliced", "stored", "float64", stored, FLOAT32)
 
 
 def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:

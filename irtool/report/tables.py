@@ -13,6 +13,9 @@ from irtool.report.record import ENGINES, Measured
 _FILES = (("model", "model file"), ("onnx", "ONNX file"), ("mnn", "MNN file"))
 
 
+_COLOURS = {"holds": "green", "unchecked": "yellow", "BROKEN": "red"}
+
+
 def chain_table(chain: Chain) -> Table:
     """A row for each link: both errors, what is allowed, whether it holds."""
     table = Table(title="Chain of equality", title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -23,7 +26,7 @@ def chain_table(chain: Chain) -> Table:
     table.add_column("", no_wrap=True)
     notes = []
     for link in chain.links:
-        mark = "[green]holds[/]" if link.ok else "[red]BROKEN[/]"
+        mark = f"[{_COLOURS[link.verdict]}]{link.verdict}[/]"
         table.add_row(link.name, link.arithmetic, f"{link.max_abs:.2e}", f"{link.relative:.2e}", f"{link.tolerance:.0e}", mark)
         notes += [f"{link.name}: {note}" for note in (link.note, f"first diverging node {link.diverges}" if link.diverges else "") if note]
     table.caption, table.caption_justify = escape("\n".join(notes)) or None, "left"

@@ -1,0 +1,23 @@
+"""What several test files need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from irtool.cli.main import run
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line: its exit code, and what it wrote to stdout and stderr."""
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        written = capsys.readouterr()
+        return code, written.out, written.err
+
+    return call

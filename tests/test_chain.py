@@ -1,0 +1,42 @@
+"""The chain of equality: what it says of a link that holds, is broken, or has no reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from rich.console import Console
+
+import irtool
+from irtool.errors import CheckError
+from irtool.planning.check import MaskedCheck
+from irtool.report import chain
+from irtool.report.chain import Chain, Link, masked_links
+from irtool.report.tables import chain_table
+
+
+def shown(*links: Link) -> str:
+    console = Console(width=160)
+    with console.capture() as written:
+        console.print(chain_table(Chain(links)))
+    return written.get()
+
+
+@pytest.mark.parametrize(("unresolved", "relative", "verdict"), [((), 1e-16, "holds"), ((), 0.1, "BROKEN"), (("mixer",), 0.1, "unchecked")])
+def test_a_step_without_a_reference_is_neither_right_nor_wrong(
+    unresolved: tuple[str, ...], relative: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = irtool.trace(irtool.models.VGG(11, width=0.0625).eval(), torch.zeros(1, 3, 32, 32))
+    plan = irtool.plan(graph, "l1", 0.5)
+    found = MaskedCheck(relative, relative, unresolved, 0.0, 0.0, unresolved, 1e-9)
+    monkeypatch.setattr(chain, "check_prune", lambda *arguments: found)
+    masked, stored = masked_links(graph, plan, irtool.prune(graph, plan), (torch.zeros(1, 3, 32, 32),))
+    assert masked.verdict == verdict
+    assert stored.verdict == "holds"
+    assert [line.split()[-1] for line in shown(masked).splitlines() if "masked" in line and "1e-09" in line] == [verdict]
+    if verdict == "BROKEN":
+        with pytest.raises(CheckError, match="please report the model"):
+            Chain((masked,)).require()
+    else:
+        Chain((masked,)).require()
+    assert ("no reference for mixer: only proven by labels" in masked.note) == bool(unresolved)
+    assert Chain((masked,)).to_dict()[0]["verdict"] == verdict
