@@ -202,24 +202,30 @@ def matmul_parts(node: Node, ctx: Context, a: Value, b: Value) -> None:
     ctx.put_parts(node.output, kept or [none(rank)])
 
 
+_STAYS = {"both": "a product of two axes that both carry one set of channels", "alone": "a single channel that is broadcast over others"}
+"""Places where a factor's channels cannot be told apart."""
+
+
 def _roles(node: Node, ctx: Context, value: Value, rank: int, side: str) -> dict[str, list[Tensor]]:
     """The parts of a factor by where they lie: on the summed axis, on the factor's own axis, or on the leading axes."""
     inner, own = (rank - 1, rank - 2) if side == "left" else (rank - 2, rank - 1)
-    found: dict[str, list[Tensor]] = {"inner": [], "rows": [], "columns": [], "batch": []}
+    found: dict[str, list[Tensor]] = {name: [] for name in ("inner", "rows", "columns", "batch", *_STAYS)}
     for number, part in enumerate(ctx.parts(value)):
         labels = align(part, rank)
         axes = varying(labels)
-        both = inner in axes and own in axes
-        if ctx.decide(node, f"{side} {number} both", both):
-            ctx.pin(node, labels.reshape(-1), "a product of two axes that both carry one set of channels")
-        elif ctx.decide(node, f"{side} {number} inner", inner in axes):
-            found["inner"].append(labels)
-        elif ctx.decide(node, f"{side} {number} own", own in axes):
-            found["rows" if side == "left" else "columns"].append(labels)
-        elif ctx.decide(node, f"{side} {number} batch", bool(axes)):
-            found["batch"].append(labels)
-        elif not is_none(labels):
-            ctx.pin(node, labels.reshape(-1), "a single channel that is broadcast over others")
+        places = {  # the first that holds is the part's role
+            "both": inner in axes and own in axes,
+            "inner": inner in axes,
+            "rows" if side == "left" else "columns": own in axes,
+            "batch": bool(axes),
+            "alone": not is_none(labels),
+        }
+        role = next((name for name, lies in places.items() if ctx.decide(node, f"{side} {number} {name}", lies)), None)
+        if role is not None:
+            found[role].append(labels)
+    for role, reason in _STAYS.items():
+        for labels in found[role]:
+            ctx.pin(node, labels.reshape(-1), reason)
     return found
 
 
