@@ -7,6 +7,7 @@ but it is worth having when something fails, so it is captured and not thrown aw
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
@@ -71,3 +72,6 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
+    # printf has a buffer of its own, which in a pipe would be written only at exit, when the screen is back.
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).fflush(None)
