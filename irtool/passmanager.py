@@ -13,6 +13,7 @@ from irtool.errors import CheckError, OptionError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
 from irtool.ir.graph import G, Graph
+from irtool.ir.onnx_graph import OnnxGraph
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class Pass:
             IrtoolError: the pass refuses, with the reason and what to do.
         """
         raise NotImplementedError
+
+
+def onnx_only(graph: Graph, name: str) -> OnnxGraph:
+    """The graph, for a pass that rewrites ONNX graphs alone.
+
+    Raises:
+        OptionError: it is a traced model.
+    """
+    if not isinstance(graph, OnnxGraph):
+        raise OptionError("works on ONNX graphs", where=name, remedy="Export the model and read it with irtool.load_onnx first.")
+    return graph
 
 
 REGISTRY: dict[str, type[Pass]] = {}

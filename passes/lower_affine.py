@@ -8,11 +8,10 @@ from typing import ClassVar, cast
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from irtool.errors import OptionError
 from irtool.ir import OnnxGraph
 from irtool.ir.graph import G
 from irtool.ir.onnx_affine import Affine, channel_affine, flowing, only_reader
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, PassResult, onnx_only, register
 
 
 @register
@@ -42,9 +41,7 @@ class LowerAffine(Pass):
         Raises:
             OptionError: the graph is not an ONNX graph.
         """
-        if not isinstance(graph, OnnxGraph):
-            raise OptionError("works on ONNX graphs", where=self.name, remedy="Export the model and read it with irtool.load_onnx first.")
-        new = graph.clone()
+        new = onnx_only(graph, self.name).clone()
         sizes = {value.name: value.shape for node in new.nodes for value in (*node.inputs, *node.outputs)}
         lowered, done = 0, set[int]()
         for node in list(new.host.nodes):

@@ -9,11 +9,10 @@ from typing import ClassVar, cast
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from irtool.errors import OptionError
 from irtool.ir import OnnxGraph
 from irtool.ir.graph import G
 from irtool.ir.onnx_affine import only_reader
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, PassResult, onnx_only, register
 
 _KEEPS_CHANNELS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
 _LAST_ROLES = {"BatchNormalization": (0.0, 0.0, 0.0, 1.0)}
@@ -55,9 +54,7 @@ class WidenSelects(Pass):
         Raises:
             OptionError: the graph is not an ONNX graph.
         """
-        if not isinstance(graph, OnnxGraph):
-            raise OptionError("works on ONNX graphs", where=self.name, remedy="Export the model and read it with irtool.load_onnx first.")
-        new = graph.clone()
+        new = onnx_only(graph, self.name).clone()
         sizes = {value.name: value.shape for node in new.nodes for value in (*node.inputs, *node.outputs)}
         left, widened = Counter[str](), 0
         for node in [node for node in new.host.nodes if node.op == "Gather"]:

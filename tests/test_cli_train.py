@@ -80,13 +80,15 @@ def test_an_earlier_run_is_not_overwritten_but_resumed(trained: Path, capsys: py
         (["--stage", "finetune", "--strength", "1e-3"], "It belongs to sparse"),
         (["--schedule", "linear"], "Choose one of: cosine"),
         (["--weights", "nothing.pth"], "Give the path of a .pth"),
+        (["--data", "nowhere"], "Give a folder"),
         (["--stage", "sparse", "--strength", "much"], '"from:to" for a ramp'),
     ],
 )
 def test_mistakes_are_one_line_with_a_remedy(words: list[str], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", NET, *SMALL, "--out", str(tmp_path), *words]) == 1
+    assert run(["train", NET, *SMALL, "--out", str(tmp_path / "out"), *words]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert remedy in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_onnx_file_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,20 @@ def test_bad_options_say_what_to_do(
     assert "Traceback" not in said
 
 
+def test_a_file_that_is_cut_off_and_one_with_foreign_metadata(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = tmp_path / "whole.onnx"
+    assert run(["export", str(saved), "--onnx", str(whole)]) == 0
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    model = onnx.load(str(whole))
+    onnx.helper.set_model_props(model, {"irtool.preprocessing": "{"})
+    onnx.save(model, str(whole))
+    for path, remedy in ((cut, "get a whole copy of it"), (whole, "Remove the entry irtool.preprocessing")):
+        capsys.readouterr()
+        assert run(["quantize", str(path), "--calib", "digits", "--out", str(tmp_path / "out")]) == 1
+        assert remedy in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("backend", ["onnx", "mnn"])
 def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -> None:
     options = [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,6 +84,20 @@ def test_tracing_shares_weights_and_leaves_the_model_alone() -> None:
 def test_data_dependent_control_flow_names_the_line_and_the_remedy() -> None:
     with pytest.raises(TraceError, match=r"test_trace.py:\d+.*leaf=, or trace the part before it"):
         irtool.trace(Dependent(), IMAGE)
+
+
+def test_the_line_is_found_wherever_the_user_keeps_it(tmp_path: Path) -> None:
+    folder = tmp_path / "torch" / "irtool"
+    folder.mkdir(parents=True)
+    code = "\n\n".join(map(inspect.getsource, (Plain, Dependent)))
+    (folder / "mine.py").write_text(f"import torch.nn.functional as F\nfrom torch import Tensor, nn\n\n\n{code}")
+    spec = importlib.util.spec_from_file_location("mine", folder / "mine.py")
+    assert spec is not None
+    assert spec.loader is not None
+    mine = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mine)
+    with pytest.raises(TraceError, match=r"mine.py:\d+.*leaf=, or trace the part before it"):
+        irtool.trace(mine.Dependent(), IMAGE)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 5, 8, 8), torch.zeros(2, 3)])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import irtool
@@ -21,11 +22,12 @@ from irtool.cli.screen import Screen
 from irtool.errors import GraphError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
-from irtool.ir.graph import Graph
+from irtool.ir.graph import G, Graph
 from irtool.passes import FoldBatchNorm, Prune
 from irtool.passes.prune import Constants
+from irtool.passmanager import PassResult
 from irtool.planning import Plan
-from irtool.report.chain import Chain, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
+from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
 from irtool.report.record import ENGINES, Measured, Report
 from irtool.report.run_folder import GRAPHS, PAGE
 from irtool.train import Data, evaluate
@@ -110,6 +112,45 @@ def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings
     return _measured(graph, data, *paths, {}, "evaluate the original", screen)
 
 
+def sliced_and_folded(
+    graph: G, data: Data | None, settings: Settings, screen: Screen
+) -> tuple[Plan, tuple[Any, ...], PassResult[G], PassResult[G], list[Link]]:
+    """The rewrite of either host: plan, slice, fold, each step compared with the one before it.
+
+    Returns:
+        The plan, the inputs of the comparisons, the sliced and the folded graph, and the links of the chain so far.
+
+    Raises:
+        CheckError: a step is wrong.
+        IrtoolError: a step cannot be taken.
+    """
+    with screen.stage("plan"):
+        plan = irtool.plan(graph, **settings.plan)
+    images = data.sample(CHECK_IMAGES) if data is not None else None
+    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
+    calibration = calibration_batches(graph, data, settings.calibrate)
+    with screen.stage("prune and fold"):
+        sliced = Prune(plan, settings.constants, calibration)(graph)
+        folded = FoldBatchNorm()(sliced.graph)
+    with screen.stage("check masked = sliced = folded"):
+        links = [
+            *masked_links(graph, plan, sliced.graph, inputs, settings.constants, calibration),
+            *folded_links(sliced.graph, folded.graph, inputs),
+        ]
+        Chain(tuple(links)).require()
+    return plan, inputs, sliced, folded, links
+
+
+def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
+    """Training images to measure means on, in batches that the graph takes; None if none are asked for."""
+    if data is None or not count:
+        return None
+    images = data.sample(count)
+    whole = fitting_inputs(graph, (images,))
+    step = len(images) if whole[0] is images else len(graph.example_inputs[0])
+    return [(batch,) for batch in images.split(step) if len(batch) == step]
+
+
 def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, screen: Screen) -> Compressed:
     """Plan, slice, fold and export into `folder`; every step is compared with the one before it.
 
@@ -117,21 +158,7 @@ def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Se
         CheckError: a step is wrong; nothing more is done.
         IrtoolError: a step cannot be taken.
     """
-    with screen.stage("plan"):
-        plan = irtool.plan(graph, **settings.plan)
-    images = data.sample(CHECK_IMAGES) if data is not None else None
-    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
-    calibration = [(data.sample(settings.calibrate),)] if data is not None and settings.calibrate else None
-    with screen.stage("prune and fold"):
-        sliced = Prune(plan, settings.constants, calibration)(graph)
-        folded = FoldBatchNorm()(sliced.graph)
-    links = []
-    with screen.stage("check masked = sliced = folded"):
-        links += [
-            *masked_links(graph, plan, sliced.graph, inputs, settings.constants, calibration),
-            *folded_links(sliced.graph, folded.graph, inputs),
-        ]
-        Chain(tuple(links)).require()
+    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, screen)
     with screen.stage("export to ONNX and MNN"):
         onnx, mnn = _export(folded.graph, folder, settings, _metadata(data))
     with screen.stage("check folded = ONNX = MNN"):

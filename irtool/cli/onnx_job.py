@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-import irtool
 from irtool.analysis.cost import cost
 from irtool.backends import OnnxSession, export_mnn
 from irtool.backends.session import Session
-from irtool.cli.job import CHECK_IMAGES, FILES, Built, Compressed, Settings
+from irtool.cli.job import FILES, Built, Compressed, Settings, sliced_and_folded
 from irtool.cli.screen import Screen
 from irtool.errors import BackendError, ExportError
 from irtool.ir import OnnxGraph, save_onnx
-from irtool.passes import FoldBatchNorm, Prune
-from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link
+from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link
 from irtool.report.record import Measured
 from irtool.train import Data, evaluate
 
@@ -58,19 +55,7 @@ def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: S
         CheckError: a step is wrong; nothing more is done.
         IrtoolError: a step cannot be taken.
     """
-    with screen.stage("plan"):
-        plan = irtool.plan(graph, **settings.plan)
-    images = data.sample(CHECK_IMAGES) if data is not None else None
-    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
-    calibration = calibration_batches(graph, data, settings.calibrate)
-    with screen.stage("prune and fold"):
-        sliced = Prune(plan, settings.constants, calibration)(graph)
-        folded = FoldBatchNorm()(sliced.graph)
-    links: list[Link] = []
-    with screen.stage("check masked = sliced = folded"):
-        links += masked_links(graph, plan, sliced.graph, inputs, settings.constants, calibration)
-        links += folded_links(sliced.graph, folded.graph, inputs)
-        Chain(tuple(links)).require()
+    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, screen)
     path = folder / FILES["onnx"]
     with screen.stage("write ONNX" if no_mnn else "write ONNX and MNN"):
         save_onnx(folded.graph, path)
@@ -89,16 +74,6 @@ def to_mnn(onnx: Path, mnn: Path, inputs: tuple[Any, ...]) -> Link:
     """Convert a file to MNN and compare the two."""
     export_mnn(onnx, mnn, verify=False)  # the link says more about a difference than the export would
     return mnn_link(onnx, mnn, inputs)
-
-
-def calibration_batches(graph: OnnxGraph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
-    """Training images to measure means on, in batches that the file takes; None if none are asked for."""
-    if data is None or not count:
-        return None
-    images = data.sample(count)
-    whole = fitting_inputs(graph, (images,))
-    step = len(images) if whole[0] is images else len(graph.example_inputs[0])
-    return [(batch,) for batch in images.split(step) if len(batch) == step]
 
 
 def classifier(session: Session, batch: int | None = None) -> Callable[[np.ndarray], np.ndarray]:

@@ -6,16 +6,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import torch
 
 from irtool.archive import read_info
 from irtool.cli.data import DataOptions
 from irtool.cli.models import saved_model
 from irtool.cli.screen import Screen
-from irtool.errors import DataError, OptionError
+from irtool.errors import DataError, FileError, OptionError
+from irtool.ir.onnx_file import read_model
 from irtool.train import Preprocessing, load_data
 from irtool.train.data import balanced, statistics
 from irtool.train.imagefiles import FolderTree, decode
@@ -69,11 +70,19 @@ def stored_preprocessing(model: str) -> Preprocessing | None:
     if path is None:
         return None
     if path.suffix == ".onnx":
-        held = {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
-        plain = json.loads(held["irtool.preprocessing"]) if "irtool.preprocessing" in held else None
+        held = {entry.key: entry.value for entry in read_model(path).metadata_props}
+        plain = _parsed(held["irtool.preprocessing"], path) if "irtool.preprocessing" in held else None
     else:
         plain = read_info(path).preprocessing
     return Preprocessing.from_dict(plain) if plain else None
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        remedy = "Remove the entry irtool.preprocessing from its metadata, and give --mean and --std."
+        raise FileError(f"its preprocessing is no JSON ({error})", where=str(path), remedy=remedy) from error
 
 
 def load_images(model: str, calibration: DataOptions, scored: str | None, count: int, screen: Screen) -> Images:

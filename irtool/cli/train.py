@@ -79,9 +79,8 @@ def train(
     given = {name: value for name, value in settings.items() if value is not None} | {"out": out, "seed": seed}
     own: dict[str, Any] = {"alpha": alpha, "temperature": temperature, "cache": cache, "strength": strength, "share": share, "bound": bound}
     Settings.settle(STAGES[stage].settings, given)  # a mistake is better told before the data is read
-    _folder(out, resumes=bool(given.get("resume")))
     data_options = known_preprocessing(model, DataOptions(data, mean, std, limit, image_size))
-    with _shown() as progress:
+    with _folder(out, resumes=bool(given.get("resume"))), _shown() as progress:
         loaded = data_options.load(model, progress)
         assert loaded is not None
         graph = trainable(model, weights, loaded, input_shapes(inputs), seed)
@@ -154,13 +153,23 @@ def command_line() -> str:
     return " ".join(["irtool", *sys.argv[1:]])
 
 
-def _folder(out: Path, *, resumes: bool) -> None:
+@contextlib.contextmanager
+def _folder(out: Path, *, resumes: bool) -> Iterator[None]:
+    """Make the folder; it goes again if nothing came into it."""
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot write here ({error.strerror})", where=str(out), remedy="Choose another --out.") from error
     if (out / "last.pt").exists() and not resumes:
         raise FileError("holds an earlier run", where=str(out), remedy="Add --resume to continue it, or choose another --out.")
+    try:
+        yield
+    except BaseException:
+        if made:
+            with contextlib.suppress(OSError):  # it holds checkpoints
+                out.rmdir()
+        raise
 
 
 def _first_process() -> bool:

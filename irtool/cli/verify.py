@@ -13,9 +13,8 @@ from irtool.backends import OnnxSession
 from irtool.backends.agreement import sample_inputs
 from irtool.cli import options
 from irtool.cli.data import DataOptions
-from irtool.cli.job import FILES
+from irtool.cli.job import FILES, calibration_batches
 from irtool.cli.models import fingerprint, graph_of
-from irtool.cli.onnx_job import calibration_batches
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import DataError, FileError, OptionError
@@ -133,8 +132,7 @@ def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path 
         raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
     if not calibrate:
         return graph, None
-    data = _data(record, name, progress)
-    return graph, calibration_batches(graph, data, calibrate) if isinstance(graph, OnnxGraph) else [(data.sample(calibrate),)]
+    return graph, calibration_batches(graph, _data(record, name, progress), calibrate)
 
 
 def _data(record: Mapping[str, Any], model: str, progress: Screen) -> Any:

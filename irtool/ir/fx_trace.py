@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,14 +94,18 @@ def _explain(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> Tra
     return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place or type(model).__name__, remedy=remedy)
 
 
+_NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])), "<")
+"""By their folders: a user's own path may hold a folder called torch or irtool. What begins with < was generated."""
+
+
 def _source_lines(error: BaseException) -> Iterator[str]:
     """The innermost source lines outside torch and irtool on an error's way up."""
     found = []
     trail = error.__traceback__
     while trail is not None:
         file = trail.tb_frame.f_code.co_filename
-        if not any(part in file for part in ("/torch/", "/irtool/", "importlib", "<")):
-            found.append(f"{file.rsplit('/', 1)[-1]}:{trail.tb_lineno}")
+        if not file.startswith(_NOT_THE_USERS):
+            found.append(f"{Path(file).name}:{trail.tb_lineno}")
         trail = trail.tb_next
     yield from reversed(found)
 
