@@ -37,14 +37,8 @@ class Balance:
             return not self.equal.any()
         if not self.equal.size or ((self.equal != 0).sum(1) != 2).any() or self.equal.sum(1).any():
             return False
-        pairs = np.argwhere(self.equal)[:, 1].reshape(-1, 2).tolist()
-        reached, before = set(pairs[0]), 0
-        while len(reached) > before:
-            before = len(reached)
-            for pair in pairs:
-                if not reached.isdisjoint(pair):
-                    reached.update(pair)
-        return before == cells
+        tied = nx.Graph(np.argwhere(self.equal)[:, 1].reshape(-1, 2).tolist())
+        return len(tied) == cells and nx.is_connected(tied)
 
 
 def sharing(tables: list[tuple]) -> list[list[tuple]]:
