@@ -48,7 +48,7 @@ class Source:
     Attributes:
         title: for the tables.
         path: below the shared folder, or absolute.
-        train: at most so many training images, evenly over the classes.
+        train: at most so many training images, drawn at random.
         test: likewise.
         size: pixels to scale to; by default the images' own.
         held_out: score on training images that are not trained on, so that choosing by the score leaves the test images alone.
@@ -64,14 +64,19 @@ class Source:
     def load(self, shared: Path) -> Data:
         """Read it, as colour images."""
         data = _loaded(str(shared / self.path), self.size)
-        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+        order = _drawn(len(data.train))
         train = Part(data.train, order[: self.train].sort().values)
         test = (
             Part(data.train, order[self.train : self.train + self.test])
             if self.held_out
-            else Part(data.test, torch.arange(len(data.test))[: self.test])
+            else Part(data.test, _drawn(len(data.test), self.test))
         )
         return Data(self.title, train, test, data.flip)
+
+
+def _drawn(length: int, most: int | None = None) -> torch.Tensor:
+    """At most so many places of `length`, the same for every run: a dataset may lie in the order of its classes."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:most]
 
 
 @cache
@@ -86,8 +91,8 @@ class Run:
     Attributes:
         start: `published:NAME`, `new:MODEL`, or another run's name.
         source: a key of `SOURCES`.
-        prune: criterion, ratio, constants, and recalibrate (training images; 0 is off). A run's name as the ratio: the ratio
-            that leaves at most as many parameters as that run has.
+        prune: criterion, ratio, constants, recalibrate (training images; 0 is off), and augment: whether those images are cropped
+            and mirrored. A run's name as the ratio: the ratio that leaves at most as many parameters as that run has.
         stage: what training follows: a key of `STAGES`, or nothing.
         settings: of the training.
         options: of the stage (strength, alpha, temperature).
@@ -110,21 +115,29 @@ SOURCES = {
     "cifar": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 20_000),
     "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 10_000),
     "cifar-lr": Source("CIFAR-10 (JPEG), 1,000 held-out training images", "data/cifar10-jpeg.zip", 2_000, 1_000, held_out=True),
-    "fashion": Source("Fashion-MNIST at 16x16", str(FASHION_MNIST), 3_000, 2_000, size=16),
+    "fashion": Source("Fashion-MNIST at 32x32", str(FASHION_MNIST), 8_000, 5_000, size=32),
 }
 EPOCHS = 2
 LEARNING_RATE = 0.005
 """Of the three tried on held-out images it is the one that does not throw the pruned net back."""
 
 
+def pruning(
+    ratio: float, constants: str, *, criterion: str = "bn_scale", recalibrate: int = 0, augment: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """The end of a run's name, and what `Run.prune` holds."""
+    how = "random" if criterion == "random" else constants
+    ending = f"{ratio:g}-{how}{'-recalibrated' if recalibrate else ''}{'-augmented' if augment else ''}"
+    plan = {"criterion": criterion, "ratio": ratio, "constants": constants, "recalibrate": recalibrate}
+    return ending, plan | ({"augment": True} if augment else {})
+
+
 def preresnet_runs() -> list[Run]:
     """The published PreResNet-38 and its pruned nets; nothing is trained before the figures without training are there."""
 
-    def pruned(ratio: float, constants: str, recalibrate: int = 0, criterion: str = "bn_scale") -> Run:
-        how = "random" if criterion == "random" else constants
-        name = f"preresnet-{ratio:g}-{how}{'-recalibrated' if recalibrate else ''}"
-        plan = {"criterion": criterion, "ratio": ratio, "constants": constants, "recalibrate": recalibrate}
-        return Run(name, "preresnet", "published:sparse", "cifar", plan)
+    def pruned(ratio: float, constants: str, **more: Any) -> Run:
+        ending, plan = pruning(ratio, constants, **more)
+        return Run(f"preresnet-{ending}", "preresnet", "published:sparse", "cifar", plan)
 
     def trained(
         name: str, start: str, stage: str, teacher: str = "", lr: float = LEARNING_RATE, source: str = "cifar-train", epochs: int = EPOCHS
@@ -149,8 +162,9 @@ def preresnet_runs() -> list[Run]:
         trained("preresnet-sparse-finetuned", "preresnet-sparse", "finetune"),
         trained("preresnet-0.7-finetuned", short, "finetune"),
         trained("preresnet-0.7-kd", short, "distill", "preresnet-sparse-finetuned"),
-        pruned(0.7, "absorb", 1024),
-        pruned(0.5, "absorb", 1024),
+        *(pruned(ratio, "absorb", recalibrate=1024, augment=augment) for ratio in (0.7, 0.5) for augment in (False, True)),
+        Run("preresnet-sparse-recalibrated", "preresnet", "published:sparse", "cifar", pruning(0.0, "absorb", recalibrate=1024)[1]),
+        Run("preresnet-sparse-recalibrated-augmented", "preresnet", "published:sparse", "cifar", pruning(0.0, "absorb", recalibrate=1024, augment=True)[1]),
         Run("preresnet-random-as-0.7", "preresnet", "published:sparse", "cifar", {"criterion": "random", "ratio": short, "constants": "absorb", "recalibrate": 0}),
         trained("preresnet-random-as-0.7-finetuned", "preresnet-random-as-0.7", "finetune"),
     ]  # fmt: skip
@@ -166,34 +180,29 @@ def more_runs() -> list[Run]:
 
 
 def vgg_runs() -> list[Run]:
-    """VGG-16 from scratch: widths, pruning with and without sparse training, distillation.
-
-    The largest has a quarter of the published width, since a core needs minutes an epoch for the full one; half and quarter are
-    of that.
-    """
-    settings = {"epochs": 8, "lr": 0.1, "batch_size": 32, "weight_decay": 5e-4, "evaluate_every": 0}
+    """VGG-16 from scratch: full, half and quarter width, pruning with and without sparse training, distillation."""
+    settings = {"epochs": 5, "lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "channels_last": True, "evaluate_every": 0}
 
     def trained(name: str, start: str, stage: str, **more: Any) -> Run:
         return Run(name, "vgg", start, "fashion", {}, stage, settings | more.pop("settings", {}), **more)
 
-    def pruned(start: str, ratio: float, constants: str, criterion: str = "bn_scale", recalibrate: int = 0) -> Run:
-        plan = {"criterion": criterion, "ratio": ratio, "constants": constants, "recalibrate": recalibrate}
-        name = f"{start}-{ratio:g}-{'random' if criterion == 'random' else constants}{'-recalibrated' if recalibrate else ''}"
-        return Run(name, "vgg", start, "fashion", plan)
+    def pruned(start: str, ratio: float, constants: str, **more: Any) -> Run:
+        ending, plan = pruning(ratio, constants, **more)
+        return Run(f"{start}-{ending}", "vgg", start, "fashion", plan)
 
     gentle = {"lr": 0.01, "epochs": 3}
     return [
-        trained("vgg-sparse", "new:VGG:depth=16,width=0.25", "sparse", options={"strength": 5e-3}),
+        trained("vgg-sparse", "new:VGG:depth=16", "sparse", options={"strength": 5e-3}),
         *(pruned("vgg-sparse", ratio, constants) for ratio in (0.3, 0.7) for constants in ("drop", "absorb")),
-        pruned("vgg-sparse", 0.7, "absorb", "random"),
+        pruned("vgg-sparse", 0.7, "absorb", criterion="random"),
         trained("vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-absorb", "finetune", settings=gentle),
         trained("vgg-sparse-0.7-random-finetuned", "vgg-sparse-0.7-random", "finetune", settings=gentle),
-        trained("vgg-quarter", "new:VGG:depth=16,width=0.0625", "plain"),
-        trained("vgg-half", "new:VGG:depth=16,width=0.125", "plain"),
-        trained("vgg-base", "new:VGG:depth=16,width=0.25", "plain"),
-        *(pruned("vgg-base", 0.3, constants) for constants in ("drop", "absorb")),
-        *(pruned(start, ratio, "absorb", recalibrate=1024) for start, ratio in (("vgg-base", 0.3), ("vgg-sparse", 0.3), ("vgg-sparse", 0.7))),
-        trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.0625", "distill", teacher="vgg-base", options={"alpha": 0.9, "temperature": 10.0}),
+        trained("vgg-quarter", "new:VGG:depth=16,width=0.25", "plain"),
+        trained("vgg-half", "new:VGG:depth=16,width=0.5", "plain"),
+        trained("vgg-full", "new:VGG:depth=16", "plain"),
+        *(pruned("vgg-full", 0.3, constants) for constants in ("drop", "absorb")),
+        *(pruned(start, ratio, "absorb", recalibrate=1024, augment=True) for start, ratio in (("vgg-full", 0.3), ("vgg-sparse", 0.3), ("vgg-sparse", 0.7))),
+        trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.25", "distill", teacher="vgg-full", options={"alpha": 0.9, "temperature": 10.0}),
     ]  # fmt: skip
 
 
@@ -300,7 +309,8 @@ class Queue:
         made = irtool.Prune(plan, run.prune["constants"])(graph)
         if not run.prune["recalibrate"]:
             return made.graph, list(made.notes)
-        again = RecalibrateBatchNorm(data.sample(run.prune["recalibrate"]).split(128))(made.graph)
+        augment = Settings().augmentation(data.flip, data.preprocessing.size) if run.prune.get("augment") else None
+        again = RecalibrateBatchNorm(data.sample(run.prune["recalibrate"], augment=augment).split(128))(made.graph)
         return again.graph, [*made.notes, *again.notes]
 
     def _matching(self, graph: FxGraph, run: Run, residual: str) -> float:

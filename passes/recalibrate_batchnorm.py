@@ -30,7 +30,8 @@ class RecalibrateBatchNorm(Pass):
     Result: the same text; @bn.running_mean and @bn.running_var hold the mean and variance of %x over all calibration images
 
     Attributes:
-        batches: inputs of the graph: a tensor, or a tuple of them, for each batch. More than one value a channel in all.
+        batches: inputs of the graph: a tensor, or a tuple of them, for each batch. More than one value a channel in all. Show
+            images as training showed them (`data.sample(count, augment=...)`): padding and crops are part of the statistics.
         method: `"pooled"`: each batch is normalised by its own statistics on its way, as in training, and the moments of all
             batches are put together; memory for one batch. `"exact"`: all batches advance together, so that each batch norm
             reads what it will read in use; memory for all batches.

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
-from irtool.train import Preprocessing, evaluate, load_data, predict
+from irtool.train import Preprocessing, Settings, evaluate, load_data, predict
+from irtool.train.augment import Augment
 from irtool.train.data import balanced, statistics
 from irtool.train.progress import Status
 
@@ -137,6 +139,22 @@ def test_normalised_training_data_has_mean_0_and_std_1() -> None:
     assert abs(float(images.mean())) < 1e-4
     assert abs(float(images.std()) - 1) < 1e-4
     assert data.flip is False
+
+
+def test_a_sample_may_be_augmented_as_training_does() -> None:
+    """Each image is a window of itself on black padding, mirrored only where the data allow it; the same ones every time."""
+    data = load_data("digits", image_size=16, limit=100)
+    augment = Settings().augmentation(data.flip, data.preprocessing.size)
+    assert (augment.crop, augment.flip) == (2, False)
+    plain, moved = data.sample(20, 3), data.sample(20, 3, augment)
+    black = data.preprocessing.normalise(torch.zeros(1, 1, 1, 1, dtype=torch.uint8)).item()
+    padded = functional.pad(plain, (2,) * 4, value=black)
+    windows = padded.unfold(2, 16, 1).unfold(3, 16, 1)
+    same = (windows == moved[:, :, None, None]).all(-1).all(-1)
+    assert same.any(-1).any(-1).all()
+    assert not torch.equal(plain, moved)
+    assert torch.equal(moved, data.sample(20, 3, augment))
+    assert Settings(crop=1, flip=True).augmentation(False, (16, 16)) == Augment(1, True)
 
 
 def test_preprocessing_survives_json_and_normalises_as_defined() -> None:

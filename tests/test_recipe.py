@@ -225,6 +225,7 @@ teacher = "train"
 [[step]]
 do = "recalibrate"
 images = 50
+augment = false
 
 [[step]]
 do = "finetune"
@@ -234,7 +235,7 @@ epochs = 1
     assert run(command(tmp_path / "r.toml", tmp_path / "out")) == 0
     states = json.loads((tmp_path / "out" / "recipe.json").read_text())["steps"]
     assert states[1]["params"] < states[0]["params"] / 3
-    assert [note.split(":")[0] for note in states[3]["notes"]] == ["drop", "absorb", "recalibrate"]
+    assert [note.split(":")[0] for note in states[3]["notes"]] == ["drop", "absorb", "recalibrate", "recalibrate, augmented"]
     assert states[5]["history"]["facts"]["stage"] == "finetune"
     assert states[5]["history"]["facts"]["batch_size"] == 25
     assert states[5]["history"]["facts"]["seed"] == 1

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
+from irtool.train.augment import Augment
 from irtool.train.datasets import ArraySet, cifar, has_cifar, has_idx, idx, named_sets
 from irtool.train.imagefiles import FileTree, FolderTree, LabelledNames, ZipTree, arrange, decode
 from irtool.train.preprocessing import Preprocessing
@@ -51,10 +53,18 @@ class Data:
     def preprocessing(self) -> Preprocessing:
         return self.train.preprocessing
 
-    def sample(self, count: int, seed: int = 0) -> Tensor:
-        """Normalised training images for calibration, float32 (min(count, N), C, H, W), spread evenly over the classes."""
-        chosen = balanced(self.train.labels, count, seed)
-        return self.preprocessing.normalise(next(iter(self.train.batches([chosen]))))
+    def sample(self, count: int, seed: int = 0, augment: Augment | None = None) -> Tensor:
+        """Normalised training images for calibration, float32 (min(count, N), C, H, W), spread evenly over the classes.
+
+        Args:
+            count: at most so many.
+            seed: which images, and how they are augmented.
+            augment: crop and mirror them, as training does (`Settings.augmentation`); by default they are as in use.
+        """
+        images = next(iter(self.train.batches([balanced(self.train.labels, count, seed)])))
+        if augment is not None:
+            images = augment.apply(images, augment.draw(np.random.default_rng(seed), len(images)))
+        return self.preprocessing.normalise(images)
 
 
 def load_data(

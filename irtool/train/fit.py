@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from irtool.errors import OptionError, TrainError
-from irtool.train.augment import Augment
 from irtool.train.average import Average
 from irtool.train.checkpoint import check_facts, load_checkpoint, save_checkpoint
 from irtool.train.data import Data
@@ -148,9 +147,7 @@ class _Run:
         self.steps = len(data.train) // max(1, self.batch * world)
         if not self.steps:
             raise TrainError(f"{len(data.train)} training images for {world} processes", remedy="Give more images or fewer processes.")
-        flip = data.flip if settings.flip is None else settings.flip
-        crop = min(data.preprocessing.size) // 8 if settings.crop is None else settings.crop
-        self.augment = Augment(crop, flip, settings.mixup)
+        self.augment = settings.augmentation(data.flip, data.preprocessing.size)
         self.history = History(
             {
                 **settings.identity(),

@@ -29,7 +29,7 @@ class Attempt:
     """One step of a recovery, as it scored on the images held back.
 
     Attributes:
-        name: "drop", "absorb", "recalibrate", "finetune" or "distill".
+        name: "drop", "absorb", "recalibrate", "recalibrate, augmented", "finetune" or "distill".
         loss: cross-entropy in nats.
         accuracy: in [0, 1].
         seconds: for the step itself.
@@ -68,8 +68,9 @@ def recover(
     """Prune by a plan, then take each cheap remedy that helps, and train with the time that is left.
 
     In order: removed channels dropped, or their constants absorbed (means measured on the calibration images); statistics of
-    batch norms estimated anew; finetuning, or distillation, for the rest of `seconds`. A step is kept only where it lowers the
-    loss on training images that are held back from it (recalibration on few images can do harm). The test split is not read.
+    batch norms estimated anew, on images as in use, then on images cropped and mirrored as `settings` train; finetuning, or
+    distillation, for the rest of `seconds`. A step is kept only where it lowers the loss on training images that are held back
+    from it (recalibration can do harm). The test split is not read.
 
     Args:
         graph: the graph that the plan was made for; it is not changed.
@@ -90,13 +91,16 @@ def recover(
         )
     end = time.perf_counter() + seconds
     work = _Work(_apart(data, held_back, settings.seed), progress)
-    images = list(work.data.sample(calibrate, settings.seed).split(BATCH))
+    images = work.data.sample(calibrate, settings.seed).split(BATCH)
     work.attempt("drop", lambda: Prune(plan, "drop")(graph).graph)
     work.attempt("absorb", lambda: Prune(plan, "absorb", [(batch,) for batch in images])(graph).graph)
+    settings = Settings.settle(settings, {**changes, "evaluate_every": 0})
+    augmented = work.data.sample(calibrate, settings.seed, settings.augmentation(data.flip, data.preprocessing.size)).split(BATCH)
     work.attempt("recalibrate", lambda: RecalibrateBatchNorm(images)(work.graph).graph)
+    work.attempt("recalibrate, augmented", lambda: RecalibrateBatchNorm(augmented)(work.graph).graph)
     left = end - time.perf_counter()
     if left > 0:
-        settings = Settings.settle(settings, {**changes, "time_budget": left, "evaluate_every": 0})
+        settings = Settings.settle(settings, {"time_budget": left})
         work.attempt("finetune" if teacher is None else "distill", lambda: work.train(teacher, settings))
     return Recovery(work.graph, tuple(work.attempts), work.history)
 

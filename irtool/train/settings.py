@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from irtool.errors import OptionError
+from irtool.train.augment import Augment
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,10 @@ class Settings:
         if "milestones" in plain:
             plain["milestones"] = tuple(plain["milestones"])
         return replace(base, **plain)
+
+    def augmentation(self, flip: bool, size: tuple[int, int]) -> Augment:
+        """What is done to training images of `size` (height, width), of a dataset that may be mirrored or not."""
+        return Augment(min(size) // 8 if self.crop is None else self.crop, flip if self.flip is None else self.flip, self.mixup)
 
     def identity(self) -> dict[str, Any]:
         """The options that decide the resulting weights, as plain values: what must agree for a run to be resumed."""
