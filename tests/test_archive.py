@@ -131,6 +131,15 @@ def test_plain_constants_of_an_exported_program_come_back(tmp_path: Path) -> Non
     assert torch.equal(loaded.run(*inputs)["out"], graph.run(*inputs)["out"])
 
 
+def test_equal_models_give_equal_files(tmp_path: Path) -> None:
+    graph = irtool.trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8))
+    contents = set()
+    for number in range(8):
+        irtool.save(graph, tmp_path / f"{number}.safetensors", metadata={"a": 1})
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
 def test_what_was_loaded_can_be_pruned_and_saved_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     first = CASES["preresnet-select-absorb"].compress()

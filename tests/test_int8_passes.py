@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from irtool.planning.check import difference
 from irtool.quant import place
 from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
-from irtool.quant.steps import steps, steps_text
+from irtool.quant.steps import floating_text, steps, steps_text
 
 
 def onnx_graph(folder: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: tuple[int, ...]) -> irtool.OnnxGraph:
@@ -87,6 +88,10 @@ def test_a_pre_activation_net_becomes_integers_throughout(pruned: irtool.OnnxGra
     found = steps(plain, place(plain))
     assert len(found) > len(borders)
     assert "BatchNormalization has no integer form" in steps_text(found, place(plain))
+    counts = Counter(node.op_type for node in plain.graph.node)
+    assert f"in float   {counts['BatchNormalization']} BatchNormalization: BatchNormalization has no integer form" in floating_text(
+        plain, place(plain)
+    )
 
 
 def test_selections_of_few_channels_stay(pruned: irtool.OnnxGraph) -> None:

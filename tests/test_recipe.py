@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +103,18 @@ do = "verify"
 [[step]]
 do = "reduce_width"
 seed = true
+
+[[step]]
+do = "quantize"
+method = "best"
+max_drop = -1
+threads = 0.5
+
+[[step]]
+do = "quantize"
+name = "mnn"
+activations = "uint8"    # right by itself
+backend = "mnn"
 """
     found = mistakes(tmp_path, text)
     expected = {
@@ -106,6 +122,7 @@ seed = true
         9: "no step is called 'prun': choose one of train", 13: "must be a number", 14: "Choose one of bn_scale", 15: "Choose absorb or drop",
         18: "the name 'prune' is taken", 22: "give a step's name, or original", 23: "alpha from 0 to 1", 29: "sparse after fold", 30: "Give a number from 0",
         33: "verify needs a step export before it", 35: "reduce_width needs ratio", 37: "must be a whole number",
+        41: "Choose one of minmax", 42: "0 or more points", 43: "must be a whole number", 48: "MNN has int8 only: leave activations out",
     }  # fmt: skip
     for line, part in expected.items():
         assert part in found[line], f"line {line}: {found[line]}"
@@ -184,6 +201,75 @@ def test_a_recipe_from_training_to_mnn_goes_on_where_it_stopped(
     score = evaluate(OnnxSession(out / "05-export" / "model.onnx").run, data)
     assert f"onnxruntime: {100 * score.accuracy:.2f} % of 100 test images" in summary[-1]["notes"]
     assert summary[2]["params"] < summary[1]["params"]
+
+
+INT8 = """
+[[step]]
+do = "quantize"
+images = 32
+runs = 2
+max_drop = 60
+sensitivity = false
+"""
+KILLED = """
+import importlib, os, signal, sys
+from irtool.cli.main import run
+
+module, name, times = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+work, calls = getattr(module, name), []
+
+def work_or_die(*args, **options):
+    calls.append(1)
+    if len(calls) == times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(*args, **options)
+
+setattr(module, name, work_or_die)
+run(sys.argv[4:])
+"""
+
+
+def made(out: Path) -> dict[str, bytes]:
+    """The files that a recipe makes; MNN's converter writes a random number into each of its own."""
+    kinds = ("model.safetensors", "plan.json", "*.onnx", "*.mnn", "steps.txt")
+    uuid = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+    return {str(path.relative_to(out)): uuid.sub(b"", path.read_bytes(), 1) for kind in kinds for path in out.rglob(kind)}
+
+
+def test_killed_in_the_middle_of_steps_it_ends_in_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, whole, killed = tmp_path / "r.toml", tmp_path / "whole", tmp_path / "killed"
+    path.write_text(GOOD[: GOOD.index('[[step]]\ndo = "verify"')] + INT8 + 'name = "int8"\n' + INT8 + 'backend = "mnn"\n')
+    # In the second epoch, before its checkpoint; and with the int8 file written, before it is timed.
+    for module, name, times in (("irtool.train.fit", "save_checkpoint", 2), ("irtool.cli.quantize_job", "latency_pairs", 1)):
+        call = [sys.executable, "-c", KILLED, module, name, str(times), *command(path, killed)]
+        assert subprocess.run(call, capture_output=True, timeout=300).returncode == -signal.SIGKILL
+    assert not json.loads((killed / "06-int8" / "step.json").read_text())["done"]
+    assert run(command(path, killed)) == 0
+    shown = capsys.readouterr().out
+    assert [f"{name}: done before" in shown for name in ("sparse", "export", "int8")] == [True, True, False]
+    assert run(command(path, whole)) == 0
+    assert made(killed) == made(whole)
+    assert {"06-int8/int8.onnx", "07-quantize/int8.mnn", "07-quantize/model.safetensors"} <= set(made(whole))
+
+
+def test_int8_of_a_recipe_is_guarded_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = tmp_path / "r.toml", tmp_path / "out"
+    path.write_text(GOOD[: GOOD.index("[settings]")] + INT8.replace("60", "1"))
+    scores = iter([0.9, 0.1])
+    with monkeypatch.context() as patch:
+        patch.setattr("irtool.cli.quantize_job._Work.score", lambda self, path, task: next(scores))
+        patch.setattr("irtool.cli.quantize_job._Work._sensitivities", lambda self: ([], 0.0))
+        assert run(command(path, out)) == 1
+    assert "int8 loses 80.00 points" in (said := capsys.readouterr().err)
+    assert "a larger --max-drop (max_drop in a recipe)" in said
+    assert run(command(path, out)) == 0
+    said = capsys.readouterr().out
+    state, report = (json.loads((out / "01-quantize" / name).read_text()) for name in ("step.json", "report.json"))
+    assert state["accuracy"] == report["int8"]["accuracy"]
+    assert report["steps"][0] == {"kind": "quantise", "tensor": "input", "between": "input -> Conv", "why": "the model's input is float"}
+    assert f"quantise   input: {report['steps'][0]['between']}: the model's input is float" in said
+    assert f"{report['int8']['bytes']:,} bytes" in said
+    assert ("SLOWER" in said) == (report["latency_ratio"] > 1.05)
 
 
 def test_a_changed_option_makes_its_step_and_what_follows_invalid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,8 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: dict
     text = json.dumps({"version": VERSION, **header}, allow_nan=False, separators=(",", ":"))
     with replacing(path) as temporary:
         try:
-            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt", _KEY: text})
+            # One entry: safetensors writes several in an order that changes from run to run, and equal models give equal files.
+            safetensors.torch.save_file(tensors, temporary, metadata={_KEY: text})
         except (KeyError, ValueError, safetensors.SafetensorError) as error:
             raise FileError(
                 f"the weights cannot be written ({_first_line(error)})",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from irtool.cli import options
 from irtool.cli.data import DataOptions, example_shapes
+from irtool.cli.flags import with_flags
 from irtool.cli.job import FILES, Settings, compress_graph, original, report_of, timed
 from irtool.cli.models import fingerprint, graph_of, input_shapes, onnx_file
 from irtool.cli.onnx_job import compress_onnx, original_onnx
@@ -25,39 +27,76 @@ from irtool.report.run_folder import keep_history, write_run_page
 from irtool.report.tables import chain_table, comparison_table
 
 
+@dataclass(frozen=True)
+class CompressOptions:
+    """What to remove, and how it is written and timed.
+
+    Args:
+        ratio: The fraction of channels to remove, 0 to below 1.
+        criterion: How channels are ranked: l1, l2, bn_scale, random.
+        scope: Rank over all layers, or in each.
+        residual: Residual streams: select from them, couple all that write to them, or keep them.
+        constants: What removed channels emit on average: into the next bias, or dropped as published.
+        calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
+        round_to: Keep a multiple of this many channels.
+        min_channels: Keep at least so many channels in each layer.
+        ignore: A layer or module to leave alone; may be repeated.
+        seed: For the random criterion.
+        opset: ONNX operator set, 11 to 26; an .onnx file keeps its own.
+        runs: Timed runs of each model in each engine.
+        threads: Threads of each engine while it is timed.
+    """
+
+    ratio: float = 0.5
+    criterion: str = "l1"
+    scope: options.Scope = options.Scope.GLOBAL
+    residual: options.Residual = options.Residual.COUPLE
+    constants: options.Constants = options.Constants.ABSORB
+    calibrate: int = 0
+    round_to: int = 1
+    min_channels: int = 1
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+    opset: int = 17
+    runs: int = 50
+    threads: int = 1
+
+    def settings(self) -> Settings:
+        """The same for the work itself.
+
+        Raises:
+            OptionError: a value that can never work.
+        """
+        scope, residual = self.scope.value, self.residual.value
+        check_options(self.criterion, self.ratio, scope, residual, self.min_channels, self.round_to)
+        if self.runs < 1 or self.threads < 1:
+            raise OptionError(
+                f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."
+            )
+        plan = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
+                "round_to": self.round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
+        return Settings(plan, self.constants.value, self.calibrate, self.opset, self.runs, self.threads)
+
+
+@with_flags(CompressOptions, panel="Compression")
 def compress(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for what is made. It appears when all checks hold.")],
     model: options.OptionalModelArgument = None,
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="A TOML file that chains training and passes, in place of a model and options; --data replaces its data.", metavar="FILE"
+            help="A TOML file that chains training, passes and int8, in place of a model and options; --data replaces its data.",
+            metavar="FILE",
         ),
     ] = None,
     weights: options.Weights = None,
     data: options.Data = None,
     inputs: options.Inputs = None,
-    ratio: Annotated[float, typer.Option(help="The fraction of channels to remove, 0 to below 1.")] = 0.5,
-    criterion: Annotated[str, typer.Option(help="How channels are ranked: l1, l2, bn_scale, random.")] = "l1",
-    scope: Annotated[options.Scope, typer.Option(help="Rank over all layers, or in each.")] = options.Scope.GLOBAL,
-    residual: Annotated[
-        options.Residual, typer.Option(help="Residual streams: select from them, couple all that write to them, or keep them.")
-    ] = options.Residual.COUPLE,
-    constants: Annotated[
-        options.Constants, typer.Option(help="What removed channels emit on average: into the next bias, or dropped as published.")
-    ] = options.Constants.ABSORB,
-    calibrate: Annotated[int, typer.Option(help="Measure those averages on so many training images; 0: batch norm's statistics tell.")] = 0,
-    round_to: Annotated[int, typer.Option(help="Keep a multiple of this many channels.")] = 1,
-    min_channels: Annotated[int, typer.Option(help="Keep at least so many channels in each layer.")] = 1,
-    ignore: Annotated[list[str] | None, typer.Option(help="A layer or module to leave alone; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(help="For the random criterion.")] = 0,
     mean: options.Mean = None,
     std: options.Std = None,
     limit: options.Limit = None,
     image_size: options.ImageSize = None,
-    opset: options.Opset = 17,
-    runs: Annotated[int, typer.Option(help="Timed runs of each model in each engine.")] = 50,
-    threads: Annotated[int, typer.Option(help="Threads of each engine while it is timed.")] = 1,
+    **chosen: Any,
 ) -> None:
     """Prune, fold and export a model, with every step shown right; compare it with the original.
 
@@ -75,12 +114,7 @@ def compress(
         return
     if model is None:
         raise OptionError("no model", where="compress", remedy="Name one, or give --recipe FILE.")
-    check_options(criterion, ratio, scope.value, residual.value, min_channels, round_to)
-    if runs < 1 or threads < 1:
-        raise OptionError(f"--runs {runs} and --threads {threads} must be at least 1", remedy="Leave them out for the defaults.")
-    plan = {"criterion": criterion, "ratio": ratio, "scope": scope.value, "residual": residual.value, "min_channels": min_channels,
-            "round_to": round_to, "ignore": tuple(ignore or ()), "seed": seed}  # fmt: skip
-    settings = Settings(plan, constants.value, calibrate, opset, runs, threads)
+    settings = CompressOptions(**{name: value for name, value in chosen.items() if value is not None}).settings()
     report = _run(model, weights, DataOptions(data, mean, std, limit, image_size), inputs, settings, out)
     console().print(chain_table(report.chain))
     console().print()

@@ -13,12 +13,12 @@ import typer
 
 
 def with_flags(
-    kind: type, leave_out: Collection[str] = (), defaults: Mapping[str, str] | None = None
+    kind: type, leave_out: Collection[str] = (), defaults: Mapping[str, str] | None = None, panel: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator for a command that takes `**settings`: give it a flag for each field of a dataclass.
 
     A flag that is not given is None: whoever reads the settings knows the default. The help is that of the docstring's `Args`,
-    and ends with the default: the field's own, or what `defaults` says.
+    and ends with the default: the field's own, or what `defaults` says. `panel` is the heading above them.
     """
     hints, helps = typing.get_type_hints(kind), described(kind)
     shown = {field.name: _default(field.default) for field in fields(kind)} | dict(defaults or {})
@@ -28,7 +28,7 @@ def with_flags(
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
-                _optional(hints[field.name]), typer.Option(help=helps.get(field.name, "") + shown[field.name], rich_help_panel="Training")
+                _optional(hints[field.name]), typer.Option(help=helps.get(field.name, "") + shown[field.name], rich_help_panel=panel)
             ],
         )
         for field in fields(kind)
@@ -58,7 +58,7 @@ def described(kind: type) -> dict[str, str]:
 
 def _default(value: Any) -> str:
     """The end of a help text; nothing for what is off or left to others."""
-    if value is None or isinstance(value, bool):
+    if value is None or value == () or isinstance(value, bool):
         return ""
     return f" Default {', '.join(map(str, value)) if isinstance(value, tuple) else value}."
 

@@ -45,6 +45,11 @@ class Images:
     labelled: bool
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names; none where nothing says what an image shows."""
+        return self.scored.classes if self.labelled else ()
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """How pictures become inputs."""
         return self.calibration.preprocessing

@@ -30,6 +30,7 @@ from irtool.quant.prepare import prepared
 from irtool.quant.qdq import OLDEST
 from irtool.quant.search import fewest_float
 from irtool.quant.sensitivity import Sensitivity, sensitivities
+from irtool.quant.steps import Step, steps
 from irtool.report.chain import Chain, files_link, takes_any_batch
 from irtool.train import Status, evaluate
 from irtool.train.split import MemorySplit, Split
@@ -142,8 +143,13 @@ class Outcome:
     expected: float
     notes: tuple[str, ...]
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Where the int8 file goes into integers and out again, and why."""
+        return steps(self.model, self.placement)
 
-def quantize_graph(graph: Graph, images: Images, classes: tuple[str, ...], settings: Settings, folder: Path, screen: Screen) -> Outcome:
+
+def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, screen: Screen) -> Outcome:
     """Write `float` and `int8` files of the engine into `folder`, and measure both.
 
     Raises:
@@ -153,7 +159,7 @@ def quantize_graph(graph: Graph, images: Images, classes: tuple[str, ...], setti
     engine = ENGINES[settings.backend]
     source = folder / "float.onnx"
     with screen.stage("write the float model"):
-        _write_float(graph, source, images, classes, settings.opset)
+        _write_float(graph, source, images, settings.opset)
         if engine.suffix != ".onnx":
             engine.convert(source, folder / f"float{engine.suffix}")
     with screen.stage("prepare the graph"):
@@ -224,7 +230,7 @@ class _Work:
                 f"int8 loses {100 * (before - scores[()]):.2f} points, and no mixture with float layers loses less than "
                 f"{100 * self.settings.max_drop:.2f}",
                 where=self.settings.backend,
-                remedy="Try --method percentile or minmax, more --images, or a larger --max-drop.",
+                remedy="Try the method percentile or minmax, more images, or a larger --max-drop (max_drop in a recipe).",
             )
         if chosen != next(reversed(scores)):
             self._trial(chosen)
@@ -267,18 +273,18 @@ class _Work:
         return MemorySplit(pixels, torch.from_numpy(scores.argmax(1)), classes, split.preprocessing)
 
 
-def metadata(images: Images, classes: tuple[str, ...]) -> dict[str, str]:
+def metadata(images: Images) -> dict[str, str]:
     """What a program that runs the file must know about its input."""
     found = {"irtool.preprocessing": json.dumps(images.preprocessing.to_dict())}
-    return found | ({"irtool.classes": json.dumps(list(classes))} if classes else {})
+    return found | ({"irtool.classes": json.dumps(list(images.classes))} if images.classes else {})
 
 
-def _write_float(graph: Graph, path: Path, images: Images, classes: tuple[str, ...], opset: int) -> None:
+def _write_float(graph: Graph, path: Path, images: Images, opset: int) -> None:
     folded = FoldBatchNorm()(graph).graph
     if isinstance(folded, OnnxGraph):
         save_onnx(folded, path)
         model = onnx.load(str(path))
-        onnx.helper.set_model_props(model, {e.key: e.value for e in model.metadata_props} | metadata(images, classes))
+        onnx.helper.set_model_props(model, {e.key: e.value for e in model.metadata_props} | metadata(images))
         onnx.save(model, str(path))
     else:
         export_onnx(
@@ -286,7 +292,7 @@ def _write_float(graph: Graph, path: Path, images: Images, classes: tuple[str, .
             path,
             opset=opset,
             dynamic_batch=takes_any_batch(cast(FxGraph, folded)),
-            metadata=metadata(images, classes),
+            metadata=metadata(images),
         )
 
 
@@ -334,17 +340,18 @@ def _calibrate(model: ModelProto, fixed: int | None, backend: str, images: Image
     )
 
 
-def record(outcome: Outcome, images: Images, classes: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+def record(outcome: Outcome, images: Images, settings: Settings) -> dict[str, Any]:
     """All that was found, as JSON data."""
     return {
         "backend": settings.backend,
         "scheme": vars(settings.scheme),
         "preprocessing": images.preprocessing.to_dict(),
-        "classes": list(classes),
+        "classes": list(images.classes),
         "images": {"calibration": min(images.count, len(images.calibration)), "scored": len(images.scored), "labelled": images.labelled},
         "float": vars(outcome.before),
         "int8": vars(outcome.after),
         "latency_ratio": outcome.ratio,
         "layers_in_float": list(outcome.floating),
+        "steps": [vars(step) for step in outcome.steps],
         "notes": list(outcome.notes),
     }

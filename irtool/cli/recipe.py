@@ -24,7 +24,8 @@ from typing import Any
 
 from irtool.cli.data import DataOptions
 from irtool.cli.models import ModelSpec, saved_model
-from irtool.cli.recipe_steps import KINDS, SETTINGS, Kind
+from irtool.cli.recipe_kind import Kind
+from irtool.cli.recipe_steps import KINDS, SETTINGS
 from irtool.errors import FileError, IrtoolError, OptionError
 from irtool.train import Settings
 
@@ -173,7 +174,11 @@ class _Check:
             self.wrong((*place, "do"), f"{told}: choose one of {', '.join(KINDS)}")
             return Step(str(do), str(do), {})
         options = {key: value for key, value in step.items() if key not in ("do", "name")}
+        told_before = len(self.mistakes)
         self._values(place, options, kind.options, kind.check)
+        together = kind.together(options) if len(self.mistakes) == told_before else {}
+        for option, text in together.items():
+            self.wrong((*place, option), text)
         for missing in sorted(set(kind.required) - set(options)):
             self.wrong((*place, ""), f"{do} needs {missing}")
         self._order(number, do, kind, options, earlier)

@@ -18,7 +18,8 @@ from irtool.analysis.cost import cost
 from irtool.archive import load, save
 from irtool.cli.job import FILES
 from irtool.cli.recipe import Recipe, RecipeError, Step, read_recipe
-from irtool.cli.recipe_steps import KINDS, Context, Made
+from irtool.cli.recipe_kind import Context, Made
+from irtool.cli.recipe_steps import KINDS
 from irtool.cli.screen import Screen, complain, screen
 from irtool.cli.screen import out as console
 from irtool.cli.train import trainable

@@ -5,96 +5,26 @@ from __future__ import annotations
 import inspect
 import json
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import irtool
 from irtool.archive import load
 from irtool.backends import MnnSession, OnnxSession, export_mnn, export_onnx
-from irtool.cli.job import CHECK_IMAGES, FILES
-from irtool.cli.screen import Screen
+from irtool.cli.job import FILES
+from irtool.cli.quantize_step import QUANTIZE
+from irtool.cli.recipe_kind import Context, Kind, Made, Options
 from irtool.errors import OptionError
-from irtool.ir import FxGraph
 from irtool.passes import FoldBatchNorm, Prune, RecalibrateBatchNorm, ReduceWidth
 from irtool.planning.plan import check_options
-from irtool.report.chain import Chain, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
-from irtool.train import Data, Settings, evaluate, recover
+from irtool.report.chain import Chain, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
+from irtool.train import Settings, evaluate, recover
 from irtool.train.sparse import strength_of
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
 
 BATCH = 64
 """Calibration images at a time."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a step made.
-
-    Attributes:
-        graph: the model now.
-        accuracy: of the last epoch, where the step trained.
-        notes: lines for people.
-        history: of the training.
-    """
-
-    graph: FxGraph
-    accuracy: float | None = None
-    notes: tuple[str, ...] = ()
-    history: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a step may use.
-
-    Attributes:
-        graph: the model as the step before left it.
-        data: the dataset.
-        folder: the step's own.
-        results: the folders of earlier steps by name; `original` is the model as it came, `export` the last export.
-        seed: the recipe's.
-        progress: where it is shown.
-    """
-
-    graph: FxGraph
-    data: Data
-    folder: Path
-    results: Mapping[str, Path]
-    seed: int
-    progress: Screen
-
-    def inputs(self) -> tuple[Any, ...]:
-        """What numeric checks run on."""
-        return fitting_inputs(self.graph, chain_inputs(self.graph.example_inputs, self.data.sample(CHECK_IMAGES)))
-
-
-Options = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of step.
-
-    Attributes:
-        options: types by name.
-        check: raises if an option, by name and value, can never work.
-        run: does it.
-        required: options without a default.
-        trains: whether the recipe's training settings apply.
-        before_fold: whether it needs batch norms.
-        after: the kind of step that must have run.
-    """
-
-    options: Mapping[str, Any]
-    check: Callable[[str, Any], None]
-    run: Callable[[Context, Options], Made]
-    required: tuple[str, ...] = ()
-    trains: bool = False
-    before_fold: bool = False
-    after: str = ""
 
 
 def _training(stage: str) -> Callable[[Context, Options], Made]:
@@ -269,4 +199,5 @@ KINDS: dict[str, Kind] = {
     "fold": Kind({}, lambda name, value: None, _fold),
     "export": Kind({"opset": int}, _check_export, _export),
     "verify": Kind({}, lambda name, value: None, _verify, after="export"),
+    "quantize": QUANTIZE,
 }

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +42,29 @@ class Stage(StrEnum):
     DISTILL = "distill"
 
 
-@with_flags(Settings, leave_out=("out", "seed"), defaults={"lr": " Default 0.1; 0.01 to finetune and to distill."})
+@dataclass(frozen=True)
+class StageOptions:
+    """Options of one stage each.
+
+    Args:
+        alpha: distill: the teacher's weight against the labels; default 0.9.
+        temperature: distill: default 3; larger is softer.
+        cache: distill: run the teacher once, on the images as they are.
+        strength: sparse: a number (1e-4 to 1e-3 are usual), FROM:TO for a ramp, or auto; default 1e-4.
+        share: sparse, auto: the wanted share of small scales; default 0.5.
+        bound: sparse, auto: how much the loss may rise; default 0.2.
+    """
+
+    alpha: float | None = None
+    temperature: float | None = None
+    cache: bool | None = None
+    strength: str | None = None
+    share: float | None = None
+    bound: float | None = None
+
+
+@with_flags(Settings, leave_out=("out", "seed"), defaults={"lr": " Default 0.1; 0.01 to finetune and to distill."}, panel="Training")
+@with_flags(StageOptions, panel="Stage")
 def train(
     model: options.ModelArgument,
     data: Annotated[str, typer.Option("--data", "-d", help="See irtool compress --help.", metavar="DATA")],
@@ -53,21 +75,13 @@ def train(
     weights: options.Weights = None,
     teacher: Annotated[str | None, typer.Option(help="distill: the model to learn from, written as MODEL is.", metavar="MODEL")] = None,
     teacher_weights: Annotated[Path | None, typer.Option(help="distill: its weights.", metavar="FILE")] = None,
-    alpha: Annotated[float | None, typer.Option(help="distill: the teacher's weight against the labels; default 0.9.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="distill: default 3; larger is softer.")] = None,
-    cache: Annotated[bool | None, typer.Option(help="distill: run the teacher once, on the images as they are.")] = None,
-    strength: Annotated[
-        str | None, typer.Option(help="sparse: a number (1e-4 to 1e-3 are usual), FROM:TO for a ramp, or auto; default 1e-4.")
-    ] = None,
-    share: Annotated[float | None, typer.Option(help="sparse, auto: the wanted share of small scales; default 0.5.")] = None,
-    bound: Annotated[float | None, typer.Option(help="sparse, auto: how much the loss may rise; default 0.2.")] = None,
     mean: options.Mean = None,
     std: options.Std = None,
     limit: options.Limit = None,
     image_size: options.ImageSize = None,
     inputs: options.Inputs = None,
     seed: Annotated[int, typer.Option(help="Of first weights, order, augmentation, mixup and dropout.")] = 0,
-    **settings: Any,
+    **chosen: Any,
 ) -> None:
     """Train a model: from scratch, sparse, finetuned or distilled.
 
@@ -76,8 +90,8 @@ def train(
 
     [bold]Example[/]: irtool train VGG:depth=16 --stage sparse --strength auto --data cifar10.zip --epochs 40 --out sparse
     """
-    given = {name: value for name, value in settings.items() if value is not None} | {"out": out, "seed": seed}
-    own: dict[str, Any] = {"alpha": alpha, "temperature": temperature, "cache": cache, "strength": strength, "share": share, "bound": bound}
+    own: dict[str, Any] = {field.name: chosen.pop(field.name) for field in fields(StageOptions)}
+    given = {name: value for name, value in chosen.items() if value is not None} | {"out": out, "seed": seed}
     Settings.settle(STAGES[stage].settings, given)  # a mistake is better told before the data is read
     data_options = known_preprocessing(model, DataOptions(data, mean, std, limit, image_size))
     with _folder(out, resumes=bool(given.get("resume"))), _shown() as progress:

@@ -56,26 +56,28 @@ def mnn_own_int8(
         raise OptionError(f"method={method!r}", where="mnn_own_int8", remedy=f"Choose one of {', '.join(METHODS)}.")
     file = model_file(source, ".mnn").absolute()
     with replacing(path) as temporary, tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        written = folder / "int8.mnn"  # that it wrote a file is the only sign of its success; it leaves others beside it
-        pictures = folder / "images"
-        pictures.mkdir()
-        for number, image in enumerate(images):
-            Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(pictures / f"{number:06}.png")
-        configuration = folder / "configuration.json"
-        configuration.write_text(json.dumps(_configuration(pictures, images, mean, std, method)), encoding="utf-8")
-        listing = folder / "arguments.json"
-        listing.write_text(json.dumps(["quantized.out", str(file), str(written), str(configuration)]), encoding="utf-8")
-        died, said = in_child(["quantise", str(listing)], folder, timeout)
-        if died or not written.exists():
-            raise ExportError(
-                f"MNN's quantiser {died or 'wrote no file'}: {meaning(said)}", where=str(file), remedy="Use irtool's own scales instead."
-            )
+        written = _quantised(file, Path(name), images, _configuration(Path(name), images, mean, std, method), timeout)
         shutil.copyfile(written, temporary)
         return temporary.stat().st_size
 
 
-def _configuration(pictures: Path, images: np.ndarray, mean: Sequence[float], std: Sequence[float], method: str) -> dict[str, object]:
+def _quantised(file: Path, folder: Path, images: np.ndarray, configuration: dict[str, object], timeout: float) -> Path:
+    """Run the quantiser in a folder. That it wrote a file is the only sign of its success; it leaves others beside it."""
+    (folder / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(folder / "images" / f"{number:06}.png")
+    written, settings, listing = folder / "int8.mnn", folder / "configuration.json", folder / "arguments.json"
+    settings.write_text(json.dumps(configuration), encoding="utf-8")
+    listing.write_text(json.dumps(["quantized.out", str(file), str(written), str(settings)]), encoding="utf-8")
+    died, said = in_child(["quantise", str(listing)], folder, timeout)
+    if died or not written.exists():
+        raise ExportError(
+            f"MNN's quantiser {died or 'wrote no file'}: {meaning(said)}", where=str(file), remedy="Use irtool's own scales instead."
+        )
+    return written
+
+
+def _configuration(folder: Path, images: np.ndarray, mean: Sequence[float], std: Sequence[float], method: str) -> dict[str, object]:
     channels, height, width = images.shape[1:]
     return {
         "format": "GRAY" if channels == 1 else "RGB",
@@ -83,7 +85,7 @@ def _configuration(pictures: Path, images: np.ndarray, mean: Sequence[float], st
         "normal": [1 / (255 * value) for value in std],
         "width": width,
         "height": height,
-        "path": f"{pictures}/",
+        "path": f"{folder / 'images'}/",
         "used_sample_num": len(images),
         "feature_quantize_method": method,
         "weight_quantize_method": "ADMM" if method == "ADMM" else "MAX_ABS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,12 @@ def steps_text(found: Sequence[Step], placement: Placement) -> str:
     """The steps as lines, after a line with the totals."""
     head = f"{len(placement.integer)} operators in integers, {len(placement.floating)} in float, {len(found)} steps between them"
     return "\n".join([head, *(f"{step.kind:10} {step.tensor}: {step.between}: {step.why}" for step in found)])
+
+
+def floating_text(model: ModelProto, placement: Placement) -> str:
+    """The operators in float as lines, those of one kind with one reason together."""
+    counts = Counter((model.graph.node[index].op_type, reason) for index, reason in placement.floating.items())
+    return "\n".join(f"{'in float':10} {count} {op}: {reason}" for (op, reason), count in counts.items())
 
 
 def _integer(wiring: Wiring, placement: Placement, index: int, absorbed: set[str]) -> bool:

@@ -1,0 +1,87 @@
+"""What is told about an int8 model: the files beside it, a table, the steps between float and integers, and a verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.table import Table
+
+from irtool.backends.onnx_profile import operator_times
+from irtool.cli.quantize_data import Images
+from irtool.cli.quantize_job import SENSITIVITY_IMAGES, Outcome, Settings, record
+from irtool.quant.steps import floating_text, steps_text
+from irtool.report.sensitivity import plot_sensitivity, write_sensitivity
+
+NOISE = 0.05
+"""Ratios of latencies that are this near to 1 say nothing."""
+SHOWN = 6
+"""So many steps between float and integers are printed; steps.txt has all."""
+
+
+def write_report(folder: Path, outcome: Outcome, images: Images, settings: Settings) -> None:
+    """Write what was found beside the files: steps.txt, report.json, the sensitivities, and a description of each MNN file."""
+    told = (steps_text(outcome.steps, outcome.placement), floating_text(outcome.model, outcome.placement))
+    (folder / "steps.txt").write_text("".join(f"{text}\n" for text in told if text), encoding="utf-8")
+    plain = record(outcome, images, settings)
+    (folder / "report.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    if settings.backend == "mnn":
+        (folder / "float.onnx").unlink()
+        beside = json.dumps({"preprocessing": images.preprocessing.to_dict(), "classes": list(images.classes)}, indent=1) + "\n"
+        for name in ("float.json", "int8.json"):
+            (folder / name).write_text(beside, encoding="utf-8")
+    if outcome.sensitivity:
+        count = min(SENSITIVITY_IMAGES, len(images.scored))
+        write_sensitivity(outcome.sensitivity, folder / "sensitivity.json", images=count, floating=outcome.floating)
+        plot_sensitivity(outcome.sensitivity, folder / "sensitivity.png", expected=outcome.expected, floating=outcome.floating)
+
+
+def table(outcome: Outcome, settings: Settings, images: Images) -> Table:
+    """Float and int8 side by side."""
+    shown = Table(title=f"{settings.backend}: float and int8", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("", "float", "int8", ""):
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+    before, after = outcome.before, outcome.after
+    label = f"accuracy ({len(images.scored):,} images)" if images.labelled else f"agreement with float ({len(images.scored):,} images)"
+    points = 100 * (after.accuracy - before.accuracy)
+    shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
+    shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
+    shown.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
+    layers = len(outcome.placement.layers)
+    kind = "weights alone are int8" if settings.weights_only else f"{layers} of {layers + len(outcome.floating)} layers in int8"
+    shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
+    shown.caption_justify = "left"
+    return shown
+
+
+def borders(outcome: Outcome) -> str:
+    """Where the model goes into integers and out again, and why: the first lines of steps.txt."""
+    lines = steps_text(outcome.steps, outcome.placement).splitlines()
+    left = len(lines) - 1 - SHOWN
+    return "\n".join(lines[: SHOWN + 1] + ([f"... and {left} more in steps.txt"] if left > 0 else []))
+
+
+def verdict(outcome: Outcome, settings: Settings, images: Images, file: Path) -> str:
+    """One line: whether int8 is worth it here, and if not, why."""
+    drop = 100 * (outcome.before.accuracy - outcome.after.accuracy)
+    worse = f"int8 is worse by {drop:.2f} points, within the {100 * settings.max_drop:.2f} allowed" if drop > 0 else "int8 is no worse"
+    if outcome.ratio <= 1 + NOISE:
+        return f"{worse}, and {f'{1 / outcome.ratio:.2f}x' if outcome.ratio < 1 - NOISE else 'about'} as fast as float."
+    if settings.weights_only:
+        return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
+    reasons = [f"{len(outcome.steps)} steps in and out of integers"]
+    if settings.backend == "onnx":
+        times = operator_times(file, [next(images.batches(1))])
+        reasons.append("time goes to " + ", ".join(f"{op} {time:.2f} ms" for op, time in list(times.items())[:3]))
+    if _lacks_vnni():
+        reasons.append("this CPU has no VNNI instructions, which is where int8 gains")
+    return f"{worse}, but SLOWER: {outcome.ratio:.2f}x the time of float ({'; '.join(reasons)}). Prefer the float file if time matters more than bytes."
+
+
+def _lacks_vnni() -> bool:
+    """Whether this is an x86 CPU that is known to have no 8-bit dot products."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return "vnni" not in flags
