@@ -9,20 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
+from random_norms import randomise
 from torch import Tensor, nn
 
 import irtool
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """BN statistics drawn at random: fresh ones hide most mistakes."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.weight, 0.2, 1.5)
-            nn.init.normal_(module.bias, std=0.5)
-            module.running_mean.normal_(std=0.5)
-            module.running_var.uniform_(0.5, 2)
-    return model
 
 
 class Functional(nn.Module):

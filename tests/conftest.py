@@ -6,8 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from irtool.cli.main import run
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random weights whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture

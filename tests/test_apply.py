@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
-from archive_nets import Recurrent, Tied, WithOwn, densenet, randomise
+from archive_nets import Recurrent, Tied, WithOwn, densenet
+from random_norms import randomise
 from torch import Tensor, nn
 
 import irtool

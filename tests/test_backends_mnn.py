@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from random_norms import randomise
 from torch import fx, nn
 
 pytest.importorskip("MNN", reason="MNN is not installed")
@@ -60,24 +61,11 @@ class Movement(nn.Module):
         return self.up(nn.functional.pixel_shuffle(x, 2))
 
 
-def randomised(module: nn.Module) -> nn.Module:
-    torch.manual_seed(3)
-    for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            assert part.running_mean is not None
-            assert part.running_var is not None
-            nn.init.normal_(part.weight, 1.0, 0.5)
-            nn.init.normal_(part.bias, 0.0, 0.5)
-            part.running_mean.normal_(0.0, 0.5)
-            part.running_var.uniform_(0.3, 2.0)
-    return module
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, Path]:
     """The signature network as a module, an ONNX file and an MNN file."""
     folder = tmp_path_factory.mktemp("mnn")
-    module = fx.symbolic_trace(randomised(Signature()))
+    module = fx.symbolic_trace(randomise(Signature()))
     export_onnx(module, folder / "net.onnx", example_inputs=torch.randn(1, 3, 12, 12), output_names=["logits", "features"])
     export_mnn(folder / "net.onnx", folder / "net.mnn")
     return module, folder / "net.onnx", folder / "net.mnn"
@@ -85,7 +73,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, 
 
 @pytest.mark.parametrize("net", [Signature, Movement])
 def test_three_engines_agree_at_every_batch(net: type[nn.Module], tmp_path: Path) -> None:
-    module, example = fx.symbolic_trace(randomised(net())), torch.randn(1, 3, 16, 16)
+    module, example = fx.symbolic_trace(randomise(net())), torch.randn(1, 3, 16, 16)
     export_onnx(module, tmp_path / "net.onnx", example_inputs=example)
     export = export_mnn(tmp_path / "net.onnx", tmp_path / "net.mnn")
     assert export.bytes == export.path.stat().st_size
@@ -116,7 +104,7 @@ def test_outputs_come_by_name_and_are_copies(written: tuple[nn.Module, Path, Pat
 
 
 def test_smaller_files_say_how_far_they_are_off(written: tuple[nn.Module, Path, Path], tmp_path: Path) -> None:
-    module = randomised(nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3)))
+    module = randomise(nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3)))
     export_onnx(module, tmp_path / "net.onnx", example_inputs=torch.randn(1, 3, 12, 12))
     plain = export_mnn(tmp_path / "net.onnx", tmp_path / "plain.mnn")
     half = export_mnn(tmp_path / "net.onnx", tmp_path / "half.mnn", fp16=True)

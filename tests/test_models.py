@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_norms import randomise
 from torch import Tensor, nn
 
 from irtool.models import ChannelSelection, PreResNet, available, build
@@ -28,17 +29,6 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     name, arguments = request.param
     torch.manual_seed(0)
     return randomise(build(name, **arguments)).eval()
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Draw the BN scales, shifts and statistics: fresh ones are alike in all channels, and shrink the signal at each layer."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.normal_(module.bias, std=0.3)
-    return model
 
 
 def images(size: int = 32) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_norms import randomise
 from torch import Tensor, nn
 
 import irtool
@@ -11,20 +12,6 @@ from irtool.errors import CheckError, OptionError
 from irtool.models import PreResNet
 from irtool.passmanager import REGISTRY, make
 from irtool.planning.check import difference
-
-
-def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms with drawn statistics and affine values, never the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            size = module.num_features
-            module.weight.data = torch.rand(size, generator=generator) + 0.5
-            module.bias.data = torch.randn(size, generator=generator) * 0.3
-            module.running_mean = torch.randn(size, generator=generator) * 0.3
-            module.running_var = torch.rand(size, generator=generator) + 0.5
-    return net.eval()
-
 
 FOLDS = {
     "conv": (nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), (2, 3, 8, 8)),
@@ -40,7 +27,7 @@ FOLDS = {
 @pytest.mark.parametrize("name", FOLDS)
 def test_folding_is_exact(name: str) -> None:
     net, shape = FOLDS[name]
-    graph = irtool.trace(randomised(net), torch.zeros(shape)).to(torch.float64)
+    graph = irtool.trace(randomise(net).eval(), torch.zeros(shape)).to(torch.float64)
     folded = irtool.fold_batchnorm(graph)
     x = torch.randn(shape, dtype=torch.float64)
     assert difference(graph.run(x), folded.run(x))[1] <= 1e-12
@@ -79,7 +66,7 @@ class NoStatistics(nn.Module):
     [(SharedConv, "the weight of conv is shared"), (TwoReaders, "conv has another reader"), (NoStatistics, "no running statistics")],
 )
 def test_what_cannot_be_folded_exactly_stays_and_says_why(net: type[nn.Module], why: str) -> None:
-    graph = irtool.trace(randomised(net()) if net is not NoStatistics else net(), torch.zeros(2, 3, 4, 4))
+    graph = irtool.trace(randomise(net()).eval() if net is not NoStatistics else net(), torch.zeros(2, 3, 4, 4))
     result = irtool.FoldBatchNorm()(graph)
     assert not result.changed
     assert result.graph is graph
@@ -87,7 +74,7 @@ def test_what_cannot_be_folded_exactly_stays_and_says_why(net: type[nn.Module], 
 
 
 def test_selections_change_nothing_and_the_pipeline_checks_it() -> None:
-    graph = irtool.trace(randomised(PreResNet(11, width=0.5)), torch.zeros(1, 3, 8, 8)).to(torch.float64)
+    graph = irtool.trace(randomise(PreResNet(11, width=0.5)).eval(), torch.zeros(1, 3, 8, 8)).to(torch.float64)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     seen: list[str] = []
     pipeline = irtool.Pipeline(
@@ -123,7 +110,7 @@ def test_passes_are_made_by_name() -> None:
 
 @pytest.mark.parametrize("residual", ["couple", "select", "keep"])
 def test_residual_modes_are_right_and_pruning_leaves_the_original_alone(residual: str) -> None:
-    net = randomised(PreResNet(20, width=0.5))
+    net = randomise(PreResNet(20, width=0.5)).eval()
     graph = irtool.trace(net, torch.zeros(1, 3, 16, 16))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     plan = irtool.plan(graph, "bn_scale", 0.5, residual=residual)
@@ -139,11 +126,11 @@ def test_residual_modes_are_right_and_pruning_leaves_the_original_alone(residual
 
 def test_absorbing_a_constant_channel_without_padding_changes_nothing() -> None:
     """A channel with gamma 0 is exactly relu(beta): absorbed, the outputs are those of the original."""
-    net = randomised(
+    net = randomise(
         nn.Sequential(
             nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 1)
         )
-    )
+    ).eval()
     net[1].weight.data[:4] = 0
     net[4].weight.data[:2] = 0
     net[1].bias.data[:4] = torch.tensor([0.5, -0.3, 1.0, 0.1])
@@ -173,6 +160,6 @@ def test_a_wrong_choice_of_constants_is_refused() -> None:
 
 
 def test_a_pipeline_checks_in_float64_whatever_the_weights_are_stored_in() -> None:
-    graph = irtool.trace(randomised(PreResNet(20)), torch.zeros(1, 3, 32, 32))  # float32: folded weights are rounded to 1e-8
+    graph = irtool.trace(randomise(PreResNet(20)).eval(), torch.zeros(1, 3, 32, 32))  # float32: folded weights are rounded to 1e-8
     result = irtool.Pipeline([irtool.FoldBatchNorm()], check_inputs=(torch.randn(2, 3, 32, 32),))(graph)
     assert result.changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
-from structures.case import randomise
+from random_norms import randomise
 from torch import Tensor, nn
 
 import irtool

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from random_norms import randomise
 from torch import Tensor, nn
 
 import irtool
@@ -69,23 +70,6 @@ def graph(name: str) -> irtool.FxGraph:
     """The traced net. Passes do not change it, so one will do for all tests."""
     found = CASES[name]
     return irtool.trace(module(name), tuple(x.double() for x in found.inputs()), leaf=found.leaf)
-
-
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Random norms: fresh ones are alike in all channels, so that a wrong index would not show."""
-    for child in model.modules():
-        if isinstance(child, _NORMS):
-            for parameter in child.parameters(recurse=False):
-                nn.init.uniform_(parameter, 0.5, 1.5)
-            if isinstance(getattr(child, "bias", None), Tensor):
-                nn.init.normal_(child.bias, std=0.3)
-        if isinstance(getattr(child, "running_var", None), Tensor):
-            nn.init.normal_(child.running_mean, std=0.3)
-            nn.init.uniform_(child.running_var, 0.5, 2.0)
-    return model
 
 
 def cbr(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
