@@ -1,61 +1,57 @@
-"""Int8 beside float in onnxruntime and MNN: accuracy on all test images, bytes, latency by pairs; and experiments on the reasons.
+"""Int8 beside float in onnxruntime and MNN: the tables of docs/int8.md in one run.
 
-Models are the published PreResNet-38, pruned at 0.5 (../shared), any model files given with --model NAME=FILE, and, for
-latency alone, VGG-16 and PreResNet-38 with random weights. Latency is taken in rounds that run every file once, and the ratio
-is the median over the rounds, so that other work on the machine hits all alike.
+    python bench/int8.py --shared ../shared
+    python bench/int8.py --model "VGG-16 at 0.7=runs/vgg/model.safetensors" --data "VGG-16 at 0.7=/usr/share/datasets/fashion-mnist"
 
-Example: python bench/int8.py --shared ../shared --out bench/results/int8.json
+Models are the published PreResNet-38, pruned at 0.5 (--shared), files that irtool saved (--model NAME=FILE), and, for latency
+alone, VGG-16 and PreResNet-38 with random weights. A saved model is scored with the dataset that --data NAME=PATH gives, normalised as
+its file says; without --data, with CIFAR-10 (JPEG) of --shared. The published net has the experiments on the reasons, too.
+
+Latency is taken in rounds that run every file once, and the ratio is the median over the rounds, so that other work on the
+machine hits all alike. What is done is written after each model; with --resume a run goes on at the first that is not.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import torch
+from int8_bench import DEFAULTS, ORDERS, TITLES, Bench, Trial, scaled_kinds
 
 import irtool
-from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
 from irtool.backends.onnx_profile import operator_times
 from irtool.models import VGG, PreResNet
-from irtool.passes import Equalise, LowerAffine, WidenSelects
-from irtool.quant import Scheme, calibrate, export_mnn_int8, make_recipe, mnn_own_int8, place, to_qdq
-from irtool.quant.prepare import prepared
-from irtool.quant.steps import steps
-from irtool.train import Data, load_data
+from irtool.train import Data, Preprocessing, load_data
 
-SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}
-ONNX, MNN = Scheme(weight_bits=7), Scheme("int8", symmetric=True)
-# Each row of the experiments changes one thing of the default scheme.
-SCHEMES: dict[str, dict[str, Scheme]] = {
-    "onnx": {
-        "ours": ONNX,
-        "uint8, 8-bit weights": Scheme(),
-        "int8 activations, 8-bit weights": Scheme("int8"),
-        "ranges by KL": Scheme(weight_bits=7, method="kl"),
-        "ranges by min-max": Scheme(weight_bits=7, method="minmax"),
-        "ranges by percentile": Scheme(weight_bits=7, method="percentile"),
-        "ranges by moving average": Scheme(weight_bits=7, method="moving_average"),
-        "weights by ADMM": Scheme(weight_bits=7, weights="admm"),
-        "no bias correction": Scheme(weight_bits=7, correct_bias=False),
-    },
-    "mnn": {
-        "ours": MNN,
-        "ranges by KL": Scheme("int8", True, "kl"),
-        "ranges by min-max": Scheme("int8", True, "minmax"),
-        "weights by ADMM": Scheme("int8", True, weights="admm"),
-        "no bias correction": Scheme("int8", True, correct_bias=False),
-    },
+PUBLISHED = "PreResNet-38, published, at 0.5"
+RANDOM = {"VGG-16, random weights": lambda: VGG(16), "PreResNet-38, random weights": lambda: PreResNet(38)}
+# Each row changes one thing of the default scheme.
+TRIALS = {
+    "our scheme": Trial({}),
+    "ranges by KL": Trial({"method": "kl"}),
+    "ranges by min-max": Trial({"method": "minmax"}),
+    "ranges by percentile (99.99)": Trial({"method": "percentile"}),
+    "ranges by moving average": Trial({"method": "moving_average"}),
+    "weights by alternating scales (ADMM)": Trial({"weights": "admm"}),
+    "no bias correction": Trial({"correct_bias": False}),
+    "channels equalised between layers first": Trial({}, "equalised"),
+    "one scale for each residual stream": Trial({}, one_scale=True),
+    "uint8 activations, 8-bit weights": Trial({"weight_bits": 8}, engines=("onnx",)),
+    "int8 activations with a zero point, 8-bit weights": Trial({"activations": "int8", "weight_bits": 8}, engines=("onnx",)),
 }
+ON_ALL_IMAGES = ("no bias correction", "channels equalised between layers first")
+# How images are prepared for calibration, and for scoring.
+MISTAKES = [("right", "right"), *((order, "right") for order in ORDERS if order != "right"), *(("right", order) for order in ORDERS if order != "right")]  # fmt: skip
+ALLOWED_DROP, ALLOWED_BYTES = 0.3, 0.37
 
 
 def graph_of(name: str, source: str | None, shared: Path) -> irtool.FxGraph:
@@ -64,169 +60,183 @@ def graph_of(name: str, source: str | None, shared: Path) -> irtool.FxGraph:
         return irtool.fold_batchnorm(irtool.load(source))
     torch.manual_seed(0)
     example = torch.zeros(2, 3, 32, 32)
-    if name.startswith("published"):
-        net = PreResNet(38)
-        net.load_state_dict(torch.load(shared / "data" / "preresnet38" / "sparse.pth", weights_only=True)["state_dict"])
-        graph = irtool.trace(net.eval(), example)
-        return irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select"), "drop"))
-    net = {"VGG-16": VGG(16), "PreResNet-38": PreResNet(38)}[name]
-    return irtool.fold_batchnorm(irtool.trace(net.eval(), example))
+    if name in RANDOM:
+        return irtool.fold_batchnorm(irtool.trace(RANDOM[name]().eval(), example))
+    net = PreResNet(38)
+    net.load_state_dict(torch.load(shared / "data" / "preresnet38" / "sparse.pth", weights_only=True)["state_dict"])
+    graph = irtool.trace(net.eval(), example)
+    return irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select"), "drop"))
 
 
-class Bench:
-    """The files of one model, in a folder."""
-
-    def __init__(self, graph: irtool.FxGraph, data: Data | None, folder: Path, calibration: int, images: int) -> None:
-        self.folder, self.data = folder, data
-        export_onnx(graph, folder / "float.onnx")
-        export_mnn(folder / "float.onnx", folder / "float.mnn")
-        base = irtool.load_onnx(folder / "float.onnx", [(1, 3, 32, 32)])
-        passed = LowerAffine()(WidenSelects(0.5)(base).graph).graph
-        irtool.save_onnx(passed, folder / "passed.onnx")
-        irtool.save_onnx(Equalise()(passed).graph, folder / "equalised.onnx")
-        names = {"plain": "float", "passed": "passed", "equalised": "equalised"}
-        self.models = {kind: prepared(onnx.load(str(folder / f"{name}.onnx"))) for kind, name in names.items()}
-        if data is not None:
-            self.pixels = data.sample(calibration).numpy()
-            chosen = np.random.default_rng(0).permutation(len(data.test))[:images]
-            index = torch.from_numpy(np.sort(chosen))
-            self.labels = data.test.labels[index].numpy()
-            self.test = next(iter(data.test.batches([index])))
-        else:
-            self.pixels = np.random.default_rng(0).normal(size=(64, 3, 32, 32)).astype(np.float32)
-        self.stats = {}
-        for kind, model in self.models.items():
-            names = dict.fromkeys(name for engine in ("onnx", "mnn") for name in place(model, engine).tensors)
-            self.stats[kind] = calibrate(model, names, np.array_split(self.pixels, max(1, len(self.pixels) // 32)), threads=1)
-
-    def write(self, name: str, kind: str, engine: str, scheme: Scheme) -> Path:
-        """An int8 file; `kind` says whether of the graph as it was or as the passes made it."""
-        model, path = self.models[kind], self.folder / f"{name}.{engine}"
-        recipe = make_recipe(model, place(model, engine), self.stats[kind], scheme)
-        if engine == "onnx":
-            onnx.save(to_qdq(model, recipe), str(path))
-        else:
-            export_mnn_int8(model, recipe, path, bits=scheme.weight_bits)
-        return path
-
-    def accuracy(self, path: Path, images: int | None = None) -> float | None:
-        """Per cent of the test images, or of so many of them, evenly spread."""
-        if self.data is None:
-            return None
-        session, right = SESSIONS[path.suffix](path, 1), 0
-        chosen = np.linspace(0, len(self.labels) - 1, min(images or len(self.labels), len(self.labels))).astype(int)
-        for start in range(0, len(chosen), 100):
-            some = chosen[start : start + 100]
-            x = self.data.preprocessing.normalise(self.test[some]).numpy()
-            right += int((session.run(x)[0].argmax(1) == self.labels[some]).sum())
-        return 100 * right / len(chosen)
-
-    def files(self) -> dict[str, Path]:
-        """The files of the main table, by row."""
-        found = {"onnxruntime float": self.folder / "float.onnx", "MNN float": self.folder / "float.mnn"}
-        for engine, title, scheme in (("onnx", "onnxruntime", ONNX), ("mnn", "MNN", MNN)):
-            found[f"{title} int8, graph as it was"] = self.write("plain8", "plain", engine, scheme)
-            found[f"{title} int8"] = self.write("int8", "passed", engine, scheme)
-        if self.data is not None:
-            pre = self.data.preprocessing
-            pixels = np.rint((self.pixels * np.reshape(pre.std, (1, 3, 1, 1)) + np.reshape(pre.mean, (1, 3, 1, 1))) * 255)
-            for method in ("KL", "EMA"):
-                found[f"MNN's own {method}"] = self.folder / f"own_{method}.mnn"
-                mnn_own_int8(
-                    self.folder / "float.mnn",
-                    found[f"MNN's own {method}"],
-                    pixels.clip(0, 255).astype(np.uint8),
-                    pre.mean,
-                    pre.std,
-                    method=method,
-                )
-        found["MNN, 8-bit weights alone"] = self.folder / "weights8.mnn"
-        export_mnn(self.folder / "float.onnx", found["MNN, 8-bit weights alone"], weight_bits=8)
-        return found
-
-    def latency(self, files: Mapping[str, Path], threads: int, seconds: float) -> dict[str, dict[str, float]]:
-        """Median and ratio to float, engine by engine."""
-        found: dict[str, dict[str, float]] = {}
-        for suffix, session in SESSIONS.items():
-            rows = {name: path for name, path in files.items() if path.suffix == suffix}
-            pairs = latency_pairs([session(path, threads) for path in rows.values()], [self.pixels[:1]], runs=100000, seconds=seconds)
-            for name, one, ratio in zip(rows, pairs.latencies, pairs.ratios, strict=True):
-                found[name] = {"median_ms": one.median_ms, "p10_ms": one.p10_ms, "ratio": ratio, "rounds": one.runs}
-        return found
+def data_of(name: str, source: str | None, path: str | None, shared: Path) -> Data | None:
+    """What a model is scored with, as its file says that images are prepared; nothing for random weights."""
+    if name in RANDOM:
+        return None
+    stored = irtool.read_info(source).preprocessing if source is not None else None
+    wanted: dict[str, Any] = {}
+    if stored is not None:
+        pre = Preprocessing.from_dict(stored)
+        wanted = {"mean": pre.mean, "std": pre.std, "image_size": pre.size, "channels": pre.channels}
+    return load_data(path or shared / "data" / "cifar10-jpeg.zip", **wanted)
 
 
-def measure(bench: Bench, threads: list[int], seconds: float, experiments: int) -> dict[str, Any]:
-    """All figures of one model."""
+def measure(bench: Bench, threads: Iterable[int], seconds: float) -> dict[str, Any]:
+    """The main table's figures of one model."""
     files = bench.files()
     rows: dict[str, dict[str, Any]] = {}
     for name, path in files.items():
         rows[name] = {"bytes": path.stat().st_size, "accuracy": bench.accuracy(path)}
         print(f"  {name}: {rows[name]}", flush=True)
-    found: dict[str, Any] = {"rows": rows, "latency": {str(n): bench.latency(files, n, seconds) for n in threads}}
-    found["steps"] = {kind: len(steps(model, place(model))) for kind, model in bench.models.items()}
-    x = [bench.pixels[:1]]
-    found["profile_ms"] = {name: operator_times(path, x) for name, path in files.items() if path.suffix == ".onnx"}
-    if experiments:
-        found["experiments"] = {
-            engine: {name: bench.accuracy(bench.write("trial", "passed", engine, scheme), experiments) for name, scheme in schemes.items()}
-            for engine, schemes in SCHEMES.items()
-        }
-        for engine, scheme in (("onnx", ONNX), ("mnn", MNN)):
-            found["experiments"][engine]["channels equalised"] = bench.accuracy(
-                bench.write("trial", "equalised", engine, scheme), experiments
-            )
-        found["experiments"]["onnx"]["float"] = bench.accuracy(bench.folder / "float.onnx", experiments)
-        print(f"  {found['experiments']}", flush=True)
+    x = [ORDERS["right"](bench.pixels[:1], bench.preprocessing).numpy()]
+    return {
+        "rows": rows,
+        "latency": {str(n): bench.latency(files, n, seconds) for n in threads},
+        "passes": bench.passes(),
+        "int8_tensors": {name: scaled_kinds(path) for name, path in files.items() if path.suffix == ".mnn"},
+        "profile_ms": {name: operator_times(path, x) for name, path in files.items() if path.suffix == ".onnx"},
+    }
+
+
+def experiments(bench: Bench, images: int) -> dict[str, Any]:
+    """One thing changed at a time, on so many test images; some of it, and the order of the preprocessing, on all."""
+
+    def score(trial: Trial, count: int | None) -> dict[str, float | None]:
+        return {engine: bench.accuracy(bench.write(engine, trial), count, trial.scored) for engine in trial.engines}
+
+    found: dict[str, Any] = {
+        "images": images,
+        "float": bench.accuracy(bench.folder / "float.onnx", images),
+        "some": {},
+        "all": {},
+        "order": [],
+    }
+    for title, trial in TRIALS.items():
+        found["some"][title] = score(trial, images)
+        print(f"  {title}: {found['some'][title]}", flush=True)
+    found["all"] = {title: score(TRIALS[title], None) for title in ON_ALL_IMAGES}
+    for calibrated, scored in MISTAKES:
+        row = score(Trial({}, calibrated=calibrated, scored=scored), None)
+        row["float"] = bench.accuracy(bench.folder / "float.onnx", order=scored)
+        row["own"] = bench.accuracy(bench.own("KL", calibrated), order=scored)
+        found["order"].append({"calibrated": calibrated, "scored": scored, **row})
+        print(f"  {found['order'][-1]}", flush=True)
     return found
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The main tables in Markdown."""
+def tables(results: Mapping[str, Any]) -> str:
+    """All that was found, in Markdown."""
     lines = []
     for model, found in results["models"].items():
-        threads = list(found["latency"])
-        head = "".join(f" of float, {n} thread{'s' * (n != '1')} |" for n in threads)
-        lines += [f"### {model}", "", f"| file | accuracy | bytes | of float |{head}", "|---|---|---|---|" + "---|" * len(threads)]
-        for name, row in found["rows"].items():
-            base = found["rows"]["onnxruntime float" if name.startswith("onnx") else "MNN float"]["bytes"]
-            accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2f} %"
-            times = "".join(f" {found['latency'][n][name]['ratio']:.2f} |" for n in threads)
-            lines.append(f"| {name} | {accuracy} | {row['bytes']:,} | {row['bytes'] / base:.3f} |{times}")
-        lines.append("")
+        lines += [f"## {model}", "", *_main_table(found), "", *_judged(found["rows"]), *_passes_table(found)]
+        if "experiments" in found:
+            lines += _experiments_tables(found["experiments"])
     return "\n".join(lines)
+
+
+def _main_table(found: Mapping[str, Any]) -> list[str]:
+    threads = list(found["latency"])
+    head = "".join(f" time, {n} thread{'s' * (n != '1')} |" for n in threads)
+    lines = [f"| file | accuracy | bytes | of float |{head}", "|---|---|---|---|" + "---|" * len(threads)]
+    for name, row in found["rows"].items():
+        base = found["rows"][_float_row(name)]["bytes"]
+        times = "".join(f" {found['latency'][n][name]['ratio']:.2f} |" for n in threads)
+        lines.append(f"| {name} | {_percent(row['accuracy'])} | {row['bytes']:,} | {row['bytes'] / base:.3f} |{times}")
+    return lines
+
+
+def _float_row(name: str) -> str:
+    return "onnxruntime, float" if name.startswith("onnx") else "MNN, float"
+
+
+def _judged(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether int8 keeps what is asked of it."""
+    lines = []
+    for title in TITLES.values():
+        before, after = rows[f"{title}, float"], rows[f"{title}, int8"]
+        share = after["bytes"] / before["bytes"]
+        drop = None if before["accuracy"] is None else before["accuracy"] - after["accuracy"]
+        fine = share <= ALLOWED_BYTES and (drop is None or drop <= ALLOWED_DROP)
+        loses = "" if drop is None else f"loses {drop:.2f} points of {ALLOWED_DROP} allowed, "
+        lines.append(f"{'holds' if fine else 'FAILS'}: {title} int8 {loses}has {share:.3f} of float's bytes of {ALLOWED_BYTES} allowed  ")
+    return [*lines, ""]
+
+
+def _passes_table(found: Mapping[str, Any]) -> list[str]:
+    lines = ["| graph | operators in MNN | steps between float and int8 | bytes, onnxruntime | bytes, MNN |", "|---|---|---|---|---|"]
+    for graph, row in found["passes"].items():
+        lines.append(f"| {graph} | {row['mnn_operators']} | {len(row['steps'])} | {row['bytes']['onnx']:,} | {row['bytes']['mnn']:,} |")
+    lines += ["", "| MNN file | tensors with int8 scales | made by |", "|---|---|---|"]
+    for name, kinds in found["int8_tensors"].items():
+        made = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+        lines.append(f"| {name} | {sum(kinds.values())} | {made} |")
+    return [*lines, ""]
+
+
+def _experiments_tables(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"| {found['images']:,} images, float {_percent(found['float'])} | onnxruntime | MNN |", "|---|---|---|"]
+    lines += [f"| {title} | {_percent(row.get('onnx'))} | {_percent(row.get('mnn'))} |" for title, row in found["some"].items()]
+    lines += ["", "| all images | onnxruntime | MNN |", "|---|---|---|"]
+    lines += [f"| {title} | {_percent(row['onnx'])} | {_percent(row['mnn'])} |" for title, row in found["all"].items()]
+    lines += ["", "| calibrated with | scored with | float | onnxruntime | MNN | MNN's own KL |", "|---|---|---|---|---|---|"]
+    for row in found["order"]:
+        figures = " | ".join(_percent(row[key]) for key in ("float", *DEFAULTS, "own"))
+        lines.append(f"| {row['calibrated']} | {row['scored']} | {figures} |")
+    return [*lines, ""]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="a model that irtool saved, for 32x32 images")
-    parser.add_argument("--only", action="append", help="leave out all other models")
-    parser.add_argument("--images", type=int, default=10000)
-    parser.add_argument("--calibration", type=int, default=512)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the published checkpoints and CIFAR-10 (JPEG)")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="a model that irtool saved")
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="the dataset of a --model")
+    parser.add_argument("--only", action="append", metavar="NAME", help="leave out all other models")
+    parser.add_argument("--images", type=int, default=10000, help="test images")
+    parser.add_argument("--calibration", type=int, default=256, help="training images")
     parser.add_argument("--experiments", type=int, default=2000, help="images for the experiments on the published net; 0: none")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=20.0, help="of latency rounds, for each engine and number of threads")
+    parser.add_argument("--resume", action="store_true", help="keep what --out holds of the same models and options")
     parser.add_argument("--out", type=Path, default=Path("bench/results/int8.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    given = dict(text.split("=", 1) for text in options.model)
-    data = load_data(options.shared / "data" / "cifar10-jpeg.zip") if options.shared.is_dir() else None
-    published = ["published PreResNet-38 at 0.5"] if data is not None else []
-    wanted = [*published, *given, "VGG-16", "PreResNet-38"]
+    given, datasets = (dict(text.split("=", 1) for text in texts) for texts in (options.model, options.data))
+    published = [PUBLISHED] if options.shared.is_dir() else []
+    before = json.loads(options.out.read_text())["models"] if options.resume and options.out.is_file() else {}
     results: dict[str, Any] = {"machine": machine(), "versions": irtool.__version__, "models": {}}
-    for name in options.only or wanted:
-        print(name, flush=True)
-        begun = time.perf_counter()
-        scored = data if name in given or name.startswith("published") else None
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(graph_of(name, given.get(name), options.shared), scored, Path(folder), options.calibration, options.images)
-            results["models"][name] = measure(
-                bench, options.threads, options.seconds, options.experiments if name.startswith("published") else 0
-            )
-        results["models"][name]["seconds"] = time.perf_counter() - begun
+    for name in options.only or [*published, *given, *RANDOM]:
+        key = _key(options, given.get(name), datasets.get(name))
+        if before.get(name, {}).get("key") == key:
+            results["models"][name] = before[name]
+        else:
+            print(name, flush=True)
+            results["models"][name] = {"key": key, **one(name, given.get(name), datasets.get(name), options)}
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    print(tables(results))
+
+
+def one(name: str, source: str | None, data: str | None, options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one model."""
+    begun, scored = time.perf_counter(), data_of(name, source, data, options.shared)
+    shape = (1, *(scored.preprocessing.input_shape if scored is not None else (3, 32, 32)))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(graph_of(name, source, options.shared), scored, Path(folder), shape, options.calibration, options.images)
+        found = measure(bench, options.threads, options.seconds)
+        if name == PUBLISHED and options.experiments:
+            found["experiments"] = experiments(bench, options.experiments)
+    images = {"images": min(options.images, len(scored.test))} if scored is not None else {}
+    return {**images, "calibration": options.calibration, **found, "seconds": time.perf_counter() - begun}
+
+
+def _key(options: argparse.Namespace, source: str | None, data: str | None) -> str:
+    """Equal for the same options and the same file."""
+    names = ("images", "calibration", "experiments", "threads", "seconds")
+    content = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source is not None else None
+    return hashlib.sha256(json.dumps([content, data, [getattr(options, name) for name in names]]).encode()).hexdigest()[:16]
 
 
 def machine() -> dict[str, Any]:

@@ -57,8 +57,29 @@ def mnn_operators(onnx_path: str | os.PathLike[str], timeout: float = 600.0) -> 
             source,
             timeout,
         )
-        _call(["-f", "MNN", "--modelFile", str(bare), "--JsonFile", str(text)], text, source, timeout)
-        return _read(json.loads(text.read_text(encoding="utf-8")))
+        return _read(_json(bare, text, source, timeout))
+
+
+def mnn_scaled(path: str | os.PathLike[str], timeout: float = 600.0) -> tuple[tuple[str, str], ...]:
+    """The tensors of an MNN file that have int8 scales: the kind of the operator that makes each, and the tensor's name.
+
+    Raises:
+        ExportError: the converter fails.
+        FileError: no such file.
+    """
+    source = model_file(path, ".mnn").absolute()
+    with tempfile.TemporaryDirectory() as name:
+        plain = _json(source, Path(name) / "model.json", source, timeout)
+    makers = {output: op["type"] for op in plain["oplists"] for output in op.get("outputIndexes") or ()}
+    described = [entry["index"] for entry in plain.get("extraTensorDescribe") or () if "quantInfo" in entry]
+    return tuple((makers.get(index, "Input"), plain["tensorName"][index]) for index in described)
+
+
+def _json(model: Path, text: Path, source: Path, timeout: float) -> dict[str, Any]:
+    """An MNN file as its converter writes it out."""
+    _call(["-f", "MNN", "--modelFile", str(model), "--JsonFile", str(text)], text, source, timeout)
+    plain: dict[str, Any] = json.loads(text.read_text(encoding="utf-8"))
+    return plain
 
 
 def _call(arguments: list[str], written: Path, source: Path, timeout: float) -> None:
@@ -69,7 +90,7 @@ def _call(arguments: list[str], written: Path, source: Path, timeout: float) -> 
         raise ExportError(
             f"MNN's converter {died or 'wrote no file'}: {meaning(said)}",
             where=str(source),
-            remedy="Export the ONNX file again with opset 17 and check it with onnxruntime.",
+            remedy="Export the file again (ONNX: with opset 17, and check it with onnxruntime).",
         )
 
 

@@ -1,0 +1,212 @@
+"""The int8 files of one model and what they score: used by bench/int8.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+import irtool
+from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
+from irtool.backends.mnn_layers import mnn_operators, mnn_scaled
+from irtool.passes import Equalise, LowerAffine, WidenSelects
+from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, make_recipe, mnn_own_int8, observe, place, to_qdq
+from irtool.quant.affine import grid
+from irtool.quant.placement import Wiring, rectified
+from irtool.quant.prepare import prepared
+from irtool.quant.steps import steps
+from irtool.train import Data, Preprocessing
+
+SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}
+DEFAULTS = {"onnx": Scheme(weight_bits=7), "mnn": Scheme("int8", symmetric=True)}
+TITLES = {"onnx": "onnxruntime", "mnn": "MNN"}
+# What the passes make of the exported graph.
+GRAPHS: dict[str, Callable[[irtool.OnnxGraph], irtool.OnnxGraph]] = {
+    "as exported": lambda graph: graph,
+    "passed": lambda graph: LowerAffine()(WidenSelects(0.5)(graph).graph).graph,
+    "all widened": lambda graph: LowerAffine()(WidenSelects(0.0)(graph).graph).graph,
+    "equalised": lambda graph: Equalise()(GRAPHS["passed"](graph)).graph,
+}
+# How uint8 images (N, C, H, W) become inputs: right, and with the mistakes that a wrong order makes.
+ORDERS: dict[str, Callable[[torch.Tensor, Preprocessing], torch.Tensor]] = {
+    "right": lambda images, pre: pre.normalise(images),
+    "scales in BGR order": lambda images, pre: replace(pre, std=pre.std[::-1]).normalise(images),
+    "images in BGR order": lambda images, pre: pre.normalise(images.flip(1)),
+    "means and scales exchanged": lambda images, pre: replace(pre, mean=pre.std, std=pre.mean).normalise(images),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One int8 file of a scheme.
+
+    Attributes:
+        changes: what differs from the default scheme.
+        graph: a key of `GRAPHS`.
+        calibrated, scored: keys of `ORDERS`.
+        one_scale: whether tensors that meet in an addition or a concat have one scale.
+        engines: those for which it can be made.
+    """
+
+    changes: Mapping[str, Any]
+    graph: str = "passed"
+    calibrated: str = "right"
+    scored: str = "right"
+    one_scale: bool = False
+    engines: tuple[str, ...] = ("onnx", "mnn")
+
+
+class Bench:
+    """A model and its files in a folder.
+
+    Args:
+        graph: folded.
+        data: scored with its test images, calibrated with its training images; without, images are noise and nothing is scored.
+        folder: for the files.
+        shape: of the input, batch 1.
+        calibration, images: how many images.
+    """
+
+    def __init__(
+        self, graph: irtool.FxGraph, data: Data | None, folder: Path, shape: tuple[int, ...], calibration: int, images: int
+    ) -> None:
+        self.folder, self.data, self.shape = folder, data, shape
+        export_onnx(graph, folder / "float.onnx")
+        export_mnn(folder / "float.onnx", folder / "float.mnn")
+        if data is None:
+            self.pixels = torch.randint(0, 256, (64, *shape[1:]), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+            self.preprocessing = Preprocessing((0.5,) * shape[1], (0.25,) * shape[1], (shape[2], shape[3]), shape[1])
+            return
+        self.preprocessing = data.preprocessing
+        pre = data.preprocessing
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (pre.mean, pre.std))
+        self.pixels = ((data.sample(calibration) * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        chosen = np.random.default_rng(0).permutation(len(data.test))[:images]
+        index = torch.from_numpy(np.sort(chosen))
+        self.labels = data.test.labels[index].numpy()
+        self.test = next(iter(data.test.batches([index])))
+
+    @cache  # noqa: B019  # a bench lives as long as its model is measured
+    def model(self, graph: str) -> onnx.ModelProto:
+        """The float model as a row of `GRAPHS` makes it."""
+        path = self.folder / f"{graph}.float.onnx"
+        irtool.save_onnx(GRAPHS[graph](irtool.load_onnx(self.folder / "float.onnx", [self.shape])), path)
+        return prepared(onnx.load(str(path)))
+
+    @cache  # noqa: B019
+    def stats(self, graph: str, order: str) -> Mapping[str, Statistics]:
+        """Of the calibration images."""
+        model = self.model(graph)
+        names = dict.fromkeys(name for engine in DEFAULTS for name in place(model, engine).tensors)
+        batches = [ORDERS[order](part, self.preprocessing).numpy() for part in self.pixels.split(32)]
+        return calibrate(model, names, batches, threads=1)
+
+    def write(self, engine: str, trial: Trial, name: str = "trial") -> Path:
+        """The int8 file of a trial."""
+        model, stats, scheme = (
+            self.model(trial.graph),
+            self.stats(trial.graph, trial.calibrated),
+            replace(DEFAULTS[engine], **trial.changes),
+        )
+        placement, path = place(model, engine), self.folder / f"{name}.{engine}"
+        if trial.one_scale:
+            placement = with_one_scale(model, placement, stats, scheme)
+        recipe = make_recipe(model, placement, stats, scheme)
+        if engine == "onnx":
+            onnx.save(to_qdq(model, recipe), str(path))
+        else:
+            export_mnn_int8(model, recipe, path, bits=scheme.weight_bits)
+        return path
+
+    def own(self, method: str, order: str = "right", name: str = "own") -> Path:
+        """MNN's own int8 file."""
+        pre, path = self.preprocessing, self.folder / f"{name}.mnn"
+        pixels = self.pixels.flip(1) if order == "images in BGR order" else self.pixels
+        orders = {"scales in BGR order": (pre.mean, pre.std[::-1]), "means and scales exchanged": (pre.std, pre.mean)}
+        mnn_own_int8(self.folder / "float.mnn", path, pixels.numpy(), *orders.get(order, (pre.mean, pre.std)), method=method)
+        return path
+
+    def accuracy(self, path: Path, images: int | None = None, order: str = "right") -> float | None:
+        """Per cent of the test images, or of so many of them, evenly spread."""
+        if self.data is None:
+            return None
+        session, right = SESSIONS[path.suffix](path, 1), 0
+        chosen = np.linspace(0, len(self.labels) - 1, min(images or len(self.labels), len(self.labels))).astype(int)
+        for start in range(0, len(chosen), 100):
+            some = chosen[start : start + 100]
+            x = ORDERS[order](self.test[some], self.preprocessing).numpy()
+            right += int((session.run(x)[0].argmax(1) == self.labels[some]).sum())
+        return 100 * right / len(chosen)
+
+    def files(self) -> dict[str, Path]:
+        """The files of the main table, by row."""
+        found = {"onnxruntime, float": self.folder / "float.onnx", "MNN, float": self.folder / "float.mnn"}
+        for engine, title in TITLES.items():
+            found[f"{title}, int8, graph as it was"] = self.write(engine, Trial({}, "as exported"), "plain8")
+            found[f"{title}, int8, one scale a stream"] = self.write(engine, Trial({}, one_scale=True), "one_scale8")
+            found[f"{title}, int8"] = self.write(engine, Trial({}), "int8")
+        if self.data is not None:
+            found |= {f"MNN's own {method}": self.own(method, name=f"own_{method}") for method in ("KL", "EMA")}
+        found["MNN, 8-bit weights alone"] = self.folder / "weights8.mnn"
+        export_mnn(self.folder / "float.onnx", found["MNN, 8-bit weights alone"], weight_bits=8)
+        return found
+
+    def latency(self, files: Mapping[str, Path], threads: int, seconds: float) -> dict[str, dict[str, float]]:
+        """Median and ratio to float, engine by engine."""
+        found: dict[str, dict[str, float]] = {}
+        x = ORDERS["right"](self.pixels[:1], self.preprocessing).numpy()
+        for suffix, session in SESSIONS.items():
+            rows = {name: path for name, path in files.items() if path.suffix == suffix}
+            pairs = latency_pairs([session(path, threads) for path in rows.values()], [x], runs=100000, seconds=seconds)
+            for name, one, ratio in zip(rows, pairs.latencies, pairs.ratios, strict=True):
+                found[name] = {"median_ms": one.median_ms, "p10_ms": one.p10_ms, "ratio": ratio, "rounds": one.runs}
+        return found
+
+    def passes(self) -> dict[str, dict[str, Any]]:
+        """What the passes do to the graph: operators in MNN, steps between float and int8, bytes of the int8 files."""
+        found = {}
+        for name in ("as exported", "passed", "all widened"):
+            model = self.model(name)
+            found[name] = {
+                "mnn_operators": len(mnn_operators(self.folder / f"{name}.float.onnx")),
+                "steps": [f"{step.kind} {step.between}: {step.why}" for step in steps(model, place(model))],
+                "bytes": {engine: self.write(engine, Trial({}, name)).stat().st_size for engine in DEFAULTS},
+            }
+        return found
+
+
+def scaled_kinds(path: Path) -> dict[str, int]:
+    """How many tensors of an MNN file have int8 scales, by the operator that makes them."""
+    kinds = [kind for kind, _ in mnn_scaled(path)]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def with_one_scale(model: onnx.ModelProto, placement: Placement, stats: Mapping[str, Statistics], scheme: Scheme) -> Placement:
+    """A placement in which all tensors that meet in additions and concats have the scale of the widest of them."""
+    wiring, meets = Wiring(model), []
+    for index in placement.integer:
+        node = wiring.nodes[index]
+        if node.op_type in ("Add", "Concat"):
+            names = [*wiring.data_inputs(node), rectified(wiring, node.output[0])]
+            meets.append({placement.tensors[name] for name in names if name in placement.tensors})
+    kind = grid(scheme.activations, scheme.symmetric)
+    owners = {name: name for name in placement.observed}
+    for group in _united(meets):
+        widest = max(sorted(group), key=lambda name: observe(stats[name], scheme.method, kind).scale)
+        owners |= dict.fromkeys(group, widest)
+    return replace(placement, tensors={name: owners[source] for name, source in placement.tensors.items()})
+
+
+def _united(sets: Sequence[set[str]]) -> list[set[str]]:
+    """Sets that share a member become one."""
+    found: list[set[str]] = []
+    for group in sets:
+        apart = [other for other in found if not other & group]
+        found = [*apart, group.union(*(other for other in found if other & group))]
+    return found
