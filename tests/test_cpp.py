@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -31,8 +32,8 @@ Runner = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """Run the sanitized build; it is made once, and the tests skip where its tools are absent."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sanitized build, made once; the tests skip where its tools are absent."""
     if shutil.which("cmake") is None or shutil.which("c++") is None:
         pytest.skip("no cmake or no C++ compiler here")
     build = tmp_path_factory.mktemp("build")
@@ -44,12 +45,18 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     done = subprocess.run(["cmake", "--build", str(build), "--parallel", "2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stdout + done.stderr
-    known = build / "known_leaks.txt"
+    return build
+
+
+@pytest.fixture(scope="module")
+def runner(built: Path) -> Runner:
+    """Run the sanitized build."""
+    known = built / "known_leaks.txt"
     known.write_text("leak:MNN::Interpreter::createFromBuffer\n")  # MNN keeps a model that it refuses
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(build / "irtool-run"), *map(str, arguments)],
+            [str(built / "irtool-run"), *map(str, arguments)],
             capture_output=True,
             text=True,
             errors="replace",
@@ -98,6 +105,25 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def sdk(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out as an MNN SDK is: the headers lead to our interface, the library to the engine in MNN's wheel."""
+    folder = tmp_path_factory.mktemp("sdk")
+    (folder / "include" / "MNN").mkdir(parents=True)
+    (folder / "include" / "MNN" / "Interpreter.hpp").write_text(f'#include "{SOURCE / "interface" / "MNN" / "Interpreter.hpp"}"\n')
+    numbers = {"MAJOR": 3, "MINOR": 6, "PATCH": 1}
+    (folder / "include" / "MNN" / "MNNDefine.h").write_text("".join(f"#define MNN_VERSION_{k} {v}\n" for k, v in numbers.items()))
+    (folder / "lib").mkdir()
+    # The engine in the wheel wants Python's symbols; a library of its own has them here, which is found by the path in the program.
+    symbols = folder / "lib" / "libMNN.so.3"
+    compile_ = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{symbols.name}", str(built / "python_symbols.c"), "-o", str(symbols)]
+    assert subprocess.run(compile_, capture_output=True).returncode == 0
+    engine = importlib.util.find_spec("_mnncengine")
+    assert engine is not None
+    (folder / "lib" / "libMNN.so").write_text(f"INPUT({engine.origin} {symbols})\n")
+    return folder
+
+
 def by_python(model: Path, folder: Path) -> np.ndarray:
     """Logits of all pictures of a folder, in the order of their names, one image at a time."""
     tree, session = FolderTree(folder), MnnSession(model, 1)
@@ -116,6 +142,29 @@ def test_logits_are_those_of_python(runner: Runner, models: Path, pictures: Path
     for batch in ("1", "7"):
         got = numbers(runner(models / f"{model}.mnn", pictures, "--raw", "--batch", batch))
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_build_with_an_sdk(sdk: Path, models: Path, pictures: Path, tmp_path: Path) -> None:
+    configure = ["cmake", "-S", str(SOURCE), "-B", str(tmp_path), "-DCMAKE_BUILD_TYPE=Debug"]
+
+    def told(root: Path) -> str:
+        done = subprocess.run([*configure, f"-DMNN_ROOT={root}"], capture_output=True, text=True)
+        return " ".join((done.stdout if done.returncode == 0 else f"failed {done.stderr}").split())
+
+    for part in ("include", "lib"):
+        shutil.copytree(sdk / part, tmp_path / "half" / part)
+        assert (said := told(tmp_path / "half")).startswith("failed"), said
+        assert "is no MNN SDK: it needs include/MNN/Interpreter.hpp and libMNN in lib" in said
+        shutil.rmtree(tmp_path / "half" / part)
+    shutil.copytree(sdk, tmp_path / "old")
+    (tmp_path / "old" / "include" / "MNN" / "MNNDefine.h").write_text("#define MNN_PUBLIC\n")
+    assert "old is MNN 1: the runner needs MNN 2 or newer" in told(tmp_path / "old")
+    assert f"MNN 3.6.1: {sdk / 'lib' / 'libMNN.so'}" in told(sdk)
+    assert subprocess.run(["cmake", "--build", str(tmp_path), "--parallel", "2"], capture_output=True).returncode == 0
+    call = [str(tmp_path / "irtool-run"), str(models / "float.mnn"), str(pictures), "--raw"]
+    got = numbers(subprocess.run(call, capture_output=True, text=True, env={}))
+    expected = by_python(models / "float.mnn", pictures)
+    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_the_likeliest_classes_as_text_and_as_json(runner: Runner, models: Path, pictures: Path, tmp_path: Path) -> None:
