@@ -27,7 +27,7 @@ RUNS = ROOT / "bench" / "results" / "training"
 DOCS = ROOT / "docs"
 LINES = {
     "preresnet": "PreResNet-38, from the published sparsely trained checkpoint",
-    "vgg": "VGG-16 at a quarter of its width (`vgg-base`), and halves and quarters of that, from scratch",
+    "vgg": "VGG-16 at full (`vgg-full`, `vgg-sparse`), half and quarter width, from scratch",
 }
 MARKERS = {"as it is": "*", "drop": "v", "absorb": "^", "absorb, recalibrated": "s", "random": "x", "trained": "o", "distilled": "D"}
 
@@ -112,7 +112,8 @@ def what(run: Logged) -> str:
             f"pruned by {made['prune']['criterion']} {'at' if isinstance(ratio, float) else 'to the size of'} {ratio}, {made['prune']['constants']}"
         )
         if made["prune"]["recalibrate"]:
-            words.append(f"recalibrated on {made['prune']['recalibrate']} training images")
+            seen = "as in training" if made["prune"].get("augment") else "as in use"
+            words.append(f"recalibrated on {made['prune']['recalibrate']} training images {seen}")
     if made["stage"]:
         options = {**made["options"], "lr": made["settings"]["lr"]}
         told = ", ".join(f"{key} {value:g}" for key, value in options.items())
@@ -138,18 +139,23 @@ class Claim:
 
 CLAIMS = (
     Claim("Absorbing constants against dropping them at 0.7, without training", "preresnet-0.7-absorb", "preresnet-0.7-drop", 10),
-    Claim("Recalibration on top of absorbing at 0.7", "preresnet-0.7-absorb-recalibrated", "preresnet-0.7-absorb", 0),
-    Claim("Recalibration on top of absorbing at 0.5", "preresnet-0.5-absorb-recalibrated", "preresnet-0.5-absorb", 0),
+    Claim("Recalibration on images as in use, on top of absorbing at 0.7", "preresnet-0.7-absorb-recalibrated", "preresnet-0.7-absorb", 0),
+    Claim("Recalibration on images as in training, on top of absorbing at 0.7", "preresnet-0.7-absorb-recalibrated-augmented", "preresnet-0.7-absorb", 0),
+    Claim("The same at 0.5, images as in use", "preresnet-0.5-absorb-recalibrated", "preresnet-0.5-absorb", 0),
+    Claim("The same at 0.5, images as in training", "preresnet-0.5-absorb-recalibrated-augmented", "preresnet-0.5-absorb", 0),
+    Claim("The unpruned net, images as in use", "preresnet-sparse-recalibrated", "preresnet-sparse", 0),
+    Claim("The unpruned net, images as in training", "preresnet-sparse-recalibrated-augmented", "preresnet-sparse", 0),
     Claim("0.7 with distillation against the unpruned net finetuned for as long (within half a point)", "preresnet-0.7-kd", "preresnet-sparse-finetuned", -0.5),
     Claim("Distillation against finetuning at 0.7", "preresnet-0.7-kd", "preresnet-0.7-finetuned", 0),
     Claim("bn_scale against random of the same size, both finetuned", "preresnet-0.7-finetuned", "preresnet-random-as-0.7-finetuned", 0),
-    Claim("VGG-16 (base) at 0.3 after sparse training against without it, dropped", "vgg-sparse-0.3-drop", "vgg-base-0.3-drop", 10),
-    Claim("VGG-16 (base) at 0.3 without sparse training, absorbed against dropped", "vgg-base-0.3-absorb", "vgg-base-0.3-drop", 0),
-    Claim("VGG-16 (base) at 0.7 after sparse training against unpruned (within one point)", "vgg-sparse-0.7-drop", "vgg-sparse", -1),
-    Claim("The same, absorbed and recalibrated", "vgg-sparse-0.7-absorb-recalibrated", "vgg-sparse", -1),
+    Claim("VGG-16 at 0.3 after sparse training against without it, dropped", "vgg-sparse-0.3-drop", "vgg-full-0.3-drop", 10),
+    Claim("VGG-16 at 0.3 without sparse training, absorbed against dropped", "vgg-full-0.3-absorb", "vgg-full-0.3-drop", 0),
+    Claim("VGG-16 at 0.7 after sparse training against unpruned (within one point), dropped", "vgg-sparse-0.7-drop", "vgg-sparse", -1),
+    Claim("The same, absorbed", "vgg-sparse-0.7-absorb", "vgg-sparse", -1),
+    Claim("The same, absorbed and recalibrated", "vgg-sparse-0.7-absorb-recalibrated-augmented", "vgg-sparse", -1),
     Claim("The same, finetuned for three epochs", "vgg-sparse-0.7-finetuned", "vgg-sparse", -1),
-    Claim("VGG-16 (base) at 0.7, finetuned, against random at the same ratio, finetuned", "vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-random-finetuned", 0),
-    Claim("A quarter of the base's width with distillation against without", "vgg-quarter-kd", "vgg-quarter", 0),
+    Claim("VGG-16 at 0.7, finetuned, against random at the same ratio, finetuned", "vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-random-finetuned", 0),
+    Claim("A quarter of VGG-16's width with distillation against without", "vgg-quarter-kd", "vgg-quarter", 0),
 )  # fmt: skip
 
 
