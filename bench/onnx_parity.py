@@ -13,11 +13,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torchvision
-from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
+
+from zoo import build  # noqa: E402
 
 import irtool  # noqa: E402
 
@@ -25,24 +25,10 @@ MODELS = ("resnet18", "resnext50_32x4d", "densenet121", "googlenet", "squeezenet
           "shufflenet_v2_x1_0", "efficientnet_b0", "regnet_x_400mf")  # fmt: skip
 
 
-def build(name: str) -> nn.Module:
-    """A model with random weights and random statistics."""
-    torch.manual_seed(0)
-    extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
-    model = getattr(torchvision.models, name)(weights=None, **extra).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model
-
-
 def compare(name: str, folder: Path) -> tuple[str, bool]:
     """A table line, and whether both hosts agree."""
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    traced = irtool.fold_batchnorm(irtool.trace(build(name), x))
+    traced = irtool.fold_batchnorm(irtool.trace(build(name)[0], x))
     irtool.export_onnx(traced.module, folder / "m.onnx", example_inputs=x)
     loaded = irtool.load_onnx(folder / "m.onnx")
     groups = [irtool.channel_groups(graph).count for graph in (traced, loaded)]
