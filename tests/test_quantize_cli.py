@@ -46,7 +46,10 @@ def test_quantize_writes_a_smaller_file_that_answers_alike(
     assert len(layers) == 9
     assert [layer["sqnr_db"] for layer in layers] == sorted(layer["sqnr_db"] for layer in layers)
     assert (out / "sensitivity.png").stat().st_size > 1000
-    assert "quantise   input" in (out / "steps.txt").read_text()
+    steps = (out / "steps.txt").read_text().splitlines()
+    assert [line for line in steps if line.startswith("quantise") and line.endswith("the model's input is float")] == [steps[1]]
+    assert steps[0] in said
+    assert len(report["steps"]) == int(steps[0].split(", ")[2].split()[0])
     x = load_data("digits", limit=20, channels=3).sample(8).numpy()
     both = [session(out / f"{name}.{backend}", 1).run(x)[0] for name in ("float", "int8")]
     assert (both[0].argmax(1) == both[1].argmax(1)).mean() >= 0.75

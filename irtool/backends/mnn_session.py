@@ -41,7 +41,7 @@ class MnnSession:
     ) -> None:
         self.path = model_file(path, ".mnn")
         count = thread_count(threads)
-        self._mnn = _mnn()
+        self._mnn = mnn_module()
         if probe:
             _probe(self.path)
         info = _load(self._mnn, str(self.path), [], [], count).get_info()
@@ -126,7 +126,7 @@ class MnnSession:
         return names.get(kind, str(kind))
 
 
-def _mnn() -> Any:
+def mnn_module() -> Any:
     """MNN, imported without the line that it prints. Its `tools` package is left alone: importing that installs software."""
     try:
         with captured():

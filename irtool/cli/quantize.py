@@ -13,7 +13,8 @@ from irtool.cli.flags import with_flags
 from irtool.cli.models import graph_of, input_shapes
 from irtool.cli.output import output_folder
 from irtool.cli.quantize_data import load_images
-from irtool.cli.quantize_job import ENGINES, quantize_graph
+from irtool.cli.quantize_engines import ENGINES
+from irtool.cli.quantize_job import quantize_graph
 from irtool.cli.quantize_options import QuantizeOptions
 from irtool.cli.quantize_report import borders, table, verdict, write_report
 from irtool.cli.screen import out as console

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,21 +15,22 @@ import torch
 from onnx import ModelProto
 
 from irtool import load_onnx, save_onnx
-from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
+from irtool.backends import OnnxSession, export_onnx, latency_pairs
 from irtool.cli.onnx_job import classifier
 from irtool.cli.quantize_data import Images
+from irtool.cli.quantize_engines import ENGINES, Engine
 from irtool.cli.screen import Screen
 from irtool.errors import CheckError, ExportError
 from irtool.ir import FxGraph, Graph, OnnxGraph
 from irtool.ir.onnx_file import opset_of
 from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
-from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, layers_of, make_recipe, place, to_qdq, weights_to_qdq
+from irtool.quant import Placement, Scheme, Statistics, calibrate, layers_of, place
 from irtool.quant.prepare import prepared
 from irtool.quant.qdq import OLDEST
 from irtool.quant.search import fewest_float
 from irtool.quant.sensitivity import Sensitivity, sensitivities
-from irtool.quant.steps import Step, steps
+from irtool.quant.steps import Account, account
 from irtool.report.chain import Chain, files_link, takes_any_batch
 from irtool.train import Status, evaluate
 from irtool.train.split import MemorySplit, Split
@@ -69,47 +69,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """What differs between the two engines.
-
-    Attributes:
-        suffix: of its files.
-        session: opens one.
-        convert: makes the float file from the float ONNX file.
-        write: writes the int8 file for a prepared model, its statistics, a placement and a scheme.
-        lighten: writes a file with integer weights alone from the float ONNX file.
-    """
-
-    suffix: str
-    session: Callable[[Path, int], Session]
-    convert: Callable[[Path, Path], object]
-    write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], object]
-    lighten: Callable[[Path, Path, Scheme], object]
-
-
-ENGINES = {
-    "onnx": Engine(
-        ".onnx",
-        OnnxSession,
-        shutil.copyfile,
-        lambda model, stats, placement, scheme, path: onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path)),
-        lambda source, path, scheme: onnx.save(
-            weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path)
-        ),
-    ),
-    "mnn": Engine(
-        ".mnn",
-        MnnSession,
-        export_mnn,
-        lambda model, stats, placement, scheme, path: export_mnn_int8(
-            model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits
-        ),
-        lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Measured:
     """One file: its bytes, its accuracy on the scored images as a share, its median latency at batch 1."""
 
@@ -131,6 +90,7 @@ class Outcome:
         sensitivity: of each layer, the most sensitive first; empty if it was not measured.
         expected: the float accuracy on the images that sensitivity was measured on.
         notes: what the passes did.
+        account: where the int8 file goes into integers and out again, and why.
     """
 
     before: Measured
@@ -142,11 +102,7 @@ class Outcome:
     sensitivity: tuple[Sensitivity, ...]
     expected: float
     notes: tuple[str, ...]
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """Where the int8 file goes into integers and out again, and why."""
-        return steps(self.model, self.placement)
+    account: Account
 
 
 def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, screen: Screen) -> Outcome:
@@ -171,14 +127,17 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
     float_file, int8_file = (folder / f"{name}{engine.suffix}" for name in ("float", "int8"))
+    one = next(images.batches(1))
     with screen.stage("time both"):
         sessions = [engine.session(path, settings.threads) for path in (float_file, int8_file)]
-        times = latency_pairs(sessions, [next(images.batches(1))], runs=settings.runs, seconds=LATENCY_SECONDS)
-    both = [
+        times = latency_pairs(sessions, [one], runs=settings.runs, seconds=LATENCY_SECONDS)
+        placement = work.placement(floating)
+        found_steps = account(model, placement) if settings.weights_only else engine.account(int8_file, model, placement, one)
+    first, second = (
         Measured(path.stat().st_size, accuracy, time.median_ms)
         for path, accuracy, time in zip((float_file, int8_file), (before, after), times.latencies, strict=True)
-    ]
-    return Outcome(both[0], both[1], times.ratios[1], work.placement(floating), model, floating, tuple(found), expected, notes)
+    )
+    return Outcome(first, second, times.ratios[1], placement, model, floating, tuple(found), expected, notes, found_steps)
 
 
 class _Work:
@@ -352,6 +311,6 @@ def record(outcome: Outcome, images: Images, settings: Settings) -> dict[str, An
         "int8": vars(outcome.after),
         "latency_ratio": outcome.ratio,
         "layers_in_float": list(outcome.floating),
-        "steps": [vars(step) for step in outcome.steps],
+        "steps": [vars(step) for step in outcome.account.steps],
         "notes": list(outcome.notes),
     }

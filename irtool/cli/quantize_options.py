@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from irtool.cli.quantize_job import ENGINES, Settings
+from irtool.cli.quantize_engines import ENGINES
+from irtool.cli.quantize_job import Settings
 from irtool.errors import OptionError
 from irtool.quant import Scheme
 from irtool.quant.affine import GRIDS

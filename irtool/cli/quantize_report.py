@@ -7,10 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from irtool.backends.onnx_profile import operator_times
 from irtool.cli.quantize_data import Images
+from irtool.cli.quantize_engines import ENGINES
 from irtool.cli.quantize_job import SENSITIVITY_IMAGES, Outcome, Settings, record
-from irtool.quant.steps import floating_text, steps_text
 from irtool.report.sensitivity import plot_sensitivity, write_sensitivity
 
 NOISE = 0.05
@@ -21,8 +20,7 @@ SHOWN = 6
 
 def write_report(folder: Path, outcome: Outcome, images: Images, settings: Settings) -> None:
     """Write what was found beside the files: steps.txt, report.json, the sensitivities, and a description of each MNN file."""
-    told = (steps_text(outcome.steps, outcome.placement), floating_text(outcome.model, outcome.placement))
-    (folder / "steps.txt").write_text("".join(f"{text}\n" for text in told if text), encoding="utf-8")
+    (folder / "steps.txt").write_text("".join(f"{line}\n" for line in outcome.account.lines()), encoding="utf-8")
     plain = record(outcome, images, settings)
     (folder / "report.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     if settings.backend == "mnn":
@@ -56,7 +54,7 @@ def table(outcome: Outcome, settings: Settings, images: Images) -> Table:
 
 def borders(outcome: Outcome) -> str:
     """Where the model goes into integers and out again, and why: the first lines of steps.txt."""
-    lines = steps_text(outcome.steps, outcome.placement).splitlines()
+    lines = outcome.account.lines()
     left = len(lines) - 1 - SHOWN
     return "\n".join(lines[: SHOWN + 1] + ([f"... and {left} more in steps.txt"] if left > 0 else []))
 
@@ -69,10 +67,11 @@ def verdict(outcome: Outcome, settings: Settings, images: Images, file: Path) ->
         return f"{worse}, and {f'{1 / outcome.ratio:.2f}x' if outcome.ratio < 1 - NOISE else 'about'} as fast as float."
     if settings.weights_only:
         return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
-    reasons = [f"{len(outcome.steps)} steps in and out of integers"]
-    if settings.backend == "onnx":
-        times = operator_times(file, [next(images.batches(1))])
-        reasons.append("time goes to " + ", ".join(f"{op} {time:.2f} ms" for op, time in list(times.items())[:3]))
+    times = ENGINES[settings.backend].times(file, next(images.batches(1)))
+    reasons = [
+        f"{len(outcome.account.steps)} steps in and out of integers",
+        "time goes to " + ", ".join(f"{op} {time:.2f} ms" for op, time in list(times.items())[:3]),
+    ]
     if _lacks_vnni():
         reasons.append("this CPU has no VNNI instructions, which is where int8 gains")
     return f"{worse}, but SLOWER: {outcome.ratio:.2f}x the time of float ({'; '.join(reasons)}). Prefer the float file if time matters more than bytes."

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from irtool.cli.quantize_data import Images
-from irtool.cli.quantize_job import ENGINES, Outcome, quantize_graph
+from irtool.cli.quantize_engines import ENGINES
+from irtool.cli.quantize_job import Outcome, quantize_graph
 from irtool.cli.quantize_options import QuantizeOptions
 from irtool.cli.quantize_report import borders, verdict, write_report
 from irtool.cli.recipe_kind import Context, Kind, Made, Options

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from irtool.backends import MnnExport, export_mnn
 from irtool.backends.mnn_layers import MnnOperator, mnn_operators
 from irtool.errors import OptionError
+from irtool.quant.mnn_form import mnn_form
 from irtool.quant.mnn_params import MnnLayer, compression_params
 from irtool.quant.placement import Layer
 from irtool.quant.recipe import Recipe
@@ -53,9 +53,7 @@ def matched(layers: Sequence[Layer], operators: Sequence[MnnOperator]) -> dict[s
     return {layer: renamed[name] for layer, name in names.items() if name is not None}
 
 
-def export_mnn_int8(
-    model: ModelProto, recipe: Recipe, path: str | os.PathLike[str], *, operators: Sequence[MnnOperator] | None = None, bits: int = 8
-) -> MnnInt8:
+def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[str], *, bits: int = 8) -> MnnInt8:
     """Convert a float model to MNN with the scales of a recipe. MNN rounds the weights; the corrected biases go in with the model.
 
     Args:
@@ -63,7 +61,6 @@ def export_mnn_int8(
         recipe: its activations must be int8 and symmetric. MNN has a place for zero points, but its operators between layers go
             wrong with them.
         path: the .mnn file.
-        operators: what `mnn_operators` gives for the model, if it is known already.
         bits: of the weights.
 
     Raises:
@@ -75,9 +72,9 @@ def export_mnn_int8(
         raise OptionError("activations with a zero point", where="MNN", remedy='Use Scheme(activations="int8", symmetric=True).')
     with tempfile.TemporaryDirectory() as folder:
         source, scales = Path(folder) / "model.onnx", Path(folder) / "scales.bin"
-        onnx.save(_with_biases(model, recipe), str(source))
-        known = mnn_operators(source) if operators is None else operators
-        names = matched(recipe.placement.layers, known)
+        biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}
+        onnx.save(mnn_form(model, biases), str(source))
+        names = matched(recipe.placement.layers, mnn_operators(source))
         layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
         entries = [_entry(layer, names[layer.name], recipe, bits) for layer in layers]
         scales.write_bytes(compression_params(entries))
@@ -89,19 +86,3 @@ def export_mnn_int8(
 def _entry(layer: Layer, output: str, recipe: Recipe, bits: int) -> MnnLayer:
     activations = recipe.activations
     return MnnLayer(output, activations[layer.input], activations[layer.output], recipe.layers[layer.name].scales, steps_of(bits))
-
-
-def _with_biases(model: ModelProto, recipe: Recipe) -> ModelProto:
-    """The float model with the recipe's biases."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    for layer in recipe.placement.layers:
-        bias, node = recipe.layers[layer.name].bias, result.graph.node[layer.node]
-        if bias is None:
-            continue
-        name = f"{layer.name}.corrected_bias"
-        result.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), name))
-        while len(node.input) < 3:
-            node.input.append("")
-        node.input[2] = name
-    return result

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import ModelProto
 
+from irtool.backends.mnn_profile import MnnRun
 from irtool.quant.placement import Placement, Wiring
+
+_CASTS = {"FloatToInt8": "quantise", "Int8ToFloat": "dequantise"}
+_IN_MNN = {
+    "BinaryOp": "MNN adds and multiplies tensors faster in float",
+    "While": "MNN has no integer form of a selection by indices",
+}
+"""Why MNN computes an operator in float; any other has no int8 form there, or its result has no scale."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Step:
 
     Attributes:
         kind: `quantise` or `dequantise`.
-        tensor: what is converted.
+        tensor: what is converted; in MNN the operator for which it is.
         between: the node that makes it and those on the other side, for people.
         why: the reason.
     """
@@ -28,8 +36,54 @@ class Step:
     why: str
 
 
+@dataclass(frozen=True)
+class Account:
+    """Where a model computes in what.
+
+    Attributes:
+        steps: the borders.
+        integer: how many operators compute in integers.
+        floating: how many do not, by operator and reason.
+    """
+
+    steps: tuple[Step, ...]
+    integer: int
+    floating: Mapping[tuple[str, str], int]
+
+    def lines(self) -> list[str]:
+        """For people: the totals, the steps, the operators in float."""
+        head = f"{self.integer} operators in integers, {sum(self.floating.values())} in float, {len(self.steps)} steps between them"
+        steps = [f"{step.kind:10} {step.tensor}: {step.between}: {step.why}" for step in self.steps]
+        return [head, *steps, *(f"{'in float':10} {count} {op}: {reason}" for (op, reason), count in self.floating.items())]
+
+
+def account(model: ModelProto, placement: Placement) -> Account:
+    """The account of a file for onnxruntime, from where its integers are."""
+    kinds = ((model.graph.node[index].op_type, reason) for index, reason in placement.floating.items())
+    return Account(steps(model, placement), len(placement.integer), Counter(kinds))
+
+
+def mnn_account(runs: Sequence[MnnRun]) -> Account:
+    """The account of a file for MNN, from what MNN runs: it decides by itself, by the scales in the file."""
+    readers = {run.name: run for run in runs if run.kind not in _CASTS}  # a change of layout for an operator comes before it
+    found = []
+    for index, run in enumerate(runs):
+        if run.kind in _CASTS:
+            reader = readers[run.name].kind if run.name in readers else "output"
+            made = "its input was computed in float" if index else "the model's input is float"
+            why = (
+                made
+                if run.integer
+                else _IN_MNN.get(reader, "the model's output is float" if reader == "output" else f"{reader} is in float")
+            )
+            found.append(Step(_CASTS[run.kind], run.name, f"-> {reader}", why))
+    rest = [run for run in runs if run.kind not in _CASTS]
+    floating = Counter((run.kind, _IN_MNN.get(run.kind, "it has no integer form in MNN, or no scale")) for run in rest if not run.integer)
+    return Account(tuple(found), sum(run.integer for run in rest), floating)
+
+
 def steps(model: ModelProto, placement: Placement) -> tuple[Step, ...]:
-    """Every border that an engine cannot drop: a tensor made in float and read in integers, or the other way round.
+    """Every border that onnxruntime cannot drop: a tensor made in float and read in integers, or the other way round.
 
     Args:
         model: the float model that the placement was made for.
@@ -52,18 +106,6 @@ def steps(model: ModelProto, placement: Placement) -> tuple[Step, ...]:
             why = placement.floating.get(outside[0], "it is computed in float") if outside else "the model's output is float"
             found.append(Step("dequantise", tensor, f"{name} -> {_names(wiring, outside) or 'output'}", why))
     return tuple(found)
-
-
-def steps_text(found: Sequence[Step], placement: Placement) -> str:
-    """The steps as lines, after a line with the totals."""
-    head = f"{len(placement.integer)} operators in integers, {len(placement.floating)} in float, {len(found)} steps between them"
-    return "\n".join([head, *(f"{step.kind:10} {step.tensor}: {step.between}: {step.why}" for step in found)])
-
-
-def floating_text(model: ModelProto, placement: Placement) -> str:
-    """The operators in float as lines, those of one kind with one reason together."""
-    counts = Counter((model.graph.node[index].op_type, reason) for index, reason in placement.floating.items())
-    return "\n".join(f"{'in float':10} {count} {op}: {reason}" for (op, reason), count in counts.items())
 
 
 def _integer(wiring: Wiring, placement: Placement, index: int, absorbed: set[str]) -> bool:

@@ -1,0 +1,68 @@
+"""What `irtool quantize` does differently for onnxruntime and for MNN."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from irtool.backends import MnnSession, OnnxSession, Session, export_mnn
+from irtool.backends.mnn_profile import mnn_profile, mnn_times
+from irtool.backends.onnx_profile import operator_times
+from irtool.quant import Placement, Scheme, Statistics, export_mnn_int8, make_recipe, to_qdq, weights_to_qdq
+from irtool.quant.prepare import prepared
+from irtool.quant.steps import Account, account, mnn_account
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What differs between the two engines.
+
+    Attributes:
+        suffix: of its files.
+        session: opens one.
+        convert: makes the float file from the float ONNX file.
+        write: writes the int8 file for a prepared model, its statistics, a placement and a scheme.
+        lighten: writes a file with integer weights alone from the float ONNX file.
+        account: where an int8 file computes in what, from the prepared model, its placement and one image.
+        times: where the time of a file goes, from one image: milliseconds by kind of operator.
+    """
+
+    suffix: str
+    session: Callable[[Path, int], Session]
+    convert: Callable[[Path, Path], object]
+    write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], object]
+    lighten: Callable[[Path, Path, Scheme], object]
+    account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
+    times: Callable[[Path, np.ndarray], dict[str, float]]
+
+
+ENGINES = {
+    "onnx": Engine(
+        ".onnx",
+        OnnxSession,
+        shutil.copyfile,
+        lambda model, stats, placement, scheme, path: onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path)),
+        lambda source, path, scheme: onnx.save(
+            weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path)
+        ),
+        lambda path, model, placement, x: account(model, placement),
+        lambda path, x: operator_times(path, [x]),
+    ),
+    "mnn": Engine(
+        ".mnn",
+        MnnSession,
+        export_mnn,
+        lambda model, stats, placement, scheme, path: export_mnn_int8(
+            model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits
+        ),
+        lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
+        lambda path, model, placement, x: mnn_account(mnn_profile(path, x)),
+        mnn_times,
+    ),
+}

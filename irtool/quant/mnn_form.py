@@ -1,0 +1,122 @@
+"""A float model in the form that MNN quantises well: it computes the same, and nothing of it shows outside MNN's file.
+
+What MNN 3.6 does, and why it is rewritten:
+
+- An addition of two int8 tensors to a third runs in int8, about twenty times slower on x86 than in float. So between an
+  addition and what reads it stands a maximum with the lowest number, or with 0 in place of a ReLU. It has no scale, and MNN carries no scale
+  back through it, so the addition stays in float.
+- A product with 65,536 weights or more loses its int8 weights when the converter makes a convolution of it. So it is one already.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from irtool.quant.placement import Wiring
+
+JOINS = frozenset({"Add", "Mul", "Sub"})
+LARGE = 1 << 16
+"""Weights of a product that the converter cannot count any more."""
+
+
+def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray]) -> ModelProto:
+    """A copy that computes the same but for the biases.
+
+    Args:
+        model: the float model.
+        biases: float (output channels,) for some layers, by the index of their nodes.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    form = _Form(result)
+    for index, bias in biases.items():
+        form.give_bias(result.graph.node[index], bias)
+    form.rewrite()
+    return result
+
+
+class _Form:
+    def __init__(self, model: ModelProto) -> None:
+        self.graph, self.wiring = model.graph, Wiring(model)
+        self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+        self.lowest = ""
+
+    def give_bias(self, node: NodeProto, bias: np.ndarray) -> None:
+        """Put a bias in the place of the node's own."""
+        while len(node.input) < 3:
+            node.input.append("")
+        node.input[2] = self._constant(f"{node.output[0]}.corrected_bias", bias.astype(np.float32))
+
+    def rewrite(self) -> None:
+        """Additions and products."""
+        nodes: list[NodeProto] = []
+        for node in list(self.graph.node):
+            nodes += self._product(node) if self._is_large_product(node) else [node]
+            if node.op_type in JOINS and len(self.wiring.data_inputs(node)) > 1:
+                nodes += self._after_join(node)
+        copies = []
+        for node in nodes:
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            copies.append(copy)
+        del self.graph.node[:]
+        self.graph.node.extend(copies)
+
+    def _after_join(self, node: NodeProto) -> Iterable[NodeProto]:
+        """What stands between a join and its readers. Its readers are changed."""
+        name, between = node.output[0], ""
+        for index in self.wiring.readers.get(name, []):
+            reader = self.graph.node[index]
+            if reader.op_type == "Relu":
+                reader.op_type = "Max"
+                reader.input.append(self._constant(f"{name}.zero", np.float32(0)))
+            elif reader.op_type not in JOINS:
+                between = between or self._free(f"{name}.float")
+                for slot, held in enumerate(reader.input):
+                    if held == name:
+                        reader.input[slot] = between
+        if not between:
+            return ()
+        self.lowest = self.lowest or self._constant("lowest", np.float32(np.finfo(np.float32).min))
+        return (helper.make_node("Max", [name, self.lowest], [between], between),)
+
+    def _is_large_product(self, node: NodeProto) -> bool:
+        if node.op_type != "Gemm" or node.input[1] not in self.wiring.constants or node.input[0] in self.wiring.constants:
+            return False
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA")
+        plain = plain and all(name in self.wiring.constants and len(self.wiring.constants[name].dims) == 1 for name in node.input[2:])
+        return plain and int(np.prod(self.wiring.constants[node.input[1]].dims)) >= LARGE
+
+    def _product(self, node: NodeProto) -> list[NodeProto]:
+        """A Gemm as a 1x1 convolution of an image of one pixel."""
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        weight = self.wiring.array(node.input[1])
+        rows = weight if attributes.get("transB") else weight.T
+        name = node.output[0]
+        shapes = [
+            self._constant(f"{name}.{kind}", np.array(v, np.int64)) for kind, v in (("pixel", [0, -1, 1, 1]), ("row", [0, len(rows)]))
+        ]
+        kernel = self._constant(f"{name}.kernel", np.ascontiguousarray(rows[:, :, None, None]))
+        pixel, image = self._free(f"{name}.in"), self._free(f"{name}.out")
+        return [
+            helper.make_node("Reshape", [node.input[0], shapes[0]], [pixel], pixel),
+            helper.make_node("Conv", [pixel, kernel, *node.input[2:]], [image], image, kernel_shape=[1, 1]),
+            helper.make_node("Reshape", [image, shapes[1]], [name], node.name),
+        ]
+
+    def _constant(self, name: str, values: np.ndarray | np.generic) -> str:
+        free = self._free(name)
+        tensor = numpy_helper.from_array(np.asarray(values), free)
+        self.graph.initializer.append(tensor)
+        self.wiring.constants[free] = tensor
+        return free
+
+    def _free(self, name: str) -> str:
+        found = next(free for number in itertools.count() if (free := f"{name}{number or ''}") not in self.taken)
+        self.taken.add(found)
+        return found
