@@ -28,7 +28,6 @@ import torch
 from int8_bench import DEFAULTS, ORDERS, TITLES, Bench, Trial, scaled_kinds
 
 import irtool
-from irtool.backends.onnx_profile import operator_times
 from irtool.models import VGG, PreResNet
 from irtool.train import Data, Preprocessing, load_data
 
@@ -87,13 +86,12 @@ def measure(bench: Bench, threads: Iterable[int], seconds: float) -> dict[str, A
     for name, path in files.items():
         rows[name] = {"bytes": path.stat().st_size, "accuracy": bench.accuracy(path)}
         print(f"  {name}: {rows[name]}", flush=True)
-    x = [ORDERS["right"](bench.pixels[:1], bench.preprocessing).numpy()]
     return {
         "rows": rows,
         "latency": {str(n): bench.latency(files, n, seconds) for n in threads},
         "passes": bench.passes(),
         "int8_tensors": {name: scaled_kinds(path) for name, path in files.items() if path.suffix == ".mnn"},
-        "profile_ms": {name: operator_times(path, x) for name, path in files.items() if path.suffix == ".onnx"},
+        "profile_ms": {name: bench.profile(path) for name, path in files.items()},
     }
 
 
@@ -162,13 +160,20 @@ def _judged(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _passes_table(found: Mapping[str, Any]) -> list[str]:
-    lines = ["| graph | operators in MNN | steps between float and int8 | bytes, onnxruntime | bytes, MNN |", "|---|---|---|---|---|"]
+    lines = [
+        "| graph | operators in MNN | steps, onnxruntime | steps, MNN | bytes, onnxruntime | bytes, MNN |",
+        "|---|---|---|---|---|---|",
+    ]
     for graph, row in found["passes"].items():
-        lines.append(f"| {graph} | {row['mnn_operators']} | {len(row['steps'])} | {row['bytes']['onnx']:,} | {row['bytes']['mnn']:,} |")
+        figures = [*row["steps"].values(), *(f"{size:,}" for size in row["bytes"].values())]
+        lines.append(f"| {graph} | {row['mnn_operators']} | {' | '.join(map(str, figures))} |")
     lines += ["", "| MNN file | tensors with int8 scales | made by |", "|---|---|---|"]
     for name, kinds in found["int8_tensors"].items():
         made = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
         lines.append(f"| {name} | {sum(kinds.values())} | {made} |")
+    lines += ["", "| file | ms by operator, one thread |", "|---|---|"]
+    for name, times in found["profile_ms"].items():
+        lines.append(f"| {name} | {', '.join(f'{op} {ms:.2f}' for op, ms in list(times.items())[:6])} |")
     return [*lines, ""]
 
 

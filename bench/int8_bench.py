@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 import torch
 
 import irtool
+import irtool.quant.mnn_form
 from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
 from irtool.backends.mnn_layers import mnn_operators, mnn_scaled
+from irtool.backends.mnn_profile import mnn_profile, mnn_times
+from irtool.backends.onnx_profile import operator_times
 from irtool.passes import Equalise, LowerAffine, WidenSelects
 from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, make_recipe, mnn_own_int8, observe, place, to_qdq
 from irtool.quant.affine import grid
 from irtool.quant.placement import Wiring, rectified
 from irtool.quant.prepare import prepared
-from irtool.quant.steps import steps
+from irtool.quant.steps import account, mnn_account
 from irtool.train import Data, Preprocessing
 
 SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}
@@ -51,6 +56,7 @@ class Trial:
         graph: a key of `GRAPHS`.
         calibrated, scored: keys of `ORDERS`.
         one_scale: whether tensors that meet in an addition or a concat have one scale.
+        int8_joins: whether additions are left to MNN, which then runs them in int8.
         engines: those for which it can be made.
     """
 
@@ -59,6 +65,7 @@ class Trial:
     calibrated: str = "right"
     scored: str = "right"
     one_scale: bool = False
+    int8_joins: bool = False
     engines: tuple[str, ...] = ("onnx", "mnn")
 
 
@@ -121,7 +128,8 @@ class Bench:
         if engine == "onnx":
             onnx.save(to_qdq(model, recipe), str(path))
         else:
-            export_mnn_int8(model, recipe, path, bits=scheme.weight_bits)
+            with patch.object(irtool.quant.mnn_form, "JOINS", frozenset()) if trial.int8_joins else nullcontext():
+                export_mnn_int8(model, recipe, path, bits=scheme.weight_bits)
         return path
 
     def own(self, method: str, order: str = "right", name: str = "own") -> Path:
@@ -151,6 +159,8 @@ class Bench:
             found[f"{title}, int8, graph as it was"] = self.write(engine, Trial({}, "as exported"), "plain8")
             found[f"{title}, int8, one scale a stream"] = self.write(engine, Trial({}, one_scale=True), "one_scale8")
             found[f"{title}, int8"] = self.write(engine, Trial({}), "int8")
+        found["MNN, int8, all widened"] = self.write("mnn", Trial({}, "all widened"), "wide8")
+        found["MNN, int8, all widened, additions in int8"] = self.write("mnn", Trial({}, "all widened", int8_joins=True), "joins8")
         if self.data is not None:
             found |= {f"MNN's own {method}": self.own(method, name=f"own_{method}") for method in ("KL", "EMA")}
         found["MNN, 8-bit weights alone"] = self.folder / "weights8.mnn"
@@ -160,10 +170,9 @@ class Bench:
     def latency(self, files: Mapping[str, Path], threads: int, seconds: float) -> dict[str, dict[str, float]]:
         """Median and ratio to float, engine by engine."""
         found: dict[str, dict[str, float]] = {}
-        x = ORDERS["right"](self.pixels[:1], self.preprocessing).numpy()
         for suffix, session in SESSIONS.items():
             rows = {name: path for name, path in files.items() if path.suffix == suffix}
-            pairs = latency_pairs([session(path, threads) for path in rows.values()], [x], runs=100000, seconds=seconds)
+            pairs = latency_pairs([session(path, threads) for path in rows.values()], [self.one()], runs=100000, seconds=seconds)
             for name, one, ratio in zip(rows, pairs.latencies, pairs.ratios, strict=True):
                 found[name] = {"median_ms": one.median_ms, "p10_ms": one.p10_ms, "ratio": ratio, "rounds": one.runs}
         return found
@@ -172,13 +181,22 @@ class Bench:
         """What the passes do to the graph: operators in MNN, steps between float and int8, bytes of the int8 files."""
         found = {}
         for name in ("as exported", "passed", "all widened"):
-            model = self.model(name)
+            model, files = self.model(name), {engine: self.write(engine, Trial({}, name)) for engine in DEFAULTS}
+            accounts = {"onnx": account(model, place(model)), "mnn": mnn_account(mnn_profile(files["mnn"], self.one(), runs=1))}
             found[name] = {
                 "mnn_operators": len(mnn_operators(self.folder / f"{name}.float.onnx")),
-                "steps": [f"{step.kind} {step.between}: {step.why}" for step in steps(model, place(model))],
-                "bytes": {engine: self.write(engine, Trial({}, name)).stat().st_size for engine in DEFAULTS},
+                "steps": {engine: len(accounts[engine].steps) for engine in DEFAULTS},
+                "bytes": {engine: path.stat().st_size for engine, path in files.items()},
             }
         return found
+
+    def one(self) -> np.ndarray:
+        """The input of one run."""
+        return ORDERS["right"](self.pixels[:1], self.preprocessing).numpy()
+
+    def profile(self, path: Path) -> dict[str, float]:
+        """Milliseconds by kind of operator."""
+        return operator_times(path, [self.one()]) if path.suffix == ".onnx" else mnn_times(path, self.one(), runs=100)
 
 
 def scaled_kinds(path: Path) -> dict[str, int]:
