@@ -96,7 +96,7 @@ def measure(bench: Bench, threads: Iterable[int], seconds: float) -> dict[str, A
 
 
 def experiments(bench: Bench, images: int) -> dict[str, Any]:
-    """One thing changed at a time, on so many test images; some of it, and the order of the preprocessing, on all."""
+    """One thing changed at a time, on so many test images; some of it on all."""
 
     def score(trial: Trial, count: int | None) -> dict[str, float | None]:
         return {engine: bench.accuracy(bench.write(engine, trial), count, trial.scored) for engine in trial.engines}
@@ -113,9 +113,9 @@ def experiments(bench: Bench, images: int) -> dict[str, Any]:
         print(f"  {title}: {found['some'][title]}", flush=True)
     found["all"] = {title: score(TRIALS[title], None) for title in ON_ALL_IMAGES}
     for calibrated, scored in MISTAKES:
-        row = score(Trial({}, calibrated=calibrated, scored=scored), None)
-        row["float"] = bench.accuracy(bench.folder / "float.onnx", order=scored)
-        row["own"] = bench.accuracy(bench.own("KL", calibrated), order=scored)
+        row = score(Trial({}, calibrated=calibrated, scored=scored), images)
+        row["float"] = bench.accuracy(bench.folder / "float.onnx", images, scored)
+        row["own"] = bench.accuracy(bench.own("KL", calibrated), images, scored)
         found["order"].append({"calibrated": calibrated, "scored": scored, **row})
         print(f"  {found['order'][-1]}", flush=True)
     return found

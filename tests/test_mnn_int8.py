@@ -26,13 +26,14 @@ from irtool.quant.steps import mnn_account
 
 
 class Joined(nn.Module):
-    """Additions that are read by a convolution, by an addition, by a ReLU and by both; a gate; a product with many weights."""
+    """Additions that are read by a convolution, by an addition, by a ReLU and by both; a gate; products with many weights,
+    and an activation between them past which the converter moves a change of shape."""
 
     def __init__(self, classes: int = 600) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(5))
-        self.wide, self.out = nn.Conv2d(16, 128, 1), nn.Linear(128, classes)
+        self.wide, self.hidden, self.out = nn.Conv2d(16, 128, 1), nn.Linear(128, 520), nn.Linear(520, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b, c, d, e = self.convs
@@ -41,7 +42,7 @@ class Joined(nn.Module):
         y = x + b(x)
         z = F.relu(y + c(F.relu(y)))
         z = z * d(z) + e(y)
-        return self.out(F.relu(self.wide(z)).mean((2, 3)))
+        return self.out(F.hardswish(self.hidden(F.relu(self.wide(z)).mean((2, 3)))))
 
 
 @pytest.fixture(scope="module", params=[Joined, Mixed])
@@ -65,14 +66,15 @@ def int8(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def test_the_form_for_mnn_computes_the_same(model: onnx.ModelProto) -> None:
-    form = mnn_form(model, {})
+    form, convolutions = mnn_form(model, {})
     onnx.checker.check_model(form, full_check=True)
     x = images(4, seed=3)
     assert np.abs(run(form, x) - run(model, x)).max() <= 1e-6 * np.abs(run(model, x)).max()
     kinds = [node.op_type for node in form.graph.node]
     if "Mul" in kinds:  # the net with many classes
-        assert 128 * 600 >= LARGE
+        assert 128 * 520 >= LARGE
         assert "Gemm" not in kinds
+        assert len(convolutions) == 2
         assert sum(kind == "Relu" for kind in kinds) == 1
         readers = {name: node.op_type for node in form.graph.node for name in node.input}
         assert {readers[node.output[0]] for node in form.graph.node if node.op_type in ("Add", "Mul")} <= {"Max", "Add", "Mul"}
@@ -81,7 +83,7 @@ def test_the_form_for_mnn_computes_the_same(model: onnx.ModelProto) -> None:
 def test_a_bias_takes_the_place_of_one(model: onnx.ModelProto) -> None:
     index, product = next((index, node) for index, node in enumerate(model.graph.node) if node.output[0] == "output")
     bias = next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == product.input[2])
-    form = mnn_form(model, {index: np.zeros(len(bias))})
+    form, _ = mnn_form(model, {index: np.zeros(len(bias))})
     x = images(4, seed=3)
     assert np.abs(run(model, x) - run(form, x) - bias).max() <= 1e-6
     assert model.graph.node[index].input[2] == product.input[2]

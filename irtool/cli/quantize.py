@@ -57,8 +57,5 @@ def quantize(
         outcome = quantize_graph(graph, images, settings, folder, progress)
         write_report(folder, outcome, images, settings)
         judged = verdict(outcome, settings, images, folder / f"int8{ENGINES[settings.backend].suffix}")
-    said = [*outcome.notes, table(outcome, settings, images), borders(outcome)]
-    if outcome.floating:
-        said.append(f"left in float for accuracy: {', '.join(outcome.floating)}")
-    for part in (*said, judged, f"written to {out}"):
+    for part in (*outcome.notes, table(outcome, settings, images), *borders(outcome, settings.backend), judged, f"written to {out}"):
         console().print(part, markup=False)

@@ -27,7 +27,8 @@ class Engine:
         suffix: of its files.
         session: opens one.
         convert: makes the float file from the float ONNX file.
-        write: writes the int8 file for a prepared model, its statistics, a placement and a scheme.
+        write: writes the int8 file for a prepared model, its statistics, a placement and a scheme; gives the layers that the engine
+            could not take in integers.
         lighten: writes a file with integer weights alone from the float ONNX file.
         account: where an int8 file computes in what, from the prepared model, its placement and one image.
         times: where the time of a file goes, from one image: milliseconds by kind of operator.
@@ -36,10 +37,19 @@ class Engine:
     suffix: str
     session: Callable[[Path, int], Session]
     convert: Callable[[Path, Path], object]
-    write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], object]
+    write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], tuple[str, ...]]
     lighten: Callable[[Path, Path, Scheme], object]
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
     times: Callable[[Path, np.ndarray], dict[str, float]]
+
+
+def _write_onnx(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
+    onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path))
+    return ()
+
+
+def _write_mnn(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
+    return export_mnn_int8(model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits).missed
 
 
 ENGINES = {
@@ -47,7 +57,7 @@ ENGINES = {
         ".onnx",
         OnnxSession,
         shutil.copyfile,
-        lambda model, stats, placement, scheme, path: onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path)),
+        _write_onnx,
         lambda source, path, scheme: onnx.save(
             weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path)
         ),
@@ -58,9 +68,7 @@ ENGINES = {
         ".mnn",
         MnnSession,
         export_mnn,
-        lambda model, stats, placement, scheme, path: export_mnn_int8(
-            model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits
-        ),
+        _write_mnn,
         lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
         lambda path, model, placement, x: mnn_account(mnn_profile(path, x)),
         mnn_times,

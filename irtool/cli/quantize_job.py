@@ -91,6 +91,7 @@ class Outcome:
         expected: the float accuracy on the images that sensitivity was measured on.
         notes: what the passes did.
         account: where the int8 file goes into integers and out again, and why.
+        missed: the layers that the engine could not take in integers.
     """
 
     before: Measured
@@ -103,6 +104,7 @@ class Outcome:
     expected: float
     notes: tuple[str, ...]
     account: Account
+    missed: tuple[str, ...]
 
 
 def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, screen: Screen) -> Outcome:
@@ -137,7 +139,7 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
         Measured(path.stat().st_size, accuracy, time.median_ms)
         for path, accuracy, time in zip((float_file, int8_file), (before, after), times.latencies, strict=True)
     )
-    return Outcome(first, second, times.ratios[1], placement, model, floating, tuple(found), expected, notes, found_steps)
+    return Outcome(first, second, times.ratios[1], placement, model, floating, tuple(found), expected, notes, found_steps, work.missed)
 
 
 class _Work:
@@ -154,6 +156,7 @@ class _Work:
         screen: Screen,
     ) -> None:
         self.engine, self.settings, self.model, self.stats, self.folder, self.screen = engine, settings, model, stats, folder, screen
+        self.missed: tuple[str, ...] = ()
         self.images, self.batch = images, _fixed_batch(folder / "float.onnx")
         self.scored: Split = images.scored if images.labelled else self._answered(images.scored)
 
@@ -202,7 +205,7 @@ class _Work:
             if self.settings.weights_only:
                 self.engine.lighten(self.folder / "float.onnx", path, self.settings.scheme)
             else:
-                self.engine.write(self.model, self.stats, self.placement(floating), self.settings.scheme, path)
+                self.missed = self.engine.write(self.model, self.stats, self.placement(floating), self.settings.scheme, path)
         return self.score(path, f"score {name}")
 
     def _sensitivities(self) -> tuple[list[Sensitivity], float]:
@@ -311,6 +314,7 @@ def record(outcome: Outcome, images: Images, settings: Settings) -> dict[str, An
         "int8": vars(outcome.after),
         "latency_ratio": outcome.ratio,
         "layers_in_float": list(outcome.floating),
+        "layers_without_int8_form": list(outcome.missed),
         "steps": [vars(step) for step in outcome.account.steps],
         "notes": list(outcome.notes),
     }

@@ -45,18 +45,27 @@ def table(outcome: Outcome, settings: Settings, images: Images) -> Table:
     shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
     shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
     shown.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
-    layers = len(outcome.placement.layers)
-    kind = "weights alone are int8" if settings.weights_only else f"{layers} of {layers + len(outcome.floating)} layers in int8"
+    asked = len(outcome.placement.layers)
+    taken = f"{asked - len(outcome.missed)} of {asked + len(outcome.floating)} layers in int8"
+    kind = "weights alone are int8" if settings.weights_only else taken
     shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
     shown.caption_justify = "left"
     return shown
 
 
-def borders(outcome: Outcome) -> str:
-    """Where the model goes into integers and out again, and why: the first lines of steps.txt."""
+def borders(outcome: Outcome, backend: str) -> list[str]:
+    """Where the model goes into integers and out again, and why: the first lines of steps.txt; and the layers in float."""
     lines = outcome.account.lines()
-    left = len(lines) - 1 - SHOWN
-    return "\n".join(lines[: SHOWN + 1] + ([f"... and {left} more in steps.txt"] if left > 0 else []))
+    shown, left = lines[: SHOWN + 1], len(lines) - 1 - SHOWN
+    if left > 0:
+        shown.append(f"... and {left} more in steps.txt")
+    if outcome.floating:
+        shown.append(f"left in float for accuracy: {', '.join(outcome.floating)}")
+    if outcome.missed:
+        shown.append(
+            f"{len(outcome.missed)} layers have no int8 form in {backend}: {', '.join(outcome.missed[:3])}{', ...' if len(outcome.missed) > 3 else ''}"
+        )
+    return shown
 
 
 def verdict(outcome: Outcome, settings: Settings, images: Images, file: Path) -> str:

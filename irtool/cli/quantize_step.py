@@ -20,7 +20,7 @@ def _quantize(context: Context, options: Options) -> Made:
     outcome = quantize_graph(context.graph, images, settings, context.folder, context.progress)
     write_report(context.folder, outcome, images, settings)
     judged = verdict(outcome, settings, images, context.folder / f"int8{ENGINES[settings.backend].suffix}")
-    notes = (*outcome.notes, _line(wanted.backend, outcome), *borders(outcome).splitlines(), *_floating(outcome), judged)
+    notes = (*outcome.notes, _line(wanted.backend, outcome), *borders(outcome, wanted.backend), judged)
     return Made(context.graph, outcome.after.accuracy, notes)
 
 
@@ -30,10 +30,6 @@ def _line(backend: str, outcome: Outcome) -> str:
         f"{backend}: accuracy {100 * before.accuracy:.2f} % in float, {100 * after.accuracy:.2f} % in int8; "
         f"{after.bytes:,} bytes, {after.bytes / before.bytes:.3f} of float; {outcome.ratio:.2f} of float's time"
     )
-
-
-def _floating(outcome: Outcome) -> tuple[str, ...]:
-    return (f"left in float for accuracy: {', '.join(outcome.floating)}",) if outcome.floating else ()
 
 
 def _check(name: str, value: Any) -> None:

@@ -23,8 +23,8 @@ LARGE = 1 << 16
 """Weights of a product that the converter cannot count any more."""
 
 
-def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray]) -> ModelProto:
-    """A copy that computes the same but for the biases.
+def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray]) -> tuple[ModelProto, dict[str, str]]:
+    """A copy that computes the same but for the biases, and for each product that became a convolution the convolution's output.
 
     Args:
         model: the float model.
@@ -36,7 +36,7 @@ def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray]) -> ModelProto:
     for index, bias in biases.items():
         form.give_bias(result.graph.node[index], bias)
     form.rewrite()
-    return result
+    return result, form.convolutions
 
 
 class _Form:
@@ -44,6 +44,7 @@ class _Form:
         self.graph, self.wiring = model.graph, Wiring(model)
         self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         self.lowest = ""
+        self.convolutions: dict[str, str] = {}
 
     def give_bias(self, node: NodeProto, bias: np.ndarray) -> None:
         """Put a bias in the place of the node's own."""
@@ -103,6 +104,7 @@ class _Form:
         ]
         kernel = self._constant(f"{name}.kernel", np.ascontiguousarray(rows[:, :, None, None]))
         pixel, image = self._free(f"{name}.in"), self._free(f"{name}.out")
+        self.convolutions[name] = image
         return [
             helper.make_node("Reshape", [node.input[0], shapes[0]], [pixel], pixel),
             helper.make_node("Conv", [pixel, kernel, *node.input[2:]], [image], image, kernel_shape=[1, 1]),

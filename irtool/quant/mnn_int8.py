@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,15 @@ class MnnInt8:
     missed: tuple[str, ...]
 
 
-def matched(layers: Sequence[Layer], operators: Sequence[MnnOperator]) -> dict[str, str]:
-    """MNN's output tensor for each layer that MNN has as a convolution, by layer name."""
+def matched(layers: Sequence[Layer], operators: Sequence[MnnOperator], convolutions: Mapping[str, str] | None = None) -> dict[str, str]:
+    """MNN's output tensor for each layer that MNN has as a convolution, by layer name.
+
+    Args:
+        layers: of the model that was converted.
+        operators: what the converter made of it.
+        convolutions: the outputs of convolutions that stand for layers, by layer name.
+    """
+    known = convolutions or {}
     behind = {op.inputs[0]: op.outputs[0] for op in operators if op.kind in _COPIES and op.inputs}
     renamed = {}
     for op in operators:
@@ -49,7 +56,9 @@ def matched(layers: Sequence[Layer], operators: Sequence[MnnOperator]) -> dict[s
             while name is not None and name not in renamed:
                 renamed[name] = op.outputs[0]
                 name = behind.get(name)
-    names = {layer.name: next((name for name in (layer.output, layer.name) if name in renamed), None) for layer in layers}
+    names = {
+        layer.name: next((name for name in (known.get(layer.name), layer.output, layer.name) if name in renamed), None) for layer in layers
+    }
     return {layer: renamed[name] for layer, name in names.items() if name is not None}
 
 
@@ -73,8 +82,9 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
     with tempfile.TemporaryDirectory() as folder:
         source, scales = Path(folder) / "model.onnx", Path(folder) / "scales.bin"
         biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}
-        onnx.save(mnn_form(model, biases), str(source))
-        names = matched(recipe.placement.layers, mnn_operators(source))
+        form, convolutions = mnn_form(model, biases)
+        onnx.save(form, str(source))
+        names = matched(recipe.placement.layers, mnn_operators(source), convolutions)
         layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
         entries = [_entry(layer, names[layer.name], recipe, bits) for layer in layers]
         scales.write_bytes(compression_params(entries))
