@@ -258,8 +258,8 @@ def test_a_product_has_another_name_in_mnn(mixed: tuple[onnx.ModelProto, Path]) 
     model, folder = mixed
     names = matched(layers_of(model), mnn_operators(folder / "float.onnx"))
     assert len(names) == len(layers_of(model))
-    assert names["output"] == "output__matmul_converted"
-    assert names["/hidden/Gemm_output_0"] not in {name for node in model.graph.node for name in node.output}
+    assert names["output"] == ("output__matmul_converted",)
+    assert names["/hidden/Gemm_output_0"][0] not in {name for node in model.graph.node for name in node.output}
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the published checkpoints and images are not beside this checkout")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import ModelProto
 
@@ -39,8 +40,10 @@ class MnnInt8:
     missed: tuple[str, ...]
 
 
-def matched(layers: Sequence[Layer], operators: Sequence[MnnOperator], convolutions: Mapping[str, str] | None = None) -> dict[str, str]:
-    """MNN's output tensor for each layer that MNN has as a convolution, by layer name.
+def matched(
+    layers: Sequence[Layer], operators: Sequence[MnnOperator], convolutions: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """MNN's output tensor for each layer that MNN has as a convolution, or as one for each of its groups, by layer name.
 
     Args:
         layers: of the model that was converted.
@@ -56,10 +59,16 @@ def matched(layers: Sequence[Layer], operators: Sequence[MnnOperator], convoluti
             while name is not None and name not in renamed:
                 renamed[name] = op.outputs[0]
                 name = behind.get(name)
-    names = {
-        layer.name: next((name for name in (known.get(layer.name), layer.output, layer.name) if name in renamed), None) for layer in layers
-    }
-    return {layer: renamed[name] for layer, name in names.items() if name is not None}
+    found: dict[str, tuple[str, ...]] = {}
+    for layer in layers:
+        names = (known.get(layer.name), layer.output, layer.name)
+        whole = next((renamed[name] for name in names if name in renamed), None)
+        parts = [f"{layer.name}___output___{group}" for group in range(layer.groups)]  # how the converter splits groups
+        if whole is not None:
+            found[layer.name] = (whole,)
+        elif all(part in renamed for part in parts):
+            found[layer.name] = tuple(parts)
+    return found
 
 
 def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[str], *, bits: int = 8) -> MnnInt8:
@@ -86,13 +95,15 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
         onnx.save(form, str(source))
         names = matched(recipe.placement.layers, mnn_operators(source), convolutions)
         layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
-        entries = [_entry(layer, names[layer.name], recipe, bits) for layer in layers]
+        entries = [entry for layer in layers for entry in _entries(layer, names[layer.name], recipe, bits)]
         scales.write_bytes(compression_params(entries))
         export = export_mnn(source, path, compression_params=scales)
     done = tuple(layer.name for layer in layers)
     return MnnInt8(export, done, tuple(layer.name for layer in recipe.placement.layers if layer.name not in done))
 
 
-def _entry(layer: Layer, output: str, recipe: Recipe, bits: int) -> MnnLayer:
-    activations = recipe.activations
-    return MnnLayer(output, activations[layer.input], activations[layer.output], recipe.layers[layer.name].scales, steps_of(bits))
+def _entries(layer: Layer, outputs: Sequence[str], recipe: Recipe, bits: int) -> list[MnnLayer]:
+    """The layer's entry, or one for each convolution that it was split into."""
+    given, result = recipe.activations[layer.input], recipe.activations[layer.output]
+    parts = np.split(recipe.layers[layer.name].scales, len(outputs))
+    return [MnnLayer(output, given, result, scales, steps_of(bits)) for output, scales in zip(outputs, parts, strict=True)]
