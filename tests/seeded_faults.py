@@ -447,13 +447,12 @@ def selections_are_not_tied(patch: Patch) -> None:
 
 @fault("resnet_projection", "flatten_hw")
 def parameters_are_sliced_off_by_one(patch: Patch) -> None:
-    old = slicing.Rewrite._index
+    old = slicing.Rewrite._indices
 
-    def faulty(self: slicing.Rewrite, key: Any, order: Tensor) -> Tensor | None:
-        found = old(self, key, order)
-        return found if found is None else (found - 1).clamp(min=0)
+    def faulty(self: slicing.Rewrite, name: str) -> dict[Any, Tensor]:
+        return {axis: (found - 1).clamp(min=0) for axis, found in old(self, name).items()}
 
-    patch.setattr(slicing.Rewrite, "_index", faulty)
+    patch.setattr(slicing.Rewrite, "_indices", faulty)
 
 
 @fault("shufflenet_v1", "shufflenet_v2", "stacked")

@@ -6,15 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.context import NONE, Axis, Context, none, on_axis
+from irtool.ops.context import Axis, Context, none, on_axis, place
 from irtool.ops.table import rule_for
 
 Key = tuple[str, Axis]
 """A labelled axis: (parameter name or `node:` + node name, axis)."""
+
+
+def entries(value: Value, axis: Axis) -> int:
+    """How many entries a parameter's axis has, over all groups."""
+    return value.sizes[axis] if isinstance(axis, int) else value.sizes[axis[0]] * axis[1]
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Labels(Walk):
     """The first walk's findings. All label arrays are int64 and one-dimensional unless said otherwise.
 
     Attributes:
-        axes: labels of every labelled axis, by key.
+        axes: labels of every labelled axis, by key: its own, or those that arrived when it was first read.
         layers: the nodes that make channels, with the labels they make.
         meetings: (node, a, b): a[i] met b[i]; -1 where one side was no channel.
         reads: what arrived at a parameter's axis, and the axis's own labels, by (node name, key).
@@ -131,6 +137,8 @@ class Labels(Walk):
     decisions: dict[tuple[str, str], bool] = field(default_factory=dict)
     count: int = 0
     _computed: dict[str, Node] = field(default_factory=dict)
+    _floored: set[tuple[int, int, int]] = field(default_factory=set)
+    _asked: tuple[Tensor | None, bool] = (None, False)
 
     def run(self) -> None:
         """Walk, then pin what was computed with."""
@@ -148,15 +156,21 @@ class Labels(Walk):
         self.count += size
         self.axes[key] = made
         if size > 1:
-            self.floors.append(made)
+            self._keep_one(made)
         return made
+
+    def _keep_one(self, labels: Tensor) -> None:
+        """A floor, noted once for labels that many read."""
+        if place(labels) not in self._floored:
+            self._floored.add(place(labels))
+            self.floors.append(labels)
 
     def param(self, value: Value, axis: Axis) -> Tensor:
         """Fresh labels at first sight; an axis of one entry has none, since it can never be removed."""
         key = (value.name, axis)
         if key not in self.axes:
-            size = value.sizes[axis] if isinstance(axis, int) else value.sizes[axis[0]] * axis[1]
-            self.axes[key] = torch.tensor([NONE]) if size == 1 else self._new(key, size)
+            size = entries(value, axis)
+            self.axes[key] = none(1) if size == 1 else self._new(key, size)
         return self.axes[key]
 
     def fresh(self, node: Node, count: int) -> Tensor:
@@ -175,12 +189,26 @@ class Labels(Walk):
         self.meetings.append((node, a, b))
 
     def read(self, node: Node, value: Value, axis: Axis, arriving: Tensor) -> None:
-        """`arriving` meets a parameter's axis, entry by entry."""
-        own = self.param(value, axis)
-        if own.numel() == 1 and arriving.numel() > 1:
-            own = own.expand(arriving.numel())
-        self.reads[node.name, (value.name, axis)] = (arriving, own)
-        self.meetings.append((node, arriving, own))
+        """`arriving` meets a parameter's axis, entry by entry. At first sight the entries are named after what arrives (ADR 9)."""
+        key = (value.name, axis)
+        if key not in self.axes and arriving.numel() == entries(value, axis) and self._are_names(arriving):
+            own = self.axes[key] = arriving
+            self._keep_one(arriving)
+        else:
+            own = self.param(value, axis)
+            if own.numel() == 1 and arriving.numel() > 1:
+                own = own.expand(arriving.numel())
+            self.meetings.append((node, arriving, own))
+        self.reads[node.name, key] = (arriving, own)
+
+    def _are_names(self, labels: Tensor) -> bool:
+        """Whether there are several, all of them channels, no two alike. Four parameters of a batch norm ask about one tensor."""
+        if self._asked[0] is not labels:
+            found = labels.numpy()
+            rising = bool((found[1:] > found[:-1]).all())
+            distinct = rising or np.unique(found).size == found.size
+            self._asked = (labels, found.size > 1 and bool(found.min() >= 0) and distinct)
+        return self._asked[1]
 
     def pin(self, node: Node, labels: Tensor, reason: str) -> None:
         """These channels must stay."""

@@ -108,6 +108,16 @@ def align(labels: Tensor, rank: int) -> Tensor:
     return labels.reshape((1,) * (rank - labels.dim()) + tuple(labels.shape)) if labels.dim() < rank else labels
 
 
+def place(labels: Tensor) -> tuple[int, int, int]:
+    """Where a label vector lies in memory: as long as it is held, whatever lies there is the same vector."""
+    return labels.data_ptr(), labels.numel(), labels.stride(0)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two label vectors are equal; seen at once where both are views of one."""
+    return place(a) == place(b) or torch.equal(a, b)
+
+
 def expand(labels: Tensor, shape: Sequence[int]) -> Tensor:
     """Stretch broadcast axes to their real size, without copying."""
     return labels.expand(tuple(shape))

@@ -38,12 +38,12 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
 @criterion("bn_scale")
 def bn_scale(groups: ChannelGroups, seed: int) -> Scores:
     """|gamma| of the batch norms that read a channel (network slimming, Liu et al. 2017)."""
-    scores = _unscored(groups)
+    found = {}
     for node in groups.graph.nodes:
         weight = node.get("weight")
         if node.op == "BatchNormalization" and weight is not None and (weight.name, 0) in groups.labels.axes and weight.data is not None:
-            scores[groups.labels.axes[weight.name, 0].numpy()] = weight.data.abs().double().cpu().numpy()
-    return scores
+            found[weight.name] = (groups.labels.axes[weight.name, 0].numpy(), weight.data.abs().double().cpu().numpy())
+    return _means(groups, list(found.values()))
 
 
 @criterion("l1")
@@ -75,8 +75,16 @@ def group_scores(groups: ChannelGroups, name: str, seed: int) -> Scores:
     return mean
 
 
-def _unscored(groups: ChannelGroups) -> Scores:
-    return np.full(groups.labels.count, np.nan)
+def _means(groups: ChannelGroups, found: list[tuple[NDArray[np.int64], Scores]]) -> Scores:
+    """For each label the mean over all entries (labels, scores) of its group: several parameters may be named after one channel."""
+    if not found:
+        return np.full(groups.labels.count, np.nan)
+    labels = np.concatenate([labels for labels, _ in found])
+    group = groups.group[labels[labels >= 0]]
+    total = np.bincount(group, np.concatenate([scores for _, scores in found])[labels >= 0], minlength=groups.count)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Scores = total / np.bincount(group, minlength=groups.count)
+    return mean[groups.group]
 
 
 def _filter_norm(groups: ChannelGroups, order: int) -> Scores:
@@ -95,7 +103,7 @@ def _filter_norm(groups: ChannelGroups, order: int) -> Scores:
 
 
 def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArray[np.int64]], bool]) -> Scores:
-    scores = _unscored(groups)
+    found = []
     for key, labels in groups.labels.axes.items():
         name, axis = key
         data = groups.graph.real(name)
@@ -106,8 +114,8 @@ def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArra
             mean = float(norm.mean())
             if not np.isfinite(mean):
                 refuse_not_finite(name, data)
-            scores[labels.numpy()] = norm / max(mean, 1e-30)
-    return scores
+            found.append((labels.numpy(), norm / max(mean, 1e-30)))
+    return _means(groups, found)
 
 
 def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Scores:

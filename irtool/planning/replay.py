@@ -12,7 +12,8 @@ from torch import Tensor
 from irtool.analysis.labels import Key, Labels, Walk
 from irtool.errors import GraphError, ProofError
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import Axis
+from irtool.ops.context import Axis, same
+from irtool.planning.surviving import Survivors
 
 _REMEDY = "This is a gap in irtool's operator table; name the module in ignore=, and please report it."
 
@@ -24,21 +25,19 @@ class Replay(Walk):
     Args:
         graph: the rewritten graph.
         before: the first walk over the original graph.
-        keep: whether each label stays, shape (labels,).
+        surviving: which labels stay.
 
-    After `run`, `orders[key]` holds the surviving labels of each parameter axis in the order of the sliced entries.
+    After `run`, `orders[key]` holds the positions of the entries of each parameter axis that stay, in their new order;
+    None where the axis is as it was.
     """
 
     before: Labels = None  # type: ignore[assignment]
-    keep: Tensor = None  # type: ignore[assignment]
-    orders: dict[Key, Tensor] = field(default_factory=dict)
-    _stays: NDArray[np.bool_] = field(init=False)
+    surviving: Survivors = None  # type: ignore[assignment]
+    orders: dict[Key, Tensor | None] = field(default_factory=dict)
+    _own: dict[Key, Tensor] = field(default_factory=dict)
     _fixed: set[Key] = field(default_factory=set)
     _met: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
     _tied: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._stays = self.keep.numpy()
 
     def run(self) -> None:
         """Walk, then check all meetings at once.
@@ -74,23 +73,20 @@ class Replay(Walk):
     def _check_complete(self) -> None:
         """Every parameter axis that lost entries must have been read again."""
         for key, old in self.before.axes.items():
-            if key not in self.orders and key[0] in self.graph.params and int(old[0]) >= 0 and not bool(self.keep[old].all()):
+            if key not in self.orders and key[0] in self.graph.params and self.surviving.of(old)[1] is not None:
                 raise ProofError("nothing reads the channels of this parameter any more", where=key[0], remedy=_REMEDY)
 
     def _check_groups(self) -> None:
         """The channels of each group of a grouped convolution must be channels that it had."""
-        for (name, axis), order in self.orders.items():
+        for name, axis in self.orders:
             if isinstance(axis, int) or name not in self.graph.params:
                 continue
             number, groups = axis
             sizes = self.before.graph.params[name].sizes
             widths: dict[Key, int] = {(name, axis): sizes[number], (name, 1 - number): sizes[1 - number] // groups}
             for key, width in widths.items():
-                found = self.orders.get(key, order)
-                if int(found[0]) < 0:
-                    continue
-                group = ((found - int(self.before.axes[key][0])) // width).reshape(groups, -1)
-                if bool((group != torch.arange(groups)[:, None]).any()):
+                found = self.orders.get(key)
+                if found is not None and bool(((found // width).reshape(groups, -1) != torch.arange(groups)[:, None]).any()):
                     raise ProofError("a grouped convolution would mix its groups", where=name, remedy=_REMEDY)
 
     def put(self, value: Value, labels: Tensor) -> None:
@@ -104,17 +100,12 @@ class Replay(Walk):
     def param(self, value: Value, axis: Axis) -> Tensor:
         """The surviving labels of a parameter's axis."""
         key = (value.name, axis)
-        if key not in self.orders:
+        if key not in self._own:
             old = self.before.axes.get(key)
             if old is None:
                 raise ProofError("a parameter axis that had no channels has some now", where=value.name, remedy=_REMEDY)
-            self.orders[key] = self._survivors(old)
-        return self.orders[key]
-
-    def _survivors(self, labels: Tensor) -> Tensor:
-        """The labels of an axis that stay. In numpy, whose calls cost a tenth of torch's on arrays of this size."""
-        found = labels.numpy()
-        return labels if found[0] < 0 else torch.from_numpy(found[self._stays[found]])
+            self._own[key], self.orders[key] = self.surviving.of(old)
+        return self._own[key]
 
     def produce(self, node: Node, value: Value, axis: Axis) -> Tensor:
         """Output labels: their order is settled from here on."""
@@ -123,7 +114,7 @@ class Replay(Walk):
 
     def fresh(self, node: Node, count: int) -> Tensor:
         """Survivors of the channels that a node makes."""
-        kept = self._survivors(self.before.axes[f"node:{node.name}", 0])
+        kept, _ = self.surviving.of(self.before.axes[f"node:{node.name}", 0])
         if kept.numel() != count:
             raise ProofError(f"makes {count} channels where {kept.numel()} should stay", where=node.location, remedy=_REMEDY)
         return kept
@@ -145,15 +136,15 @@ class Replay(Walk):
         if (node.name, key) not in self.before.reads:
             raise ProofError(f"reads {value.name}, which it did not read before", where=node.location, remedy=_REMEDY)
         old_arriving, old_own = self.before.reads[node.name, key]
-        expected, partners = old_arriving, old_own
-        axis_labels = old_own.numpy()
-        if axis_labels[0] >= 0:
-            mask = self._stays[axis_labels]
-            expected, partners = torch.from_numpy(old_arriving.numpy()[mask]), torch.from_numpy(axis_labels[mask])
-        if not torch.equal(expected, arriving) or (axis_labels[0] >= 0 and not torch.equal(partners, own)):
+        partners, positions = self.surviving.of(old_own)
+        expected = old_arriving if positions is None else partners if old_arriving is old_own else old_arriving[positions]
+        if not (same(expected, arriving) and same(partners, own)):
             if key not in self._fixed:
-                own = self.orders[key] = _reorder(arriving, expected, partners, node)
-            self._met.append((node, arriving, own))  # in another order than before: pair by pair at the end
+                order = _reorder(arriving, expected, torch.arange(old_own.numel()) if positions is None else positions, node)
+                own = self._own[key] = old_own[order]
+                self.orders[key] = order if int(old_own[0]) >= 0 else None
+            if not torch.equal(arriving, own):  # a channel may always meet what is named after it
+                self._met.append((node, arriving, own))  # in another order than before: pair by pair at the end
         self._fixed.add(key)
 
     def tie(self, node: Node, source: Tensor, copies: Tensor) -> None:
@@ -207,7 +198,7 @@ def _codes(meetings: list[tuple[Node, Tensor, Tensor]], numbers: dict[str, int],
 
 
 def _reorder(arriving: Tensor, expected: Tensor, own: Tensor, node: Node) -> Tensor:
-    """The axis's labels in the order in which their partners arrive; the k-th arrival of a label takes its k-th partner."""
+    """The axis's entries in the order in which their partners arrive; the k-th arrival of a label takes its k-th partner."""
     a, e = arriving.numpy(), expected.numpy()
     by_arrival, by_expectation = np.argsort(a, kind="stable"), np.argsort(e, kind="stable")
     if not np.array_equal(a[by_arrival], e[by_expectation]):

@@ -20,6 +20,7 @@ from irtool.ir.onnx_graph import OnnxGraph
 from irtool.ops.context import Axis
 from irtool.planning import fx_slicing, onnx_literals
 from irtool.planning.replay import Replay
+from irtool.planning.surviving import Survivors
 
 Ints = NDArray[np.int64]
 HOSTS: dict[type[Graph], Any] = {FxGraph: fx_slicing, OnnxGraph: onnx_literals}
@@ -32,7 +33,7 @@ class Rewrite(Generic[G]):
 
     Attributes:
         graph: the rewritten program; parameters are on the meta device until `fill`.
-        orders: for each parameter axis the surviving labels in their new order.
+        orders: for each parameter axis the positions of the entries that stay, in their new order; None if it is as it was.
         edited: nodes whose arguments in the program had to change.
         keep: whether each label stays.
     """
@@ -40,7 +41,7 @@ class Rewrite(Generic[G]):
     source: G
     labels: Labels
     graph: G
-    orders: dict[Key, Tensor]
+    orders: dict[Key, Tensor | None]
     edited: list[str]
     keep: NDArray[np.bool_]
     _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
@@ -50,31 +51,22 @@ class Rewrite(Generic[G]):
         value = self.source.params[name]
         assert value.data is not None
         data = value.data
-        by_axis = self._by_name().get(name, {})
-        plain = {axis: order for axis, order in by_axis.items() if isinstance(axis, int)}
-        grouped = {axis: order for axis, order in by_axis.items() if not isinstance(axis, int)}
-        indices = {axis: self._index((name, axis), order) for axis, order in plain.items()}
-        if grouped:
-            (axis, groups), order = next(iter(grouped.items()))
-            return _take_grouped(data, axis, groups, self._index((name, (axis, groups)), order), indices.get(1 - axis))
-        for axis, index in sorted(indices.items()):  # axis 0 first: whole rows are copied fastest
-            if index is not None:
-                data = data.index_select(axis, index.to(data.device))
+        indices = self._indices(name)
+        grouped = next((axis for axis in indices if not isinstance(axis, int)), None)
+        if grouped is not None:
+            return _take_grouped(data, *grouped, indices[grouped], indices.get(1 - grouped[0]))
+        for axis in range(data.dim()) if indices else ():  # axis 0 first: whole rows are copied fastest
+            if axis in indices:
+                data = data.index_select(axis, indices[axis].to(data.device))
         return data.clone() if data is value.data else data
 
-    def _by_name(self) -> dict[str, dict[Axis, Tensor]]:
+    def _indices(self, name: str) -> dict[Axis, Tensor]:
+        """The positions that stay along the axes of a parameter that change."""
         if not self._axes:
             for (owner, axis), order in self.orders.items():
-                self._axes.setdefault(owner, {})[axis] = order
-        return self._axes
-
-    def _index(self, key: Key, order: Tensor) -> Tensor | None:
-        """Where the surviving labels are in the original axis; None if nothing changed."""
-        old = self.labels.axes[key]
-        first = int(old.numpy()[0])
-        if first < 0 or (order.numel() == old.numel() and torch.equal(order, old)):
-            return None
-        return order - first  # the labels of an axis are consecutive
+                if order is not None:
+                    self._axes.setdefault(owner, {})[axis] = order
+        return self._axes.get(name, {})
 
     def inexact(self) -> list[str]:
         """The steps that mix removed channels with others, with the reason."""
@@ -112,9 +104,9 @@ def _take_grouped(data: Tensor, axis: int, groups: int, index: Tensor | None, ot
 class _Sizes:
     """Shapes after slicing, and positions that stay, from the labels of the original values."""
 
-    def __init__(self, labels: Labels, keep: NDArray[np.bool_]) -> None:
+    def __init__(self, labels: Labels, surviving: Survivors) -> None:
         self.labels = labels
-        self._keep = np.append(keep, True)  # what has no label (-1) stays
+        self._keep = surviving.keep
         self._shapes: dict[Value, tuple[int, ...]] = {}
 
     def mask(self, value: Value) -> NDArray[np.bool_] | None:
@@ -176,8 +168,9 @@ def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
     Raises:
         ProofError: the rewritten graph does not hold together; the text names the node.
     """
-    sizes = _Sizes(labels, keep)
-    new_shapes = _parameter_shapes(graph, labels, keep)
+    surviving = Survivors(keep)
+    sizes = _Sizes(labels, surviving)
+    new_shapes = _parameter_shapes(graph, labels, surviving)
     try:
         new, edited = HOSTS[type(graph)].resized(graph, new_shapes, sizes)
     except IrtoolError as error:
@@ -186,22 +179,18 @@ def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
             where=error.where,
             remedy="Name the module in ignore=, and please report this model.",
         ) from error
-    replay = Replay(new, before=labels, keep=torch.from_numpy(keep))
+    replay = Replay(new, before=labels, surviving=surviving)
     replay.run()
     return Rewrite(graph, labels, new, replay.orders, edited, keep)
 
 
-def _parameter_shapes(graph: Graph, labels: Labels, keep: NDArray[np.bool_]) -> dict[str, tuple[int, ...]]:
+def _parameter_shapes(graph: Graph, labels: Labels, surviving: Survivors) -> dict[str, tuple[int, ...]]:
     """Sliced parameter shapes, as far as they differ."""
-    shapes: dict[str, list[int]] = {}
-    before = np.append(0, np.cumsum(keep))  # how many labels below each stay
+    shapes: dict[str, tuple[int, ...]] = {}
     for (name, axis), found in labels.axes.items():
-        value = graph.params.get(name)
-        if value is None:
-            continue
-        shape = shapes.setdefault(name, list(value.sizes))
-        first = int(found.numpy()[0])
-        if first >= 0:
+        left, positions = surviving.of(found)
+        if positions is not None and name in graph.params:
             number, groups = axis if isinstance(axis, tuple) else (axis, 1)
-            shape[number] = int(before[first + found.numel()] - before[first]) // groups  # the labels of an axis are consecutive
-    return {name: tuple(shape) for name, shape in shapes.items()}
+            shape = shapes.get(name) or graph.params[name].sizes
+            shapes[name] = (*shape[:number], left.numel() // groups, *shape[number + 1 :])
+    return shapes
