@@ -191,6 +191,7 @@ def vgg_runs() -> list[Run]:
         return Run(f"{start}-{ending}", "vgg", start, "fashion", plan)
 
     gentle = {"lr": 0.01, "epochs": 3}
+    published = {"alpha": 0.9, "temperature": 10.0}
     return [
         trained("vgg-sparse", "new:VGG:depth=16", "sparse", options={"strength": 5e-3}),
         *(pruned("vgg-sparse", ratio, constants) for ratio in (0.3, 0.7) for constants in ("drop", "absorb")),
@@ -202,7 +203,9 @@ def vgg_runs() -> list[Run]:
         trained("vgg-full", "new:VGG:depth=16", "plain"),
         *(pruned("vgg-full", 0.3, constants) for constants in ("drop", "absorb")),
         *(pruned(start, ratio, "absorb", recalibrate=1024, augment=True) for start, ratio in (("vgg-full", 0.3), ("vgg-sparse", 0.3), ("vgg-sparse", 0.7))),
-        trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.25", "distill", teacher="vgg-full", options={"alpha": 0.9, "temperature": 10.0}),
+        trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.25", "distill", teacher="vgg-full", options=published),
+        *(trained(f"{start}-longer", start, "finetune", settings=gentle) for start in ("vgg-half", "vgg-quarter")),
+        trained("vgg-quarter-longer-kd", "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle, options=published),
     ]  # fmt: skip
 
 

@@ -155,7 +155,8 @@ CLAIMS = (
     Claim("The same, absorbed and recalibrated", "vgg-sparse-0.7-absorb-recalibrated-augmented", "vgg-sparse", -1),
     Claim("The same, finetuned for three epochs", "vgg-sparse-0.7-finetuned", "vgg-sparse", -1),
     Claim("VGG-16 at 0.7, finetuned, against random at the same ratio, finetuned", "vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-random-finetuned", 0),
-    Claim("A quarter of VGG-16's width with distillation against without", "vgg-quarter-kd", "vgg-quarter", 0),
+    Claim("A quarter of VGG-16's width, from scratch, distilled from the full net against without", "vgg-quarter-kd", "vgg-quarter", 0),
+    Claim("The same trained on at the published rate, distilled from the half net against without", "vgg-quarter-longer-kd", "vgg-quarter-longer", 0),
 )  # fmt: skip
 
 
