@@ -78,7 +78,7 @@ def _fold(context: Context, options: Options) -> Made:
 
 def _recalibrate(context: Context, options: Options) -> Made:
     data = context.data
-    # As training shows them: on a published net that is worth seven points over plain images (docs/results.md).
+    # As training shows them: on a published net that is worth six points over plain images (docs/results.md).
     augment = Settings().augmentation(data.flip, data.preprocessing.size) if options.get("augment", True) else None
     batches = data.sample(options.get("images", 1024), context.seed, augment).split(BATCH)
     made = RecalibrateBatchNorm(batches, options.get("method", "pooled"))(context.graph)
