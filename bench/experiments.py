@@ -205,7 +205,12 @@ def vgg_runs() -> list[Run]:
         *(pruned(start, ratio, "absorb", recalibrate=1024, augment=True) for start, ratio in (("vgg-full", 0.3), ("vgg-sparse", 0.3), ("vgg-sparse", 0.7))),
         trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.25", "distill", teacher="vgg-full", options=published),
         *(trained(f"{start}-longer", start, "finetune", settings=gentle) for start in ("vgg-half", "vgg-quarter")),
-        trained("vgg-quarter-longer-kd", "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle, options=published),
+        *(
+            trained(name, "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle, options=published | {"temperature": t})
+            for name, t in (("vgg-quarter-longer-kd", 10.0), ("vgg-quarter-longer-kd-3", 3.0))
+        ),
+        trained("vgg-quarter-ten", "vgg-quarter", "finetune", settings=gentle | {"epochs": 10}),
+        trained("vgg-quarter-ten-kd", "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle | {"epochs": 10}, options=published),
     ]  # fmt: skip
 
 
