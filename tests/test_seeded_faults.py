@@ -15,6 +15,9 @@ from irtool.planning.check import TOLERANCE, check_prune
 
 planning = sys.modules["irtool.planning.plan"]
 
+SEED = 5
+"""Of random plans that show every fault, and that sound code carries out as planned: not every plan of `flips` can be."""
+
 
 def caught(name: str, residual: str) -> str:
     """How a net's prune is found wrong; empty if it is not.
@@ -43,7 +46,7 @@ def numbers(name: str, residual: str) -> str:
     case = CASES[name]
     graph = irtool.trace(module(name), tuple(x.double() for x in case.inputs()), leaf=case.leaf)
     for ratio, scope in ((0.5, "local"), (0.3, "global")):
-        plan = irtool.plan(graph, "random", ratio, scope, residual=residual, seed=3)
+        plan = irtool.plan(graph, "random", ratio, scope, residual=residual, seed=SEED)
         found = check_prune(graph, plan)  # of the rewrite that planning made; the next one is made from the plan's layers
         if not found.relative <= TOLERANCE:
             return f"numbers: {found.relative:.1e}"

@@ -43,12 +43,13 @@ class Balance:
 
 def sharing(tables: list[tuple]) -> list[list[tuple]]:
     """Tables that share a free group, together."""
-    owner: dict[int, int] = {}
     graph: nx.Graph = nx.Graph()
     graph.add_nodes_from(range(len(tables)))
+    first = np.full(max((int(ids.max()) + 1 for _, _, ids, _ in tables), default=0), -1)  # the first table that has each group
     for index, (_, _, ids, _) in enumerate(tables):
-        for group in np.unique(ids[ids >= 0]).tolist():
-            graph.add_edge(index, owner.setdefault(group, index))
+        found = ids[ids >= 0]
+        graph.add_edges_from((index, other) for other in set(first[found].tolist()) - {-1})
+        first[found] = np.where(first[found] < 0, index, first[found])
     return [[tables[i] for i in sorted(component)] for component in nx.connected_components(graph)]
 
 

@@ -137,8 +137,8 @@ class Labels(Walk):
     decisions: dict[tuple[str, str], bool] = field(default_factory=dict)
     count: int = 0
     _computed: dict[str, Node] = field(default_factory=dict)
-    _floored: set[tuple[int, int, int]] = field(default_factory=set)
-    _asked: tuple[Tensor | None, bool] = (None, False)
+    _names: dict[tuple[int, int, int], bool] = field(default_factory=dict)
+    """By where label vectors lie: whether they are several channels, no two alike. All of these are held by `reads` or `axes`."""
 
     def run(self) -> None:
         """Walk, then pin what was computed with."""
@@ -156,14 +156,9 @@ class Labels(Walk):
         self.count += size
         self.axes[key] = made
         if size > 1:
-            self._keep_one(made)
+            self._names[place(made)] = True
+            self.floors.append(made)
         return made
-
-    def _keep_one(self, labels: Tensor) -> None:
-        """A floor, noted once for labels that many read."""
-        if place(labels) not in self._floored:
-            self._floored.add(place(labels))
-            self.floors.append(labels)
 
     def param(self, value: Value, axis: Axis) -> Tensor:
         """Fresh labels at first sight; an axis of one entry has none, since it can never be removed."""
@@ -193,7 +188,6 @@ class Labels(Walk):
         key = (value.name, axis)
         if key not in self.axes and arriving.numel() == entries(value, axis) and self._are_names(arriving):
             own = self.axes[key] = arriving
-            self._keep_one(arriving)
         else:
             own = self.param(value, axis)
             if own.numel() == 1 and arriving.numel() > 1:
@@ -202,13 +196,14 @@ class Labels(Walk):
         self.reads[node.name, key] = (arriving, own)
 
     def _are_names(self, labels: Tensor) -> bool:
-        """Whether there are several, all of them channels, no two alike. Four parameters of a batch norm ask about one tensor."""
-        if self._asked[0] is not labels:
+        """Whether there are several, all of them channels, no two alike. Then at least one must stay, too."""
+        known = self._names.get(place(labels))
+        if known is None:
             found = labels.numpy()
-            rising = bool((found[1:] > found[:-1]).all())
-            distinct = rising or np.unique(found).size == found.size
-            self._asked = (labels, found.size > 1 and bool(found.min() >= 0) and distinct)
-        return self._asked[1]
+            known = self._names[place(labels)] = found.size > 1 and bool(found.min() >= 0) and np.unique(found).size == found.size
+            if known:
+                self.floors.append(labels)
+        return known
 
     def pin(self, node: Node, labels: Tensor, reason: str) -> None:
         """These channels must stay."""

@@ -95,8 +95,11 @@ class FxGraph(Graph):
     def _holders(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
         """Where each parameter hangs in the module tree: a shared one hangs in several places."""
         if not self._held:
+            fetched = {str(node.target).rpartition(".")[0] for node in self.module.graph.nodes if node.op == "get_attr"}
             for path, owner in modules_by_path(self.module).items():
-                for slot in (owner._parameters, owner._buffers, owner.__dict__):
+                # A constant that is neither parameter nor buffer is known to the view only where the program fetches it.
+                slots: list[dict[str, Any]] = [owner._parameters, owner._buffers, owner.__dict__ if path in fetched else {}]
+                for slot in slots:
                     for key, held in slot.items():
                         if isinstance(held, torch.Tensor):
                             name = self._names.get(id(held)) or (f"{path}.{key}" if path else key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -33,31 +34,108 @@ def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Ten
     is copied by hand: `copy.deepcopy` spends most of its time on empty hook dictionaries. The code of a traced program is
     generated when it is first run or read (see `lazy`).
     """
-    memo: dict[int, Any] = {}
-    for name, parameter in module.named_parameters():
-        memo[id(parameter)] = nn.Parameter(data(name, parameter.detach()), requires_grad=parameter.requires_grad)
-    for name, buffer in module.named_buffers():
-        memo[id(buffer)] = data(name, buffer)
+    memo = _copied_tensors(module, data)
     if isinstance(module, fx.GraphModule):
         new = lazy(nn.Module(), fx.Graph(), type(module).__name__)
         _copy_tree(module, memo, new)
         for name, held in module.__dict__.items():  # constants that are neither parameters nor buffers
             if isinstance(held, torch.Tensor):
                 new.__dict__[name] = data(name, held)
-        new.graph = copy.deepcopy(module.graph, memo)
+        new.graph = copy_graph(module.graph)
         new.meta = dict(module.meta)
         new.training = module.training
         return new
     return _copy_tree(module, memo)
 
 
+def _copied_tensors(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[int, Any]:
+    """By the identity of each parameter and buffer: what takes its place in a copy. Shared ones go by their first name."""
+    made: dict[int, Any] = {}
+    for path, owner in modules_by_path(module).items():
+        prefix = f"{path}." if path else ""
+        for name, held in owner._parameters.items():
+            if held is not None and id(held) not in made:
+                made[id(held)] = nn.Parameter(data(prefix + name, held.detach()), held.requires_grad)
+        for name, tensor in owner._buffers.items():
+            if tensor is not None and id(tensor) not in made:
+                made[id(tensor)] = data(prefix + name, tensor)
+    return made
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of a traced program, names and records included."""
+    new = fx.Graph(tracer_cls=graph._tracer_cls)
+    made: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copied = made[node] = add_node(
+            new,
+            node.op,
+            node.target,
+            fx.map_arg(node.args, made.__getitem__),
+            fx.map_arg(node.kwargs, made.__getitem__),
+            node.name,
+            node.type,
+        )
+        copied.meta.update(node.meta)
+    new.set_codegen(copy.deepcopy(graph._codegen))
+    return new
+
+
+def add_node(
+    graph: fx.Graph, op: str, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str | None = None, kind: Any = None
+) -> fx.Node:
+    """`Graph.create_node`, whose look through all arguments for symbolic numbers takes longer than the rest: there are none here."""
+    node = graph.create_node(op, target, (), {}, name, kind)
+    node.args = args
+    if kwargs:
+        node.kwargs = dict(kwargs)
+    return node
+
+
 def lazy(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     """A traced program whose Python code is generated when it is first run or read.
 
     Most programs here are read as graphs only, and generating code takes longer than all that irtool does to them. The
-    class is torch's own, which `torch.compile` and `torch.export` know; `compiled` makes a plain module of it.
+    class is torch's own, which `torch.compile` and `torch.export` know; `compiled` makes a plain module of it. The modules and
+    tensors that the program names are those of `root`; what holds them is made anew.
     """
-    return _LazyGraphModule(root, graph, name)
+    made = _LazyGraphModule(nn.Module(), fx.Graph(tracer_cls=graph._tracer_cls), name)
+    made.training = root.training
+    owners: dict[str, tuple[nn.Module, nn.Module]] = {"": (root, made)}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            _hang(owners, str(node.target))
+    made.graph = graph
+    return made
+
+
+def _hang(owners: dict[str, tuple[nn.Module, nn.Module]], path: str) -> None:
+    """Put the object at a path below one module below another, under the same path. `owners`: both modules of each path so far."""
+    prefix, _, name = path.rpartition(".")
+    if prefix not in owners:
+        owners[prefix] = _owners(owners, prefix)
+    source, made = owners[prefix]
+    if source is made:  # it came with a module around it
+        return
+    held = getattr(source, name)
+    if isinstance(held, nn.Module):
+        made._modules[name] = held
+    elif isinstance(held, torch.Tensor) and not isinstance(held, nn.Parameter):
+        made.register_buffer(name, held, persistent=name not in source._non_persistent_buffers_set)
+    else:
+        setattr(made, name, held)
+
+
+def _owners(owners: dict[str, tuple[nn.Module, nn.Module]], path: str) -> tuple[nn.Module, nn.Module]:
+    """The module at a path, and the one that holds its parts in the copy: itself, if it is there as a whole."""
+    if path not in owners:
+        prefix, _, name = path.rpartition(".")
+        source, made = _owners(owners, prefix)
+        child = getattr(source, name)
+        if source is not made and name not in made._modules:
+            made._modules[name] = nn.Module()
+        owners[path] = (child, getattr(made, name))
+    return owners[path]
 
 
 def compiled(module: fx.GraphModule) -> fx.GraphModule:
@@ -73,6 +151,7 @@ def compiled(module: fx.GraphModule) -> fx.GraphModule:
 
 
 _SHARED = frozenset({int, float, str, bool, bytes, tuple, type(None), type, torch.dtype, torch.device})
+_CONTAINERS = frozenset({OrderedDict, dict, list, set})
 _TREE = frozenset({"_parameters", "_buffers", "_modules"})
 
 
@@ -86,9 +165,10 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = 
     if new is None:
         made.__dict__.update(module.__dict__)
         for key, value in module.__dict__.items():
-            if type(value) in _SHARED or key in _TREE:
+            kind = type(value)
+            if kind in _SHARED or key in _TREE:
                 continue
-            made.__dict__[key] = type(value)() if isinstance(value, dict | set | list) and not value else copy.deepcopy(value, memo)
+            made.__dict__[key] = kind() if kind in _CONTAINERS and not value else copy.deepcopy(value, memo)
     if new is None and isinstance(module, fx.GraphModule):  # a region of an exported program: its class is made for it alone
         cast(Any, type(made)).forward = type(module).forward
     for slot in ("_parameters", "_buffers"):

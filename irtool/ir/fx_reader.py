@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
 from irtool.ir.fx_module import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
-from irtool.ir.fx_shapes import infer_shape, meta_like
+from irtool.ir.fx_shapes import infer_shape
 from irtool.ir.fx_targets import Spec, callee, function_spec, module_spec
 from irtool.ir.graph import Node, Value
 
@@ -21,13 +21,26 @@ Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
 """Called before a host node is read, with the example values so far."""
 
 
+class Examples(dict[fx.Node, Any]):
+    """Example values by host node: tensors on the meta device, and what the program computes besides. Tensors are made when asked for."""
+
+    def __init__(self, values: Mapping[fx.Node, Any]) -> None:
+        super().__init__()
+        self._values = values
+
+    def __missing__(self, node: fx.Node) -> torch.Tensor:
+        value = self._values[node]
+        made = self[node] = torch.empty(value.sizes, dtype=value.dtype, device="meta")
+        return made
+
+
 class Reader:
     """One walk over the host: example values, shapes, and the view's nodes."""
 
     def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], fix: Fix | None) -> None:
         self.module, self.example_inputs = module, example_inputs
-        self.examples: dict[fx.Node, Any] = {}
         self.values: dict[fx.Node, Any] = {}
+        self.examples = Examples(self.values)
         self.nodes: list[Node] = []
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
@@ -41,6 +54,7 @@ class Reader:
                     if tensor is not None:
                         self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
         self._specs: dict[type, Spec | None] = {}
+        self._functions: dict[tuple[Any, bool], tuple[Spec | None, str]] = {}
         self._feed = list(pytree.tree_leaves(tuple(example_inputs))) if self._is_flat() else list(example_inputs)
         with torch.no_grad():
             for node in module.graph.nodes:
@@ -60,8 +74,10 @@ class Reader:
             self._read_placeholder(node)
         elif node.op == "get_attr":
             found = attribute(self.module, str(node.target))
-            self.examples[node] = meta(found) if isinstance(found, torch.Tensor) else found
-            self.values[node] = self._param(str(node.target), found) if isinstance(found, torch.Tensor) else None
+            if isinstance(found, torch.Tensor):
+                self.values[node] = self._param(str(node.target), found)
+            else:
+                self.examples[node], self.values[node] = found, None
         elif node.op == "output":
             self.outputs = self._flat(node.args[0])
             operands = {f"output_{index}": value for index, value in enumerate(self.outputs)}
@@ -117,29 +133,21 @@ class Reader:
         return found
 
     def _read_call(self, node: fx.Node) -> None:
-        args = tuple(map(self._example, node.args))
-        kwargs = {key: self._example(arg) for key, arg in node.kwargs.items()}
         module = self._modules[str(node.target)] if node.op == "call_module" else None
-        spec = self._module_spec(module) if module is not None else function_spec(node.target, args)
-        if self._is_selection(node, args):
-            self.examples[node] = args[0][args[1]]
-            self.values[node] = self._nest(node.args[0])[args[1]]
+        if module is None and self._is_nest(node):
             return
-        if dataclasses.is_dataclass(node.target):  # a program's result in a class of its own: a nest of values, not an operator
-            self.examples[node] = node.target(*args, **kwargs)
-            look_into(self.examples[node])
-            self.values[node] = node.target(*fx.map_arg(node.args, self.values.get), **fx.map_arg(node.kwargs, self.values.get))
-            return
-        operands, attrs = self._bind(node, spec, module, args, kwargs)
-        name = type(module).__name__ if module is not None else callee(node.target)
-        shaped = infer_shape(spec, operands, attrs, name)
-        example = meta_like(shaped, operands) if shaped is not None else self._run(node, module, args, kwargs)
-        self.examples[node] = example
-        if not _holds_tensor(example):
-            return
-        op = spec.op if spec is not None else "Opaque"
-        view = Node(node.name, op, operands, (), attrs, _location(node), node, name)
-        view.outputs = self._outputs(node, view, example)
+        spec, name = self._function(node) if module is None else (self._module_spec(module), type(module).__name__)
+        operands, attrs = self._bind(node, spec, module)
+        view = Node(node.name, spec.op if spec is not None else "Opaque", operands, (), attrs, _location(node), node, name)
+        shape = infer_shape(spec, operands, attrs, name)
+        if shape is not None:
+            self.values[node] = made = Value(node.name, shape, next(iter(operands.values())).dtype, view)
+            view.outputs = (made,)
+        else:
+            example = self.examples[node] = self._run(node, module)
+            if not _holds_tensor(example):
+                return
+            view.outputs = self._outputs(node, view, example)
         self.nodes.append(view)
 
     def _module_spec(self, module: nn.Module) -> Spec | None:
@@ -149,14 +157,33 @@ class Reader:
             self._specs[kind] = module_spec(module)
         return self._specs[kind]
 
-    def _is_selection(self, node: fx.Node, args: Sequence[Any]) -> bool:
-        """Whether the node picks a member of a tuple or dict of values: an alias, not an operator."""
-        is_getitem = node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem"
-        return is_getitem and isinstance(self.values.get(node.args[0]), tuple | list | dict)  # type: ignore[arg-type]
+    def _function(self, node: fx.Node) -> tuple[Spec | None, str]:
+        """The operator of a function or method and its name in messages, looked up once."""
+        second = node.args[1] if len(node.args) > 1 else None
+        key = node.target, isinstance(second, fx.Node) and isinstance(self.values.get(second), Value)
+        if key not in self._functions:
+            self._functions[key] = (function_spec(node.target, pairwise=key[1]), callee(node.target))
+        return self._functions[key]
 
-    def _nest(self, arg: Any) -> Any:
-        """The values behind a host argument."""
-        return self.values.get(arg)
+    def _is_nest(self, node: fx.Node) -> bool:
+        """Whether a function gives no tensor of its own but values that are there: a member of a tuple or dict, or a nest of them."""
+        if getattr(node.target, "__name__", "") == "getitem" and node.op == "call_function":
+            nest = self.values.get(node.args[0])  # type: ignore[arg-type]
+            if isinstance(nest, tuple | list | dict):
+                key = self._example(node.args[1])
+                self.examples[node], self.values[node] = self._example(node.args[0])[key], nest[key]
+                return True
+        if dataclasses.is_dataclass(node.target):  # a program's result in a class of its own
+            args, kwargs = self._arguments(node)
+            self.examples[node] = node.target(*args, **kwargs)
+            look_into(self.examples[node])
+            self.values[node] = node.target(*fx.map_arg(node.args, self.values.get), **fx.map_arg(node.kwargs, self.values.get))
+            return True
+        return False
+
+    def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call with example values in place of host nodes."""
+        return tuple(map(self._example, node.args)), {key: self._example(arg) for key, arg in node.kwargs.items()}
 
     def _outputs(self, node: fx.Node, view: Node, example: Any) -> tuple[Value, ...]:
         made: list[Value] = []
@@ -168,21 +195,21 @@ class Reader:
         self.values[node] = map_tensors(example, make)
         return tuple(made)
 
-    def _bind(self, node: fx.Node, spec: Spec | None, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Value], dict[str, Any]]:  # fmt: skip
+    def _bind(self, node: fx.Node, spec: Spec | None, module: nn.Module | None) -> tuple[dict[str, Value], dict[str, Any]]:
         """Split a call into tensor operands by role and other attributes by name."""
         operands: dict[str, Value] = {}
         attrs: dict[str, Any] = {}
         names = spec.arguments if spec is not None and module is None else ("input",)
-        pairs = [(names[i] if i < len(names) else f"arg{i}", raw, arg) for i, (raw, arg) in enumerate(zip(node.args, args, strict=True))]
-        pairs += [(key, node.kwargs[key], kwargs[key]) for key in node.kwargs]
-        for name, raw, arg in pairs:
-            name = name.lstrip("*")
+        pairs = [(names[i].lstrip("*") if i < len(names) else f"arg{i}", raw) for i, raw in enumerate(node.args)]
+        for name, raw in (*pairs, *node.kwargs.items()) if node.kwargs else pairs:
             if name == "self":
                 name = "input"
             found = self._flat(raw)
             if len(found) == 1 and isinstance(raw, fx.Node) and name not in operands:
                 operands[name] = found[0]
-            elif found:
+                continue
+            arg = self._example(raw)
+            if found:
                 operands.update({f"{name}.{len(operands) + index}": value for index, value in enumerate(found)})
                 attrs[name] = arg if not isinstance(arg, torch.Tensor | list | tuple) else None
             elif name in attrs:
@@ -206,8 +233,9 @@ class Reader:
             return value.data
         return map_tensors(self.examples[node], lambda t: (torch.ones if t.dtype == torch.bool else torch.zeros)(t.shape, dtype=t.dtype))
 
-    def _run(self, node: fx.Node, module: nn.Module | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, node: fx.Node, module: nn.Module | None) -> Any:
         """Run a node on the meta device; on real zeros where it refuses."""
+        args, kwargs = self._arguments(node)
         try:
             if module is None:
                 return map_tensors(call(self.module, node, args, kwargs), meta)

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from irtool.ir.fx_targets import Spec
 from irtool.ir.graph import Value
-
-
-def meta_like(shape: tuple[int, ...], operands: Mapping[str, Value]) -> torch.Tensor:
-    """A meta tensor of `shape` with the element type of the first operand."""
-    return torch.empty(shape, dtype=next(iter(operands.values())).dtype, device="meta")
 
 
 def infer_shape(spec: Spec | None, operands: Mapping[str, Value], attrs: Mapping[str, Any], callee: str) -> tuple[int, ...] | None:

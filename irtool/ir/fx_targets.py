@@ -7,7 +7,6 @@ overload has a row of its own under `aten.<name>`). An argument after `*` collec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,16 +190,16 @@ PAIRWISE = {"max": "maximum", "min": "minimum"}
 """Reductions that compare two tensors when they are given two."""
 
 
-def function_spec(target: Any, args: Sequence[Any] = ()) -> Spec | None:
+def function_spec(target: Any, *, pairwise: bool = False) -> Spec | None:
     """The row for a function, a method name or an ATen overload; None if there is none.
 
-    `args` tell `max(x, y)`, which is elementwise, from `max(x, dim)`.
+    `pairwise` (the second argument is a tensor) tells `max(x, y)`, which is elementwise, from `max(x, dim)`.
 
     A function of the same name from a foreign module is not in the table: a user's `add` may be anything.
     """
     found = _row(target)
-    if found is not None and found.op == "Reduce" and len(args) > 1 and isinstance(args[1], torch.Tensor):
-        return next((FUNCTIONS[pairwise] for name, pairwise in PAIRWISE.items() if found is FUNCTIONS[name]), found)
+    if pairwise and found is not None and found.op == "Reduce":
+        return next((FUNCTIONS[other] for name, other in PAIRWISE.items() if found is FUNCTIONS[name]), found)
     return found
 
 

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
 from irtool.ir.fx_attention import emit_attention
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_mend import mend
-from irtool.ir.fx_module import attribute, call, copy_module, empty_like, lazy, map_tensors, meta
+from irtool.ir.fx_module import add_node, attribute, call, copy_module, empty_like, lazy, map_tensors, meta, modules_by_path
 from irtool.ir.fx_targets import module_spec
 from irtool.ir.fx_within import capture
 
@@ -68,16 +67,17 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
 
 def _refuse_computed_weights(model: nn.Module) -> None:
     """A weight that a parametrisation computes has no entries of its own to slice."""
-    for path, module in model.named_modules():
-        hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
-        if parametrize.is_parametrized(module):
-            names = ", ".join(module.parametrizations)
+    for path, module in modules_by_path(model).items():
+        hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()} if module._forward_pre_hooks else ()
+        computed = module._modules.get("parametrizations")
+        if isinstance(computed, nn.ModuleDict) and len(computed):
+            names = ", ".join(computed)
             raise TraceError(
                 f"{names} is computed by a parametrisation",
                 where=path,
                 remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.",
             )
-        if hooks & {"WeightNorm", "SpectralNorm"}:
+        if "WeightNorm" in hooks or "SpectralNorm" in hooks:
             raise TraceError(
                 "its weight is computed by weight or spectral norm",
                 where=path,
@@ -117,6 +117,7 @@ class SymbolicTracer(fx.Tracer):
         super().__init__(autowrap_modules=(__import__("math"),), param_shapes_constant=True)
         self._leaf, self._given = leaf, given
         self._has_rule: dict[type, bool] = {}
+        self._around: tuple[str, Any] = ("", None)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """`forward(*xs)` is traced with as many arguments as the example has."""
@@ -134,9 +135,24 @@ class SymbolicTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # most arguments are proxies: no look at the rest
 
+    def create_node(
+        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None, type_expr: Any = None
+    ) -> fx.Node:
+        """As torch's; nodes that one module's `forward` makes share one record of the modules around them."""
+        node = add_node(self.graph, kind, target, args, kwargs, name, type_expr)
+        if self.module_stack:
+            call = next(reversed(self.module_stack))  # its name tells one call from another, and so all that lies around it
+            if call != self._around[0]:
+                self._around = (call, self.module_stack.copy())
+            node.meta["nn_module_stack"] = self._around[1]
+        return node
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if type(m) is nn.MultiheadAttention and self.path_of_module(m) not in self._leaf:
+        path = self.path_of_module(m)
+        if type(m) is nn.MultiheadAttention and path not in self._leaf:
             return emit_attention(m, *args, **kwargs)
+        if self.is_leaf_module(m, path):
+            return self.create_proxy("call_module", path, args, kwargs)
         return super().call_module(m, forward, args, kwargs)
 
 

@@ -24,6 +24,8 @@ Axis = int | tuple[int, int]
 class Context(Protocol):
     """The engine, as seen by an operator's rule."""
 
+    more: Mapping[Value, tuple[Tensor, ...]]
+    """The second and further parts of the values that have several."""
     along: int | None
     """The axis along which the labels lie that a rule is shown, where it is shown a part of a product; else None."""
 
@@ -95,7 +97,8 @@ def none(rank: int) -> Tensor:
 
 def is_none(labels: Tensor) -> bool:
     """Whether no entry is a channel. Values without channels are kept collapsed, so this looks at one entry mostly."""
-    return bool(labels.numpy().max() < 0) if labels.numel() else True
+    entries = labels.numpy()
+    return not entries.size or (int(entries.flat[0]) < 0 and (entries.size == 1 or bool(entries.max() < 0)))
 
 
 def varying(labels: Tensor) -> list[int]:
@@ -115,7 +118,7 @@ def place(labels: Tensor) -> tuple[int, int, int]:
 
 def same(a: Tensor, b: Tensor) -> bool:
     """Whether two label vectors are equal; seen at once where both are views of one."""
-    return place(a) == place(b) or torch.equal(a, b)
+    return a is b or place(a) == place(b) or torch.equal(a, b)
 
 
 def expand(labels: Tensor, shape: Sequence[int]) -> Tensor:

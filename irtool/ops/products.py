@@ -36,8 +36,12 @@ def by_parts(rule: Rule, joins: Callable[[str], bool]) -> Rule:
     """
 
     def applied(node: Node, ctx: Context) -> None:
-        constant = node.op != "Input" and all(value.is_param or ctx.is_constant(value) for value in node.inputs)
-        several = any(len(ctx.parts(value)) > 1 for value in node.inputs if constant or not value.is_param)
+        inputs = node.inputs
+        constant = node.op != "Input" and all(value.is_param or ctx.is_constant(value) for value in inputs)
+        if not constant and not ctx.more:
+            rule(node, ctx)
+            return
+        several = any(len(ctx.parts(value)) > 1 for value in inputs if constant or not value.is_param)
         if not several or node.op in WHOLE:
             rule(node, ctx)
         elif _looks_up(node):

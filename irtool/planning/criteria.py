@@ -120,21 +120,22 @@ def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArra
 
 def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Scores:
     """Mean |w| (order 1) or root mean square (order 2) of each entry of an axis; up to a factor that is the same for all."""
-    flat = data.detach().movedim(axis, 0).reshape(data.shape[axis], -1)
-    norm = _sums_of_sizes(flat) if order == 1 else torch.linalg.vector_norm(flat, 2, dim=1).double().cpu().numpy()
-    return np.resize(norm / flat.shape[1] ** (1 / order), entries)
+    flat = (data if axis == 0 else data.transpose(0, axis)).flatten(1)
+    found = _sums_of_sizes(flat) if order == 1 else torch.linalg.vector_norm(flat, 2, dim=1)
+    norm: Scores = found.detach().cpu().numpy().astype(np.float64) / flat.shape[1] ** (1 / order)
+    return norm if norm.size == entries else np.resize(norm, entries)
 
 
-_BLOCK = 1 << 20
-"""Entries that are looked at together (4 MiB): no copy of a large weight is made."""
+_BLOCK = 1 << 18
+"""Entries that are looked at together (1 MiB): no copy of a large weight is made."""
 
 
-def _sums_of_sizes(rows: torch.Tensor) -> Scores:
+def _sums_of_sizes(rows: torch.Tensor) -> torch.Tensor:
     """Sum of |w| of each row. torch's own norm of order 1 adds entry by entry and takes twice as long."""
     step = max(1, _BLOCK // max(rows.shape[1], 1))
-    parts = [rows[first : first + step].abs().sum(1) for first in range(0, len(rows), step)]
-    sums: Scores = torch.cat(parts).double().cpu().numpy()
-    return sums
+    if step >= len(rows):
+        return rows.abs().sum(1)
+    return torch.cat([part.abs().sum(1) for part in rows.split(step)])
 
 
 def check_finite(groups: ChannelGroups, name: str) -> None:

@@ -40,7 +40,7 @@ class Literals:
         self._sized = {
             node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and torch_name(node.host) in _LISTS_SIZES
         }
-        self._examples = {host.name: example for host, example in graph.examples.items()}
+        self._originals = {node.name: node for node in graph.module.graph.nodes}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
 
@@ -73,7 +73,7 @@ class Literals:
 
     def value(self, arg: Any) -> Any:
         """An argument as it was before slicing: a literal, or what the program computed for the example inputs."""
-        return self._examples[arg.name] if isinstance(arg, fx.Node) else arg
+        return self.graph.examples[self._originals[arg.name]] if isinstance(arg, fx.Node) else arg
 
     def literal(self, entry: Any) -> Any:
         """An index entry with its computed bounds as numbers."""

@@ -24,7 +24,7 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
     module = copy_module(graph.module, empty)
     edits = Literals(graph, module, sizes.shape, sizes.kept)
     edits.edit()
-    for child in module.modules():
+    for child in modules_by_path(module).values():
         sync_attributes(child)
     new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
     if _freeze_scalars(graph, new):
@@ -69,7 +69,7 @@ def sync_attributes(module: nn.Module) -> None:
         return
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
-    for classes, sizes in _SIZES:
+    for classes, sizes in _SIZES if module._parameters else ():
         if isinstance(module, classes):
             for name, (parameter, axis) in sizes.items():
                 held = getattr(module, parameter, None)

@@ -35,6 +35,9 @@ class Replay(Walk):
     surviving: Survivors = None  # type: ignore[assignment]
     orders: dict[Key, Tensor | None] = field(default_factory=dict)
     _own: dict[Key, Tensor] = field(default_factory=dict)
+    """The labels of each axis in that order."""
+    _left: dict[Key, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    """Labels and positions of each axis in the order that it had."""
     _fixed: set[Key] = field(default_factory=set)
     _met: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
     _tied: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
@@ -93,8 +96,9 @@ class Replay(Walk):
         """Set labels; each axis must be broadcast or of the real size, and something must be left."""
         if not labels.numel():
             raise ProofError("no channel would be left", where=value.name, remedy=_REMEDY)
-        if any(size not in (1, real) for size, real in zip(labels.shape, value.sizes, strict=True)):
-            raise ProofError(f"{tuple(labels.shape)} labels for a value of shape {value.sizes}", where=value.name, remedy=_REMEDY)
+        for size, real in zip(labels.shape, value.sizes, strict=True):
+            if size not in (1, real):
+                raise ProofError(f"{tuple(labels.shape)} labels for a value of shape {value.sizes}", where=value.name, remedy=_REMEDY)
         super().put(value, labels)
 
     def param(self, value: Value, axis: Axis) -> Tensor:
@@ -104,7 +108,7 @@ class Replay(Walk):
             old = self.before.axes.get(key)
             if old is None:
                 raise ProofError("a parameter axis that had no channels has some now", where=value.name, remedy=_REMEDY)
-            self._own[key], self.orders[key] = self.surviving.of(old)
+            self._left[key] = self._own[key], self.orders[key] = self.surviving.of(old)
         return self._own[key]
 
     def produce(self, node: Node, value: Value, axis: Axis) -> Tensor:
@@ -133,10 +137,11 @@ class Replay(Walk):
             raise ProofError(
                 f"{arriving.numel()} channels arrive at {own.numel()} entries of {value.name}", where=node.location, remedy=_REMEDY
             )
-        if (node.name, key) not in self.before.reads:
+        read = self.before.reads.get((node.name, key))
+        if read is None:
             raise ProofError(f"reads {value.name}, which it did not read before", where=node.location, remedy=_REMEDY)
-        old_arriving, old_own = self.before.reads[node.name, key]
-        partners, positions = self.surviving.of(old_own)
+        old_arriving, old_own = read
+        partners, positions = self._left[key] if old_own is self.before.axes[key] else self.surviving.of(old_own)
         expected = old_arriving if positions is None else partners if old_arriving is old_own else old_arriving[positions]
         if not (same(expected, arriving) and same(partners, own)):
             if key not in self._fixed:

@@ -17,7 +17,7 @@ from irtool.errors import IrtoolError, ProofError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import G, Graph, Value
 from irtool.ir.onnx_graph import OnnxGraph
-from irtool.ops.context import Axis
+from irtool.ops.context import Axis, varying
 from irtool.planning import fx_slicing, onnx_literals
 from irtool.planning.replay import Replay
 from irtool.planning.surviving import Survivors
@@ -105,33 +105,43 @@ class _Sizes:
     """Shapes after slicing, and positions that stay, from the labels of the original values."""
 
     def __init__(self, labels: Labels, surviving: Survivors) -> None:
-        self.labels = labels
-        self._keep = surviving.keep
+        self.labels, self._surviving = labels, surviving
         self._shapes: dict[Value, tuple[int, ...]] = {}
 
     def mask(self, value: Value) -> NDArray[np.bool_] | None:
         """Which entries of a value's labels stay; None if all do."""
-        masks = self._masks(value)
+        masks = [self._surviving.keep[found.numpy()] for found in self._parts(value)]
         if all(mask.all() for mask in masks):
             return None
         together: NDArray[np.bool_] = reduce(np.logical_and, masks)
         return together
 
-    def _masks(self, value: Value) -> list[NDArray[np.bool_]]:
-        """The same for each of the value's label tensors; none for a value without labels."""
+    def _parts(self, value: Value) -> tuple[Tensor, ...]:
+        """The value's label tensors; none for a value without labels."""
         labels = self.labels.axes.get((value.name, 0)) if value.is_param else self.labels.values.get(value)
         if labels is None or (value.is_param and len(value.sizes) != 1):
-            return []
-        return [self._keep[found.numpy()] for found in (labels, *self.labels.more.get(value, ()))]
+            return ()
+        return (labels, *self.labels.more.get(value, ()))
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The value's shape after slicing."""
-        if value not in self._shapes:
-            boxes = [] if self.mask(value) is None else [
-                [real if size == 1 else new for size, real, new in zip(stays.shape, value.sizes, _box(stays), strict=True)]
-                for stays in self._masks(value)]  # fmt: skip
-            self._shapes[value] = tuple(min(sizes) for sizes in zip(*boxes, strict=True)) if boxes else value.sizes
-        return self._shapes[value]
+        found = self._shapes.get(value)
+        if found is None:
+            found = self._shapes[value] = self._shape(value)
+        return found
+
+    def _shape(self, value: Value) -> tuple[int, ...]:
+        """The least of what each label tensor leaves. Most values have one, along one axis."""
+        boxes = []
+        for labels in self._parts(value):
+            axes = varying(labels)
+            if len(axes) == 1:
+                left = [self._surviving.of(labels.reshape(-1))[0].numel()]
+            else:
+                box = _box(self._surviving.keep[labels.numpy()])
+                left = [box[axis] for axis in axes]
+            boxes.append([left[axes.index(axis)] if axis in axes else size for axis, size in enumerate(value.sizes)])
+        return tuple(map(min, *boxes)) if len(boxes) > 1 else tuple(boxes[0]) if boxes else value.sizes
 
     def kept(self, value: Value, axis: int) -> Ints | None:
         """Positions along one axis that stay, if that axis alone carries what was removed."""
