@@ -135,7 +135,8 @@ def _sums_of_sizes(rows: torch.Tensor) -> torch.Tensor:
     step = max(1, _BLOCK // max(rows.shape[1], 1))
     if step >= len(rows):
         return rows.abs().sum(1)
-    return torch.cat([part.abs().sum(1) for part in rows.split(step)])
+    sizes = rows.new_empty((step, rows.shape[1]))  # written over and over: fresh memory for each part costs more than the sums
+    return torch.cat([torch.abs(part, out=sizes[: len(part)]).sum(1) for part in rows.detach().split(step)])
 
 
 def check_finite(groups: ChannelGroups, name: str) -> None:

@@ -55,6 +55,8 @@ class Rewrite(Generic[G]):
         grouped = next((axis for axis in indices if not isinstance(axis, int)), None)
         if grouped is not None:
             return _take_grouped(data, *grouped, indices[grouped], indices.get(1 - grouped[0]))
+        if data.numel() > _LARGE and indices.keys() == {0, 1}:
+            return _take_both(data, indices[0].to(data.device), indices[1].to(data.device))
         for axis in range(data.dim()) if indices else ():  # axis 0 first: whole rows are copied fastest
             if axis in indices:
                 data = data.index_select(axis, indices[axis].to(data.device))
@@ -82,6 +84,19 @@ class Rewrite(Generic[G]):
             self.graph.set_param(name, self.parameter(name))
         HOSTS[type(self.source)].complete(self.source, self.graph)
         return self.graph
+
+
+_LARGE = 1 << 22
+"""Entries of a weight (16 MiB) from which on a copy of its rows alone costs more than taking a few of them at a time."""
+
+
+def _take_both(data: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Slice a large weight along its first two axes, a few rows at a time: no half-sliced copy of it is made."""
+    step = max(1, _LARGE // 16 // data.shape[1:].numel())
+    new, whole = data.new_empty((rows.numel(), columns.numel(), *data.shape[2:])), data.new_empty((step, *data.shape[1:]))
+    for some, into in zip(rows.split(step), new.split(step), strict=True):
+        torch.index_select(torch.index_select(data, 0, some, out=whole[: some.numel()]), 1, columns, out=into)
+    return new
 
 
 def _take_grouped(data: Tensor, axis: int, groups: int, index: Tensor | None, other: Tensor | None) -> Tensor:
