@@ -37,6 +37,9 @@ class Balance:
             return not self.equal.any()
         if not self.equal.size or ((self.equal != 0).sum(1) != 2).any() or self.equal.sum(1).any():
             return False
+        hits = self.equal != 0
+        if hits[:, 0].all() and (hits[:, 1:].sum(0) == 1).all():  # each cell is tied to the first: one table's rows
+            return True
         tied = nx.Graph(np.argwhere(self.equal)[:, 1].reshape(-1, 2).tolist())
         return len(tied) == cells and nx.is_connected(tied)
 

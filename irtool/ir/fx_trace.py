@@ -133,7 +133,11 @@ class SymbolicTracer(fx.Tracer):
         return self._has_rule[kind] or (own and not m._modules and not isinstance(m, nn.Sequential))
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if isinstance(a, fx.Proxy) else super().create_arg(a)  # most arguments are proxies: no look at the rest
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if type(a) is tuple:  # most calls have a tuple of proxies and no keywords: torch looks at a dozen other kinds first
+            return tuple(map(self.create_arg, a))
+        return {} if type(a) is dict and not a else super().create_arg(a)
 
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None, type_expr: Any = None
