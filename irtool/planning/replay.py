@@ -39,6 +39,8 @@ class Replay(Walk):
     _left: dict[Key, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     """Labels and positions of each axis in the order that it had."""
     _fixed: set[Key] = field(default_factory=set)
+    _empty: set[str] = field(default_factory=set)
+    """Names of values that hold nothing in the original either, such as the slice of no prefix tokens."""
     _met: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
     _tied: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
 
@@ -49,6 +51,7 @@ class Replay(Walk):
             ProofError: something meets that did not meet before; the text names the node.
         """
         originals = {node.name: node for node in self.before.graph.nodes}
+        self._empty = {value.name for node in originals.values() for value in node.outputs if 0 in value.sizes}
         try:
             super().run()
         except (RuntimeError, ValueError, AssertionError, IndexError, GraphError) as error:
@@ -93,8 +96,8 @@ class Replay(Walk):
                     raise ProofError("a grouped convolution would mix its groups", where=name, remedy=_REMEDY)
 
     def put(self, value: Value, labels: Tensor) -> None:
-        """Set labels; each axis must be broadcast or of the real size, and something must be left."""
-        if not labels.numel():
+        """Set labels; each axis must be broadcast or of the real size, and something must be left where something was."""
+        if not labels.numel() and value.name not in self._empty:
             raise ProofError("no channel would be left", where=value.name, remedy=_REMEDY)
         for size, real in zip(labels.shape, value.sizes, strict=True):
             if size not in (1, real):

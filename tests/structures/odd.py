@@ -38,6 +38,19 @@ class AssignedSlice(nn.Module):
         return self.head(self.b(y))
 
 
+@case("empty_slice", removed=0.6)
+class EmptySlice(nn.Module):
+    """A part of no positions, as rotary embeddings leave out no prefix tokens: nothing is left of it, and nothing was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = cbr(3, 12), cbr(12, 24), Head(24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.head(self.b(torch.cat([y[:, :, :0], y[:, :, 0:] * 2], dim=2)))
+
+
 @case("statistics", removed=0.6)
 class Statistics(nn.Module):
     """Instance norm by hand; with the channel masked its deviation is zero."""
