@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import warnings
@@ -41,10 +42,18 @@ def launch(settings: Settings) -> Fabric:
                 precision=settings.precision,  # type: ignore[arg-type]
             )
             fabric.launch()
+            if world > 1:
+                atexit.register(_leave)
     except (RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TrainError(f"cannot use this device ({reason})", where=f"device {settings.device}", remedy='Try device="cpu".') from error
     return fabric
+
+
+def _leave() -> None:
+    """Close the process group: gloo's threads that still run when Python is gone now and then abort a process that is done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
