@@ -18,13 +18,13 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from experiment_runs import SOURCES, Run, more_runs, preresnet_runs, vgg_runs, with_seed
 from torch import nn
 
 import irtool
@@ -32,208 +32,11 @@ from irtool.cli.models import ModelSpec
 from irtool.cli.weights import load_weights
 from irtool.ir import FxGraph
 from irtool.passes import RecalibrateBatchNorm
-from irtool.train import Data, History, Settings, distill, evaluate, finetune, fit, load_data, sparse
-from irtool.train.split import Part
+from irtool.train import Data, History, Settings, distill, evaluate, finetune, fit, sparse
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "training"
 WORK = ROOT / "runs" / "experiments"
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset as the experiments use it.
-
-    Attributes:
-        title: for the tables.
-        path: below the shared folder, or absolute.
-        train: at most so many training images, drawn at random.
-        test: likewise.
-        size: pixels to scale to; by default the images' own.
-        held_out: score on training images that are not trained on, so that choosing by the score leaves the test images alone.
-    """
-
-    title: str
-    path: str
-    train: int
-    test: int = 10_000
-    held_out: bool = False
-    size: int | None = None
-
-    def load(self, shared: Path) -> Data:
-        """Read it, as colour images."""
-        data = _loaded(str(shared / self.path), self.size)
-        order = _drawn(len(data.train))
-        train = Part(data.train, order[: self.train].sort().values)
-        test = (
-            Part(data.train, order[self.train : self.train + self.test])
-            if self.held_out
-            else Part(data.test, _drawn(len(data.test), self.test))
-        )
-        return Data(self.title, train, test, data.flip)
-
-
-def _drawn(length: int, most: int | None = None) -> torch.Tensor:
-    """At most so many places of `length`, the same for every run: a dataset may lie in the order of its classes."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:most]
-
-
-@cache
-def _loaded(path: str, size: int | None) -> Data:
-    return load_data(path, channels=3, image_size=size)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One experiment.
-
-    Attributes:
-        start: `published:NAME`, `new:MODEL`, or another run's name.
-        source: a key of `SOURCES`.
-        prune: criterion, ratio, constants, recalibrate (training images; 0 is off), and augment: whether those images are cropped
-            and mirrored. A run's name as the ratio: the ratio that leaves at most as many parameters as that run has.
-        stage: what training follows: a key of `STAGES`, or nothing.
-        settings: of the training.
-        options: of the stage (strength, alpha, temperature).
-        teacher: another run's name.
-    """
-
-    name: str
-    line: str
-    start: str
-    source: str
-    prune: Mapping[str, Any] = field(default_factory=dict)
-    stage: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    teacher: str = ""
-    seed: int = 0
-
-
-SOURCES = {
-    "cifar": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 20_000),
-    "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 10_000),
-    "cifar-lr": Source("CIFAR-10 (JPEG), 1,000 held-out training images", "data/cifar10-jpeg.zip", 2_000, 1_000, held_out=True),
-    "fashion": Source("Fashion-MNIST at 32x32", str(FASHION_MNIST), 8_000, 5_000, size=32),
-}
-EPOCHS = 2
-LEARNING_RATE = 0.005
-"""Of the three tried on held-out images it is the one that does not throw the pruned net back."""
-
-
-def pruning(
-    ratio: float, constants: str, *, criterion: str = "bn_scale", recalibrate: int = 0, augment: bool = False
-) -> tuple[str, dict[str, Any]]:
-    """The end of a run's name, and what `Run.prune` holds."""
-    how = "random" if criterion == "random" else constants
-    ending = f"{ratio:g}-{how}{'-recalibrated' if recalibrate else ''}{'-augmented' if augment else ''}"
-    plan = {"criterion": criterion, "ratio": ratio, "constants": constants, "recalibrate": recalibrate}
-    return ending, plan | ({"augment": True} if augment else {})
-
-
-def preresnet_runs() -> list[Run]:
-    """The published PreResNet-38 and its pruned nets; nothing is trained before the figures without training are there."""
-
-    def pruned(ratio: float, constants: str, **more: Any) -> Run:
-        ending, plan = pruning(ratio, constants, **more)
-        return Run(f"preresnet-{ending}", "preresnet", "published:sparse", "cifar", plan)
-
-    def trained(
-        name: str, start: str, stage: str, teacher: str = "", lr: float = LEARNING_RATE, source: str = "cifar-train", epochs: int = EPOCHS
-    ) -> Run:
-        settings = {
-            "epochs": epochs,
-            "lr": lr,
-            "schedule": "one-cycle",
-            "weight_decay": 5e-4,
-            "channels_last": start == "preresnet-sparse",
-            "evaluate_every": 0,
-        }
-        options = {"alpha": 0.9, "temperature": 3.0} if teacher else {}
-        return Run(name, "preresnet", start, source, {}, stage, settings, options, teacher)
-
-    short = "preresnet-0.7-absorb"
-    return [
-        Run("preresnet-sparse", "preresnet", "published:sparse", "cifar"),
-        *(pruned(ratio, constants) for ratio in (0.7, 0.5) for constants in ("drop", "absorb")),
-        pruned(0.7, "absorb", criterion="random"),
-        *(trained(f"preresnet-lr-{lr:g}", short, "finetune", lr=lr, source="cifar-lr", epochs=1) for lr in (0.005, 0.02, 0.08)),
-        trained("preresnet-sparse-finetuned", "preresnet-sparse", "finetune"),
-        trained("preresnet-0.7-finetuned", short, "finetune"),
-        trained("preresnet-0.7-kd", short, "distill", "preresnet-sparse-finetuned"),
-        *(pruned(ratio, "absorb", recalibrate=1024, augment=augment) for ratio in (0.7, 0.5) for augment in (False, True)),
-        Run("preresnet-sparse-recalibrated", "preresnet", "published:sparse", "cifar", pruning(0.0, "absorb", recalibrate=1024)[1]),
-        Run("preresnet-sparse-recalibrated-augmented", "preresnet", "published:sparse", "cifar", pruning(0.0, "absorb", recalibrate=1024, augment=True)[1]),
-        Run("preresnet-random-as-0.7", "preresnet", "published:sparse", "cifar", {"criterion": "random", "ratio": short, "constants": "absorb", "recalibrate": 0}),
-        trained("preresnet-random-as-0.7-finetuned", "preresnet-random-as-0.7", "finetune"),
-    ]  # fmt: skip
-
-
-def more_runs() -> list[Run]:
-    """What the pages can do without if time runs out."""
-    plan = {"criterion": "random", "ratio": 0.5, "constants": "absorb", "recalibrate": 0}
-    return [
-        Run("preresnet-normal", "preresnet", "published:normal", "cifar"),
-        Run("preresnet-0.5-random", "preresnet", "published:sparse", "cifar", plan),
-    ]
-
-
-def vgg_runs() -> list[Run]:
-    """VGG-16 from scratch: full, half and quarter width, pruning with and without sparse training, distillation."""
-    settings = {"epochs": 5, "lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "channels_last": True, "evaluate_every": 0}
-
-    def trained(name: str, start: str, stage: str, **more: Any) -> Run:
-        return Run(name, "vgg", start, "fashion", {}, stage, settings | more.pop("settings", {}), **more)
-
-    def pruned(start: str, ratio: float, constants: str, **more: Any) -> Run:
-        ending, plan = pruning(ratio, constants, **more)
-        return Run(f"{start}-{ending}", "vgg", start, "fashion", plan)
-
-    gentle = {"lr": 0.01, "epochs": 3}
-    published = {"alpha": 0.9, "temperature": 10.0}
-    return [
-        trained("vgg-sparse", "new:VGG:depth=16", "sparse", options={"strength": 5e-3}),
-        *(pruned("vgg-sparse", ratio, constants) for ratio in (0.3, 0.7) for constants in ("drop", "absorb")),
-        pruned("vgg-sparse", 0.7, "absorb", criterion="random"),
-        trained("vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-absorb", "finetune", settings=gentle),
-        trained("vgg-sparse-0.7-random-finetuned", "vgg-sparse-0.7-random", "finetune", settings=gentle),
-        trained("vgg-quarter", "new:VGG:depth=16,width=0.25", "plain"),
-        trained("vgg-half", "new:VGG:depth=16,width=0.5", "plain"),
-        trained("vgg-full", "new:VGG:depth=16", "plain"),
-        *(pruned("vgg-full", 0.3, constants) for constants in ("drop", "absorb")),
-        *(pruned(start, ratio, "absorb", recalibrate=1024, augment=True) for start, ratio in (("vgg-full", 0.3), ("vgg-sparse", 0.3), ("vgg-sparse", 0.7))),
-        trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.25", "distill", teacher="vgg-full", options=published),
-        *(trained(f"{start}-longer", start, "finetune", settings=gentle) for start in ("vgg-half", "vgg-quarter")),
-        *(
-            trained(name, "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle, options=published | {"temperature": t})
-            for name, t in (("vgg-quarter-longer-kd", 10.0), ("vgg-quarter-longer-kd-3", 3.0))
-        ),
-        trained("vgg-quarter-ten", "vgg-quarter", "finetune", settings=gentle | {"epochs": 10}),
-        trained("vgg-quarter-ten-kd", "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle | {"epochs": 10}, options=published),
-    ]  # fmt: skip
-
-
-def with_seed(runs: list[Run], seed: int) -> list[Run]:
-    """The same runs from another seed, under other names; seed 0 is the runs themselves."""
-    if not seed:
-        return runs
-    names = {run.name for run in runs}
-
-    def other(name: Any) -> Any:
-        return f"{name}-seed{seed}" if name in names else name
-
-    return [
-        replace(
-            run,
-            name=other(run.name),
-            start=other(run.start),
-            teacher=other(run.teacher),
-            seed=seed,
-            prune={key: other(value) for key, value in run.prune.items()},
-        )
-        for run in runs
-    ]
 
 
 Stage = Callable[[nn.Module, "Queue", Run, Data, Settings], History]

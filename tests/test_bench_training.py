@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,23 +13,24 @@ if not BENCH.is_dir():
     pytest.skip("bench/ is not here", allow_module_level=True)
 sys.path.insert(0, str(BENCH))
 
+import experiment_runs  # noqa: E402
 import experiments  # noqa: E402
 import results  # noqa: E402
 
 sys.path.remove(str(BENCH))
-RUNS = [*experiments.preresnet_runs(), *experiments.vgg_runs(), *experiments.more_runs()]
+RUNS = [*experiment_runs.preresnet_runs(), *experiment_runs.vgg_runs(), *experiment_runs.more_runs()]
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_runs_stand_in_an_order_in_which_they_can_be_done(seed: int) -> None:
     done: set[str] = set()
-    for run in experiments.with_seed(RUNS, seed):
+    for run in experiment_runs.with_seed(RUNS, seed):
         assert run.name not in done
         assert run.start.startswith(("published:", "new:")) or run.start in done
         assert not run.teacher or run.teacher in done
         ratio = run.prune.get("ratio", 0.5)
         assert isinstance(ratio, float) or ratio in done
-        assert run.source in experiments.SOURCES
+        assert run.source in experiment_runs.SOURCES
         assert run.name.endswith(f"-seed{seed}") == bool(seed)
         done.add(run.name)
 
@@ -54,5 +56,5 @@ def test_a_changed_definition_is_run_again(tmp_path: Path, monkeypatch: pytest.M
     queue = experiments.Queue(RUNS, tmp_path)
     (tmp_path / "vgg-half.json").write_text(json.dumps({"definition": queue.definition("vgg-half")}))
     assert queue.done("vgg-half")
-    changed = [experiments.replace(run, seed=1) if run.name == "vgg-half" else run for run in RUNS]
+    changed = [dataclasses.replace(run, seed=1) if run.name == "vgg-half" else run for run in RUNS]
     assert not experiments.Queue(changed, tmp_path).done("vgg-half")

@@ -231,14 +231,18 @@ def test_help_has_an_example(runner: Runner) -> None:
     assert "Example: irtool-run" in done.stdout
 
 
-def _damaged(models: Path, pictures: Path, folder: Path) -> dict[str, tuple[Path, Path, str]]:
-    """Model, image and complaint by what is wrong."""
-    model, picture = models / "float.mnn", pictures / "0_small.jpg"
-    whole, png, jpeg = model.read_bytes(), (pictures / "0_small.png").read_bytes(), picture.read_bytes()
+Damaged = dict[str, tuple[Path, Path, str]]
+"""Model, image and complaint by what is wrong."""
 
+
+def _file(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _damaged_models(whole: bytes, picture: Path, folder: Path) -> Damaged:
     def file(name: str, content: bytes) -> Path:
-        (folder / name).write_bytes(content)
-        return folder / name
+        return _file(folder / name, content)
 
     def described(name: str, text: str) -> Path:
         (folder / f"{name}.json").write_text(text)
@@ -249,7 +253,6 @@ def _damaged(models: Path, pictures: Path, folder: Path) -> dict[str, tuple[Path
         "grey": {"channels": 1, "mean": [0.5], "std": [0.5]}, "size": {"size": [64, 64]}, "std": {"std": [1, 0, 1]}, "short": {"mean": [0.5]},
         "order": {"color_order": "BGR"}, "infinite": {"mean": [0.5, 1e999, 0.5]},
     }.items()}  # fmt: skip
-    (folder / "empty").mkdir()
     return {
         "no model": (folder / "none.mnn", picture, "cannot be read (No such file"),
         "a folder": (folder, picture, "is a folder"),
@@ -266,6 +269,15 @@ def _damaged(models: Path, pictures: Path, folder: Path) -> dict[str, tuple[Path
         "too few means": (described("short", json.dumps({"preprocessing": altered["short"]})), picture, "one mean and one std a channel"),
         "an infinite mean": (described("infinite", '{"preprocessing": {"mean": [1e999, 0, 0], "std": [1, 1, 1], "size": [32, 32], "channels": 3}}'), picture, "finite"),
         "BGR": (described("order", json.dumps({"preprocessing": altered["order"]})), picture, "only RGB is known"),
+    }  # fmt: skip
+
+
+def _damaged_images(model: Path, jpeg: bytes, png: bytes, folder: Path) -> Damaged:
+    def file(name: str, content: bytes) -> Path:
+        return _file(folder / name, content)
+
+    (folder / "empty").mkdir()
+    return {
         "no image": (model, folder / "none.jpg", "cannot be read"),
         "an empty image": (model, file("nothing.jpg", b""), "is empty"),
         "a foreign image": (model, file("text.jpg", b"hello, world"), "neither JPEG nor PNG"),
@@ -280,7 +292,9 @@ def _damaged(models: Path, pictures: Path, folder: Path) -> dict[str, tuple[Path
 
 
 def test_whatever_is_wrong_with_a_file_is_said_in_one_line(runner: Runner, models: Path, pictures: Path, tmp_path: Path) -> None:
-    for name, (model, picture, complaint) in _damaged(models, pictures, tmp_path).items():
+    model, picture, png = models / "float.mnn", pictures / "0_small.jpg", (pictures / "0_small.png").read_bytes()
+    damaged = _damaged_models(model.read_bytes(), picture, tmp_path) | _damaged_images(model, picture.read_bytes(), png, tmp_path)
+    for name, (model, picture, complaint) in damaged.items():
         assert complaint in refused(runner(model, picture)), name
 
 

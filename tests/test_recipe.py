@@ -64,71 +64,95 @@ def mistakes(tmp_path: Path, text: str) -> dict[int, str]:
     return {mistake.line: mistake.text for mistake in caught.value.mistakes}
 
 
-def test_all_mistakes_at_once_each_with_its_line(tmp_path: Path) -> None:
-    text = """\
+WRONG = """\
 model = "VGG:depth=12"
-weights = "nothing.pth"
-colour = "red"
+weights = "nothing.pth"  #? no such file: nothing.pth
+colour = "red"  #? colour is unknown here: known are model, weights, data
 
 [settings]
-epochs = 0            # never works
+epochs = 0  #? Give a whole number of at least 1
 
 [[step]]
-do = "prun"
+do = "prun"  #? no step is called 'prun': choose one of train
 
 [[step]]
 do = "prune"
-ratio = "half"
-criterion = "l3"
-constants = "keep"
+ratio = "half"  #? must be a number
+criterion = "l3"  #? Choose one of bn_scale
+constants = "keep"  #? Choose absorb or drop
 
 [[step]]
-do = "prune"          # a second one without a name
+do = "prune"  #? the name 'prune' is taken
 
 [[step]]
 do = "distill"
-teacher = "nobody"
-alpha = 2.0
+teacher = "nobody"  #? give a step's name, or original
+alpha = 2.0  #? alpha from 0 to 1
+
+[[step]]
+do = "recalibrate"
+images = 1  #? Give at least two images
+crop = -1  #? Give a number of pixels
 
 [[step]]
 do = "fold"
 
 [[step]]
-do = "sparse"
-strength = -1
+do = "sparse"  #? sparse after fold
+strength = -1  #? Give a number from 0
 
 [[step]]
-do = "verify"
+do = "verify"  #? verify needs a step export before it
 
-[[step]]
+[[step]]  #? reduce_width needs ratio
 do = "reduce_width"
-seed = true
+seed = true  #? must be a whole number
 
 [[step]]
 do = "quantize"
-method = "best"
-max_drop = -1
-threads = 0.5
+method = "best"  #? Choose one of minmax
+max_drop = -1  #? 0 or more points
+threads = 0.5  #? must be a whole number
 
 [[step]]
 do = "quantize"
 name = "mnn"
-activations = "uint8"    # right by itself
+activations = "uint8"  #? MNN has int8 only: leave activations out
 backend = "mnn"
 """
-    found = mistakes(tmp_path, text)
-    expected = {
-        2: "no such file: nothing.pth", 3: "colour is unknown here: known are model, weights, data", 6: "Give a whole number of at least 1",
-        9: "no step is called 'prun': choose one of train", 13: "must be a number", 14: "Choose one of bn_scale", 15: "Choose absorb or drop",
-        18: "the name 'prune' is taken", 22: "give a step's name, or original", 23: "alpha from 0 to 1", 29: "sparse after fold", 30: "Give a number from 0",
-        33: "verify needs a step export before it", 35: "reduce_width needs ratio", 37: "must be a whole number",
-        41: "Choose one of minmax", 42: "0 or more points", 43: "must be a whole number", 48: "MNN has int8 only: leave activations out",
-    }  # fmt: skip
+"""What is told of a line stands behind #?. The first line has two mistakes of its own: no VGG is that deep, and there are no data."""
+
+
+def test_all_mistakes_at_once_each_with_its_line(tmp_path: Path) -> None:
+    found = mistakes(tmp_path, WRONG)
+    expected = {number: line.split("#? ")[1] for number, line in enumerate(WRONG.splitlines(), 1) if "#? " in line}
     for line, part in expected.items():
         assert part in found[line], f"line {line}: {found[line]}"
-    assert set(found) - set(expected) == {1}  # both: no VGG of depth 12, and no data
+    assert set(found) - set(expected) == {1}
     with pytest.raises(RecipeError, match=r"no data: write data.*depth 12|depth 12.*no data: write data"):
         read_recipe(tmp_path / "recipe.toml")
+
+
+def test_settings_go_to_every_step_that_has_such_an_option(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("""
+model = "VGG:depth=11"
+data = "digits"
+
+[settings]
+crop = 0
+epochs = 3
+
+[[step]]
+do = "train"
+epochs = 1
+
+[[step]]
+do = "recalibrate"
+
+[[step]]
+do = "fold"
+""")
+    assert [step.options for step in read_recipe(tmp_path / "r.toml").steps] == [{"crop": 0, "epochs": 1}, {"crop": 0}, {}]
 
 
 def test_the_command_tells_each_mistake_on_its_own_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

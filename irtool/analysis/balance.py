@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
 
 Ints = NDArray[np.int64]
 
@@ -37,23 +37,27 @@ class Balance:
             return not self.equal.any()
         if not self.equal.size or ((self.equal != 0).sum(1) != 2).any() or self.equal.sum(1).any():
             return False
-        hits = self.equal != 0
-        if hits[:, 0].all() and (hits[:, 1:].sum(0) == 1).all():  # each cell is tied to the first: one table's rows
-            return True
-        tied = nx.Graph(np.argwhere(self.equal)[:, 1].reshape(-1, 2).tolist())
-        return len(tied) == cells and nx.is_connected(tied)
+        first, second = np.argwhere(self.equal)[:, 1].reshape(-1, 2).T
+        least = np.arange(cells)  # of the cells that each is tied to, as far as is known
+        for _ in range(cells):
+            np.minimum.at(least, second, least[first])
+            np.minimum.at(least, first, least[second])
+            if not least.any():
+                return True
+        return False
 
 
 def sharing(tables: list[tuple]) -> list[list[tuple]]:
     """Tables that share a free group, together."""
-    graph: nx.Graph = nx.Graph()
-    graph.add_nodes_from(range(len(tables)))
-    first = np.full(max((int(ids.max()) + 1 for _, _, ids, _ in tables), default=0), -1)  # the first table that has each group
-    for index, (_, _, ids, _) in enumerate(tables):
-        found = ids[ids >= 0]
-        graph.add_edges_from((index, other) for other in set(first[found].tolist()) - {-1})
-        first[found] = np.where(first[found] < 0, index, first[found])
-    return [[tables[i] for i in sorted(component)] for component in nx.connected_components(graph)]
+    if not tables:
+        return []
+    count, groups = len(tables), np.concatenate([ids.ravel() for _, _, ids, _ in tables])
+    owners = np.repeat(np.arange(count), [ids.size for _, _, ids, _ in tables])
+    free = groups >= 0
+    nodes = count + int(groups.max()) + 1
+    links = coo_array((np.ones(free.sum()), (owners[free], count + groups[free])), shape=(nodes, nodes))
+    component = connected_components(links, directed=False)[1][:count].tolist()
+    return [[tables[index] for index in range(count) if component[index] == number] for number in dict.fromkeys(component)]
 
 
 def balance_of(tables: list[Ints], labels: list[Ints], groups: list[Ints]) -> Balance | None:

@@ -3,7 +3,7 @@
 model = "VGG:depth=16"      # as on the command line; also weights, data, limit, image_size, mean, std, seed
 data = "cifar10.zip"
 
-[settings]                  # for every training step
+[settings]                  # for every step that has such an option
 batch_size = 64
 
 [[step]]
@@ -60,7 +60,7 @@ class Step:
     Attributes:
         do: a key of `KINDS`.
         name: unique in its recipe; other steps may speak of it.
-        options: as written, the recipe's training settings included where the step trains.
+        options: as written, the recipe's settings included as far as the step has such options.
     """
 
     do: str
@@ -187,7 +187,7 @@ class _Check:
             self.wrong((*place, "name"), f"name {name!r}: use letters, digits, dots, - and _, and not original")
         if name in [other.get("name", other.get("do")) for other in earlier]:
             self.wrong((*place, "name" if "name" in step else "do"), f"the name {name!r} is taken: give this step another name")
-        shared = settings if kind.trains and isinstance(settings, Mapping) else {}
+        shared = {key: value for key, value in settings.items() if key in kind.options} if isinstance(settings, Mapping) else {}
         return Step(str(do), str(name), {**shared, **options})
 
     def _order(self, number: int, do: Any, kind: Kind, options: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:

@@ -71,7 +71,6 @@ class Kind:
         check: raises if an option, by name and value, can never work.
         run: does it.
         required: options without a default.
-        trains: whether the recipe's training settings apply.
         before_fold: whether it needs batch norms.
         after: the kind of step that must have run.
         together: what is wrong with options that are each right by themselves, by an option's name.
@@ -81,7 +80,6 @@ class Kind:
     check: Callable[[str, Any], None]
     run: Callable[[Context, Options], Made]
     required: tuple[str, ...] = ()
-    trains: bool = False
     before_fold: bool = False
     after: str = ""
     together: Callable[[Options], Mapping[str, str]] = _nothing

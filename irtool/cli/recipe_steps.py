@@ -77,9 +77,10 @@ def _fold(context: Context, options: Options) -> Made:
 
 
 def _recalibrate(context: Context, options: Options) -> Made:
-    data = context.data
+    data, seen = context.data, {name: value for name, value in options.items() if name in _SEEN}
     # As training shows them: on a published net that is worth six points over plain images (docs/results.md).
-    augment = Settings().augmentation(data.flip, data.preprocessing.size) if options.get("augment", True) else None
+    settings = Settings.settle(Settings(), seen)
+    augment = settings.augmentation(data.flip, data.preprocessing.size) if options.get("augment", True) else None
     batches = data.sample(options.get("images", 1024), context.seed, augment).split(BATCH)
     made = RecalibrateBatchNorm(batches, options.get("method", "pooled"))(context.graph)
     return Made(made.graph, None, made.notes)
@@ -163,6 +164,8 @@ def _check_recalibrate(name: str, value: Any) -> None:
         raise OptionError(f"images {value}", remedy="Give at least two images.")
     if name == "method":
         RecalibrateBatchNorm((), value)
+    if name in _SEEN:
+        Settings.settle(Settings(), {name: value})
 
 
 def _check_width(name: str, value: Any) -> None:
@@ -181,10 +184,12 @@ def _settings() -> dict[str, Any]:
 
 def _trains(stage: str, required: tuple[str, ...] = (), *, before_fold: bool = False) -> Kind:
     options = {**{name: _STAGE_OPTIONS[name] for name in STAGES[stage].options}, **SETTINGS}
-    return Kind(options, _check_training, _training(stage), required, trains=True, before_fold=before_fold)
+    return Kind(options, _check_training, _training(stage), required, before_fold=before_fold)
 
 
 SETTINGS = _settings()
+_SEEN = {name: SETTINGS[name] for name in ("crop", "flip")}
+"""How training images are shown."""
 KINDS: dict[str, Kind] = {
     "train": _trains("plain"),
     "sparse": _trains("sparse", before_fold=True),
@@ -194,8 +199,8 @@ KINDS: dict[str, Kind] = {
     "reduce_width": Kind(
         {"ratio": float, "init": str, "criterion": str, "seed": int, "ignore": tuple[str, ...]}, _check_width, _reduce_width, ("ratio",)
     ),
-    "recover": Kind({**SETTINGS, **_PLAN, **_RECOVER}, _check_recover, _recover, trains=True),
-    "recalibrate": Kind({"images": int, "method": str, "augment": bool}, _check_recalibrate, _recalibrate, before_fold=True),
+    "recover": Kind({**SETTINGS, **_PLAN, **_RECOVER}, _check_recover, _recover),
+    "recalibrate": Kind({"images": int, "method": str, "augment": bool, **_SEEN}, _check_recalibrate, _recalibrate, before_fold=True),
     "fold": Kind({}, lambda name, value: None, _fold),
     "export": Kind({"opset": int}, _check_export, _export),
     "verify": Kind({}, lambda name, value: None, _verify, after="export"),

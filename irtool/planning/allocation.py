@@ -173,21 +173,13 @@ def _layer_rows(balance: Balance, layers: _Sets, count: int) -> list[tuple[Ints,
         where[cell] = index
     entries = where[layers.groups]
     for index in distinct(layers.owner[entries >= 0]).tolist():
-        members, times = _counted(layers.of(index))
+        members, times = np.unique(layers.of(index), return_counts=True)
         loss = np.zeros(len(balance.cells), np.int64)
         inside = where[members] >= 0
         loss[where[members[inside]]] = times[inside]
         total = int(layers.totals[index])
         rows.append((loss, total, total - min(max(layers.limits.min_channels, 1), total)))
     return rows
-
-
-def _counted(groups: Ints) -> tuple[Ints, Ints]:
-    """`np.unique` with counts; most layers have each group once, in order."""
-    if groups.size > 1 and bool((groups[1:] > groups[:-1]).all()):
-        return groups, np.ones(groups.size, np.int64)
-    members, times = np.unique(groups, return_counts=True)
-    return members, times
 
 
 def _nearest_alike(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]], round_to: int) -> Ints | None:

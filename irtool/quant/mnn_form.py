@@ -17,6 +17,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from irtool.quant.placement import Wiring
+from irtool.quant.prepare import replace_nodes
 
 JOINS = frozenset({"Add", "Mul", "Sub"})
 LARGE = 1 << 16
@@ -41,7 +42,7 @@ def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray]) -> tuple[Model
 
 class _Form:
     def __init__(self, model: ModelProto) -> None:
-        self.graph, self.wiring = model.graph, Wiring(model)
+        self.model, self.graph, self.wiring = model, model.graph, Wiring(model)
         self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         self.lowest = ""
         self.convolutions: dict[str, str] = {}
@@ -59,13 +60,7 @@ class _Form:
             nodes += self._product(node) if self._is_large_product(node) else [node]
             if node.op_type in JOINS and len(self.wiring.data_inputs(node)) > 1:
                 nodes += self._after_join(node)
-        copies = []
-        for node in nodes:
-            copy = NodeProto()
-            copy.CopyFrom(node)
-            copies.append(copy)
-        del self.graph.node[:]
-        self.graph.node.extend(copies)
+        replace_nodes(self.model, nodes)
 
     def _after_join(self, node: NodeProto) -> Iterable[NodeProto]:
         """What stands between a join and its readers. Its readers are changed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
@@ -28,15 +28,16 @@ def prepared(model: ModelProto) -> ModelProto:
             continue
         tensor.name = node.output[0]
         result.graph.initializer.append(tensor)
-    _replace(result, kept)
+    replace_nodes(result, kept)
     wiring, rewritten = Wiring(result), list[NodeProto]()
     for node in wiring.nodes:
         rewritten += _REWRITES.get(node.op_type, lambda node, _wiring: [node])(node, wiring)
-    _replace(result, rewritten)
+    replace_nodes(result, rewritten)
     return result
 
 
-def _replace(model: ModelProto, nodes: list[NodeProto]) -> None:
+def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
+    """Put nodes, some of which may be the model's own, in the place of all that it has."""
     copies = []
     for node in nodes:
         copy = NodeProto()

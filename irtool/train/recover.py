@@ -84,11 +84,7 @@ def recover(
         OptionError: a number that can never work.
         IrtoolError: see `Prune`, `fit`.
     """
-    if seconds < 0 or calibrate < 2 or not 1 <= held_back < len(data.train):
-        raise OptionError(
-            f"seconds {seconds:g}, calibrate {calibrate}, held_back {held_back} of {len(data.train)} training images",
-            remedy="Give seconds of at least 0, 2 or more images to calibrate, and hold back some, but not all.",
-        )
+    _check_numbers(seconds, calibrate, held_back, len(data.train))
     end = time.perf_counter() + seconds
     work = _Work(_apart(data, held_back, settings.seed), progress)
     images = work.data.sample(calibrate, settings.seed).split(BATCH)
@@ -103,6 +99,14 @@ def recover(
         settings = Settings.settle(settings, {"time_budget": left})
         work.attempt("finetune" if teacher is None else "distill", lambda: work.train(teacher, settings))
     return Recovery(work.graph, tuple(work.attempts), work.history)
+
+
+def _check_numbers(seconds: float, calibrate: int, held_back: int, images: int) -> None:
+    if seconds < 0 or calibrate < 2 or not 1 <= held_back < images:
+        raise OptionError(
+            f"seconds {seconds:g}, calibrate {calibrate}, held_back {held_back} of {images} training images",
+            remedy="Give seconds of at least 0, 2 or more images to calibrate, and hold back some, but not all.",
+        )
 
 
 def _apart(data: Data, held_back: int, seed: int) -> Data:

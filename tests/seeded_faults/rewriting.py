@@ -1,0 +1,173 @@
+"""Faults in what is written: literals of the program, sliced parameters."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from irtool.analysis.labels import Labels, Walk
+from irtool.ir.graph import Node
+from irtool.ops import contraction, products, recurrent, table
+from irtool.ops.context import Context, none, on_axis
+from irtool.planning import fx_literals, replay, slicing
+from seeded_faults.fault import Patch, fault, longest
+
+# Literals of the program.
+
+
+@fault("shuffle_literal", "flatten_hw", "linear_to_map")
+def view_sizes_are_not_rewritten(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Reshape")
+
+
+@fault("unequal_split", "shufflenet_v2", "conv_lstm")
+def split_sizes_are_not_rewritten(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Split")
+
+
+@fault("unequal_split", "mixconv")
+def split_sizes_are_reversed(patch: Patch) -> None:
+    old = fx_literals.EDITORS["Split"]
+
+    def faulty(edits: fx_literals.Literals, node: Node) -> None:
+        old(edits, node)
+        host = edits.hosts[node.name]
+        if len(host.args) > 1 and isinstance(host.args[1], list):
+            host.args = (host.args[0], host.args[1][::-1], *host.args[2:])
+
+    patch.setitem(fx_literals.EDITORS, "Split", faulty)
+
+
+@fault("slices")
+def slice_bounds_off_by_one(patch: Patch) -> None:
+    old = fx_literals.moved_entry
+
+    def faulty(entry: Any, kept: Any, size: int) -> Any:
+        moved = old(entry, kept, size)
+        return [max(index - 1, 0) for index in moved] if isinstance(moved, list) else moved
+
+    patch.setattr(fx_literals, "moved_entry", faulty)
+
+
+@fault("flips", "gather_repeated")
+def gathered_indices_are_not_moved(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Gather")
+
+
+@fault("inverted_residual", "multiplier_2")
+def depthwise_groups_are_not_rewritten(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Conv")
+
+
+@fault("option_a", "constant_pad")
+def pad_amounts_are_not_rewritten(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Pad")
+
+
+@fault("convnext")
+def normalized_shape_is_not_rewritten(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "LayerNormalization")
+
+
+@fault("scaled_dot_product")
+def attention_scale_is_not_kept(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Attention")
+
+
+@fault("preactivation", "densenet", residual="select")
+def wrong_index_in_the_selection(patch: Patch) -> None:
+    old = fx_literals._select
+
+    def faulty(edits: fx_literals.Literals, node: Node) -> None:
+        old(edits, node)
+        owner = edits.owner(node)
+        assert owner is not None
+        owner.index = (owner.index - 1).clamp(min=0)
+
+    patch.setitem(fx_literals.EDITORS, "ChannelSelect", faulty)
+
+
+@fault("preactivation", "densenet", residual="select")
+def selections_are_not_tied(patch: Patch) -> None:
+    def faulty(node: Node, ctx: Context) -> None:
+        ctx.put(node.output, on_axis(ctx.produce(node, node.operands["index"], 0), 1, len(node.output.sizes)))
+
+    patch.setitem(table.RULES, "ChannelSelect", faulty)
+
+
+# Slicing.
+
+
+@fault("resnet_projection", "flatten_hw")
+def parameters_are_sliced_off_by_one(patch: Patch) -> None:
+    old = slicing.Rewrite._indices
+
+    def faulty(self: slicing.Rewrite, name: str) -> dict[Any, Tensor]:
+        return {axis: (found - 1).clamp(min=0) for axis, found in old(self, name).items()}
+
+    patch.setattr(slicing.Rewrite, "_indices", faulty)
+
+
+@fault("shufflenet_v1", "shufflenet_v2", "stacked")
+def arrival_order_is_ignored(patch: Patch) -> None:
+    patch.setattr(replay, "_reorder", lambda arriving, expected, own, node: own)
+
+
+@fault("grouped_chain", "resnext")
+def groups_change_places(patch: Patch) -> None:
+    old = slicing._take_grouped
+
+    def faulty(data: Tensor, axis: int, groups: int, index: Tensor | None, other: Tensor | None) -> Tensor:
+        return old(data, axis, groups, index, other).roll(1, 1 - axis)
+
+    patch.setattr(slicing, "_take_grouped", faulty)
+
+
+@fault("unet", "detector_tuple", "detector_dataclass")
+def outputs_are_not_pinned(patch: Patch) -> None:
+    patch.setitem(table.RULES, "Output", lambda node, ctx: None)
+
+
+@fault("unknown_function", "unknown_leaf", "lstm")
+def unknown_operators_are_not_pinned(patch: Patch) -> None:
+    def faulty(node: Node, ctx: Context) -> None:
+        for output in node.outputs:
+            ctx.put(output, none(len(output.sizes)))
+
+    for module in (table, sys.modules["irtool.analysis.labels"]):
+        patch.setattr(module, "rule_for", lambda op: table.RULES.get(op, faulty))
+
+
+@fault("shifted_weight")
+def computed_weights_are_not_pinned(patch: Patch) -> None:
+    patch.setattr(Labels, "computed", Walk.computed)
+
+
+@fault("standardised")
+def computed_weights_read_other_inputs(patch: Patch) -> None:
+    axes = contraction._computed_axes
+    patch.setattr(contraction, "_computed_axes", lambda *given: {axis: labels.roll(axis) for axis, labels in axes(*given).items()})
+
+
+@fault("standardised", "tied_decoder")
+def computed_weights_have_no_outputs(patch: Patch) -> None:
+    axes = contraction._computed_axes
+    patch.setattr(contraction, "_computed_axes", lambda *given: {axis: labels.roll(1 - axis) for axis, labels in axes(*given).items()})
+
+
+@fault("cross_covariance", "linear_attention")
+def products_lose_their_rows(patch: Patch) -> None:
+    patch.setattr(products, "_outer", lambda node, ctx, parts, value, other: [labels.roll(1, longest(labels)) for labels in parts])
+
+
+@fault("lstm")
+def recurrent_layers_read_the_wrong_features(patch: Patch) -> None:
+    vector = recurrent.channel_vector
+    patch.setattr(recurrent, "channel_vector", lambda *given: vector(*given).roll(1))
+
+
+@fault("zeros_beside")
+def zeros_are_not_made_shorter(patch: Patch) -> None:
+    patch.delitem(fx_literals.EDITORS, "Constant")
