@@ -20,7 +20,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "bench" / "results" / "training"
@@ -189,11 +189,14 @@ def size_plot(results: Sequence[Result], line: str) -> str:
             points = [result for result in results if result.kind == kind]
             if points:
                 sizes, accuracies = [point.first[key] for point in points], [100 * point.accuracy for point in points]
-                axis.scatter(sizes, accuracies, marker=marker, label=kind, s=40)
+                colour = f"C{list(MARKERS).index(kind)}"  # hollow, so that a marker shows what lies under it
+                filled = {"color": colour} if marker == "x" else {"facecolors": "none", "edgecolors": colour}
+                axis.scatter(sizes, accuracies, marker=marker, label=kind, s=60, linewidths=1.5, **filled)
         axis.set(xlabel=label, xscale="log")
-        for which in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-            which(EngFormatter(sep=""))
-        axis.tick_params(axis="x", which="both", labelsize=7)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", labelsize=8)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
     axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -203,9 +206,10 @@ def size_plot(results: Sequence[Result], line: str) -> str:
 def curve_plot(results: Sequence[Result], line: str) -> str:
     """Training loss by epoch of all runs that trained."""
     figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for result in results:
+    for number, result in enumerate(results):
         records = result.first["history"]["records"]
-        axis.plot([record["epoch"] for record in records], [record["train_loss"] for record in records], marker="o", label=result.name)
+        epochs, losses = ([record[key] for record in records] for key in ("epoch", "train_loss"))
+        axis.plot(epochs, losses, ("-", "--", ":")[number // 10 % 3], color=f"C{number % 10}", marker="o", label=result.name)
     axis.set(xlabel="epoch", ylabel="training loss (with distillation: its own)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="x-small")
