@@ -23,12 +23,12 @@ def first_operand_only(node: Node, ctx: Context) -> None:
 
 @fault("resnet_projection", "option_a", "nasnet")
 def addition_does_not_unify(patch: Patch) -> None:
-    patch.setitem(table.RULES, "Add")
+    patch.setitem(table.RULES, "Add", first_operand_only)
 
 
 @fault("se", "conv_lstm", "two_inputs")
 def product_does_not_unify(patch: Patch) -> None:
-    patch.setitem(table.RULES, "Mul")
+    patch.setitem(table.RULES, "Mul", first_operand_only)
 
 
 @fault("resnet_projection", "siamese", "repvgg")
@@ -45,7 +45,7 @@ def parameters_are_not_read(patch: Patch) -> None:
 
 @fault("prelu")
 def slopes_are_not_read(patch: Patch) -> None:
-    patch.setitem(table.RULES, "PRelu")
+    patch.setitem(table.RULES, "PRelu", first_operand_only)
 
 
 # Contractions: what arrives, and what leaves.
@@ -172,7 +172,7 @@ def batch_norm_reads_mirrored(patch: Patch) -> None:
 
 @fault("convnext", "multihead_attention")
 def layer_norm_is_not_sliced(patch: Patch) -> None:
-    patch.setitem(table.RULES, "LayerNormalization")
+    patch.setitem(table.RULES, "LayerNormalization", first_operand_only)
 
 
 @fault("select_kernel")
