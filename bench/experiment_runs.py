@@ -91,6 +91,7 @@ SOURCES = {
     "cifar-train": Source("CIFAR-10 (JPEG)", "data/cifar10-jpeg.zip", 10_000),
     "cifar-lr": Source("CIFAR-10 (JPEG), 1,000 held-out training images", "data/cifar10-jpeg.zip", 2_000, 1_000, held_out=True),
     "fashion": Source("Fashion-MNIST at 32x32", str(FASHION_MNIST), 8_000, 5_000, size=32),
+    "fashion-all": Source("Fashion-MNIST at 32x32", str(FASHION_MNIST), 60_000, 5_000, size=32),
 }
 EPOCHS = 2
 LEARNING_RATE = 0.005
@@ -158,8 +159,8 @@ def vgg_runs() -> list[Run]:
     """VGG-16 from scratch: full, half and quarter width, pruning with and without sparse training, distillation."""
     settings = {"epochs": 5, "lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "channels_last": True, "evaluate_every": 0}
 
-    def trained(name: str, start: str, stage: str, **more: Any) -> Run:
-        return Run(name, "vgg", start, "fashion", {}, stage, settings | more.pop("settings", {}), **more)
+    def trained(name: str, start: str, stage: str, source: str = "fashion", **more: Any) -> Run:
+        return Run(name, "vgg", start, source, {}, stage, settings | more.pop("settings", {}), **more)
 
     def pruned(start: str, ratio: float, constants: str, **more: Any) -> Run:
         ending, plan = pruning(ratio, constants, **more)
@@ -186,7 +187,30 @@ def vgg_runs() -> list[Run]:
         ),
         trained("vgg-quarter-ten", "vgg-quarter", "finetune", settings=gentle | {"epochs": 10}),
         trained("vgg-quarter-ten-kd", "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle | {"epochs": 10}, options=published),
+        trained("vgg-teacher", "new:VGG:depth=16,width=0.5", "plain", source="fashion-all", settings={"epochs": 4, "lr": 0.05, "schedule": "one-cycle"}),
+        trained("vgg-quarter-taught", "vgg-quarter", "distill", teacher="vgg-teacher", settings=gentle, options=published),
+        trained("vgg-quarter-ten-taught", "vgg-quarter", "distill", teacher="vgg-teacher", settings=gentle | {"epochs": 10}, options=published),
     ]  # fmt: skip
+
+
+def vgg_cifar_runs() -> list[Run]:
+    """VGG-16 on CIFAR-10 (JPEG), sparsely trained and pruned at 0.7: the net that bench/int8.py quantises."""
+    settings = {"epochs": 3, "lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "channels_last": True, "evaluate_every": 0}
+
+    def pruned(constants: str, **more: Any) -> Run:
+        ending, plan = pruning(0.7, constants, **more)
+        return Run(f"vgg-cifar-{ending}", "vgg-cifar", "vgg-cifar-sparse", "cifar", plan)
+
+    def finetuned(start: str) -> Run:
+        return Run(f"{start}-finetuned", "vgg-cifar", start, "cifar", {}, "finetune", settings | {"lr": 0.01, "epochs": 2})
+
+    return [
+        Run("vgg-cifar-sparse", "vgg-cifar", "new:VGG:depth=16", "cifar", {}, "sparse", settings, {"strength": 2.5e-3}),
+        *(pruned(constants) for constants in ("drop", "absorb")),
+        pruned("absorb", criterion="random"),
+        finetuned("vgg-cifar-0.7-absorb"),
+        finetuned("vgg-cifar-0.7-random"),
+    ]
 
 
 def with_seed(runs: list[Run], seed: int) -> list[Run]:

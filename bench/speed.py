@@ -7,6 +7,7 @@
 
 irtool: trace, groups, plan, slice and proof at 0.5 by l1, each layer, and the code of the new module. Torch-Pruning:
 dependency graph and magnitude pruner at 0.5, each layer, the model's last layer ignored, as its documentation shows.
+torch.fx: `symbolic_trace` alone, the least that a tool on FX takes, for the question how much faster irtool could become.
 One thread each, alternating, each in a process of its own; the median of the repeats. Wall time is what a user waits for;
 CPU time (`time.process_time`) is what the ratio goes by, since other work on the machine does not change it much. A peer
 that fails, exceeds the time limit, or whose result does not run, is a row without a ratio.
@@ -71,8 +72,15 @@ def peer_once(model: Any, inputs: Any) -> Any:
     return model, 0
 
 
-PEER = "torch-pruning"
-TOOLS: dict[str, Callable[[Any, Any], Any]] = {"irtool": irtool_once, PEER: peer_once}
+def bare_trace(model: Any, inputs: Any) -> Any:
+    """What irtool cannot do without."""
+    import torch
+
+    return torch.fx.symbolic_trace(model), 0
+
+
+PEER, BARE = "torch-pruning", "torch.fx"
+TOOLS: dict[str, Callable[[Any, Any], Any]] = {"irtool": irtool_once, PEER: peer_once, BARE: bare_trace}
 
 
 def build_model(name: str) -> tuple[Any, tuple[Any, ...]]:
@@ -139,11 +147,11 @@ def rounds(name: str, tools: list[str], repeats: int, limit: float) -> dict[str,
     return found
 
 
-def ratio(found: dict[str, dict[str, Any]], key: str) -> float | None:
-    """How many times the peer's time irtool's is; None where one of them gave no result."""
-    if PEER not in found or any("error" in run for run in found.values()):
+def ratio(found: dict[str, dict[str, Any]], key: str, tool: str = "irtool") -> float | None:
+    """How many times a tool's time the peer's is; None where one of them gave no result."""
+    if any("error" in found.get(name, {"error": "not run"}) for name in (PEER, tool)):
         return None
-    return float(found[PEER][key] / found["irtool"][key])
+    return float(found[PEER][key] / found[tool][key])
 
 
 def line(name: str, found: dict[str, dict[str, Any]]) -> str:
@@ -155,17 +163,17 @@ def line(name: str, found: dict[str, dict[str, Any]]) -> str:
         return f"{name:<20} {'  '.join(parts)}"
     memory = f"+{own['extra_mb']} MB over a model of {own['model_mb']} MB"
     over = "  OVER twice the model + 300 MB" if own["extra_mb"] > 2 * own["model_mb"] + 300 else ""
-    return f"{name:<20} {'  '.join(parts):<26} {ratios}  {own['nodes']:>5} nodes  {memory}{over}"
+    return f"{name:<20} {'  '.join(parts):<39} {ratios}  {own['nodes']:>5} nodes  {memory}{over}"
 
 
 def summary(results: dict[str, Any]) -> list[str]:
     """Geometric means over the CNNs that both prune, and how the time per node grows with depth."""
     lines = []
-    for key, word in (("cpu", "CPU"), ("seconds", "wall")):
-        ratios = [value for name, found in results.items() if name in CNNS and (value := ratio(found, key))]
+    for tool, key, word in (("irtool", "cpu", "CPU"), ("irtool", "seconds", "wall"), (BARE, "cpu", f"CPU, {BARE}'s trace alone")):
+        ratios = [value for name, found in results.items() if name in CNNS and (value := ratio(found, key, tool))]
         if ratios:
-            mean = math.exp(statistics.mean(map(math.log, ratios)))
-            lines.append(f"geometric mean over {len(ratios)} models that both prune, {word} time: {mean:.1f}x (least {min(ratios):.1f}x)")
+            mean, below = math.exp(statistics.mean(map(math.log, ratios))), sum(value < 10 for value in ratios)
+            lines.append(f"geometric mean over {len(ratios)} models that both prune, {word} time: {mean:.1f}x (least {min(ratios):.1f}x, {below} below 10x)")
     deep = {name: results[name]["irtool"] for name in ("preresnet110", "preresnet1001") if "error" not in results.get(name, {"irtool": {"error": 0}})["irtool"]}  # fmt: skip
     if len(deep) == 2:
         shallow, deepest = (run["cpu"] / run["nodes"] for run in deep.values())
@@ -215,12 +223,12 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.child, options.tool)))
         return
-    tools = ["irtool", *([PEER] if importlib.util.find_spec("torch_pruning") else [])]
+    tools = ["irtool", *([PEER, BARE] if importlib.util.find_spec("torch_pruning") else [])]
     everything = [*CNNS, *OTHERS, *DEEP]
     results: dict[str, Any] = {}
     if RESULTS.exists() and (options.models or options.missing):
         results = json.loads(RESULTS.read_text())
-    print(f"{'CPU time of':<20} {'  '.join(tools):<26}     CPU    wall")
+    print(f"{'CPU time of':<20} {'  '.join(tools):<39}     CPU    wall")
     for name in options.models or everything:
         if options.missing and set(tools if name not in DEEP else ["irtool"]) <= set(results.get(name, ())):
             continue

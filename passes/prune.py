@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from irtool.collection import uncollected
 from irtool.errors import OptionError
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
@@ -48,10 +49,11 @@ class Prune(Pass):
             PlanError: the plan belongs to another model.
             ProofError: the result could not be proven; nothing is returned.
         """
-        rewrite = find_rewrite(graph, self.plan)
+        with uncollected():
+            rewrite = find_rewrite(graph, self.plan)
+            new = rewrite.fill()
         labels, keep = rewrite.labels, rewrite.keep
         found = absorption(labels, keep, self.calibration) if self.constants == "absorb" else Absorption()
-        new = rewrite.fill()
         if found.biases:
             new = add_biases(new, labels, keep, found.biases)
         new.history = (*graph.history, {"step": "prune", "plan": self.plan.to_dict(), "biases": sorted(found.biases)})

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
+from irtool.collection import uncollected
 from irtool.errors import TraceError
 from irtool.ir.fx_attention import emit_attention
 from irtool.ir.fx_graph import FxGraph
@@ -24,6 +25,7 @@ from irtool.ir.fx_targets import module_spec
 from irtool.ir.fx_within import capture
 
 
+@uncollected()
 def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] = (), within: str | None = None) -> FxGraph:
     """Turn a model into a graph.
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irtool.analysis.groups import ChannelGroups, Pin, channel_groups, group_channels
+from irtool.collection import uncollected
 from irtool.errors import FileError, PlanError, ProofError
 from irtool.files import replacing
 from irtool.ir.graph import G, Graph
@@ -137,6 +138,7 @@ class Plan:
         return "\n".join(lines)
 
 
+@uncollected()
 def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope = "global", residual: Residual = "couple", min_channels: int = 1,
          round_to: int = 1, ignore: Sequence[str] = (), seed: int = 0) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.

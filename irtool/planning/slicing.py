@@ -54,7 +54,7 @@ class Rewrite(Generic[G]):
         indices = self._indices(name)
         grouped = next((axis for axis in indices if not isinstance(axis, int)), None)
         if grouped is not None:
-            return _take_grouped(data, *grouped, indices[grouped], indices.get(1 - grouped[0]))
+            return _take_grouped(data, grouped[1], indices[grouped], indices.get(0))
         if data.numel() > _LARGE and indices.keys() == {0, 1}:
             return _take_both(data, indices[0].to(data.device), indices[1].to(data.device))
         for axis in range(data.dim()) if indices else ():  # axis 0 first: whole rows are copied fastest
@@ -99,21 +99,17 @@ def _take_both(data: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return new
 
 
-def _take_grouped(data: Tensor, axis: int, groups: int, index: Tensor | None, other: Tensor | None) -> Tensor:
+def _take_grouped(data: Tensor, groups: int, columns: Tensor | None, rows: Tensor | None) -> Tensor:
     """Slice a grouped convolution's weight: each group's rows and columns by themselves.
 
-    `axis` is the axis that counts within a group (1 for a convolution, 1 for the output of a transposed one), `index`
-    the surviving entries over all groups, `other` those of the axis that runs over the groups.
+    `columns` are the surviving entries of axis 1 over all groups, `rows` those of axis 0; the proof has shown that every
+    group keeps as many of its own.
     """
-    across = 1 - axis
-    rows = (torch.arange(data.shape[across]) if other is None else other).reshape(groups, -1)
-    width = data.shape[axis]
-    columns = (torch.arange(width * groups) if index is None else index).reshape(groups, -1)
-    starts = torch.arange(groups)[:, None]
-    if bool((columns // width != starts).any()) or bool((rows // (data.shape[across] // groups) != starts).any()):
-        raise ProofError("a grouped convolution would mix its groups", remedy="Please report this model.")
-    parts = [data.index_select(across, rows[g]).index_select(axis, columns[g] - g * width) for g in range(groups)]
-    return torch.cat(parts, across)
+    height, width = data.shape[:2]
+    rows = (torch.arange(height) if rows is None else rows).reshape(groups, -1, 1)
+    columns = (torch.arange(groups * width) if columns is None else columns).reshape(groups, 1, -1)
+    taken = rows * width + columns % width
+    return data.flatten(0, 1).index_select(0, taken.flatten().to(data.device)).view(rows.numel(), -1, *data.shape[2:])
 
 
 class _Sizes:

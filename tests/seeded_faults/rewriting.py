@@ -119,8 +119,8 @@ def arrival_order_is_ignored(patch: Patch) -> None:
 def groups_change_places(patch: Patch) -> None:
     old = slicing._take_grouped
 
-    def faulty(data: Tensor, axis: int, groups: int, index: Tensor | None, other: Tensor | None) -> Tensor:
-        return old(data, axis, groups, index, other).roll(1, 1 - axis)
+    def faulty(data: Tensor, groups: int, columns: Tensor | None, rows: Tensor | None) -> Tensor:
+        return old(data, groups, columns, rows).roll(1, 0)
 
     patch.setattr(slicing, "_take_grouped", faulty)
 
