@@ -173,7 +173,9 @@ def summary(results: dict[str, Any]) -> list[str]:
         ratios = [value for name, found in results.items() if name in CNNS and (value := ratio(found, key, tool))]
         if ratios:
             mean, below = math.exp(statistics.mean(map(math.log, ratios))), sum(value < 10 for value in ratios)
-            lines.append(f"geometric mean over {len(ratios)} models that both prune, {word} time: {mean:.1f}x (least {min(ratios):.1f}x, {below} below 10x)")
+            lines.append(
+                f"geometric mean over {len(ratios)} models that both prune, {word} time: {mean:.1f}x (least {min(ratios):.1f}x, {below} below 10x)"
+            )
     deep = {name: results[name]["irtool"] for name in ("preresnet110", "preresnet1001") if "error" not in results.get(name, {"irtool": {"error": 0}})["irtool"]}  # fmt: skip
     if len(deep) == 2:
         shallow, deepest = (run["cpu"] / run["nodes"] for run in deep.values())

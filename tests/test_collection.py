@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from training import net
 
 import irtool
 from irtool.collection import uncollected
 from irtool.errors import PlanError
-from training import net
 
 
 @pytest.fixture(autouse=True)
@@ -40,4 +40,3 @@ def test_a_user_who_turned_it_off_finds_it_off() -> None:
     graph = irtool.trace(net().eval(), torch.zeros(1, 1, 12, 12))
     irtool.prune(graph, irtool.plan(graph))
     assert not gc.isenabled()
-
