@@ -168,18 +168,19 @@ def vgg_runs() -> list[Run]:
 
     gentle = {"lr": 0.01, "epochs": 3}
     published = {"alpha": 0.9, "temperature": 10.0}
+    quarter, cycle = "new:VGG:depth=16,width=0.25", {"lr": 0.05, "schedule": "one-cycle"}
     return [
         trained("vgg-sparse", "new:VGG:depth=16", "sparse", options={"strength": 5e-3}),
         *(pruned("vgg-sparse", ratio, constants) for ratio in (0.3, 0.7) for constants in ("drop", "absorb")),
         pruned("vgg-sparse", 0.7, "absorb", criterion="random"),
         trained("vgg-sparse-0.7-finetuned", "vgg-sparse-0.7-absorb", "finetune", settings=gentle),
         trained("vgg-sparse-0.7-random-finetuned", "vgg-sparse-0.7-random", "finetune", settings=gentle),
-        trained("vgg-quarter", "new:VGG:depth=16,width=0.25", "plain"),
+        trained("vgg-quarter", quarter, "plain"),
         trained("vgg-half", "new:VGG:depth=16,width=0.5", "plain"),
         trained("vgg-full", "new:VGG:depth=16", "plain"),
         *(pruned("vgg-full", 0.3, constants) for constants in ("drop", "absorb")),
         *(pruned(start, ratio, "absorb", recalibrate=1024, augment=True) for start, ratio in (("vgg-full", 0.3), ("vgg-sparse", 0.3), ("vgg-sparse", 0.7))),
-        trained("vgg-quarter-kd", "new:VGG:depth=16,width=0.25", "distill", teacher="vgg-full", options=published),
+        trained("vgg-quarter-kd", quarter, "distill", teacher="vgg-full", options=published),
         *(trained(f"{start}-longer", start, "finetune", settings=gentle) for start in ("vgg-half", "vgg-quarter")),
         *(
             trained(name, "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle, options=published | {"temperature": t})
@@ -187,9 +188,14 @@ def vgg_runs() -> list[Run]:
         ),
         trained("vgg-quarter-ten", "vgg-quarter", "finetune", settings=gentle | {"epochs": 10}),
         trained("vgg-quarter-ten-kd", "vgg-quarter", "distill", teacher="vgg-half-longer", settings=gentle | {"epochs": 10}, options=published),
-        trained("vgg-teacher", "new:VGG:depth=16,width=0.5", "plain", source="fashion-all", settings={"epochs": 4, "lr": 0.05, "schedule": "one-cycle"}),
+        trained("vgg-teacher", "new:VGG:depth=16,width=0.5", "plain", source="fashion-all", settings=cycle | {"epochs": 4}),
         trained("vgg-quarter-taught", "vgg-quarter", "distill", teacher="vgg-teacher", settings=gentle, options=published),
         trained("vgg-quarter-ten-taught", "vgg-quarter", "distill", teacher="vgg-teacher", settings=gentle | {"epochs": 10}, options=published),
+        trained("vgg-quarter-cycle", quarter, "plain", settings=cycle | {"epochs": 10}),
+        *(
+            trained(name, quarter, "distill", teacher="vgg-teacher", settings=cycle | {"epochs": 10}, options=published | {"temperature": t})
+            for name, t in (("vgg-quarter-cycle-taught", 10.0), ("vgg-quarter-cycle-taught-3", 3.0))
+        ),
     ]  # fmt: skip
 
 
