@@ -201,7 +201,15 @@ def vgg_runs() -> list[Run]:
 
 def vgg_cifar_runs() -> list[Run]:
     """VGG-16 on CIFAR-10 (JPEG), sparsely trained and pruned at 0.7: the net that bench/int8.py quantises."""
-    settings = {"epochs": 3, "lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "channels_last": True, "evaluate_every": 0}
+    settings = {
+        "epochs": 3,
+        "lr": 0.1,
+        "schedule": "one-cycle",
+        "batch_size": 64,
+        "weight_decay": 5e-4,
+        "channels_last": True,
+        "evaluate_every": 0,
+    }
 
     def pruned(constants: str, **more: Any) -> Run:
         ending, plan = pruning(0.7, constants, **more)
@@ -211,12 +219,17 @@ def vgg_cifar_runs() -> list[Run]:
         return Run(f"{start}-finetuned", "vgg-cifar", start, "cifar", {}, "finetune", settings | {"lr": 0.01, "epochs": 2})
 
     return [
-        Run("vgg-cifar-sparse", "vgg-cifar", "new:VGG:depth=16", "cifar", {}, "sparse", settings, {"strength": 2.5e-3}),
+        Run("vgg-cifar-sparse", "vgg-cifar", "new:VGG:depth=16", "cifar", {}, "sparse", settings, {"strength": 5e-3}),
         *(pruned(constants) for constants in ("drop", "absorb")),
         pruned("absorb", criterion="random"),
         finetuned("vgg-cifar-0.7-absorb"),
         finetuned("vgg-cifar-0.7-random"),
     ]
+
+
+def all_runs() -> list[Run]:
+    """Every line, in an order in which it can be done."""
+    return [*preresnet_runs(), *vgg_runs(), *vgg_cifar_runs(), *more_runs()]
 
 
 def with_seed(runs: list[Run], seed: int) -> list[Run]:

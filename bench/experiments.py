@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from experiment_runs import SOURCES, Run, more_runs, preresnet_runs, vgg_cifar_runs, vgg_runs, with_seed
+from experiment_runs import SOURCES, Run, all_runs, with_seed
 from torch import nn
 
 import irtool
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of pruning at random, first weights and training; not 0: names end in -seedN")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    queue = Queue(with_seed([*preresnet_runs(), *vgg_runs(), *vgg_cifar_runs(), *more_runs()], options.seed), options.shared)
+    queue = Queue(with_seed(all_runs(), options.seed), options.shared)
     if options.only and options.only not in queue.runs:
         parser.error(f"no run is called {options.only}; --list shows them")
     for name, run in queue.runs.items():

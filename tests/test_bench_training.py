@@ -18,7 +18,7 @@ import experiments  # noqa: E402
 import results  # noqa: E402
 
 sys.path.remove(str(BENCH))
-RUNS = [*experiment_runs.preresnet_runs(), *experiment_runs.vgg_runs(), *experiment_runs.more_runs()]
+RUNS = experiment_runs.all_runs()
 
 
 @pytest.mark.parametrize("seed", [0, 7])
