@@ -28,7 +28,7 @@ DOCS = ROOT / "docs"
 LINES = {
     "preresnet": "PreResNet-38, from the published sparsely trained checkpoint",
     "vgg": "VGG-16 at full (`vgg-full`, `vgg-sparse`), half and quarter width, from scratch",
-    "vgg-cifar": "VGG-16 on CIFAR-10 (JPEG), sparsely trained from scratch and pruned at 0.7",
+    "vgg-cifar": "VGG-16 on CIFAR-10 (JPEG) at full and half width, sparsely trained from scratch and pruned at 0.7",
 }
 NOTES = {
     "preresnet": "The published net was trained on padded and mirrored crops of images that never were JPEG files. Statistics measured on "
@@ -175,6 +175,10 @@ CLAIMS = (
     Claim("VGG-16 on CIFAR at 0.7 against unpruned (within one point), absorbed", "vgg-cifar-0.7-absorb", "vgg-cifar-sparse", -1),
     Claim("The same, dropped", "vgg-cifar-0.7-drop", "vgg-cifar-sparse", -1),
     Claim("The same, finetuned for two epochs", "vgg-cifar-0.7-absorb-finetuned", "vgg-cifar-sparse", -1),
+    Claim("VGG-16 at half width on CIFAR at 0.7 against unpruned (within one point), absorbed", "vgg-cifar-half-0.7-absorb", "vgg-cifar-half-sparse", -1),
+    Claim("The same, absorbed against dropped", "vgg-cifar-half-0.7-absorb", "vgg-cifar-half-0.7-drop", 0),
+    Claim("The same, finetuned for two epochs", "vgg-cifar-half-0.7-absorb-finetuned", "vgg-cifar-half-sparse", -1),
+    Claim("The same against random at the same ratio, both finetuned", "vgg-cifar-half-0.7-absorb-finetuned", "vgg-cifar-half-0.7-random-finetuned", 0),
 )  # fmt: skip
 
 
