@@ -19,7 +19,7 @@ class IrtoolError(Exception):
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.what, self.where, self.remedy = what, where, remedy
         text = what if where is None else f"{where}: {what}"
-        super().__init__(text if remedy is None else f"{text.rstrip('.')}. {remedy}")
+        super().__init__(text if remedy is None else f"{text.removesuffix('.')}. {remedy}")
 
 
 class TraceError(IrtoolError):

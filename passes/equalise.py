@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from irtool.errors import OptionError
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.affine import float_param, grouped_inputs
 from irtool.passmanager import Pass, PassResult, register
@@ -35,6 +37,10 @@ class Equalise(Pass):
 
     name: ClassVar[str] = "equalise"
     rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rounds, Integral) or self.rounds < 1:
+            raise OptionError(f"rounds {self.rounds!r} is no number of rounds", remedy="Give a whole number from 1 on; 3 are usual.")
 
     def __call__(self, graph: G) -> PassResult[G]:
         """Equalise all pairs."""

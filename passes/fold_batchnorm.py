@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
-from irtool.ops.affine import scale_and_shift
+from irtool.ops.affine import not_fixed, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 
 _FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -26,7 +26,8 @@ class FoldBatchNorm(Pass):
     Given:  %y = Conv(%x, @conv.weight); %z = BatchNormalization(%y, ...)
     Result: %z = Conv(%x, @conv.weight, @conv.bias)
 
-    Left alone, with a note: a convolution whose output or weight has another reader, and a batch norm without statistics.
+    Left alone, with a note: a convolution whose output or weight has another reader, and a batch norm without statistics or
+    with computed values.
     """
 
     name: ClassVar[str] = "fold_batchnorm"
@@ -69,11 +70,9 @@ def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
         return f"the weight of {source.location} is shared"
     if bias is not None and not bias.is_param:
         return f"the bias of {source.location} is computed"
-    if node.get("running_mean") is None or node.get("running_var") is None:
-        return "it keeps no running statistics"
     if source.op == "Gemm" and len(node.input.sizes) != 2:
         return "a linear layer over more than two axes ends on another axis than the batch norm"
-    return None
+    return not_fixed(node)
 
 
 def _fold(graph: Graph, node: Node) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from irtool.ir.graph import G, Node, Value
+from irtool.analysis.in_place import overwritten
+from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, PassResult, register
 
 _KEPT = frozenset(
@@ -26,6 +29,8 @@ class FoldConstants(Pass):
 
     Given:  %a = Mul(@scale, @weight); %b = Conv(%x, %a)
     Result: %b = Conv(%x, @constant_a)
+
+    Left alone: operators that draw random numbers, and what another operator may write over while the program runs.
     """
 
     name: ClassVar[str] = "fold_constants"
@@ -36,15 +41,7 @@ class FoldConstants(Pass):
         sizes = new.settle_shapes()
         if sizes:
             new.tidied()
-        computed: dict[Value, Tensor] = {}
-        for node in new.nodes:
-            if (
-                node.op not in _KEPT
-                and len(node.outputs) == 1
-                and node.output not in new.outputs
-                and new.is_constant(node, computed.keys())
-            ):
-                computed[node.output] = new.evaluate(node, computed)[0]
+        computed = _unwritten(new, _computed(new))
         made = {value.producer: data for value, data in computed.items() if value.producer is not None}
         for node, data in made.items():
             if any(reader not in made for reader in node.output.uses):
@@ -54,6 +51,50 @@ class FoldConstants(Pass):
         new.tidied()
         new.history = (*graph.history, {"step": self.name})
         return PassResult(new, True, tuple(_notes(sizes, list(made))))
+
+
+def _computed(graph: Graph) -> dict[Value, Tensor]:
+    """What each operator on parameters alone gives, in order."""
+    found: dict[Value, Tensor] = {}
+    for node in graph.nodes:
+        single = len(node.outputs) == 1 and node.output not in graph.outputs
+        if node.op not in _KEPT and single and graph.is_constant(node, found.keys()):
+            data = _drawing_nothing(graph, node, found)
+            if data is not None:
+                found[node.output] = data
+    return found
+
+
+def _drawing_nothing(graph: Graph, node: Node, values: Mapping[Value, Tensor]) -> Tensor | None:
+    """What the operator gives; None if it drew random numbers, which its name alone does not tell. The generators stay as they were."""
+    cuda = torch.cuda.is_initialized()
+    before = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state_all() if cuda else ())]
+    data = graph.evaluate(node, values)[0]
+    after = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state_all() if cuda else ())]
+    if all(map(torch.equal, before, after)):
+        return data
+    torch.random.set_rng_state(before[0])
+    if cuda:
+        torch.cuda.set_rng_state_all(before[1:])
+    return None
+
+
+def _unwritten(graph: Graph, computed: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
+    """Those that lie in memory, and come from such, that nothing writes over while the program runs."""
+    held = [computed.get(value, value.data) for value in overwritten(graph)]
+    written = {_memory(data) for data in held if data is not None}
+    kept: dict[Value, Tensor] = {}
+    for value, data in computed.items():
+        assert value.producer is not None
+        sources = [kept.get(source, source.data) for source in value.producer.inputs]
+        if all(source is not None and _memory(source) not in written for source in (*sources, data)):
+            kept[value] = data
+    return kept
+
+
+def _memory(data: Tensor) -> int:
+    """What tensors over the same memory have in common."""
+    return data.untyped_storage().data_ptr()
 
 
 def _notes(sizes: int, made: list[Node]) -> list[str]:

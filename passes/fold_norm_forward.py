@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import torch
 
+from irtool.analysis.in_place import writers
 from irtool.ir.graph import G, Graph, Node
-from irtool.ops.affine import float_param, grouped_inputs, pads_nothing, scale_and_shift
+from irtool.ops.affine import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 
 
@@ -25,7 +26,8 @@ class FoldNormForward(Pass):
     Result: %y = Conv(%x, @w, @bias)
 
     Left alone, with a note: a shift that is not 0 before a convolution with zero padding. The padding is 0 *behind* the shift,
-    so at the border less is added than the bias would.
+    so at the border less is added than the bias would. So is a batch norm without statistics or with computed values, and one
+    between which and its layer something works in place: the layer would read what that leaves.
     """
 
     name: ClassVar[str] = "fold_norm_forward"
@@ -35,7 +37,7 @@ class FoldNormForward(Pass):
         readers = Counter(value.name for node in graph.nodes for value in node.inputs if value.is_param)
         notes, chosen = [], []
         for node in graph.nodes:
-            if node.op != "BatchNormalization" or node.get("running_mean") is None or node.get("running_var") is None:
+            if node.op != "BatchNormalization":
                 continue
             why = _refusal(graph, node, readers)
             if why is None:
@@ -63,6 +65,9 @@ def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
     uses = node.output.uses
     if len(uses) != 1 or node.output in graph.outputs or uses[0].op not in ("Conv", "Gemm") or uses[0].input is not node.output:
         return ""
+    why = not_fixed(node)
+    if why is not None:
+        return why
     layer = uses[0]
     weight, bias = layer.get("weight"), layer.get("bias")
     if float_param(layer, "weight") is None or weight is None or not graph.accepts_bias(layer):
@@ -71,8 +76,13 @@ def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
         return f"the weight of {layer.location} is shared"
     if bias is not None and float_param(layer, "bias") is None:
         return f"the bias of {layer.location} is computed"
+    if layer.op == "Gemm" and len(node.input.sizes) != 2:
+        return ""
+    written = writers(graph, node, layer)
+    if written:
+        return f"{written[0].name}, before {layer.location}, may write over what it reads"
     if layer.op == "Gemm":
-        return None if len(node.input.sizes) == 2 else ""
+        return None
     shifted = bool(scale_and_shift(node)[1].any())
     return f"{layer.location} pads with zeros" if shifted and not pads_nothing(layer) else None
 

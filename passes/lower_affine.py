@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import torch
 
 from irtool.ir import OnnxGraph
-from irtool.ir.graph import G
+from irtool.ir.graph import G, Value
 from irtool.ir.onnx_affine import Affine, channel_affine, flowing, only_reader
 from irtool.passmanager import Pass, PassResult, onnx_only, register
+
+_FLOATS: Mapping[torch.dtype | None, type[np.floating[Any]]] = {
+    torch.float16: np.float16,
+    torch.float32: np.float32,
+}
+"""What engines have convolutions in."""
 
 
 @register
@@ -26,7 +34,8 @@ class LowerAffine(Pass):
     Given:  %a = BatchNormalization(%x, ...); %b = Mul(%a, @c)
     Result: %b = Conv(%x, @scale, @shift) {group: channels, kernel 1x1}
 
-    Left alone: images of other than two dimensions, and a chain of one Add, Sub, Mul or Div by a single number.
+    Left alone: images of other than two dimensions or in other types than float32 and float16, and a chain of one Add, Sub, Mul
+    or Div by a single number.
 
     Args:
         arithmetic: whether a chain without a batch norm is lowered too.
@@ -42,14 +51,14 @@ class LowerAffine(Pass):
             OptionError: the graph is not an ONNX graph.
         """
         new = onnx_only(graph, self.name).clone()
-        sizes = {value.name: value.shape for node in new.nodes for value in (*node.inputs, *node.outputs)}
+        values = {value.name: value for node in new.nodes for value in (*node.inputs, *node.outputs)}
         lowered, done = 0, set[int]()
         for node in list(new.host.nodes):
-            chain, found = _chain(new.host, node, sizes) if id(node) not in done else ([], None)
+            chain, found = _chain(new.host, node, values) if id(node) not in done else ([], None)
             done.update(map(id, chain))
             if found is None or (len(chain) == 1 and not self._worth(chain[0])):
                 continue
-            _replace(new, chain, found)
+            _replace(new, chain, found, _FLOATS[values[chain[0].outputs[0].name].dtype])
             lowered += 1
         if not lowered:
             return PassResult(graph, False)
@@ -64,15 +73,16 @@ class LowerAffine(Pass):
         return self.arithmetic and int(np.prod(constant.shape)) > 1
 
 
-def _chain(host: gs.Graph, node: gs.Node, sizes: dict[str, tuple[int, ...] | None]) -> tuple[list[gs.Node], Affine | None]:
+def _chain(host: gs.Graph, node: gs.Node, values: Mapping[str, Value]) -> tuple[list[gs.Node], Affine | None]:
     """The longest chain that begins here, and what it does."""
     chain: list[gs.Node] = []
     total: Affine | None = None
     current: gs.Node | None = node
     while current is not None:
-        shape = sizes.get(current.outputs[0].name) if len(current.outputs) == 1 else None
+        made = values.get(current.outputs[0].name) if len(current.outputs) == 1 else None
+        shape = made.shape if made is not None and made.dtype in _FLOATS else None
         step = channel_affine(current, shape[1], 4) if shape is not None and len(shape) == 4 else None
-        if step is None or sizes.get(flowing(current).name) != shape:
+        if step is None or (read := values.get(flowing(current).name)) is None or read.shape != shape:
             break
         total = step if total is None else (total[0] * step[0], total[1] * step[0] + step[1])
         chain.append(current)
@@ -80,9 +90,9 @@ def _chain(host: gs.Graph, node: gs.Node, sizes: dict[str, tuple[int, ...] | Non
     return chain, total
 
 
-def _replace(graph: OnnxGraph, chain: list[gs.Node], found: Affine) -> None:
+def _replace(graph: OnnxGraph, chain: list[gs.Node], found: Affine, kind: type[np.floating[Any]]) -> None:
     first, last = chain[0], chain[-1]
-    scale, shift = (values.astype(np.float32) for values in found)
+    scale, shift = (values.astype(kind) for values in found)
     name = last.name or last.outputs[0].name
     weight = gs.Constant(graph.free_name(f"{name}.scale"), scale.reshape(-1, 1, 1, 1))
     bias = gs.Constant(graph.free_name(f"{name}.shift"), shift)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from irtool.analysis.run import steps
 from irtool.errors import GraphError, OptionError
 from irtool.ir.fx_graph import FxGraph
-from irtool.ir.graph import G, Node
+from irtool.ir.graph import G, Graph, Node
+from irtool.ir.modes import evaluating
+from irtool.ops.affine import not_fixed, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 
 Method = Literal["pooled", "exact"]
@@ -46,17 +49,19 @@ class RecalibrateBatchNorm(Pass):
     def __post_init__(self) -> None:
         if self.method not in ("pooled", "exact"):
             raise OptionError(f"method {self.method!r} does not exist", remedy="Choose pooled or exact.")
+        if not isinstance(self.batches, Iterable):
+            raise OptionError(f"batches {self.batches!r} hold no images", remedy="Give some: batches=data.sample(512).split(64).")
 
     def __call__(self, graph: G) -> PassResult[G]:
         """Run the calibration set through a copy.
 
         Raises:
             GraphError: an ONNX graph, or a batch that does not fit.
-            OptionError: no batches, or a single value a channel.
+            OptionError: no batches, a single value a channel, or a batch that is empty or gives values that are not finite.
         """
-        norms = [node for node in graph.nodes if _has_statistics(node)]
-        left = [node.location for node in graph.nodes if node.op == "BatchNormalization" and not _has_statistics(node)]
-        notes = tuple(f"{place}: it keeps no running statistics" for place in left)
+        norms = _fixed(graph)
+        left = [node for node in graph.nodes if node.op == "BatchNormalization" and node not in norms]
+        notes = tuple(f"{node.location}: {not_fixed(node)}" for node in left)
         if not norms:
             return PassResult(graph, False, notes)
         new = graph.clone()
@@ -65,18 +70,15 @@ class RecalibrateBatchNorm(Pass):
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in self.batches]
         if not batches:
             raise OptionError("no calibration batches", remedy="Give some images: batches=data.sample(512).split(64).")
-        found: dict[str, _Moments] = {}
-        idle = _idle(graph, norms)
-        for group in [batches] if self.method == "exact" else [[batch] for batch in batches]:
-            _advance(idle, graph, group, found)
+        found, shared = _measured(graph, batches, together=self.method == "exact")
         for node in norms:
-            mean, var = node.operands["running_mean"], node.operands["running_var"]
+            mean, var = (node.operands[role] for role in ("running_mean", "running_var"))
             assert mean.data is not None
             assert var.data is not None
             new.set_param(mean.name, found[mean.name].mean.to(mean.data))
             new.set_param(var.name, found[mean.name].unbiased().to(var.data))
         new.history = (*graph.history, {"step": "recalibrate_batchnorm"})
-        return PassResult(new, True, (f"{len(norms)} batch norms recalibrated", *notes))
+        return PassResult(new, True, (f"{len(norms)} batch norms recalibrated", *notes, *shared))
 
 
 @dataclass
@@ -108,57 +110,77 @@ class _Moments:
         return self.squares / self.count
 
 
-def _has_statistics(node: Node) -> bool:
-    return node.op == "BatchNormalization" and node.get("running_mean") is not None and node.get("running_var") is not None
+def _fixed(graph: Graph) -> list[Node]:
+    return [node for node in graph.nodes if node.op == "BatchNormalization" and not_fixed(node) is None]
 
 
-def _idle(graph: FxGraph, norms: Sequence[Node]) -> FxGraph:
-    """A copy whose batch norms pass on what they read, so that running it shows their inputs where their outputs were."""
-    copy = graph.clone()
-    for node in norms:
-        eps = _eps(node)
-        for role, value in (("running_mean", 0.0), ("running_var", 1 - eps), ("weight", 1.0), ("bias", 0.0)):
-            param = node.get(role)
-            if param is not None and param.data is not None:
-                copy.set_param(param.name, torch.full_like(param.data, value))
-    return copy
-
-
-def _advance(idle: FxGraph, graph: FxGraph, group: Sequence[tuple[Any, ...]], found: dict[str, _Moments]) -> None:
-    """Run batches side by side, from batch norm to batch norm; each is normalised by the moments of the whole group."""
-    views = {node.name: node for node in graph.nodes}
-    # A copy of what the batch norm read: its value is written over, and an operator that works in place may share it.
-    runs = [
-        _stops(steps(idle, batch, lambda node, _, value: value.clone() if node is not None and _has_statistics(node) else value))
-        for batch in group
+def _measured(graph: FxGraph, batches: Sequence[tuple[Any, ...]], *, together: bool) -> tuple[dict[str, _Moments], list[str]]:
+    """Moments of what is read under each name of a mean, and notes on where they are not quite those of use."""
+    copy, found, numbered = graph.clone(), dict[str, _Moments](), dict(enumerate(batches))
+    norms = _fixed(copy)
+    with evaluating(copy.module):  # runs side by side would each put the flags back
+        for group in [numbered] if together else [{number: batch} for number, batch in numbered.items()]:
+            _advance(copy, norms, group, found, biased=not together)
+    counts = Counter(node.operands["running_mean"].name for node in norms)
+    shared = [
+        f"{name} serves {count} batch norms: in use none reads quite what was measured" for name, count in counts.items() if count > 1
     ]
+    return found, shared if together else []
+
+
+class _Inputs:
+    """A hook that shows what batch norms read in the place of what they give: a copy, to be normalised in place."""
+
+    def __init__(self, norms: Sequence[Node]) -> None:
+        self._source = {node.host: node.host.args[0] if node.host.args else node.host.kwargs["input"] for node in norms}
+        self._last = {source: host for host, source in self._source.items()}
+        self._kept: dict[fx.Node, Tensor] = {}
+
+    def __call__(self, node: Node | None, host: fx.Node, value: Any) -> Any:
+        source = self._source.get(host)
+        if source is not None:
+            value = self._kept[source].clone()
+            if self._last[source] is host:
+                del self._kept[source]
+        if host in self._last:
+            self._kept[host] = value
+        return value
+
+
+def _advance(
+    graph: FxGraph, norms: Sequence[Node], group: Mapping[int, tuple[Any, ...]], found: dict[str, _Moments], *, biased: bool
+) -> None:
+    """Run batches side by side, from batch norm to batch norm; each is normalised by the moments of the whole group."""
+    runs = [_stops(steps(graph, batch, _Inputs(norms)), norms) for batch in group.values()]
     for stopped in zip(*runs, strict=True):
-        node = views[stopped[0][0].name]
-        here, key = _Moments(), node.operands["running_mean"].name
-        for _, value in stopped:
+        node = stopped[0][0]
+        here, total = _Moments(), found.setdefault(node.operands["running_mean"].name, _Moments())
+        for number, (_, value) in zip(group, stopped, strict=True):
+            _refuse_useless(value, node, number)
             here.add(value)
-            found.setdefault(key, _Moments()).add(value)
+            total.add(value)
         for _, value in stopped:
-            _normalise(value, node, here, biased=len(group) == 1)
+            _normalise(value, node, here.mean, here.biased() if biased else here.unbiased())
 
 
-def _stops(run: Generator[Any, None, Any]) -> Iterator[tuple[Node, Tensor]]:
+def _stops(run: Generator[Any, None, Any], norms: Sequence[Node]) -> Iterator[tuple[Node, Tensor]]:
     for node, _, value in run:
-        if node is not None and _has_statistics(node):
+        if node in norms:
             yield node, value
 
 
-def _normalise(x: Tensor, node: Node, moments: _Moments, *, biased: bool) -> None:
+def _refuse_useless(value: Tensor, node: Node, number: int) -> None:
+    if not value.numel():
+        raise OptionError(f"calibration batch {number} is empty", remedy="Leave it out; batches are counted from 0.")
+    if not torch.isfinite(value).all():
+        raise OptionError(
+            f"calibration batch {number} gives values that are not finite",
+            where=node.location,
+            remedy="Look for NaN and infinity in its images; batches are counted from 0.",
+        )
+
+
+def _normalise(x: Tensor, node: Node, mean: Tensor, var: Tensor) -> None:
     """Write batch norm's output over its input."""
-    shape = (1, -1, *(1,) * (x.dim() - 2))
-    scale = ((moments.biased() if biased else moments.unbiased()) + _eps(node)).rsqrt()
-    gamma, beta = node.get("weight"), node.get("bias")
-    scale = scale if gamma is None or gamma.data is None else scale * gamma.data.double()
-    shift = -moments.mean * scale
-    shift = shift if beta is None or beta.data is None else shift + beta.data.double()
-    x.mul_(scale.to(x).view(shape)).add_(shift.to(x).view(shape))
-
-
-def _eps(node: Node) -> float:
-    eps = node.attrs.get("eps")
-    return 1e-5 if eps is None else float(eps)
+    scale, shift = (part.to(x).view(1, -1, *(1,) * (x.dim() - 2)) for part in scale_and_shift(node, mean, var))
+    x.mul_(scale).add_(shift)

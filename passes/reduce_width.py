@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import ClassVar, Literal
 
 import torch
@@ -49,10 +50,12 @@ class ReduceWidth(Pass):
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.ratio <= 1:
+        if not isinstance(self.ratio, Real) or not 0 < self.ratio <= 1:
             raise OptionError(
-                f"ratio {self.ratio:g} is not a share of channels to keep", remedy="Give 0 < ratio <= 1; 1/2 and 1/4 are usual."
+                f"ratio {self.ratio!r} is not a share of channels to keep", remedy="Give 0 < ratio <= 1; 1/2 and 1/4 are usual."
             )
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**64:
+            raise OptionError(f"seed {self.seed!r} starts no generator", remedy="Give a whole number from 0 to 2**64 - 1.")
         if self.init not in ("fresh", "best"):
             raise OptionError(f"init {self.init!r} does not exist", remedy="Choose fresh or best.")
 

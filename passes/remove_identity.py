@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from irtool.ir.graph import G, Node, Value
+from irtool.analysis.in_place import writers
+from irtool.ir.canonical import canonical
+from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, PassResult, register
 
 
@@ -30,11 +32,11 @@ class RemoveIdentity(Pass):
     def __call__(self, graph: G) -> PassResult[G]:
         """Remove them, but for those that give an input, a constant or another output one more name as an output."""
         new = graph.clone()
-        copies_matter = any(not new.is_pure(node) for node in new.nodes if node.op not in ("Input", "Output", "Constant"))
+        copies_matter = bool(writers(new))
         stand_ins: dict[Value, Value] = {}
         named = set(new.outputs)
-        for node in new.nodes:
-            if not self._returns_input(node, new.trainable) or (copies_matter and node.op in _COPIES):
+        for node in [node for node in new.nodes if self._returns_input(new, node)]:  # all of them, before the host is edited
+            if copies_matter and node.op in _COPIES:
                 continue
             source = stand_ins.get(node.input, node.input)
             if node.output in new.outputs:
@@ -49,12 +51,23 @@ class RemoveIdentity(Pass):
         new.history = (*graph.history, {"step": self.name, "dropout": self.dropout})
         return PassResult(new, True, (f"{len(stand_ins)} operators removed that return their input",))
 
-    def _returns_input(self, node: Node, trainable: bool) -> bool:
+    def _returns_input(self, graph: Graph, node: Node) -> bool:
         if node.op == "Dropout":
             mask = any(output.uses for output in node.outputs[1:])
-            return not mask and not node.attrs.get("training") and (self.dropout or not trainable)
+            return not mask and not _always_drops(node) and (self.dropout or not graph.trainable)
         rule = _RULES.get(node.op)
-        return rule is not None and rule(node)
+        # Attributes are those seen with the example: where the program computes them, they may be others for other inputs.
+        return rule is not None and rule(node) and graph.is_constant(node, {node.input})
+
+
+def _always_drops(node: Node) -> bool:
+    """Whether dropout does not follow the mode: a function of torch does what its flag says, and drops if it has none."""
+    return bool(next((node.attrs[name] for name in ("training", "train", "arg2") if name in node.attrs), "." in node.callee))
+
+
+def _moves_nothing(node: Node) -> bool:
+    order = canonical(node).get("order")
+    return order is not None and list(order) == sorted(order)
 
 
 def _is_full(node: Node) -> bool:
@@ -71,10 +84,10 @@ _COPIES = frozenset({"Concat", "Pad"})
 _RULES: Mapping[str, Callable[[Node], bool]] = {
     # Not clone and contiguous, which matter to what works in place or by strides, nor detach, which stops gradients.
     "Identity": lambda node: node.callee == "Identity",
-    "Transpose": lambda node: node.attrs.get("dims") is not None and list(node.attrs["dims"]) == list(range(len(node.input.sizes))),
+    "Transpose": _moves_nothing,
     "Cast": lambda node: node.callee == "Cast" and node.input.dtype is not None and node.input.dtype == node.output.dtype,
     "Concat": lambda node: len(node.inputs) == 1 and node.input.sizes == node.output.sizes,
     "Pad": lambda node: bool(node.attrs.get("pad")) and not any(node.attrs["pad"]),
     "Slice": _is_full,
-    "Clip": lambda node: len(node.inputs) == 1 and node.attrs.get("min") is None and node.attrs.get("max") is None and not node.attrs,
+    "Clip": lambda node: not canonical(node),  # bounds that are left out may still be some: those of ReLU6, say
 }

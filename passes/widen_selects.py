@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import ClassVar, cast
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from irtool.errors import OptionError
 from irtool.ir import OnnxGraph
 from irtool.ir.graph import G
 from irtool.ir.onnx_affine import only_reader
@@ -47,6 +49,10 @@ class WidenSelects(Pass):
 
     name: ClassVar[str] = "widen_selects"
     share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, Real) or not 0 <= self.share <= 1:
+            raise OptionError(f"share {self.share!r} is no share of channels", remedy="Give 0 <= share <= 1.")
 
     def __call__(self, graph: G) -> PassResult[G]:
         """Widen where it pays.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,21 @@ def test_the_line_that_matters_is_found() -> None:
     said = "The device supports: x\nStart to Convert\n[08:00:01] :35: Check failed: success ==> bad model\n[ERROR] Convert error, please check your file format.\n"
     assert meaning(said) == "Check failed: success ==> bad model"
     assert meaning("") == "it said nothing"
+
+
+def test_a_temporary_folder_may_be_relative(written: tuple[nn.Module, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", ".")
+    assert export_mnn(written[1], tmp_path / "net.mnn").max_error is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["net.mnn"]
+
+
+def test_a_temporary_folder_that_something_removes(
+    written: tuple[nn.Module, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text("import os, shutil\nshutil.rmtree(os.getcwd())\nopen('in.npz')\n")
+    monkeypatch.setattr(mnn_process, "_CHILD", child)
+    with pytest.raises(FileError, match=r"temporary folder was removed while it was in use.*set TMPDIR"):
+        export_mnn(written[1], tmp_path / "net.mnn")
+    assert [path.name for path in tmp_path.iterdir()] == ["child.py"]

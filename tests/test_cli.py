@@ -57,10 +57,10 @@ def test_compress_writes_all_files_and_nothing_else(made: Path) -> None:
 def test_the_report_says_what_the_files_are(made: Path) -> None:
     report = json.loads((made / "report.json").read_text())
     assert [link["name"] for link in report["chain"]] == [
-        "masked = sliced", "sliced = stored", "sliced = folded", "sliced = folded", "folded = ONNX", "ONNX = MNN",
+        "model = traced", "masked = sliced", "sliced = stored", "sliced = folded", "sliced = folded", "folded = ONNX", "ONNX = MNN",
     ]  # fmt: skip
     assert all(link["ok"] for link in report["chain"])
-    assert report["chain"][0]["relative"] <= 1e-9
+    assert report["chain"][1]["relative"] <= 1e-9
     before, after = report["before"], report["after"]
     assert after["params"] < before["params"]
     assert after["macs"] < before["macs"]
@@ -134,7 +134,7 @@ def test_compress_prints_the_plan_the_chain_and_the_table(weights: Path, tmp_pat
 def test_verify_goes_through_the_whole_chain_again(made: Path, cli: Run) -> None:
     code, printed, _ = cli("verify", made)
     assert code == 0
-    assert printed.count("holds") == 6
+    assert printed.count("holds") == 7
 
 
 def test_verify_without_the_original_says_what_it_leaves_out(made: Path, tmp_path: Path, cli: Run) -> None:
@@ -270,7 +270,7 @@ def test_export_writes_both_files_and_converts_onnx(weights: Path, tmp_path: Pat
 def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     code, printed, _ = cli("demo", "--quick", "--out", tmp_path / "demo")
     assert code == 0
-    assert printed.count("holds") == 6
+    assert printed.count("holds") == 7
     assert "[/]" not in printed
     for expected in ("accuracy (359 images)", "absorb 0.5", "drop 0.7", "absorb 0.7", "mnn, ms"):
         assert expected in printed

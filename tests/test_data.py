@@ -5,12 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import struct
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from image_files import archive, folder, png, tree
 from PIL import Image
 from torch.nn import functional
 
@@ -19,36 +19,6 @@ from irtool.train import Preprocessing, Settings, evaluate, load_data, predict
 from irtool.train.augment import Augment
 from irtool.train.data import balanced, statistics
 from irtool.train.progress import Status
-
-
-def png(color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def tree(splits: tuple[str, ...] = ("train", "test"), classes: tuple[str, ...] = ("cat", "dog"), each: int = 5) -> dict[str, bytes]:
-    """Files by name. The red value tells the class, the green one the image."""
-    return {
-        "/".join(filter(None, (split, label, f"{number:02}.png"))): png((100 * index, 10 * number, 50))
-        for split in splits
-        for index, label in enumerate(classes)
-        for number in range(each)
-    }
-
-
-def folder(root: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
-
-
-def archive(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as file:
-        for name, content in files.items():
-            file.writestr(name, content)
-    return path
 
 
 def test_folder_with_splits(tmp_path: Path) -> None:
@@ -290,12 +260,19 @@ def test_a_damaged_entry_is_named(tmp_path: Path) -> None:
 def test_what_does_not_exist_and_what_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such folder, zip or dataset.*or one of: digits, cifar10"):
         load_data(tmp_path / "nowhere")
-    with pytest.raises(OptionError, match="at least 1 pixel"):
-        load_data("digits", image_size=0)
-    with pytest.raises(OptionError, match=r"Give 1 .grey. or 3"):
-        load_data("digits", channels=2)
-    with pytest.raises(OptionError, match="at least 1 image"):
-        load_data("digits", limit=0)
+    for change, message in (
+        ({"channels": 2}, r"Give 1 .grey. or 3"),
+        *(({"image_size": size}, "at least 1 pixel") for size in (0, "32", (8, 8, 8), 8.5, True)),
+        *(({"limit": limit}, "at least 1 image") for limit in (0, 1.5, "a")),
+        *((change, "whole numbers of at least 0 and 1") for change in ({"seed": 1.5}, {"seed": 2**70}, {"workers": 0})),
+        *((change, "one number a channel") for change in ({"mean": 0.5}, {"std": ("a",)})),
+    ):
+        with pytest.raises(OptionError, match=message):
+            load_data("digits", **change)
+    with pytest.raises(DataError, match="Give finite numbers"):
+        load_data("digits", limit=20, mean=[float("nan")])
+    with pytest.raises(OptionError, match="at least 1"):
+        load_data("digits", limit=20).sample(-1)
 
 
 def test_evaluate_takes_modules_and_numpy_callables(tmp_path: Path) -> None:

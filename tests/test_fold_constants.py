@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,6 +11,7 @@ import pytest
 import torch
 from onnx_nets import NETS, Net
 from torch import Tensor, nn
+from torch.nn import functional
 
 import irtool
 from irtool.ir.onnx_load import from_model
@@ -85,3 +88,57 @@ def test_folded_graphs_prune_like_the_others(name: str) -> None:
     plans = [irtool.plan(g, "l1", 0.5) for g in (graph, folded)]
     assert [layer.removed for layer in plans[0].layers] == [layer.removed for layer in plans[1].layers]
     assert irtool.check_prune(folded, plans[1]).relative <= 1e-5
+
+
+class Held(nn.Module):
+    """A parameter, and what a forward does with it."""
+
+    def __init__(self, compute: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.p, self.compute = nn.Parameter(torch.randn(1, 4, 8, 8)), compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(self, x)
+
+
+RANDOM = {
+    "rrelu": lambda net, x: x + functional.rrelu(-net.p, training=True),
+    "dropout2d": lambda net, x: x + functional.dropout2d(net.p * 2, training=True),
+    "attention": lambda net, x: x + functional.scaled_dot_product_attention(net.p, net.p, net.p, dropout_p=0.5),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_operators_are_no_constants(name: str) -> None:
+    graph, x = irtool.trace(Held(RANDOM[name]).eval(), torch.zeros(1, 4, 8, 8)), torch.zeros(1, 4, 8, 8)
+    state = torch.random.get_rng_state()
+    folded = irtool.FoldConstants()(graph).graph
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(folded.run(x), folded.run(x))
+
+
+def adds_to_a_constant(net: nn.Module, x: Tensor) -> Tensor:
+    y = net.p * 2
+    y.add_(x)
+    return y.relu()
+
+
+def adds_to_what_is_read_later(net: nn.Module, x: Tensor) -> Tensor:
+    y = net.p.reshape(1, 8, 4, 8) * 1
+    z = y.reshape(1, 4, 8, 8)
+    z.add_(x)
+    return y.square()
+
+
+def adds_to_a_part(net: nn.Module, x: Tensor) -> Tensor:
+    y = net.p * 2
+    y.narrow(1, 0, 1).add_(x.mean())
+    return y + x
+
+
+@pytest.mark.parametrize("compute", [adds_to_a_constant, adds_to_a_part, adds_to_what_is_read_later])
+def test_what_is_written_over_is_no_constant(compute: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    graph = irtool.trace(Held(compute).eval(), torch.zeros(1, 4, 8, 8))
+    folded, x = irtool.FoldConstants()(graph).graph, torch.randn(1, 4, 8, 8)
+    for _ in range(2):
+        assert torch.equal(folded.run(x), graph.run(x))

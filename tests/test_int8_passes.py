@@ -13,13 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import irtool
+from irtool.analysis.run import difference
 from irtool.backends import OnnxSession
 from irtool.backends.agreement import relative_error
 from irtool.errors import OptionError
 from irtool.models import PreResNet
 from irtool.passes import Equalise, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import make
-from irtool.planning.check import difference
 from irtool.quant import place
 from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float

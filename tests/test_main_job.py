@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import irtool
+from irtool.analysis.run import difference
 from irtool.backends import MnnSession, OnnxSession
 from irtool.models import PreResNet
-from irtool.planning.check import difference
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "preresnet38"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the published checkpoints are not beside this checkout")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from random_norms import randomise
 from torch import Tensor, nn
+from torch.nn import functional
 
 import irtool
+from irtool.analysis.run import difference
 from irtool.errors import CheckError, OptionError
 from irtool.models import PreResNet
 from irtool.passmanager import REGISTRY, make
-from irtool.planning.check import difference
 
 FOLDS = {
     "conv": (nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), (2, 3, 8, 8)),
@@ -61,9 +64,49 @@ class NoStatistics(nn.Module):
         return self.bn(self.conv(x))
 
 
+class Applied(nn.Module):
+    """The pieces of a net whose batch norm is a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Arguments by name, which is where a new bias must go too."""
+        return self.head(self.bn(functional.conv2d(x, weight=self.conv.weight)).relu())
+
+
+class ComputedScale(Applied):
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn
+        return self.head(functional.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight * 2, bn.bias * 3))
+
+
+class ByTheBatch(Applied):
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn
+        return self.head(functional.batch_norm(self.conv(x), bn.running_mean, bn.running_var, bn.weight, bn.bias, True, 0.0))
+
+
+class WrittenInPlace(Applied):
+    """What the batch norm reads is another thing when the layer behind it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = self.bn(y)
+        y.relu_()
+        return self.head(z) + y.mean()
+
+
 @pytest.mark.parametrize(
     ("net", "why"),
-    [(SharedConv, "the weight of conv is shared"), (TwoReaders, "conv has another reader"), (NoStatistics, "no running statistics")],
+    [
+        (SharedConv, "the weight of conv is shared"),
+        (TwoReaders, "conv has another reader"),
+        (NoStatistics, "no running statistics"),
+        (ComputedScale, "its weight and bias are computed"),
+        (ByTheBatch, "own statistics in eval mode too"),
+    ],
 )
 def test_what_cannot_be_folded_exactly_stays_and_says_why(net: type[nn.Module], why: str) -> None:
     graph = irtool.trace(randomise(net()).eval() if net is not NoStatistics else net(), torch.zeros(2, 3, 4, 4))
@@ -71,6 +114,77 @@ def test_what_cannot_be_folded_exactly_stays_and_says_why(net: type[nn.Module], 
     assert not result.changed
     assert result.graph is graph
     assert any(why in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [
+        (ComputedScale, "its weight and bias are computed"),
+        (ByTheBatch, "own statistics in eval mode too"),
+        (WrittenInPlace, "relu_, before head, may write over what it reads"),
+    ],
+)
+def test_what_cannot_be_folded_forward_exactly_stays_and_says_why(net: type[nn.Module], why: str) -> None:
+    graph = irtool.trace(randomise(net()).eval(), torch.zeros(2, 3, 4, 4))
+    result = irtool.passes.FoldNormForward()(graph)
+    assert not result.changed
+    assert any(why in note for note in result.notes)
+
+
+def test_a_new_bias_of_a_function_goes_by_its_name() -> None:
+    graph = irtool.trace(randomise(Applied()).eval(), torch.zeros(2, 3, 4, 4))
+    result = irtool.Pipeline([irtool.FoldBatchNorm()], check=True)(graph)
+    assert result.notes == ("fold_batchnorm: 1 batch norms folded",)
+
+
+class WrittenThroughAView(Applied):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        y[:, :].relu_()
+        return self.head(y)
+
+
+@pytest.mark.parametrize("net", [ComputedScale, WrittenThroughAView])
+def test_means_that_the_stored_values_do_not_tell_are_unknown(net: type[nn.Module]) -> None:
+    graph = irtool.trace(randomise(net()).eval(), torch.zeros(2, 3, 4, 4)).to(torch.float64)
+    plan, x = irtool.plan(graph, "l1", 0.5), torch.randn(64, 3, 4, 4, dtype=torch.float64)
+    without = irtool.Prune(plan)(graph)
+    assert any("nothing tells the mean of what was removed before head" in note for note in without.notes)
+    assert torch.equal(without.graph.module.head.bias, graph.module.head.bias)
+    measured = irtool.prune(graph, plan, calibration=[x])
+    torch.testing.assert_close(measured.run(x).mean((0, 2, 3)), graph.run(x).mean((0, 2, 3)), rtol=1e-9, atol=1e-9)
+
+
+class TwoHeads(Applied):
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).relu()
+        return self.head(y) - self.other(y) * 2
+
+
+def test_a_mean_that_two_layers_need_is_measured_once() -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(TwoHeads().eval(), torch.zeros(2, 3, 4, 4)).to(torch.float64)
+    x = torch.randn(64, 3, 4, 4, dtype=torch.float64)
+    small = irtool.prune(graph, irtool.plan(graph, "l1", 0.5), calibration=[x])
+    torch.testing.assert_close(small.run(x).mean((0, 2, 3)), graph.run(x).mean((0, 2, 3)), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: irtool.passes.Equalise(rounds=0), "rounds 0"),
+        (lambda: irtool.passes.Equalise(rounds=1.5), "rounds 1.5"),
+        (lambda: irtool.passes.WidenSelects(share="x"), "share 'x'"),
+        (lambda: irtool.passes.WidenSelects(share=2), "share 2"),
+    ],
+)
+def test_options_that_can_never_work(make: Callable[[], irtool.Pass], what: str) -> None:
+    with pytest.raises(OptionError, match=what):
+        make()
 
 
 def test_selections_change_nothing_and_the_pipeline_checks_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -52,10 +54,11 @@ def graph_of(name: str) -> irtool.FxGraph:
     return irtool.trace(make(), torch.zeros(2, *sizes)).to(torch.float64)
 
 
+@pytest.mark.parametrize("cuts", [(3, 4, 3), (10,)], ids=["batches", "one batch"])
 @pytest.mark.parametrize("name", NETS)
-def test_exact_statistics_are_those_of_what_each_batch_norm_reads(name: str) -> None:
+def test_exact_statistics_are_those_of_what_each_batch_norm_reads(name: str, cuts: tuple[int, ...]) -> None:
     graph, x = graph_of(name), images(NETS[name][1])
-    result = RecalibrateBatchNorm([x[:3], (x[3:7],), x[7:]], "exact")(graph)
+    result = RecalibrateBatchNorm([(part,) if index else part for index, part in enumerate(x.split(cuts))], "exact")(graph)
     seen = 0
     reads: dict[str, Tensor] = {}
     # The oracle is torch: run the result in eval mode, and measure what flows into each batch norm.
@@ -150,8 +153,51 @@ def test_what_it_leaves_alone_and_refuses(tmp_path) -> None:  # type: ignore[no-
         RecalibrateBatchNorm([])(graph)
     with pytest.raises(OptionError, match="Choose pooled or exact"):
         RecalibrateBatchNorm([], "best")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="batches None hold no images"):
+        RecalibrateBatchNorm(None)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="at least two images"):
         RecalibrateBatchNorm([torch.zeros(1, 3, 1, 1)])(irtool.trace(nn.BatchNorm2d(3).eval(), torch.zeros(2, 3, 1, 1)))
     irtool.export_onnx(graph.to(torch.float32), tmp_path / "net.onnx")
     with pytest.raises(GraphError, match="Recalibrate the torch model"):
         RecalibrateBatchNorm([])(irtool.load_onnx(tmp_path / "net.onnx"))
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda x: x * torch.nan, "batch 1 gives values that are not finite"),
+        (lambda x: x / 0, "batch 1 gives"),
+        (lambda x: x[:0], "batch 1 is empty"),
+    ],
+)
+def test_a_batch_that_gives_no_statistics_is_named(spoil: Callable[[Tensor], Tensor], what: str, method: str) -> None:
+    graph, x = graph_of("preresnet"), images((3, 16, 16))
+    with pytest.raises(OptionError, match=what):
+        RecalibrateBatchNorm([x[:5], spoil(x[5:])], method)(graph)  # type: ignore[arg-type]
+
+
+class Computed(Functional):
+    """A batch norm whose scale is computed, before one that reads what it gives."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.batch_norm(self.conv(x), self.mean, self.var, self.bn.weight * 2)
+        return self.last(self.bn(y))
+
+
+def test_a_computed_scale_is_left_alone_and_works_on() -> None:
+    graph = irtool.trace(Computed().eval(), torch.zeros(2, 3, 8, 8)).to(torch.float64)
+    x = images((3, 8, 8))
+    result = RecalibrateBatchNorm([x], "exact")(graph)
+    assert result.notes == ("2 batch norms recalibrated", "batch_norm: its weight is computed")
+    assert torch.equal(result.graph.params["mean"].data, graph.params["mean"].data)
+    read = read_by(result.graph, "bn", x)
+    torch.testing.assert_close(result.graph.params["bn.running_mean"].data, read.mean((0, 2, 3)), rtol=1e-9, atol=1e-9)
+
+
+def test_statistics_that_two_share_are_not_exact_and_it_says_so() -> None:
+    norm = nn.BatchNorm2d(3)
+    graph = irtool.trace(nn.Sequential(norm, nn.ReLU(), norm).eval(), torch.zeros(2, 3, 4, 4))
+    assert RecalibrateBatchNorm([torch.randn(4, 3, 4, 4)], "exact")(graph).notes[1:] == (
+        "0.running_mean serves 2 batch norms: in use none reads quite what was measured",
+    )

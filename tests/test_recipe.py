@@ -172,6 +172,7 @@ def test_the_command_tells_each_mistake_on_its_own_line(tmp_path: Path, capsys: 
         ('model = "VGG:depth=11"\ndata = "digits"\n', 1, "write [[step]]"),
         ('model = "VGG:depth=11"\ndata = "digits"\n[[step]]\n', 3, "a step needs do"),
         ('model = "VGG:depth=11"\ndata = "digits"\n[[step]]\ndo = "fold"\nname = "../x"\n', 5, "use letters"),
+        (f'model = "VGG:depth=11"\ndata = "digits"\n[[step]]\ndo = "fold"\nname = "{"x" * 300}"\n', 5, "50 at most"),
         ('model = "VGG:depth=11"\ndata = "digits"\nsettings = 1\n[[step]]\ndo = "fold"\n', 3, "must be a table"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,9 +98,12 @@ def test_it_goes_back_into_its_class_and_the_caller_keeps_the_graph(tmp_path) ->
 
 
 def test_refusals(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    for ratio in (0.0, 1.5):
+    for ratio in (0.0, 1.5, "x"):
         with pytest.raises(OptionError, match="1/2 and 1/4 are usual"):
-            ReduceWidth(ratio)
+            ReduceWidth(ratio)  # type: ignore[arg-type]
+    for seed in (-1, 2**64, "a"):
+        with pytest.raises(OptionError, match="Give a whole number from 0"):
+            ReduceWidth(0.5, seed=seed)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="Choose fresh or best"):
         ReduceWidth(0.5, "new")  # type: ignore[arg-type]
     irtool.export_onnx(irtool.trace(small(), IMAGE), tmp_path / "net.onnx")
@@ -106,3 +111,24 @@ def test_refusals(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(GraphError, match='init="best"'):
         ReduceWidth(0.5)(graph)
     assert ReduceWidth(0.5, "best")(graph).changed
+
+
+class AppliedNorm(nn.Module):
+    """A batch norm by function over (images, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        y = functional.batch_norm(self.first(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, self.training)
+        return self.last(y)
+
+
+@pytest.mark.parametrize("init", ["fresh", "best"])
+def test_a_functional_batch_norm_behind_a_linear_layer(init: Literal["fresh", "best"]) -> None:
+    graph = irtool.trace(AppliedNorm().eval(), torch.zeros(3, 6))
+    narrow = ReduceWidth(0.5, init)(graph).graph
+    assert narrow.run(torch.zeros(5, 6)).shape == (5, 4)
+    assert narrow.params["first.weight"].shape == (4, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import pytest
@@ -9,6 +11,7 @@ import torch
 from onnx import TensorProto
 from onnx_nets import Net
 from torch import Tensor, nn
+from torch.nn import functional
 
 import irtool
 from irtool.ir.onnx_load import from_model
@@ -99,6 +102,53 @@ def test_torch_graphs_stay_trainable_unless_asked(dropout: bool) -> None:
     assert "Identity" not in ops
     assert ("Dropout" in ops) is not dropout
     assert "Concat" in ops
+
+
+class Then(nn.Module):
+    """A convolution, and an operator behind it."""
+
+    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.operator = nn.Conv2d(3, 4, 1), operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operator(self.conv(x))
+
+
+STAY = {
+    "relu6": nn.ReLU6(),
+    "hardtanh": nn.Hardtanh(),
+    "hardtanh_": functional.hardtanh_,
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "transpose": lambda x: x.transpose(1, 2),
+    "swapaxes": lambda x: x.swapaxes(2, 3),
+    "movedim": lambda x: x.movedim(1, 3),
+    "pad to a size": lambda x: functional.pad(x, (0, x.shape[-1] % 2)),
+    "a tuple": lambda x: torch.cat(x.split(8, 1), 1),
+    "dropout in eval mode": lambda x: functional.dropout(x, 0.5, True),
+    "its flag by position": lambda x: torch.dropout(x, 0.5, True),
+}
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_what_only_looks_like_an_identity_stays(name: str) -> None:
+    """Bounds that nobody wrote, orders written one by one, and sizes that are 0 for the example alone."""
+    graph = irtool.trace(Then(STAY[name]).eval(), torch.zeros(1, 3, 4, 4))
+    assert not irtool.RemoveIdentity(dropout=True)(graph).changed
+
+
+@pytest.mark.parametrize("move", [lambda x: x.transpose(1, -3), lambda x: x.permute((0, 1, 2, 3))])
+def test_what_moves_nothing_goes(move: Callable[[Tensor], Tensor]) -> None:
+    graph = irtool.trace(Then(move).eval(), torch.zeros(1, 3, 4, 4))
+    assert [node.op for node in irtool.Pipeline([irtool.RemoveIdentity()], check=True)(graph).graph.nodes] == ["Input", "Conv", "Output"]
+
+
+def test_a_pad_to_a_free_size_stays() -> None:
+    n = Net(17, ("N", 3, 6, "W"))
+    width = n.op("Gather", n.op("Shape", "x"), n.const([3]), axis=0)
+    pads = n.op("Concat", n.const([0] * 7), n.op("Mod", width, n.const([2])), axis=0)
+    graph = from_model(n.model(n.op("Pad", n.op("Relu", "x"), pads), ranks=[4]), {"x": (1, 3, 6, 6)})
+    assert not irtool.RemoveIdentity()(graph).changed
 
 
 def test_nothing_to_do_gives_the_same_graph() -> None:

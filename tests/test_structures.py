@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 import irtool
 from irtool.analysis.groups import channel_groups
-from irtool.planning.check import check_prune, difference
+from irtool.analysis.run import difference
+from irtool.planning.check import check_prune
 
 NAMES = sorted(CASES)
 OUTPUT = ("is a graph output",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from irtool.train import (
     finetune,
     fit,
     load_data,
+    recover,
 )
 from irtool.train.settings import learning_rate
 
@@ -137,11 +139,37 @@ def test_schedules() -> None:
         ({"momentum": 1.0}, "momentum = 1.0. Give a number from 0 up to, not including, 1"),
         ({"precision": "16-mixed"}, "Choose 32-true or bf16-mixed"),
         ({"epoch": 3}, "no such training option: epoch. Known: batch_size"),
+        ({"seed": -1}, "seed = -1. Give a whole number of at least 0"),
+        ({"seed": 1.5}, "seed = 1.5. Give a whole number of at least 0"),
+        ({"seed": 2**70}, "seed = .*Give a whole number of at least 0"),
+        ({"nesterov": True, "momentum": 0}, "nesterov without momentum. Give a momentum too"),
+        ({"nesterov": "no"}, "nesterov = 'no'. Give True or False"),
+        ({"flip": 2}, "flip = 2. Give True or False"),
+        ({"crop": 1.5}, "crop = 1.5. Give a number of pixels: a whole one"),
+        ({"evaluate_every": 0.5}, "evaluate_every = 0.5. Give a whole number of at least 0"),
+        ({"lr": "0.1"}, "lr = '0.1'. Give a number greater than 0"),
+        ({"lr": 10**400}, "Give a number greater than 0"),
+        ({"lr": True}, "lr = True. Give a number greater than 0"),
+        ({"warmup": torch.tensor(1.0)}, "warmup = .*Give a number of at least 0"),
+        ({"label_smoothing": None}, "label_smoothing = None. Give a number from 0 up to"),
+        ({"milestones": 0.5}, "milestones = 0.5. Give fractions of the run"),
+        ({"milestones": ["a"]}, "milestones = .*Give fractions of the run"),
+        ({"schedule": ["cosine"]}, "schedule = .*Choose one of: cosine"),
+        ({"device": 0}, "device = 0. Choose auto, cpu, cuda or mps"),
+        ({"out": 5}, "out = 5. Give the path of a folder"),
     ],
 )
 def test_options_that_can_never_work(change: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Settings.settle(Settings(), change)
+
+
+def test_settings_are_settings_in_python_s_own_types() -> None:
+    given = Settings(lr=np.float32(0.5), epochs=np.int64(3), nesterov=np.bool_(True), milestones=np.array([0.5]), out="folder")  # type: ignore[arg-type]
+    assert given == Settings(lr=0.5, epochs=3, nesterov=True, milestones=(0.5,), out=Path("folder"))
+    assert [type(value) for value in (given.lr, given.epochs, given.nesterov, given.milestones[0])] == [float, int, bool, float]
+    with pytest.raises(OptionError, match=r"the settings are a dict. Give Settings\(...\), or options by name"):
+        fit(net(), None, {"epochs": 3})  # type: ignore[arg-type]
 
 
 def test_models_that_cannot_be_trained(digits: Data) -> None:
@@ -155,6 +183,53 @@ def test_models_that_cannot_be_trained(digits: Data) -> None:
     colour = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(400, 10))
     with pytest.raises(DataError, match=r"refuses an input of \(32, 1, 12, 12\).*image_size and channels"):
         finetune(colour, digits, QUICK)
+
+
+class Odd(nn.Module):
+    """A linear layer whose forward does something around it."""
+
+    def __init__(self, forward: Callable[..., object]) -> None:
+        super().__init__()
+        self.linear, self.run = nn.Linear(144, 10), forward
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.run(self.linear, x)
+
+
+def watchful(linear: nn.Module, x: torch.Tensor) -> object:
+    assert x.shape[2] == 224, "Wrong image height"
+    return linear(x.flatten(1))
+
+
+ODD_MODELS = {
+    "assertion": (lambda: Odd(watchful), DataError, r"refuses an input of .*Wrong image height.*image_size"),
+    "two inputs": (lambda: Odd(lambda linear, x: linear(x, x)), DataError, r"refuses an input of .*positional arguments.*image_size"),
+    "more rows": (lambda: Odd(lambda linear, x: linear(x.repeat(2, 1, 1, 1).flatten(1))), DataError, r"has 64 rows for 32 images.*view"),
+    "detached": (lambda: Odd(lambda linear, x: linear(x.flatten(1)).detach()), TrainError, r"depends on no parameter.*detach\(\)"),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), TrainError, r"has no weights yet. Run the model once"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_MODELS)
+def test_models_that_do_something_odd_are_named(digits: Data, kind: str) -> None:
+    make, error, message = ODD_MODELS[kind]
+    with pytest.raises(error, match=message):
+        fit(make(), digits, QUICK)
+    if error is DataError:
+        with pytest.raises(error, match=message):
+            evaluate(make(), digits, 32)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "8"])
+def test_batch_sizes_of_scoring_that_can_never_work(digits: Data, size: object) -> None:
+    with pytest.raises(OptionError, match=r"batch_size = .*Give a whole number of at least 1"):
+        evaluate(net(), digits, size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"seconds": math.nan}, {"seconds": "1"}, {"calibrate": 2.5}, {"held_back": 320}])
+def test_numbers_with_which_nothing_can_be_recovered(digits: Data, change: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match=r"of 320 training images. Give seconds of at least 0"):
+        recover(None, None, digits, **{"held_back": 64, **change})  # type: ignore[arg-type]
 
 
 def test_frozen_parameters_stay(digits: Data) -> None:

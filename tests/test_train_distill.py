@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from training import QUICK, net, same
 
-from irtool.errors import OptionError
+from irtool.errors import DataError, OptionError
 from irtool.train import (
     Data,
     distill,
@@ -86,3 +86,63 @@ def test_hints_draw_features_together_whatever_their_channels(digits: Data) -> N
         distill(hinted, teacher, digits, hints={"nothing": "6"})
     with pytest.raises(OptionError, match="Choose maps of equal height and width"):
         distill(hinted, teacher, digits, hints={"0": "6"}, **options)
+
+
+class Parted(nn.Module):
+    """A student within a larger module, and layers that do not run or give more than a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.idle = net(), nn.ReLU()
+        self.rows = nn.LSTM(12, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.student(x) + self.rows(x[:, 0])[0].mean()
+
+
+def tied() -> tuple[nn.Module, nn.Module]:
+    student, teacher = net(), net(1)
+    teacher[9].weight = student[9].weight
+    return student, teacher
+
+
+SHARING = {
+    "the student itself": lambda: (one := net(), one),
+    "a teacher with the student in it": lambda: ((whole := Parted()).student, whole),
+    "a student with the teacher in it": lambda: (whole := Parted(), whole.student),
+    "one parameter": tied,
+}
+
+
+@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_teacher_that_shares_with_the_student_is_refused(digits: Data, kind: str, cache: bool) -> None:
+    student, teacher = SHARING[kind]()
+    with pytest.raises(OptionError, match=r"distill: the teacher shares .* with the student. Give a copy: copy.deepcopy\(teacher\)"):
+        distill(student, teacher, digits, QUICK, cache=cache)
+    distill(student, copy.deepcopy(teacher), digits, QUICK, epochs=1, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hints": {"idle": "idle"}}, r"hints: the student's idle did not run. Name modules that run in every forward"),
+        ({"hints": {"student.4": "idle"}}, r"hints: the teacher's idle did not run. Name modules"),
+        ({"hints": {"rows": "rows"}}, r"hints: the student's rows gives a tuple. Name modules"),
+        ({"hints": ["rows"]}, r"hints \['rows'\]. Give module names"),
+        ({"hint_weight": "much"}, r"hint_weight 'much'. Give a number of at least 0"),
+        ({"alpha": "half"}, r"alpha 'half', temperature 3.0. Give alpha from 0 to 1"),
+        ({"temperature": float("inf")}, r"temperature inf. Give alpha from 0 to 1 and a temperature above 0"),
+        ({"teacher": None}, r"a NoneType cannot be evaluated. Give a torch.nn.Module, a graph, or a callable"),
+        ({"teacher": None, "cache": True}, r"a NoneType cannot be evaluated. Give a torch.nn.Module"),
+    ],
+)
+def test_what_cannot_be_distilled(digits: Data, change: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        distill(**{"student": Parted(), "teacher": Parted(), "data": digits, "settings": QUICK, **change})
+
+
+def test_a_teacher_that_refuses_the_images_is_named(digits: Data) -> None:
+    for teacher in (nn.Linear(5, 5), lambda images: images @ np.zeros((5, 5), np.float32)):
+        with pytest.raises(DataError, match=r"^teacher: the model refuses an input of \(32, 1, 12, 12\)"):
+            distill(net(), teacher, digits, QUICK)

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ from training import QUICK, RESUMABLE, net, same
 from irtool.errors import OptionError, TrainError
 from irtool.train import (
     Data,
+    Record,
     Settings,
+    distill,
     evaluate,
     fit,
     load_data,
@@ -113,6 +117,92 @@ def test_what_cannot_be_resumed(digits: Data, tmp_path: Path) -> None:
         fit(net(), digits, QUICK, out=tmp_path, resume=True)
     with pytest.raises(OptionError, match="Give out=FOLDER too"):
         Settings(resume=True)
+
+
+def _without(part: str, name: object, value: object = None) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        inner = state
+        for step in part.split("/"):
+            inner = inner[int(step) if step.isdigit() else step]
+        inner.pop(name) if value is None else inner.update({name: value})
+
+    return change
+
+
+NOT_OURS, OTHER = r"last.pt: not a training checkpoint of this version. Remove the file", r"do not fit this model. .*remove the file"
+TAMPERED = {
+    "no facts": (_without("history", "facts"), NOT_OURS),
+    "listed facts": (_without("history", "facts", [1]), NOT_OURS),
+    "a fact that is a tensor": (_without("history/facts", "lr", torch.zeros(3)), NOT_OURS),
+    "no records": (_without("history", "records", 5), NOT_OURS),
+    "a lacking field": (_without("history/records/0", "lr"), NOT_OURS),
+    "another epoch": (_without("history/records/0", "epoch", 2), NOT_OURS),
+    "a text for a number": (_without("history/records/0", "test_accuracy", "high"), NOT_OURS),
+    "another model": (lambda state: state.update(model=[1]), NOT_OURS),
+    "a name that is none": (_without("model", 5, 5), OTHER),
+    "no averages": (lambda state: state.update(ema=None), OTHER),
+    "a lacking average": (_without("ema", "0.weight"), OTHER),
+    "an average's shape": (_without("ema", "0.weight", torch.zeros(2)), OTHER),
+    "a momentum's shape": (_without("optimizer/state/0", "momentum_buffer", torch.zeros(3)), OTHER),
+    "a momentum's kind": (_without("optimizer/state/0", "momentum_buffer", "fast"), OTHER),
+    "no momenta": (_without("optimizer", "state"), OTHER),
+    "listed momenta": (_without("optimizer", "state", [1]), OTHER),
+    "no groups": (_without("optimizer", "param_groups"), OTHER),
+}
+
+
+@pytest.fixture(scope="module")
+def begun(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("begun")
+    fit(net(), digits, QUICK, ema=0.9, out=folder)
+    return folder / "last.pt"
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_a_tampered_checkpoint_is_refused(digits: Data, begun: Path, tmp_path: Path, kind: str) -> None:
+    change, message = TAMPERED[kind]
+    state = load_checkpoint(begun)
+    change(state)
+    torch.save(state, tmp_path / "last.pt")
+    with pytest.raises(TrainError, match=message):
+        fit(net(), digits, QUICK, ema=0.9, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", bytes(range(256)), b"\x80\x02K\x05."])
+def test_a_foreign_file_is_refused(digits: Data, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises(TrainError, match=r"last.pt: no whole checkpoint: cannot be resumed from .*Remove the file to start anew"):
+        fit(net(), digits, QUICK, out=tmp_path, resume=True)
+    with pytest.raises(TrainError, match="no whole checkpoint"):
+        sparse(net(), digits, QUICK, strength="auto", out=tmp_path, resume=True)
+
+
+def test_the_options_of_a_tampered_optimizer_are_those_of_the_run(digits: Data, tmp_path: Path) -> None:
+    whole, resumed = net(), net(seed=5)
+    fit(whole, digits, QUICK, out=tmp_path / "whole")
+
+    def stop(model: nn.Module, record: Record) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(net(), digits, QUICK, out=tmp_path, on_epoch=lambda model, record: stop(model, record) if record.epoch == 2 else None)
+    state = load_checkpoint(tmp_path / "last.pt")
+    state["optimizer"]["param_groups"][0].update(momentum="fast", weight_decay=5.0)
+    torch.save(state, tmp_path / "last.pt")
+    fit(resumed, digits, QUICK, out=tmp_path, resume=True)
+    assert same(resumed.state_dict(), whole.state_dict())
+
+
+def test_numpy_s_numbers_do_not_spoil_a_checkpoint(digits: Data, tmp_path: Path) -> None:
+    def measure(model: nn.Module, record: Record) -> dict[str, float]:
+        return {"found": np.float64(record.epoch)}
+
+    a = fit(net(), digits, QUICK, lr=np.float64(0.05), out=tmp_path, on_epoch=measure)
+    assert fit(net(), digits, QUICK, lr=0.05, out=tmp_path, on_epoch=measure, resume=True) == a
+    distilled = [
+        distill(net(), net(1), digits, QUICK, alpha=np.float64(0.5), out=tmp_path / "distilled", resume=resume) for resume in (False, True)
+    ]
+    assert distilled[0] == distilled[1]
 
 
 def test_a_checkpoint_with_code_in_it_is_not_run(digits: Data, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,23 @@ def test_auto_strength_rises_with_the_wanted_share_and_stops_at_the_bound(digits
     held = find_strength(model, digits, settings, share=0.9, steps=10, bound=1e-9)
     assert held <= few < many
     assert same(model.state_dict(), before)
-    with pytest.raises(OptionError, match="Give 0 < share < 1"):
-        find_strength(model, digits, settings, share=1.5)
+    for change in ({"share": 1.5}, {"share": "half"}, {"bound": math.nan}, {"steps": 0}, {"candidates": (1e-3, "a")}):
+        with pytest.raises(OptionError, match="Give 0 < share < 1, bound > 0, a whole number of steps"):
+            find_strength(model, digits, settings, **change)
+
+
+def test_a_batch_norm_that_does_not_run_cannot_be_penalised(digits: Data) -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(144, 10), nn.BatchNorm2d(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.flatten(1))
+
+    for strength in (1e-3, "auto"):
+        with pytest.raises(TrainError, match=r"no batch norm with a trainable scale takes part.*Call the batch norms in forward"):
+            sparse(Idle(), digits, QUICK, strength=strength)
 
 
 def test_auto_strength_is_not_searched_again_on_resuming(digits: Data, tmp_path: Path) -> None:

@@ -172,14 +172,20 @@ class _Ownership:
                 continue
             self._claimed.add(key)
             self.bytes += data.numel() * data.element_size()
-            if parameter is not None or (
-                self._trainable is None and data.is_floating_point() and role not in ("running_mean", "running_var")
-            ):
+            if parameter is not None or (self._trainable is None and _is_weight(node, role, data)):
                 found += data.numel()
             else:
                 self.buffers += data.numel()
         self.params += found
         return found
+
+
+def _is_weight(node: Node, role: str, data: Tensor) -> bool:
+    """Whether a constant of an ONNX file, which does not tell, was trained: floats, but no statistics; integers that have a scale."""
+    whole = role.removesuffix("_scale")
+    if whole != role and whole in node.operands:
+        return False
+    return f"{role}_scale" in node.operands or (data.is_floating_point() and role not in ("running_mean", "running_var"))
 
 
 def _peak(graph: Graph) -> int:

@@ -20,8 +20,10 @@ from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.modes import evaluating
 from irtool.ir.onnx_graph import OnnxGraph
+from irtool.ops.affine import computed_values
 from irtool.ops.context import expand, on_axis
 from irtool.ops.table import ELEMENTWISE
+from irtool.ops.writes import written_through
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance, float64, of the shape of the value's label tensor; NaN where unknown."""
@@ -47,6 +49,8 @@ def expectations(labels: Labels) -> dict[Value, Moments]:
 
 def _moments(node: Node, output: Value, labels: Labels, found: dict[Value, Moments], by_label: Tensor) -> Moments:
     shape = labels.values[output].shape
+    if written_through(output):
+        return _unknown(shape), _unknown(shape)
     if node.op == "BatchNormalization":
         return _batchnorm(node, shape)
     if node.op == "ChannelSelect":
@@ -77,10 +81,10 @@ def _unknown(shape: Sequence[int]) -> Tensor:
 def _batchnorm(node: Node, shape: torch.Size) -> Moments:
     weight, bias = node.get("weight"), node.get("bias")
     size = node.input.sizes[1]
+    if len(shape) < 2 or shape[1] != size or computed_values(node) is not None:
+        return _unknown(shape), _unknown(shape)
     gamma = weight.data.double().cpu() if weight is not None and weight.data is not None else torch.ones(size, dtype=torch.float64)
     beta = bias.data.double().cpu() if bias is not None and bias.data is not None else torch.zeros(size, dtype=torch.float64)
-    if len(shape) < 2 or shape[1] != size:
-        return _unknown(shape), _unknown(shape)
     return on_axis(beta, 1, len(shape)), on_axis(gamma.square(), 1, len(shape))
 
 
@@ -131,7 +135,7 @@ def _function(graph: Graph, node: Node) -> Any:
     if host.op == "call_module" and module is not None:
         layer = module.get_submodule(str(host.target))
         return None if any(True for _ in layer.parameters()) else lambda x: layer(x.clone())
-    if any(isinstance(arg, fx.Node) for arg in host.args[1:]):
+    if len(host.all_input_nodes) > 1 or any(isinstance(arg, fx.Node) for arg in host.args[1:]):
         return None
     if host.op == "call_method":
         return lambda x: getattr(x.clone(), str(host.target))(*host.args[1:], **host.kwargs)
@@ -157,7 +161,10 @@ def _relu(mean: Tensor, std: Tensor) -> Moments:
 
 
 class _Means(fx.Interpreter):
-    """Means of chosen values over data."""
+    """Means over data of what chosen layers read, taken when they read it: until then it may be written over.
+
+    `wanted`: for each layer's host node, the values.
+    """
 
     def __init__(self, graph: FxGraph, wanted: dict[fx.Node, list[Value]], labels: Labels) -> None:
         super().__init__(graph.module)
@@ -165,14 +172,12 @@ class _Means(fx.Interpreter):
         self.sums: dict[Value, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
         for value in self._wanted.get(n, ()):
-            shape = self._labels.values[value].shape
-            tensor = result if isinstance(result, Tensor) else None
-            if tensor is not None:
-                mean = _mean(tensor, shape)
+            tensor = self.env[value.producer.host] if value.producer is not None else None
+            if isinstance(tensor, Tensor):
+                mean = _mean(tensor, self._labels.values[value].shape)
                 self.sums[value] = self.sums.get(value, torch.zeros_like(mean)) + mean
-        return result
+        return super().run_node(n)
 
 
 def calibrate(labels: Labels, values: Iterable[Value], batches: Iterable[Any]) -> dict[Value, Tensor]:
@@ -183,8 +188,9 @@ def calibrate(labels: Labels, values: Iterable[Value], batches: Iterable[Any]) -
     assert isinstance(graph, FxGraph)
     wanted: dict[fx.Node, list[Value]] = {}
     for value in values:
-        if value.producer is not None:
-            wanted.setdefault(value.producer.host, []).append(value)
+        layer = next((node for node in value.uses if node.get("weight") is not None and node.input is value), None)
+        if layer is not None and value not in wanted.get(layer.host, ()):
+            wanted.setdefault(layer.host, []).append(value)
     interpreter, count = _Means(graph, wanted, labels), 0
     with evaluating(graph.module), torch.no_grad():
         for batch in batches:

@@ -76,7 +76,7 @@ class MaskedRun(fx.Interpreter):
 
     def _masks(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Which channels stay, for each label tensor that loses some."""
-        masks = [torch.where(labels >= 0, self._keep[labels], True) for labels in parts]
+        masks = [torch.where(labels >= 0, self._keep[labels], True) for labels in parts] if self._keep.numel() else []
         return [mask for mask in masks if not bool(mask.all())]
 
     def _parameter(self, value: Value) -> Tensor:

@@ -90,6 +90,11 @@ def _mixed_axes(node: Node, rank: int) -> set[int]:
     if node.op in ("Softmax", "LpNormalization", "Cumsum"):
         axis = node.attrs.get("dim")
         return {(1 if not isinstance(axis, int) else axis) % rank}
+    if node.op == "Reduce" and "norm" not in node.callee:  # torch.norm's second argument is no axis
+        axes = node.attrs.get("dim")
+        listed = (axes,) if type(axes) is int else axes
+        if isinstance(listed, tuple | list) and listed and all(type(entry) is int for entry in listed):
+            return {entry % rank for entry in listed}
     return set(range(rank))
 
 

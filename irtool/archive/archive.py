@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from irtool.archive import container
 from irtool.archive.allowed import NotData, Refused, check_identifier
+from irtool.archive.container import DAMAGED, SAVE_AGAIN
 from irtool.archive.program import decode_program, encode_program
 from irtool.archive.replay import replay
 from irtool.archive.state import (
@@ -27,8 +28,9 @@ from irtool.archive.state import (
     set_training_flags,
     training_flags,
 )
+from irtool.archive.trial import Trial
 from irtool.archive.values import decode_inputs, encode_inputs
-from irtool.errors import FileError, IrtoolError, OptionError
+from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_trace import trace
 
@@ -104,7 +106,7 @@ def save(
 def _json(name: str, value: Mapping[str, Any] | None) -> Any:
     try:
         return json.loads(json.dumps(None if value is None else dict(value), allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"is not JSON data ({error})", where=name, remedy="Pass a dict of numbers, strings, lists and dicts.") from error
 
 
@@ -152,9 +154,7 @@ def _guarded(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except Exception as error:  # what such a file can provoke in torch and fx has no list
         text = next(iter(str(error).strip().splitlines()), "")
-        raise FileError(
-            f"damaged ({type(error).__name__}: {text[:120]})", where=str(path), remedy="Save it again with irtool.save."
-        ) from error
+        raise FileError(f"{DAMAGED} ({type(error).__name__}: {text[:120]})", where=str(path), remedy=SAVE_AGAIN) from error
 
 
 def _alone(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FxGraph:
@@ -165,7 +165,12 @@ def _alone(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Map
     decode_modules(header["modules"], module)
     assign(module, header["tensors"], tensors)
     module.graph = decode_program(header["program"], names)
-    return FxGraph(module, decode_inputs(header["inputs"]), tracer=header["tracer"], history=header["history"])
+    inputs = decode_inputs(header["inputs"])
+    try:
+        Trial(module, inputs)
+    except GraphError as error:
+        raise FileError(f"{DAMAGED} ({error.where}: {error.what})", where=str(path), remedy=SAVE_AGAIN) from error
+    return FxGraph(module, inputs, tracer=header["tracer"], history=header["history"])
 
 
 def _into(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module | FxGraph) -> FxGraph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from irtool.files import replacing
 
 VERSION = 1
 _KEY = "irtool"
+DAMAGED, SAVE_AGAIN = "damaged or altered", "Save it again with irtool.save."
 _WRITE_ANEW = "Pass a file that irtool.save wrote, or save it again."
 
 
@@ -24,19 +25,29 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: dict
     """Write an archive, all of it or nothing.
 
     Raises:
-        FileError: the place is not writable, or the format has no name for an element type.
+        FileError: the place is not writable, a step in the history is no JSON data, or the format has no name for an element type.
     """
-    text = json.dumps({"version": VERSION, **header}, allow_nan=False, separators=(",", ":"))
+    if "\0" in str(path):
+        raise FileError("no file can have a NUL sign in its name", where=repr(str(path)), remedy="Check the path.")
+    try:
+        text = json.dumps({"version": VERSION, **header}, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FileError(
+            f"the graph's history or program is no JSON data ({_first_line(error)})",
+            where=str(path),
+            remedy="Let passes of your own write plain numbers, texts, lists and dicts into the history.",
+        ) from error
     with replacing(path) as temporary:
         try:
             # One entry: safetensors writes several in an order that changes from run to run, and equal models give equal files.
-            safetensors.torch.save_file(tensors, temporary, metadata={_KEY: text})
+            content = safetensors.torch.save(tensors, metadata={_KEY: text})
         except (KeyError, ValueError, safetensors.SafetensorError) as error:
             raise FileError(
                 f"the weights cannot be written ({_first_line(error)})",
                 where=str(path),
                 remedy="Convert them to a common type, e.g. float().",
             ) from error
+        temporary.write_bytes(content)  # not by safetensors, which tells of a full disk in words of its own
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -75,11 +86,40 @@ def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, A
     try:
         header = json.loads(text)
         version = header["version"]
+        if type(version) is not int or version < 1:
+            raise ValueError(version)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError("its header is damaged", where=where, remedy=_WRITE_ANEW) from error
-    if not isinstance(version, int) or version > VERSION:
+    if version > VERSION:
         raise FileError(f"of format version {version}, this irtool reads up to {VERSION}", where=where, remedy="Install a newer irtool.")
+    odd = next((name for name, fits in _FIELDS.items() if name not in header or not fits(header[name])), None)
+    if odd is not None:
+        raise FileError(f"{DAMAGED} ({odd} is missing or of another kind)", where=where, remedy=SAVE_AGAIN)
     return header, tensors
+
+
+def _is_a(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(step, dict) and isinstance(step.get("step"), str) for step in value)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "torch": _is_a(str),
+    "tracer": _is_a(str),
+    "history": _is_history,
+    "inputs": _is_a(dict),
+    "tensors": _is_a(dict),
+    "training": _is_a(dict),
+    "preprocessing": _is_a(dict, type(None)),
+    "metadata": _is_a(dict, type(None)),
+    "modules": _is_a(dict, type(None)),
+    "program": _is_a(dict, type(None)),
+    "incomplete": _is_a(str, type(None)),
+}
+"""What each part of a header is: most of it is only handed on, so nothing else would notice that it is not."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from irtool.backends.agreement import relative_error, sample_inputs
-from irtool.backends.mnn_process import UNSUPPORTED, in_child, meaning
+from irtool.backends.mnn_process import UNSUPPORTED, in_child, meaning, scratch
 from irtool.backends.onnx_session import OnnxSession
 from irtool.backends.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
@@ -84,10 +83,10 @@ def export_mnn(
         if importlib.util.find_spec(module) is None:
             raise BackendError("MNN is not installed", where="export_mnn", remedy="pip install MNN")
     target = Path(path)
-    with replacing(target) as temporary, tempfile.TemporaryDirectory() as folder:
+    with replacing(target) as temporary, scratch() as folder:
         temporary.unlink()  # that the converter wrote it is the only sign of its success
-        _convert(_with_explicit_axes(model, source, Path(folder)), source, temporary.absolute(), flags, Path(folder), timeout)
-        error = _verify(source, temporary.absolute(), Path(folder), timeout, exact=not flags) if verify else None
+        _convert(_with_explicit_axes(model, source, folder), source, temporary.absolute(), flags, folder, timeout)
+        error = _verify(source, temporary.absolute(), folder, timeout, exact=not flags) if verify else None
         size = temporary.stat().st_size
     return MnnExport(target, size, *_names(model), error)
 

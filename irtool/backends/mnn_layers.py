@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from irtool.backends.mnn_process import in_child, meaning
+from irtool.backends.mnn_process import in_child, meaning, scratch
 from irtool.backends.session import model_file
 from irtool.errors import ExportError
 
@@ -48,8 +47,7 @@ def mnn_operators(onnx_path: str | os.PathLike[str], timeout: float = 600.0) -> 
         FileError: no such file.
     """
     source = model_file(onnx_path, ".onnx").absolute()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch() as folder:
         bare, text = folder / "bare.mnn", folder / "bare.json"
         _call(
             ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(bare), "--bizCode", "irtool", "--benchmarkModel"],
@@ -68,8 +66,8 @@ def mnn_scaled(path: str | os.PathLike[str], timeout: float = 600.0) -> tuple[tu
         FileError: no such file.
     """
     source = model_file(path, ".mnn").absolute()
-    with tempfile.TemporaryDirectory() as name:
-        plain = _json(source, Path(name) / "model.json", source, timeout)
+    with scratch() as folder:
+        plain = _json(source, folder / "model.json", source, timeout)
     makers = {output: op["type"] for op in plain["oplists"] for output in op.get("outputIndexes") or ()}
     described = [entry["index"] for entry in plain.get("extraTensorDescribe") or () if "quantInfo" in entry]
     return tuple((makers.get(index, "Input"), plain["tensorName"][index]) for index in described)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from irtool.errors import FileError
 
 _CHILD = Path(__file__).with_name("mnn_child.py")
 # Lines of the converter that say nothing about a failure, and the stamp before the others.
@@ -18,8 +22,30 @@ _STAMP = re.compile(r"^(\[[\d:]+\]\s*)?(:\d+:\s*)?(\[ERROR\]\s*)?")
 UNSUPPORTED = re.compile(r"(?:not support|unsupported|can't convert|don't support)", re.IGNORECASE)
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder for the child's files. Its path is absolute, as the child runs in it and TMPDIR may be relative."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name).absolute()
+
+
 def in_child(arguments: Sequence[str], folder: Path, timeout: float) -> tuple[str, str]:
-    """Run the child; how it died ("" if it did not) and what it printed."""
+    """Run the child in a folder; how it died ("" if it did not) and what it printed.
+
+    Raises:
+        FileError: the folder is gone: without this, all that is seen is MNN missing its files.
+    """
+    outcome = _in_child(arguments, folder, timeout) if folder.is_dir() else None
+    if outcome is None or not folder.is_dir():
+        raise FileError(
+            "the temporary folder was removed while it was in use",
+            where=str(folder),
+            remedy="Stop what cleans up there, or set TMPDIR to another folder.",
+        )
+    return outcome
+
+
+def _in_child(arguments: Sequence[str], folder: Path, timeout: float) -> tuple[str, str]:
     try:
         done = subprocess.run(  # our own file, under our own interpreter
             [sys.executable, str(_CHILD), *arguments],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +17,13 @@ from irtool.cli.flags import with_flags
 from irtool.cli.job import FILES, Settings, compress_graph, original, report_of, timed
 from irtool.cli.models import fingerprint, graph_of, input_shapes, onnx_file
 from irtool.cli.onnx_job import compress_onnx, original_onnx
-from irtool.cli.output import output_folder
+from irtool.cli.output import COMPRESS, keep_inputs, model_files, output_folder
 from irtool.cli.recipe_run import run_recipe
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.errors import OptionError
 from irtool.ir import FxGraph, OnnxGraph
-from irtool.planning.plan import check_options
+from irtool.planning.plan import Plan, check_options
 from irtool.report.record import Report
 from irtool.report.run_folder import keep_history, write_run_page
 from irtool.report.tables import chain_table, comparison_table
@@ -73,9 +75,19 @@ class CompressOptions:
             raise OptionError(
                 f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."
             )
+        for name, most, remedy in _MOST:
+            if not 0 <= getattr(self, name) <= most:
+                raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
         plan = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
                 "round_to": self.round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
         return Settings(plan, self.constants.value, self.calibrate, self.opset, self.runs, self.threads)
+
+
+_MOST = (
+    ("threads", options.MOST_THREADS, options.FEWER_THREADS),
+    ("calibrate", sys.maxsize, "Give a number of training images, or 0."),
+    ("seed", options.LARGEST_SEED, f"Give 0 to {options.LARGEST_SEED}."),
+)
 
 
 @with_flags(CompressOptions, panel="Compression")
@@ -108,14 +120,18 @@ def compress(
     --criterion bn_scale --residual select --ratio 0.5 --out small
     """
     if recipe is not None:
-        if model is not None:
-            raise OptionError("a model and a recipe", where="--recipe", remedy="The recipe names its model: leave MODEL out.")
+        shared = {"weights": weights, "input": inputs, "mean": mean, "std": std, "limit": limit, "image_size": image_size}
+        _require_alone(model, shared | chosen)
         run_recipe(recipe, out, data)
         return
     if model is None:
         raise OptionError("no model", where="compress", remedy="Name one, or give --recipe FILE.")
     settings = CompressOptions(**{name: value for name, value in chosen.items() if value is not None}).settings()
-    report = _run(model, weights, DataOptions(data, mean, std, limit, image_size), inputs, settings, out)
+    if settings.calibrate and data is None:
+        raise OptionError(f"{settings.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")
+    keep_inputs((out / name for name in FILES.values()), model_files(model, weights))
+    plan, report = _run(model, weights, DataOptions(data, mean, std, limit, image_size), inputs, settings, out)
+    console().print(plan.summary(), "\n".join(report.notes) + "\n", sep="\n", markup=False)
     console().print(chain_table(report.chain))
     console().print()
     title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
@@ -123,8 +139,18 @@ def compress(
     console().print(f"\nwritten to {out}: {', '.join(report.files.values())}")
 
 
-def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: list[str] | None, settings: Settings, out: Path) -> Report:
-    with output_folder(out) as folder, screen() as progress, tempfile.TemporaryDirectory() as scratch:
+def _require_alone(model: str | None, options: Mapping[str, Any]) -> None:
+    """A recipe says what is done, and to what: nothing else may say it too."""
+    if model is not None:
+        raise OptionError("a model and a recipe", where="--recipe", remedy="The recipe names its model: leave MODEL out.")
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        raise OptionError(f"{', '.join(given)} and a recipe", where="--recipe", remedy="All but --data and --out is said in the recipe.")
+
+
+def _run(
+    model: str, weights: Path | None, data_options: DataOptions, inputs: list[str] | None, settings: Settings, out: Path
+) -> tuple[Plan, Report]:
+    with output_folder(out, COMPRESS) as folder, screen() as progress, tempfile.TemporaryDirectory() as scratch:
         given = input_shapes(inputs)
         data, source = data_options.load(model, progress), onnx_file(model)
         with progress.stage("trace"):
@@ -133,11 +159,9 @@ def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: li
             assert source is not None
             before, no_mnn = original_onnx(graph, source, data, Path(scratch), progress)
             done = compress_onnx(graph, data, folder, settings, no_mnn, progress)
-            progress.show(done.plan.summary(), "\n".join(done.notes) + "\n")
         else:
             assert isinstance(graph, FxGraph)
             done = compress_graph(graph, data, folder, settings, progress)
-            progress.show(done.plan.summary(), "\n".join(done.notes) + "\n")
             before = original(graph, data, Path(scratch), settings, progress)
         (first, after), ratios = timed([before, done.built], settings, progress)
         origin: dict[str, Any] = {
@@ -151,4 +175,4 @@ def _run(model: str, weights: Path | None, data_options: DataOptions, inputs: li
         keep_history(Path(model), folder)
         with progress.stage("write the page"):
             write_run_page(folder, graph, done.built.graph, source.name if source else model)
-    return report
+    return done.plan, report

@@ -12,9 +12,12 @@ from torch import nn
 from irtool.backends import OnnxSession
 from irtool.cli.models import ModelSpec, Shape, onnx_file
 from irtool.cli.screen import Screen
-from irtool.errors import IrtoolError, OptionError
+from irtool.errors import DataError, IrtoolError, OptionError
 from irtool.train import Data, load_data
+from irtool.train.imagefiles import SUFFIXES
 
+LARGEST_SIDE = 8192
+"""Pixels: an image of that side is 200 MB, and its float32 input four times that."""
 TRACE_BATCH = 2
 """Samples in the example: with one alone `torch.export` takes the batch for a constant."""
 
@@ -48,6 +51,7 @@ class DataOptions:
         """
         if self.source is None:
             return None
+        _refuse_image(Path(self.source))
         wanted = self.wanted(model)
         return load_data(
             self.source,
@@ -63,13 +67,17 @@ class DataOptions:
         """What the options and the model together say about images.
 
         Raises:
-            OptionError: a mean or std that cannot be read.
+            OptionError: a mean, std or size that can never work, or a model that takes no such images.
         """
         mean, std = _numbers(self.mean, "--mean"), _numbers(self.std, "--std")
         file = onnx_file(model)
         known, size = _image_of(file) if file is not None else (_channels(model), None)
         if self.image_size is not None:
             size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+            if not all(1 <= side <= LARGEST_SIDE for side in size):
+                raise OptionError(
+                    f"{self.image_size} pixels", where="--image-size", remedy=f"Give 1 to {LARGEST_SIDE:,}: larger images fit no memory."
+                )
         return Wanted(mean, std, len(mean or std or ()) or known, size)
 
     def record(self) -> dict[str, Any]:
@@ -78,8 +86,23 @@ class DataOptions:
 
 
 def example_shapes(data: Data | None, given: Sequence[Shape], *, own_batch: bool = False) -> Sequence[Shape]:
-    """The shapes to trace with: those given, else the data's, the batch left to the model if `own_batch`."""
-    return given if given or data is None else [(None if own_batch else TRACE_BATCH, *data.preprocessing.input_shape)]
+    """The shapes to trace with: those given, else the data's, the batch left to the model if `own_batch`.
+
+    Raises:
+        OptionError: those given are not those of the images.
+    """
+    if data is None:
+        return given
+    image = data.preprocessing.input_shape
+    if given and tuple(given[0][1:]) != image:
+        raise OptionError(
+            f"{_sizes(given[0][1:])}, but the images are {_sizes(image)}", where="--input", remedy="Leave it out, or give --image-size."
+        )
+    return given or [(None if own_batch else TRACE_BATCH, *image)]
+
+
+def _sizes(shape: Shape) -> str:
+    return "x".join(map(str, shape))
 
 
 def _image_of(file: Path) -> tuple[int | None, tuple[int, int] | None]:
@@ -89,7 +112,18 @@ def _image_of(file: Path) -> tuple[int | None, tuple[int, int] | None]:
     if shape is None or len(shape) != 4:
         return None, None
     _, channels, height, width = shape
+    if width in (1, 3) and channels not in (1, 3):
+        raise OptionError(
+            f"takes images with the channels last (N, H, W, {width}); irtool gives them first (N, C, H, W)",
+            where=str(file),
+            remedy="Export the model with NCHW inputs.",
+        )
     return channels if channels in (1, 3) else None, (height, width) if height is not None and width is not None else None
+
+
+def _refuse_image(source: Path) -> None:
+    if source.suffix.lower() in SUFFIXES and source.is_file():
+        raise DataError("is one image", where=str(source), remedy="Give the folder that it lies in, or a zip of it.")
 
 
 def _channels(model: str) -> int | None:
@@ -113,4 +147,8 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         found = ()
     if len(found) not in (1, 3):
         raise OptionError(f"cannot read {text!r}", where=option, remedy="Write three numbers (one for grey images): 0.4914,0.4822,0.4465.")
+    if not all(0 <= value <= 1 for value in found):  # NaN is not, either
+        raise OptionError(
+            f"{text!r} is not from 0 to 1", where=option, remedy="Black is 0 and white is 1: divide numbers of pixels by 255."
+        )
     return found

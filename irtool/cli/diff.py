@@ -43,8 +43,8 @@ def diff(
 
 def _graphs(a: tuple[str, Path | None], b: tuple[str, Path | None], shapes: list[tuple[int, ...]]) -> list[Graph]:
     """Both graphs. A saved one knows its input sizes, and lends them to one that must be traced."""
-    found: list[Graph | None] = [graph_of(model, weights, shapes) if saved_model(model) else None for model, weights in (a, b)]
+    found: list[Graph | None] = [graph_of(model, weights, shapes, sound=False) if saved_model(model) else None for model, weights in (a, b)]
     known = next((graph for graph in found if graph is not None), None)
     if known is not None and not shapes:
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(known.example_inputs) if isinstance(leaf, torch.Tensor)]
-    return [graph or graph_of(model, weights, shapes) for graph, (model, weights) in zip(found, (a, b), strict=True)]
+    return [graph or graph_of(model, weights, shapes, sound=False) for graph, (model, weights) in zip(found, (a, b), strict=True)]

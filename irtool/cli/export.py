@@ -9,19 +9,20 @@ from typing import Annotated, cast
 
 import typer
 
-from irtool.backends import export_mnn, export_onnx
+from irtool.backends import export_onnx
 from irtool.backends.agreement import sample_inputs
 from irtool.backends.onnx_session import OnnxSession
 from irtool.cli import options
 from irtool.cli.models import graph_of, input_shapes, onnx_file
 from irtool.cli.onnx_job import to_mnn
+from irtool.cli.output import keep_inputs, model_files
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import OptionError
 from irtool.files import replacing
 from irtool.ir import FxGraph, OnnxGraph, save_onnx
 from irtool.passes import fold_batchnorm
-from irtool.report.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, mnn_link, onnx_link, own_inputs, takes_any_batch
+from irtool.report.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
 from irtool.report.tables import chain_table
 
 
@@ -43,6 +44,9 @@ def export(
     """
     if onnx is None and mnn is None:
         raise OptionError("nothing to write", where="export", remedy="Give --onnx FILE, --mnn FILE, or both.")
+    if onnx is not None and mnn is not None and onnx.resolve() == mnn.resolve():
+        raise OptionError(f"--onnx and --mnn both name {onnx}", where="export", remedy="Give each file a name of its own.")
+    keep_inputs((path for path in (onnx, mnn) if path is not None), model_files(model, weights))
     with screen() as progress, tempfile.TemporaryDirectory() as scratch:
         source = onnx_file(model)
         if source is not None and onnx is None:
@@ -55,10 +59,10 @@ def export(
                 chain = _write(graph, source, onnx, mnn, Path(scratch), progress)
             else:
                 chain = _export(cast(FxGraph, graph), onnx, mnn, Path(scratch), progress, opset, dynamic_batch)
+    written = [path for path in (onnx, mnn) if path is not None]
     console().print(chain_table(chain))
-    for path in (onnx, mnn):
-        if path is not None:
-            console().print(f"written: {path} ({path.stat().st_size:,} bytes)")
+    for path in written:
+        console().print(f"written: {path} ({path.stat().st_size:,} bytes)")
 
 
 def _export(
@@ -72,12 +76,11 @@ def _export(
         links: list[Link] = [onnx_link(graph, draft, inputs)]
     if mnn is not None:
         with progress.stage("convert to MNN"):
-            export_mnn(draft, scratch / mnn.name)
-            links.append(mnn_link(draft, scratch / mnn.name, inputs))
+            links.append(to_mnn(draft, _beside(draft), inputs))
     chain = Chain(tuple(links))
     chain.require()
     _place(draft, onnx)
-    _place(scratch / mnn.name if mnn is not None else draft, mnn)
+    _place(_beside(draft), mnn)
     return chain
 
 
@@ -89,11 +92,11 @@ def _write(graph: OnnxGraph, source: Path | None, onnx: Path | None, mnn: Path |
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs))
     with progress.stage("write ONNX"):
         save_onnx(graph, draft)
-        links: list[Link] = [files_link(source, draft, inputs), *([to_mnn(draft, scratch / mnn.name, inputs)] if mnn is not None else [])]
+        links: list[Link] = [files_link(source, draft, inputs), *([to_mnn(draft, _beside(draft), inputs)] if mnn is not None else [])]
     chain = Chain(tuple(links))
     chain.require()
     _place(draft, onnx)
-    _place(scratch / mnn.name if mnn is not None else draft, mnn)
+    _place(_beside(draft), mnn)
     return chain
 
 
@@ -105,6 +108,11 @@ def _convert(source: Path, mnn: Path | None, scratch: Path, progress: Screen) ->
     chain.require()
     _place(scratch / mnn.name, mnn)
     return chain
+
+
+def _beside(draft: Path) -> Path:
+    """Where the draft's MNN file goes. Never onto the draft, whatever both are called in the end."""
+    return draft.with_name(f"{draft.name}.mnn")
 
 
 def _place(draft: Path, target: Path | None) -> None:

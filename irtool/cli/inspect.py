@@ -53,7 +53,7 @@ def inspect(
 
     [bold]Example[/]: irtool inspect torchvision.models:mobilenet_v2 --input 1x3x224x224
     """
-    graph = graph_of(model, weights, input_shapes(inputs))
+    graph = graph_of(model, weights, input_shapes(inputs), sound=False)
     groups, price = channel_groups(graph), cost(graph)
     rows = list(layer_rows(groups))
     if as_json:
@@ -63,6 +63,8 @@ def inspect(
         console().print(graph.text() + "\n", markup=False)
     console().print(_table(model, rows))
     console().print(f"\nread by: {graph.tracer}; {len(graph.nodes)} nodes, of which unknown to irtool: {_unknown(graph)}", markup=False)
+    for note in graph.notes:
+        console().print(f"note: {note}", markup=False)
     if costs:
         console().print("\n" + price.text(), markup=False)
         return
@@ -106,4 +108,10 @@ def _unknown(graph: Graph) -> str:
 
 def _plain(graph: Graph, rows: list[LayerRow], price: Cost) -> dict[str, Any]:
     totals = {name: value for name, value in price.to_dict().items() if name != "nodes"}
-    return {"tracer": graph.tracer, "nodes": len(graph.nodes), "layers": [asdict(row) for row in rows], "cost": totals}
+    return {
+        "tracer": graph.tracer,
+        "notes": list(graph.notes),
+        "nodes": len(graph.nodes),
+        "layers": [asdict(row) for row in rows],
+        "cost": totals,
+    }

@@ -27,7 +27,18 @@ from irtool.passes import FoldBatchNorm, Prune
 from irtool.passes.prune import Constants
 from irtool.passmanager import PassResult
 from irtool.planning import Plan
-from irtool.report.chain import Chain, Link, chain_inputs, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
+from irtool.report.chain import (
+    Chain,
+    Link,
+    chain_inputs,
+    fitting_inputs,
+    folded_links,
+    masked_links,
+    mnn_link,
+    onnx_link,
+    takes_any_batch,
+    traced_links,
+)
 from irtool.report.record import ENGINES, Measured, Report
 from irtool.report.run_folder import GRAPHS, PAGE
 from irtool.train import Data, evaluate
@@ -134,6 +145,7 @@ def sliced_and_folded(
         folded = FoldBatchNorm()(sliced.graph)
     with screen.stage("check masked = sliced = folded"):
         links = [
+            *traced_links(graph, inputs),
             *masked_links(graph, plan, sliced.graph, inputs, settings.constants, calibration),
             *folded_links(sliced.graph, folded.graph, inputs),
         ]
@@ -169,7 +181,7 @@ def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Se
     sizes = {"model": (folder / FILES["model"]).stat().st_size}
     built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", screen)
     baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
-    return Compressed(built, plan, Chain(tuple(links)), (*sliced.notes, *folded.notes, *baked))
+    return Compressed(built, plan, Chain(tuple(links)), (*graph.notes, *sliced.notes, *folded.notes, *baked))
 
 
 def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[list[Measured], list[dict[str, float]]]:

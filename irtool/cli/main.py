@@ -5,6 +5,8 @@ Whatever a user can do wrong ends in one line on stderr and exit code 1; a wrong
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -20,7 +22,9 @@ from irtool.cli.compress import compress
 from irtool.cli.demo import demo
 from irtool.cli.diff import diff
 from irtool.cli.export import export
+from irtool.cli.foreign import Terminated
 from irtool.cli.inspect import inspect
+from irtool.cli.output import Interrupted
 from irtool.cli.quantize import quantize
 from irtool.cli.report import report
 from irtool.cli.screen import complain
@@ -59,6 +63,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit code. Nothing is raised."""
     try:
         code = app(None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()  # a full disk is better told here than by Python at exit
+    except Interrupted as error:
+        complain(str(error))
+        return INTERRUPTED
     except IrtoolError as error:
         complain(str(error))
         return 2 if _is_diff(arguments) else 1
@@ -67,18 +75,33 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except BrokenPipeError:  # whoever reads our output has seen enough; Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except Exception as error:
-        if os.environ.get("IRTOOL_TRACEBACK"):
-            raise
-        reason = next(iter(str(error).strip().splitlines()), "")
-        complain(f"internal error: {type(error).__name__}: {reason}. Please report it; IRTOOL_TRACEBACK=1 shows where it happened.")
-        return 1
+        code = INTERRUPTED if _came_of_ctrl_c(error) else _unexpected(error)
     if code == INTERRUPTED:
         complain("interrupted: nothing was written.")
     return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> int:
+    """Say what no part of irtool has words for: trouble with a file or stdout, or a fault of irtool's own."""
+    if os.environ.get("IRTOOL_TRACEBACK"):
+        raise error
+    if not isinstance(error, OSError):
+        reason = next(iter(str(error).strip().splitlines()), "")
+        complain(f"internal error: {type(error).__name__}: {reason}. Please report it; IRTOOL_TRACEBACK=1 shows where it happened.")
+        return 1
+    with contextlib.suppress(OSError, ValueError):  # Python would complain about stdout once more at exit; but it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):  # whoever reads our output has seen enough
+        complain(f"{error.filename or 'output'}: {error.strerror or error}. See that it can be read, or has room and may be written.")
+    return 1
+
+
+def _came_of_ctrl_c(error: BaseException | None) -> bool:
+    """While modules are imported Ctrl-C can come out as another error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _is_diff(arguments: Sequence[str] | None) -> bool:
@@ -88,10 +111,12 @@ def _is_diff(arguments: Sequence[str] | None) -> bool:
 
 
 def _terminate(_signal: int, _frame: object) -> None:
-    raise SystemExit(TERMINATED)  # unwinds, so that temporary files go
+    raise Terminated(TERMINATED)  # unwinds, so that temporary files go
 
 
 def main() -> None:
     """The console script."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     sys.exit(run())

@@ -7,13 +7,17 @@ The syntax is `[module or file:]name[:key=value,...]`: `PreResNet:depth=38`, `to
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from torch import nn
 
 from irtool import load_onnx, trace
 from irtool.archive import load
+from irtool.cli.foreign import foreign, quiet_torch
+from irtool.cli.sound import require_sound
 from irtool.cli.weights import load_weights
 from irtool.errors import FileError, OptionError
 from irtool.ir import Graph
@@ -34,6 +40,8 @@ ONNX_FILE = "model.onnx"
 """The name of the ONNX file there: the model itself, if the run began with one."""
 Shape = Sequence[int | None]
 """Sizes of an input; None: the model's own."""
+LARGEST_INPUT = 1 << 28
+"""Numbers in an input: 1 GiB of float32, and a model holds many such values at once."""
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -74,7 +82,10 @@ class ModelSpec:
         if isinstance(maker, nn.Module):
             return maker
         try:
-            made = maker(**self.arguments)
+            with foreign(self.place or self.name):
+                made = maker(**self.arguments)
+        except OptionError:
+            raise
         except Exception as error:  # the user's own code raises whatever it likes
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise OptionError(
@@ -87,20 +98,26 @@ class ModelSpec:
         return made
 
 
-def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape]) -> Graph:
+def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape], *, sound: bool = True) -> Graph:
     """Build or load a model and trace it, or read an ONNX file.
 
     Args:
         model: see the syntax above; or the path of a saved model, which needs no shapes, or of an .onnx file.
         weights: a state dict to load, or None for the weights that it is built with.
         shapes: of the inputs; for an ONNX file, of those with free axes that 1 for the batch and 64 do not suit.
+        sound: refuse weights that nothing can be computed with. Without it they can be looked at.
 
     Raises:
         IrtoolError: one of the many things that can be wrong; each says which.
     """
     saved = saved_model(model)
-    if saved is not None:
-        return _load(saved, weights, shapes)
+    graph = _load(saved, weights, shapes) if saved is not None else _built(model, weights, shapes)
+    if sound:
+        require_sound(graph, str(weights or saved or model))
+    return graph
+
+
+def _built(model: str, weights: Path | None, shapes: Sequence[Shape]) -> Graph:
     module = ModelSpec.parse(model).build()
     if weights is not None:
         load_weights(module, weights)
@@ -108,7 +125,21 @@ def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape]) -> Graph
         raise OptionError(
             "the size of the input is not known", where=model, remedy="Give --input 1x3x32x32, or --data where the command has it."
         )
-    return trace(module.eval(), tuple(torch.zeros([1 if size is None else size for size in shape]) for shape in shapes))
+    examples = tuple(torch.zeros([1 if size is None else size for size in shape]) for shape in shapes)
+    _require_arguments(module, examples, model)
+    with foreign(model), quiet_torch():
+        return trace(module.eval(), examples)
+
+
+def _require_arguments(module: nn.Module, examples: Sequence[torch.Tensor], model: str) -> None:
+    """As many inputs as forward takes: the tracers leave out what is too much."""
+    with contextlib.suppress(ValueError):  # compiled code tells no signature
+        try:
+            inspect.signature(module.forward).bind(*examples)
+        except TypeError as error:
+            raise OptionError(
+                f"its forward does not take {len(examples)} inputs ({error})", where=model, remedy="Give --input once for each input."
+            ) from error
 
 
 def saved_model(model: str) -> Path | None:
@@ -161,9 +192,14 @@ def input_shapes(texts: Sequence[str] | None) -> list[tuple[int, ...]]:
     """
     found = []
     for text in texts or ():
-        if not re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)*", text):
+        if not re.fullmatch(r"[1-9]\d{0,9}([x,][1-9]\d{0,9})*", text):
             raise OptionError(f"{text!r} is no size", where="--input", remedy="Write it like 1x3x224x224, batch first.")
-        found.append(tuple(int(size) for size in re.split("[x,]", text)))
+        sizes = tuple(int(size) for size in re.split("[x,]", text))
+        if prod(sizes) > LARGEST_INPUT:
+            raise OptionError(
+                f"{text} is more than {LARGEST_INPUT:,} numbers, which fits no memory", where="--input", remedy="Give the size of an image."
+            )
+        found.append(sizes)
     return found
 
 
@@ -176,6 +212,9 @@ def _arguments(text: str, whole: str) -> dict[str, Any]:
         ) from error
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise OptionError(f"cannot read the arguments of {whole!r}", where="MODEL", remedy="Write key=value, separated by commas.")
+    twice = next((name for name, count in Counter(keyword.arg for keyword in call.keywords).items() if count > 1), None)
+    if twice is not None:
+        raise OptionError(f"{twice} is given more than once in {whole!r}", where="MODEL", remedy="Give each argument once.")
     return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
 
 
@@ -228,7 +267,10 @@ def _from_file(path: Path) -> Any:
 
 def _guarded(place: str, work: Any) -> Any:
     try:
-        return work()
+        with foreign(place):
+            return work()
+    except OptionError:
+        raise
     except Exception as error:  # the user's own code raises whatever it likes
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise OptionError(

@@ -1,65 +1,147 @@
-"""An output folder that either gets everything or stays as it was."""
+"""Output folders: each belongs to one command, is held by one process, and gets everything or stays as it was."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from irtool.errors import FileError
+from irtool.cli.models import ModelSpec, saved_model
+from irtool.errors import FileError, IrtoolError
+from irtool.files import MAKE_ROOM, locked
 
-_REMEDY = "Choose another --out, or make room."
+COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
+"""Who makes folders."""
+_REPORTS = {COMPRESS: "chain", QUANTIZE: "int8"}
+"""What only that command's report.json holds."""
+_RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN: ("last.pt", "train.json")}
+"""Files that only that maker leaves."""
+
+
+class Interrupted(IrtoolError):
+    """Ctrl-C in a command that keeps what it has finished."""
 
 
 @contextmanager
-def output_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`; if the block succeeds its files move into `out`, else it is removed.
+def claimed(out: Path, maker: str | None = None, *, kept: str = "") -> Iterator[None]:
+    """Make `out` and hold it for this process. It goes again if nothing came into it.
 
-    Files of other names that `out` may hold stay. Ctrl-C during the moves waits for their end.
+    Args:
+        maker: who writes here, one of the names above; None: it is not known yet, and `output_folder` looks when it is.
+        kept: what stays after Ctrl-C, and how to go on; empty if nothing does.
 
     Raises:
-        FileError: `out` is a file, or cannot be written.
+        FileError: it is a file, cannot be written, is another maker's, or another process writes here.
+        Interrupted: Ctrl-C, and there is something that was kept.
     """
-    made = _missing_parents(out)
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
-        if out.exists() and not out.is_dir():
-            raise FileError("is a file, not a folder", where=str(out), remedy=_REMEDY)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.is_dir():
-            tempfile.TemporaryFile(dir=out).close()  # better to know now than after the work
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        _remove_empty(made)
-        raise FileError(f"cannot write here ({error.strerror})", where=str(out), remedy=_REMEDY) from error
-    try:
-        yield temporary
-        _move(temporary, out)
-        made = []
-    except OSError as error:
-        raise FileError(f"writing failed ({error.strerror or error})", where=str(error.filename or out), remedy=_REMEDY) from error
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = "is a file, not a folder" if out.exists() else f"cannot write here ({error.strerror})"
+            raise FileError(what, where=str(out), remedy=MAKE_ROOM) from error
+        with locked(out):
+            if maker is not None:
+                _refuse_others(out, {maker})
+            yield
+    except KeyboardInterrupt as stop:
+        if kept and maker in makers(out):
+            raise Interrupted("interrupted", where=str(out), remedy=kept) from stop
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         _remove_empty(made)
+
+
+@contextmanager
+def output_folder(out: Path, maker: str | None = None) -> Iterator[Path]:
+    """Yield a temporary folder in `out`; if the block succeeds its files move up into `out`, else they are removed.
+
+    What the same maker left is replaced; files of other names stay. Ctrl-C during the moves waits for their end.
+
+    Raises:
+        FileError: see `claimed`.
+    """
+    with claimed(out, maker):
+        try:
+            temporary = Path(tempfile.mkdtemp(prefix=".irtool.", dir=out))
+            try:
+                yield temporary
+                _refuse_others(out, makers(temporary))  # no work is begun where it is told before; here none is destroyed
+                _move(temporary, out)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        except OSError as error:
+            what = f"nothing was written ({error.strerror or error})"
+            raise FileError(what, where=str(error.filename or out), remedy=MAKE_ROOM) from error
+
+
+def makers(folder: Path) -> set[str]:
+    """Who left files in a folder, told by the records that are there."""
+    report = read_object(folder / "report.json")
+    found = {maker for maker, key in _REPORTS.items() if key in report}
+    left = {maker for maker, names in _RECORDS.items() if any((folder / name).is_file() for name in names)}
+    if COMPRESS in found and not (folder / "last.pt").exists():
+        left.discard(TRAIN)  # it copies the history of the training that its model comes from
+    return found | left
+
+
+def keep_inputs(targets: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read.
+
+    Args:
+        targets: files that are going to be written, or folders that may be emptied.
+        inputs: files that are read.
+
+    Raises:
+        FileError: one of the targets is an input, or holds one.
+    """
+    read = [Path(os.path.realpath(path)) for path in inputs]
+    for target in targets:
+        if any(path.is_relative_to(os.path.realpath(target)) for path in read):
+            raise FileError("is read by this very command, and would be written over", where=str(target), remedy="Write elsewhere.")
+
+
+def model_files(model: str, weights: Path | None = None) -> list[Path]:
+    """The files that MODEL and --weights are read from.
+
+    Raises:
+        IrtoolError: MODEL cannot be read.
+    """
+    saved = saved_model(model)
+    place = Path(ModelSpec.parse(model).place) if saved is None else saved
+    return [path for path in (place, weights) if path is not None and path.is_file()]
+
+
+def _refuse_others(out: Path, allowed: set[str]) -> None:
+    others = sorted(makers(out) - allowed)
+    if others:
+        raise FileError(f"holds files of {' and '.join(others)}", where=str(out), remedy="Choose another --out.")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one if the file holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _move(temporary: Path, out: Path) -> None:
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if hasattr(signal, "pthread_sigmask") else None
     try:
-        out.mkdir(exist_ok=True)
         for file in sorted(temporary.iterdir()):
             os.replace(file, out / file.name)
     finally:
         if held is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-def _missing_parents(out: Path) -> list[Path]:
-    """The folders above `out` that do not exist yet, innermost first."""
-    return [parent for parent in out.parents if not parent.exists()]
 
 
 def _remove_empty(folders: list[Path]) -> None:

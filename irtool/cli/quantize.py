@@ -11,7 +11,7 @@ from irtool.cli import options
 from irtool.cli.data import DataOptions, example_shapes
 from irtool.cli.flags import with_flags
 from irtool.cli.models import graph_of, input_shapes
-from irtool.cli.output import output_folder
+from irtool.cli.output import QUANTIZE, keep_inputs, model_files, output_folder
 from irtool.cli.quantize_data import load_images
 from irtool.cli.quantize_engines import ENGINES
 from irtool.cli.quantize_job import quantize_graph
@@ -49,7 +49,8 @@ def quantize(
     """
     wanted = QuantizeOptions(**{name: value for name, value in chosen.items() if value is not None})
     settings = wanted.settings()
-    with output_folder(out) as folder, screen() as progress:
+    keep_inputs((out / f"{kind}{ENGINES[settings.backend].suffix}" for kind in ("float", "int8")), model_files(model, weights))
+    with output_folder(out, QUANTIZE) as folder, screen() as progress:
         images = load_images(model, DataOptions(calib, mean, std, limit, image_size), data, wanted.images, progress)
         with progress.stage("trace"):
             shapes = example_shapes(Data("", images.calibration, images.scored), input_shapes(inputs), own_batch=model.endswith(".onnx"))

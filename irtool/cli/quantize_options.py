@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from irtool.cli.options import FEWER_THREADS, MOST_THREADS
 from irtool.cli.quantize_engines import ENGINES
 from irtool.cli.quantize_job import Settings
 from irtool.errors import OptionError
@@ -106,6 +107,6 @@ _FINE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "activations": (ACTIVATIONS.__contains__, f"Choose {' or '.join(ACTIVATIONS)}."),
     "opset": (lambda value: 11 <= value <= 26, "Choose one from 11 to 26."),
     "runs": _positive("run"),
-    "threads": _positive("thread"),
+    "threads": (lambda value: 1 <= value <= MOST_THREADS, FEWER_THREADS),
 }
 """For each option, whether a value can work, and what to do if not."""

@@ -183,8 +183,9 @@ class _Check:
             self.wrong((*place, ""), f"{do} needs {missing}")
         self._order(number, do, kind, options, earlier)
         name = step.get("name", do)
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or name == "original":
-            self.wrong((*place, "name"), f"name {name!r}: use letters, digits, dots, - and _, and not original")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]{0,49}", name) or name == "original":  # a folder is called so
+            told = f"{name[:50]}..." if isinstance(name, str) and len(name) > 50 else name
+            self.wrong((*place, "name"), f"name {told!r}: use letters, digits, dots, - and _, 50 at most, and not original")
         if name in [other.get("name", other.get("do")) for other in earlier]:
             self.wrong((*place, "name" if "name" in step else "do"), f"the name {name!r} is taken: give this step another name")
         shared = {key: value for key, value in settings.items() if key in kind.options} if isinstance(settings, Mapping) else {}

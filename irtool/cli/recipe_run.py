@@ -17,12 +17,13 @@ import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import load, save
 from irtool.cli.job import FILES
+from irtool.cli.output import RECIPE, claimed, keep_inputs, model_files
 from irtool.cli.recipe import Recipe, RecipeError, Step, read_recipe
 from irtool.cli.recipe_kind import Context, Made
 from irtool.cli.recipe_steps import KINDS
 from irtool.cli.screen import Screen, complain, screen
 from irtool.cli.screen import out as console
-from irtool.cli.train import trainable
+from irtool.cli.train import data_stamp, trainable
 from irtool.errors import FileError, OptionError
 from irtool.files import replacing
 from irtool.ir import FxGraph
@@ -32,6 +33,7 @@ FORMAT = 1
 """Part of every key: a step made by another version of this file is made again."""
 STATE_FILE = "step.json"
 SUMMARY_FILE = "recipe.json"
+_ORIGINAL = Step("original", "original", {})
 
 
 def run_recipe(path: Path, out: Path, data: str | None = None) -> None:
@@ -50,8 +52,11 @@ def run_recipe(path: Path, out: Path, data: str | None = None) -> None:
         raise OptionError(
             f"{count} mistake{'s' if count > 1 else ''}; nothing was run", where=str(path), remedy="Correct the lines above."
         ) from error
-    with screen() as progress:
-        states = _Runner(recipe, out, progress).run()
+    with claimed(out, RECIPE, kept="What was finished is kept: the same command goes on there."), screen() as progress:
+        runner = _Runner(recipe, out, progress)
+        states = runner.run()
+    for name in runner.kept:
+        console().print(f"{name}: done before", markup=False)
     console().print(_table(states))
     for state in states:
         for note in state["notes"]:
@@ -66,25 +71,23 @@ class _Runner:
     progress: Screen
 
     def run(self) -> list[dict[str, Any]]:
-        """All steps, done or to be done; returns their states."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot write here ({error.strerror})", where=str(self.out), remedy="Choose another --out.") from error
+        """All steps, done or to be done; returns their states. `kept` names those done before."""
         self._data: Data | None = None
         self.folders: dict[str, Path] = {}
+        self.kept: list[str] = []
         recipe, states = self.recipe, []
+        steps = {self.out / f"{number:02d}-{step.name}": step for number, step in enumerate((_ORIGINAL, *recipe.steps))}
+        keep_inputs(steps, model_files(recipe.model, recipe.weights))
         key = _digest(
             {"format": FORMAT, "model": recipe.model, "seed": recipe.seed, "weights": _stamp(recipe.weights), "data": self._data_key()}
         )
-        for number, step in enumerate((Step("original", "original", {}), *recipe.steps)):
+        for folder, step in steps.items():
             key = _digest({"before": key, "do": step.do, "name": step.name, "options": dict(step.options)})
-            folder = self.out / f"{number:02d}-{step.name}"
             state = _done(folder, key)
             if state is None:
                 state = self._step(step, folder, key)
             else:
-                self.progress.show(f"{step.name}: done before")
+                self.kept.append(step.name)
             states.append(state)
             self.folders |= {step.name: folder, step.do: folder}
             self.last = folder
@@ -131,8 +134,7 @@ class _Runner:
         return self._data
 
     def _data_key(self) -> dict[str, Any]:
-        source = self.recipe.data.source
-        return {**asdict(self.recipe.data), "stamp": _stamp(Path(source)) if source and Path(source).is_file() else None}
+        return {**asdict(self.recipe.data), "stamp": data_stamp(self.recipe.data.source)}
 
 
 def _stamp(path: Path | None) -> list[Any] | None:

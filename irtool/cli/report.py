@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from irtool.cli.output import keep_inputs
 from irtool.cli.screen import out as console
 from irtool.report.run_folder import PAGE, write_page
 
@@ -23,5 +24,6 @@ def report(
     [bold]Example[/]: irtool report small
     """
     target = out if out is not None else run / PAGE
+    keep_inputs([target], (path for kind in ("*.json", "*.csv") for path in run.glob(kind)))
     write_page(run, target)
     console().print(f"written to {target}", markup=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -20,17 +20,23 @@ from irtool.archive import read_info, save
 from irtool.cli import options
 from irtool.cli.data import DataOptions, example_shapes
 from irtool.cli.flags import with_flags
-from irtool.cli.models import MODEL_FILE, graph_of, input_shapes, saved_model
+from irtool.cli.models import MODEL_FILE, graph_of, input_shapes, onnx_file, saved_model
+from irtool.cli.output import TRAIN, claimed, keep_inputs, model_files, read_object
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import FileError, OptionError
 from irtool.files import replacing
-from irtool.ir import FxGraph, Graph
+from irtool.ir import FxGraph
 from irtool.train import Data, History, Preprocessing, Settings
+from irtool.train.checkpoint import check_facts
+from irtool.train.datasets import named_sets
+from irtool.train.imagefiles import content_of
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
 
 HISTORY_FILE = "train.json"
+DATA_FILE = "train-data.json"
+"""What the data were when the run began."""
 
 
 class Stage(StrEnum):
@@ -93,19 +99,24 @@ def train(
     own: dict[str, Any] = {field.name: chosen.pop(field.name) for field in fields(StageOptions)}
     given = {name: value for name, value in chosen.items() if value is not None} | {"out": out, "seed": seed}
     Settings.settle(STAGES[stage].settings, given)  # a mistake is better told before the data is read
+    read = [*model_files(model, weights), *(model_files(teacher, teacher_weights) if teacher is not None else ())]
+    keep_inputs((out / name for name in (MODEL_FILE, "last.pt", "best.pt")), read)
     data_options = known_preprocessing(model, DataOptions(data, mean, std, limit, image_size))
     with _folder(out, resumes=bool(given.get("resume"))), _shown() as progress:
         loaded = data_options.load(model, progress)
         assert loaded is not None
+        if _first_process():
+            _same_data(out, data_options)
         graph = trainable(model, weights, loaded, input_shapes(inputs), seed)
         if teacher is not None:
             own["teacher"] = trainable(teacher, teacher_weights, loaded, (), seed)
         history = train_stage(stage, graph, loaded, given, own, progress)
+        if _first_process():
+            source = {"model": model, "weights": str(weights) if weights else None, "teacher": teacher, **data_options.record()}
+            keep(graph, history, loaded, out, {"command": command_line(), "source": source})
     if _first_process():
-        source = {"model": model, "weights": str(weights) if weights else None, "teacher": teacher, **data_options.record()}
-        keep(graph, history, loaded, out, {"command": command_line(), "source": source})
         console().print(told(history, loaded))
-        console().print(f"written to {out}: {MODEL_FILE}, last.pt, best.pt, log.csv, {HISTORY_FILE}")
+        console().print(f"written to {out}: {MODEL_FILE}, last.pt, best.pt, log.csv, {HISTORY_FILE}, {DATA_FILE}")
 
 
 def trainable(model: str, weights: Path | None, data: Data, given: Any = (), seed: int = 0) -> FxGraph:
@@ -115,12 +126,11 @@ def trainable(model: str, weights: Path | None, data: Data, given: Any = (), see
         OptionError: it is an ONNX file.
         IrtoolError: see `graph_of`.
     """
+    if onnx_file(model) is not None:
+        raise OptionError("an ONNX file cannot be trained", where=model, remedy="Name the PyTorch model that it came from.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        graph: Graph = graph_of(model, weights, example_shapes(data, given))
-    if not isinstance(graph, FxGraph):
-        raise OptionError("an ONNX file cannot be trained", where=model, remedy="Name the PyTorch model that it came from.")
-    return graph
+        return cast(FxGraph, graph_of(model, weights, example_shapes(data, given)))
 
 
 def known_preprocessing(model: str, given: DataOptions) -> DataOptions:
@@ -169,21 +179,39 @@ def command_line() -> str:
 
 @contextlib.contextmanager
 def _folder(out: Path, *, resumes: bool) -> Iterator[None]:
-    """Make the folder; it goes again if nothing came into it."""
-    made = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot write here ({error.strerror})", where=str(out), remedy="Choose another --out.") from error
-    if (out / "last.pt").exists() and not resumes:
-        raise FileError("holds an earlier run", where=str(out), remedy="Add --resume to continue it, or choose another --out.")
-    try:
+    """Claim the folder. Under torchrun the first process does it for all."""
+    if not _first_process():
         yield
-    except BaseException:
-        if made:
-            with contextlib.suppress(OSError):  # it holds checkpoints
-                out.rmdir()
-        raise
+        return
+    with claimed(out, TRAIN, kept="The finished epochs are kept: add --resume to go on."):
+        if (out / "last.pt").exists() and not resumes:
+            raise FileError("holds an earlier run", where=str(out), remedy="Add --resume to continue it, or choose another --out.")
+        try:
+            yield
+        finally:
+            if not (out / "last.pt").exists():
+                (out / DATA_FILE).unlink(missing_ok=True)
+
+
+def _same_data(out: Path, options: DataOptions) -> None:
+    """Note what the data are; a run that goes on must find those that it was begun with.
+
+    Raises:
+        TrainError: they were changed.
+    """
+    path = out / DATA_FILE
+    facts = {**options.record(), "mean": options.mean, "std": options.std, "data": data_stamp(options.source) or options.source}
+    text = json.dumps(facts, indent=1) + "\n"
+    begun = read_object(path)
+    if begun and (out / "last.pt").exists():
+        check_facts(path, begun, json.loads(text))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def data_stamp(source: str | None) -> str | None:
+    """What tells that the data were changed; None for those that are known by name."""
+    return None if source is None or source.lower().replace("-", "") in named_sets() else content_of(Path(source))
 
 
 def _first_process() -> bool:

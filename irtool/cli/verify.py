@@ -21,7 +21,18 @@ from irtool.errors import DataError, FileError, OptionError
 from irtool.ir import Graph, OnnxGraph, load_onnx
 from irtool.passes import fold_batchnorm, prune
 from irtool.planning import Plan
-from irtool.report.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, folded_links, masked_links, mnn_link, onnx_link
+from irtool.report.chain import (
+    Chain,
+    Link,
+    chain_inputs,
+    files_link,
+    fitting_inputs,
+    folded_links,
+    masked_links,
+    mnn_link,
+    onnx_link,
+    traced_links,
+)
 from irtool.report.record import read_record
 from irtool.report.tables import chain_table
 
@@ -36,7 +47,7 @@ def verify(
         str | None, typer.Option("--model", "-m", help="The original; default: what the folder's report names.", metavar="MODEL")
     ] = None,
     weights: options.Weights = None,
-    seed: Annotated[int, typer.Option(help="Of the inputs, which are normal noise.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the inputs, which are normal noise.", min=0, max=options.LARGEST_SEED)] = 1,
 ) -> None:
     """Check the chain of equality from the files: masked = sliced = folded = ONNX = MNN.
 
@@ -72,6 +83,7 @@ def _torch_folder(
     with progress.stage("check masked = sliced"):
         found = _original(record, model, weights, progress)
         if found is not None:
+            links += traced_links(found[0], inputs)
             links += masked_links(found[0], plan, sliced, inputs, record["options"]["constants"], found[1])
     folded = fold_batchnorm(sliced)
     with progress.stage("check sliced = folded = ONNX = MNN"):

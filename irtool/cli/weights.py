@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from irtool.errors import FileError
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module")
+_MAGIC = (b"PK", b"\x80")
+"""How a zip and a pickle begin: what torch.save writes."""
 _SAVE_AGAIN = "Save the weights alone: torch.save(model.state_dict(), path), or safetensors."
 
 
@@ -35,6 +38,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             remedy=f"Name the model, and its arguments, that these weights belong to ({type(model).__name__} here).",
         )
     for name, shape in own.items():
+        if state[name].layout != torch.strided or state[name].is_meta or state[name].is_quantized:
+            raise FileError(f"{name} is no dense tensor of numbers", where=str(path), remedy="Save it dense, in floating point.")
         if tuple(state[name].shape) != shape:
             raise FileError(
                 f"{name} has shape {_sizes(state[name].shape)}, the model's has {_sizes(shape)}",
@@ -88,7 +93,12 @@ def _safetensors(path: Path) -> Any:
 
 def _torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            if not file.read(2).startswith(_MAGIC):
+                raise _damaged(path)  # torch would take a text for a pickle
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickles and sparse tensors: what is wrong with them is an error below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower() or "WeightsUnpickler" in str(error):
             raise FileError(

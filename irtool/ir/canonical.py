@@ -165,6 +165,9 @@ def _split(node: Node, raw: _Raw) -> Attrs:
 
 def _transpose(node: Node, raw: _Raw) -> Attrs:
     rank, dims = len(node.input.sizes), node.attrs.get("dims")
+    if isinstance(dims, int) and node.callee.rsplit(".", 1)[-1] == "permute":  # x.permute(0, 2, 1): one argument an axis
+        listed = [dims, *(node.attrs[f"arg{index}"] for index in range(2, rank + 1) if f"arg{index}" in node.attrs)]
+        return {"order": [int(axis) % rank for axis in listed]}
     if dims is None or (isinstance(dims, tuple | list) and len(dims) == rank and "arg2" not in node.attrs):
         order = [int(d) % rank for d in dims] if dims is not None else list(range(rank))[::-1]
         return {"order": order}

@@ -26,6 +26,16 @@ def is_pure(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "get_attr" or _RULES[node.op](module, node)
 
 
+def writes(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a call is known to write into its first argument: `x.add_(y)`, `x += y`, `relu(x, inplace=True)`."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    name = str(getattr(node.target, "__name__", node.target))
+    return node.target in _WRITE or (name.endswith("_") and not name.startswith("__")) or (node.op == "call_function" and _in_place(node))
+
+
 def _pure_module(module: fx.GraphModule, node: fx.Node) -> bool:
     """Modules of torch.nn; those of users may do anything."""
     target = module.get_submodule(str(node.target))

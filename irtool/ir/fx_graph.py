@@ -41,19 +41,28 @@ class FxGraph(Graph):
             look_into(example)
         self.tracer = tracer
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
-        self.analyses: dict[str, Any] = {}
-        """Results of analyses by name; they live as long as this graph, which never changes."""
+        self.origin: nn.Module | None = None
+        """The model that was traced; None for a graph that a pass made."""
         self.refresh(fix)
 
     trainable: ClassVar[bool] = True
 
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
-        self.analyses.clear()
+        self._analyses: dict[str, Any] = {}
         self._held: dict[str, list[tuple[dict[str, Any], str]]] = {}
         reader = Reader(self.module, self.example_inputs, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.examples, self._values, self._names = reader.examples, reader.values, reader.names
+        self._places = {(id(slot), key): (slot, slot[key].data_ptr()) for slot, key in reader.slots if not slot[key].is_meta}
+
+    @property
+    def analyses(self) -> dict[str, Any]:  # type: ignore[override]
+        """Results of analyses by name. They, and the view, are made anew if the module's tensors were exchanged (moved to
+        another device or type, loaded with `assign=True`); training in place leaves them as they are."""
+        if any(slot[key] is None or slot[key].data_ptr() != place for (_, key), (slot, place) in self._places.items()):
+            self.refresh()
+        return self._analyses
 
     def run(self, *inputs: Any) -> Any:
         """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
@@ -64,6 +73,10 @@ class FxGraph(Graph):
         """A copy that shares nothing with this graph; `data` maps each parameter and buffer (a dtype change, say)."""
         module = copy_module(self.module, lambda name, tensor: data(tensor))
         return FxGraph(module, self.example_inputs, tracer=self.tracer, history=self.history)
+
+    def shared(self) -> FxGraph:
+        """A copy of the program over the same weights."""
+        return self.clone(lambda tensor: tensor)
 
     def to(self, dtype: torch.dtype) -> FxGraph:
         """A copy with all floating parameters, buffers and example inputs in another type (float64 for checks)."""
@@ -90,6 +103,7 @@ class FxGraph(Graph):
         new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
         for slot, key in slots:
             slot[key] = new
+            self._places[id(slot), key] = (slot, new.data_ptr())
         value.data = new.detach()
 
     def _holders(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
@@ -130,8 +144,10 @@ class FxGraph(Graph):
         self.module.register_parameter(name, nn.Parameter(data))
         with self.module.graph.inserting_before(host):
             bias = self.module.graph.get_attr(name)
-        host.args = (*host.args[:2], bias, *host.args[3:])
-        host.kwargs = {key: value for key, value in host.kwargs.items() if key != "bias"}
+        if len(host.args) > 2:
+            host.args = (*host.args[:2], bias, *host.args[3:])
+        else:  # by name: the weight before it may be given so
+            host.kwargs = {**host.kwargs, "bias": bias}
 
     def bypass(self, node: Node) -> None:
         """Take out a node: whoever read its output reads its first input. `tidied` when done."""
@@ -178,8 +194,9 @@ class FxGraph(Graph):
         device = next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
         self.module.add_submodule(name, ChannelSelect(torch.arange(node.input.sizes[1], device=device)))
         with self.module.graph.inserting_before(host):
-            pick = self.module.graph.call_module(name, (host.args[0],))
-        host.args = (pick, *host.args[1:])
+            read = next(used for used in host.all_input_nodes if self._values.get(used) is node.input)
+            pick = self.module.graph.call_module(name, (read,))
+        host.replace_input_with(read, pick)
 
     def value_of(self, node: fx.Node) -> Any:
         """The view's value (or nest of values) for a host node; None if it holds no tensor."""

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from irtool.ir.fx_module import attribute
+from irtool.ir.fx_proxy import Flag
+from irtool.ir.fx_reader import Reader
+from irtool.ir.fx_untouched import Asides
+from irtool.ir.graph import Value
 
 _DROPOUTS: dict[str, type[nn.Module]] = {
     "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout,
 }  # fmt: skip
 
 
-def mend(module: fx.GraphModule) -> fx.GraphModule:
+def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -> fx.GraphModule:
     """Give functional dropout, stochastic depth and batch norm a module again, so that they follow `train()` and `eval()`.
 
-    A call whose flag was a constant written in the model's own code cannot be told from a baked one; both end up
-    following the module's mode, which is what `self.training` meant.
+    That is what a flag that came from `self.training` meant. A flag that the model's own code states stays as it states it.
+
+    Args:
+        module: the traced program, edited in place.
+        inputs: the example inputs.
+        asides: who decided by `self.training`; None for a tracer that cannot tell, where a flag that equals the module's mode
+            is taken to come from it.
     """
-    changed = False
-    for node in list(module.graph.nodes):
-        name = getattr(node.target, "__name__", str(node.target)) if node.op == "call_function" else ""
-        name = name.split(".")[0]
-        if name in _DROPOUTS or name in ("batch_norm", "stochastic_depth"):
-            changed |= _MENDERS[name if name in _MENDERS else "dropout"](module, node, name)
-    if changed:
+    calls = [(node, name) for node in module.graph.nodes if (name := _functional(node)) in _FLAGS]
+    mended = [(node, name) for node, name in calls if _follows(module, node, name, asides)]
+    for node in module.graph.nodes:
+        if any(type(arg) is Flag for arg in (*node.args, *node.kwargs.values())):
+            node.args, node.kwargs = (fx.node.map_aggregate(part, _plain) for part in (node.args, node.kwargs))
+    shapes = Reader(module, inputs, None).values if any(name == "batch_norm" for _, name in mended) else {}
+    changed = [_MENDERS.get(name, _mend_dropout)(module, node, name, shapes) for node, name in mended]
+    if any(changed):
         module.graph.lint()
         module.recompile()
     return module
+
+
+def _functional(node: fx.Node) -> str:
+    name = getattr(node.target, "__name__", str(node.target)) if node.op == "call_function" else ""
+    return name.split(".")[0]
+
+
+def _plain(arg: Any) -> Any:
+    return arg.plain if isinstance(arg, Flag) else arg
+
+
+def _follows(module: fx.GraphModule, node: fx.Node, name: str, asides: Asides | None) -> bool:
+    """Whether a call's flag came from `self.training`, handed on or decided by."""
+    flag, owner = _argument(node, *_FLAGS[name]), _around(node)
+    if isinstance(flag, Flag):
+        return True
+    if asides is None:
+        held = owner and next((child for path, child in module.named_modules() if path == owner), None)
+        return flag is (held or module).training
+    asked = owner or type(module).__name__
+    if asked in asides.asked:
+        asides.mended.add(asked)
+    return asked in asides.asked
+
+
+def _around(node: fx.Node) -> str:
+    """The path of the module whose forward makes a call; empty for the root."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _mode(node: fx.Node, name: str) -> bool:
+    return bool(_argument(node, *_FLAGS[name]))
 
 
 def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
@@ -46,25 +90,25 @@ def _replace(module: fx.GraphModule, node: fx.Node, path: str, new: nn.Module) -
     return True
 
 
-def _mend_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> bool:
+def _mend_dropout(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
     p = _argument(node, 1, "p", 0.5)
     if not isinstance(p, int | float):
         return False
-    return _replace(module, node, f"mended_{node.name}", _DROPOUTS[name](float(p)).train(module.training))
+    return _replace(module, node, f"mended_{node.name}", _DROPOUTS[name](float(p)).train(_mode(node, name)))
 
 
-def _mend_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str) -> bool:
+def _mend_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
     from torchvision.ops import StochasticDepth
 
     p, mode = _argument(node, 1, "p", 0.0), _argument(node, 2, "mode", "row")
     return (
-        _replace(module, node, f"mended_{node.name}", StochasticDepth(p, mode).train(module.training))
+        _replace(module, node, f"mended_{node.name}", StochasticDepth(p, mode).train(_mode(node, name)))
         if isinstance(p, float) and not isinstance(mode, fx.Node)
         else False
     )
 
 
-def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str) -> bool:
+def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
     """Rebuild `nn.BatchNorm` over the same tensors. Argument order differs between torch.nn.functional and ATen."""
     aten = isinstance(node.target, torch._ops.OpOverload)
     order = ("weight", "bias", "running_mean", "running_var") if aten else ("running_mean", "running_var", "weight", "bias")
@@ -73,14 +117,14 @@ def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str) -> bool:
         return False
     tensors: dict[str, Any] = {role: attribute(module, str(n.target)) if n is not None else None for role, n in nodes.items()}
     momentum, eps = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5)
-    rank = len(node.args[0].meta["val"].shape) if isinstance(node.args[0], fx.Node) and "val" in node.args[0].meta else 4
+    read = shapes.get(_argument(node, 0, "input", None))
+    rank = len(read.sizes) if isinstance(read, Value) else 4
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(rank, nn.BatchNorm2d)
     new = kind(tensors["running_mean"].numel(), eps=eps, momentum=momentum, affine=tensors["weight"] is not None, device="meta")
     for role, tensor in tensors.items():
-        if tensor is not None:
-            setattr(new, role, tensor)
+        setattr(new, role, tensor)
     new.num_batches_tracked = torch.zeros((), dtype=torch.long)
-    return _replace(module, node, _owner(module, nodes, node), new.train(module.training))
+    return _replace(module, node, _owner(module, nodes, node), new.train(_mode(node, name)))
 
 
 def _owner(module: fx.GraphModule, nodes: dict[str, Any], node: fx.Node) -> str:
@@ -91,3 +135,9 @@ def _owner(module: fx.GraphModule, nodes: dict[str, Any], node: fx.Node) -> str:
 
 
 _MENDERS = {"dropout": _mend_dropout, "stochastic_depth": _mend_stochastic_depth, "batch_norm": _mend_batch_norm}
+_FLAGS: dict[str, tuple[int, str, bool]] = {
+    **{name: (2, "training", name.startswith("dropout")) for name in _DROPOUTS},
+    "batch_norm": (5, "training", False),
+    "stochastic_depth": (3, "training", True),
+}
+"""Where a function's flag stands: its position, its name, and what it is if left out."""

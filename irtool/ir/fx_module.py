@@ -100,7 +100,7 @@ def lazy(root: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
     tensors that the program names are those of `root`; what holds them is made anew.
     """
     made = _LazyGraphModule(nn.Module(), fx.Graph(tracer_cls=graph._tracer_cls), name)
-    made.training = root.training
+    made.training = getattr(root.training, "plain", root.training)  # while it is traced, a flag that notes who asks
     owners: dict[str, tuple[nn.Module, nn.Module]] = {"": (root, made)}
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):

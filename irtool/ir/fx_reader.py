@@ -48,11 +48,13 @@ class Reader:
         self._by_tensor: dict[int, Value] = {}
         self._modules = modules_by_path(module)
         self.names: dict[int, str] = {}
+        self.slots: list[tuple[dict[str, Any], str]] = []
         for path, child in self._modules.items():
             for held in (child._parameters, child._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
                         self.names.setdefault(id(tensor), f"{path}.{name}" if path else name)
+                        self.slots.append((held, name))
         self._specs: dict[type, Spec | None] = {}
         self._functions: dict[tuple[Any, bool], tuple[Spec | None, str]] = {}
         self._feed = list(pytree.tree_leaves(tuple(example_inputs))) if self._is_flat() else list(example_inputs)
@@ -205,6 +207,8 @@ class Reader:
             if name == "self":
                 name = "input"
             found = self._flat(raw)
+            if operands and spec is not None and spec.op in _ONLY_TYPE:
+                continue
             if len(found) == 1 and isinstance(raw, fx.Node) and name not in operands:
                 operands[name] = found[0]
                 continue
@@ -221,6 +225,8 @@ class Reader:
                 if tensor is not None and tensor.dim() > 0:
                     operands[name] = self._param(f"{node.target}.{name}", tensor)
             held = vars(module)  # `hasattr` on a module is slow where it fails
+            if held.get("inplace"):
+                attrs["inplace"] = True
             attrs.update(
                 {name: getattr(module, name) for name in (spec.arguments if spec else ()) if name in held or hasattr(type(module), name)}
             )
@@ -250,6 +256,8 @@ class Reader:
                 raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
 
 
+_ONLY_TYPE = frozenset({"To", "TypeAs"})
+"""Of a second tensor these take the type and the device alone."""
 _PLAIN = (int, float, str, bool, type(None))
 
 

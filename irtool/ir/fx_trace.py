@@ -21,8 +21,11 @@ from irtool.ir.fx_attention import emit_attention
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_mend import mend
 from irtool.ir.fx_module import add_node, attribute, call, copy_module, empty_like, lazy, map_tensors, meta, modules_by_path
+from irtool.ir.fx_proxy import ConcreteProxy, Flag, TracedProxy
 from irtool.ir.fx_targets import module_spec
+from irtool.ir.fx_untouched import Asides, untouched
 from irtool.ir.fx_within import capture
+from irtool.ir.fx_writes import settle_writes
 
 
 @uncollected()
@@ -30,7 +33,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     """Turn a model into a graph.
 
     Args:
-        model: any module. Its weights are shared with the graph, never changed.
+        model: any module. Its weights are shared with the graph; what `forward` writes into the module itself is taken back.
         example_inputs: a tensor, or a tuple of the positional arguments of `forward`. Shapes matter, values do not.
         leaf: module paths or classes that stay whole; irtool leaves what flows into them alone.
         within: the path of a part. The whole model runs up to it, and the part is traced alone on what reaches it; its
@@ -39,8 +42,6 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     Raises:
         TraceError: none of the three tracers could follow the model; the text names the line and the remedy.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TraceError("a TorchScript module has no Python code to trace", remedy="Pass the original nn.Module and load its state dict.")
     if not isinstance(model, nn.Module):
         raise TraceError(
             f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first."
@@ -48,15 +49,20 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     if within is not None:
         model, inputs = capture(model, inputs, within)
-    _refuse_computed_weights(model)
+    _refuse_hidden(model)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
     for name, tracer in TRACERS.items():
+        asides = Asides()
         try:
-            graph = FxGraph(mend(tracer(model, inputs, tuple(leaf))), inputs, tracer=name)
+            with untouched(model, asides, flags=name != "export"):
+                module = tracer(model, inputs, tuple(leaf), asides)
+            settle_writes(module, inputs)
+            graph = FxGraph(mend(module, inputs, asides if name != "export" else None), inputs, tracer=name)
         except Exception as error:
             failures.append((name, error))
             continue
+        graph.origin, graph.notes = model, asides.notes()
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
@@ -67,9 +73,26 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     raise _explain(model, failures)
 
 
-def _refuse_computed_weights(model: nn.Module) -> None:
-    """A weight that a parametrisation computes has no entries of its own to slice."""
+def _refuse_hidden(model: nn.Module) -> None:
+    """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights.
+
+    A weight that a parametrisation computes has no entries of its own to slice.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise TraceError(
+            "a module from torch.compile hides the code to trace", remedy="Pass the module that was compiled: model._orig_mod."
+        )
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise TraceError(
+            "has hooks, which a trace of its forward does not see",
+            where=type(model).__name__,
+            remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
+        )
     for path, module in modules_by_path(model).items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                "a TorchScript module has no Python code to trace", where=path, remedy="Use the original nn.Module and load its state dict."
+            )
         hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()} if module._forward_pre_hooks else ()
         computed = module._modules.get("parametrizations")
         if isinstance(computed, nn.ModuleDict) and len(computed):
@@ -115,9 +138,10 @@ def _source_lines(error: BaseException) -> Iterator[str]:
 class SymbolicTracer(fx.Tracer):
     """torch.fx's tracer with irtool's idea of a leaf: a module whose operator is known, or that the user names."""
 
-    def __init__(self, leaf: Sequence[str | type] = (), given: int = 0) -> None:
+    def __init__(self, leaf: Sequence[str | type] = (), given: int = 0, asides: Asides | None = None) -> None:
         super().__init__(autowrap_modules=(__import__("math"),), param_shapes_constant=True)
-        self._leaf, self._given = leaf, given
+        self._leaf, self._given, self._asides = leaf, given, asides or Asides()
+        self._graded = torch.is_grad_enabled()
         self._has_rule: dict[type, bool] = {}
         self._around: tuple[str, Any] = ("", None)
 
@@ -151,7 +175,14 @@ class SymbolicTracer(fx.Tracer):
             if call != self._around[0]:
                 self._around = (call, self.module_stack.copy())
             node.meta["nn_module_stack"] = self._around[1]
+        if torch.is_grad_enabled() != self._graded and kind != "get_attr":
+            self._asides.ungraded.setdefault(node.name)
+        if torch._C._is_any_autocast_enabled():
+            self._asides.cast.setdefault(node.name)
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return TracedProxy(node, self)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         path = self.path_of_module(m)
@@ -162,51 +193,11 @@ class SymbolicTracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-class ConcreteProxy(fx.Proxy):
-    """A proxy that knows its value for the example inputs, so that Python control flow on shapes resolves."""
-
-    value: Any
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    def __index__(self) -> int:
-        return int(self.value)
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-    def __contains__(self, item: Any) -> bool:
-        return item in self.value
-
-    def dim(self) -> int:
-        return int(self.value.dim())
-
-    @property
-    def ndim(self) -> int:
-        return int(self.value.ndim)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.value.dtype
-
-    @property
-    def requires_grad(self) -> bool:
-        return False
-
-    @property
-    def is_cuda(self) -> bool:
-        return False
-
-
 class ConcreteTracer(SymbolicTracer):
     """Runs each operator on meta tensors while it records it. Data-dependent branches still fail, as they must."""
 
-    def __init__(self, inputs: Sequence[Any], leaf: Sequence[str | type] = ()) -> None:
-        super().__init__(leaf, len(inputs))
+    def __init__(self, inputs: Sequence[Any], leaf: Sequence[str | type] = (), asides: Asides | None = None) -> None:
+        super().__init__(leaf, len(inputs), asides)
         self._feed = [map_tensors(item, meta) for item in inputs]
         self._values: dict[fx.Node, Any] = {}
 
@@ -224,12 +215,16 @@ class ConcreteTracer(SymbolicTracer):
             return meta(found) if isinstance(found, torch.Tensor) else found
         if node.op == "output":
             return None
-        args, kwargs = fx.map_arg(node.args, self._known), fx.map_arg(node.kwargs, self._known)
+        args: Any = fx.node.map_aggregate(node.args, self._plain)
+        kwargs: Any = fx.node.map_aggregate(node.kwargs, self._plain)
         with torch.no_grad():
             if node.op == "call_module":
                 # Not through __call__, which is the tracer's own hook for the time being.
                 return copy_module(self.root.get_submodule(str(node.target)), empty_like).eval().forward(*args, **kwargs)
             return call(self.root, node, args, kwargs)
+
+    def _plain(self, arg: Any) -> Any:
+        return self._known(arg) if isinstance(arg, fx.Node) else arg.plain if isinstance(arg, Flag) else arg
 
     def _known(self, node: fx.Node) -> Any:
         """A node's value; the tracer makes nodes for buffers and constants without a proxy."""
@@ -256,14 +251,14 @@ def _held(root: nn.Module, path: str) -> Any:
     return next((slot[name] for slot in slots if name in slot), None) if any(name in slot for slot in slots) else attribute(root, path)
 
 
-def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
-    tracer = SymbolicTracer(leaf, len(inputs))
+def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+    tracer = SymbolicTracer(leaf, len(inputs), asides)
     graph = tracer.trace(model, _defaults(model, len(inputs)))
     return lazy(tracer.root, graph, type(model).__name__)
 
 
-def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
-    tracer = ConcreteTracer(inputs, leaf)
+def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+    tracer = ConcreteTracer(inputs, leaf, asides)
     with _unwrapped():
         graph = tracer.trace(model, _defaults(model, len(inputs)))
     return lazy(tracer.root, graph, type(model).__name__)
@@ -301,17 +296,18 @@ def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:
     return {p.name: p.default for p in rest} or None
 
 
-def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]) -> fx.GraphModule:
+def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
     if leaf:
         raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
-    training = model.training
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=_dynamic_batch(inputs))
         module = program.module()
-    module.meta["irtool.training"] = training
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
         module.__dict__.pop(refused, None)
+    modes = {path: child.training for path, child in modules_by_path(model).items()}
+    for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode
+        child.training = modes.get(path, model.training)
     for node in list(module.graph.nodes):
         if not node.users and _is_guard(node):
             module.graph.erase_node(node)
@@ -333,6 +329,6 @@ def _dynamic_batch(inputs: Sequence[Any]) -> Any:
     )
 
 
-TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type]], fx.GraphModule]] = {
+TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], Asides], fx.GraphModule]] = {
     "symbolic": _symbolic, "concrete": _concrete, "export": _export,
 }  # fmt: skip

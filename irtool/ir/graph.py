@@ -112,10 +112,12 @@ class Graph:
         analyses: results of analyses by name; they live as long as this graph, which never changes.
         example_inputs: what the graph can run on; the sizes of its values are those for these inputs.
         tracer: which tracer served; for an ONNX file, that and its operator set.
+        notes: what the model does that the graph cannot hold, a line each.
     """
 
     example_inputs: tuple[Any, ...]
     tracer: str
+    notes: tuple[str, ...] = ()
     trainable: ClassVar[bool] = False
     """Whether the program can be trained: then dropout means something."""
     history: tuple[Mapping[str, Any], ...]
@@ -148,6 +150,10 @@ class Graph:
     def clone(self: G) -> G:
         """A copy whose edits do not reach this graph."""
         raise NotImplementedError
+
+    def shared(self: G) -> G:
+        """A copy of the program that follows this graph's weights where they can change."""
+        return self.clone()
 
     def tidied(self) -> None:
         """Drop what nothing reads, and read the host again: the end of a series of edits."""

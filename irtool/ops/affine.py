@@ -8,20 +8,40 @@ from torch import Tensor
 from irtool.ir.graph import Node
 
 
-def scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as y = scale * x + shift, float64, shapes (channels,)."""
-    mean, var = node.operands["running_mean"].data, node.operands["running_var"].data
-    assert mean is not None
-    assert var is not None
-    gamma, beta = node.get("weight"), node.get("bias")
+def not_fixed(node: Node) -> str | None:
+    """Why a batch norm in eval mode is no scale and shift by stored numbers; None if it is."""
+    if node.get("running_mean") is None or node.get("running_var") is None:
+        return "it keeps no running statistics"
+    if node.attrs.get("training"):
+        return "it normalises by each batch's own statistics in eval mode too"
+    return computed_values(node)
+
+
+def computed_values(node: Node) -> str | None:
+    """Which of a batch norm's values the program computes, as a reason; None if all that it has are stored."""
+    computed = [role for role in node.operands if role != "input" and not node.operands[role].is_param]
+    return f"its {' and '.join(computed)} {'are' if len(computed) > 1 else 'is'} computed" if computed else None
+
+
+def scale_and_shift(node: Node, mean: Tensor | None = None, var: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A batch norm that is fixed (`not_fixed`) as y = scale * x + shift, float64, shapes (channels,).
+
+    Args:
+        node: the batch norm.
+        mean, var: statistics in the place of its own.
+    """
+    stored: dict[str, Tensor] = {}
+    for role, value in node.operands.items():
+        if role != "input":
+            assert value.data is not None, f"{node.location}: {role} is computed"
+            stored[role] = value.data.double()
+    mean, var = stored["running_mean"] if mean is None else mean, stored["running_var"] if var is None else var
     eps = node.attrs.get("eps")
-    scale = (var.double() + (1e-5 if eps is None else float(eps))).rsqrt()
-    if gamma is not None and gamma.data is not None:
-        scale = scale * gamma.data.double()
-    shift = -mean.double() * scale
-    if beta is not None and beta.data is not None:
-        shift = shift + beta.data.double()
-    return scale, shift
+    scale = (var + (1e-5 if eps is None else float(eps))).rsqrt()
+    if "weight" in stored:
+        scale = scale * stored["weight"]
+    shift = -mean * scale
+    return scale, shift + stored["bias"] if "bias" in stored else shift
 
 
 def grouped_inputs(weight: Tensor, groups: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier, short_name
 from irtool.ops.context import Context, channel_vector, collapse, expand, is_none, none, on_axis, varying
+from irtool.ops.writes import written
 
 LARGEST = 1 << 24
 """Label tensors above this many entries (128 MiB) are not built: the channels are left alone instead."""
@@ -33,12 +34,30 @@ def movement(node: Node, ctx: Context) -> None:
         for output in node.outputs:
             ctx.put(output, none(len(output.sizes)))
         return
+    if node.op == "Slice" and written(node.output) and not _is_run(node, ctx):
+        for value in moved:
+            ctx.pin(node, ctx.of(value).reshape(-1), "single channels are written in place")
     results = _evaluate(node, ctx, {value: expand(tensors[value], value.sizes) for value in moved})
     for output, result in zip(node.outputs, results, strict=True):
         labels = collapse(result)
         ctx.put(output, labels)
         if labels.numel() > 1:
             ctx.floor(labels)
+
+
+def _is_run(node: Node, ctx: Context) -> bool:
+    """Whether a slice keeps its axes and takes neighbours: then what is left of them are neighbours, too, and so a view."""
+    value = node.input
+    if len(node.output.sizes) != len(value.sizes):
+        return False
+    places = torch.arange(max(value.sizes))
+    for axis in varying(ctx.of(value)):
+        size = value.sizes[axis]
+        (taken,) = ctx.evaluate(node, {value: expand(on_axis(places[:size], axis, len(value.sizes)), value.sizes)})
+        along = taken.movedim(axis, 0).reshape(taken.shape[axis], -1)[:, 0] if taken.numel() else places[:0]
+        if bool((along.diff() != 1).any()):
+            return False
+    return True
 
 
 def stretch(node: Node, ctx: Context) -> None:

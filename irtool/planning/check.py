@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from irtool.analysis.masked import masked_run
+from irtool.analysis.run import difference
+from irtool.errors import GraphError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
 from irtool.ir.graph import Graph
@@ -18,6 +19,8 @@ from irtool.ir.onnx_graph import OnnxGraph
 from irtool.planning.absorb import absorption, add_biases
 from irtool.planning.onnx_check import absorbed_effect, before_saturation, masked_model
 from irtool.planning.plan import Plan, find_rewrite
+from irtool.planning.traced import TOLERANCE as TRACED
+from irtool.planning.traced import against_model, holds_elsewhere
 
 TOLERANCE = 1e-9
 TOLERANCE32 = 1e-5
@@ -38,6 +41,8 @@ class MaskedCheck:
         border: for absorbed constants: relative effect of zero padding, where the constant is not what it is elsewhere. 0 if none.
         unresolved: inexact steps that the reference could not compute from the survivors; `relative` holds their effect.
         tolerance: the largest relative difference that counts as equal: 1e-9 in float64, 1e-5 in onnxruntime's float32.
+        traced: relative difference between the traced model and its graph, in the model's own type; 0 if there is no model.
+        fixed: the trace decided by the example's sizes, and does not agree with the model at other ones.
     """
 
     max_abs: float
@@ -47,11 +52,13 @@ class MaskedCheck:
     border: float = 0.0
     unresolved: tuple[str, ...] = ()
     tolerance: float = TOLERANCE
+    traced: float = 0.0
+    fixed: bool = False
 
     @property
     def ok(self) -> bool:
         """Whether the sliced graph is shown to be right: never where a step has no reference of its own."""
-        return self.relative <= self.tolerance and not self.unresolved
+        return self.relative <= self.tolerance and self.traced <= TRACED and not self.unresolved
 
 
 def check_prune(
@@ -90,14 +97,20 @@ def check_prune(
         reference, sliced = reference.to(torch.float64), sliced.to(torch.float64)
     stays = torch.from_numpy(keep)
     fills = found.fills if found is not None else None
-    expected = masked_run(reference, labels, stays, inputs, fills, survivors=True)
-    got = sliced.run(*inputs)
+    try:
+        expected, got = masked_run(reference, labels, stays, inputs, fills, survivors=True), sliced.run(*inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise GraphError(
+            f"cannot run on these inputs: {(str(error).strip().splitlines() or [type(error).__name__])[0][:160]}",
+            remedy="Trace with inputs that the model itself accepts, and check on inputs like them.",
+        ) from error
     inexact, effect, border = tuple(rewrite.inexact()), 0.0, 0.0
     if inexact:
         effect = difference(masked_run(reference, labels, stays, inputs, fills).outputs, got)[1]
     if found is not None and found.padded:
         border = difference(masked_run(reference, labels, stays, inputs, fills, average=False, survivors=True).outputs, expected.outputs)[1]
-    return MaskedCheck(*difference(expected.outputs, got), inexact, effect, border, expected.unresolved)
+    found_traced, fixed = against_model(graph, inputs), not holds_elsewhere(graph, inputs)
+    return MaskedCheck(*difference(expected.outputs, got), inexact, effect, border, expected.unresolved, traced=found_traced, fixed=fixed)
 
 
 def _check_onnx(
@@ -134,21 +147,3 @@ def random_inputs(example: Any, seed: int = 0) -> tuple[Any, ...]:
         tuple(example), lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64) if t.is_floating_point() else t
     )
     return made
-
-
-def difference(expected: Any, got: Any) -> tuple[float, float]:
-    """Largest absolute difference over all output tensors, and that over the largest absolute expected value."""
-    worst, scale = 0.0, 0.0
-    pairs = zip(_tensors(expected), _tensors(got), strict=True)
-    for a, b in pairs:
-        if a.shape != b.shape:
-            return float("inf"), float("inf")
-        if a.numel():
-            gap = float((a.double() - b.double()).abs().max())
-            worst = max(worst, gap if gap == gap else float("inf"))
-            scale = max(scale, float(a.double().abs().max()))
-    return worst, worst / scale if scale else worst
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]

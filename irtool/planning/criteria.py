@@ -65,7 +65,18 @@ def random(groups: ChannelGroups, seed: int) -> Scores:
 
 
 def group_scores(groups: ChannelGroups, name: str, seed: int) -> Scores:
-    """The mean of a criterion over each group's members; NaN for a group that has no scored member. Shape (groups,)."""
+    """The mean of a criterion over each group's members; NaN for a group that has no scored member. Shape (groups,).
+
+    Raises:
+        PlanError: a parameter holds no numbers, or none that are finite.
+    """
+    empty = next((key for key, value in groups.graph.params.items() if value.data is not None and value.data.is_meta), None)
+    if empty is not None:
+        raise PlanError(
+            "is on the meta device and holds no numbers",
+            where=empty,
+            remedy="Call model.to_empty(device='cpu') and load its weights first.",
+        )
     scores = CRITERIA[name](groups, seed)
     known = ~np.isnan(scores)
     total = np.bincount(groups.group[known], scores[known], minlength=groups.count)
@@ -122,7 +133,7 @@ def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Sco
     """Mean |w| (order 1) or root mean square (order 2) of each entry of an axis; up to a factor that is the same for all."""
     flat = (data if axis == 0 else data.transpose(0, axis)).flatten(1)
     found = _sums_of_sizes(flat) if order == 1 else torch.linalg.vector_norm(flat, 2, dim=1)
-    norm: Scores = found.detach().cpu().numpy().astype(np.float64) / flat.shape[1] ** (1 / order)
+    norm: Scores = found.detach().double().cpu().numpy() / flat.shape[1] ** (1 / order)
     return norm if norm.size == entries else np.resize(norm, entries)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import compiled, copy_module, modules_by_path
@@ -84,19 +88,58 @@ _SIZED = frozenset({"Reshape", "Expand", "Split", "Slice", "Gather", "Pad", "Cha
 def _freeze_scalars(before: FxGraph, after: FxGraph) -> bool:
     """A number computed from a pruned size (`x / x.size(1)`) keeps the value it had. True if the program changed."""
     old = {node.name: node for node in before.nodes}
-    changed = False
+    restate = _Restate({host.name: before.examples[host] for host in before.module.graph.nodes if _is_number(before.examples, host)}, after)
     for node in after.nodes:
-        was = old.get(node.name)
-        if was is None or node.op in _SIZED or node.host.op not in ("call_function", "call_method"):
-            continue
-        host_args = list(node.host.args)
-        for index, arg in enumerate(host_args):
-            if hasattr(arg, "op") and not isinstance(after.examples[arg], torch.Tensor) and isinstance(after.examples[arg], int | float):
-                value = before.examples[was.host.args[index]]
-                if value != after.examples[arg]:
-                    host_args[index] = value
-                    changed = True
-        node.host.args = tuple(host_args)
-    if changed:
+        if node.name in old and node.op not in _SIZED and node.host.op in ("call_function", "call_method"):
+            node.host.args = tuple(restate(arg, node.host) if isinstance(arg, fx.Node) else arg for arg in node.host.args)
+    if restate.changed:
         after.module.recompile()
-    return changed
+    return restate.changed
+
+
+def _is_number(examples: Mapping[fx.Node, Any], host: fx.Node) -> bool:
+    """Whether a host node computes a number rather than a tensor."""
+    held = dict.get(examples, host) if isinstance(examples, dict) else None  # not asked for: that would make a tensor
+    return isinstance(held, int | float) and not isinstance(held, bool)
+
+
+@dataclass
+class _Restate:
+    """Numbers as they were before slicing, computed anew where they depend on what does not change (the image's size).
+
+    A size of a pruned axis is a constant. A count of elements is a multiple of what it was. What is computed from these
+    is computed from them as restated, in nodes of its own: others may read the number as it is.
+    """
+
+    before: Mapping[str, Any]
+    after: FxGraph
+    changed: bool = False
+    _made: dict[fx.Node, Any] = field(default_factory=dict)
+
+    def __call__(self, arg: fx.Node, reader: fx.Node) -> Any:
+        """The argument that `reader` is to have in place of `arg`."""
+        was = self.before.get(arg.name)
+        if was is None or not _is_number(self.after.examples, arg) or was == self.after.examples[arg]:
+            return arg
+        if arg not in self._made:
+            self._made[arg] = self._restated(arg, was)
+            self.changed = True
+        return self._made[arg]
+
+    def _restated(self, arg: fx.Node, was: Any) -> Any:
+        graph, now = self.after.module.graph, self.after.examples[arg]
+        with graph.inserting_after(arg):
+            if arg.op == "call_method" and arg.target in ("numel", "nelement"):
+                common = math.gcd(was, now)
+                product = graph.call_function(operator.mul, (arg, was // common))
+                with graph.inserting_after(product):
+                    return graph.call_function(operator.floordiv, (product, now // common))
+            if callable(arg.target) and getattr(arg.target, "__module__", "") in _ARITHMETIC and arg.target is not operator.getitem:
+                args = tuple(self(item, arg) if isinstance(item, fx.Node) else item for item in arg.args)
+                last = max((item for item in args if isinstance(item, fx.Node)), default=None, key=list(graph.nodes).index)
+                with graph.inserting_after(last if last is not None else arg):
+                    return graph.call_function(arg.target, args, arg.kwargs)
+        return was
+
+
+_ARITHMETIC = frozenset({"_operator", "operator", "math"})

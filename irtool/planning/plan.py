@@ -1,141 +1,27 @@
-"""The plan: which channels go. Data that can be printed, saved, replayed."""
+"""Planning: which channels go, and the proven rewrite that a plan stands for."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from irtool.analysis.groups import ChannelGroups, Pin, channel_groups, group_channels
+from irtool.analysis.labels import Layer
 from irtool.collection import uncollected
-from irtool.errors import FileError, PlanError, ProofError
-from irtool.files import replacing
+from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import G, Graph
 from irtool.planning.allocation import Limits, settle, wanted
 from irtool.planning.criteria import CRITERIA, Scores, check_finite, group_scores
+from irtool.planning.plan_data import LayerPlan, Plan, Residual, Scope, check_choice, check_positions, check_values
 from irtool.planning.residual import insert_selects, stream_pins
 from irtool.planning.slicing import Rewrite, rewrite
 
-Scope = Literal["global", "local"]
-Residual = Literal["couple", "select", "keep"]
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One layer in a plan.
-
-    Attributes:
-        name: module path (or node name) of the layer that makes the channels.
-        parameter: the parameter that holds them, and `axis` the axis.
-        total: channels before.
-        removed: positions that go, sorted.
-        reason: why it was left alone, wholly or in part; empty if nothing held it back.
-    """
-
-    name: str
-    parameter: str
-    axis: int
-    total: int
-    removed: tuple[int, ...]
-    reason: str = ""
-
-    @property
-    def kept(self) -> int:
-        """Channels after."""
-        return self.total - len(self.removed)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which channels of which layers go, and how that was decided.
-
-    Attributes:
-        layers: every layer that makes channels, in graph order.
-        criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`.
-    """
-
-    layers: tuple[LayerPlan, ...]
-    criterion: str = "l1"
-    ratio: float = 0.5
-    scope: Scope = "global"
-    residual: Residual = "couple"
-    min_channels: int = 1
-    round_to: int = 1
-    ignore: tuple[str, ...] = ()
-    seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
-        return {"format": FORMAT, **vars(self), "ignore": list(self.ignore), "layers": layers}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_dict`.
-
-        Raises:
-            PlanError: the data is not a plan, or of a newer format.
-        """
-        if data.get("format") != FORMAT:
-            raise PlanError(
-                f"plan format {data.get('format')!r}, expected {FORMAT}", remedy="Make the plan again with this version of irtool."
-            )
-        try:
-            layers = tuple(LayerPlan(**{**layer, "removed": tuple(map(int, layer["removed"]))}) for layer in data["layers"])
-            rest = {key: value for key, value in data.items() if key not in ("format", "layers", "ignore")}
-            return cls(layers, ignore=tuple(data.get("ignore", ())), **rest)
-        except (TypeError, KeyError, ValueError) as error:
-            raise PlanError(f"not a plan ({error})", remedy="Pass a file that Plan.to_json wrote.") from error
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the plan as JSON."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-
-    @classmethod
-    def from_json(cls, path: str | os.PathLike[str]) -> Plan:
-        """Read a plan.
-
-        Raises:
-            FileError: the file is missing or is not JSON.
-            PlanError: it is JSON, but no plan.
-        """
-        try:
-            data = json.loads(Path(path).read_text())
-        except OSError as error:
-            raise FileError(f"cannot read the plan ({error.strerror})", where=str(path), remedy="Check the path.") from error
-        except ValueError as error:
-            raise FileError("not JSON, or cut off", where=str(path), remedy="Pass a file that Plan.to_json wrote.") from error
-        if not isinstance(data, dict):
-            raise PlanError("not a plan", where=str(path), remedy="Pass a file that Plan.to_json wrote.")
-        return cls.from_dict(data)
-
-    @property
-    def removed(self) -> int:
-        """Channels removed over all layers."""
-        return sum(len(layer.removed) for layer in self.layers)
-
-    def summary(self) -> str:
-        """A line a layer: kept of total, or why not."""
-        width = max((len(layer.name) for layer in self.layers), default=0)
-        lines = [
-            f"{layer.name:<{width}}  {layer.kept:>5} of {layer.total:<5}{'  ' + layer.reason if layer.reason else ''}".rstrip()
-            for layer in self.layers
-        ]
-        total = sum(layer.total for layer in self.layers)
-        lines.append(
-            f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, ratio {self.ratio:g}, residual {self.residual}"
-        )
-        return "\n".join(lines)
+__all__ = ["LayerPlan", "Plan", "check_options", "find_rewrite", "plan", "prepare"]
 
 
 @uncollected()
@@ -159,7 +45,8 @@ def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope =
         PlanError: an option has an impossible value, or names a layer that does not exist.
     """
     check_options(criterion, ratio, scope, residual, min_channels, round_to)
-    made = Plan((), criterion, ratio, scope, residual, min_channels, round_to, tuple(ignore), seed)
+    # Numbers of numpy's are welcome, and a plan is JSON data.
+    made = Plan((), criterion, float(ratio), scope, residual, int(min_channels), int(round_to), tuple(ignore), int(seed))
     prepared = prepare(graph, residual)
     return _Planner(graph, prepared, made).solve()
 
@@ -170,18 +57,8 @@ def check_options(criterion: str, ratio: float, scope: str, residual: str, min_c
     Raises:
         PlanError: the option and its allowed values are named.
     """
-    choices = {
-        "criterion": (criterion, tuple(CRITERIA)),
-        "scope": (scope, ("global", "local")),
-        "residual": (residual, ("couple", "select", "keep")),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise PlanError(f"{name} {value!r} does not exist", remedy=f"Choose one of {', '.join(allowed)}.")
-    if not 0 <= ratio < 1:
-        raise PlanError(f"ratio {ratio:g} is not a fraction of channels to remove", remedy="Give 0 <= ratio < 1, e.g. 0.5 to remove half.")
-    if min_channels < 1 or round_to < 1:
-        raise PlanError(f"min_channels {min_channels} and round_to {round_to} must be at least 1", remedy="Leave them out for no limit.")
+    check_choice("criterion", criterion, CRITERIA)
+    check_values(ratio, scope, residual, min_channels, round_to)
 
 
 def prepare(graph: G, residual: str) -> G:
@@ -189,7 +66,7 @@ def prepare(graph: G, residual: str) -> G:
     if residual != "select":
         return graph
     if "selected" not in graph.analyses:
-        graph.analyses["selected"] = insert_selects(graph)
+        graph.analyses["selected"] = insert_selects(graph, shared=True)
     found: G = graph.analyses["selected"]
     return found
 
@@ -200,6 +77,8 @@ class _Planner:
     prepared: Graph
     options: Plan
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
+    wish: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """The groups that the ratio asks for, before any condition."""
 
     def solve(self) -> Plan:
         """Plan, prove, and where the proof fails fall back: couple balanced families, then pin what cannot be proven."""
@@ -224,8 +103,11 @@ class _Planner:
 
     def _allocate(self, groups: ChannelGroups, scores: Scores) -> NDArray[np.bool_]:
         options = self.options
-        wish = wanted(groups, scores, options.ratio, options.scope, inclusive=options.criterion == "bn_scale")
-        return settle(groups, scores, wish, Limits(options.min_channels, options.round_to))
+        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=options.criterion == "bn_scale")
+        listed = np.zeros(groups.count, bool)
+        listed[[group for found in groups.owned for group in found]] = True
+        self.wish &= listed  # what no layer makes has no place in a plan, and would be back when it is read from a file
+        return settle(groups, scores, self.wish, Limits(options.min_channels, options.round_to))
 
     def _pin_place(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> None:
         """Leave alone what flows into the node whose proof failed; all of it if the node is not known."""
@@ -275,8 +157,7 @@ class _Planner:
     def _describe(self, groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> Plan:
         layers = []
         for layer in groups.layers:
-            labels = layer.labels.numpy()
-            own = groups.group[labels]
+            own = _own(groups, layer)
             gone = np.flatnonzero(remove[own])
             reason = ""
             pinned = np.flatnonzero(groups.pinned[own])
@@ -287,9 +168,18 @@ class _Planner:
                 reason = f"{self.options.criterion} has no score here"
             elif own.size > 1 and (own == own[0]).all():
                 reason = "all its channels are one group, which cannot go"
-            axis = layer.key[1] if isinstance(layer.key[1], int) else layer.key[1][0]
-            layers.append(LayerPlan(layer.node.location, layer.key[0], axis, labels.size, tuple(gone.tolist()), reason))
+            elif not gone.size and self.wish[own].any():
+                reason = self._unmet(groups, layer)
+            layers.append(LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason))
         return dataclasses.replace(self.options, layers=tuple(layers))
+
+    def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
+        """Why a layer loses nothing though the ratio asks for some of its channels."""
+        own = layer.labels.numpy()
+        balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
+        if balanced is not None:
+            return f"nothing can go that leaves all parts equally wide (at {balanced.location})"
+        return f"min_channels={self.options.min_channels} and round_to={self.options.round_to} leave nothing to remove"
 
 
 def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
@@ -306,7 +196,16 @@ def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
         return found
     prepared = prepare(graph, plan.residual)
     groups = channel_groups(prepared)
-    layers = {(layer.key[0], layer.key[1] if isinstance(layer.key[1], int) else layer.key[1][0]): layer for layer in groups.layers}
+    remove = _removed(plan, groups)
+    if (remove & groups.pinned).any():
+        group = int(np.flatnonzero(remove & groups.pinned)[0])
+        raise PlanError(f"the plan removes channels that must stay: {groups.reasons[group]}", remedy="Make the plan again for this model.")
+    return rewrite(prepared, groups.labels, ~remove[groups.group])
+
+
+def _removed(plan: Plan, groups: ChannelGroups) -> NDArray[np.bool_]:
+    """Whether a plan removes each group; refuses one that another model has, or that its layers do not agree on."""
+    layers = {_place(layer): layer for layer in groups.layers}
     remove = np.zeros(groups.count, bool)
     for entry in plan.layers:
         layer = layers.get((entry.parameter, entry.axis))
@@ -317,10 +216,40 @@ def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
                 where=entry.name,
                 remedy="Use the plan with the model it was made for.",
             )
-        if entry.removed and not 0 <= min(entry.removed) <= max(entry.removed) < entry.total:
-            raise PlanError("the plan removes channels that do not exist", where=entry.name, remedy="Make the plan again.")
-        remove[groups.group[layer.labels.numpy()[list(entry.removed)]]] = True
-    if (remove & groups.pinned).any():
-        group = int(np.flatnonzero(remove & groups.pinned)[0])
-        raise PlanError(f"the plan removes channels that must stay: {groups.reasons[group]}", remedy="Make the plan again for this model.")
-    return rewrite(prepared, groups.labels, ~remove[groups.group])
+        check_positions(entry.removed, entry.total, entry.name)
+        remove[_own(groups, layer)[list(entry.removed)]] = True
+    entries = {(entry.parameter, entry.axis): entry for entry in plan.layers}
+    for place, layer in layers.items():
+        stays = remove[_own(groups, layer)]
+        stays[list(entries[place].removed) if place in entries else []] = False
+        if stays.any():
+            raise _disagreement(plan, groups, layer, int(np.flatnonzero(stays)[0]))
+    return remove
+
+
+def _disagreement(plan: Plan, groups: ChannelGroups, layer: Layer, stays: int) -> PlanError:
+    """One layer keeps a channel, and another removes one of its group."""
+    layers = {_place(layer): layer for layer in groups.layers}
+    group = _own(groups, layer)[stays]
+    other, goes = next(
+        (entry.name, position)
+        for entry in plan.layers
+        for position in entry.removed
+        if _own(groups, layers[entry.parameter, entry.axis])[position] == group
+    )
+    return PlanError(
+        f"the plan keeps channel {stays} of this layer and removes channel {goes} of {other}, which live and die together",
+        where=layer.node.location,
+        remedy="Remove both or neither, or make the plan again.",
+    )
+
+
+def _place(layer: Layer) -> tuple[str, int]:
+    """What a plan calls a layer by: its parameter, and the axis that makes the channels."""
+    name, axis = layer.key
+    return name, axis if isinstance(axis, int) else axis[0]
+
+
+def _own(groups: ChannelGroups, layer: Layer) -> NDArray[np.int64]:
+    """The group of each channel of a layer."""
+    return groups.group[layer.labels.numpy()]

@@ -24,8 +24,8 @@ def reads_stream(node: Node) -> bool:
     return value.producer is not None and (value.producer.op not in _MAKERS or len(value.uses) > 1) and value.producer.op != "Input"
 
 
-def insert_selects(graph: G) -> G:
-    """A copy of the graph with a channel selection of all channels before every batch norm that reads a stream.
+def insert_selects(graph: G, *, shared: bool = False) -> G:
+    """A copy of the graph, over the same weights if `shared`, with a channel selection of all channels before every batch norm that reads a stream.
 
     Given:  %bn = BatchNormalization(%sum, ...)
     Result: %pick = ChannelSelect(%sum); %bn = BatchNormalization(%pick, ...)
@@ -33,7 +33,7 @@ def insert_selects(graph: G) -> G:
     readers = [node for node in graph.nodes if reads_stream(node) and len(node.input.sizes) > 1]
     if not readers:
         return graph
-    new = graph.clone()
+    new = graph.shared() if shared else graph.clone()
     by_name = {node.name: node for node in new.nodes}
     for number, node in enumerate(readers):
         new.select(by_name[node.name], f"select_{number}")

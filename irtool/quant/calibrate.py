@@ -49,9 +49,13 @@ def calibrate(
         told: progress.
 
     Raises:
-        DataError: no batches, or values that are not finite.
+        DataError: no batches, something that is no series of batches, or values that are not finite.
         BackendError: the images do not fit the model.
     """
+    if not isinstance(batches, Iterable):
+        raise DataError(
+            f"batches are a {type(batches).__name__}", where="calibration", remedy="Give a list or another series of float32 arrays."
+        )
     wanted = list(dict.fromkeys(tensors))
     found = {name: Statistics() for name in wanted}
     done = 0

@@ -5,18 +5,20 @@ What MNN 3.6 does, and why it is rewritten:
 - An addition of two int8 tensors to a third runs in int8, about twenty times slower on x86 than in float. So between an
   addition and what reads it stands a maximum with the lowest number, or with 0 in place of a ReLU. It has no scale, and MNN carries no scale
   back through it, so the addition stays in float.
+- Pools and resizing carry scales both ways, whatever they do to the range, and some are wrong in integers (see `mnn_unfit`).
+  So such a maximum stands on both sides of one that is to compute in float.
 - A product with 65,536 weights or more loses its int8 weights when the converter makes a convolution of it. So it is one already.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from irtool.quant.placement import Wiring
+from irtool.quant.placement import POOLS, Wiring, mnn_unfit
 from irtool.quant.prepare import replace_nodes
 
 JOINS = frozenset({"Add", "Mul", "Sub"})
@@ -24,16 +26,17 @@ LARGE = 1 << 16
 """Weights of a product that the converter cannot count any more."""
 
 
-def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray]) -> tuple[ModelProto, dict[str, str]]:
+def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray], floating: Collection[int] = ()) -> tuple[ModelProto, dict[str, str]]:
     """A copy that computes the same but for the biases, and for each product that became a convolution the convolution's output.
 
     Args:
         model: the float model.
         biases: float (output channels,) for some layers, by the index of their nodes.
+        floating: the nodes that are to compute in float, by index.
     """
     result = ModelProto()
     result.CopyFrom(model)
-    form = _Form(result)
+    form = _Form(result, floating)
     for index, bias in biases.items():
         form.give_bias(result.graph.node[index], bias)
     form.rewrite()
@@ -41,9 +44,12 @@ def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray]) -> tuple[Model
 
 
 class _Form:
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, floating: Collection[int]) -> None:
         self.model, self.graph, self.wiring = model, model.graph, Wiring(model)
         self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+        averages = {index for index in floating if self.graph.node[index].op_type in POOLS}
+        self.apart = averages | mnn_unfit(self.wiring).keys()
+        self.borders: dict[str, str] = {}
         self.lowest = ""
         self.convolutions: dict[str, str] = {}
 
@@ -54,31 +60,45 @@ class _Form:
         node.input[2] = self._constant(f"{node.output[0]}.corrected_bias", bias.astype(np.float32))
 
     def rewrite(self) -> None:
-        """Additions and products."""
+        """Additions, products, and what is to compute in float."""
         nodes: list[NodeProto] = []
-        for node in list(self.graph.node):
+        for index, node in enumerate(list(self.graph.node)):
+            if index in self.apart:
+                nodes += self._before(node)
             nodes += self._product(node) if self._is_large_product(node) else [node]
-            if node.op_type in JOINS and len(self.wiring.data_inputs(node)) > 1:
-                nodes += self._after_join(node)
+            if index in self.apart or (node.op_type in JOINS and len(self.wiring.data_inputs(node)) > 1):
+                nodes += self._after(node)
         replace_nodes(self.model, nodes)
 
-    def _after_join(self, node: NodeProto) -> Iterable[NodeProto]:
-        """What stands between a join and its readers. Its readers are changed."""
-        name, between = node.output[0], ""
+    def _before(self, node: NodeProto) -> Iterable[NodeProto]:
+        """What stands between a node and the maker of its input, which may have a scale. The node is changed."""
+        name = node.input[0]
+        if name in self.borders.values():
+            return ()
+        made = () if name in self.borders else (self._border(name),)
+        node.input[0] = self.borders[name]
+        return made
+
+    def _after(self, node: NodeProto) -> Iterable[NodeProto]:
+        """What stands between a node and its readers. Its readers are changed."""
+        name, made = node.output[0], list[NodeProto]()
         for index in self.wiring.readers.get(name, []):
             reader = self.graph.node[index]
             if reader.op_type == "Relu":
                 reader.op_type = "Max"
                 reader.input.append(self._constant(f"{name}.zero", np.float32(0)))
             elif reader.op_type not in JOINS:
-                between = between or self._free(f"{name}.float")
+                made = made or [self._border(name)]
                 for slot, held in enumerate(reader.input):
                     if held == name:
-                        reader.input[slot] = between
-        if not between:
-            return ()
+                        reader.input[slot] = self.borders[name]
+        return made
+
+    def _border(self, name: str) -> NodeProto:
+        """A maximum with the lowest number, past which no scale is carried."""
+        self.borders[name] = self._free(f"{name}.float")
         self.lowest = self.lowest or self._constant("lowest", np.float32(np.finfo(np.float32).min))
-        return (helper.make_node("Max", [name, self.lowest], [between], between),)
+        return helper.make_node("Max", [name, self.lowest], [self.borders[name]], self.borders[name])
 
     def _is_large_product(self, node: NodeProto) -> bool:
         if node.op_type != "Gemm" or node.input[1] not in self.wiring.constants or node.input[0] in self.wiring.constants:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from onnx import ModelProto
 from irtool.backends import MnnExport, export_mnn
 from irtool.backends.mnn_layers import MnnOperator, mnn_operators
 from irtool.errors import OptionError
+from irtool.files import replacing
 from irtool.quant.mnn_form import mnn_form
+from irtool.quant.mnn_guard import require_promised
 from irtool.quant.mnn_params import MnnLayer, compression_params
 from irtool.quant.placement import Layer
 from irtool.quant.recipe import Recipe
@@ -74,6 +76,9 @@ def matched(
 def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[str], *, bits: int = 8) -> MnnInt8:
     """Convert a float model to MNN with the scales of a recipe. MNN rounds the weights; the corrected biases go in with the model.
 
+    The file appears at `path` only if MNN computes with it about what onnxruntime does with the same scales. How good the
+    scales are is not judged here: score the file.
+
     Args:
         model: the float model that the recipe was made for.
         recipe: its activations must be int8 and symmetric. MNN has a place for zero points, but its operators between layers go
@@ -82,24 +87,26 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
         bits: of the weights.
 
     Raises:
-        ExportError: the converter fails.
+        ExportError: the converter fails, or MNN's output is grossly wrong: see `irtool.quant.mnn_guard`.
         FileError: the file cannot be written.
         OptionError: activations of another kind.
     """
     if any(params.zero_point or params.grid.dtype != "int8" for params in recipe.activations.values()):
         raise OptionError("activations with a zero point", where="MNN", remedy='Use Scheme(activations="int8", symmetric=True).')
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
         source, scales = Path(folder) / "model.onnx", Path(folder) / "scales.bin"
         biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}
-        form, convolutions = mnn_form(model, biases)
+        form, convolutions = mnn_form(model, biases, recipe.placement.floating)
         onnx.save(form, str(source))
         names = matched(recipe.placement.layers, mnn_operators(source), convolutions)
         layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
         entries = [entry for layer in layers for entry in _entries(layer, names[layer.name], recipe, bits)]
         scales.write_bytes(compression_params(entries))
-        export = export_mnn(source, path, compression_params=scales)
+        export = export_mnn(source, temporary, compression_params=scales)
+        if export.max_error is not None:
+            require_promised(model, recipe, temporary)
     done = tuple(layer.name for layer in layers)
-    return MnnInt8(export, done, tuple(layer.name for layer in recipe.placement.layers if layer.name not in done))
+    return MnnInt8(replace(export, path=Path(path)), done, tuple(layer.name for layer in recipe.placement.layers if layer.name not in done))
 
 
 def _entries(layer: Layer, outputs: Sequence[str], recipe: Recipe, bits: int) -> list[MnnLayer]:

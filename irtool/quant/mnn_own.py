@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from irtool.backends.mnn_process import in_child, meaning
+from irtool.backends.mnn_process import in_child, meaning, scratch
 from irtool.backends.session import model_file
 from irtool.errors import ExportError, OptionError
 from irtool.files import replacing
@@ -55,8 +54,8 @@ def mnn_own_int8(
     if method not in METHODS:
         raise OptionError(f"method={method!r}", where="mnn_own_int8", remedy=f"Choose one of {', '.join(METHODS)}.")
     file = model_file(source, ".mnn").absolute()
-    with replacing(path) as temporary, tempfile.TemporaryDirectory() as name:
-        written = _quantised(file, Path(name), images, _configuration(Path(name), images, mean, std, method), timeout)
+    with replacing(path) as temporary, scratch() as folder:
+        written = _quantised(file, folder, images, _configuration(folder, images, mean, std, method), timeout)
         shutil.copyfile(written, temporary)
         return temporary.stat().st_size
 

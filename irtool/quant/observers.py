@@ -77,8 +77,9 @@ def kl(stats: Statistics, on: Grid) -> Range:
     magnitudes = _magnitudes(stats)
     two_sided = stats.low < 0 < stats.high
     levels = (on.high - on.low + 1) // (2 if two_sided or on.symmetric else 1)
-    used = int(np.ceil(max(abs(stats.low), abs(stats.high)) / stats.radius * KL_BINS)) if stats.radius else levels
-    ends = np.unique(np.append(np.arange(levels, max(used, levels), max(1, levels // 16)), max(used, levels)))
+    filled = np.flatnonzero(magnitudes)  # by the counts and not by the largest value, which may lie on the edge of its bin
+    used = max(levels, int(filled[-1]) + 1) if filled.size else levels
+    ends = np.unique(np.append(np.arange(levels, used, max(1, levels // 16)), used))
     divergences = [_divergence(magnitudes, int(end), levels) for end in ends]
     reach = stats.radius * float(ends[int(np.argmin(divergences))]) / KL_BINS
     return max(stats.low, -reach), min(stats.high, reach)

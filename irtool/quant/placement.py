@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
+
+from irtool.errors import OptionError
 
 LAYERS = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Operators with a weight as their second input, and the weight's output axis. A Gemm's depends on transB."""
@@ -23,22 +26,6 @@ MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Gather", "Slic
 POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
 
 
-@dataclass(frozen=True)
-class Habits:
-    """What an engine does with scales.
-
-    Attributes:
-        moves: operators whose output has the input's scale.
-        outputs: whether a result of the model may be an integer inside. A convolution's always is, since no engine has an
-            integer convolution with a float result; onnxruntime has such a product.
-    """
-
-    moves: frozenset[str]
-    outputs: bool
-
-
-ENGINES = {"onnx": Habits(MOVES, outputs=False), "mnn": Habits(MOVES | POOLS, outputs=True)}
-"""MNN carries the scale of a layer's input back through a pool, whatever range the pool's own input has."""
 RECTIFIERS = frozenset({"Relu", "Clip"})
 """Activations that become part of the layer before them, where its output range does what they do."""
 
@@ -129,6 +116,71 @@ class Wiring:
         return self.nodes[readers[0]] if len(readers) == 1 and name not in self.outputs else None
 
 
+@dataclass(frozen=True)
+class Habits:
+    """What an engine does with scales.
+
+    Attributes:
+        moves: operators whose output has the input's scale.
+        outputs: whether a result of the model may be an integer inside. A convolution's always is, since no engine has an
+            integer convolution with a float result; onnxruntime has such a product.
+        unfit: the nodes that the engine computes wrong in integers, and the reason, by index.
+    """
+
+    moves: frozenset[str]
+    outputs: bool
+    unfit: Callable[[Wiring], Mapping[int, str]] = lambda _wiring: {}
+
+
+def non_negative(wiring: Wiring) -> set[str]:
+    """The tensors between nodes that cannot be negative, whatever the model reads."""
+    found: set[str] = set()
+
+    def holds(name: str) -> bool:
+        return name in found or (name in wiring.constants and bool((wiring.array(name) >= 0).all()))
+
+    for node in wiring.nodes:  # makers come before readers
+        given = node.input[:1] if node.op_type in MOVES else [name for name in node.input if name]
+        keeps = node.op_type in JOINS | MOVES and all(map(holds, given))
+        if keeps or node.op_type in _POSITIVE or _rectifies(wiring, node):
+            found.update(node.output)
+    return found
+
+
+def mnn_unfit(wiring: Wiring) -> dict[int, str]:
+    """The nodes that MNN 3.6 computes wrong in integers on x86.
+
+    There it stores an integer with 128 added, in an unsigned byte. Its maximum compares the bytes as signed ones, so that any
+    negative number is more than any other; where none is negative the order is right. Its mean leaves padding out of the
+    count, so zeros that belong to it are missing. It interpolates past the end of the range.
+    """
+    positive = non_negative(wiring)
+    found = {}
+    for index, node in enumerate(wiring.nodes):
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type in _WRONG_IN_MNN and _WRONG_IN_MNN[node.op_type](attributes, node.input[0] in positive):
+            found[index] = "MNN computes it wrong in integers"
+    return found
+
+
+def _pads_with_zeros(attributes: Mapping[str, Any], _positive: bool) -> bool:
+    pads = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"").startswith(b"SAME")
+    return bool(attributes.get("count_include_pad")) and pads
+
+
+_POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
+"""Operators other than rectifiers whose results are never negative."""
+_WRONG_IN_MNN: dict[str, Callable[[Mapping[str, Any], bool], bool]] = {
+    "MaxPool": lambda _attributes, positive: not positive,
+    "GlobalMaxPool": lambda _attributes, positive: not positive,
+    "AveragePool": _pads_with_zeros,
+    "Resize": lambda attributes, _positive: attributes.get("mode", b"nearest") != b"nearest",
+}
+"""Whether a node is wrong, by its attributes and by whether its input cannot be negative."""
+ENGINES = {"onnx": Habits(MOVES, outputs=False), "mnn": Habits(MOVES | POOLS, outputs=True, unfit=mnn_unfit)}
+"""MNN carries the scale of a layer's input back through a pool, whatever range the pool's own input has."""
+
+
 def layers_of(model: ModelProto) -> tuple[Layer, ...]:
     """All layers of a model, in order."""
     wiring = Wiring(model)
@@ -144,7 +196,12 @@ def place(model: ModelProto, engine: str = "onnx", floating: Collection[str] = (
         engine: `onnx` or `mnn`.
         floating: the names of layers that stay in float.
         joins: whether operators between layers compute in integers too; without, only the layers do.
+
+    Raises:
+        OptionError: another engine.
     """
+    if engine not in ENGINES:
+        raise OptionError(f"engine={engine!r}", where="place", remedy=f"Choose one of {', '.join(ENGINES)}.")
     habits = ENGINES[engine]
     wiring = Wiring(model)
     everything = {layer.node: layer for layer in layers_of(model)}
@@ -156,10 +213,11 @@ def place(model: ModelProto, engine: str = "onnx", floating: Collection[str] = (
             tensors.setdefault(layer.output, layer.output)
     integer = set(layers)
     reasons = {index: "left in float" for index in everything if index not in layers}
+    unfit = habits.unfit(wiring)
     for index, node in enumerate(wiring.nodes):
         if index in everything or (node.op_type in RECTIFIERS and node.output[0] in tensors):
             continue
-        reason = _spread(wiring, node, tensors, joins, habits)
+        reason = unfit[index] if index in unfit else _spread(wiring, node, tensors, joins, habits)
         if reason is None:
             integer.add(index)
         else:
@@ -232,10 +290,13 @@ def rectified(wiring: Wiring, name: str) -> str:
     A ReLU, or a Clip from 0, is what clipping to a range that begins at 0 does. The tensor before it must have no other reader.
     """
     reader = wiring.only_reader(name)
-    if reader is None or reader.op_type not in RECTIFIERS or reader.input[0] != name:
+    if reader is None or not _rectifies(wiring, reader) or reader.input[0] != name:
         return name
-    if reader.op_type == "Clip":
-        low = reader.input[1] if len(reader.input) > 1 else ""
-        if low not in wiring.constants or float(wiring.array(low)) != 0.0:
-            return name
     return reader.output[0]
+
+
+def _rectifies(wiring: Wiring, node: NodeProto) -> bool:
+    if node.op_type != "Clip":
+        return node.op_type in RECTIFIERS
+    low = node.input[1] if len(node.input) > 1 else ""
+    return low in wiring.constants and float(wiring.array(low)) == 0.0

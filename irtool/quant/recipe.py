@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto
 
+from irtool.errors import DataError
 from irtool.quant.affine import Affine, grid
 from irtool.quant.observers import observe
 from irtool.quant.placement import Layer, Placement, Wiring
@@ -81,6 +82,13 @@ def make_recipe(model: ModelProto, placement: Placement, stats: Mapping[str, Sta
         DataError: a tensor was never seen.
     """
     kind = grid(scheme.activations, scheme.symmetric)
+    unseen = [name for name in placement.observed if name not in stats]
+    if unseen:
+        raise DataError(
+            f"no statistics of {unseen[0]!r} ({len(unseen)} of {len(placement.observed)} tensors have none)",
+            where="make_recipe",
+            remedy="Calibrate the placement's own tensors: calibrate(model, placement.tensors, batches).",
+        )
     ranges = {name: observe(stats[name], scheme.method, kind) for name in placement.observed}
     activations = {name: ranges[source] for name, source in placement.tensors.items()}
     wiring = Wiring(model)

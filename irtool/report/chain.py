@@ -27,6 +27,7 @@ from irtool.passes.prune import Constants
 from irtool.planning import Plan
 from irtool.planning.check import TOLERANCE as EXACT
 from irtool.planning.check import check_prune
+from irtool.planning.traced import against_model, holds_elsewhere
 from irtool.report.divergence import before_saturation, first_in_mnn, first_in_onnx
 
 FLOAT32 = 1e-4
@@ -104,6 +105,15 @@ class Chain:
     def to_dict(self) -> list[dict[str, Any]]:
         """The links as JSON data."""
         return [{"name": link.name, "verdict": link.verdict, **asdict(link)} for link in self.links]
+
+
+def traced_links(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
+    """The user's model against the graph that was traced from it; nothing for an ONNX file, or a graph that a pass made."""
+    if not isinstance(graph, FxGraph) or graph.origin is None:
+        return ()
+    error = against_model(graph, inputs)
+    note = "" if holds_elsewhere(graph, inputs) else "the trace decided by the example's sizes: images of other sizes give other results"
+    return (Link("model", "traced", "float32", error, error, FLOAT32, error <= FLOAT32, note),)
 
 
 def masked_links(

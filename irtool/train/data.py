@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from irtool.train.datasets import ArraySet, cifar, has_cifar, has_idx, idx, name
 from irtool.train.imagefiles import FileTree, FolderTree, LabelledNames, ZipTree, arrange, decode
 from irtool.train.preprocessing import Preprocessing
 from irtool.train.progress import Progress, silent
+from irtool.train.settings import is_whole
 from irtool.train.split import MemorySplit, Split, StreamedSplit, decode_all
 
 TEST_SHARE = 0.2
@@ -60,7 +61,12 @@ class Data:
             count: at most so many.
             seed: which images, and how they are augmented.
             augment: crop and mirror them, as training does (`Settings.augmentation`); by default they are as in use.
+
+        Raises:
+            OptionError: a count below 1.
         """
+        if not is_whole(count, 1):
+            raise OptionError(f"a sample of {count!r} images", remedy="Give a whole number of at least 1.")
         images = next(iter(self.train.batches([balanced(self.train.labels, count, seed)])))
         if augment is not None:
             images = augment.apply(images, augment.draw(np.random.default_rng(seed), len(images)))
@@ -102,11 +108,11 @@ def load_data(
 
     Raises:
         DataError: missing, empty, damaged, or not downloadable; the message says which and what to do.
-        OptionError: a size, channel count or limit that can never work.
+        OptionError: a number that can never work.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    _check_wanted(size, channels, limit)
-    wanted = _Wanted(size, channels, mean, std, seed, limit, memory_limit, workers, progress)
+    wanted = _Wanted(size, channels, _numbers("mean", mean), _numbers("std", std), seed, limit, memory_limit, workers, progress)
+    _check_wanted(wanted)
     name = os.fspath(source)
     builtin = named_sets(Path(root) if root else None).get(name.lower().replace("-", ""))
     if builtin is not None:
@@ -116,26 +122,36 @@ def load_data(
     return _from_path(Path(name), wanted)
 
 
-def _check_wanted(size: tuple[int, int] | None, channels: int | None, limit: int | None) -> None:
-    if size is not None and min(size) < 1:
-        raise OptionError(f"image size {size}", remedy="Give a size of at least 1 pixel.")
-    if channels not in (None, 1, 3):
-        raise OptionError(f"{channels} channels", remedy="Give 1 (grey) or 3 (colour).")
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit {limit}", remedy="Give a limit of at least 1 image.")
-
-
 @dataclass(frozen=True)
 class _Wanted:
     size: tuple[int, int] | None
     channels: int | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     seed: int
     limit: int | None
     memory_limit: int
     workers: int
     progress: Progress
+
+
+def _check_wanted(wanted: _Wanted) -> None:
+    size, channels, limit = wanted.size, wanted.channels, wanted.limit
+    if size is not None and not (isinstance(size, (tuple, list)) and len(size) == 2 and all(is_whole(side, 1) for side in size)):
+        raise OptionError(f"image size {size!r}", remedy="Give a size of at least 1 pixel, or (height, width).")
+    if channels not in (None, 1, 3):
+        raise OptionError(f"{channels} channels", remedy="Give 1 (grey) or 3 (colour).")
+    if limit is not None and not is_whole(limit, 1):
+        raise OptionError(f"limit {limit!r}", remedy="Give a limit of at least 1 image.")
+    if not is_whole(wanted.seed, 0) or not is_whole(wanted.workers, 1):
+        raise OptionError(f"seed {wanted.seed!r}, workers {wanted.workers!r}", remedy="Give whole numbers of at least 0 and 1.")
+
+
+def _numbers(name: str, values: Iterable[float] | None) -> tuple[float, ...] | None:
+    try:
+        return None if values is None else tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"{name} {values!r}", remedy="Give one number a channel: (0.5, 0.5, 0.5), say.") from error
 
 
 def _from_path(path: Path, wanted: _Wanted) -> Data:
@@ -215,8 +231,8 @@ def _choose(found: LabelledNames, wanted: _Wanted) -> dict[str, tuple[list[str],
 def _preprocessing(images: Tensor, wanted: _Wanted) -> Preprocessing:
     mean, std = statistics(images)
     return Preprocessing(
-        mean=tuple(wanted.mean) if wanted.mean is not None else mean,
-        std=tuple(wanted.std) if wanted.std is not None else std,
+        mean=wanted.mean if wanted.mean is not None else mean,
+        std=wanted.std if wanted.std is not None else std,
         size=(images.shape[2], images.shape[3]),
         channels=images.shape[1],
     )

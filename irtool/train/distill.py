@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from irtool.errors import OptionError
 from irtool.train.data import Data
-from irtool.train.evaluate import logits_of, module_of, predict, run_model
+from irtool.train.evaluate import logits_of, module_of, numpy_forward, predict, run_model
 from irtool.train.fit import Batch, OnEpoch, fit
 from irtool.train.history import History
 from irtool.train.progress import Progress, silent
-from irtool.train.settings import Settings
+from irtool.train.settings import Settings, is_number
 
 FINETUNE = Settings(epochs=10, lr=0.01)
 """The published settings for finetuning and distillation: a tenth of the rate for training from scratch."""
@@ -55,7 +55,7 @@ def distill(
     Args:
         student: an `nn.Module` or a graph.
         teacher: the same, or a callable on numpy arrays (a session). A module runs in eval mode, without gradients, on the
-            training device, and is put back as it was.
+            training device, and is put back as it was. It may share no layer or weight with the student.
         data, settings, on_epoch, progress, changes: see `fit`.
         alpha: weight of the teacher against the labels, in [0, 1].
         temperature: T; larger is softer.
@@ -71,17 +71,19 @@ def distill(
     """
     settings = Settings.settle(settings, changes)
     module = module_of(student)
-    _check_distilling(alpha, temperature, cache and bool(settings.mixup or hints))
+    _check_distilling(alpha, temperature, hint_weight, hints)
+    if cache and (settings.mixup or hints):
+        raise OptionError("cache with mixup or hints", remedy="The teacher must see the mixed images: leave cache out.")
     guide = teacher if not isinstance(getattr(teacher, "module", teacher), nn.Module) else module_of(teacher)
-    if guide is module:
-        raise OptionError("student and teacher are the same module", remedy="Give a copy (copy.deepcopy) as the teacher.")
+    if isinstance(guide, nn.Module):
+        _check_apart(module, guide)
     facts = {
         "stage": "distill",
-        "alpha": alpha,
-        "temperature": temperature,
-        "cache": cache,
+        "alpha": float(alpha),
+        "temperature": float(temperature),
+        "cache": bool(cache),
         "hints": dict(hints or {}),
-        "hint_weight": hint_weight,
+        "hint_weight": float(hint_weight),
     }
     with contextlib.ExitStack() as stack:
         stored = predict(guide, data.train, progress=progress, task="teacher") if cache else None
@@ -95,11 +97,22 @@ def distill(
         return fit(module, data, settings, loss=loss, on_epoch=on_epoch, facts=facts, progress=progress)
 
 
-def _check_distilling(alpha: float, temperature: float, clash: bool) -> None:
-    if not 0 <= alpha <= 1 or not temperature > 0:
-        raise OptionError(f"alpha {alpha}, temperature {temperature}", remedy="Give alpha from 0 to 1 and a temperature above 0.")
-    if clash:
-        raise OptionError("cache with mixup or hints", remedy="The teacher must see the mixed images: leave cache out.")
+def _check_distilling(alpha: float, temperature: float, hint_weight: float, hints: object) -> None:
+    if not is_number(alpha) or not 0 <= alpha <= 1 or not is_number(temperature) or not temperature > 0:
+        raise OptionError(f"alpha {alpha!r}, temperature {temperature!r}", remedy="Give alpha from 0 to 1 and a temperature above 0.")
+    if not is_number(hint_weight) or hint_weight < 0:
+        raise OptionError(f"hint_weight {hint_weight!r}", remedy="Give a number of at least 0.")
+    if hints is not None and not isinstance(hints, Mapping):
+        raise OptionError(f"hints {hints!r}", remedy="Give module names, the student's to the teacher's: {'layer1': 'layer1'}.")
+
+
+def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """A shared layer would be trained and taught from at once, and in train mode for both."""
+    own = {id(part) for part in (*student.modules(), *student.parameters(), *student.buffers())}
+    parts = (*teacher.named_modules(), *teacher.named_parameters(), *teacher.named_buffers())
+    shared = next((name or "the whole module" for name, part in parts if id(part) in own), None)
+    if shared is not None:
+        raise OptionError(f"the teacher shares {shared} with the student", where="distill", remedy="Give a copy: copy.deepcopy(teacher).")
 
 
 def distillation_loss(
@@ -144,7 +157,8 @@ def _from_cache(stored: Tensor) -> Callable[[Batch], Tensor]:
 def _running(teacher: object, classes: int) -> Iterator[Callable[[Batch], Tensor]]:
     """A function from a batch to the teacher's logits on it."""
     if not isinstance(teacher, nn.Module):
-        yield lambda batch: logits_of(teacher(batch.images.cpu().numpy()), classes, "teacher").to(batch.images.device)  # type: ignore[operator]
+        call = numpy_forward(teacher)
+        yield lambda batch: _taught(call, batch, classes).to(batch.images.device)
         return
     home = next((tensor.device for tensor in (*teacher.parameters(), *teacher.buffers())), torch.device("cpu"))
     was_training = [child for child in teacher.modules() if child.training]
@@ -153,7 +167,7 @@ def _running(teacher: object, classes: int) -> Iterator[Callable[[Batch], Tensor
     def follow(batch: Batch) -> Tensor:
         teacher.to(batch.images.device)
         with torch.no_grad():
-            return logits_of(run_model(teacher, batch.images), classes, "teacher")
+            return _taught(teacher, batch, classes)
 
     try:
         yield follow
@@ -163,12 +177,16 @@ def _running(teacher: object, classes: int) -> Iterator[Callable[[Batch], Tensor
             child.training = True
 
 
+def _taught(call: Callable[[Tensor], object], batch: Batch, classes: int) -> Tensor:
+    return logits_of(run_model(call, batch.images, "teacher"), len(batch.images), classes, "teacher")
+
+
 @contextlib.contextmanager
 def _watching(student: nn.Module, teacher: object, hints: Mapping[str, str]) -> Iterator[Callable[[], Tensor]]:
     """A function that gives the mean hint loss of the latest forwards of student and teacher."""
     if not isinstance(teacher, nn.Module):
         raise OptionError("hints need a teacher that is a module", remedy="Leave hints out, or give the teacher's nn.Module.")
-    seen: dict[tuple[str, str], Tensor] = {}
+    seen: dict[tuple[str, str], object] = {}
     handles = []
     for who, module, names in (("student", student, list(hints)), ("teacher", teacher, list(hints.values()))):
         children = dict(module.named_modules())
@@ -178,7 +196,8 @@ def _watching(student: nn.Module, teacher: object, hints: Mapping[str, str]) -> 
             handles.append(children[name].register_forward_hook(_keep(seen, (who, name))))
 
     def loss() -> Tensor:
-        pairs = [(seen["student", mine], seen["teacher", theirs]) for mine, theirs in hints.items()]
+        pairs = [(_map(seen, "student", mine), _map(seen, "teacher", theirs)) for mine, theirs in hints.items()]
+        seen.clear()  # a module that runs now and then must not be judged by an earlier step
         for (mine, theirs), (a, b) in zip(hints.items(), pairs, strict=True):
             if a.ndim != 4 or a.shape[2:] != b.shape[2:]:
                 raise OptionError(
@@ -195,8 +214,16 @@ def _watching(student: nn.Module, teacher: object, hints: Mapping[str, str]) -> 
             handle.remove()
 
 
-def _keep(seen: dict[tuple[str, str], Tensor], key: tuple[str, str]) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+def _map(seen: Mapping[tuple[str, str], object], who: str, name: str) -> Tensor:
+    found = seen.get((who, name))
+    if not isinstance(found, Tensor):
+        fact = f"gives a {type(found).__name__}" if (who, name) in seen else "did not run"
+        raise OptionError(f"the {who}'s {name} {fact}", where="hints", remedy="Name modules that run in every forward and give one tensor.")
+    return found
+
+
+def _keep(seen: dict[tuple[str, str], object], key: tuple[str, str]) -> Callable[..., None]:
+    def hook(module: nn.Module, inputs: object, output: object) -> None:
         seen[key] = output
 
     return hook

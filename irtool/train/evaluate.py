@@ -16,7 +16,8 @@ from torch.nn import functional
 from irtool.errors import DataError, OptionError
 from irtool.train.data import Data
 from irtool.train.progress import Progress, Status, Throttle, silent
-from irtool.train.split import Split, in_batches
+from irtool.train.settings import is_whole
+from irtool.train.split import Split, in_batches, labels_of
 
 LARGE_BATCH = 256
 BATCH = {"cpu": 32}
@@ -53,11 +54,11 @@ def module_of(model: object) -> nn.Module:
     return found
 
 
-def logits_of(output: object, classes: int, where: str = "model") -> Tensor:
-    """The model's logits as a tensor (N, classes), taken out of a tuple, list or dict of one or more outputs.
+def logits_of(output: object, count: int, classes: int, where: str = "model") -> Tensor:
+    """The model's logits as a tensor (count, classes), taken out of a tuple, list or dict of one or more outputs.
 
     Raises:
-        DataError: the first output does not have one logit a class.
+        DataError: the first output does not have one logit a class for each of `count` images.
     """
     if isinstance(output, dict):
         output = output.get("logits", output.get("out", next(iter(output.values()), None)))
@@ -71,7 +72,24 @@ def logits_of(output: object, classes: int, where: str = "model") -> Tensor:
             where=where,
             remedy=f"Give data with the model's classes, or a model with num_classes={classes}.",
         )
+    if len(logits) != count:
+        raise DataError(
+            f"the output has {len(logits)} rows for {count} images",
+            where=where,
+            remedy="Load the data with the model's image_size and channels, and keep the batch apart in its view and reshape calls.",
+        )
     return logits
+
+
+def scored_labels(split: Split) -> Tensor:
+    """The labels (see `labels_of`) of a split that can be scored.
+
+    Raises:
+        DataError: it has no images, or a label that is no class's.
+    """
+    if not len(split):
+        raise DataError("no images to evaluate on", remedy="Give a test split with images.")
+    return labels_of(split)
 
 
 def evaluate(
@@ -90,15 +108,16 @@ def evaluate(
         batch_size: images at a time; the last batch may be smaller. Default: see `BATCH`.
 
     Raises:
-        DataError: the split is empty, the model refuses its input shape, or the outputs are not one logit a class.
+        DataError: the split is empty, has labels that are not classes' numbers, the model refuses its input shape, or the
+            outputs are not one logit a class.
+        OptionError: a batch size that can never work.
     """
     split = split.test if isinstance(split, Data) else split
-    if not len(split):
-        raise DataError("no images to evaluate on", remedy="Give a test split with images.")
+    every = scored_labels(split)
     correct = loss = torch.zeros(())
     throttle, begun, done = Throttle(), time.perf_counter(), 0
     for index, logits in _forward(model, split, batch_size):
-        labels = split.labels[index].to(logits.device)
+        labels = every[index].to(logits.device)
         loss = loss.to(logits.device) + functional.cross_entropy(logits, labels, reduction="sum")
         correct = correct.to(logits.device) + (logits.argmax(1) == labels).sum()
         done += len(index)
@@ -122,8 +141,10 @@ def predict(model: object, split: Split, batch_size: int | None = None, *, progr
 
 def _forward(model: object, split: Split, batch_size: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Indices and float32 logits, batch by batch, the model in eval mode meanwhile."""
+    if batch_size is not None and not is_whole(batch_size, 1):
+        raise OptionError(f"batch_size = {batch_size!r}", remedy="Give a whole number of at least 1, or leave it out.")
     module = module_of(model) if isinstance(getattr(model, "module", model), nn.Module) else None
-    call = module or _numpy_forward(model)
+    call = module or numpy_forward(model)
     tensors = (*module.parameters(), *module.buffers()) if module else ()
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     was_training = [child for child in module.modules() if child.training] if module else []
@@ -132,9 +153,10 @@ def _forward(model: object, split: Split, batch_size: int | None) -> Iterator[tu
     try:
         indices = in_batches(len(split), batch_size or BATCH.get(device.type, LARGE_BATCH))
         for index, pixels in zip(indices, split.batches(indices), strict=True):
-            with torch.inference_mode():
+            # Not inference mode: a buffer that the forward replaces could then never be trained with again.
+            with torch.no_grad():
                 output = run_model(call, split.preprocessing.normalise(pixels.to(device)))
-                logits = logits_of(output, len(split.classes)).float()
+                logits = logits_of(output, len(index), len(split.classes)).float()
             yield index, logits
     finally:
         # Not module.train(): parts that the caller had frozen in eval mode stay so.
@@ -142,29 +164,34 @@ def _forward(model: object, split: Split, batch_size: int | None) -> Iterator[tu
             child.training = True
 
 
-def run_model(forward: Callable[[Tensor], object], images: Tensor) -> object:
-    """Call a model, and turn a refusal of the input's shape into a clear error.
+def run_model(forward: Callable[[Tensor], object], images: Tensor, where: str = "model") -> object:
+    """Call a model, and turn a refusal of the input into a clear error.
 
     Raises:
         DataError: the model raised; its reason and the input's shape are given.
     """
     try:
         return forward(images)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
             f"the model refuses an input of {tuple(images.shape)} ({reason})",
-            where="model",
+            where=where,
             remedy="Load the data with the model's image_size and channels.",
         ) from error
 
 
-def _numpy_forward(model: object) -> Callable[[Tensor], object]:
+def numpy_forward(model: object) -> Callable[[Tensor], object]:
+    """A callable on numpy arrays as one on tensors.
+
+    Raises:
+        OptionError: it cannot be called.
+    """
     if not callable(model):
         raise OptionError(
             f"a {type(model).__name__} cannot be evaluated", remedy="Give a torch.nn.Module, a graph, or a callable on numpy arrays."
         )
     call = cast("Callable[[NDArray[np.float32]], Any]", model)
-    return lambda images: call(images.numpy())
+    return lambda images: call(images.cpu().numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,14 @@ from torch.nn import functional
 
 from irtool.errors import OptionError, TrainError
 from irtool.train.average import Average
-from irtool.train.checkpoint import check_facts, load_checkpoint, save_checkpoint
+from irtool.train.checkpoint import restore, save_checkpoint
 from irtool.train.data import Data
-from irtool.train.evaluate import evaluate, logits_of, module_of, run_model
+from irtool.train.evaluate import evaluate, logits_of, module_of, run_model, scored_labels
 from irtool.train.history import History, Record, TensorBoardLog
 from irtool.train.processes import launch, returning, shared_batch_statistics
 from irtool.train.progress import Progress, Status, Throttle, silent
 from irtool.train.settings import Settings, learning_rate
-from irtool.train.split import Part
+from irtool.train.split import Part, labels_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -88,14 +88,14 @@ def fit(
 
     Raises:
         OptionError: an option that can never work.
-        DataError: the model does not fit the data.
+        DataError: the model does not fit the data, or the data's labels not its classes.
         TrainError: the loss is no longer finite, nothing can be trained, or a checkpoint does not belong to this run.
         FileError: a checkpoint cannot be written.
     """
     settings = Settings.settle(settings or Settings(), changes)
     module = module_of(model)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise TrainError("no parameter requires a gradient", where="model", remedy="Unfreeze some: parameter.requires_grad_(True).")
+    _check_trainable(module)
+    scored_labels(data.test)  # at once, and not after the training
     with returning(module):
         run = _Run(module, data, settings, loss or cross_entropy(settings.label_smoothing), penalty, on_epoch, facts or {}, progress)
         devices = [run.fabric.device.index or 0] if run.fabric.device.type == "cuda" else []
@@ -104,6 +104,13 @@ def fit(
                 return run.train()
         finally:
             module.eval()
+
+
+def _check_trainable(module: nn.Module) -> None:
+    if any(nn.parameter.is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        raise TrainError("a lazy layer has no weights yet", where="model", remedy="Run the model once on a batch: model(data.sample(2)).")
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise TrainError("no parameter requires a gradient", where="model", remedy="Unfreeze some: parameter.requires_grad_(True).")
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Loss:
@@ -127,6 +134,7 @@ class _Run:
     ) -> None:
         self.module, self.data, self.settings = module, data, settings
         self.loss, self.penalty, self.on_epoch, self.progress = loss, penalty, on_epoch, progress
+        self.labels = labels_of(data.train)
         self.fabric: Fabric = launch(settings)
         if settings.channels_last:
             module.to(memory_format=torch.channels_last)
@@ -172,7 +180,7 @@ class _Run:
                 if self._over_budget():
                     break
         if self.average:
-            self.average.swap()
+            self.average.place()
         return self.history
 
     def _epoch(self, epoch: int, log: TensorBoardLog | None) -> None:
@@ -185,7 +193,9 @@ class _Run:
             lr = float(self.optimizer.param_groups[0]["lr"])
             record = Record(epoch, loss, accuracy, test_loss, test_accuracy, lr, images / seconds, time.perf_counter() - begun)
             if self.on_epoch:
-                record = Record(**{**vars(record), "extra": dict(self.on_epoch(self.module, record) or {})})
+                # Python's numbers: numpy's would make a checkpoint that cannot be loaded again.
+                extra = {name: float(value) for name, value in (self.on_epoch(self.module, record) or {}).items()}
+                record = replace(record, extra=extra)
         self.history = self.history.add(record)
         if settings.out and self.fabric.is_global_zero:
             self._keep(scored)
@@ -221,9 +231,15 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, position)
         output = run_model(self.forward, batch.images) if first else self.forward(batch.images)
-        logits = logits_of(output, len(self.data.classes))
+        logits = logits_of(output, len(batch.labels), len(self.data.classes))
         with self.fabric.autocast():
             loss = self.loss(logits, batch)
+        if not loss.requires_grad:
+            raise TrainError(
+                "the loss depends on no parameter that can be trained",
+                where="model",
+                remedy="Unfreeze some that the forward uses, and keep detach() and no_grad out of it.",
+            )
         self.fabric.backward(loss)
         if self.penalty:
             self.penalty(self.module, position)
@@ -242,10 +258,10 @@ class _Run:
         world, rank, device = self.fabric.world_size, self.fabric.global_rank, self.fabric.device
         whole, mine = self.batch * world, slice(self.batch * rank, self.batch * (rank + 1))
         indices = [order[step * whole : (step + 1) * whole][mine] for step in range(self.steps)]
-        split, preprocessing = self.data.train, self.data.preprocessing
+        split, preprocessing, every = self.data.train, self.data.preprocessing, self.labels
         for index, pixels in zip(indices, split.batches(indices), strict=True):
             draws = self.augment.draw(random, whole).part(mine)
-            labels = split.labels[index].to(device, non_blocking=True)
+            labels = every[index].to(device, non_blocking=True)
             images = preprocessing.normalise(self.augment.apply(pixels.to(device, non_blocking=True), draws))
             images, targets = self.augment.mix(images, labels, len(split.classes), draws)
             if self.settings.channels_last:
@@ -308,18 +324,5 @@ class _Run:
 
     def _resume(self) -> None:
         path = self.settings.out / "last.pt" if self.settings.out else None
-        if not self.settings.resume or path is None or not path.exists():
-            return
-        state = load_checkpoint(path)
-        history = History.from_dict(state["history"])
-        check_facts(path, history.facts, self.history.facts)
-        try:
-            self.module.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise TrainError(
-                "its weights do not fit this model", where=str(path), remedy="Resume with the model it was begun with."
-            ) from error
-        if self.average:
-            self.average.load(state["ema"])
-        self.history = history
+        if self.settings.resume and path is not None and path.exists():
+            self.history = restore(path, self.history.facts, self.module, self.optimizer, self.average)

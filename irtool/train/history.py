@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from irtool.errors import OptionError
+from irtool.errors import OptionError, TrainError
 from irtool.files import replacing
 
 
@@ -78,8 +79,20 @@ class History:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> History:
-        """The inverse of `to_dict`."""
-        return cls(dict(values["facts"]), tuple(Record(**record) for record in values["records"]))
+        """The inverse of `to_dict`.
+
+        Raises:
+            TrainError: it is not what `to_dict` gives.
+        """
+        try:
+            json.dumps(values)  # a tensor, say, could not be compared when a run is resumed
+            facts, records = values["facts"], tuple(Record(**record) for record in values["records"])
+            sound = isinstance(facts, dict) and all(_is_sound(record, number) for number, record in enumerate(records, start=1))
+        except (LookupError, TypeError, ValueError) as error:
+            raise TrainError(f"not a training history ({error})", remedy="Give what to_dict() gave.") from error
+        if not sound:
+            raise TrainError("not a training history (a value is of the wrong kind)", remedy="Give what to_dict() gave.")
+        return cls(dict(facts), records)
 
     def write_csv(self, path: Path) -> None:
         """One row an epoch. Written whole each time, so that a resumed run has no row twice.
@@ -93,6 +106,12 @@ class History:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _is_sound(record: Record, number: int) -> bool:
+    """Whether a record is that of epoch `number`, and all its values are numbers (those of the test may be None)."""
+    numbers = (value for name, value in record.row().items() if value is not None or not name.startswith("test_"))
+    return record.epoch == number and all(isinstance(value, (int, float)) for value in numbers)
 
 
 class TensorBoardLog:

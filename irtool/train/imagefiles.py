@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from irtool.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
+READ_LIMIT = 1 << 28
 LAYOUT = "Expected train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split here."
 
 
@@ -38,16 +40,23 @@ class FolderTree:
 
     def names(self) -> list[str]:
         """Sorted, so that the same folder gives the same order on every machine."""
+        return [name for name in self.files() if _is_image(name)]
+
+    def files(self) -> list[str]:
+        """All files, images or not. Sorted."""
         found = (
             Path(folder, file).relative_to(self.root).as_posix()
             for folder, _, files in os.walk(self.root, followlinks=True)
             for file in files
         )
-        return sorted(name for name in found if _is_image(name))
+        return sorted(found)
 
     def read(self, name: str) -> bytes:
+        path = self.root / name
         try:
-            return (self.root / name).read_bytes()
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+                raise DataError("is no regular file", where=self.where(name), remedy="Remove it, or give its name another ending.")
+            return path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read ({error.strerror})", where=self.where(name), remedy="Check that the file is readable.") from error
 
@@ -171,8 +180,8 @@ def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int
     """
     try:
         with Image.open(io.BytesIO(tree.read(name))) as image:
-            wanted = channels or (1 if image.mode in ("1", "L", "I", "I;16") else 3)
-            plain = image.convert("L" if wanted == 1 else "RGB")
+            wanted = channels or (1 if image.mode in ("1", "L") or _is_deep(image) else 3)
+            plain = (_eight_bits(image) if _is_deep(image) else image).convert("L" if wanted == 1 else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"cannot be read as an image ({str(error).split(' <')[0]})",
@@ -183,6 +192,41 @@ def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int
         plain = _fitted(plain, *size)
     pixels = np.array(plain, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey, of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits as 8 by their high byte, as the C++ runner reads them and Pillow reads colours. Pillow clips grey to white.
+
+    Raises:
+        ValueError: the values are not those of 16 bits, so that nobody knows which is white.
+    """
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels are no numbers from 0 to 65535: save it with 8 or 16 bits")
+    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
+
+
+def content_of(source: Path) -> str:
+    """What tells that the data in a file or a folder were changed, wherever they lie: names and sizes, and a sum.
+
+    The sum is over all that the files hold, unless that is more than `READ_LIMIT` bytes. Of a folder with images, those count.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    tree = FolderTree(source if source.is_dir() else source.parent)
+    names = (tree.names() or tree.files()) if source.is_dir() else [source.name]
+    sizes = {name: (tree.root / name).stat().st_size for name in names if (tree.root / name).is_file()}
+    total, check = sum(sizes.values()), 0
+    for name, size in sizes.items():
+        check = zlib.crc32(f"{name if source.is_dir() else ''} {size}".encode(errors="surrogateescape"), check)
+        check = zlib.crc32(tree.read(name), check) if total <= READ_LIMIT else check
+    return f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} of {total:,} bytes, {check:08x}"
 
 
 def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Preprocessing:
             config lists one of them in RGB and the other in BGR order; nothing in irtool may.)
 
     Raises:
-        DataError: the lengths disagree, or a std is not positive.
+        DataError: the lengths disagree, a mean is not a number, or a std is not positive.
     """
 
     mean: tuple[float, ...]
@@ -41,6 +42,8 @@ class Preprocessing:
                 where="preprocessing",
                 remedy="Give one mean and one std a channel, in RGB order.",
             )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise DataError(f"mean {self.mean}, std {self.std}", where="preprocessing", remedy="Give finite numbers.")
         if any(not value > 0 for value in self.std):
             raise DataError(f"std {self.std} is not positive", where="preprocessing", remedy="Give stds greater than 0.")
         if self.color_order != "RGB":

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irtool.errors import TrainError
+from irtool.train.average import alike
 from irtool.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ def returning(module: nn.Module) -> Iterator[None]:
     """After the block, the module's values stand in the very tensors they stood in before, whatever moved them meanwhile.
 
     A graph's view holds those tensors; if a change of device or memory format replaced them, the view would go on showing
-    (and passes would slice) the weights from before the training.
+    (and passes would slice) the weights from before the training. A buffer that the forward gave another size or type
+    cannot stand in the old one: it stays what it has become, on the module's device.
     """
     parameters = [(parameter, parameter.data) for parameter in module.parameters()]
-    buffers = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]
+    buffers = {(owner, name): buffer for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)}
+    device = parameters[0][1].device if parameters else torch.device("cpu")
     try:
         yield
     finally:
@@ -72,9 +75,11 @@ def returning(module: nn.Module) -> Iterator[None]:
             for parameter, home in parameters:
                 if parameter.data_ptr() != home.data_ptr():
                     parameter.data = home.copy_(parameter.data)
-            for owner, name, home in buffers:
-                if owner._buffers[name] is not home:
-                    owner._buffers[name] = home.copy_(owner.get_buffer(name))
+            for owner in module.modules():
+                for name, buffer in owner.named_buffers(recurse=False):
+                    old = buffers.get((owner, name))
+                    if buffer is not old:
+                        owner._buffers[name] = old.copy_(buffer) if old is not None and alike(old, buffer) else buffer.to(device)
 
 
 @contextlib.contextmanager

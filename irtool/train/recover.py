@@ -17,7 +17,7 @@ from irtool.train.distill import FINETUNE, distill, finetune
 from irtool.train.evaluate import evaluate
 from irtool.train.history import History
 from irtool.train.progress import Progress, silent
-from irtool.train.settings import Settings
+from irtool.train.settings import Settings, is_number, is_whole
 from irtool.train.split import Part
 
 BATCH = 64
@@ -102,9 +102,9 @@ def recover(
 
 
 def _check_numbers(seconds: float, calibrate: int, held_back: int, images: int) -> None:
-    if seconds < 0 or calibrate < 2 or not 1 <= held_back < images:
+    if not is_number(seconds) or seconds < 0 or not is_whole(calibrate, 2) or not is_whole(held_back, 1, images - 1):
         raise OptionError(
-            f"seconds {seconds:g}, calibrate {calibrate}, held_back {held_back} of {images} training images",
+            f"seconds {seconds!r}, calibrate {calibrate!r}, held_back {held_back!r} of {images} training images",
             remedy="Give seconds of at least 0, 2 or more images to calibrate, and hold back some, but not all.",
         )
 

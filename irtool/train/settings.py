@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from irtool.errors import OptionError
 from irtool.train.augment import Augment
@@ -76,12 +80,18 @@ class Settings:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+        if isinstance(self.out, (str, os.PathLike)):
+            object.__setattr__(self, "out", Path(self.out))
         for name, (valid, remedy) in _RULES.items():
             value = getattr(self, name)
             if not valid(value):
                 raise OptionError(f"{name} = {value!r}", remedy=remedy)
         if (self.resume or self.tensorboard) and self.out is None:
             raise OptionError("resume and tensorboard need a folder", remedy="Give out=FOLDER too.")
+        if self.nesterov and not self.momentum:
+            raise OptionError("nesterov without momentum", remedy="Give a momentum too, 0.9 say, or leave nesterov out.")
 
     @classmethod
     def settle(cls, base: Settings, changes: Mapping[str, Any]) -> Settings:
@@ -90,16 +100,13 @@ class Settings:
         Raises:
             OptionError: there is no such option, or a value can never work.
         """
+        if not isinstance(base, Settings):
+            raise OptionError(f"the settings are a {type(base).__name__}", remedy="Give Settings(...), or options by name: epochs=3.")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(changes) - known)
         if unknown:
             raise OptionError(f"no such training option: {', '.join(unknown)}", remedy=f"Known: {', '.join(sorted(known))}.")
-        plain = dict(changes)
-        if plain.get("out") is not None:
-            plain["out"] = Path(plain["out"])
-        if "milestones" in plain:
-            plain["milestones"] = tuple(plain["milestones"])
-        return replace(base, **plain)
+        return replace(base, **changes)
 
     def augmentation(self, flip: bool, size: tuple[int, int]) -> Augment:
         """What is done to training images of `size` (height, width), of a dataset that may be mirrored or not."""
@@ -134,30 +141,71 @@ def learning_rate(settings: Settings, position: float) -> float:
     return rate * min(1.0, position / warm) if warm > 0 else rate
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, and neither a text nor a truth value."""
+    plain = _plain(value)
+    # Not math.isfinite: it raises for whole numbers that no float can hold.
+    return isinstance(plain, (int, float)) and not isinstance(plain, bool) and abs(plain) <= sys.float_info.max
+
+
+def is_whole(value: object, least: int, most: int = sys.maxsize) -> bool:
+    """Whether a value is a whole number from `least` to `most`."""
+    plain = _plain(value)
+    return isinstance(plain, int) and not isinstance(plain, bool) and least <= plain <= most
+
+
+def _plain(value: Any) -> Any:
+    """A value in Python's own types: numpy's would make a checkpoint that `weights_only` refuses."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    return tuple(_plain(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
 _Rule = tuple[Callable[[Any], bool], str]
-_POSITIVE: _Rule = (lambda value: value > 0 and math.isfinite(value), "Give a number greater than 0.")
-_WHOLE: _Rule = (lambda value: isinstance(value, int) and value >= 1, "Give a whole number of at least 1.")
-_NOT_NEGATIVE: _Rule = (lambda value: value >= 0 and math.isfinite(value), "Give a number of at least 0.")
-_SHARE: _Rule = (lambda value: 0 <= value < 1, "Give a number from 0 up to, not including, 1.")
+_POSITIVE: _Rule = (lambda value: is_number(value) and value > 0, "Give a number greater than 0.")
+_WHOLE: _Rule = (lambda value: is_whole(value, 1), "Give a whole number of at least 1.")
+_WHOLE_OR_0: _Rule = (lambda value: is_whole(value, 0), "Give a whole number of at least 0.")
+_NOT_NEGATIVE: _Rule = (lambda value: is_number(value) and value >= 0, "Give a number of at least 0.")
+_SHARE: _Rule = (lambda value: is_number(value) and 0 <= value < 1, "Give a number from 0 up to, not including, 1.")
+_SWITCH: _Rule = (lambda value: isinstance(value, bool), "Give True or False.")
+
+
+def _one_of(known: Iterable[str], remedy: str) -> _Rule:
+    return (lambda value: isinstance(value, str) and value in known, remedy)
+
+
+def _or_none(rule: _Rule) -> _Rule:
+    return (lambda value: value is None or rule[0](value), rule[1])
+
 
 _RULES: dict[str, _Rule] = {
     "epochs": _WHOLE,
     "lr": _POSITIVE,
     "batch_size": _WHOLE,
     "momentum": _SHARE,
+    "nesterov": _SWITCH,
     "weight_decay": _NOT_NEGATIVE,
-    "schedule": (lambda value: value in SCHEDULES, f"Choose one of: {', '.join(SCHEDULES)}."),
-    "milestones": (lambda value: all(0 < mark < 1 for mark in value), "Give fractions of the run, between 0 and 1."),
+    "schedule": _one_of(SCHEDULES, f"Choose one of: {', '.join(SCHEDULES)}."),
+    "milestones": (
+        lambda value: isinstance(value, tuple) and all(is_number(mark) and 0 < mark < 1 for mark in value),
+        "Give fractions of the run, between 0 and 1: (0.5, 0.75), say.",
+    ),
     "drop": _POSITIVE,
     "warmup": _NOT_NEGATIVE,
     "label_smoothing": _SHARE,
     "mixup": _NOT_NEGATIVE,
     "ema": _SHARE,
     "clip": _NOT_NEGATIVE,
-    "crop": (lambda value: value is None or value >= 0, "Give a number of pixels of at least 0."),
-    "evaluate_every": _NOT_NEGATIVE,
+    "crop": _or_none((_WHOLE_OR_0[0], "Give a number of pixels: a whole one, of at least 0.")),
+    "flip": _or_none(_SWITCH),
+    "channels_last": _SWITCH,
+    "seed": _WHOLE_OR_0,
+    "evaluate_every": _WHOLE_OR_0,
     "time_budget": _NOT_NEGATIVE,
-    "device": (lambda value: value in ("auto", "cpu", "cuda", "gpu", "mps"), "Choose auto, cpu, cuda or mps."),
+    "device": _one_of(("auto", "cpu", "cuda", "gpu", "mps"), "Choose auto, cpu, cuda or mps."),
     # 16-bit floats need a loss scale, under which a penalty added to the gradients would be scaled wrongly.
-    "precision": (lambda value: value in ("32-true", "bf16-mixed"), "Choose 32-true or bf16-mixed."),
+    "precision": _one_of(("32-true", "bf16-mixed"), "Choose 32-true or bf16-mixed."),
+    "out": _or_none((lambda value: isinstance(value, Path), "Give the path of a folder.")),
+    "resume": _SWITCH,
+    "tensorboard": _SWITCH,
 }

@@ -17,7 +17,7 @@ from irtool.train.evaluate import module_of
 from irtool.train.fit import OnEpoch, Penalty, fit
 from irtool.train.history import History, Record
 from irtool.train.progress import Progress, Status, silent
-from irtool.train.settings import Settings, learning_rate
+from irtool.train.settings import Settings, is_number, is_whole, learning_rate
 from irtool.train.split import Part
 
 NEAR_ZERO = 0.05
@@ -83,6 +83,12 @@ def l1_on_scales(strength: Strength, ignore: tuple[str, ...] = ()) -> Penalty:
 
     def penalty(module: nn.Module, position: float) -> None:
         pairs = [(scale.grad, scale.detach()) for scale in batch_norm_scales(module, ignore).values() if scale.grad is not None]
+        if not pairs:
+            raise TrainError(
+                "no batch norm with a trainable scale takes part in the output",
+                where="model",
+                remedy="Call the batch norms in forward, or prune by another criterion (l1, l2).",
+            )
         signs = torch._foreach_sign([scale for _, scale in pairs])
         torch._foreach_add_([gradient for gradient, _ in pairs], signs, alpha=_at(strength, position))
 
@@ -168,13 +174,10 @@ def find_strength(
         candidates: strengths, rising.
 
     Raises:
-        OptionError: `share`, `bound` or `candidates` can never work.
+        OptionError: `share`, `bound`, `steps` or `candidates` can never work.
         TrainError: see `sparse`.
     """
-    if not 0 < share < 1 or bound <= 0 or not candidates or list(candidates) != sorted(candidates):
-        raise OptionError(
-            f"share {share}, bound {bound}, candidates {candidates}", remedy="Give 0 < share < 1, bound > 0 and rising candidates."
-        )
+    _check_search(share, bound, steps, candidates)
     module = module_of(model)
     search = _Search(module, data, settings or Settings(), steps, ignore)
     free = search.trial(0.0)
@@ -191,6 +194,15 @@ def find_strength(
         if reached >= share:
             break
     return chosen
+
+
+def _check_search(share: float, bound: float, steps: int, candidates: tuple[float, ...]) -> None:
+    known = all(is_number(value) for value in (share, bound, *candidates)) and is_whole(steps, 1)
+    if not known or not 0 < share < 1 or bound <= 0 or not candidates or list(candidates) != sorted(candidates):
+        raise OptionError(
+            f"share {share!r}, bound {bound!r}, steps {steps!r}, candidates {candidates}",
+            remedy="Give 0 < share < 1, bound > 0, a whole number of steps and rising candidates.",
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from irtool.errors import DataError
 from irtool.train.imagefiles import FileTree, decode
 from irtool.train.preprocessing import Preprocessing
 from irtool.train.progress import Progress, Status, Throttle, silent
@@ -20,7 +21,7 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 (N,)."""
+        """Whole numbers (N,), from 0 to below the number of classes."""
         ...
 
     @property
@@ -36,10 +37,47 @@ class Split(Protocol):
         ...
 
 
+def labels_of(split: Split) -> Tensor:
+    """A split's labels as int64 (N,) on the CPU, each the number of one of its classes.
+
+    Whole splits are checked, before they are used: a check of each batch would make a GPU wait.
+
+    Raises:
+        DataError: there is one that is not.
+    """
+    labels, classes = split.labels, len(split.classes)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise DataError(
+            f"{kind} labels of shape {tuple(labels.shape)}",
+            where="labels",
+            remedy="Give each image the number of its class, as an integer: labels.long(), or labels.argmax(1) of probabilities.",
+        )
+    labels = labels.to("cpu", torch.int64)
+    odd = labels[(labels < 0) | (labels >= classes)]
+    if len(odd):
+        raise DataError(
+            f"label {int(odd[0])}, but the data has {classes} classes",
+            where="labels",
+            remedy=f"Number the labels from 0 to {classes - 1}, leave such images out, or name all classes in the split's classes.",
+        )
+    return labels
+
+
 class MemorySplit:
-    """All images decoded, uint8 (N, C, H, W)."""
+    """All images decoded, uint8 (N, C, H, W).
+
+    Raises:
+        DataError: there are more or fewer labels than images, or the images are not of the preprocessing's shape.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, classes: tuple[str, ...], preprocessing: Preprocessing) -> None:
+        if len(images) != len(labels) or images.shape[1:] != preprocessing.input_shape:
+            raise DataError(
+                f"{len(labels)} labels and a preprocessing for {preprocessing.input_shape}, but images {tuple(images.shape)}",
+                where="split",
+                remedy="Give one label an image, and images (N, C, H, W) of the preprocessing's channels and size.",
+            )
         self.images, self.labels, self.classes, self.preprocessing = images, labels, classes, preprocessing
 
     def __len__(self) -> int:

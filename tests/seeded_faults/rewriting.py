@@ -152,9 +152,11 @@ def computed_weights_read_other_inputs(patch: Patch) -> None:
 
 
 @fault("standardised", "tied_decoder")
-def computed_weights_have_no_outputs(patch: Patch) -> None:
-    axes = contraction._computed_axes
+def computed_weights_make_other_outputs(patch: Patch) -> None:
+    axes, made = contraction._computed_axes, contraction._make
     patch.setattr(contraction, "_computed_axes", lambda *given: {axis: labels.roll(1 - axis) for axis, labels in axes(*given).items()})
+    # The layer is found all the same; a layer that is not found is left alone, which is no wrong result.
+    patch.setattr(contraction, "_make", lambda node, ctx, weight, out: made(node, ctx, weight, out.roll(-1)))
 
 
 @fault("cross_covariance", "linear_attention")

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 import irtool
 from irtool.analysis.masked import MaskedRun
+from irtool.analysis.run import difference
 from irtool.ops.context import varying
-from irtool.planning.check import difference
 from irtool.planning.plan import find_rewrite
 
 

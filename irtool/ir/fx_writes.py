@@ -1,0 +1,93 @@
+"""Augmented assignments of a traced program: what need not write is made plain, what must keeps writing."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from torch import fx
+
+from irtool.ir.fx_effects import writes
+from irtool.ir.fx_proxy import AUGMENTED
+from irtool.ir.fx_targets import function_spec, module_spec
+
+_FRESH = frozenset(
+    "Conv ConvTranspose Gemm MatMul Einsum Attention BatchNormalization InstanceNormalization LayerNormalization GroupNormalization "
+    "RMSNormalization LRN Softmax Pool Concat Stack Add Sub Mul Div Pow Neg Max Min Relu LeakyRelu Elu Gelu Swish Sigmoid Tanh Clip "
+    "HardSwish HardSigmoid Mish Exp Sqrt Reduce PRelu".split()
+)
+"""Operators whose result is memory of its own, unless they were told to work in place."""
+_ALIASES = frozenset("Identity Dropout StochasticDepth Reshape Transpose Slice Split Expand To Float TypeAs Alias".split())
+"""Operators whose result may be their first input, or a part of it."""
+
+
+_MEASURES = frozenset({"size", "numel", "nelement", "dim", "ndimension", "getattr", "len"})
+"""What makes numbers of tensors."""
+
+
+def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    """Make writes into a tensor visible as data: what reads it later reads the result of the write, which is the same tensor.
+
+    `x += y` becomes `x = x + y` wherever no other name of x is read afterwards. A residual net's `out += identity` is the
+    usual case: then every pass sees a plain addition. Numbers are not written into.
+    """
+    nodes = list(module.graph.nodes)
+    written = [node for node in nodes if node.op.startswith("call_") and node.target is not operator.setitem and writes(module, node)]
+    if not written:
+        return
+    position = {node: index for index, node in enumerate(nodes)}
+    numbers = _numbers(nodes, inputs)
+    for node in written:
+        target = _first(node)
+        if target is None or target in numbers:
+            continue
+        for user in [user for user in target.users if position[user] > position[node]]:
+            user.replace_input_with(target, node)
+    roots: dict[fx.Node, fx.Node | None] = {}
+    for node in nodes:
+        roots[node] = _root(module, node, roots)
+    for node in written:
+        if node.target in AUGMENTED and (_first(node) in numbers or _is_last_name(node, roots, position)):
+            node.target = AUGMENTED[node.target]
+
+
+def _first(node: fx.Node) -> fx.Node | None:
+    return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+
+
+def _numbers(nodes: Sequence[fx.Node], inputs: Sequence[Any]) -> Set[fx.Node]:
+    """Nodes that hold numbers (or shapes) and no tensors."""
+    given = dict(zip((node for node in nodes if node.op == "placeholder"), inputs, strict=False))
+    found: set[fx.Node] = {node for node, example in given.items() if isinstance(example, int | float)}
+    for node in nodes:
+        name = str(getattr(node.target, "__name__", node.target))
+        plain = getattr(node.target, "__module__", "") in ("_operator", "operator", "math", "builtins")
+        if (name in _MEASURES and node.op.startswith("call_")) or (
+            plain and node.all_input_nodes and found.issuperset(node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
+
+
+def _is_last_name(node: fx.Node, roots: Mapping[fx.Node, fx.Node | None], position: Mapping[fx.Node, int]) -> bool:
+    """Whether what is written into is memory that some operator made, and nothing reads it by an older name later on."""
+    root, here = roots[node], position[node]
+    names = [other for other, found in roots.items() if found is root and position[other] < here]
+    return root is not None and not any(position[user] > here for name in names for user in name.users)
+
+
+def _root(module: fx.GraphModule, node: fx.Node, roots: Mapping[fx.Node, fx.Node | None]) -> fx.Node | None:
+    """The node whose memory this one's result may lie in: itself if it makes its own, None if that is not known."""
+    if node.op == "placeholder":
+        return node
+    first = _first(node)
+    if node.op not in ("call_module", "call_function", "call_method"):
+        return None
+    if writes(module, node) and node.target is not operator.setitem:
+        return roots.get(first) if first is not None else None
+    spec = module_spec(module.get_submodule(str(node.target))) if node.op == "call_module" else function_spec(node.target)
+    op = spec.op if spec is not None else ""
+    if op in _FRESH or (node.op == "call_method" and node.target == "clone"):
+        return node
+    return roots.get(first) if op in _ALIASES and first is not None else None
