@@ -277,3 +277,20 @@ def test_a_pipeline_checks_in_float64_whatever_the_weights_are_stored_in() -> No
     graph = irtool.trace(randomise(PreResNet(20)).eval(), torch.zeros(1, 3, 32, 32))  # float32: folded weights are rounded to 1e-8
     result = irtool.Pipeline([irtool.FoldBatchNorm()], check_inputs=(torch.randn(2, 3, 32, 32),))(graph)
     assert result.changed
+
+
+def test_the_mean_of_a_part_of_a_split_is_measured() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.left, self.right = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.conv(x).relu().split(8, 1)
+            return self.left(left) + self.right(right)
+
+    torch.manual_seed(0)
+    graph = irtool.trace(Parts().eval(), torch.zeros(2, 3, 6, 6)).to(torch.float64)
+    plan, x = irtool.plan(graph, "l1", 0.5), torch.randn(32, 3, 6, 6, dtype=torch.float64)
+    measured = irtool.prune(graph, plan, calibration=[x])
+    torch.testing.assert_close(measured.run(x).mean((0, 2, 3)), graph.run(x).mean((0, 2, 3)), rtol=1e-9, atol=1e-9)

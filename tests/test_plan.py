@@ -173,3 +173,17 @@ def test_every_pinned_layer_has_its_reason(graph: irtool.FxGraph) -> None:
     drawn = groups.to_networkx()
     assert ("layer", "0") in drawn
     assert drawn.nodes["layer", "0"]["channels"] == 8
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 32, 4, groups=16), nn.Conv2d(32, 4, 1)), {}, "all parts equally wide (at 1)"),
+        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)), {"min_channels": 16}, "nothing can go that leaves min_channels=16"),
+    ],
+    ids=["balanced", "limited"],
+)  # fmt: skip
+def test_a_layer_that_conditions_keep_whole_says_so(net: nn.Module, options: dict[str, int], reason: str) -> None:
+    plan = irtool.plan(irtool.trace(net.eval(), torch.zeros(1, 3, 8, 8)), "l1", 0.5, "local", **options)
+    assert not plan.layers[0].removed
+    assert reason in plan.layers[0].reason

@@ -168,12 +168,12 @@ class _Means(fx.Interpreter):
 
     def __init__(self, graph: FxGraph, wanted: dict[fx.Node, list[Value]], labels: Labels) -> None:
         super().__init__(graph.module)
-        self._wanted, self._labels = wanted, labels
+        self._wanted, self._labels, self._value_of = wanted, labels, graph.value_of
         self.sums: dict[Value, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         for value in self._wanted.get(n, ()):
-            tensor = self.env[value.producer.host] if value.producer is not None else None
+            tensor = next((self.env[used] for used in n.all_input_nodes if self._value_of(used) is value), None)
             if isinstance(tensor, Tensor):
                 mean = _mean(tensor, self._labels.values[value].shape)
                 self.sums[value] = self.sums.get(value, torch.zeros_like(mean)) + mean

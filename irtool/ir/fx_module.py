@@ -38,9 +38,7 @@ def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Ten
     if isinstance(module, fx.GraphModule):
         new = lazy(nn.Module(), fx.Graph(), type(module).__name__)
         _copy_tree(module, memo, new)
-        for name, held in module.__dict__.items():  # constants that are neither parameters nor buffers
-            if isinstance(held, torch.Tensor):
-                new.__dict__[name] = data(name, held)
+        new.__dict__.update({name: memo[id(held)] for name, held in module.__dict__.items() if isinstance(held, torch.Tensor)})
         new.graph = copy_graph(module.graph)
         new.meta = dict(module.meta)
         new.training = module.training
@@ -49,14 +47,18 @@ def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Ten
 
 
 def _copied_tensors(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Tensor]) -> dict[int, Any]:
-    """By the identity of each parameter and buffer: what takes its place in a copy. Shared ones go by their first name."""
+    """By the identity of each tensor, constants that are neither parameter nor buffer included: what takes its place in a copy.
+
+    Shared ones go by their first name.
+    """
     made: dict[int, Any] = {}
     for path, owner in modules_by_path(module).items():
         prefix = f"{path}." if path else ""
         for name, held in owner._parameters.items():
             if held is not None and id(held) not in made:
                 made[id(held)] = nn.Parameter(data(prefix + name, held.detach()), held.requires_grad)
-        for name, tensor in owner._buffers.items():
+        plain = [(name, held) for name, held in owner.__dict__.items() if isinstance(held, torch.Tensor)]
+        for name, tensor in (*owner._buffers.items(), *plain) if plain else owner._buffers.items():
             if tensor is not None and id(tensor) not in made:
                 made[id(tensor)] = data(prefix + name, tensor)
     return made
@@ -167,6 +169,9 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = 
         for key, value in module.__dict__.items():
             kind = type(value)
             if kind in _SHARED or key in _TREE:
+                continue
+            if isinstance(value, torch.Tensor):
+                made.__dict__[key] = memo[id(value)]
                 continue
             made.__dict__[key] = kind() if kind in _CONTAINERS and not value else copy.deepcopy(value, memo)
     if new is None and isinstance(module, fx.GraphModule):  # a region of an exported program: its class is made for it alone

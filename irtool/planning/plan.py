@@ -179,7 +179,8 @@ class _Planner:
         balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
         if balanced is not None:
             return f"nothing can go that leaves all parts equally wide (at {balanced.location})"
-        return f"min_channels={self.options.min_channels} and round_to={self.options.round_to} leave nothing to remove"
+        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) > 1]
+        return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"
 
 
 def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
