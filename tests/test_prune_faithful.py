@@ -197,3 +197,16 @@ def test_means_are_those_after_a_write() -> None:
     first, second, third = (dict(done.graph.module.named_parameters())["head.bias"] for done in found)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(third, dict(graph.module.named_parameters())["head.bias"])  # unknown, and so dropped
+
+
+def test_a_write_along_another_axis_keeps_no_channel() -> None:
+    def function(net: Net, x: Tensor) -> Tensor:
+        y = net.a(x)
+        y[:, :, 0].mul_(2)
+        y[0].add_(1)
+        return net.head(y)
+
+    graph = irtool.trace(make(function), X)
+    plan = irtool.plan(graph, "l1", 0.5, "local")
+    assert len(plan.layers[0].removed) == 8
+    assert irtool.check_prune(graph, plan).ok

@@ -214,3 +214,13 @@ def test_a_trace_that_decided_by_sizes_is_told(sized: bool) -> None:
     graph = irtool.trace(make(function), X)
     assert graph.tracer == "concrete"
     assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).fixed == sized
+
+
+def test_an_exported_graph_has_no_false_notes() -> None:
+    def function(net: Net, x: Tensor) -> Tensor:
+        y = net.a(x).clone()
+        y[:, :8] = y[:, :8].relu()
+        return net.head(y)
+
+    graph = irtool.trace(make(function), X)
+    assert (graph.tracer, graph.notes) == ("export", ())

@@ -10,10 +10,11 @@ import torch
 from torch import fx
 
 from irtool.ir.channel_select import ChannelSelect
+from irtool.ir.fx_targets import names_a_write
 
 _WRITE = frozenset(
     {
-        operator.setitem, operator.delitem, operator.iadd, operator.isub, operator.imul, operator.imatmul, operator.itruediv, operator.ifloordiv,
+        operator.setitem, operator.delitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
         operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.iconcat,
     }
 )  # fmt: skip
@@ -27,13 +28,13 @@ def is_pure(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def writes(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a call is known to write into its first argument: `x.add_(y)`, `x += y`, `relu(x, inplace=True)`."""
+    """Whether a call is known to write into its first argument or `out`: `x.add_(y)`, `x += y`, `relu(x, inplace=True)`."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(node.target._schema.is_mutable)
     name = str(getattr(node.target, "__name__", node.target))
-    return node.target in _WRITE or (name.endswith("_") and not name.startswith("__")) or (node.op == "call_function" and _in_place(node))
+    return node.target in _WRITE or names_a_write(name) or (node.op == "call_function" and _in_place(node))
 
 
 def _pure_module(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -55,7 +56,7 @@ def _pure_function(module: fx.GraphModule, node: fx.Node) -> bool:
         or place.startswith(("torch.functional", "torch.nn."))
     )
     known = known or getattr(torch, getattr(target, "__name__", ""), None) is target
-    return known and target not in _WRITE and not target.__name__.endswith("_") and not _in_place(node) and not node.is_impure()
+    return known and target not in _WRITE and not names_a_write(target.__name__) and not _in_place(node) and not node.is_impure()
 
 
 def _in_place(node: fx.Node) -> bool:
@@ -71,8 +72,7 @@ def _in_place(node: fx.Node) -> bool:
 
 def _pure_method(module: fx.GraphModule, node: fx.Node) -> bool:
     """torch's methods that write end in an underscore."""
-    name = str(node.target)
-    return not name.endswith("_") or name.startswith("__")
+    return not names_a_write(str(node.target))
 
 
 _RULES = {"call_module": _pure_module, "call_function": _pure_function, "call_method": _pure_method}

@@ -32,8 +32,12 @@ def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -
     """
     calls = [(node, name) for node in module.graph.nodes if (name := _functional(node)) in _FLAGS]
     mended = [(node, name) for node, name in calls if _follows(module, node, name, asides)]
+    following = {node for node, _ in mended}
     for node in module.graph.nodes:
-        if any(type(arg) is Flag for arg in (*node.args, *node.kwargs.values())):
+        flags = [arg for arg in (*node.args, *node.kwargs.values()) if type(arg) is Flag]
+        if flags:
+            if node not in following:
+                flags[0].asked()
             node.args, node.kwargs = (fx.node.map_aggregate(part, _plain) for part in (node.args, node.kwargs))
     shapes = Reader(module, inputs, None).values if any(name == "batch_norm" for _, name in mended) else {}
     changed = [_MENDERS.get(name, _mend_dropout)(module, node, name, shapes) for node, name in mended]

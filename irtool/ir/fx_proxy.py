@@ -10,27 +10,35 @@ import torch
 from torch import fx
 
 AUGMENTED: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul, operator.imatmul: operator.matmul,
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
     operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv, operator.imod: operator.mod, operator.ipow: operator.pow,
     operator.iand: operator.and_, operator.ior: operator.or_, operator.ixor: operator.xor,
     operator.ilshift: operator.lshift, operator.irshift: operator.rshift,
 }  # fmt: skip
-"""What `x += y` and its like call, and what computes the same without writing into x."""
+"""What `x += y` and its like call, and what computes the same without writing into x. Tensors have no `@=` that writes."""
 
 
 class TracedProxy(fx.Proxy):
     """Records `x += y` as the write into x that it is. torch's own proxy makes `x = x + y` of it, which any other name of x misses."""
 
+    def __getattr__(self, name: str) -> TracedAttribute:
+        return TracedAttribute(self, name)
 
-def _augmented(function: Callable[..., Any]) -> Callable[[TracedProxy, Any], Any]:
-    def write(self: TracedProxy, other: Any) -> Any:
+
+class TracedAttribute(fx.proxy.Attribute):
+    """The same of `x.mT`, which is x in another order, and of other attributes."""
+
+
+def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], Any]:
+    def write(self: fx.Proxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {}, name=AUGMENTED[function].__name__)
 
     return write
 
 
-for _function in AUGMENTED:
-    setattr(TracedProxy, f"__{_function.__name__}__", _augmented(_function))
+for _kind in (TracedProxy, TracedAttribute):
+    for _function in AUGMENTED:
+        setattr(_kind, f"__{_function.__name__}__", _augmented(_function))
 
 
 class ConcreteProxy(TracedProxy):
@@ -74,16 +82,46 @@ class ConcreteProxy(TracedProxy):
 
 
 class Flag(int):
-    """A module's `training` while it is traced: handed on it is the plain flag, decided by it leaves a note."""
+    """A module's `training` while it is traced: handed on it is the plain flag, decided by or computed with it leaves a note.
+
+    `is` and arithmetic with a float cannot be told. What comes of `is` the check against the model finds.
+    """
 
     plain: bool
-    asked: Callable[[], None]
+    asked: Callable[[], object]
 
-    def __new__(cls, plain: bool, asked: Callable[[], None]) -> Flag:
+    def __new__(cls, plain: bool, asked: Callable[[], object]) -> Flag:
         made = super().__new__(cls, plain)
-        made.plain, made.asked = plain, asked
+        made.plain, made.asked = bool(plain), asked
         return made
 
-    def __bool__(self) -> bool:
-        self.asked()
+    def __reduce__(self) -> Any:
+        return bool, (self.plain,)
+
+    def __deepcopy__(self, memo: Any) -> bool:
         return self.plain
+
+
+def _asking(name: str) -> Callable[..., Any]:
+    def asked(self: Flag, *others: Any) -> Any:
+        self.asked()
+        return getattr(self.plain, name)(*others)
+
+    return asked
+
+
+for _name in (*(name for name in vars(int) if callable(getattr(int, name)) and name.startswith("__")), "__bool__"):
+    if _name not in vars(object) or _name in (
+        "__eq__",
+        "__ne__",
+        "__lt__",
+        "__le__",
+        "__gt__",
+        "__ge__",
+        "__hash__",
+        "__str__",
+        "__repr__",
+        "__format__",
+    ):
+        if _name not in vars(Flag) and _name not in ("__new__", "__getnewargs__", "__init__"):
+            setattr(Flag, _name, _asking(_name))

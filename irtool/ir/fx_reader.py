@@ -173,7 +173,12 @@ class Reader:
             nest = self.values.get(node.args[0])  # type: ignore[arg-type]
             if isinstance(nest, tuple | list | dict):
                 key = self._example(node.args[1])
-                self.examples[node], self.values[node] = self._example(node.args[0])[key], nest[key]
+                try:
+                    self.examples[node], self.values[node] = self._example(node.args[0])[key], nest[key]
+                except LookupError as error:
+                    raise GraphError(
+                        f"takes member {key!r} of {len(nest)}", where=_location(node), remedy="Edit the program's indices."
+                    ) from error
                 return True
         if dataclasses.is_dataclass(node.target):  # a program's result in a class of its own
             args, kwargs = self._arguments(node)

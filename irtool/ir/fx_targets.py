@@ -214,6 +214,15 @@ def _row(target: Any) -> Spec | None:
     return FUNCTIONS.get(target.__name__) if known else None
 
 
+_KEYWORDS = frozenset({"and_", "or_", "not_", "is_"})
+"""Functions of `operator` that end in an underscore since their names are words of Python."""
+
+
+def names_a_write(name: str) -> bool:
+    """Whether torch's own way of naming says that a function or method writes into its first argument: `add_`."""
+    return name.endswith("_") and not name.startswith("__") and name not in _KEYWORDS
+
+
 def callee(target: Any) -> str:
     """The torch name of a call target, for messages."""
     if isinstance(target, str | torch._ops.OpOverload):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,11 @@ from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_mend import mend
 from irtool.ir.fx_module import add_node, attribute, call, copy_module, empty_like, lazy, map_tensors, meta, modules_by_path
 from irtool.ir.fx_proxy import ConcreteProxy, Flag, TracedProxy
+from irtool.ir.fx_refusals import explained, refuse_hidden
 from irtool.ir.fx_targets import module_spec
 from irtool.ir.fx_untouched import Asides, untouched
 from irtool.ir.fx_within import capture
-from irtool.ir.fx_writes import settle_writes
+from irtool.ir.fx_writes import settle_writes, unsettle
 
 
 @uncollected()
@@ -33,7 +33,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     """Turn a model into a graph.
 
     Args:
-        model: any module. Its weights are shared with the graph; what `forward` writes into the module itself is taken back.
+        model: any module. Its weights are shared with the graph, and so are its layers with their train and eval modes; what `forward` writes into the module itself is taken back.
         example_inputs: a tensor, or a tuple of the positional arguments of `forward`. Shapes matter, values do not.
         leaf: module paths or classes that stay whole; irtool leaves what flows into them alone.
         within: the path of a part. The whole model runs up to it, and the part is traced alone on what reaches it; its
@@ -49,20 +49,19 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     if within is not None:
         model, inputs = capture(model, inputs, within)
-    _refuse_hidden(model)
+    refuse_hidden(model)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
-    for name, tracer in TRACERS.items():
-        asides = Asides()
+    asides = Asides()
+    for name, flags in ATTEMPTS:
+        if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
+            continue  # that a flag is no bool was not what failed
+        asides = asides.again()
         try:
-            with untouched(model, asides, flags=name != "export"):
-                module = tracer(model, inputs, tuple(leaf), asides)
-            settle_writes(module, inputs)
-            graph = FxGraph(mend(module, inputs, asides if name != "export" else None), inputs, tracer=name)
+            graph = _attempt(model, inputs, tuple(leaf), name, asides, flags=flags)
         except Exception as error:
             failures.append((name, error))
             continue
-        graph.origin, graph.notes = model, asides.notes()
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
@@ -70,69 +69,20 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
         return opaque
-    raise _explain(model, failures)
+    raise explained(model, failures)
 
 
-def _refuse_hidden(model: nn.Module) -> None:
-    """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights.
-
-    A weight that a parametrisation computes has no entries of its own to slice.
-    """
-    if hasattr(model, "_orig_mod"):
-        raise TraceError(
-            "a module from torch.compile hides the code to trace", remedy="Pass the module that was compiled: model._orig_mod."
-        )
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise TraceError(
-            "has hooks, which a trace of its forward does not see",
-            where=type(model).__name__,
-            remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
-        )
-    for path, module in modules_by_path(model).items():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
-                "a TorchScript module has no Python code to trace", where=path, remedy="Use the original nn.Module and load its state dict."
-            )
-        hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()} if module._forward_pre_hooks else ()
-        computed = module._modules.get("parametrizations")
-        if isinstance(computed, nn.ModuleDict) and len(computed):
-            names = ", ".join(computed)
-            raise TraceError(
-                f"{names} is computed by a parametrisation",
-                where=path,
-                remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.",
-            )
-        if "WeightNorm" in hooks or "SpectralNorm" in hooks:
-            raise TraceError(
-                "its weight is computed by weight or spectral norm",
-                where=path,
-                remedy="Call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first.",
-            )
-
-
-def _explain(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> TraceError:
-    texts = [
-        f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}" for name, error in failures
-    ]
-    place = next((line for _, error in failures for line in _source_lines(error)), None)
-    remedy = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
-    return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place or type(model).__name__, remedy=remedy)
-
-
-_NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])), "<")
-"""By their folders: a user's own path may hold a folder called torch or irtool. What begins with < was generated."""
-
-
-def _source_lines(error: BaseException) -> Iterator[str]:
-    """The innermost source lines outside torch and irtool on an error's way up."""
-    found = []
-    trail = error.__traceback__
-    while trail is not None:
-        file = trail.tb_frame.f_code.co_filename
-        if not file.startswith(_NOT_THE_USERS):
-            found.append(f"{Path(file).name}:{trail.tb_lineno}")
-        trail = trail.tb_next
-    yield from reversed(found)
+def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool) -> FxGraph:
+    """One tracer's graph, mended; `flags`: see `untouched`."""
+    with untouched(model, asides, flags=flags):
+        module = TRACERS[name](model, inputs, leaf, asides)
+    plain = settle_writes(module, inputs)
+    graph = FxGraph(mend(module, inputs, asides if flags else None), inputs, tracer=name)
+    if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
+        graph.module.recompile()
+        graph.refresh()
+    graph.origin, graph.notes = model, asides.notes(model)
+    return graph
 
 
 class SymbolicTracer(fx.Tracer):
@@ -153,6 +103,8 @@ class SymbolicTracer(fx.Tracer):
         if module_qualified_name in self._leaf or isinstance(m, tuple(kind for kind in self._leaf if isinstance(kind, type))):
             return True
         kind = type(m)
+        if "forward" in m.__dict__:  # replaced for this one object: its class says nothing of it
+            return False
         if kind not in self._has_rule:
             self._has_rule[kind] = module_spec(m) is not None
         own = kind.__module__.startswith("torch.nn")
@@ -221,7 +173,10 @@ class ConcreteTracer(SymbolicTracer):
             if node.op == "call_module":
                 # Not through __call__, which is the tracer's own hook for the time being.
                 return copy_module(self.root.get_submodule(str(node.target)), empty_like).eval().forward(*args, **kwargs)
-            return call(self.root, node, args, kwargs)
+            try:
+                return call(self.root, node, args, kwargs)
+            except RuntimeError:  # what the program makes of sizes (anchors) is real, and meets values that are not
+                return call(self.root, node, map_tensors(args, meta), map_tensors(kwargs, meta))
 
     def _plain(self, arg: Any) -> Any:
         return self._known(arg) if isinstance(arg, fx.Node) else arg.plain if isinstance(arg, Flag) else arg
@@ -253,14 +208,14 @@ def _held(root: nn.Module, path: str) -> Any:
 
 def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
     tracer = SymbolicTracer(leaf, len(inputs), asides)
-    graph = tracer.trace(model, _defaults(model, len(inputs)))
+    graph = tracer.trace(model, _defaults(model, inputs))
     return lazy(tracer.root, graph, type(model).__name__)
 
 
 def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
     tracer = ConcreteTracer(inputs, leaf, asides)
     with _unwrapped():
-        graph = tracer.trace(model, _defaults(model, len(inputs)))
+        graph = tracer.trace(model, _defaults(model, inputs))
     return lazy(tracer.root, graph, type(model).__name__)
 
 
@@ -289,11 +244,14 @@ def _spelt_out(forward: Any, given: int) -> Any:
     return scope["spelt_out"]
 
 
-def _defaults(model: nn.Module, given: int) -> dict[str, Any] | None:
-    """Arguments of forward that the example leaves out keep their defaults, as constants (`mask=None` and the like)."""
+def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
+    """Arguments that are None, and those that the example leaves out, are constants (`mask=None` and the like)."""
     parameters = list(inspect.signature(model.forward).parameters.values())
-    rest = [p for p in parameters[given:] if p.default is not inspect.Parameter.empty]
-    return {p.name: p.default for p in rest} or None
+    absent = [
+        p.name for p, given in zip(parameters, inputs, strict=False) if given is None and p.kind is not inspect.Parameter.VAR_POSITIONAL
+    ]
+    rest = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty}
+    return {**dict.fromkeys(absent), **rest} or None
 
 
 def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
@@ -332,3 +290,6 @@ def _dynamic_batch(inputs: Sequence[Any]) -> Any:
 TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], Asides], fx.GraphModule]] = {
     "symbolic": _symbolic, "concrete": _concrete, "export": _export,
 }  # fmt: skip
+ATTEMPTS = (("symbolic", True), ("symbolic", False), ("concrete", True), ("concrete", False), ("export", False))
+"""In this order; without noting flags again where the model wants its flags to be of type bool."""
+_BOOLEAN = re.compile("Flag|bool")

@@ -1,19 +1,23 @@
-"""A user's module while it is traced: what `forward` does to it is taken back, and told."""
+"""A user's module while its code runs on our behalf: what `forward` does to it is taken back, and told."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from irtool.ir.fx_module import modules_by_path
 from irtool.ir.fx_proxy import Flag
 
-_OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+_INTERNAL = frozenset(vars(nn.Module()))
+"""What every module has; of these the slots below and `training` are looked at."""
+_SLOTS = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass
@@ -25,7 +29,7 @@ class Asides:
         ungraded: nodes made where gradients were off.
         cast: nodes made under autocast.
         written: attributes and buffers that forward sets.
-        mended: of these, the ones whose decision became a module that follows the mode.
+        mended: of those that decide, the ones whose decision became a module that follows the mode.
     """
 
     asked: dict[str, None] = field(default_factory=dict)
@@ -34,10 +38,16 @@ class Asides:
     written: dict[str, None] = field(default_factory=dict)
     mended: set[str] = field(default_factory=set)
 
-    def notes(self) -> tuple[str, ...]:
+    def again(self) -> Asides:
+        """For another attempt at the same model. Who decides by `training` is known from all of them: not every tracer can tell."""
+        return Asides(asked=dict(self.asked))
+
+    def notes(self, model: nn.Module) -> tuple[str, ...]:
         """A line for people on each kind."""
+        own = [path or type(model).__name__ for path, module in modules_by_path(model).items() if type(module).train is not nn.Module.train]
         said = (
             ("decide by self.training: traced as in this mode, what they do in the other is not in the graph", [p for p in self.asked if p not in self.mended]),
+            ("have a train() of their own, which the graph's does not call", own),
             ("computed under torch.no_grad(): in the graph gradients flow through", self.ungraded),
             ("computed under autocast: in the graph they have the type of their inputs", self.cast),
             ("set by forward: the graph does not", self.written),
@@ -51,71 +61,123 @@ def _listed(names: list[str]) -> str:
 
 @contextmanager
 def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None]:
-    """Put attributes and buffers back as they were; with `flags`, `training` of the user's classes tells who decides by it."""
-    kept = [(path, module, _Held(module)) for path, module in modules_by_path(model).items() if not _is_torchs(module)]
-    for path, module, _ in kept if flags else ():
-        name = path or type(module).__name__
-        module.__dict__["training"] = Flag(module.training, lambda name=name: asides.asked.setdefault(name))  # type: ignore[misc]
+    """Put attributes, sub-modules and buffers back; with `flags`, `training` of the user's classes tells who decides by it."""
+    tree = modules_by_path(model)
+    held, numbers = {path: _Held(module) for path, module in tree.items()}, _Numbers(model)
+    for path, module in tree.items() if flags else ():
+        if not type(module).__module__.startswith("torch.nn"):
+            name = path or type(module).__name__
+            module.__dict__["training"] = Flag(module.training, lambda name=name: asides.asked.setdefault(name))  # type: ignore[misc]
     try:
         yield
     finally:
-        for path, module, held in kept:
-            for name in held.put_back(module):
+        changed = {id(tensor) for tensor in numbers.put_back()}
+        for path, module in tree.items():
+            for name in (*held[path].put_back(module), *(key for key, held_now in module._buffers.items() if id(held_now) in changed)):
                 asides.written.setdefault(f"{path}.{name}" if path else name)
 
 
-def _is_torchs(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("torch.nn")
-
-
 class _Held:
-    """A module's attributes, what its own containers hold, and its buffers' numbers."""
+    """What a module's attributes are, and what its own containers hold."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._attributes = dict(module.__dict__)
-        self._contents = {key: _copied(held) for key, held in module.__dict__.items() if key not in _OWN and type(held) in _COPIES and held}
-        self._empty = [key for key, held in module.__dict__.items() if key not in _OWN and type(held) in _COPIES and not held]
-        self._slots = {slot: dict(module.__dict__[slot]) for slot in ("_parameters", "_buffers")}
-        self._numbers = {key: (held, held._version, held.detach().clone()) for key, held in module._buffers.items() if held is not None}
+        self.attributes = dict(module.__dict__)
+        self.slots = {slot: dict(module.__dict__[slot]) for slot in _SLOTS}
+        self.transient = set(module._non_persistent_buffers_set)
+        self.contents: dict[str, list[tuple[Any, Any]]] = {}
+        if len(self.attributes) > len(_INTERNAL):
+            for key, value in self.attributes.items():
+                if key not in _INTERNAL and isinstance(value, _CONTAINERS):
+                    self.contents[key] = list(_contents(value, set()))
 
     def put_back(self, module: nn.Module) -> list[str]:
         """Undo; the names of what had changed."""
-        now = module.__dict__
-        changed = [key for key in {**self._attributes, **now} if key != "training" and now.get(key) is not self._attributes.get(key)]
-        changed += [key for key, held in self._contents.items() if now.get(key) is self._attributes[key] and not _alike(now[key], held)]
-        changed += [key for key in self._empty if now.get(key) is self._attributes[key] and now[key]]
-        now.clear()
-        now.update(self._attributes)
-        for key in (*self._contents, *self._empty):
-            _refill(now[key], self._contents.get(key, ()))
-        for slot, held in self._slots.items():
-            changed += [key for key in held if now[slot].get(key) is not held[key]]
-            now[slot].clear()
-            now[slot].update(held)
-        for key, (tensor, version, numbers) in self._numbers.items():
-            if tensor._version != version:
+        now, before = module.__dict__, self.attributes
+        changed = [key for key in {**before, **now} if not _alike(now.get(key), before.get(key)) and not isinstance(now.get(key), Flag)]
+        for key, contents in self.contents.items():
+            if [_refill(value, content) for value, content in contents if not _same(_content(value), content)]:
                 changed.append(key)
-                with torch.no_grad():
-                    tensor.copy_(numbers)
-        return [key for key in changed if not key.startswith("_tensor_constant")]  # those are the tracer's own
+        now.clear()
+        now.update(before)
+        for slot, held in self.slots.items():
+            table = now[slot]
+            if table.keys() != held.keys() or any(table[key] is not held[key] for key in held):
+                changed += [key for key in {**held, **table} if table.get(key) is not held.get(key)]
+                table.clear()
+                table.update(held)
+        module._non_persistent_buffers_set.clear()
+        module._non_persistent_buffers_set.update(self.transient)
+        return [key for key in dict.fromkeys(changed) if not key.startswith("_tensor_constant")]  # those are the tracer's own
 
 
-_COPIES = (list, dict, set)
-
-
-def _copied(held: Any) -> Any:
-    return held.copy()
+_PLAIN = (int, float, str, type(None))
 
 
 def _alike(now: Any, before: Any) -> bool:
+    """The same object, or equal plain data: torch.export sets sizes anew. Nothing else is asked whether it is equal."""
+    if now is before or type(now) is not type(before):
+        return now is before
+    if isinstance(now, tuple):
+        return len(now) == len(before) and all(map(_alike, now, before))
+    return isinstance(now, _PLAIN) and bool(now == before)
+
+
+_CONTAINERS = (dict, list, set, deque, SimpleNamespace)
+
+
+def _contents(value: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
+    """A container and all containers in it, each with what it holds now."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    content = _content(value)
+    yield value, content
+    for member in content.values() if isinstance(content, Mapping) else content:
+        if isinstance(member, _CONTAINERS):
+            yield from _contents(member, seen)
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, (dict, SimpleNamespace)):
+        return dict(value if isinstance(value, dict) else vars(value))
+    return set(value) if isinstance(value, set) else list(value)
+
+
+def _same(now: Any, before: Any) -> bool:
     """Whether a container holds the very objects that it held."""
-    if len(now) != len(before):
-        return False
-    pairs = zip(now.items(), before.items(), strict=True) if isinstance(now, dict) else zip(now, before, strict=True)
-    return all(a is b or (isinstance(now, dict) and a[0] == b[0] and a[1] is b[1]) for a, b in pairs)
+    if isinstance(now, Mapping):
+        return list(now) == list(before) and all(now[key] is before[key] for key in now)
+    if isinstance(now, Sequence):
+        return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+    return bool({id(member) for member in now} == {id(member) for member in before})
 
 
-def _refill(held: Any, content: Any) -> None:
-    if held != content if not held else not _alike(held, content):
-        held.clear()
-        held.extend(content) if isinstance(held, list) else held.update(content)
+def _refill(value: Any, content: Any) -> bool:
+    held: Any = vars(value) if isinstance(value, SimpleNamespace) else value
+    held.clear()
+    held.extend(content) if isinstance(held, (list, deque)) else held.update(content)
+    return True
+
+
+class _Numbers:
+    """What a model's buffers hold, kept in one tensor for each type: one by one the copies would take longer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kinds: dict[tuple[Any, Any], list[Tensor]] = {}
+        for buffer in model.buffers():
+            if not nn.parameter.is_lazy(buffer) and buffer.layout is torch.strided:
+                self.kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        self.versions = {kind: [buffer._version for buffer in buffers] for kind, buffers in self.kinds.items()}
+        self.copies = {kind: torch.cat([buffer.detach().reshape(-1) for buffer in buffers]) for kind, buffers in self.kinds.items()}
+
+    def put_back(self) -> list[Tensor]:
+        """Undo; the buffers that were written."""
+        found = []
+        for kind, buffers in self.kinds.items():
+            parts = self.copies[kind].split([buffer.numel() for buffer in buffers])
+            for buffer, version, part in zip(buffers, self.versions[kind], parts, strict=True):
+                if buffer._version != version and buffer.numel() == part.numel():
+                    found.append(buffer)
+                    with torch.no_grad():
+                        buffer.copy_(part.view(buffer.shape))
+        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from torch import fx
@@ -22,20 +22,26 @@ _ALIASES = frozenset("Identity Dropout StochasticDepth Reshape Transpose Slice S
 """Operators whose result may be their first input, or a part of it."""
 
 
-_MEASURES = frozenset({"size", "numel", "nelement", "dim", "ndimension", "getattr", "len"})
-"""What makes numbers of tensors."""
+_MEASURES = frozenset({"size", "numel", "nelement", "dim", "ndimension", "len"})
+_SHAPES = frozenset({"shape", "ndim"})
+"""What makes numbers of tensors: calls, and attributes."""
+_PARTS = frozenset({"data", "real", "imag", "T", "mT", "H", "mH"})
+"""Attributes that are the tensor itself or a view of it."""
 
 
-def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
     """Make writes into a tensor visible as data: what reads it later reads the result of the write, which is the same tensor.
 
     `x += y` becomes `x = x + y` wherever no other name of x is read afterwards. A residual net's `out += identity` is the
     usual case: then every pass sees a plain addition. Numbers are not written into.
+
+    Returns:
+        The nodes made plain, and what they called before: see `unsettle`.
     """
     nodes = list(module.graph.nodes)
     written = [node for node in nodes if node.op.startswith("call_") and node.target is not operator.setitem and writes(module, node)]
     if not written:
-        return
+        return {}
     position = {node: index for index, node in enumerate(nodes)}
     numbers = _numbers(nodes, inputs)
     for node in written:
@@ -47,13 +53,30 @@ def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     roots: dict[fx.Node, fx.Node | None] = {}
     for node in nodes:
         roots[node] = _root(module, node, roots)
-    for node in written:
-        if node.target in AUGMENTED and (_first(node) in numbers or _is_last_name(node, roots, position)):
-            node.target = AUGMENTED[node.target]
+    plain = {
+        node: node.target
+        for node in written
+        if node.target in AUGMENTED and (_first(node) in numbers or _is_last_name(node, roots, position))
+    }
+    for node, before in plain.items():
+        node.target = AUGMENTED[before]
+    return plain
+
+
+def unsettle(plain: Mapping[fx.Node, Any], dtype: Callable[[fx.Node], Any]) -> bool:
+    """Make a write of it again where the operands differ in type: a write keeps the first one's. True if the program changed."""
+    changed = False
+    for node, before in plain.items():
+        types = {found for used in node.all_input_nodes if (found := dtype(used)) is not None}
+        if len(types) > 1:
+            node.target, changed = before, True
+    return changed
 
 
 def _first(node: fx.Node) -> fx.Node | None:
-    return node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    """What a call writes into, if it writes: `out`, or its first argument."""
+    first = node.kwargs.get("out", node.args[0] if node.args else None)
+    return first if isinstance(first, fx.Node) else None
 
 
 def _numbers(nodes: Sequence[fx.Node], inputs: Sequence[Any]) -> Set[fx.Node]:
@@ -61,11 +84,14 @@ def _numbers(nodes: Sequence[fx.Node], inputs: Sequence[Any]) -> Set[fx.Node]:
     given = dict(zip((node for node in nodes if node.op == "placeholder"), inputs, strict=False))
     found: set[fx.Node] = {node for node, example in given.items() if isinstance(example, int | float)}
     for node in nodes:
-        name = str(getattr(node.target, "__name__", node.target))
-        plain = getattr(node.target, "__module__", "") in ("_operator", "operator", "math", "builtins")
-        if (name in _MEASURES and node.op.startswith("call_")) or (
-            plain and node.all_input_nodes and found.issuperset(node.all_input_nodes)
-        ):
+        if node.target is getattr:
+            measured = node.args[1] in _SHAPES
+        else:
+            name = str(getattr(node.target, "__name__", node.target))
+            plain = getattr(node.target, "__module__", "") in ("_operator", "operator", "math", "builtins")
+            computed = plain and bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
+            measured = computed or (name in _MEASURES and node.op.startswith("call_"))
+        if measured:
             found.add(node)
     return found
 
@@ -86,6 +112,8 @@ def _root(module: fx.GraphModule, node: fx.Node, roots: Mapping[fx.Node, fx.Node
         return None
     if writes(module, node) and node.target is not operator.setitem:
         return roots.get(first) if first is not None else None
+    if node.target is getattr:
+        return roots.get(first) if first is not None and node.args[1] in _PARTS else None
     spec = module_spec(module.get_submodule(str(node.target))) if node.op == "call_module" else function_spec(node.target)
     op = spec.op if spec is not None else ""
     if op in _FRESH or (node.op == "call_method" and node.target == "clone"):

@@ -37,6 +37,10 @@ def movement(node: Node, ctx: Context) -> None:
     if node.op == "Slice" and written(node.output) and not _is_run(node, ctx):
         for value in moved:
             ctx.pin(node, ctx.of(value).reshape(-1), "single channels are written in place")
+    if short_name(node.callee) == "unbind":
+        for value in moved:
+            if varying(ctx.of(value)) == [_axis(node, len(value.sizes))]:
+                ctx.pin(node, ctx.of(value).reshape(-1), "unbind takes channels one by one")
     results = _evaluate(node, ctx, {value: expand(tensors[value], value.sizes) for value in moved})
     for output, result in zip(node.outputs, results, strict=True):
         labels = collapse(result)
@@ -46,16 +50,13 @@ def movement(node: Node, ctx: Context) -> None:
 
 
 def _is_run(node: Node, ctx: Context) -> bool:
-    """Whether a slice keeps its axes and takes neighbours: then what is left of them are neighbours, too, and so a view."""
+    """Whether a slice takes neighbours along every axis of channels: then what is left of them are neighbours, too, and so a view."""
     value = node.input
-    if len(node.output.sizes) != len(value.sizes):
-        return False
-    places = torch.arange(max(value.sizes))
     for axis in varying(ctx.of(value)):
-        size = value.sizes[axis]
-        (taken,) = ctx.evaluate(node, {value: expand(on_axis(places[:size], axis, len(value.sizes)), value.sizes)})
-        along = taken.movedim(axis, 0).reshape(taken.shape[axis], -1)[:, 0] if taken.numel() else places[:0]
-        if bool((along.diff() != 1).any()):
+        places = on_axis(torch.arange(value.sizes[axis]), axis, len(value.sizes))
+        (taken,) = ctx.evaluate(node, {value: expand(places, value.sizes)})
+        left = collapse(taken).reshape(-1)
+        if left.numel() < 2 or bool((left.diff() != 1).any()):
             return False
     return True
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from irtool.ir.fx_targets import names_a_write
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import short_name
 
 _VIEWS = frozenset({"Slice", "Split", "Reshape", "Transpose", "Expand", "Identity"})
-_AUGMENTED = frozenset(f"i{name}" for name in "add sub mul matmul truediv floordiv mod pow and or xor lshift rshift".split())
+_AUGMENTED = frozenset(f"i{name}" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split())
 
 
-def writes(node: Node) -> bool:
-    """Whether a node writes into its first input: `x.add_(y)`, `x += y`, an activation in place."""
+def target(node: Node) -> Value | None:
+    """What a node writes into: `x` of `x.add_(y)`, `x += y` and an activation in place, or `out`; None if it writes nothing."""
     name = short_name(node.callee)
-    return (name.endswith("_") and not name.startswith("__")) or name in _AUGMENTED or bool(node.attrs.get("inplace"))
+    if "out" in node.operands:
+        return node.operands["out"]
+    return node.input if names_a_write(name) or name in _AUGMENTED or node.attrs.get("inplace") else None
 
 
 def written(value: Value) -> bool:
     """Whether something writes into a value, or into a view of it."""
-    return any(node.input is value and writes(node) for node in value.uses) or written_through(value)
+    return any(target(node) is value for node in value.uses) or written_through(value)
 
 
 def written_through(value: Value) -> bool:

@@ -290,7 +290,11 @@ def _conv(edits: Literals, node: Node) -> None:
 
 def _group_norm(edits: Literals, node: Node) -> None:
     """Group norm with a channel a group stays that."""
-    if node.attrs["num_groups"] != node.input.sizes[1]:
+    number = node.attrs["num_groups"]
+    if number != node.input.sizes[1]:
+        host = edits.hosts[node.name]
+        if len(host.args) > 1 and isinstance(host.args[1], fx.Node):  # computed from the channels: as many groups as there were
+            edits.set_args(node, (host.args[0], number, *host.args[2:]), dict(host.kwargs))
         return
     new, owner, host = edits.sizes(node.input)[1], edits.owner(node), edits.hosts[node.name]
     if owner is not None:

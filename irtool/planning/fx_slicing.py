@@ -129,12 +129,13 @@ class _Restate:
     def _restated(self, arg: fx.Node, was: Any) -> Any:
         graph, now = self.after.module.graph, self.after.examples[arg]
         with graph.inserting_after(arg):
-            if arg.op == "call_method" and arg.target in ("numel", "nelement"):
+            if arg.target in _COUNTS:
                 common = math.gcd(was, now)
                 product = graph.call_function(operator.mul, (arg, was // common))
                 with graph.inserting_after(product):
                     return graph.call_function(operator.floordiv, (product, now // common))
-            if callable(arg.target) and getattr(arg.target, "__module__", "") in _ARITHMETIC and arg.target is not operator.getitem:
+            known = all(item.name in self.before for item in arg.all_input_nodes)
+            if known and callable(arg.target) and getattr(arg.target, "__module__", "") in _ARITHMETIC:
                 args = tuple(self(item, arg) if isinstance(item, fx.Node) else item for item in arg.args)
                 last = max((item for item in args if isinstance(item, fx.Node)), default=None, key=list(graph.nodes).index)
                 with graph.inserting_after(last if last is not None else arg):
@@ -142,4 +143,6 @@ class _Restate:
         return was
 
 
+_COUNTS = ("numel", "nelement", math.prod)
+"""What counts elements: of a tensor, or of some of its axes."""
 _ARITHMETIC = frozenset({"_operator", "operator", "math"})

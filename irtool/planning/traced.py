@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from irtool.analysis.run import difference
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
+from irtool.ir.fx_untouched import Asides, untouched
 from irtool.ir.modes import evaluating
 
 TOLERANCE = 1e-4
@@ -43,9 +44,9 @@ def holds_elsewhere(graph: FxGraph, inputs: Sequence[Any]) -> bool:
 
 
 def _run(module: nn.Module | None, inputs: Any) -> Any:
-    """Outputs in eval mode, random numbers drawn from one seed; None if it raises."""
+    """Outputs in eval mode, random numbers drawn from one seed, the module left as it was; None if it raises."""
     assert module is not None
-    with evaluating(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with untouched(module, Asides(), flags=False), evaluating(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             return module(*map_tensors(inputs, torch.clone))

@@ -1,0 +1,76 @@
+"""Models that cannot be traced: those refused at once, and what is said when every tracer has failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from irtool.errors import TraceError
+from irtool.ir.fx_module import modules_by_path
+
+
+def refuse_hidden(model: nn.Module) -> None:
+    """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights.
+
+    A weight that a parametrisation computes has no entries of its own to slice.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise TraceError(
+            "a module from torch.compile hides the code to trace", remedy="Pass the module that was compiled: model._orig_mod."
+        )
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise TraceError(
+            "has hooks, which a trace of its forward does not see",
+            where=type(model).__name__,
+            remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
+        )
+    for path, module in modules_by_path(model).items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                "a TorchScript module has no Python code to trace", where=path, remedy="Use the original nn.Module and load its state dict."
+            )
+        hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()} if module._forward_pre_hooks else ()
+        computed = module._modules.get("parametrizations")
+        if isinstance(computed, nn.ModuleDict) and len(computed):
+            names = ", ".join(computed)
+            raise TraceError(
+                f"{names} is computed by a parametrisation",
+                where=path,
+                remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.",
+            )
+        if "WeightNorm" in hooks or "SpectralNorm" in hooks:
+            raise TraceError(
+                "its weight is computed by weight or spectral norm",
+                where=path,
+                remedy="Call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first.",
+            )
+
+
+def explained(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> TraceError:
+    """One error out of those of all tracers, with the user's line."""
+    texts = [
+        f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}" for name, error in failures
+    ]
+    place = next((line for _, error in failures for line in _source_lines(error)), None)
+    remedy = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
+    return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place or type(model).__name__, remedy=remedy)
+
+
+_NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])), "<")
+"""By their folders: a user's own path may hold a folder called torch or irtool. What begins with < was generated."""
+
+
+def _source_lines(error: BaseException) -> Iterator[str]:
+    """The innermost source lines outside torch and irtool on an error's way up."""
+    found = []
+    trail = error.__traceback__
+    while trail is not None:
+        file = trail.tb_frame.f_code.co_filename
+        if not file.startswith(_NOT_THE_USERS):
+            found.append(f"{Path(file).name}:{trail.tb_lineno}")
+        trail = trail.tb_next
+    yield from reversed(found)
