@@ -117,7 +117,7 @@ def _alike(now: Any, before: Any) -> bool:
     """The same object, or equal plain data: torch.export sets sizes anew. Nothing else is asked whether it is equal."""
     if now is before or type(now) is not type(before):
         return now is before
-    if isinstance(now, tuple):
+    if isinstance(now, (tuple, list)):
         return len(now) == len(before) and all(map(_alike, now, before))
     return isinstance(now, _PLAIN) and bool(now == before)
 
