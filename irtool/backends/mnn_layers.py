@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,14 @@ def mnn_scaled(path: str | os.PathLike[str], timeout: float = 600.0) -> tuple[tu
 def _json(model: Path, text: Path, source: Path, timeout: float) -> dict[str, Any]:
     """An MNN file as its converter writes it out."""
     _call(["-f", "MNN", "--modelFile", str(model), "--JsonFile", str(text)], text, source, timeout)
-    plain: dict[str, Any] = json.loads(text.read_text(encoding="utf-8"))
+    written = _BARE.sub(lambda found: found[1] + _NAMES[found[2].lower()], text.read_text(encoding="utf-8"))
+    plain: dict[str, Any] = json.loads(written)
     return plain
+
+
+_BARE = re.compile(r"([:\[,]\s*-?)(inf|nan)(?=\s*[,\]}])", re.IGNORECASE)
+_NAMES = {"inf": "Infinity", "nan": "NaN"}
+"""What MNN writes for numbers that JSON has no form for, and what Python reads."""
 
 
 def _call(arguments: list[str], written: Path, source: Path, timeout: float) -> None:

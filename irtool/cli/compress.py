@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from irtool.cli import options
-from irtool.cli.data import DataOptions, example_shapes
+from irtool.cli.data import DataOptions, example_shapes, known_preprocessing
 from irtool.cli.flags import with_flags
 from irtool.cli.job import FILES, Settings, compress_graph, original, report_of, timed
 from irtool.cli.models import fingerprint, graph_of, input_shapes, onnx_file
@@ -152,6 +152,7 @@ def _run(
 ) -> tuple[Plan, Report]:
     with output_folder(out, COMPRESS) as folder, screen() as progress, tempfile.TemporaryDirectory() as scratch:
         given = input_shapes(inputs)
+        data_options = known_preprocessing(model, data_options)
         data, source = data_options.load(model, progress), onnx_file(model)
         with progress.stage("trace"):
             graph = graph_of(model, weights, example_shapes(data, given, own_batch=source is not None))

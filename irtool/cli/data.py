@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from irtool.archive import read_info
 from irtool.backends import OnnxSession
-from irtool.cli.models import ModelSpec, Shape, onnx_file
+from irtool.cli.models import ModelSpec, Shape, onnx_file, saved_model
 from irtool.cli.screen import Screen
-from irtool.errors import DataError, IrtoolError, OptionError
-from irtool.train import Data, load_data
+from irtool.errors import DataError, FileError, IrtoolError, OptionError
+from irtool.ir.onnx_file import read_model
+from irtool.train import Data, Preprocessing, load_data
 from irtool.train.imagefiles import SUFFIXES
 
 LARGEST_SIDE = 8192
@@ -152,3 +155,33 @@ def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
             f"{text!r} is not from 0 to 1", where=option, remedy="Black is 0 and white is 1: divide numbers of pixels by 255."
         )
     return found
+
+
+def known_preprocessing(model: str, given: DataOptions) -> DataOptions:
+    """The data options, completed by what a saved model or an ONNX file says about the images that it was trained on."""
+    known = stored_preprocessing(model)
+    if known is None:
+        return given
+    texts = [",".join(map(repr, values)) for values in (known.mean, known.std)]
+    return replace(given, mean=given.mean or texts[0], std=given.std or texts[1], image_size=given.image_size or known.size)
+
+
+def stored_preprocessing(model: str) -> Preprocessing | None:
+    """What a saved model or an ONNX file says about its input; None if it says nothing or is no file."""
+    path = saved_model(model)
+    if path is None:
+        return None
+    if path.suffix == ".onnx":
+        held = {entry.key: entry.value for entry in read_model(path).metadata_props}
+        plain = _parsed(held["irtool.preprocessing"], path) if "irtool.preprocessing" in held else None
+    else:
+        plain = read_info(path).preprocessing
+    return Preprocessing.from_dict(plain) if plain else None
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        remedy = "Remove the entry irtool.preprocessing from its metadata, and give --mean and --std."
+        raise FileError(f"its preprocessing is no JSON ({error})", where=str(path), remedy=remedy) from error

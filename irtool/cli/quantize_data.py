@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from irtool.archive import read_info
-from irtool.cli.data import DataOptions
-from irtool.cli.models import saved_model
+from irtool.cli.data import DataOptions, known_preprocessing
 from irtool.cli.screen import Screen
-from irtool.errors import DataError, FileError, OptionError
-from irtool.ir.onnx_file import read_model
+from irtool.errors import DataError, OptionError
 from irtool.train import Preprocessing, load_data
 from irtool.train.data import balanced, statistics
 from irtool.train.imagefiles import FolderTree, decode
@@ -69,27 +64,6 @@ class Images:
         return next(iter(self.calibration.batches([balanced(self.calibration.labels, self.count, 0)]))).numpy()
 
 
-def stored_preprocessing(model: str) -> Preprocessing | None:
-    """What a saved model or an ONNX file says about its input; None if it says nothing or is no file."""
-    path = saved_model(model)
-    if path is None:
-        return None
-    if path.suffix == ".onnx":
-        held = {entry.key: entry.value for entry in read_model(path).metadata_props}
-        plain = _parsed(held["irtool.preprocessing"], path) if "irtool.preprocessing" in held else None
-    else:
-        plain = read_info(path).preprocessing
-    return Preprocessing.from_dict(plain) if plain else None
-
-
-def _parsed(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        remedy = "Remove the entry irtool.preprocessing from its metadata, and give --mean and --std."
-        raise FileError(f"its preprocessing is no JSON ({error})", where=str(path), remedy=remedy) from error
-
-
 def load_images(model: str, calibration: DataOptions, scored: str | None, count: int, screen: Screen) -> Images:
     """Read `--calib` and, if it is given, `--data`.
 
@@ -101,11 +75,7 @@ def load_images(model: str, calibration: DataOptions, scored: str | None, count:
     """
     if count < 1:
         raise OptionError(f"--images {count}", remedy="Calibrate with at least one image; a few hundred are usual.")
-    stored = stored_preprocessing(model)
-    if stored is not None and calibration.mean is None and calibration.std is None:
-        calibration = replace(
-            calibration, mean=_text(stored.mean), std=_text(stored.std), image_size=calibration.image_size or stored.size[0]
-        )
+    calibration = known_preprocessing(model, calibration)
     folder = Path(calibration.source or "")
     if folder.is_dir() and _is_flat(folder):
         return _unlabelled(model, folder, calibration, scored, count, screen)

@@ -16,6 +16,7 @@ from rich.table import Table
 import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import load, save
+from irtool.cli.data import known_preprocessing
 from irtool.cli.job import FILES
 from irtool.cli.output import RECIPE, claimed, keep_inputs, model_files
 from irtool.cli.recipe import Recipe, RecipeError, Step, read_recipe
@@ -129,12 +130,14 @@ class _Runner:
     def data(self) -> Data:
         """The dataset, read when the first step that is not done wants it."""
         if self._data is None:
-            self._data = self.recipe.data.load(self.recipe.model, self.progress)
+            self._data = known_preprocessing(self.recipe.model, self.recipe.data).load(self.recipe.model, self.progress)
         assert self._data is not None
         return self._data
 
     def _data_key(self) -> dict[str, Any]:
-        return {**asdict(self.recipe.data), "stamp": data_stamp(self.recipe.data.source)}
+        stamp = data_stamp(self.recipe.data.source)
+        named = {} if stamp is None else {"source": None}  # wherever they lie: what they hold tells them
+        return {**asdict(self.recipe.data), **named, "stamp": stamp}
 
 
 def _stamp(path: Path | None) -> list[Any] | None:

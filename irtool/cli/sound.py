@@ -20,7 +20,11 @@ def require_sound(graph: Graph, where: str) -> None:
     Raises:
         FileError: there are some; the first is named.
     """
-    trained = {name for name, _ in graph.module.named_parameters(remove_duplicate=False)} if isinstance(graph, FxGraph) else set()
+    trained = (
+        {name for name, held in graph.module.named_parameters(remove_duplicate=False) if held.requires_grad}
+        if isinstance(graph, FxGraph)
+        else set()
+    )
     for node in graph.nodes:
         for role, name, data in held_by(graph, node):
             kind = role.rpartition(".")[2]

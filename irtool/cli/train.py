@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -16,18 +16,18 @@ import torch
 import typer
 
 import irtool
-from irtool.archive import read_info, save
+from irtool.archive import save
 from irtool.cli import options
-from irtool.cli.data import DataOptions, example_shapes
+from irtool.cli.data import DataOptions, example_shapes, known_preprocessing
 from irtool.cli.flags import with_flags
-from irtool.cli.models import MODEL_FILE, graph_of, input_shapes, onnx_file, saved_model
+from irtool.cli.models import MODEL_FILE, graph_of, input_shapes, onnx_file
 from irtool.cli.output import TRAIN, claimed, keep_inputs, model_files, read_object
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import FileError, OptionError
 from irtool.files import replacing
 from irtool.ir import FxGraph
-from irtool.train import Data, History, Preprocessing, Settings
+from irtool.train import Data, History, Settings
 from irtool.train.checkpoint import check_facts
 from irtool.train.datasets import named_sets
 from irtool.train.imagefiles import content_of
@@ -133,17 +133,6 @@ def trainable(model: str, weights: Path | None, data: Data, given: Any = (), see
         return cast(FxGraph, graph_of(model, weights, example_shapes(data, given)))
 
 
-def known_preprocessing(model: str, given: DataOptions) -> DataOptions:
-    """The data options, completed by what a saved model says about the images that it was trained on."""
-    saved = saved_model(model)
-    stored = read_info(saved).preprocessing if saved is not None and saved.suffix == ".safetensors" else None
-    if stored is None:
-        return given
-    known = Preprocessing.from_dict(stored)
-    texts = [",".join(map(repr, values)) for values in (known.mean, known.std)]
-    return replace(given, mean=given.mean or texts[0], std=given.std or texts[1], image_size=given.image_size or known.size)
-
-
 def keep(graph: FxGraph, history: History, data: Data, folder: Path, facts: dict[str, Any]) -> None:
     """Write the trained model and what is known about its training.
 
@@ -200,7 +189,15 @@ def _same_data(out: Path, options: DataOptions) -> None:
         TrainError: they were changed.
     """
     path = out / DATA_FILE
-    facts = {**options.record(), "mean": options.mean, "std": options.std, "data": data_stamp(options.source) or options.source}
+    size = options.image_size
+    sides = [size, size] if isinstance(size, int) else size
+    facts = {
+        **options.record(),
+        "image_size": sides,
+        "mean": options.mean,
+        "std": options.std,
+        "data": data_stamp(options.source) or options.source,
+    }
     text = json.dumps(facts, indent=1) + "\n"
     begun = read_object(path)
     if begun and (out / "last.pt").exists():

@@ -162,8 +162,14 @@ def check_finite(groups: ChannelGroups, name: str) -> None:
     for key, value in groups.graph.params.items():
         data = value.data
         if data is not None and data.is_floating_point() and data.dim() > 0 and (key not in seen or data.dim() < 2):
-            if not np.isfinite(data.sum().item()):
+            if not np.isfinite(data.sum().item()) and (key in _weights(groups) or bool(data.isnan().any())):
                 refuse_not_finite(key, data)
+
+
+def _weights(groups: ChannelGroups) -> set[str]:
+    """What layers compute with. Other constants may well be infinite: the mask of an attention is."""
+    roles = ("weight", "bias", "running_mean", "running_var")
+    return {value.name for node in groups.graph.nodes for role in roles if (value := node.get(role)) is not None and value.is_param}
 
 
 def refuse_not_finite(name: str, data: torch.Tensor) -> None:

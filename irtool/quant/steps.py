@@ -71,11 +71,13 @@ def mnn_account(runs: Sequence[MnnRun]) -> Account:
     found = []
     for index, run in enumerate(runs):
         if run.kind in _CASTS:
-            reader = readers[run.name].kind if run.name in readers else "output"
+            reader, integer = (readers[run.name].kind, readers[run.name].integer) if run.name in readers else ("output", False)
             made = "its input was computed in float" if index else "the model's input is float"
             why = (
                 made
                 if run.integer
+                else "something else reads it in float"
+                if integer
                 else _IN_MNN.get(reader, "the model's output is float" if reader == "output" else f"{reader} is in float")
             )
             found.append(Step(_CASTS[run.kind], run.name, f"-> {reader}", why))

@@ -106,6 +106,8 @@ def read_record(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise FileError("not JSON, or cut off", where=str(path), remedy="Run irtool compress again.") from error
+    if isinstance(plain, dict) and "int8" in plain:
+        raise FileError("is of irtool quantize", where=str(path), remedy="Give the --out folder of an irtool compress run.")
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         raise FileError("not a report of this version", where=str(path), remedy="Run irtool compress again.")
     return plain

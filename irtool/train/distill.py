@@ -109,10 +109,17 @@ def _check_distilling(alpha: float, temperature: float, hint_weight: float, hint
 def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
     """A shared layer would be trained and taught from at once, and in train mode for both."""
     own = {id(part) for part in (*student.modules(), *student.parameters(), *student.buffers())}
-    parts = (*teacher.named_modules(), *teacher.named_parameters(), *teacher.named_buffers())
+    layers = [(name, layer) for name, layer in teacher.named_modules() if not _is_function(layer)]
+    parts = (*layers, *teacher.named_parameters(), *teacher.named_buffers())
     shared = next((name or "the whole module" for name, part in parts if id(part) in own), None)
     if shared is not None:
         raise OptionError(f"the teacher shares {shared} with the student", where="distill", remedy="Give a copy: copy.deepcopy(teacher).")
+
+
+def _is_function(layer: nn.Module) -> bool:
+    """Whether a layer holds nothing and does the same in both modes: one ReLU serves any number of nets."""
+    kind = type(layer)
+    return kind.__module__ == "torch.nn.modules.activation" and kind is not nn.RReLU and not [*layer.parameters(), *layer.buffers()]
 
 
 def distillation_loss(

@@ -45,7 +45,7 @@ def labels_of(split: Split) -> Tensor:
     Raises:
         DataError: there is one that is not.
     """
-    labels, classes = split.labels, len(split.classes)
+    labels, classes = torch.as_tensor(split.labels), len(split.classes)
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         kind = str(labels.dtype).removeprefix("torch.")
         raise DataError(
