@@ -259,7 +259,7 @@ def _damaged_models(whole: bytes, picture: Path, folder: Path) -> Damaged:
         "an empty model": (file("nothing.mnn", b""), picture, "is empty"),
         "a foreign model": (file("foreign.mnn", b"PK\3\4" + bytes(500)), picture, "is no MNN model"),
         "half a model": (file("half.mnn", whole[: len(whole) // 2]), picture, "is no MNN model"),
-        "no description": (file("alone.mnn", whole), picture, "alone.json: cannot be read"),
+        "no description": (file("alone.mnn", whole), picture, "there is no alone.json and no report.json beside it. Give one with --meta"),
         "half a description": (described("cut", json.dumps(plain)[:40]), picture, "not JSON at byte 40"),
         "another description": (described("other", "[1, 2]"), picture, 'has no "preprocessing"'),
         "a deep description": (described("deep", "[" * 100000), picture, "nested too deeply"),

@@ -34,7 +34,11 @@ std::string metadata_path(const std::string& model) {
     const std::filesystem::path own = std::filesystem::path(model).replace_extension(".json");
     const std::filesystem::path report = own.parent_path() / "report.json";
     std::error_code error;
-    return (std::filesystem::exists(own, error) || !std::filesystem::exists(report, error) ? own : report).string();
+    for (const std::filesystem::path& described : {own, report}) {
+        if (std::filesystem::exists(described, error)) return described.string();
+    }
+    throw Failure(model + ": nothing says how pictures become its input: there is no " + own.filename().string() +
+                  " and no report.json beside it. Give one with --meta");
 }
 
 Metadata read_metadata(const std::string& path) {

@@ -33,7 +33,8 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     """Turn a model into a graph.
 
     Args:
-        model: any module. Its weights are shared with the graph, and so are its layers with their train and eval modes; what `forward` writes into the module itself is taken back.
+        model: any module. Its layers are shared with the graph, weights and modes with them; what `forward` writes into the
+            module itself is taken back.
         example_inputs: a tensor, or a tuple of the positional arguments of `forward`. Shapes matter, values do not.
         leaf: module paths or classes that stay whole; irtool leaves what flows into them alone.
         within: the path of a part. The whole model runs up to it, and the part is traced alone on what reaches it; its
