@@ -63,10 +63,13 @@ def _in_place(node: fx.Node) -> bool:
     """Whether a function was asked to write its result over its input, by position or by name."""
     if node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
         return True
+    code = getattr(node.target, "__code__", None)
+    if code is None or "inplace" not in code.co_varnames:
+        return False  # built-in functions have no signature, and say it by name alone
     try:
         bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return False  # built-in functions have no signature, and say it by name alone
+        return False
     return bool(bound.arguments.get("inplace"))
 
 

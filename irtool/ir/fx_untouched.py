@@ -82,6 +82,7 @@ class _Held:
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = dict(module.__dict__)
+        self.ids = _ids(module)
         self.slots = {slot: dict(module.__dict__[slot]) for slot in _SLOTS}
         self.transient = set(module._non_persistent_buffers_set)
         self.contents: dict[str, list[tuple[Any, Any]]] = {}
@@ -93,7 +94,11 @@ class _Held:
     def put_back(self, module: nn.Module) -> list[str]:
         """Undo; the names of what had changed."""
         now, before = module.__dict__, self.attributes
-        changed = [key for key in {**before, **now} if not _alike(now.get(key), before.get(key)) and not isinstance(now.get(key), Flag)]
+        if isinstance(now.get("training"), Flag):
+            now["training"] = before["training"]
+        if not self.contents and _ids(module) == self.ids and module._non_persistent_buffers_set == self.transient:
+            return []  # the usual case, seen at once
+        changed = [key for key in {**before, **now} if not _alike(now.get(key), before.get(key))]
         for key, contents in self.contents.items():
             if [_refill(value, content) for value, content in contents if not _same(_content(value), content)]:
                 changed.append(key)
@@ -108,6 +113,12 @@ class _Held:
         module._non_persistent_buffers_set.clear()
         module._non_persistent_buffers_set.update(self.transient)
         return [key for key in dict.fromkeys(changed) if not key.startswith("_tensor_constant")]  # those are the tracer's own
+
+
+def _ids(module: nn.Module) -> list[list[int]]:
+    """Which objects a module holds, and in which order: what shows at once that nothing was exchanged."""
+    held = module.__dict__
+    return [list(map(id, table.values())) for table in (held, *(held[slot] for slot in _SLOTS))]
 
 
 _PLAIN = (int, float, str, type(None))
@@ -174,6 +185,8 @@ class _Numbers:
         """Undo; the buffers that were written."""
         found = []
         for kind, buffers in self.kinds.items():
+            if [buffer._version for buffer in buffers] == self.versions[kind]:
+                continue
             parts = self.copies[kind].split([buffer.numel() for buffer in buffers])
             for buffer, version, part in zip(buffers, self.versions[kind], parts, strict=True):
                 if buffer._version != version and buffer.numel() == part.numel():

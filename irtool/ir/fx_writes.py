@@ -50,6 +50,8 @@ def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node
             continue
         for user in [user for user in target.users if position[user] > position[node]]:
             user.replace_input_with(target, node)
+    if not any(node.target in AUGMENTED for node in written):
+        return {}
     roots: dict[fx.Node, fx.Node | None] = {}
     for node in nodes:
         roots[node] = _root(module, node, roots)
