@@ -29,7 +29,8 @@ def test_a_step_without_a_reference_is_neither_right_nor_wrong(
     plan = irtool.plan(graph, "l1", 0.5)
     found = MaskedCheck(relative, relative, unresolved, 0.0, 0.0, unresolved, 1e-9)
     monkeypatch.setattr(chain, "check_prune", lambda *arguments: found)
-    masked, stored = masked_links(graph, plan, irtool.prune(graph, plan), (torch.zeros(1, 3, 32, 32),))
+    traced, masked, stored = masked_links(graph, plan, irtool.prune(graph, plan), (torch.zeros(1, 3, 32, 32),))
+    assert (traced.name, traced.verdict) == ("model = traced", "holds")
     assert masked.verdict == verdict
     assert stored.verdict == "holds"
     assert [line.split()[-1] for line in shown(masked).splitlines() if "masked" in line and "1e-09" in line] == [verdict]
@@ -40,3 +41,12 @@ def test_a_step_without_a_reference_is_neither_right_nor_wrong(
         Chain((masked,)).require()
     assert ("no reference for mixer: only proven by labels" in masked.note) == bool(unresolved)
     assert Chain((masked,)).to_dict()[0]["verdict"] == verdict
+
+
+def test_a_graph_that_is_not_its_model_is_told_by_its_own_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = irtool.trace(irtool.models.VGG(11, width=0.0625).eval(), torch.zeros(1, 3, 32, 32))
+    plan = irtool.plan(graph, "l1", 0.5)
+    monkeypatch.setattr(chain, "check_prune", lambda *arguments: MaskedCheck(0.0, 0.0, traced=0.1, fixed=True))
+    traced, masked, _ = masked_links(graph, plan, irtool.prune(graph, plan), (torch.zeros(1, 3, 32, 32),))
+    assert (traced.verdict, masked.verdict) == ("BROKEN", "holds")
+    assert "images of other sizes" in traced.note

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from irtool.backends import MnnSession, OnnxSession
 from irtool.backends.mnn_profile import mnn_profile
-from irtool.errors import ExportError
+from irtool.errors import ExportError, FileError
 from irtool.quant import Scheme, calibrate, export_mnn_int8, make_recipe, mnn_form, mnn_guard, place, placement
 from irtool.quant.calibrate import observed_model
 from irtool.quant.mnn_int8 import MnnInt8
@@ -186,4 +186,6 @@ def test_the_guard_keeps_still_where_nothing_is_promised(tmp_path: Path) -> None
     old = onnx.ModelProto()
     old.CopyFrom(model)
     old.opset_import[0].version = 12
-    mnn_guard.require_promised(old, recipe, tmp_path / "none.mnn")
+    mnn_guard.require_promised(old, recipe, tmp_path / "none.mnn")  # too old for a simulation: the file is not even opened
+    with pytest.raises(FileError, match=r"none.mnn"):
+        mnn_guard.require_promised(model, recipe, tmp_path / "none.mnn")

@@ -37,7 +37,6 @@ from irtool.report.chain import (
     mnn_link,
     onnx_link,
     takes_any_batch,
-    traced_links,
 )
 from irtool.report.record import ENGINES, Measured, Report
 from irtool.report.run_folder import GRAPHS, PAGE
@@ -145,7 +144,6 @@ def sliced_and_folded(
         folded = FoldBatchNorm()(sliced.graph)
     with screen.stage("check masked = sliced = folded"):
         links = [
-            *traced_links(graph, inputs),
             *masked_links(graph, plan, sliced.graph, inputs, settings.constants, calibration),
             *folded_links(sliced.graph, folded.graph, inputs),
         ]

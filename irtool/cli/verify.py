@@ -31,7 +31,6 @@ from irtool.report.chain import (
     masked_links,
     mnn_link,
     onnx_link,
-    traced_links,
 )
 from irtool.report.record import read_record
 from irtool.report.tables import chain_table
@@ -83,7 +82,6 @@ def _torch_folder(
     with progress.stage("check masked = sliced"):
         found = _original(record, model, weights, progress)
         if found is not None:
-            links += traced_links(found[0], inputs)
             links += masked_links(found[0], plan, sliced, inputs, record["options"]["constants"], found[1])
     folded = fold_batchnorm(sliced)
     with progress.stage("check sliced = folded = ONNX = MNN"):

@@ -110,18 +110,9 @@ def _asking(name: str) -> Callable[..., Any]:
     return asked
 
 
-for _name in (*(name for name in vars(int) if callable(getattr(int, name)) and name.startswith("__")), "__bool__"):
-    if _name not in vars(object) or _name in (
-        "__eq__",
-        "__ne__",
-        "__lt__",
-        "__le__",
-        "__gt__",
-        "__ge__",
-        "__hash__",
-        "__str__",
-        "__repr__",
-        "__format__",
-    ):
-        if _name not in vars(Flag) and _name not in ("__new__", "__getnewargs__", "__init__"):
-            setattr(Flag, _name, _asking(_name))
+_QUESTIONS = (
+    "bool eq ne lt le gt ge hash str repr format int index float abs neg pos invert "
+    "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow and rand or ror xor rxor"
+)
+for _name in _QUESTIONS.split():
+    setattr(Flag, f"__{_name}__", _asking(f"__{_name}__"))

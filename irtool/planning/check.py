@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +98,8 @@ def check_prune(
         reference, sliced = reference.to(torch.float64), sliced.to(torch.float64)
     stays = torch.from_numpy(keep)
     fills = found.fills if found is not None else None
-    try:
+    with _explained():
         expected, got = masked_run(reference, labels, stays, inputs, fills, survivors=True), sliced.run(*inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise GraphError(
-            f"cannot run on these inputs: {(str(error).strip().splitlines() or [type(error).__name__])[0][:160]}",
-            remedy="Trace with inputs that the model itself accepts, and check on inputs like them.",
-        ) from error
     inexact, effect, border = tuple(rewrite.inexact()), 0.0, 0.0
     if inexact:
         effect = difference(masked_run(reference, labels, stays, inputs, fills).outputs, got)[1]
@@ -111,6 +107,18 @@ def check_prune(
         border = difference(masked_run(reference, labels, stays, inputs, fills, average=False, survivors=True).outputs, expected.outputs)[1]
     found_traced, fixed = against_model(graph, inputs), not holds_elsewhere(graph, inputs)
     return MaskedCheck(*difference(expected.outputs, got), inexact, effect, border, expected.unresolved, traced=found_traced, fixed=fixed)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a model raises on inputs that it does not take, as an error of ours."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise GraphError(
+            f"cannot run on these inputs: {(str(error).strip().splitlines() or [type(error).__name__])[0][:160]}",
+            remedy="Trace with inputs that the model itself accepts, and check on inputs like them.",
+        ) from error
 
 
 def _check_onnx(

@@ -27,7 +27,7 @@ from irtool.passes.prune import Constants
 from irtool.planning import Plan
 from irtool.planning.check import TOLERANCE as EXACT
 from irtool.planning.check import check_prune
-from irtool.planning.traced import against_model, holds_elsewhere
+from irtool.planning.traced import TOLERANCE as TRACED
 from irtool.report.divergence import before_saturation, first_in_mnn, first_in_onnx
 
 FLOAT32 = 1e-4
@@ -107,15 +107,6 @@ class Chain:
         return [{"name": link.name, "verdict": link.verdict, **asdict(link)} for link in self.links]
 
 
-def traced_links(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
-    """The user's model against the graph that was traced from it; nothing for an ONNX file, or a graph that a pass made."""
-    if not isinstance(graph, FxGraph) or graph.origin is None:
-        return ()
-    error = against_model(graph, inputs)
-    note = "" if holds_elsewhere(graph, inputs) else "the trace decided by the example's sizes: images of other sizes give other results"
-    return (Link("model", "traced", "float32", error, error, FLOAT32, error <= FLOAT32, note),)
-
-
 def masked_links(
     graph: Graph,
     plan: Plan,
@@ -124,7 +115,7 @@ def masked_links(
     constants: Constants = "absorb",
     calibration: Iterable[Any] | None = None,
 ) -> tuple[Link, ...]:
-    """Masked against sliced in float64, and the sliced graph as it is stored against that one.
+    """The user's model against its graph, masked against sliced in float64, and the sliced graph as it is stored against that one.
 
     For an ONNX graph masked against sliced in onnxruntime's float32, which is what is stored.
 
@@ -145,7 +136,7 @@ def masked_links(
         found.max_abs,
         found.relative,
         found.tolerance,
-        found.ok or bool(found.unresolved),
+        found.relative <= found.tolerance or bool(found.unresolved),
         "; ".join(notes),
         unchecked=found.unresolved,
     )
@@ -153,7 +144,9 @@ def masked_links(
         return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
     stored = compare(prune(graph.clone(_double), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
-    return masked, _link("sliced", "stored", "float64", stored, FLOAT32)
+    note = "the trace decided by the example's sizes: images of other sizes give other results" if found.fixed else ""
+    traced = Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note)
+    return (*((traced,) if graph.origin is not None else ()), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
 
 
 def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
