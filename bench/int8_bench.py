@@ -20,6 +20,7 @@ from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export
 from irtool.backends.mnn_layers import mnn_operators, mnn_scaled
 from irtool.backends.mnn_profile import mnn_profile, mnn_times
 from irtool.backends.onnx_profile import operator_times
+from irtool.cli.quantize_engines import ENGINES
 from irtool.passes import Equalise, LowerAffine, WidenSelects
 from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, make_recipe, mnn_own_int8, observe, place, to_qdq
 from irtool.quant.affine import grid
@@ -31,12 +32,21 @@ from irtool.train import Data, Preprocessing
 SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}
 DEFAULTS = {"onnx": Scheme(weight_bits=7), "mnn": Scheme("int8", symmetric=True)}
 TITLES = {"onnx": "onnxruntime", "mnn": "MNN"}
-# What the passes make of the exported graph.
-GRAPHS: dict[str, Callable[[irtool.OnnxGraph], irtool.OnnxGraph]] = {
-    "as exported": lambda graph: graph,
-    "passed": lambda graph: LowerAffine()(WidenSelects(0.5)(graph).graph).graph,
-    "all widened": lambda graph: LowerAffine()(WidenSelects(0.0)(graph).graph).graph,
-    "equalised": lambda graph: Equalise()(GRAPHS["passed"](graph)).graph,
+
+
+def _passed(graph: irtool.OnnxGraph, engine: str, least: float) -> irtool.OnnxGraph:
+    """As `irtool quantize` prepares a graph; selections of less than a share of the channels stay."""
+    widened = WidenSelects(least)(graph).graph
+    return LowerAffine()(widened).graph if ENGINES[engine].lowers else widened
+
+
+# What the passes make of the exported graph, for an engine.
+GRAPHS: dict[str, Callable[[irtool.OnnxGraph, str], irtool.OnnxGraph]] = {
+    "as exported": lambda graph, engine: graph,
+    "passed": lambda graph, engine: _passed(graph, engine, 0.5),
+    "all widened": lambda graph, engine: _passed(graph, engine, 0.0),
+    "norms as convolutions": lambda graph, engine: LowerAffine()(_passed(graph, engine, 0.5)).graph,
+    "equalised": lambda graph, engine: Equalise()(_passed(graph, engine, 0.5)).graph,
 }
 # How uint8 images (N, C, H, W) become inputs: right, and with the mistakes that a wrong order makes.
 ORDERS: dict[str, Callable[[torch.Tensor, Preprocessing], torch.Tensor]] = {
@@ -100,25 +110,25 @@ class Bench:
         self.test = next(iter(data.test.batches([index])))
 
     @cache  # noqa: B019  # a bench lives as long as its model is measured
-    def model(self, graph: str) -> onnx.ModelProto:
+    def model(self, graph: str, engine: str) -> onnx.ModelProto:
         """The float model as a row of `GRAPHS` makes it."""
-        path = self.folder / f"{graph}.float.onnx"
-        irtool.save_onnx(GRAPHS[graph](irtool.load_onnx(self.folder / "float.onnx", [self.shape])), path)
+        path = self.folder / f"{graph}.{engine}.float.onnx"
+        irtool.save_onnx(GRAPHS[graph](irtool.load_onnx(self.folder / "float.onnx", [self.shape]), engine), path)
         return prepared(onnx.load(str(path)))
 
     @cache  # noqa: B019
-    def stats(self, graph: str, order: str) -> Mapping[str, Statistics]:
+    def stats(self, graph: str, engine: str, order: str) -> Mapping[str, Statistics]:
         """Of the calibration images."""
-        model = self.model(graph)
-        names = dict.fromkeys(name for engine in DEFAULTS for name in place(model, engine).tensors)
+        model = self.model(graph, engine)
+        names = place(model, engine).tensors
         batches = [ORDERS[order](part, self.preprocessing).numpy() for part in self.pixels.split(32)]
         return calibrate(model, names, batches, threads=1)
 
     def write(self, engine: str, trial: Trial, name: str = "trial") -> Path:
         """The int8 file of a trial."""
         model, stats, scheme = (
-            self.model(trial.graph),
-            self.stats(trial.graph, trial.calibrated),
+            self.model(trial.graph, engine),
+            self.stats(trial.graph, engine, trial.calibrated),
             replace(DEFAULTS[engine], **trial.changes),
         )
         placement, path = place(model, engine), self.folder / f"{name}.{engine}"
@@ -159,6 +169,7 @@ class Bench:
             found[f"{title}, int8, graph as it was"] = self.write(engine, Trial({}, "as exported"), "plain8")
             found[f"{title}, int8, one scale a stream"] = self.write(engine, Trial({}, one_scale=True), "one_scale8")
             found[f"{title}, int8"] = self.write(engine, Trial({}), "int8")
+        found["MNN, int8, norms as convolutions"] = self.write("mnn", Trial({}, "norms as convolutions"), "norms8")
         found["MNN, int8, all widened"] = self.write("mnn", Trial({}, "all widened"), "wide8")
         found["MNN, int8, all widened, additions in int8"] = self.write("mnn", Trial({}, "all widened", int8_joins=True), "joins8")
         if self.data is not None:
@@ -181,10 +192,10 @@ class Bench:
         """What the passes do to the graph: operators in MNN, steps between float and int8, bytes of the int8 files."""
         found = {}
         for name in ("as exported", "passed", "all widened"):
-            model, files = self.model(name), {engine: self.write(engine, Trial({}, name)) for engine in DEFAULTS}
+            model, files = self.model(name, "onnx"), {engine: self.write(engine, Trial({}, name)) for engine in DEFAULTS}
             accounts = {"onnx": account(model, place(model)), "mnn": mnn_account(mnn_profile(files["mnn"], self.one(), runs=1))}
             found[name] = {
-                "mnn_operators": len(mnn_operators(self.folder / f"{name}.float.onnx")),
+                "mnn_operators": len(mnn_operators(self.folder / f"{name}.mnn.float.onnx")),
                 "steps": {engine: len(accounts[engine].steps) for engine in DEFAULTS},
                 "bytes": {engine: path.stat().st_size for engine, path in files.items()},
             }

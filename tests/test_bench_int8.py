@@ -47,7 +47,7 @@ def test_a_model_with_its_own_data(tmp_path: Path, capsys: pytest.CaptureFixture
         share = first["rows"][f"{title}, int8"]["bytes"] / first["rows"][f"{title}, float"]["bytes"]
         drop = first["rows"][f"{title}, float"]["accuracy"] - first["rows"][f"{title}, int8"]["accuracy"]
         assert f"{'holds' if share <= 0.37 and drop <= 0.3 else 'FAILS'}: {title} int8 loses {drop:.2f}" in said
-    assert sum(first["int8_tensors"]["MNN, int8"].values()) == 15
+    assert sum(first["int8_tensors"]["MNN, int8"].values()) == 13  # 8 of 9 layers, 4 pools, the input
     monkeypatch.setattr(sys, "argv", [*arguments, "--resume"])
     monkeypatch.setattr(int8, "one", None)  # nothing is measured
     int8.main()

@@ -237,11 +237,11 @@ def test_calibration_needs_images(mixed: tuple[onnx.ModelProto, Path]) -> None:
         calibrate(mixed[0], ["input"], [])
 
 
-def test_mnn_takes_our_scales_for_every_layer(mixed: tuple[onnx.ModelProto, Path], tmp_path: Path) -> None:
+def test_mnn_takes_our_scales_for_every_layer_but_the_last(mixed: tuple[onnx.ModelProto, Path], tmp_path: Path) -> None:
     model, folder = mixed
     recipe = _calibrated(model, Scheme("int8", symmetric=True), "mnn")
     done = export_mnn_int8(model, recipe, tmp_path / "int8.mnn")
-    assert len(done.layers) == len(layers_of(model))
+    assert done.layers == tuple(layer.name for layer in layers_of(model)[:-1])  # the last one computes in float
     assert done.missed == ()
     x = images(32, seed=9)
     session = MnnSession(tmp_path / "int8.mnn", 1)
@@ -271,7 +271,8 @@ def test_the_published_net_keeps_its_accuracy_in_both_engines(tmp_path: Path) ->
     irtool.export_onnx(pruned, tmp_path / "float.onnx")
     data = irtool.train.load_data(DATA / "cifar10-jpeg.zip", limit=300)
     model = onnx.load(str(tmp_path / "float.onnx"))
-    stats = calibrate(model, place(model, "mnn").tensors, data.sample(96).numpy().reshape(-1, 32, 3, 32, 32), threads=1)
+    tensors = (*place(model, "mnn").tensors, *place(model).tensors)
+    stats = calibrate(model, tensors, data.sample(96).numpy().reshape(-1, 32, 3, 32, 32), threads=1)
     x, labels = data.preprocessing.normalise(data.test.images).numpy(), data.test.labels.numpy()
 
     def accuracy(session: OnnxSession | MnnSession) -> float:

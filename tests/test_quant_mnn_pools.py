@@ -50,7 +50,8 @@ class Pooled(nn.Module):
     def __init__(self, concat: bool, rectified: bool) -> None:
         super().__init__()
         self.concat, self.rectified = concat, rectified
-        self.left, self.right, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(8 if concat else 4, 3, 1)
+        self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.last = nn.Sequential(nn.Conv2d(8 if concat else 4, 4, 1), nn.Conv2d(4, 3, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = F.relu(self.left(x)), self.right(x)
@@ -68,11 +69,13 @@ class Peak(nn.Module):
 
 
 def between(*middle: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *middle, nn.Conv2d(4, 4, 1))
+    """Between layers in integers; a last one computes in float."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *middle, nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
 
 
 def mean_of(*middle: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *middle, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *middle, pool, nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 3))
 
 
 FLOAT = {
@@ -90,6 +93,9 @@ FLOAT = {
     "mean with zeros": between(nn.AvgPool2d(3, 1, 1)),
     "mean with zeros of relu": between(nn.ReLU(), nn.AvgPool2d(3, 2, 1)),
     "mean of the input": nn.Sequential(nn.AvgPool2d(3, 3), nn.Conv2d(3, 4, 1)),
+    "mean": between(nn.AvgPool2d(2)),
+    "mean without zeros": between(nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+    "mean of all": mean_of(),
     "mean of all of silu": mean_of(nn.SiLU()),
     "bilinear": between(nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear")),
     "bilinear, corners": between(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
@@ -101,9 +107,6 @@ INTEGER = {
     "max of sigmoid": between(nn.Sigmoid(), nn.MaxPool2d(2)),
     "max of a sum of relus": Pooled(False, True),
     "max of a concatenation of relus": Pooled(True, True),
-    "mean": between(nn.AvgPool2d(2)),
-    "mean without zeros": between(nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
-    "mean of all": mean_of(),
     "nearest": between(nn.Upsample(scale_factor=2)),
 }
 
@@ -155,12 +158,52 @@ def test_what_is_said_not_to_be_negative_is_not(name: str, tmp_path: Path) -> No
     assert all((values >= 0).all() for values in session.run(claimed, {"input": x}) if claimed)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_batch_norm_that_stays_computes_in_float(batch_norm: bool, tmp_path: Path) -> None:
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean, norm.running_var = torch.linspace(-1, 1, 4), torch.linspace(0.5, 2, 4)
+    middle = (nn.Conv2d(4, 4, 1), nn.MaxPool2d(2), norm) if batch_norm else (nn.Conv2d(4, 4, 1), nn.MaxPool2d(2))
+    model, x, done = written(between(nn.ReLU(), *middle), tmp_path)
+    assert ("BatchNormalization" in {node.op_type for node in model.graph.node}) == batch_norm
+    assert sqnr(MnnSession(tmp_path / "int8.mnn", 1).run(x)[0], OnnxSession(tmp_path / "float.onnx", 1).run(x)[0]) > 27
+    ran = [(run.kind, run.integer) for run in mnn_profile(tmp_path / "int8.mnn", x[:1], runs=1)]
+    assert [integer for kind, integer in ran if kind == "Scale"] == [False] * batch_norm
+    assert [integer for kind, integer in ran if kind == "Convolution"] == [True, True, True, False]
+    assert len(done.layers) == 3
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Flatten(), nn.PixelShuffle(2)])
+def test_the_last_layer_computes_in_float_with_8_bit_weights(end: nn.Module, tmp_path: Path) -> None:
+    model, x, _ = written(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 512, 3), end), tmp_path)
+    placed = place(model, "mnn")
+    assert [(layer.op, layer.weight) for layer in placed.layers] == [("Conv", "0.weight")]
+    assert [why for why in placed.floating.values() if "8 bits would round too much" in why]
+    result = MnnSession(tmp_path / "int8.mnn", 1).run(x)[0]
+    assert len(np.unique(result)) > 0.9 * result.size  # of integers there are 255
+    assert sqnr(result, OnnxSession(tmp_path / "float.onnx", 1).run(x)[0]) > 35
+    assert (tmp_path / "int8.mnn").stat().st_size < 0.3 * (tmp_path / "float.onnx").stat().st_size
+
+
+def test_between_layers_in_float_the_last_one_has_float_weights(tmp_path: Path) -> None:
+    """MNN takes a layer with 8-bit weights that lies between integers for an integer one, and its numbers are nonsense."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model = prepared(exported(net, tmp_path, SIZE))
+    x = np.random.default_rng(0).normal(0, 1, SIZE).astype(np.float32)
+    middle = place(model, "mnn").layers[1]
+    placed = place(model, "mnn", [middle.name])
+    recipe = make_recipe(model, placed, calibrate(model, placed.tensors, [x], threads=1), Scheme("int8", symmetric=True))
+    done = export_mnn_int8(model, recipe, tmp_path / "int8.mnn")
+    assert middle.name not in done.layers
+    assert sqnr(MnnSession(tmp_path / "int8.mnn", 1).run(x)[0], OnnxSession(tmp_path / "float.onnx", 1).run(x)[0]) > 25
+
+
 # --- the guard ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["max", "max before linear", "max of a concatenation"])
 def test_a_file_that_is_grossly_wrong_is_not_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(placement.ENGINES, "mnn", Habits(placement.MOVES | placement.POOLS, outputs=True))
+    monkeypatch.setitem(placement.ENGINES, "mnn", Habits(outputs=True))
     monkeypatch.setattr(mnn_form, "mnn_unfit", lambda wiring: {})
     with pytest.raises(ExportError, match=r"in MNN the int8 model is off by \d+ % of its signal.*wrong in integers: leave layers"):
         written(FLOAT[name], tmp_path)
@@ -170,7 +213,9 @@ def test_a_file_that_is_grossly_wrong_is_not_written(name: str, tmp_path: Path, 
 def test_a_poor_recipe_is_not_called_a_fault_of_mnn(tmp_path: Path) -> None:
     scheme = Scheme("int8", symmetric=True, weight_bits=2, correct_bias=False)
     generator = torch.Generator().manual_seed(0)
-    model = prepared(exported(between(nn.ReLU()), tmp_path, SIZE))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    model = prepared(exported(net, tmp_path, SIZE))
     placed = place(model, "mnn")
     stats = calibrate(model, placed.tensors, [torch.randn(SIZE, generator=generator).numpy()], threads=1)
     recipe = make_recipe(model, placed, stats, scheme)

@@ -25,6 +25,8 @@ class Engine:
 
     Attributes:
         suffix: of its files.
+        lowers: whether a scale and a shift becomes a convolution, so that it computes in integers. In MNN it reads float mostly,
+            a residual stream, and rounds less and is faster as the batch norm that it is.
         session: opens one.
         convert: makes the float file from the float ONNX file.
         write: writes the int8 file for a prepared model, its statistics, a placement and a scheme; gives the layers that the engine
@@ -35,6 +37,7 @@ class Engine:
     """
 
     suffix: str
+    lowers: bool
     session: Callable[[Path, int], Session]
     convert: Callable[[Path, Path], object]
     write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], tuple[str, ...]]
@@ -55,6 +58,7 @@ def _write_mnn(model: ModelProto, stats: Mapping[str, Statistics], placement: Pl
 ENGINES = {
     "onnx": Engine(
         ".onnx",
+        True,
         OnnxSession,
         shutil.copyfile,
         _write_onnx,
@@ -66,6 +70,7 @@ ENGINES = {
     ),
     "mnn": Engine(
         ".mnn",
+        False,
         MnnSession,
         export_mnn,
         _write_mnn,

@@ -121,7 +121,7 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
         if engine.suffix != ".onnx":
             engine.convert(source, folder / f"float{engine.suffix}")
     with screen.stage("prepare the graph"):
-        model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings.equalise)
+        model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings)
     if not layers_of(model):
         raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
     stats = _calibrate(model, _fixed_batch(source), settings.backend, images, screen)
@@ -200,19 +200,20 @@ class _Work:
 
     def _trial(self, floating: tuple[str, ...]) -> float:
         path = self.folder / f"int8{self.engine.suffix}"
-        name = f"int8, {len(floating)} of {len(layers_of(self.model))} layers in float"
+        placement, total = self.placement(floating), len(layers_of(self.model))
+        name = f"int8, {total - len(placement.layers)} of {total} layers in float"
         with self.screen.stage(f"write {name}"):
             if self.settings.weights_only:
                 self.engine.lighten(self.folder / "float.onnx", path, self.settings.scheme)
             else:
-                self.missed = self.engine.write(self.model, self.stats, self.placement(floating), self.settings.scheme, path)
+                self.missed = self.engine.write(self.model, self.stats, placement, self.settings.scheme, path)
         return self.score(path, f"score {name}")
 
     def _sensitivities(self) -> tuple[list[Sensitivity], float]:
         some = np.linspace(0, len(self.scored) - 1, min(SENSITIVITY_IMAGES, len(self.scored))).astype(int)
         index = torch.from_numpy(some)
         pixels = self.scored.preprocessing.normalise(next(iter(self.scored.batches([index])))).numpy()
-        labels, total = self.scored.labels[index].numpy(), len(layers_of(self.model))
+        labels, total = self.scored.labels[index].numpy(), len(self.placement(()).layers)
         found = sensitivities(
             self.model,
             self.settings.backend,
@@ -258,12 +259,13 @@ def _write_float(graph: Graph, path: Path, images: Images, opset: int) -> None:
         )
 
 
-def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path, equalise: bool) -> tuple[ModelProto, tuple[str, ...]]:
+def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path, settings: Settings) -> tuple[ModelProto, tuple[str, ...]]:
     """The float file with the passes that make int8 worth it, shown to compute the same."""
     file = folder / "prepared.onnx"
     shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
-    passes = [FoldConstants(), FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5), LowerAffine(), *([Equalise()] if equalise else [])]
-    done = Pipeline(passes)(load_onnx(source, shapes))
+    passes = [FoldConstants(), FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5)]
+    passes += [LowerAffine()] if ENGINES[settings.backend].lowers else []
+    done = Pipeline([*passes, *([Equalise()] if settings.equalise else [])])(load_onnx(source, shapes))
     save_onnx(done.graph, file)
     model = prepared(_renewed(onnx.load(str(file))))
     onnx.save(model, str(file))

@@ -10,6 +10,7 @@ from rich.table import Table
 from irtool.cli.quantize_data import Images
 from irtool.cli.quantize_engines import ENGINES
 from irtool.cli.quantize_job import SENSITIVITY_IMAGES, Outcome, Settings, record
+from irtool.quant import layers_of
 from irtool.report.sensitivity import plot_sensitivity, write_sensitivity
 
 NOISE = 0.05
@@ -45,8 +46,7 @@ def table(outcome: Outcome, settings: Settings, images: Images) -> Table:
     shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
     shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
     shown.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
-    asked = len(outcome.placement.layers)
-    taken = f"{asked - len(outcome.missed)} of {asked + len(outcome.floating)} layers in int8"
+    taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
     kind = "weights alone are int8" if settings.weights_only else taken
     shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
     shown.caption_justify = "left"
@@ -61,6 +61,10 @@ def borders(outcome: Outcome, backend: str) -> list[str]:
         shown.append(f"... and {left} more in steps.txt")
     if outcome.floating:
         shown.append(f"left in float for accuracy: {', '.join(outcome.floating)}")
+    by_rule = [
+        layer for layer in layers_of(outcome.model) if layer.name not in outcome.floating and layer.node in outcome.placement.floating
+    ]
+    shown += [f"computes in float: {layer.name}: {outcome.placement.floating[layer.node]}" for layer in by_rule]
     if outcome.missed:
         shown.append(
             f"{len(outcome.missed)} layers have no int8 form in {backend}: {', '.join(outcome.missed[:3])}{', ...' if len(outcome.missed) > 3 else ''}"

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from irtool.ir.channel_select import ChannelSelect
+from irtool.ir.fx_module import submodule
 from irtool.ir.fx_targets import names_a_write
 
 _WRITE = frozenset(
@@ -30,7 +31,7 @@ def is_pure(module: fx.GraphModule, node: fx.Node) -> bool:
 def writes(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a call is known to write into its first argument or `out`: `x.add_(y)`, `x += y`, `relu(x, inplace=True)`."""
     if node.op == "call_module":
-        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+        return bool(getattr(submodule(module, str(node.target)), "inplace", False))
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(node.target._schema.is_mutable)
     name = str(getattr(node.target, "__name__", node.target))
@@ -39,7 +40,7 @@ def writes(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _pure_module(module: fx.GraphModule, node: fx.Node) -> bool:
     """Modules of torch.nn; those of users may do anything."""
-    target = module.get_submodule(str(node.target))
+    target = submodule(module, str(node.target))
     known = isinstance(target, ChannelSelect) or type(target).__module__.startswith("torch.nn.modules.")
     return known and not getattr(target, "inplace", False)
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from irtool.ir.fx_effects import writes
+from irtool.ir.fx_module import submodule
 from irtool.ir.fx_proxy import AUGMENTED
 from irtool.ir.fx_targets import function_spec, module_spec
 
@@ -116,7 +117,7 @@ def _root(module: fx.GraphModule, node: fx.Node, roots: Mapping[fx.Node, fx.Node
         return roots.get(first) if first is not None else None
     if node.target is getattr:
         return roots.get(first) if first is not None and node.args[1] in _PARTS else None
-    spec = module_spec(module.get_submodule(str(node.target))) if node.op == "call_module" else function_spec(node.target)
+    spec = module_spec(submodule(module, str(node.target))) if node.op == "call_module" else function_spec(node.target)
     op = spec.op if spec is not None else ""
     if op in _FRESH or (node.op == "call_method" and node.target == "clone"):
         return node

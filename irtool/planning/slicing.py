@@ -45,6 +45,7 @@ class Rewrite(Generic[G]):
     edited: list[str]
     keep: NDArray[np.bool_]
     _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
+    _scratch: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
 
     def parameter(self, name: str) -> Tensor:
         """The sliced data of one parameter of the source."""
@@ -55,12 +56,28 @@ class Rewrite(Generic[G]):
         grouped = next((axis for axis in indices if not isinstance(axis, int)), None)
         if grouped is not None:
             return _take_grouped(data, grouped[1], indices[grouped], indices.get(0))
-        if data.numel() > _LARGE and indices.keys() == {0, 1}:
-            return _take_both(data, indices[0].to(data.device), indices[1].to(data.device))
+        if indices.keys() == {0, 1}:
+            return self._take_both(data, indices[0].to(data.device), indices[1].to(data.device))
         for axis in range(data.dim()) if indices else ():  # axis 0 first: whole rows are copied fastest
             if axis in indices:
                 data = data.index_select(axis, indices[axis].to(data.device))
         return data.clone() if data is value.data else data
+
+    def _take_both(self, data: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Slice a weight along its first two axes, a few rows at a time: a half-sliced copy would cost more than the rest, in fresh memory."""
+        step = max(1, _BLOCK // data.shape[1:].numel())
+        new = data.new_empty((rows.numel(), columns.numel(), *data.shape[2:]))
+        parts = [(rows, new)] if rows.numel() <= step else zip(rows.split(step), new.split(step), strict=True)
+        for some, into in parts:
+            torch.index_select(self._rows(data, some), 1, columns, out=into)
+        return new
+
+    def _rows(self, data: Tensor, some: Tensor) -> Tensor:
+        """Some rows, in memory that the next ones are written over."""
+        size, kind = some.numel() * data.shape[1:].numel(), (data.dtype, data.device)
+        if kind not in self._scratch or self._scratch[kind].numel() < size:
+            self._scratch[kind] = data.new_empty(max(_BLOCK, size))
+        return torch.index_select(data, 0, some, out=self._scratch[kind][:size].view(-1, *data.shape[1:]))
 
     def _indices(self, name: str) -> dict[Axis, Tensor]:
         """The positions that stay along the axes of a parameter that change."""
@@ -86,17 +103,8 @@ class Rewrite(Generic[G]):
         return self.graph
 
 
-_LARGE = 1 << 22
-"""Entries of a weight (16 MiB) from which on a copy of its rows alone costs more than taking a few of them at a time."""
-
-
-def _take_both(data: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Slice a large weight along its first two axes, a few rows at a time: no half-sliced copy of it is made."""
-    step = max(1, _LARGE // 16 // data.shape[1:].numel())
-    new, whole = data.new_empty((rows.numel(), columns.numel(), *data.shape[2:])), data.new_empty((step, *data.shape[1:]))
-    for some, into in zip(rows.split(step), new.split(step), strict=True):
-        torch.index_select(torch.index_select(data, 0, some, out=whole[: some.numel()]), 1, columns, out=into)
-    return new
+_BLOCK = 1 << 18
+"""Entries of a weight that are sliced together (1 MiB)."""
 
 
 def _take_grouped(data: Tensor, groups: int, columns: Tensor | None, rows: Tensor | None) -> Tensor:

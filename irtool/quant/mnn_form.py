@@ -5,8 +5,8 @@ What MNN 3.6 does, and why it is rewritten:
 - An addition of two int8 tensors to a third runs in int8, about twenty times slower on x86 than in float. So between an
   addition and what reads it stands a maximum with the lowest number, or with 0 in place of a ReLU. It has no scale, and MNN carries no scale
   back through it, so the addition stays in float.
-- Pools and resizing carry scales both ways, whatever they do to the range, and some are wrong in integers (see `mnn_unfit`).
-  So such a maximum stands on both sides of one that is to compute in float.
+- Pools, resizing and batch norms carry scales both ways, whatever they do to the range, and some are wrong in integers (see
+  `mnn_unfit`). So such a maximum stands on both sides of one that is to compute in float.
 - A product with 65,536 weights or more loses its int8 weights when the converter makes a convolution of it. So it is one already.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from irtool.quant.placement import POOLS, Wiring, mnn_unfit
+from irtool.quant.placement import Wiring, mnn_unfit
 from irtool.quant.prepare import replace_nodes
 
 JOINS = frozenset({"Add", "Mul", "Sub"})
@@ -47,8 +47,8 @@ class _Form:
     def __init__(self, model: ModelProto, floating: Collection[int]) -> None:
         self.model, self.graph, self.wiring = model, model.graph, Wiring(model)
         self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
-        averages = {index for index in floating if self.graph.node[index].op_type in POOLS}
-        self.apart = averages | mnn_unfit(self.wiring).keys()
+        norms = {index for index in floating if self.graph.node[index].op_type == "BatchNormalization"}
+        self.apart = norms | mnn_unfit(self.wiring).keys()
         self.borders: dict[str, str] = {}
         self.lowest = ""
         self.convolutions: dict[str, str] = {}

@@ -19,7 +19,7 @@ from irtool.files import replacing
 from irtool.quant.mnn_form import mnn_form
 from irtool.quant.mnn_guard import require_promised
 from irtool.quant.mnn_params import MnnLayer, compression_params
-from irtool.quant.placement import Layer
+from irtool.quant.placement import Layer, Wiring, is_result, layers_of
 from irtool.quant.recipe import Recipe
 from irtool.quant.weights import steps_of
 
@@ -75,6 +75,7 @@ def matched(
 
 def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[str], *, bits: int = 8) -> MnnInt8:
     """Convert a float model to MNN with the scales of a recipe. MNN rounds the weights; the corrected biases go in with the model.
+    Where the last layers alone compute in float, their weights have 8 bits too.
 
     The file appears at `path` only if MNN computes with it about what onnxruntime does with the same scales. How good the
     scales are is not judged here: score the file.
@@ -102,11 +103,18 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
         layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
         entries = [entry for layer in layers for entry in _entries(layer, names[layer.name], recipe, bits)]
         scales.write_bytes(compression_params(entries))
-        export = export_mnn(source, temporary, compression_params=scales)
+        light = len(layers) == len(recipe.placement.layers) and _only_results_float(model, recipe)
+        export = export_mnn(source, temporary, compression_params=scales, weight_bits=bits if light else None)
         if export.max_error is not None:
             require_promised(model, recipe, temporary)
     done = tuple(layer.name for layer in layers)
     return MnnInt8(replace(export, path=Path(path)), done, tuple(layer.name for layer in recipe.placement.layers if layer.name not in done))
+
+
+def _only_results_float(model: ModelProto, recipe: Recipe) -> bool:
+    """Whether the layers in float are last ones: these may have 8-bit weights. Between integers MNN takes such a layer for an integer one."""
+    wiring, quantised = Wiring(model), {layer.name for layer in recipe.placement.layers}
+    return all(is_result(wiring, layer.output) for layer in layers_of(model) if layer.name not in quantised)
 
 
 def _entries(layer: Layer, outputs: Sequence[str], recipe: Recipe, bits: int) -> list[MnnLayer]:

@@ -23,8 +23,6 @@ JOINS = frozenset({"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat"})
 """Operators that both engines have in integers, with a scale of its own for each tensor."""
 MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Gather", "Slice", "Squeeze", "Unsqueeze", "Split", "DepthToSpace"})
 """Operators that only move or pick values: the output has the input's scale."""
-POOLS = frozenset({"AveragePool", "GlobalAveragePool"})
-
 
 RECTIFIERS = frozenset({"Relu", "Clip"})
 """Activations that become part of the layer before them, where its output range does what they do."""
@@ -121,15 +119,15 @@ class Habits:
     """What an engine does with scales.
 
     Attributes:
-        moves: operators whose output has the input's scale.
         outputs: whether a result of the model may be an integer inside. A convolution's always is, since no engine has an
             integer convolution with a float result; onnxruntime has such a product.
         unfit: the nodes that the engine computes wrong in integers, and the reason, by index.
+        better: the reason why a layer is better left in float in this engine, where there is one.
     """
 
-    moves: frozenset[str]
     outputs: bool
     unfit: Callable[[Wiring], Mapping[int, str]] = lambda _wiring: {}
+    better: Callable[[Wiring, Layer], str | None] = lambda _wiring, _layer: None
 
 
 def non_negative(wiring: Wiring) -> set[str]:
@@ -148,24 +146,30 @@ def non_negative(wiring: Wiring) -> set[str]:
 
 
 def mnn_unfit(wiring: Wiring) -> dict[int, str]:
-    """The nodes that MNN 3.6 computes wrong in integers on x86.
+    """The nodes that MNN 3.6 computes wrong or badly in integers on x86.
 
     There it stores an integer with 128 added, in an unsigned byte. Its maximum compares the bytes as signed ones, so that any
-    negative number is more than any other; where none is negative the order is right. Its mean leaves padding out of the
-    count, so zeros that belong to it are missing. It interpolates past the end of the range.
+    negative number is more than any other; where none is negative the order is right. Its mean has the scale of what is averaged,
+    whose range is wider than a mean's, and leaves padding out of the count. It interpolates past the end of the range.
     """
     positive = non_negative(wiring)
     found = {}
     for index, node in enumerate(wiring.nodes):
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type in _WRONG_IN_MNN and _WRONG_IN_MNN[node.op_type](attributes, node.input[0] in positive):
-            found[index] = "MNN computes it wrong in integers"
+            found[index] = "MNN computes it wrong, or rounds it too much, in integers"
     return found
 
 
-def _pads_with_zeros(attributes: Mapping[str, Any], _positive: bool) -> bool:
-    pads = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"").startswith(b"SAME")
-    return bool(attributes.get("count_include_pad")) and pads
+def is_result(wiring: Wiring, name: str) -> bool:
+    """Whether a tensor is an output of the model, or is only moved to be one."""
+    readers = [wiring.nodes[index] for index in wiring.readers.get(name, [])]
+    return name in wiring.outputs or any(node.op_type in MOVES and is_result(wiring, node.output[0]) for node in readers)
+
+
+def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
+    """Why a layer is better computed in float in MNN: in 8 bits the two best classes often get the same number."""
+    return "its result is the model's, which 8 bits would round too much" if is_result(wiring, layer.output) else None
 
 
 _POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
@@ -173,12 +177,16 @@ _POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
 _WRONG_IN_MNN: dict[str, Callable[[Mapping[str, Any], bool], bool]] = {
     "MaxPool": lambda _attributes, positive: not positive,
     "GlobalMaxPool": lambda _attributes, positive: not positive,
-    "AveragePool": _pads_with_zeros,
+    "AveragePool": lambda _attributes, _positive: True,
+    "GlobalAveragePool": lambda _attributes, _positive: True,
     "Resize": lambda attributes, _positive: attributes.get("mode", b"nearest") != b"nearest",
 }
 """Whether a node is wrong, by its attributes and by whether its input cannot be negative."""
-ENGINES = {"onnx": Habits(MOVES, outputs=False), "mnn": Habits(MOVES | POOLS, outputs=True, unfit=mnn_unfit)}
-"""MNN carries the scale of a layer's input back through a pool, whatever range the pool's own input has."""
+
+ENGINES = {
+    "onnx": Habits(outputs=False),
+    "mnn": Habits(outputs=True, unfit=mnn_unfit, better=mnn_better),
+}
 
 
 def layers_of(model: ModelProto) -> tuple[Layer, ...]:
@@ -194,7 +202,7 @@ def place(model: ModelProto, engine: str = "onnx", floating: Collection[str] = (
     Args:
         model: as `prepared` returns it, batch norms folded.
         engine: `onnx` or `mnn`.
-        floating: the names of layers that stay in float.
+        floating: the names of layers that stay in float, beside those that the engine computes better so.
         joins: whether operators between layers compute in integers too; without, only the layers do.
 
     Raises:
@@ -205,14 +213,15 @@ def place(model: ModelProto, engine: str = "onnx", floating: Collection[str] = (
     habits = ENGINES[engine]
     wiring = Wiring(model)
     everything = {layer.node: layer for layer in layers_of(model)}
-    layers = {index: layer for index, layer in everything.items() if layer.name not in floating}
+    reasons = {index: why for index, layer in everything.items() if (why := habits.better(wiring, layer))}
+    reasons |= {index: "left in float" for index, layer in everything.items() if layer.name in floating}
+    layers = {index: layer for index, layer in everything.items() if index not in reasons}
     tensors: dict[str, str] = {}
     for layer in layers.values():
         tensors.setdefault(layer.input, layer.input)
         if habits.outputs or layer.op == "Conv" or layer.output not in wiring.outputs:
             tensors.setdefault(layer.output, layer.output)
     integer = set(layers)
-    reasons = {index: "left in float" for index in everything if index not in layers}
     unfit = habits.unfit(wiring)
     for index, node in enumerate(wiring.nodes):
         if index in everything or (node.op_type in RECTIFIERS and node.output[0] in tensors):
@@ -234,7 +243,7 @@ def _spread(wiring: Wiring, node: NodeProto, tensors: dict[str, str], joins: boo
     given = wiring.data_inputs(node)
     if not given or any(name not in tensors for name in given):
         return "an input is in float"
-    moves = node.op_type in habits.moves
+    moves = node.op_type in MOVES
     if not moves and len(given) < len([name for name in node.input if name]):
         return "an operand is a constant"
     if not habits.outputs and any(name in wiring.outputs for name in node.output):

@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 from irtool.backends import OnnxSession
 from irtool.quant.calibrate import Told, nobody
-from irtool.quant.placement import layers_of, place
+from irtool.quant.placement import place
 from irtool.quant.qdq import to_qdq
 from irtool.quant.recipe import Scheme, make_recipe
 from irtool.quant.statistics import Statistics
@@ -61,7 +61,7 @@ def sensitivities(
         threads: of onnxruntime.
         told: called with the number of layers done.
     """
-    layers = layers_of(model)
+    layers = place(model, engine).layers
     everything = [layer.name for layer in layers]
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found = []
