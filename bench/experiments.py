@@ -2,7 +2,7 @@
 
     python bench/experiments.py --list
     python bench/experiments.py --line preresnet        that line, in order; what is done already is skipped
-    python bench/experiments.py --only vgg-sparse       one of them (and what it starts from, if that is missing)
+    python bench/experiments.py --only vgg-sparse       one of them, and what it starts from, if their nets or figures are missing
 
 Each experiment starts from a published checkpoint, a new net or another experiment's result; it may prune; it may train. Its
 figures go to bench/results/training/NAME.json, its weights and its checkpoint to runs/experiments/NAME. A killed run
@@ -69,10 +69,13 @@ class Queue:
 
     def result(self, name: str) -> FxGraph:
         """The graph that a run ended with; run first if need be."""
-        path = WORK / name / "model.safetensors"
-        if not self.done(name) or not path.exists():
+        if not self.done(name) or not self.weights(name).exists():
             self.run(name)
-        return irtool.load(path)
+        return irtool.load(self.weights(name))
+
+    def weights(self, name: str) -> Path:
+        """Where a run's net lies. In a fresh clone there are figures of runs without their nets."""
+        return WORK / name / "model.safetensors"
 
     def run(self, name: str) -> None:
         """Do one experiment and write its figures."""
@@ -163,7 +166,9 @@ def main() -> None:
     for name, run in queue.runs.items():
         if options.list:
             print(f"{'done' if queue.done(name) else '    '} {name}")
-        elif (options.only in (None, name)) and (options.line in (None, run.line)) and not queue.done(name):
+        elif options.only == name:
+            queue.result(name)
+        elif options.only is None and options.line in (None, run.line) and not queue.done(name):
             queue.run(name)
 
 

@@ -10,6 +10,9 @@ import torch
 
 from irtool.cli.main import run
 
+# Bits are compared with those of other processes, and on some CPUs they depend on the number of threads. Processes run side by side anyway.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

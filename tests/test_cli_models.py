@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from irtool.cli.models import ModelSpec
-from irtool.cli.weights import read_weights
-from irtool.errors import OptionError
+from irtool.cli.weights import load_weights, read_weights
+from irtool.errors import FileError, OptionError
+from irtool.models import PreResNet
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,15 @@ def test_weights_are_found_where_people_put_them(name: str, tmp_path: Path) -> N
     found = read_weights(path)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_a_traced_net_has_no_selections_of_all_channels_and_its_weights_fit_the_class(tmp_path: Path) -> None:
+    trained, fresh = PreResNet(11, width=0.25), PreResNet(11, width=0.25)
+    traced = {name: tensor for name, tensor in trained.state_dict().items() if not name.endswith("select.indexes")}
+    assert len(traced) == len(trained.state_dict()) - 4
+    torch.save(traced, tmp_path / "best.pt")
+    load_weights(fresh, tmp_path / "best.pt")
+    assert all(torch.equal(fresh.state_dict()[name], tensor) for name, tensor in trained.state_dict().items())
+    fresh.layer1[0].select.keep(torch.arange(len(fresh.layer1[0].select.indexes)) % 2)  # what a selection of some keeps must be told
+    with pytest.raises(FileError, match=r"1 weights missing, the first is 'layer1.0.select.indexes'"):
+        load_weights(fresh, tmp_path / "best.pt")

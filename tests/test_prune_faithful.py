@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -210,3 +211,22 @@ def test_a_write_along_another_axis_keeps_no_channel() -> None:
     plan = irtool.plan(graph, "l1", 0.5, "local")
     assert len(plan.layers[0].removed) == 8
     assert irtool.check_prune(graph, plan).ok
+
+
+def test_large_and_small_weights_of_two_types_are_sliced_by_the_same_entries() -> None:
+    """Large ones go a few rows at a time, through memory that all weights share."""
+    sizes = (40, 700, 1500, 900, 30)
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
+    layers[1].double()
+    net = nn.Sequential(*layers)
+    graph = irtool.trace(net, torch.zeros(2, 40))
+    plan = irtool.plan(graph, "random", 0.4, "local")
+    pruned = irtool.prune(graph, plan, "drop").module
+    kept = [torch.arange(40)]
+    for layer, size in zip(plan.layers, sizes[1:], strict=False):
+        kept.append(torch.tensor(sorted(set(range(size)) - set(layer.removed))))
+    for index, (before, rows, columns) in enumerate(zip(layers, [*kept[1:4], torch.arange(30)], kept, strict=False)):
+        after = pruned.get_submodule(str(index)).weight
+        assert after.dtype == before.weight.dtype
+        assert torch.equal(after, before.weight[rows][:, columns])
+    assert [len(rows) for rows in kept[1:4]] == [420, 900, 540]

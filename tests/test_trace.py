@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.errors import TraceError
+from irtool.ir.fx_trace import SymbolicTracer
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 
@@ -98,6 +99,27 @@ def test_the_line_is_found_wherever_the_user_keeps_it(tmp_path: Path) -> None:
     spec.loader.exec_module(mine)
     with pytest.raises(TraceError, match=r"mine.py:\d+.*leaf=, or trace the part before it"):
         irtool.trace(mine.Dependent(), IMAGE)
+
+
+class Called(nn.Module):
+    """Functions, methods, operators and properties of tensors, called in each of the ways that Python has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, torch.relu(x)], dim=1)
+        y = y.add(1.0) + torch.add(input=y, other=y)
+        z = F.gelu(torch.split(y, 2, 1)[0]).transpose(2, 3)
+        return torch.stack((z, z.mT)).mean(0).flatten(1) * F.adaptive_avg_pool2d(y, 1).sum()
+
+
+def test_calls_are_recorded_as_torch_records_them() -> None:
+    own, theirs = (
+        [(node.op, node.target, node.name, str(node.args), str(node.kwargs)) for node in tracer.trace(Called()).nodes]
+        for tracer in (SymbolicTracer(given=1), torch.fx.Tracer())
+    )
+    assert own == theirs
+    assert {op for op, *_ in own} >= {"call_function", "call_method"}
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(irtool.trace(Called(), IMAGE).run(x), Called()(x))
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 5, 8, 8), torch.zeros(2, 3)])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irtool.errors import FileError
+from irtool.models.preresnet import ChannelSelection
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module")
 _MAGIC = (b"PK", b"\x80")
@@ -21,14 +22,17 @@ _SAVE_AGAIN = "Save the weights alone: torch.save(model.state_dict(), path), or 
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights of a file into a model, all of them.
+    """Put the weights of a file into a model: all that it has, but for selections of all channels, which may be missing.
 
     Raises:
         FileError: the file is missing, truncated or foreign, would have to run code, or does not fit the model.
     """
     state = read_weights(path)
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing, unexpected = [name for name in own if name not in state], [name for name in state if name not in own]
+    whole = {
+        f"{path}.indexes" for path, module in model.named_modules() if isinstance(module, ChannelSelection) and module.positions is None
+    }
+    missing, unexpected = [name for name in own if name not in state and name not in whole], [name for name in state if name not in own]
     if missing or unexpected:
         parts = [f"{len(missing)} weights missing, the first is {missing[0]!r}"] if missing else []
         parts += [f"{len(unexpected)} unexpected, the first is {unexpected[0]!r}"] if unexpected else []
@@ -37,7 +41,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
             where=str(path),
             remedy=f"Name the model, and its arguments, that these weights belong to ({type(model).__name__} here).",
         )
-    for name, shape in own.items():
+    for name in state:
+        shape = own[name]
         if state[name].layout != torch.strided or state[name].is_meta or state[name].is_quantized:
             raise FileError(f"{name} is no dense tensor of numbers", where=str(path), remedy="Save it dense, in floating point.")
         if tuple(state[name].shape) != shape:
@@ -46,7 +51,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 where=str(path),
                 remedy="Check the model's arguments (depth, width, classes).",
             )
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # what is missing selects all channels, and has no place in a traced model's checkpoint
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
