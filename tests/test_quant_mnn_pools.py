@@ -172,7 +172,7 @@ def test_a_batch_norm_that_stays_computes_in_float(batch_norm: bool, tmp_path: P
     assert len(done.layers) == 3
 
 
-@pytest.mark.parametrize("end", [nn.Identity(), nn.Flatten(), nn.PixelShuffle(2)])
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Flatten(), nn.PixelShuffle(2), nn.Softmax(1)])
 def test_the_last_layer_computes_in_float_with_8_bit_weights(end: nn.Module, tmp_path: Path) -> None:
     model, x, _ = written(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 512, 3), end), tmp_path)
     placed = place(model, "mnn")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from irtool.train import (
     sparse,
 )
 from irtool.train.checkpoint import load_checkpoint, load_weights
+from irtool.train.split import MemorySplit
 
 ROOT = Path(__file__).parent.parent
 
@@ -166,6 +168,20 @@ def test_a_tampered_checkpoint_is_refused(digits: Data, begun: Path, tmp_path: P
     torch.save(state, tmp_path / "last.pt")
     with pytest.raises(TrainError, match=message):
         fit(net(), digits, QUICK, ema=0.9, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("what", ["labels", "mean"])
+def test_a_run_goes_on_with_the_data_that_it_was_begun_with(digits: Data, begun: Path, tmp_path: Path, what: str) -> None:
+    (tmp_path / "last.pt").write_bytes(begun.read_bytes())
+    train, pre = digits.train, digits.preprocessing
+    labels = train.labels.roll(1) if what == "labels" else train.labels
+    pre = pre if what == "labels" else replace(pre, mean=tuple(value + 0.1 for value in pre.mean))
+    images = next(iter(train.batches([torch.arange(len(train))])))
+    other = Data(digits.name, MemorySplit(images, labels, train.classes, pre), digits.test, digits.flip)
+    with pytest.raises(TrainError, match=f"begun with other options: {what} was"):
+        fit(net(), other, QUICK, ema=0.9, out=tmp_path, resume=True)
+    same_again = Data(digits.name, MemorySplit(images, train.labels, train.classes, digits.preprocessing), digits.test, digits.flip)
+    fit(net(), same_again, QUICK, ema=0.9, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"hello", b"", bytes(range(256)), b"\x80\x02K\x05."])

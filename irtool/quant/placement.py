@@ -162,9 +162,9 @@ def mnn_unfit(wiring: Wiring) -> dict[int, str]:
 
 
 def is_result(wiring: Wiring, name: str) -> bool:
-    """Whether a tensor is an output of the model, or is only moved to be one."""
+    """Whether a tensor is an output of the model, or becomes one by being moved or squashed (a softmax)."""
     readers = [wiring.nodes[index] for index in wiring.readers.get(name, [])]
-    return name in wiring.outputs or any(node.op_type in MOVES and is_result(wiring, node.output[0]) for node in readers)
+    return name in wiring.outputs or any(node.op_type in MOVES | _SQUASHES and is_result(wiring, node.output[0]) for node in readers)
 
 
 def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
@@ -174,6 +174,8 @@ def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
 
 _POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
 """Operators other than rectifiers whose results are never negative."""
+_SQUASHES = _POSITIVE | {"LogSoftmax", "Tanh"}
+"""What often stands behind a last layer, and keeps the order of its results."""
 _WRONG_IN_MNN: dict[str, Callable[[Mapping[str, Any], bool], bool]] = {
     "MaxPool": lambda _attributes, positive: not positive,
     "GlobalMaxPool": lambda _attributes, positive: not positive,

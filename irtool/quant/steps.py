@@ -15,7 +15,8 @@ _CASTS = {"FloatToInt8": "quantise", "Int8ToFloat": "dequantise"}
 _IN_MNN = {
     "BinaryOp": "MNN adds and multiplies tensors faster in float",
     "Interp": "MNN interpolates wrong in integers",
-    "Pooling": "MNN pools wrong in integers over negative values and with zeros around, or the input is in float",
+    "Pooling": "MNN rounds means too much in integers, and takes wrong maxima of negative values; or the input is in float",
+    "Scale": "a batch norm that cannot be folded rounds less in float",
     "While": "MNN has no integer form of a selection by indices",
 }
 """Why MNN computes an operator in float; any other has no int8 form there, or its result has no scale."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,9 @@ class _Run:
                 "processes": world,
                 "train_images": len(data.train),
                 "input": list(data.preprocessing.input_shape),
+                "mean": list(data.preprocessing.mean),
+                "std": list(data.preprocessing.std),
+                "labels": f"{zlib.crc32(self.labels.numpy().tobytes()):08x}",  # other images rarely have the same
             }
         )
         self.throttle = Throttle()
