@@ -46,6 +46,7 @@ GRAPHS: dict[str, Callable[[irtool.OnnxGraph, str], irtool.OnnxGraph]] = {
     "passed": lambda graph, engine: _passed(graph, engine, 0.5),
     "all widened": lambda graph, engine: _passed(graph, engine, 0.0),
     "norms as convolutions": lambda graph, engine: LowerAffine()(_passed(graph, engine, 0.5)).graph,
+    "all widened, norms as convolutions": lambda graph, engine: LowerAffine()(_passed(graph, engine, 0.0)).graph,
     "equalised": lambda graph, engine: Equalise()(_passed(graph, engine, 0.5)).graph,
 }
 # How uint8 images (N, C, H, W) become inputs: right, and with the mistakes that a wrong order makes.
@@ -171,7 +172,9 @@ class Bench:
             found[f"{title}, int8"] = self.write(engine, Trial({}), "int8")
         found["MNN, int8, norms as convolutions"] = self.write("mnn", Trial({}, "norms as convolutions"), "norms8")
         found["MNN, int8, all widened"] = self.write("mnn", Trial({}, "all widened"), "wide8")
-        found["MNN, int8, all widened, additions in int8"] = self.write("mnn", Trial({}, "all widened", int8_joins=True), "joins8")
+        for title, joins in {"": False, ", additions in int8": True}.items():
+            trial = Trial({}, "all widened, norms as convolutions", int8_joins=joins)
+            found[f"MNN, int8, {trial.graph}{title}"] = self.write("mnn", trial, f"wide_norms8{joins}")
         if self.data is not None:
             found |= {f"MNN's own {method}": self.own(method, name=f"own_{method}") for method in ("KL", "EMA")}
         found["MNN, 8-bit weights alone"] = self.folder / "weights8.mnn"

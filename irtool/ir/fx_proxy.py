@@ -29,21 +29,15 @@ class TracedProxy(fx.Proxy):
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
         """As torch's. To tell functions from methods that one first lists all that torch has: more than tracing a small net takes."""
-        if type(orig_method) not in (BuiltinFunctionType, FunctionType) or _is_method(orig_method):
+        plain = type(orig_method) in (BuiltinFunctionType, FunctionType)
+        if not plain or getattr(torch.Tensor, orig_method.__name__, None) is orig_method:
             return super().__torch_function__(orig_method, types, args, kwargs)
         args, kwargs = args or (), kwargs or {}
         tracers = {id(leaf.tracer): leaf.tracer for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)}
         if len(tracers) != 1:
             return super().__torch_function__(orig_method, types, args, kwargs)
-        tracer = next(iter(tracers.values()))
-        name = tracer.graph._target_to_str(orig_method.__name__)
-        return tracer.create_proxy("call_function", orig_method, args, kwargs, name=name)
-
-
-def _is_method(function: Any) -> bool:
-    """Whether a function is a method of tensors, or reads one of their properties."""
-    name = getattr(function, "__name__", "__get__")
-    return name == "__get__" or getattr(torch.Tensor, name, None) is function
+        tracer: Any = next(iter(tracers.values()))
+        return tracer.create_proxy("call_function", orig_method, args, kwargs, name=tracer.graph._target_to_str(orig_method.__name__))
 
 
 class TracedAttribute(fx.proxy.Attribute):

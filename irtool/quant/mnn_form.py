@@ -66,14 +66,14 @@ class _Form:
             if index in self.apart:
                 nodes += self._before(node)
             nodes += self._product(node) if self._is_large_product(node) else [node]
-            if index in self.apart or (node.op_type in JOINS and len(self.wiring.data_inputs(node)) > 1):
+            if index in self.apart or self._is_join(node):
                 nodes += self._after(node)
         replace_nodes(self.model, nodes)
 
     def _before(self, node: NodeProto) -> Iterable[NodeProto]:
         """What stands between a node and the maker of its input, which may have a scale. The node is changed."""
         name = node.input[0]
-        if name in self.borders.values():
+        if name in self.borders.values() or (name in self.wiring.producer and self._is_join(self.wiring.nodes[self.wiring.producer[name]])):
             return ()
         made = () if name in self.borders else (self._border(name),)
         node.input[0] = self.borders[name]
@@ -84,6 +84,8 @@ class _Form:
         name, made = node.output[0], list[NodeProto]()
         for index in self.wiring.readers.get(name, []):
             reader = self.graph.node[index]
+            if index in self.apart and self._is_join(node):
+                continue  # neither has a scale, and none passes the border behind the reader
             if reader.op_type == "Relu":
                 reader.op_type = "Max"
                 reader.input.append(self._constant(f"{name}.zero", np.float32(0)))
@@ -99,6 +101,10 @@ class _Form:
         self.borders[name] = self._free(f"{name}.float")
         self.lowest = self.lowest or self._constant("lowest", np.float32(np.finfo(np.float32).min))
         return helper.make_node("Max", [name, self.lowest], [self.borders[name]], self.borders[name])
+
+    def _is_join(self, node: NodeProto) -> bool:
+        """Whether a node adds or multiplies two computed tensors: no scale is carried back through it."""
+        return node.op_type in JOINS and len(self.wiring.data_inputs(node)) > 1
 
     def _is_large_product(self, node: NodeProto) -> bool:
         if node.op_type != "Gemm" or node.input[1] not in self.wiring.constants or node.input[0] in self.wiring.constants:
