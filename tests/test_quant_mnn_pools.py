@@ -90,6 +90,7 @@ FLOAT = {
     "max of a sum": Pooled(False, False),
     "max of a concatenation": Pooled(True, False),
     "max of everything": Peak(),
+    "max of a window larger than the image": between(nn.ReLU(), nn.MaxPool2d(11, 1, 5)),
     "mean with zeros": between(nn.AvgPool2d(3, 1, 1)),
     "mean with zeros of relu": between(nn.ReLU(), nn.AvgPool2d(3, 2, 1)),
     "mean of the input": nn.Sequential(nn.AvgPool2d(3, 3), nn.Conv2d(3, 4, 1)),
@@ -103,6 +104,7 @@ FLOAT = {
 }
 INTEGER = {
     "max of relu": between(nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
+    "max of a window as large as the image": between(nn.ReLU(), nn.MaxPool2d(9, 1, 4)),
     "max of relu6": between(nn.ReLU6(), nn.MaxPool2d(2, ceil_mode=True)),
     "max of sigmoid": between(nn.Sigmoid(), nn.MaxPool2d(2)),
     "max of a sum of relus": Pooled(False, True),
@@ -172,7 +174,9 @@ def test_a_batch_norm_that_stays_computes_in_float(batch_norm: bool, tmp_path: P
     assert len(done.layers) == 3
 
 
-@pytest.mark.parametrize("end", [nn.Identity(), nn.Flatten(), nn.PixelShuffle(2), nn.Softmax(1)])
+@pytest.mark.parametrize(
+    "end", [nn.Identity(), nn.Flatten(), nn.PixelShuffle(2), nn.Softmax(1), nn.Upsample(scale_factor=2, mode="bilinear")]
+)
 def test_the_last_layer_computes_in_float_with_8_bit_weights(end: nn.Module, tmp_path: Path) -> None:
     model, x, _ = written(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 512, 3), end), tmp_path)
     placed = place(model, "mnn")

@@ -11,14 +11,10 @@ from torch import fx
 
 from irtool.ir.channel_select import ChannelSelect
 from irtool.ir.fx_module import submodule
+from irtool.ir.fx_proxy import AUGMENTED
 from irtool.ir.fx_targets import names_a_write
 
-_WRITE = frozenset(
-    {
-        operator.setitem, operator.delitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
-        operator.imod, operator.ipow, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift, operator.iconcat,
-    }
-)  # fmt: skip
+_WRITE = frozenset({operator.setitem, operator.delitem, operator.iconcat, *AUGMENTED})
 
 
 def is_pure(module: fx.GraphModule, node: fx.Node) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from irtool.ir.fx_proxy import AUGMENTED
 from irtool.ir.fx_targets import names_a_write
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import short_name
 
 _VIEWS = frozenset({"Slice", "Split", "Reshape", "Transpose", "Expand", "Identity"})
-_AUGMENTED = frozenset(f"i{name}" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split())
+_AUGMENTED = frozenset(function.__name__ for function in AUGMENTED)
 
 
 def target(node: Node) -> Value | None:

@@ -105,7 +105,8 @@ class _Planner:
         options = self.options
         self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=options.criterion == "bn_scale")
         listed = np.zeros(groups.count, bool)
-        listed[[group for found in groups.owned for group in found]] = True
+        for found in groups.owned:
+            listed[found] = True
         self.wish &= listed  # what no layer makes has no place in a plan, and would be back when it is read from a file
         return settle(groups, scores, self.wish, Limits(options.min_channels, options.round_to))
 

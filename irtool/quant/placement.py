@@ -84,6 +84,13 @@ class Placement:
         return tuple(dict.fromkeys(self.tensors.values()))
 
 
+Sizes = tuple[int | None, ...]
+
+
+def _sizes(shape: onnx.TensorShapeProto) -> Sizes:
+    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim)
+
+
 class Wiring:
     """Who makes and who reads each tensor of a model."""
 
@@ -93,7 +100,8 @@ class Wiring:
         self.outputs = [value.name for value in model.graph.output]
         self.inputs = [value.name for value in model.graph.input if value.name not in self.constants]
         described = (*model.graph.value_info, *model.graph.input, *model.graph.output)
-        self.ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in described if v.type.tensor_type.HasField("shape")}
+        self.shapes = {v.name: _sizes(v.type.tensor_type.shape) for v in described if v.type.tensor_type.HasField("shape")}
+        """As far as the model says them; free sizes are None."""
         self.producer = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
         self.readers: dict[str, list[int]] = {}
         for index, node in enumerate(self.nodes):
@@ -149,22 +157,24 @@ def mnn_unfit(wiring: Wiring) -> dict[int, str]:
     """The nodes that MNN 3.6 computes wrong or badly in integers on x86.
 
     There it stores an integer with 128 added, in an unsigned byte. Its maximum compares the bytes as signed ones, so that any
-    negative number is more than any other; where none is negative the order is right. Its mean has the scale of what is averaged,
+    negative number is more than any other; where none is negative the order is right. A window larger than the image reads beside
+    it. Its mean has the scale of what is averaged,
     whose range is wider than a mean's, and leaves padding out of the count. It interpolates past the end of the range.
     """
     positive = non_negative(wiring)
     found = {}
     for index, node in enumerate(wiring.nodes):
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type in _WRONG_IN_MNN and _WRONG_IN_MNN[node.op_type](attributes, node.input[0] in positive):
+        known = wiring.shapes.get(node.input[0])
+        if node.op_type in _WRONG_IN_MNN and _WRONG_IN_MNN[node.op_type](attributes, node.input[0] in positive, known):
             found[index] = "MNN computes it wrong, or rounds it too much, in integers"
     return found
 
 
 def is_result(wiring: Wiring, name: str) -> bool:
-    """Whether a tensor is an output of the model, or becomes one by being moved or squashed (a softmax)."""
+    """Whether a tensor is an output of the model, or becomes one without another layer: moved, resized, by a softmax."""
     readers = [wiring.nodes[index] for index in wiring.readers.get(name, [])]
-    return name in wiring.outputs or any(node.op_type in MOVES | _SQUASHES and is_result(wiring, node.output[0]) for node in readers)
+    return name in wiring.outputs or any(node.op_type in MOVES | _ENDINGS and is_result(wiring, node.output[0]) for node in readers)
 
 
 def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
@@ -174,16 +184,26 @@ def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
 
 _POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
 """Operators other than rectifiers whose results are never negative."""
-_SQUASHES = _POSITIVE | {"LogSoftmax", "Tanh"}
+_ENDINGS = _POSITIVE | {"LogSoftmax", "Tanh", "Resize"}
 """What often stands behind a last layer, and keeps the order of its results."""
-_WRONG_IN_MNN: dict[str, Callable[[Mapping[str, Any], bool], bool]] = {
-    "MaxPool": lambda _attributes, positive: not positive,
-    "GlobalMaxPool": lambda _attributes, positive: not positive,
-    "AveragePool": lambda _attributes, _positive: True,
-    "GlobalAveragePool": lambda _attributes, _positive: True,
-    "Resize": lambda attributes, _positive: attributes.get("mode", b"nearest") != b"nearest",
+
+
+def _overhangs(attributes: Mapping[str, Any], shape: Sizes | None) -> bool:
+    """Whether a pool's window may be larger than its image."""
+    pads = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"").startswith(b"SAME")
+    kernel = attributes["kernel_shape"]
+    sides = shape[2:] if shape is not None else (None,) * len(kernel)
+    return pads and any(side is None or side < window for side, window in zip(sides, kernel, strict=True))
+
+
+_WRONG_IN_MNN: dict[str, Callable[[Mapping[str, Any], bool, Sizes | None], bool]] = {
+    "MaxPool": lambda attributes, positive, shape: not positive or _overhangs(attributes, shape),
+    "GlobalMaxPool": lambda _attributes, positive, _shape: not positive,
+    "AveragePool": lambda _attributes, _positive, _shape: True,
+    "GlobalAveragePool": lambda _attributes, _positive, _shape: True,
+    "Resize": lambda attributes, _positive, _shape: attributes.get("mode", b"nearest") != b"nearest",
 }
-"""Whether a node is wrong, by its attributes and by whether its input cannot be negative."""
+"""Whether a node is unfit, by its attributes, whether its input cannot be negative, and the input's shape where it is known."""
 
 ENGINES = {
     "onnx": Habits(outputs=False),

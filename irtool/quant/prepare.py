@@ -8,18 +8,18 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from irtool.ir.onnx_file import is_large
 from irtool.quant.placement import Wiring
 
 
 def prepared(model: ModelProto) -> ModelProto:
-    """An equal model. The names of tensors between nodes stay.
+    """An equal model that says its tensors' shapes, as far as they can be told. The names of tensors between nodes stay.
 
     - A `Constant` node with a tensor becomes an initializer.
     - `ReduceMean` over the axes 2 and 3 of an image becomes `GlobalAveragePool`, which engines have in integers, with a
       `Flatten` where the axes are dropped.
     """
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = _with_shapes(model)
     kept: list[NodeProto] = []
     for node in result.graph.node:
         tensor = _constant(node)
@@ -33,6 +33,18 @@ def prepared(model: ModelProto) -> ModelProto:
     for node in wiring.nodes:
         rewritten += _REWRITES.get(node.op_type, lambda node, _wiring: [node])(node, wiring)
     replace_nodes(result, rewritten)
+    return result
+
+
+def _with_shapes(model: ModelProto) -> ModelProto:
+    """A copy. ONNX's shape inference leaves out what it does not know; it takes no model above 2 GiB."""
+    if not is_large(model):
+        try:
+            return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        except onnx.shape_inference.InferenceError:
+            pass
+    result = ModelProto()
+    result.CopyFrom(model)
     return result
 
 
@@ -65,7 +77,7 @@ def _mean(node: NodeProto, wiring: Wiring) -> list[NodeProto]:
     axes = attributes.get("axes")
     if axes is None and len(node.input) > 1 and node.input[1] in wiring.constants:
         axes = wiring.array(node.input[1]).tolist()
-    if list(axes or ()) not in ([2, 3], [-2, -1]) or _rank(wiring, node.input[0]) != 4:
+    if list(axes or ()) not in ([2, 3], [-2, -1]) or len(wiring.shapes.get(node.input[0], ())) != 4:
         return [node]
     if attributes.get("keepdims", 1):
         return [helper.make_node("GlobalAveragePool", node.input[:1], node.output, node.name)]
@@ -74,18 +86,6 @@ def _mean(node: NodeProto, wiring: Wiring) -> list[NodeProto]:
         helper.make_node("GlobalAveragePool", node.input[:1], [pooled], f"{node.name}.pool"),
         helper.make_node("Flatten", [pooled], node.output, node.name, axis=1),
     ]
-
-
-def _rank(wiring: Wiring, name: str) -> int | None:
-    """The rank of a tensor: as written in the file, or 4 behind a two-dimensional convolution or a pool."""
-    known = wiring.ranks.get(name)
-    if known is not None or name not in wiring.producer:
-        return known
-    node = wiring.nodes[wiring.producer[name]]
-    if node.op_type == "Conv" and node.input[1] in wiring.constants:
-        return len(wiring.constants[node.input[1]].dims)
-    same = ("Relu", "Clip", "MaxPool", "AveragePool", "BatchNormalization", "Add", "Concat")
-    return _rank(wiring, node.input[0]) if node.op_type in same else None
 
 
 _REWRITES: dict[str, Callable[[NodeProto, Wiring], list[NodeProto]]] = {"ReduceMean": _mean}
