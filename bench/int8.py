@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the published checkpoints and CIFAR-10 (JPEG)")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="a model that irtool saved")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH", help="the dataset of a --model")
-    parser.add_argument("--only", action="append", metavar="NAME", help="leave out all other models")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="leave out all other models; with --resume those that the file has stay"
+    )
     parser.add_argument("--images", type=int, default=10000, help="test images")
     parser.add_argument("--calibration", type=int, default=256, help="training images")
     parser.add_argument("--experiments", type=int, default=2000, help="images for the experiments on the published net; 0: none")
@@ -211,7 +213,7 @@ def main() -> None:
     given, datasets = (dict(text.split("=", 1) for text in texts) for texts in (options.model, options.data))
     published = [PUBLISHED] if options.shared.is_dir() else []
     before = json.loads(options.out.read_text())["models"] if options.resume and options.out.is_file() else {}
-    results: dict[str, Any] = {"machine": machine(), "versions": irtool.__version__, "models": {}}
+    results: dict[str, Any] = {"machine": machine(), "versions": irtool.__version__, "models": before if options.only else {}}
     for name in options.only or [*published, *given, *RANDOM]:
         key = _key(options, given.get(name), datasets.get(name))
         if before.get(name, {}).get("key") == key:
