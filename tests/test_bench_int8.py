@@ -23,6 +23,7 @@ sys.path.insert(0, str(BENCH))
 
 import int8  # noqa: E402
 import int8_bench  # noqa: E402
+import mnn_operators  # noqa: E402
 
 sys.path.remove(str(BENCH))
 
@@ -69,3 +70,13 @@ def test_one_scale_is_the_widest_of_those_that_meet(tmp_path: Path) -> None:
         assert recipe.activations[met[0]].scale == max(before.activations[name].scale for name in met)
     alone = next(layer.output for layer in placement.layers if layer.op == "Gemm")
     assert recipe.activations.get(alone) == before.activations.get(alone)
+
+
+@pytest.mark.parametrize("kind", mnn_operators.KINDS)
+def test_mnn_computes_operators_as_simulated(kind: str, tmp_path: Path) -> None:
+    cases = list(mnn_operators.KINDS[kind]())
+    rows = [mnn_operators.measure(case, tmp_path) for case in cases[:: len(cases) // 6]]
+    rows += [mnn_operators.measure(case, tmp_path) for case in cases if case.name.startswith("maximum")]
+    assert len(rows) >= 6
+    assert not [row for row in rows if mnn_operators.is_worse(row)]
+    assert mnn_operators.is_worse({"mnn": 40.0, "simulation": 45.0})

@@ -202,10 +202,12 @@ def _run(
             arrays = [held[f"arr_{index}"] for index in range(len(held.files))]
         if arrays:  # on an error inside, MNN returns no outputs and says why on the screen
             return arrays
-    if any(spec.shape is None or None in spec.shape[1:] for spec in specs):
+    if not died and any(spec.shape is None or None in spec.shape[1:] for spec in specs):
         return None
     raise ExportError(
         f"the file was converted but MNN {died or 'cannot run it'}: {meaning(said)}",
         where=str(source),
-        remedy="Export with a fixed batch (dynamic_batch=False), or report the model.",
+        remedy="Replace negative steps (a flip) by a selection with constant indices if there are any, or report the model."
+        if died
+        else "Export with a fixed batch (dynamic_batch=False), or report the model.",
     )

@@ -21,7 +21,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from irtool.quant.placement import Wiring, mnn_unfit
 from irtool.quant.prepare import replace_nodes
 
-JOINS = frozenset({"Add", "Mul", "Sub"})
+JOINS = frozenset({"Add", "Mul", "Sub", "Div", "Max", "Min", "Pow"})
+"""Operators of two tensors. MNN's integer maximum is wrong, and the others are slow."""
 LARGE = 1 << 16
 """Weights of a product that the converter cannot count any more."""
 
