@@ -17,7 +17,6 @@ from torch import fx, nn
 
 pytest.importorskip("MNN", reason="MNN is not installed")
 
-import irtool
 from irtool.backends import MnnSession, OnnxSession, TorchSession, export_mnn, export_onnx, latency_pairs, mnn_export, mnn_process
 from irtool.backends.mnn_process import meaning
 from irtool.errors import BackendError, ExportError, FileError, OptionError
@@ -310,25 +309,6 @@ def test_softmax_of_old_files_keeps_its_axis(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(mnn_export, "_AXIS_ONE_BEFORE_13", ())
     with pytest.raises(ExportError, match="numbers differ"):  # the day that MNN is right, the mending can go
         export_mnn(tmp_path / "old.onnx", tmp_path / "old.mnn")
-
-
-def test_a_file_that_breaks_memory_when_the_batch_changes_is_not_written(tmp_path: Path) -> None:
-    """MNN 3.6 does with a slice of negative steps. Seen in another process, which it ends."""
-
-    class Flip(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convs = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)])
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.convs[1](self.convs[0](x))
-            return self.convs[3](self.convs[2](x - x.flip(1)))
-
-    torch.manual_seed(0)
-    export_onnx(irtool.trace(Flip().eval(), torch.zeros(4, 3, 6, 6)), tmp_path / "flip.onnx")
-    with pytest.raises(ExportError, match=r"MNN died with signal.*selection with constant indices"):
-        export_mnn(tmp_path / "flip.onnx", tmp_path / "flip.mnn")
-    assert not (tmp_path / "flip.mnn").exists()
 
 
 def test_the_line_that_matters_is_found() -> None:

@@ -8,6 +8,9 @@ import pytest
 from test_recipe import GOOD, command
 
 from irtool.cli.main import run
+from irtool.cli.recipe import read_recipe
+
+RECIPES = Path(__file__).parent.parent / "bench" / "recipes"
 
 
 def test_a_model_or_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,3 +30,11 @@ def test_a_folder_of_others_is_not_emptied(tmp_path: Path, capsys: pytest.Captur
     assert run(command(tmp_path / "r.toml", tmp_path / "out")) == 1
     assert "Choose another --out" in capsys.readouterr().err
     assert (mine / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["preresnet38", "vgg16"])
+def test_the_recipes_in_the_repository_have_no_mistake(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sparse.pth").touch()
+    steps = read_recipe(RECIPES / f"{name}.toml").steps
+    assert [step.do for step in steps][-3:] == ["fold", "export", "verify"]
