@@ -13,7 +13,7 @@ from irtool.quant.placement import Placement, Wiring
 
 _CASTS = {"FloatToInt8": "quantise", "Int8ToFloat": "dequantise"}
 _IN_MNN = {
-    "BinaryOp": "MNN adds and multiplies tensors faster in float",
+    "BinaryOp": "MNN joins tensors faster in float, or it holds a scale back",
     "Interp": "MNN interpolates wrong in integers",
     "Pooling": "MNN rounds means too much in integers, and takes wrong maxima of negative values; or the input is in float",
     "Scale": "a batch norm that cannot be folded rounds less in float",
