@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from irtool.analysis.balance import Balance, balance_of
-from irtool.planning.allocation import _nearest, _nearest_alike
+from irtool.planning.allocation import Limits, _nearest, _nearest_alike, _Rows, _Sets
+
+NONE = _Rows(np.zeros((0, 1), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+"""No layer that the family touches."""
 
 
 def grouped(groups: int, width: int) -> Balance:
@@ -25,7 +30,7 @@ def test_both_ways_are_equally_near(seed: int) -> None:
     assert balance.alike
     target = draw.integers(0, width + 1, groups)
     total, least = groups * width, int(draw.integers(1, groups * width // 2 + 1))
-    layers = [(np.ones(groups, np.int64), total, total - least)]
+    layers = _Rows(np.ones((1, groups), np.int64), np.array([total]), np.array([total - least]))
     for rounding in (1, 2, groups):
         closed, program = (solve(balance, target, layers, rounding) for solve in (_nearest_alike, _nearest))
         assert (closed is None) == (program is None)
@@ -38,7 +43,7 @@ def test_both_ways_are_equally_near(seed: int) -> None:
 
 def test_of_equally_near_numbers_the_one_nearest_to_the_ratio_wins() -> None:
     balance = grouped(4, 16)
-    taken = _nearest_alike(balance, np.array([4, 6, 10, 12]), [], 1)
+    taken = _nearest_alike(balance, np.array([4, 6, 10, 12]), NONE, 1)
     assert taken is not None
     assert taken.tolist() == [8, 8, 8, 8]
 
@@ -49,6 +54,19 @@ def test_a_shuffle_between_two_groupings_is_left_to_the_program() -> None:
     found = balance_of([table, shuffled], [table, shuffled], [table, shuffled])
     assert found is not None
     assert not found.alike
-    taken = _nearest(found, np.array([len(cell) // 2 for cell in found.cells]), [], 1)
+    taken = _nearest(found, np.array([len(cell) // 2 for cell in found.cells]), NONE, 1)
     assert taken is not None
     assert not (found.equal @ taken).any()
+
+
+def test_what_layers_lose_for_one_group_of_each_cell() -> None:
+    """Against a look at every layer and every group, with layers that lie outside, and groups that several layers have, or one twice."""
+    draw = np.random.default_rng(3)
+    groups = SimpleNamespace(group=draw.integers(0, 40, 300))
+    sets = [draw.integers(0, 300, draw.integers(1, 60)) for _ in range(9)]
+    layers = _Sets(groups, sets, Limits())  # type: ignore[arg-type]
+    cells = [np.array([3, 8, 1]), np.array([20, 9]), np.array([31])]
+    touched, loss = layers.losses(cells)
+    most = np.array([[max((groups.group[own] == group).sum() for group in cell) for cell in cells] for own in sets])
+    assert touched.tolist() == np.flatnonzero(most.any(1)).tolist()
+    assert loss.tolist() == most[touched].tolist()

@@ -168,6 +168,7 @@ def test_missing_options_and_unknown_commands(tmp_path: Path, fails: Fails) -> N
         ("builtins:dict", "dict: gave a dict, not an nn.Module"),
         ("gone.py:Net", "gone.py: no such file"),
         ("gone.safetensors", "gone.safetensors: no such file"),
+        ("runs/gone", "runs/gone: no such file or folder"),
     ],
 )
 def test_models_that_are_not_there(model: str, expected: str, fails: Fails) -> None:

@@ -127,6 +127,24 @@ def test_every_use_of_the_mode_is_told(function: Callable[[Any, Tensor], Any]) -
         torch.testing.assert_close(graph.module(X), model(X), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_module_that_asks_for_the_flag_itself(training: bool) -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.head(x if self.training is False else x * 2)
+
+    model = Asking().train(training)
+    graph = irtool.trace(nn.Sequential(model).train(training), X)
+    assert graph.notes == ("0 decide by self.training: traced as in this mode, what they do in the other is not in the graph",)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(X), model(X), rtol=0, atol=0)
+
+
 def test_a_mode_that_the_check_alone_can_tell() -> None:
     model = make(lambda net, x: net.head(net.a(x) * (1 if net.training is False else 2)))
     graph = irtool.trace(model, X)

@@ -155,8 +155,8 @@ def saved_model(model: str) -> Path | None:
             raise FileError(f"holds no {MODEL_FILE}", where=model, remedy="Give the --out folder of an irtool compress run.")
     if path.is_file() and path.suffix != ".py":
         return path
-    if path.suffix in (".pth", ".pt", ".onnx", ".safetensors"):
-        raise FileError("no such file", where=model, remedy=_SYNTAX)
+    if path.suffix in (".pth", ".pt", ".onnx", ".safetensors") or (":" not in model and path.name != model):
+        raise FileError("no such file or folder", where=model, remedy=_SYNTAX)
     return None
 
 

@@ -99,7 +99,7 @@ class ConcreteProxy(TracedProxy):
 class Flag(int):
     """A module's `training` while it is traced: handed on it is the plain flag, decided by or computed with it leaves a note.
 
-    `is` and arithmetic with a float cannot be told. What comes of `is` the check against the model finds.
+    Arithmetic with a float cannot be told, nor `is`: a module whose code asks that keeps its plain flag (see `untouched`).
     """
 
     plain: bool

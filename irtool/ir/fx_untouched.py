@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dis
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -64,9 +65,13 @@ def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None
     """Put attributes, sub-modules and buffers back; with `flags`, `training` of the user's classes tells who decides by it."""
     tree = modules_by_path(model)
     held, numbers = {path: _Held(module) for path, module in tree.items()}, _Numbers(model)
-    for path, module in tree.items() if flags else ():
-        if not type(module).__module__.startswith("torch.nn"):
-            name = path or type(module).__name__
+    own = {path: module for path, module in tree.items() if not type(module).__module__.startswith("torch.nn")} if flags else {}
+    plain = {kind: _asks_identity(kind) for kind in set(map(type, own.values()))}
+    for path, module in own.items():
+        name = path or type(module).__name__
+        if plain[type(module)]:
+            asides.asked.setdefault(name)
+        else:
             module.__dict__["training"] = Flag(module.training, lambda name=name: asides.asked.setdefault(name))  # type: ignore[misc]
     try:
         yield
@@ -75,6 +80,18 @@ def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None
         for path, module in tree.items():
             for name in (*held[path].put_back(module), *(key for key, held_now in module._buffers.items() if id(held_now) in changed)):
                 asides.written.setdefault(f"{path}.{name}" if path else name)
+
+
+def _asks_identity(kind: type) -> bool:
+    """Whether a method says `self.training is False` or the like: nothing that stands for a flag is the flag itself."""
+    codes = [function.__code__ for base in kind.__mro__ if not base.__module__.startswith("torch.nn")
+             for function in vars(base).values() if isinstance(function, FunctionType) and "training" in function.__code__.co_names]  # fmt: skip
+    for code in codes:
+        steps = list(dis.get_instructions(code))
+        for number, step in enumerate(steps):
+            if step.opname == "IS_OP" and any(before.argval == "training" for before in steps[max(0, number - 3) : number]):
+                return True
+    return False
 
 
 class _Held:

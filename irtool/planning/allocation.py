@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from irtool.analysis.balance import Balance
-from irtool.analysis.groups import ChannelGroups, distinct
+from irtool.analysis.groups import ChannelGroups
 from irtool.planning.criteria import Scores
 
 Ints = NDArray[np.int64]
@@ -41,11 +42,16 @@ def wanted(groups: ChannelGroups, scores: Scores, ratio: float, scope: str, *, i
         return remove
     members = np.flatnonzero(free)
     family = groups.family[len(groups.layers) :][members]
-    ranked = members[np.lexsort((scores[members], family))]  # stable: equal scores stay in the order of their groups
-    sizes = np.bincount(family)
-    place = np.arange(ranked.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # the rank within the family
-    remove[ranked[place < np.repeat((sizes * ratio + 1e-9).astype(np.int64), sizes)]] = True
+    _lowest_of_each(remove, members, family, scores, (np.bincount(family) * ratio + 1e-9).astype(np.int64))
     return remove
+
+
+def _lowest_of_each(remove: Mask, members: Ints, owner: Ints, scores: Scores, numbers: Ints) -> None:
+    """Remove the lowest `numbers[i]` of the members whose owner is i, for every i at once."""
+    ranked = members[np.lexsort((scores[members], owner))]  # stable: equal scores stay in their order
+    sizes = np.bincount(owner, minlength=numbers.size)
+    place = np.arange(ranked.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # the rank within those of one owner
+    remove[ranked[place < np.repeat(numbers, sizes)]] = True
 
 
 def _lowest(remove: Mask, members: Ints, scores: Scores, ratio: float, inclusive: bool) -> None:
@@ -99,6 +105,27 @@ class _Sets:
         """The group of each label of one set."""
         return self.groups[self.starts[index] : self.starts[index] + self.totals[index]]
 
+    @cached_property
+    def _by_group(self) -> tuple[Ints, Ints]:
+        """All entries sorted by group, and the groups in that order."""
+        order = np.argsort(self.groups, kind="stable")
+        return order, self.groups[order]
+
+    def losses(self, cells: list[Ints]) -> tuple[Ints, Ints]:
+        """The sets that a balance's cells touch, and what each loses for one group of each cell, shape (sets, cells)."""
+        order, ranked = self._by_group
+        members = np.concatenate(cells)
+        first, last = np.searchsorted(ranked, members, "left"), np.searchsorted(ranked, members, "right")
+        often = last - first
+        entries = order[np.arange(often.sum()) + np.repeat(first - (np.cumsum(often) - often), often)]
+        position = np.repeat(np.arange(members.size), often)  # which member an entry is of
+        pairs, times = np.unique(self.owner[entries] * members.size + position, return_counts=True)
+        touched, index = np.unique(pairs // members.size, return_inverse=True)
+        loss = np.zeros((touched.size, len(cells)), np.int64)
+        cell = np.repeat(np.arange(len(cells)), [len(found) for found in cells])[pairs % members.size]
+        np.maximum.at(loss, (index, cell), times)
+        return touched, loss
+
     def give_back(self, scores: Scores, remove: Mask, balanced: Mask) -> bool:
         """Restore the most important groups of each set in turn until its limits hold. True if any was restored."""
         changed, first = False, 0
@@ -150,46 +177,49 @@ def _close_ties(groups: ChannelGroups, remove: Mask) -> bool:
 
 def _rebalance(balance: Balance, scores: Scores, remove: Mask, layers: _Sets, limits: Limits) -> None:
     """Replace the wish within a balanced family by the nearest one that keeps the balance: the lowest groups of each cell."""
-    target = np.array([int(remove[cell].sum()) for cell in balance.cells])
-    members = np.concatenate(balance.cells)
+    sizes = [len(cell) for cell in balance.cells]
+    members, owner = np.concatenate(balance.cells), np.repeat(np.arange(len(sizes)), sizes)
+    target = np.bincount(owner, remove[members]).astype(np.int64)
     remove[members] = False
     if not target.any():
         return
-    rows = _layer_rows(balance, layers, remove.size)
+    rows = _Rows.of(balance, layers)
     nearest = _nearest_alike if balance.alike else _nearest
     for rounding in dict.fromkeys((limits.round_to, 1)):
         taken = nearest(balance, target, rows, rounding)
         if taken is not None and (taken.any() or rounding == 1):
-            for cell, count in zip(balance.cells, taken.tolist(), strict=True):
-                remove[cell[np.argsort(scores[cell], kind="stable")][:count]] = True
+            _lowest_of_each(remove, members, owner, scores, taken)
             return
 
 
-def _layer_rows(balance: Balance, layers: _Sets, count: int) -> list[tuple[Ints, int, int]]:
-    """For each layer that the family touches: channels lost for one group of each cell, its size, what it may lose."""
-    rows = []
-    where = np.full(count, -1)
-    for index, cell in enumerate(balance.cells):
-        where[cell] = index
-    entries = where[layers.groups]
-    for index in distinct(layers.owner[entries >= 0]).tolist():
-        members, times = np.unique(layers.of(index), return_counts=True)
-        loss = np.zeros(len(balance.cells), np.int64)
-        inside = where[members] >= 0
-        loss[where[members[inside]]] = times[inside]
-        total = int(layers.totals[index])
-        rows.append((loss, total, total - min(max(layers.limits.min_channels, 1), total)))
-    return rows
+@dataclass(frozen=True)
+class _Rows:
+    """The layers that a balanced family touches.
+
+    Attributes:
+        loss: channels lost for one group of each cell, shape (layers, cells).
+        total: their channels, and `limit` how many they may lose, shape (layers,).
+    """
+
+    loss: Ints
+    total: Ints
+    limit: Ints
+
+    @classmethod
+    def of(cls, balance: Balance, layers: _Sets) -> _Rows:
+        """Those of a family."""
+        touched, loss = layers.losses(balance.cells)
+        total = layers.totals[touched]
+        return cls(loss, total, total - np.minimum(max(layers.limits.min_channels, 1), total))
 
 
-def _nearest_alike(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]], round_to: int) -> Ints | None:
+def _nearest_alike(balance: Balance, target: Ints, layers: _Rows, round_to: int) -> Ints | None:
     """`_nearest` where every cell gives the same number: all numbers are tried. Of equally near ones, that with the total asked for."""
     cells = len(balance.cells)
     numbers = np.arange(min(map(len, balance.cells)) + 1)
+    lost = layers.loss.sum(1)[:, None] * numbers
     allowed = (balance.rows.sum(1)[:, None] * numbers <= balance.room[:, None]).all(0)
-    for loss, total, limit in layers:
-        lost = int(loss.sum()) * numbers
-        allowed &= (lost <= limit) & ((total - lost) % round_to == 0)
+    allowed &= ((lost <= layers.limit[:, None]) & ((layers.total[:, None] - lost) % round_to == 0)).all(0)
     if not allowed.any():
         return None
     numbers = numbers[allowed]
@@ -198,12 +228,12 @@ def _nearest_alike(balance: Balance, target: Ints, layers: list[tuple[Ints, int,
     return np.full(cells, best)
 
 
-def _nearest(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]], round_to: int) -> Ints | None:
+def _nearest(balance: Balance, target: Ints, layers: _Rows, round_to: int) -> Ints | None:
     """Integer counts nearest to `target` (least sum of distances) under all conditions; None if there are none.
 
     Variables: counts, distances, and for rounding one multiple a layer. Solved by HiGHS through scipy.
     """
-    cells, extra = len(balance.cells), len(layers) if round_to > 1 else 0
+    cells, extra = len(balance.cells), len(layers.total) if round_to > 1 else 0
     width = 2 * cells + extra
     cost = np.concatenate([np.zeros(cells), np.ones(cells), np.zeros(extra)])
     eye = np.eye(cells)
@@ -213,7 +243,7 @@ def _nearest(balance: Balance, target: Ints, layers: list[tuple[Ints, int, int]]
     ]
     rows.append((_pad(balance.equal, width), 0, 0))
     rows.append((_pad(balance.rows, width), -np.inf, balance.room))
-    for number, (loss, total, limit) in enumerate(layers):
+    for number, (loss, total, limit) in enumerate(zip(layers.loss, layers.total, layers.limit, strict=True)):
         rows.append((_pad(loss[None], width), -np.inf, limit))
         if extra:
             row = _pad(loss[None], width)
