@@ -17,7 +17,7 @@ from torch import fx, nn
 
 pytest.importorskip("MNN", reason="MNN is not installed")
 
-from irtool.backends import MnnSession, OnnxSession, TorchSession, export_mnn, export_onnx, latency_pairs, mnn_export, mnn_process
+from irtool.backends import MnnSession, OnnxSession, TorchSession, export_mnn, export_onnx, latency_pairs, mnn_export, mnn_mend, mnn_process
 from irtool.backends.mnn_process import meaning
 from irtool.errors import BackendError, ExportError, FileError, OptionError
 
@@ -306,7 +306,7 @@ def test_softmax_of_old_files_keeps_its_axis(tmp_path: Path, monkeypatch: pytest
     assert export.max_error is not None
     assert export.max_error < 1e-5
     assert (tmp_path / "old.onnx").read_bytes() == before
-    monkeypatch.setattr(mnn_export, "_AXIS_ONE_BEFORE_13", ())
+    monkeypatch.setattr(mnn_mend, "_AXIS_ONE_BEFORE_13", ())
     with pytest.raises(ExportError, match="numbers differ"):  # the day that MNN is right, the mending can go
         export_mnn(tmp_path / "old.onnx", tmp_path / "old.mnn")
 

@@ -18,7 +18,7 @@ import irtool
 from irtool.backends import MnnSession
 from irtool.backends.mnn_layers import mnn_scaled
 from irtool.backends.mnn_profile import mnn_profile, mnn_times
-from irtool.errors import ExportError, FileError, OptionError
+from irtool.errors import FileError, OptionError
 from irtool.quant import Scheme, calibrate, export_mnn_int8, make_recipe, place
 from irtool.quant.mnn_form import LARGE, mnn_form
 from irtool.quant.prepare import prepared
@@ -124,22 +124,3 @@ def test_a_float_file_has_no_steps(tmp_path: Path) -> None:
         mnn_profile(tmp_path / "float.mnn", images(1), runs=0)
     with pytest.raises(FileError, match=r"Check the path|no such file"):
         mnn_profile(tmp_path / "none.mnn", images(1))
-
-
-def test_a_file_that_breaks_memory_when_the_batch_changes_is_not_written(tmp_path: Path) -> None:
-    """MNN 3.6 does with a slice of negative steps. Seen in another process, which it ends."""
-
-    class Flip(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convs = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)])
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.convs[1](self.convs[0](x))
-            return self.convs[3](self.convs[2](x - x.flip(1)))
-
-    torch.manual_seed(0)
-    irtool.export_onnx(irtool.trace(Flip().eval(), torch.zeros(4, 3, 6, 6)), tmp_path / "flip.onnx")
-    with pytest.raises(ExportError, match=r"MNN died with signal.*selection with constant indices"):
-        irtool.export_mnn(tmp_path / "flip.onnx", tmp_path / "flip.mnn")
-    assert not (tmp_path / "flip.mnn").exists()

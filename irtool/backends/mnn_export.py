@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from irtool.backends.agreement import relative_error, sample_inputs
+from irtool.backends.mnn_mend import mended
 from irtool.backends.mnn_process import UNSUPPORTED, in_child, meaning, scratch
 from irtool.backends.onnx_session import OnnxSession
 from irtool.backends.session import TensorSpec, model_file
@@ -25,7 +26,6 @@ from irtool.files import replacing
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
 TOLERANCE = 1e-3
-_AXIS_ONE_BEFORE_13 = ("Softmax", "LogSoftmax", "Hardmax")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def export_mnn(
     target = Path(path)
     with replacing(target) as temporary, scratch() as folder:
         temporary.unlink()  # that the converter wrote it is the only sign of its success
-        _convert(_with_explicit_axes(model, source, folder), source, temporary.absolute(), flags, folder, timeout)
+        _convert(mended(model, source, folder), source, temporary.absolute(), flags, folder, timeout)
         error = _verify(source, temporary.absolute(), folder, timeout, exact=not flags) if verify else None
         size = temporary.stat().st_size
     return MnnExport(target, size, *_names(model), error)
@@ -128,22 +128,6 @@ def _foreign(source: Path) -> FileError:
     return FileError(
         "not an ONNX model, or a truncated one", where=str(source), remedy="Export it again, or give the path of an .onnx file."
     )
-
-
-def _with_explicit_axes(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
-    """A file in which each softmax says its axis, since MNN's converter takes a missing one for the last.
-
-    Before opset 13 the default was 1. Files that old keep their weights inside, so a copy in another folder is whole.
-    """
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=13)
-    silent = [n for n in model.graph.node if n.op_type in _AXIS_ONE_BEFORE_13 and not any(a.name == "axis" for a in n.attribute)]
-    if opset >= 13 or not silent or any(tensor.external_data for tensor in model.graph.initializer):
-        return source
-    for node in silent:
-        node.attribute.append(onnx.helper.make_attribute("axis", 1))
-    mended = folder / "mended.onnx"
-    onnx.save(model, str(mended))
-    return mended
 
 
 def _convert(file: Path, source: Path, written: Path, flags: list[str], folder: Path, timeout: float) -> None:
@@ -207,7 +191,7 @@ def _run(
     raise ExportError(
         f"the file was converted but MNN {died or 'cannot run it'}: {meaning(said)}",
         where=str(source),
-        remedy="Replace negative steps (a flip) by a selection with constant indices if there are any, or report the model."
+        remedy="Export with fixed sizes if it slices backwards along a free one, or report the model."
         if died
         else "Export with a fixed batch (dynamic_batch=False), or report the model.",
     )

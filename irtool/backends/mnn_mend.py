@@ -1,0 +1,113 @@
+"""What MNN's converter misreads, written so that it reads it rightly: the same numbers by other operators or attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+_AXIS_ONE_BEFORE_13 = ("Softmax", "LogSoftmax", "Hardmax")
+
+
+def mended(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
+    """The file to convert: `source`, or a copy of it in `folder` with what MNN misreads in other words; `model` is changed.
+
+    Files with weights beside them are left as they are: a copy in another folder would not find these.
+    """
+    if any(tensor.external_data for tensor in model.graph.initializer):
+        return source
+    if not any([_explicit_axes(model), _flips_by_index(model)]):
+        return source
+    path = folder / "mended.onnx"
+    onnx.save(model, str(path))
+    return path
+
+
+def _explicit_axes(model: onnx.ModelProto) -> bool:
+    """Each softmax says its axis: the converter takes a missing one for the last, and before opset 13 it was 1."""
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=13)
+    silent = [n for n in model.graph.node if n.op_type in _AXIS_ONE_BEFORE_13 and not any(a.name == "axis" for a in n.attribute)]
+    for node in silent if opset < 13 else ():
+        node.attribute.append(helper.make_attribute("axis", 1))
+    return opset < 13 and bool(silent)
+
+
+def _flips_by_index(model: onnx.ModelProto) -> bool:
+    """A slice with a negative step (a flip) becomes gathers: MNN 3.6 writes beside its memory there when the batch changes.
+
+    Only where the sizes of the sliced axes are known; others are left, and found out when the file is run.
+    """
+    constants = dict(_whole_numbers(model))
+    if not any(_goes_back(node, constants) for node in model.graph.node):
+        return False
+    sizes, nodes = _sizes(model), []
+    for node in model.graph.node:
+        nodes += (_gathers(node, constants, sizes, model) if _goes_back(node, constants) else None) or [node]
+    copies = [helper.make_node("", [], []) for _ in nodes]
+    for copy, node in zip(copies, nodes, strict=True):
+        copy.CopyFrom(node)
+    changed = len(copies) != len(model.graph.node) or any(
+        new.op_type != old.op_type for new, old in zip(copies, model.graph.node, strict=True)
+    )
+    model.graph.ClearField("node")
+    model.graph.node.extend(copies)
+    return changed
+
+
+def _goes_back(node: NodeProto, constants: dict[str, list[int]]) -> bool:
+    return node.op_type == "Slice" and min(constants.get("".join(node.input[4:5]), [1])) < 0
+
+
+def _gathers(
+    node: NodeProto, constants: dict[str, list[int]], sizes: dict[str, list[int | None]], model: onnx.ModelProto
+) -> list[NodeProto]:
+    """Gathers that select what a slice does, one for each axis; none if the bounds or a size are not known."""
+    held = [constants.get(name) for name in node.input[1:]]
+    shape = sizes.get(node.input[0])
+    if shape is None or any(numbers is None for numbers in held):
+        return []
+    starts, ends, axes, steps = (numbers or [] for numbers in held)
+    if any(shape[axis] is None for axis in axes):
+        return []
+    made: list[NodeProto] = []
+    for number, (start, end, axis, step) in enumerate(zip(starts, ends, axes, steps, strict=True)):
+        last = number == len(axes) - 1
+        name = node.output[0] if last else f"{node.output[0]}_axis_{axis}"
+        index = numpy_helper.from_array(
+            np.array(_positions(start, end, step, shape[axis] or 0), np.int64), f"{node.output[0]}_positions_{axis}"
+        )
+        model.graph.initializer.append(index)
+        before = made[-1].output[0] if made else node.input[0]
+        made.append(helper.make_node("Gather", [before, index.name], [name], name=node.name if last else name, axis=axis))
+    return made
+
+
+def _positions(start: int, end: int, step: int, size: int) -> range:
+    """What ONNX's Slice takes of an axis: bounds below zero count from its end, and those outside are moved to its border."""
+    low, high = (-1, size - 1) if step < 0 else (0, size)
+    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
+    return range(min(max(start, 0), high), min(max(end, low), high), step)
+
+
+def _whole_numbers(model: onnx.ModelProto) -> Iterator[tuple[str, list[int]]]:
+    """The integer vectors that a file holds, by name."""
+    tensors = [(tensor.name, tensor) for tensor in model.graph.initializer]
+    tensors += [
+        (node.output[0], a.t) for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"
+    ]
+    for name, tensor in tensors:
+        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) and len(tensor.dims) == 1:
+            yield name, numpy_helper.to_array(tensor).tolist()
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+    """The shapes that are known, None for a free size."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    return {
+        value.name: [entry.dim_value if entry.HasField("dim_value") else None for entry in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
