@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from irtool.analysis.balance import Balance, balance_of, sharing
 from irtool.analysis.labels import Labels, Layer, label
+from irtool.analysis.places import mixed_axes
 from irtool.ir.graph import Graph, Node
 
 Ints = NDArray[np.int64]
@@ -161,15 +162,18 @@ def channel_groups(graph: Graph) -> ChannelGroups:
     return found
 
 
-def group_channels(labels: Labels, *, couple: bool = False, pins: Iterable[tuple[Ints, Pin]] = ()) -> ChannelGroups:
+def group_channels(
+    labels: Labels, *, couple: bool = False, pins: Iterable[tuple[Ints, Pin]] = (), together: Iterable[tuple[Ints, Ints]] = ()
+) -> ChannelGroups:
     """Group labelled channels.
 
     Args:
         labels: a finished first walk.
         couple: in balanced families remove the same position from every row, instead of each its own.
         pins: labels that must stay, with reasons, beside those that the walk found.
+        together: pairs of labels that go together, beside those that met.
     """
-    return _Grouping(labels, couple, list(pins)).solve()
+    return _Grouping(labels, couple, list(pins), list(together)).solve()
 
 
 def distinct(numbers: Ints) -> Ints:
@@ -181,9 +185,8 @@ def distinct(numbers: Ints) -> Ints:
 
 
 class _Grouping:
-    def __init__(self, labels: Labels, couple: bool, pins: list[tuple[Ints, Pin]]) -> None:
-        self.labels, self.couple, self.pins = labels, couple, pins
-        self.extra: list[tuple[Ints, Ints]] = []
+    def __init__(self, labels: Labels, couple: bool, pins: list[tuple[Ints, Pin]], together: list[tuple[Ints, Ints]]) -> None:
+        self.labels, self.couple, self.pins, self.extra = labels, couple, pins, together
         self._balanced: list[tuple[Node, Ints]] = []
         firsts, seconds = [a.numpy() for _, a, _ in labels.meetings], [b.numpy() for _, _, b in labels.meetings]
         self.pins += [(found.numpy(), Pin(reason, node.location)) for node, found, reason in labels.pins]
@@ -228,9 +231,14 @@ class _Grouping:
         for node, tensor in self.labels.boxes:
             table = tensor.numpy().reshape([size for size in tensor.shape if size > 1])
             ids = np.where(table >= 0, groups.group[table], -1)
-            if (ids < 0).all() or groups.pinned[ids[ids >= 0]].all() or any(_constant_across(ids, axis) for axis in range(ids.ndim)):
+            mixed = mixed_axes(table)
+            own = [axis for axis in range(table.ndim) if axis not in mixed]  # the others are as long as the batch, or as the image
+            if (ids < 0).all() or groups.pinned[ids[ids >= 0]].all() or any(_constant_across(ids, axis) for axis in own):
                 continue
-            axis = max(range(table.ndim), key=lambda d: (table.shape[d], d))
+            if not own:
+                added |= self._unify_rows(groups, table.reshape(-1, 1))
+                continue
+            axis = max(own, key=lambda d: (table.shape[d], d))
             if axis == table.ndim - 1 and not self.couple:
                 self._balanced.append((node, table.reshape(-1, table.shape[-1])))
                 continue

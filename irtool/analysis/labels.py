@@ -195,6 +195,10 @@ class Labels(Walk):
             self.meetings.append((node, arriving, own))
         self.reads[node.name, key] = (arriving, own)
 
+    def names(self) -> list[tuple[int, int, int]]:
+        """Where the label vectors lie that are known to be several channels, no two alike."""
+        return [where for where, distinct in self._names.items() if distinct]
+
     def _are_names(self, labels: Tensor) -> bool:
         """Whether there are several, all of them channels, no two alike. Then at least one must stay, too."""
         known = self._names.get(place(labels))

@@ -18,6 +18,7 @@ from irtool.ir.graph import G, Graph
 from irtool.planning.allocation import Limits, settle, wanted
 from irtool.planning.criteria import CRITERIA, Scores, check_finite, group_scores
 from irtool.planning.plan_data import LayerPlan, Plan, Residual, Scope, check_choice, check_positions, check_values
+from irtool.planning.replay import PlaceError
 from irtool.planning.residual import insert_selects, stream_pins
 from irtool.planning.slicing import Rewrite, rewrite
 
@@ -77,24 +78,33 @@ class _Planner:
     prepared: Graph
     options: Plan
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
+    together: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    """Labels that go together so that each channel keeps its place."""
     wish: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """The groups that the ratio asks for, before any condition."""
 
     def solve(self) -> Plan:
-        """Plan, prove, and where the proof fails fall back: couple balanced families, then pin what cannot be proven."""
+        """Plan, prove, and where the proof fails fall back: keep places, couple balanced families, then pin what cannot be proven."""
         labels = channel_groups(self.prepared).labels
         base = stream_pins(labels, self.options.residual) + self._ignored()
+        couple = False
         for attempt in range(12):
             pins = base + self.pins
-            groups = group_channels(labels, couple=attempt > 0, pins=pins) if attempt or pins else channel_groups(self.prepared)
+            groups = channel_groups(self.prepared)
+            if attempt or pins:
+                groups = group_channels(labels, couple=couple, pins=pins, together=self.together)
             scores = group_scores(groups, self.options.criterion, self.options.seed)
             check_finite(groups, self.options.criterion)
             remove = self._allocate(groups, scores)
             try:
                 done = rewrite(self.prepared, labels, ~remove[groups.group] if groups.count else np.zeros(0, bool))
+            except PlaceError as error:
+                self.together += error.pairs
+                continue
             except ProofError as error:
-                if attempt > 0 or not groups.balances:
+                if couple or not groups.balances:
                     self._pin_place(error, groups, remove)
+                couple = True
                 continue
             made = self._describe(groups, scores, remove)
             self.graph.analyses["rewrite"] = (made, done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 import torch
@@ -10,12 +11,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irtool.analysis.labels import Key, Labels, Walk
+from irtool.analysis.places import alike_in_place, misplaced
 from irtool.errors import GraphError, ProofError
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import Axis, same
 from irtool.planning.surviving import Survivors
 
 _REMEDY = "This is a gap in irtool's operator table; name the module in ignore=, and please report it."
+
+
+class PlaceError(ProofError):
+    """Channels would come to lie at other places (of a pixel, of a head) than before.
+
+    Attributes:
+        pairs: arrays of labels; if each goes with its partner, all keep their places.
+    """
+
+    def __init__(self, where: str, pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:
+        super().__init__("channels would come to lie at other places than before", where=where, remedy=_REMEDY)
+        self.pairs = pairs
 
 
 @dataclass
@@ -64,6 +78,7 @@ class Replay(Walk):
         self._check(self._tied, self.before.ties)
         self._check_complete()
         self._check_groups()
+        self._check_places()
         for old, new in zip(self.before.graph.outputs, self.graph.outputs, strict=True):
             if not torch.equal(self.before.of(old), self.of(new)):
                 raise ProofError(
@@ -94,6 +109,24 @@ class Replay(Walk):
                 found = self.orders.get(key)
                 if found is not None and bool(((found // width).reshape(groups, -1) != torch.arange(groups)[:, None]).any()):
                     raise ProofError("a grouped convolution would mix its groups", where=name, remedy=_REMEDY)
+
+    def _check_places(self) -> None:
+        """Where an index is a channel and a place, every channel must be at a place where it was: labels alone do not tell."""
+        after = {value.name: value for value in self.values}
+        seen = {where[:2] for where in self.before.names()}
+        pairs, place = [], ""
+        for value in self.before.values:
+            olds = self.before.parts(value)
+            if all(old.numel() < 3 or (old.data_ptr(), old.numel()) in seen for old in olds) or value.name not in after:
+                continue  # most values hold the labels that another one holds
+            seen |= {(old.data_ptr(), old.numel()) for old in olds if len(olds) == 1}
+            stays = reduce(np.logical_and, (self.surviving.keep[old.numpy()] for old in olds))
+            for old, new in zip(olds, self.parts(after[value.name]), strict=False):
+                if new.numel() and old.dim() == new.dim() and misplaced(old.numpy(), new.numpy(), stays):
+                    pairs.append(alike_in_place(old.numpy()))
+                    place = place or value.name
+        if pairs:
+            raise PlaceError(place, pairs)
 
     def put(self, value: Value, labels: Tensor) -> None:
         """Set labels; each axis must be broadcast or of the real size, and something must be left where something was."""
