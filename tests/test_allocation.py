@@ -6,7 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import irtool
 from irtool.analysis.balance import Balance, balance_of
 from irtool.planning.allocation import Limits, _nearest, _nearest_alike, _Rows, _Sets
 
@@ -70,3 +73,18 @@ def test_what_layers_lose_for_one_group_of_each_cell() -> None:
     most = np.array([[max((groups.group[own] == group).sum() for group in cell) for cell in cells] for own in sets])
     assert touched.tolist() == np.flatnonzero(most.any(1)).tolist()
     assert loss.tolist() == most[touched].tolist()
+
+
+@pytest.mark.parametrize(("ratio", "round_to", "kept"), [(0.1, 8, 32), (0.4, 8, 24), (0.5, 32, 32)])
+def test_rounding_holds_around_grouped_convolutions(ratio: float, round_to: int, kept: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=4), nn.ReLU(), nn.Conv2d(32, 8, 1)).eval()
+    made = irtool.plan(irtool.trace(model, torch.zeros(1, 3, 9, 9)), "l1", ratio, "local", round_to=round_to)
+    assert made.layers[0].kept == kept
+    assert made.layers[1].kept % round_to == 0
+    assert ("round_to" in made.layers[0].reason) == (kept == 32)
+
+
+def test_scales_that_are_all_alike_go_by_number_not_by_score() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 20, 3), nn.BatchNorm2d(20), nn.Conv2d(20, 4, 1))
+    made = irtool.plan(irtool.trace(model.eval(), torch.zeros(1, 3, 9, 9)), "bn_scale", 0.2)
+    assert made.removed == 9  # the published rule: the one at the threshold goes, too

@@ -29,18 +29,20 @@ class Limits:
 def wanted(groups: ChannelGroups, scores: Scores, ratio: float, scope: str, *, inclusive: bool) -> Mask:
     """The groups that a ratio asks to remove, before any condition. Shape (groups,).
 
-    `scope="global"` removes the lowest `int(N * ratio)` of all N scored free groups; `inclusive` is the published rule
-    of network slimming: everything at or below the score at that index of the sorted list. `scope="local"` removes the
+    `scope="global"` removes the lowest `int(N * ratio)` of all N scored free groups, and with `inclusive` one more: the published
+    rule of network slimming takes the score at that index of the sorted list too. It takes all that are equal to it as well; here
+    those go first that come first, or a net whose scales are all alike would lose nearly everything. `scope="local"` removes the
     lowest `int(n * ratio)` of each family of layers.
     """
     free = ~groups.pinned & ~np.isnan(scores)
     remove = np.zeros(groups.count, bool)
     if ratio == 0:
         return remove
-    if scope == "global":
-        _lowest(remove, np.flatnonzero(free), scores, ratio, inclusive)
-        return remove
     members = np.flatnonzero(free)
+    if scope == "global":
+        number = int(members.size * ratio) + 1 if inclusive else int(members.size * ratio + 1e-9)
+        remove[members[np.argsort(scores[members], kind="stable")][:number]] = True
+        return remove
     family = groups.family[len(groups.layers) :][members]
     _lowest_of_each(remove, members, family, scores, (np.bincount(family) * ratio + 1e-9).astype(np.int64))
     return remove
@@ -52,17 +54,6 @@ def _lowest_of_each(remove: Mask, members: Ints, owner: Ints, scores: Scores, nu
     sizes = np.bincount(owner, minlength=numbers.size)
     place = np.arange(ranked.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # the rank within those of one owner
     remove[ranked[place < np.repeat(numbers, sizes)]] = True
-
-
-def _lowest(remove: Mask, members: Ints, scores: Scores, ratio: float, inclusive: bool) -> None:
-    if not members.size:
-        return
-    ranked = members[np.argsort(scores[members], kind="stable")]
-    if inclusive:
-        threshold = scores[ranked[int(members.size * ratio)]]
-        remove[members[scores[members] <= threshold]] = True
-    else:
-        remove[ranked[: int(members.size * ratio + 1e-9)]] = True
 
 
 def settle(groups: ChannelGroups, scores: Scores, remove: Mask, limits: Limits) -> Mask:
@@ -184,12 +175,9 @@ def _rebalance(balance: Balance, scores: Scores, remove: Mask, layers: _Sets, li
     if not target.any():
         return
     rows = _Rows.of(balance, layers)
-    nearest = _nearest_alike if balance.alike else _nearest
-    for rounding in dict.fromkeys((limits.round_to, 1)):
-        taken = nearest(balance, target, rows, rounding)
-        if taken is not None and (taken.any() or rounding == 1):
-            _lowest_of_each(remove, members, owner, scores, taken)
-            return
+    taken = (_nearest_alike if balance.alike else _nearest)(balance, target, rows, limits.round_to)
+    if taken is not None:
+        _lowest_of_each(remove, members, owner, scores, taken)
 
 
 @dataclass(frozen=True)
@@ -219,7 +207,7 @@ def _nearest_alike(balance: Balance, target: Ints, layers: _Rows, round_to: int)
     numbers = np.arange(min(map(len, balance.cells)) + 1)
     lost = layers.loss.sum(1)[:, None] * numbers
     allowed = (balance.rows.sum(1)[:, None] * numbers <= balance.room[:, None]).all(0)
-    allowed &= ((lost <= layers.limit[:, None]) & ((layers.total[:, None] - lost) % round_to == 0)).all(0)
+    allowed &= ((lost <= layers.limit[:, None]) & (((layers.total[:, None] - lost) % round_to == 0) | (lost == 0))).all(0)
     if not allowed.any():
         return None
     numbers = numbers[allowed]
@@ -229,7 +217,7 @@ def _nearest_alike(balance: Balance, target: Ints, layers: _Rows, round_to: int)
 
 
 def _nearest(balance: Balance, target: Ints, layers: _Rows, round_to: int) -> Ints | None:
-    """Integer counts nearest to `target` (least sum of distances) under all conditions; None if there are none.
+    """Integer counts nearest to `target` (least sum of distances) under all conditions; None, so that all stay, if there are none.
 
     Variables: counts, distances, and for rounding one multiple a layer. Solved by HiGHS through scipy.
     """

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import fx, nn
 
+from irtool.errors import ProofError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node, Value
@@ -69,6 +70,8 @@ class Literals:
             return
         fixed = [size if isinstance(arg, fx.Node) and examples[arg] != size else arg for arg, size in zip(listed, new, strict=True)]
         if fixed != list(listed):
+            if any(old is not arg and _of_batch(arg) for old, arg in zip(fixed, listed, strict=True)):
+                raise ProofError("a size that is computed from the batch would become a number", where=node.location)
             self.set_args(node, *with_sizes(host, key, fixed))
 
     def value(self, arg: Any) -> Any:
@@ -94,6 +97,16 @@ class Literals:
         if (args, kwargs) != (host.args, dict(host.kwargs)):
             host.args, host.kwargs = args, kwargs
             self.edited.append(node.name)
+
+
+def _of_batch(size: fx.Node) -> bool:
+    """Whether the program computes a size from the first one of a tensor."""
+    found, todo = False, [size]
+    while todo and not found:
+        host = todo.pop()
+        found = torch_name(host) in ("getitem", "size") and host.args[1:] == (0,)
+        todo += [arg for arg in host.all_input_nodes if torch_name(arg) not in ("getattr", "size") or arg.args[1:] == (0,)]
+    return found
 
 
 def _reshape(edits: Literals, node: Node) -> None:

@@ -188,9 +188,9 @@ class _Planner:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
         own = layer.labels.numpy()
         balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
-        if balanced is not None:
-            return f"nothing can go that leaves all parts equally wide (at {balanced.location})"
         limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) > 1]
+        if balanced is not None:
+            return f"nothing can go that leaves {' and '.join(['all parts equally wide', *limits])} (at {balanced.location})"
         return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"
 
 
