@@ -28,11 +28,11 @@ def conv(node: Node, ctx: Context) -> None:
         return
     transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
     groups = int(node.attrs.get("groups") or 1)
-    value = node.input
-    _pin_other_axes(node, ctx, value, 1)
-    arriving = channel_vector(node, ctx, value, 1)
+    value, axis = node.input, channel_axis(node, weight)
+    _pin_other_axes(node, ctx, value, axis)
+    arriving = channel_vector(node, ctx, value, axis)
     depthwise = ctx.decide(
-        node, "depthwise", groups == value.sizes[1] > 1 and (weight.sizes[1] == 1 or not transposed) and not is_none(arriving)
+        node, "depthwise", groups == value.sizes[axis] > 1 and (weight.sizes[1] == 1 or not transposed) and not is_none(arriving)
     )
     if depthwise:
         out = _depthwise(node, ctx, weight, arriving, transposed)
@@ -48,7 +48,12 @@ def conv(node: Node, ctx: Context) -> None:
         if grouped:
             ctx.balance(node, arriving.reshape(groups, -1))
             ctx.balance(node, out.reshape(groups, -1))
-    _finish(node, ctx, out, axis=1)
+    _finish(node, ctx, out, axis)
+
+
+def channel_axis(node: Node, weight: Value) -> int:
+    """The axis of a convolution's channels: 1, or 0 for an image without a batch."""
+    return len(node.input.sizes) - len(weight.sizes) + 1
 
 
 def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
@@ -58,18 +63,19 @@ def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
         _pin_all(node, ctx, weight)
         barrier(node, ctx, "its weight is computed, not a parameter")
         return
-    _pin_other_axes(node, ctx, node.input, 1)
-    arriving = channel_vector(node, ctx, node.input, 1)
+    axis = channel_axis(node, weight)
+    _pin_other_axes(node, ctx, node.input, axis)
+    arriving = channel_vector(node, ctx, node.input, axis)
     along = _computed_axes(node, ctx, weight)
-    if ctx.decide(node, "depthwise", groups == node.input.sizes[1] > 1):
+    if ctx.decide(node, "depthwise", groups == node.input.sizes[axis] > 1):
         ctx.unify(node, arriving.repeat_interleave(along[0].numel() // max(arriving.numel(), 1)), along[0])
     else:
         ctx.unify(node, arriving, along[1].repeat(groups))
-    if ctx.decide(node, "grouped", groups > 1 and groups != node.input.sizes[1]):
+    if ctx.decide(node, "grouped", groups > 1 and groups != node.input.sizes[axis]):
         ctx.balance(node, arriving.reshape(groups, -1))
         ctx.balance(node, along[0].reshape(groups, -1))
     _make(node, ctx, weight, along[0])
-    _finish(node, ctx, along[0], axis=1)
+    _finish(node, ctx, along[0], axis)
 
 
 def _pin_all(node: Node, ctx: Context, weight: Value | None) -> None:
@@ -124,7 +130,7 @@ def _depthwise(node: Node, ctx: Context, weight: Value, arriving: Tensor, transp
 def _slides_over_channels(node: Node, labels: Tensor, weight: Value) -> bool:
     """Whether a filter of one map runs along an axis of channels and gives each its own output (ECA's gate)."""
     axes = varying(labels)
-    return len(axes) == 1 and axes[0] > 1 and weight.sizes[:2] == (1, 1) and node.output.sizes == node.input.sizes
+    return len(axes) == 1 and axes[0] > channel_axis(node, weight) and weight.sizes[:2] == (1, 1) and node.output.sizes == node.input.sizes
 
 
 def _pin_other_axes(node: Node, ctx: Context, value: Value, axis: int) -> None:

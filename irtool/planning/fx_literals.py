@@ -17,6 +17,7 @@ from irtool.errors import ProofError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node, Value
+from irtool.ops.contraction import channel_axis
 from irtool.ops.movement import pad_amounts
 from irtool.planning.fx_arguments import argument, moved_entry, sizes_argument, span, stated_size, torch_name, with_sizes
 
@@ -287,10 +288,11 @@ def _norm_shape(edits: Literals, node: Node) -> None:
 
 def _conv(edits: Literals, node: Node) -> None:
     """A depthwise convolution has as many groups as input channels."""
-    groups = node.attrs.get("groups") or 1
-    if groups <= 1 or groups != node.input.sizes[1]:
+    groups, weight = node.attrs.get("groups") or 1, node.get("weight")
+    axis = channel_axis(node, weight) if weight is not None else 1
+    if groups <= 1 or groups != node.input.sizes[axis]:
         return
-    new, owner, host = edits.sizes(node.input)[1], edits.owner(node), edits.hosts[node.name]
+    new, owner, host = edits.sizes(node.input)[axis], edits.owner(node), edits.hosts[node.name]
     if owner is not None:
         owner.groups = new
         return
