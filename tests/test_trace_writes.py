@@ -117,7 +117,15 @@ def _told(net: Net, x: Tensor) -> Tensor:
     return net.head(net.a(x) * (2 if str(net.training) == "True" else 1))
 
 
-@pytest.mark.parametrize("function", [_compared, _looked_up, _indexed, _computed, _multiplied, _random, _told])
+def _other_mode(net: Net, x: Tensor) -> Tensor:
+    return net.head(F.batch_norm(net.a(x), torch.zeros(16), torch.ones(16), training=not net.training))
+
+
+def _rate(net: Net, x: Tensor) -> Tensor:
+    return net.head(F.dropout(net.a(x), 0.5 if net.training else 0.0))
+
+
+@pytest.mark.parametrize("function", [_compared, _looked_up, _indexed, _computed, _multiplied, _random, _told, _other_mode, _rate])
 def test_every_use_of_the_mode_is_told(function: Callable[[Any, Tensor], Any]) -> None:
     model = make(function)
     graph = irtool.trace(model, X)

@@ -61,13 +61,13 @@ def _follows(module: fx.GraphModule, node: fx.Node, name: str, asides: Asides | 
     flag, owner = _argument(node, *_FLAGS[name]), _around(node)
     if isinstance(flag, Flag):
         return True
-    if asides is None:
-        held = owner and next((child for path, child in module.named_modules() if path == owner), None)
-        return flag is (held or module).training
+    held = owner and next((child for path, child in module.named_modules() if path == owner), None)
+    if flag is not (held or module).training:
+        return False  # `not self.training`, or a probability that depends on the mode
     asked = owner or type(module).__name__
-    if asked in asides.asked:
+    if asides is not None and asked in asides.asked:
         asides.mended.add(asked)
-    return asked in asides.asked
+    return asides is None or asked in asides.asked
 
 
 def _around(node: fx.Node) -> str:
