@@ -90,7 +90,7 @@ class Walk:
         """The parameter as it was before slicing."""
         return value
 
-    def computed(self, value: Value) -> None:
+    def computed(self, value: Value, reader: Node | None = None, reason: str = "") -> None:
         """A parameter of several axes is read by an operator that does not say how: its entries cannot be followed."""
 
     def put(self, value: Value, labels: Tensor) -> None:
@@ -136,7 +136,7 @@ class Labels(Walk):
     inexacts: list[tuple[Node, Tensor, str]] = field(default_factory=list)
     decisions: dict[tuple[str, str], bool] = field(default_factory=dict)
     count: int = 0
-    _computed: dict[str, Node] = field(default_factory=dict)
+    _computed: dict[str, tuple[Node, str]] = field(default_factory=dict)
     _names: dict[tuple[int, int, int], bool] = field(default_factory=dict)
     """By where label vectors lie: whether they are several channels, no two alike. All of these are held by `reads` or `axes`."""
 
@@ -145,11 +145,12 @@ class Labels(Walk):
         super().run()
         for (name, _), found in self.axes.items():
             if name in self._computed:
-                self.pin(self._computed[name], found, f"other values are computed from {name}")
+                reader, reason = self._computed[name]
+                self.pin(reader, found, reason)
 
-    def computed(self, value: Value) -> None:
-        """Every axis of such a parameter must stay."""
-        self._computed.setdefault(value.name, value.uses[0])
+    def computed(self, value: Value, reader: Node | None = None, reason: str = "") -> None:
+        """Every axis of such a parameter must stay, those that other operators read in groups included."""
+        self._computed.setdefault(value.name, (reader or value.uses[0], reason or f"other values are computed from {value.name}"))
 
     def _new(self, key: Key, size: int) -> Tensor:
         made = torch.arange(self.count, self.count + size)

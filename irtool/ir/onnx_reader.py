@@ -12,6 +12,7 @@ import torch
 
 from irtool.errors import GraphError
 from irtool.ir.graph import Node, Value
+from irtool.ir.onnx_bodies import bodies, captured
 from irtool.ir.onnx_eval import Array, Typed, check_size, element_type, infer, proto_of, run_node
 from irtool.ir.onnx_fits import check_fit
 from irtool.ir.onnx_targets import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
@@ -138,7 +139,7 @@ class Reader:
     def _depends_on_shapes(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
         if node.op in _FROM_SHAPE:
             return True
-        if any(isinstance(value, gs.Graph) for value in node.attrs.values()) or node.op == "DequantizeLinear":
+        if bodies(node) or node.op == "DequantizeLinear":
             return False
         return all(self.constant(tensor) is not None for tensor in present) and any(tensor.name in self.known for tensor in present)
 
@@ -173,8 +174,7 @@ class Reader:
 
     def _types(self, node: gs.Node, present: list[gs.Tensor], standard: bool) -> list[Typed]:
         """Types of all outputs, by inference, and where that cannot tell by running the model once."""
-        body = any(isinstance(value, gs.Graph) for value in node.attrs.values())
-        found = self._inferred(node, present) if standard and not body else [None] * len(node.outputs)
+        found = self._inferred(node, present) if standard and not bodies(node) else [None] * len(node.outputs)
         complete: list[Typed] = []
         for output, typed in zip(node.outputs, found, strict=True):
             if typed is None and output.name:
@@ -259,10 +259,14 @@ class Reader:
     def _everything(self, node: gs.Node) -> dict[str, Value]:
         """All that flows into an operator that irtool does not know, the values that its bodies capture included."""
         tensors = [tensor for tensor in node.inputs if tensor.name]
-        for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
-            tensors += [t for t in body._foreign_tensors().values() if t.name in self.types or isinstance(t, gs.Constant)]
-        usable = {t.name: t for t in tensors if not isinstance(t, gs.Constant) or element_type(t.dtype) in _DTYPES}
+        if bodies(node):
+            tensors += captured(node, {*self.types, *self._constants()})
+        parts = [part for t in tensors for part in (self.quantised[t.name].inputs if t.name in self.quantised else [t]) if part.name]
+        usable = {t.name: t for t in parts if not isinstance(t, gs.Constant) or element_type(t.dtype) in _DTYPES}
         return {f"operand_{index}": self.value(tensor) for index, tensor in enumerate(usable.values())}
+
+    def _constants(self) -> set[str]:
+        return {name for name, tensor in self.host.tensors().items() if isinstance(tensor, gs.Constant)}
 
 
 def quantised_weight(node: gs.Node) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from irtool.errors import GraphError
+from irtool.ir.onnx_bodies import bodies
 from irtool.ir.onnx_eval import check_size, element_type, infer, proto_of, run_node
 
 STANDARD = ("", "ai.onnx", None)
@@ -77,7 +78,7 @@ def _constant_value(node: gs.Node) -> np.ndarray:
 def _foldable(node: gs.Node, graph: gs.Graph) -> bool:
     if node.domain not in STANDARD or node.op in _KEPT or not node.inputs:
         return False
-    if any(isinstance(value, gs.Graph) for value in node.attrs.values()):
+    if bodies(node):
         return False
     return all(isinstance(tensor, gs.Constant) or tensor.name == "" for tensor in node.inputs)
 

@@ -41,6 +41,7 @@ def pin_value(node: Node, ctx: Context, value: Value, reason: str) -> None:
     if value.is_param:
         for axis in range(len(value.sizes)):
             ctx.pin(node, ctx.param(value, axis), reason)
+        ctx.computed(value, node, reason)  # a grouped convolution has an axis of its own
 
 
 def graph_input(node: Node, ctx: Context) -> None:

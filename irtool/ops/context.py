@@ -65,6 +65,9 @@ class Context(Protocol):
     def pin(self, node: Node, labels: Tensor, reason: str) -> None:
         """These channels must stay, for this reason."""
 
+    def computed(self, value: Value, reader: Node | None = None, reason: str = "") -> None:
+        """Every axis of this parameter must stay: `reader`, by default its first reader, does not say how it reads it."""
+
     def balance(self, node: Node, table: Tensor) -> None:
         """Each row of the table must lose equally many channels."""
 
