@@ -1,7 +1,8 @@
 """Masked against sliced for ONNX graphs: both run in onnxruntime, in the float32 that the file is made for.
 
-The reference is the original model with a multiplication by 0 and 1 after every node whose output carries a removed
-channel; no weight of it is touched. An operator that mixes channels is given those that stay. Quantised values are masked where they are made real again: their 0 is not zero.
+The reference is the original model with zeros put in after every node whose output carries a removed channel; no weight
+of it is touched. An operator that mixes channels is given those that stay. Quantised values are masked where they are
+made real again: their 0 is not zero.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from irtool.ir.onnx_graph import OnnxGraph
 from irtool.ir.onnx_proto import run_model
 from irtool.planning.onnx_survivors import on_survivors
 
+_WHERE = 9
+"""The first operator set that can choose."""
+
 
 def masked_model(
     graph: OnnxGraph, labels: Labels, keep: Tensor, added: Mapping[str, Array] | None = None, *, survivors: bool = True
 ) -> tuple[OnnxGraph, tuple[str, ...]]:
-    """A copy of the original whose removed channels are multiplied by 0 wherever they are made or moved.
+    """A copy of the original whose removed channels become 0 wherever they are made or moved.
 
     Args:
         graph: the graph that `labels` was made from.
@@ -58,8 +62,7 @@ def masked_model(
             if constant is not None:
                 nodes.append(_after(tensors[value.name], "Add", constant))
             if not bool(stays.all()) and value.dtype is not None and value.dtype.is_floating_point:
-                mask = stays.numpy().astype(_numpy(value.dtype))
-                nodes.append(_after(tensors[value.name], "Mul", mask))
+                nodes.append(_masked(tensors[value.name], stays.numpy(), _numpy(value.dtype), graph.opset))
     host.nodes = nodes
     return graph.with_host(host), tuple(unresolved)
 
@@ -67,6 +70,15 @@ def masked_model(
 def _stays(labels: Labels, keep: Tensor, value: Value) -> Tensor:
     found = labels.of(value)
     return torch.where(found >= 0, keep[found], True)
+
+
+def _masked(tensor: gs.Variable, stays: Array, dtype: np.dtype, opset: int) -> gs.Node:
+    """Zeros where a channel was removed: chosen, since what is infinite there (a division by a masked 0) times 0 is NaN."""
+    if opset < _WHERE:
+        return _after(tensor, "Mul", stays.astype(dtype))
+    node = _after(tensor, "Where", stays)
+    node.inputs = [node.inputs[1], node.inputs[0], gs.Constant(f"{tensor.name}.zero", np.zeros((), dtype))]
+    return node
 
 
 def _after(tensor: gs.Variable, op: str, constant: Array) -> gs.Node:
