@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic
 import torch
 
 from irtool.analysis.compare import TOLERANCES, compare
+from irtool.analysis.randomness import without_dropout
 from irtool.errors import CheckError, OptionError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
@@ -123,6 +124,7 @@ class Pipeline:
         return PassResult(graph, changed, tuple(notes))
 
     def _check(self, step: Pass, before: G, after: G, inputs: tuple[Any, ...]) -> None:
+        before, after = without_dropout(before), without_dropout(after)
         pairs: list[tuple[Graph, Graph, torch.dtype | None, float]] = [(before, after, None, TOLERANCES[None])]
         if isinstance(before, FxGraph):
             # In float64 from the start: weights that a pass computes in float32 are rounded there, and that is no fault of the pass.

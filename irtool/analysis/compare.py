@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from irtool.analysis.run import cast, cast_module, run_with, steps
+from irtool.analysis.run import cast, cast_module, run_with, seeded, steps
 from irtool.errors import CheckError, OptionError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
@@ -156,7 +156,8 @@ def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) ->
         return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a), tolerance)
     if isinstance(a, OnnxGraph) and isinstance(b, OnnxGraph) and dtype is None:
         return _compare_onnx(a, b, arguments, tolerance)
-    return Comparison(_outputs(runner(a, dtype)(*arguments), runner(b, dtype)(*arguments)), tolerance=tolerance)
+    first, second = (seeded(runner(program, dtype), *arguments) for program in (a, b))
+    return Comparison(_outputs(first, second), tolerance=tolerance)
 
 
 def runner(program: Any, dtype: torch.dtype | None = None) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, cast
 
 import typer
 
+from irtool.analysis.randomness import require_repeatable
 from irtool.backends import export_onnx
 from irtool.backends.agreement import sample_inputs
 from irtool.backends.onnx_session import OnnxSession
@@ -68,6 +69,7 @@ def export(
 def _export(
     graph: FxGraph, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen, opset: int, dynamic_batch: bool | None
 ) -> Chain:
+    require_repeatable(graph)
     free = takes_any_batch(graph) if dynamic_batch is None else dynamic_batch
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs)) if free else own_inputs(graph)
     draft = scratch / (onnx.name if onnx is not None else "model.onnx")

@@ -85,8 +85,19 @@ class FxGraph(Graph):
             return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
         module = copy_module(self.module, lambda name, tensor: cast(tensor))
-        widen(module, dtype)
+        widen(module, dtype, self._float_makers(dtype))
         return FxGraph(module, map_tensors(self.example_inputs, cast), tracer=self.tracer, history=self.history)
+
+    def _float_makers(self, wide: torch.dtype) -> frozenset[str]:
+        """The nodes whose result is narrower than `wide` though nothing that they read is a float."""
+
+        def narrow(value: Value) -> bool:
+            return value.dtype is not None and value.dtype.is_floating_point and value.dtype.itemsize < wide.itemsize
+
+        calls = [node for node in self.nodes if node.host is not None and node.host.op in ("call_function", "call_method")]
+        return frozenset(
+            node.host.name for node in calls if len(node.outputs) == 1 and narrow(node.output) and not any(map(narrow, node.inputs))
+        )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
         """Replace a parameter's or buffer's tensor everywhere it is used; the shape stays that of the view.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from irtool.analysis.run import seeded
 from irtool.errors import OptionError, PlanError
 from irtool.ir.channel_select import ChannelSelect
 from irtool.ir.fx_graph import FxGraph
@@ -200,11 +201,11 @@ def _check_outputs(model: nn.Module, pruned: FxGraph, doubtful: Sequence[Node]) 
 
 def _agree(model: nn.Module, pruned: FxGraph, inputs: Sequence[Any]) -> bool:
     """Bit-equal, or equal in float64 up to rounding (a traced program may order its sums otherwise than the class)."""
-    if _compare(_run(model, inputs), _leaves(pruned.run(*_copied(inputs))), torch.equal):
+    if _compare(_run(model, inputs), _leaves(seeded(pruned.run, *_copied(inputs))), torch.equal):
         return True
-    exact = pruned.clone(_double)
+    exact = pruned.to(torch.float64)
     return _compare(
-        _run(copy.deepcopy(model).double(), map_tensors(inputs, _double)), _leaves(exact.run(*map_tensors(inputs, _double))), _close
+        _run(copy.deepcopy(model).double(), map_tensors(inputs, _double)), _leaves(seeded(exact.run, *map_tensors(inputs, _double))), _close
     )
 
 
@@ -223,7 +224,7 @@ def _compare(a: Sequence[Tensor], b: Sequence[Tensor], equal: Callable[[Tensor, 
 
 def _run(model: nn.Module, inputs: Sequence[Any]) -> list[Tensor]:
     with _evaluating(model), torch.no_grad():
-        return _leaves(model(*_copied(inputs)))
+        return _leaves(seeded(model, *_copied(inputs)))
 
 
 @contextmanager

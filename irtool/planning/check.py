@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from irtool.analysis.masked import masked_run
-from irtool.analysis.run import difference
+from irtool.analysis.randomness import random_nodes, without_dropout
+from irtool.analysis.run import difference, seeded
 from irtool.errors import GraphError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
-from irtool.ir.graph import Graph
+from irtool.ir.graph import Graph, Node
 from irtool.ir.onnx_graph import OnnxGraph
 from irtool.planning.absorb import absorption, add_biases
 from irtool.planning.onnx_check import absorbed_effect, before_saturation, masked_model
 from irtool.planning.plan import Plan, find_rewrite
+from irtool.planning.slicing import Rewrite
 from irtool.planning.traced import TOLERANCE as TRACED
 from irtool.planning.traced import against_model, holds_elsewhere
 
@@ -40,7 +44,9 @@ class MaskedCheck:
         effect: relative difference if those steps are computed over the removed channels as zeros too: what the removal
             costs there. 0 if there are none.
         border: for absorbed constants: relative effect of zero padding, where the constant is not what it is elsewhere. 0 if none.
-        unresolved: inexact steps that the reference could not compute from the survivors; `relative` holds their effect.
+        unresolved: steps without a reference: inexact ones that could not be computed from the survivors, and those that draw
+            random numbers of other sizes in eval mode; `relative` holds their effect. Dropout that is always on is left out of
+            both runs.
         tolerance: the largest relative difference that counts as equal: 1e-9 in float64, 1e-5 in onnxruntime's float32.
         traced: relative difference between the traced model and its graph, in the model's own type; 0 if there is no model.
         fixed: the trace decided by the example's sizes, and does not agree with the model at other ones.
@@ -85,6 +91,12 @@ def check_prune(
     assert isinstance(graph, FxGraph)
     inputs = random_inputs(graph.example_inputs, seed) if inputs is None else map_tensors(inputs, _double)
     batches = None if calibration is None else [map_tensors(batch, _double) for batch in calibration]
+    found = _check_torch(without_dropout(graph), plan, inputs, constants, batches)
+    return dataclasses.replace(found, traced=against_model(graph, inputs), fixed=not holds_elsewhere(graph, inputs))
+
+
+def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants: str, batches: list[Any] | None) -> MaskedCheck:
+    """The same for a torch graph, the model that it came from left aside."""
     # Slicing picks entries, so that it may come before the change of type; what is absorbed is computed after it.
     rewrite = find_rewrite(graph if constants == "drop" else graph.to(torch.float64), plan)
     labels, keep = rewrite.labels, rewrite.keep
@@ -96,17 +108,27 @@ def check_prune(
     assert isinstance(reference, FxGraph)
     if constants == "drop":
         reference, sliced = reference.to(torch.float64), sliced.to(torch.float64)
-    stays = torch.from_numpy(keep)
-    fills = found.fills if found is not None else None
+    masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs, found.fills if found is not None else None)
     with _explained():
-        expected, got = masked_run(reference, labels, stays, inputs, fills, survivors=True), sliced.run(*inputs)
+        expected, got = masked(survivors=True), seeded(sliced.run, *inputs)
     inexact, effect, border = tuple(rewrite.inexact()), 0.0, 0.0
     if inexact:
-        effect = difference(masked_run(reference, labels, stays, inputs, fills).outputs, got)[1]
+        effect = difference(masked().outputs, got)[1]
     if found is not None and found.padded:
-        border = difference(masked_run(reference, labels, stays, inputs, fills, average=False, survivors=True).outputs, expected.outputs)[1]
-    found_traced, fixed = against_model(graph, inputs), not holds_elsewhere(graph, inputs)
-    return MaskedCheck(*difference(expected.outputs, got), inexact, effect, border, expected.unresolved, traced=found_traced, fixed=fixed)
+        border = difference(masked(average=False, survivors=True).outputs, expected.outputs)[1]
+    apart = difference(expected.outputs, got)
+    unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > TOLERANCE else ()))
+    return MaskedCheck(*apart, inexact, effect, border, unresolved)
+
+
+def _drawn(graph: FxGraph, rewrite: Rewrite[FxGraph]) -> list[str]:
+    """The operators that draw random numbers in eval mode, and whose sizes the slicing changed: they draw others then."""
+    sizes = {node.name: _sizes(node) for node in rewrite.graph.nodes}
+    return [f"{node.location} (draws random numbers)" for node in random_nodes(graph) if sizes.get(node.name) != _sizes(node)]
+
+
+def _sizes(node: Node) -> list[Any]:
+    return [value.shape for value in (*node.inputs, *node.outputs) if not value.is_param]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from irtool.analysis.compare import Comparison, compare
+from irtool.analysis.randomness import require_repeatable
 from irtool.backends import MnnSession, OnnxSession
 from irtool.errors import CheckError, GraphError, IrtoolError
 from irtool.ir.fx_graph import FxGraph
@@ -123,7 +124,12 @@ def masked_links(
         graph, plan, constants, calibration: what `sliced` was made from.
         sliced: what `prune` returned for them.
         inputs: what to run on.
+
+    Raises:
+        CheckError: the graph draws random numbers, so that no two of these can be compared.
     """
+    if isinstance(graph, FxGraph):
+        require_repeatable(graph)
     batches = None if calibration is None else list(calibration)
     found = check_prune(graph, plan, inputs, constants, batches)
     notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
@@ -143,7 +149,7 @@ def masked_links(
     if not isinstance(graph, FxGraph) or not isinstance(sliced, FxGraph):
         return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
-    stored = compare(prune(graph.clone(_double), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
+    stored = compare(prune(graph.to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
     note = "the trace decided by the example's sizes: images of other sizes give other results" if found.fixed else ""
     traced = Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note)
     return (*((traced,) if graph.origin is not None else ()), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
@@ -153,7 +159,7 @@ def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple
     """Sliced against folded: the rewrite in float64 (of torch graphs), and the two graphs as they are in float32."""
     if not isinstance(sliced, FxGraph):
         return (_link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),)
-    wide = sliced.clone(_double)
+    wide = sliced.to(torch.float64)
     exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
     return (
         _link("sliced", "folded", "float64", exact, EXACT),
@@ -167,6 +173,7 @@ def onnx_link(folded: Graph, path: Path, inputs: tuple[Any, ...], name: str = "f
     if link.ok:
         return link
     if isinstance(folded, FxGraph):
+        require_repeatable(folded)
         return _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
     return _placed(link, _first_node(folded, path, inputs))
 
