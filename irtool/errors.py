@@ -30,6 +30,12 @@ class GraphError(IrtoolError):
     """A graph is malformed, or an edit would make it so."""
 
 
+class LayerError(GraphError, KeyError):
+    """No layer has that name."""
+
+    __str__ = Exception.__str__  # that of KeyError quotes the text
+
+
 class PlanError(IrtoolError):
     """A pruning plan cannot be made, or does not belong to this graph."""
 

@@ -10,7 +10,8 @@ from irtool.collection import uncollected
 from irtool.errors import OptionError
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
-from irtool.planning.absorb import Absorption, absorption, add_biases
+from irtool.planning.absorb import Absorption, add_biases
+from irtool.planning.calibration import measured
 from irtool.planning.plan import Plan, find_rewrite
 
 Constants = Literal["absorb", "drop"]
@@ -47,13 +48,14 @@ class Prune(Pass):
 
         Raises:
             PlanError: the plan belongs to another model.
+            DataError: the calibration batches do not fit the model.
             ProofError: the result could not be proven; nothing is returned.
         """
         with uncollected():
             rewrite = find_rewrite(graph, self.plan)
             new = rewrite.fill()
         labels, keep = rewrite.labels, rewrite.keep
-        found = absorption(labels, keep, self.calibration) if self.constants == "absorb" else Absorption()
+        found = measured(labels, keep, self.calibration) if self.constants == "absorb" else Absorption()
         if found.biases:
             new = add_biases(new, labels, keep, found.biases)
         new.history = (*graph.history, {"step": "prune", "plan": self.plan.to_dict(), "biases": sorted(found.biases)})

@@ -7,7 +7,7 @@ graph. Conditions that depend on the groups (boxes, balances) are settled by add
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from irtool.analysis.balance import Balance, balance_of, sharing
+from irtool.analysis.explained import explain
 from irtool.analysis.labels import Labels, Layer, label
 from irtool.analysis.places import mixed_axes
 from irtool.ir.graph import Graph, Node
@@ -111,26 +112,12 @@ class ChannelGroups:
     def explain(self, name: str) -> str:
         """One line about a layer (module path or node name): its channels, whom it is coupled with, or why it stays.
 
-        Raises:
-            KeyError: no layer of that name makes channels.
-        """
-        for family in self.families:
-            for layer in family:
-                if name in (layer.node.location, layer.node.name):
-                    return self._explain(layer, family)
-        known = ", ".join(layer.node.location for layer in self.layers[:8])
-        raise KeyError(f"no layer {name!r} makes channels; layers are {known}, ...")
+        For a module it names the layers inside, for a node that makes no channels (a depthwise convolution) whose flow there.
 
-    def _explain(self, layer: Layer, family: Sequence[Layer]) -> str:
-        groups = self.of(layer.labels.numpy())
-        pinned = [g for g in groups.tolist() if self.pinned[g]]
-        others = [other.node.location for other in family if other is not layer]
-        text = f"{layer.node.location}: {layer.labels.numel()} channels in {len(groups)} groups"
-        if others:
-            text += f", pruned together with {', '.join(others)}"
-        if pinned:
-            text += f"; {len(pinned)} must stay: {self.reasons[pinned[0]]}"
-        return text
+        Raises:
+            LayerError: nothing has that name; it is a KeyError, too.
+        """
+        return explain(self, name)
 
     def to_networkx(self) -> nx.Graph:
         """The dependency graph: layers and groups of channels as nodes, an edge where a layer makes or reads a group's channels.

@@ -58,8 +58,12 @@ def put_back(model: nn.Module, path: str, graph: FxGraph) -> nn.Module:
     name, since the rest of the model may read them.
 
     Raises:
-        TraceError: there is no such part.
+        TraceError: there is no such part, or `graph` is none.
     """
+    if not isinstance(graph, FxGraph):
+        raise TraceError(
+            f"a {type(graph).__name__} is no graph", where="put_back", remedy="Pass what trace or prune returned, not its module."
+        )
     new = copy.deepcopy(model)
     parent_path, _, name = path.rpartition(".")
     try:

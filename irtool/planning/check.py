@@ -20,7 +20,8 @@ from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
 from irtool.ir.graph import Graph, Node
 from irtool.ir.onnx_graph import OnnxGraph
-from irtool.planning.absorb import absorption, add_biases
+from irtool.planning.absorb import add_biases
+from irtool.planning.calibration import listed, measured
 from irtool.planning.onnx_check import absorbed_effect, before_saturation, masked_model
 from irtool.planning.plan import Plan, find_rewrite
 from irtool.planning.slicing import Rewrite
@@ -90,7 +91,7 @@ def check_prune(
         return _check_onnx(graph, plan, inputs, constants, calibration, seed)
     assert isinstance(graph, FxGraph)
     inputs = random_inputs(graph.example_inputs, seed) if inputs is None else map_tensors(inputs, _double)
-    batches = None if calibration is None else [map_tensors(batch, _double) for batch in calibration]
+    batches = None if calibration is None else [map_tensors(batch, _double) for batch in listed(calibration)]
     found = _check_torch(without_dropout(graph), plan, inputs, constants, batches)
     return dataclasses.replace(found, traced=against_model(graph, inputs), fixed=not holds_elsewhere(graph, inputs))
 
@@ -100,7 +101,7 @@ def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants:
     # Slicing picks entries, so that it may come before the change of type; what is absorbed is computed after it.
     rewrite = find_rewrite(graph if constants == "drop" else graph.to(torch.float64), plan)
     labels, keep = rewrite.labels, rewrite.keep
-    found = absorption(labels, keep, batches) if constants == "absorb" else None
+    found = measured(labels, keep, batches) if constants == "absorb" else None
     sliced = rewrite.fill()
     if found is not None and found.biases:
         sliced = add_biases(sliced, labels, keep, found.biases)
@@ -151,7 +152,7 @@ def _check_onnx(
     inputs = inputs or tuple(made.to(like.dtype) for made, like in zip(random_inputs(examples, seed), examples, strict=True))
     rewrite = find_rewrite(graph, plan)
     labels, keep = rewrite.labels, rewrite.keep
-    found = absorption(labels, keep, calibration) if constants == "absorb" else None
+    found = measured(labels, keep, calibration) if constants == "absorb" else None
     sliced = rewrite.fill()
     if found is not None and found.biases:
         sliced = add_biases(sliced, labels, keep, found.biases)

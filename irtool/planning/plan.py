@@ -17,7 +17,7 @@ from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import G, Graph
 from irtool.planning.allocation import Limits, settle, wanted
 from irtool.planning.criteria import CRITERIA, Scores, check_finite, group_scores
-from irtool.planning.plan_data import LayerPlan, Plan, Residual, Scope, check_choice, check_positions, check_values
+from irtool.planning.plan_data import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_positions, check_values
 from irtool.planning.replay import PlaceError
 from irtool.planning.residual import insert_selects, stream_pins
 from irtool.planning.slicing import Rewrite, rewrite
@@ -27,7 +27,7 @@ __all__ = ["LayerPlan", "Plan", "check_options", "find_rewrite", "plan", "prepar
 
 @uncollected()
 def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope = "global", residual: Residual = "couple", min_channels: int = 1,
-         round_to: int = 1, ignore: Sequence[str] = (), seed: int = 0) -> Plan:  # fmt: skip
+         round_to: int = 1, ignore: str | Sequence[str] = (), seed: int = 0) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
@@ -39,27 +39,27 @@ def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope =
             and selected from before each batch norm that reads them (`"select"`, the published arrangement).
         min_channels: no layer keeps fewer (or fewer than it has).
         round_to: every layer keeps a multiple of this, where it can.
-        ignore: module paths whose layers stay as they are, sub-modules included.
+        ignore: module paths, or one, whose layers stay as they are, sub-modules included.
         seed: for the random criterion.
 
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist.
     """
-    check_options(criterion, ratio, scope, residual, min_channels, round_to)
+    check_options(criterion, ratio, scope, residual, min_channels, round_to, seed)
     # Numbers of numpy's are welcome, and a plan is JSON data.
-    made = Plan((), criterion, float(ratio), scope, residual, int(min_channels), int(round_to), tuple(ignore), int(seed))
+    made = Plan((), criterion, float(ratio), scope, residual, int(min_channels), int(round_to), check_names("ignore", ignore), int(seed))
     prepared = prepare(graph, residual)
     return _Planner(graph, prepared, made).solve()
 
 
-def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int) -> None:
+def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:
     """Refuse impossible options before any work is done.
 
     Raises:
         PlanError: the option and its allowed values are named.
     """
     check_choice("criterion", criterion, CRITERIA)
-    check_values(ratio, scope, residual, min_channels, round_to)
+    check_values(ratio, scope, residual, min_channels, round_to, seed)
 
 
 def prepare(graph: G, residual: str) -> G:
@@ -212,7 +212,27 @@ def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
     if (remove & groups.pinned).any():
         group = int(np.flatnonzero(remove & groups.pinned)[0])
         raise PlanError(f"the plan removes channels that must stay: {groups.reasons[group]}", remedy="Make the plan again for this model.")
-    return rewrite(prepared, groups.labels, ~remove[groups.group])
+    try:
+        return rewrite(prepared, groups.labels, ~remove[groups.group])
+    except ProofError as error:  # planning proves what it makes: this plan was changed, or is another model's
+        uneven = _uneven(groups, remove)
+        what, where = (
+            (f"it removes {uneven[1]} channels of its groups, which must lose equally many", uneven[0])
+            if uneven
+            else (error.what, error.where)
+        )
+        remedy = "Make the plan again for this model, or correct it there."
+        raise ProofError(f"the plan cannot be carried out: {what}", where=where, remedy=remedy) from error
+
+
+def _uneven(groups: ChannelGroups, remove: NDArray[np.bool_]) -> tuple[str, str] | None:
+    """The first place whose parts lose different numbers of channels, and these numbers."""
+    for node, tensor in groups.labels.balances:
+        table = tensor.numpy()
+        lost = ((table >= 0) & remove[groups.group[table]]).sum(1)
+        if lost.min() < lost.max():
+            return node.location, ", ".join(map(str, lost.tolist()))
+    return None
 
 
 def _removed(plan: Plan, groups: ChannelGroups) -> NDArray[np.bool_]:
@@ -229,6 +249,8 @@ def _removed(plan: Plan, groups: ChannelGroups) -> NDArray[np.bool_]:
                 remedy="Use the plan with the model it was made for.",
             )
         check_positions(entry.removed, entry.total, entry.name)
+        if len(entry.removed) == entry.total:
+            raise PlanError(f"the plan removes all {entry.total} channels", where=entry.name, remedy="Leave at least one in each layer.")
         remove[_own(groups, layer)[list(entry.removed)]] = True
     entries = {(entry.parameter, entry.axis): entry for entry in plan.layers}
     for place, layer in layers.items():

@@ -158,7 +158,8 @@ _LAYER = {
 _OPTIONS = {
     "ratio": _NUMBER, "scope": _TEXT, "residual": _TEXT, "min_channels": _WHOLE, "round_to": _WHOLE, "seed": _WHOLE,
 }  # fmt: skip
-_PLAN = {"format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _list("a list of names", _TEXT), **_OPTIONS}
+_NAMES = _list("a list of names", _TEXT)
+_PLAN = {"format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, **_OPTIONS}
 
 
 def _fields(data: Any, kinds: Mapping[str, _Kind], needed: Collection[str], place: str) -> dict[str, Any]:
@@ -178,9 +179,9 @@ def _within(place: str, key: object) -> str:
     return f"{place}.{key}" if place else str(key)
 
 
-def _check_kind(value: Any, kind: _Kind, where: str) -> None:
+def _check_kind(value: Any, kind: _Kind, where: str, remedy: str = _REMEDY) -> None:
     if not kind.fits(value):
-        raise PlanError(f"{reprlib.repr(value)} is not {kind.words}", where=where, remedy=_REMEDY)
+        raise PlanError(f"{reprlib.repr(value)} is not {kind.words}", where=where, remedy=remedy)
 
 
 def _layer(data: Any, place: str) -> LayerPlan:
@@ -214,13 +215,25 @@ def check_values(ratio: float, scope: str, residual: str, min_channels: int, rou
     """
     values = {"ratio": ratio, "scope": scope, "residual": residual, "min_channels": min_channels, "round_to": round_to, "seed": seed}
     for name, kind in _OPTIONS.items():
-        _check_kind(values[name], kind, name)
+        _check_kind(values[name], kind, name, f"Give {kind.words}.")
     check_choice("scope", scope, ("global", "local"))
     check_choice("residual", residual, ("couple", "select", "keep"))
     if not 0 <= ratio < 1:
         raise PlanError(f"ratio {ratio} is not a fraction of channels to remove", remedy="Give 0 <= ratio < 1, e.g. 0.5 to remove half.")
     if min_channels < 1 or round_to < 1:
         raise PlanError(f"min_channels {min_channels} and round_to {round_to} must be at least 1", remedy="Leave them out for no limit.")
+    if seed < 0:
+        raise PlanError(f"seed {seed} is negative", remedy="Give 0 or a larger number.")
+
+
+def check_names(name: str, value: Any) -> tuple[str, ...]:
+    """A name, or several, as a tuple. Raises PlanError for what is neither."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else value
+    if not _NAMES.fits(names):
+        raise PlanError(
+            f"{reprlib.repr(value)} is not {_NAMES.words}", where=name, remedy="Give a name, or a list of names; leave it out for none."
+        )
+    return tuple(names)
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
