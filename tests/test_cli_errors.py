@@ -130,7 +130,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(form: str, tmp_path: Path, fail
         (["--opset", "3"], "opset=3. Choose 11 to 26"),
         (["--runs", "0"], "--runs 0 and --threads 1 must be at least 1. Leave them out"),
         (["--input", "3x"], "--input: '3x' is no size. Write it like 1x3x224x224"),
-        (["--input", "2x5x32x32"], "Pass example inputs that the model accepts"),
+        (["--input", "2x5x32x32"], "Give --input of sizes that the model takes, batch first"),
     ],
 )
 def test_options_that_can_never_work(options: list[str], expected: str, tmp_path: Path, fails: Fails) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import irtool
-from irtool.errors import IrtoolError, LayerError
+from irtool.errors import IrtoolError, LayerError, TraceError
 from irtool.ir.fx_within import put_back
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -93,3 +93,27 @@ def test_a_plan_that_was_changed_by_hand_is_no_fault_of_ours(graph: irtool.FxGra
         irtool.prune(graph, irtool.Plan.from_dict(data))
     assert str(error.value).startswith(text)
     assert "report" not in str(error.value)
+
+
+GIVE = "Give inputs that the model itself accepts: a tensor, or a tuple of the arguments of forward."
+CONV = "Parameter, Parameter, tuple, tuple, tuple, int)"
+
+
+@pytest.mark.parametrize(("example", "text"), [
+    (torch.zeros(1, 4, 8, 8), f"Given groups=1, weight of size [16, 3, 3, 3], expected input[1, 4, 8, 8] to have 3 channels, but got 4 channels instead. {GIVE}"),
+    (X.numpy(), f"conv2d() received an invalid combination of arguments - got (numpy.ndarray, {CONV}. {GIVE}"),
+    ("x", f"conv2d() received an invalid combination of arguments - got (str, {CONV}. {GIVE}"),
+    (None, f"conv2d() received an invalid combination of arguments - got (NoneType, {CONV}. {GIVE}"),
+])  # fmt: skip
+def test_what_the_model_itself_says_to_a_wrong_example(example: Any, text: str) -> None:
+    given = "[1, 4, 8, 8]" if isinstance(example, torch.Tensor) else f"a {type(example).__name__}"
+    with pytest.raises(TraceError) as error:
+        irtool.trace(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), example)
+    assert str(error.value) == f"Sequential: the model does not run on the example ({given}): {text}"
+
+
+def test_a_layer_without_sizes_is_named() -> None:
+    with pytest.raises(TraceError) as error:
+        irtool.trace(nn.Sequential(nn.ReLU(), nn.LazyConv2d(8, 3)), X)
+    remedy = "Run the model once on an example first, or write the sizes into its layers."
+    assert str(error.value) == f"1: a LazyConv2d has no weights yet. {remedy}"

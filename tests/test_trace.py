@@ -124,7 +124,7 @@ def test_calls_are_recorded_as_torch_records_them() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 5, 8, 8), torch.zeros(2, 3)])
 def test_inputs_that_the_model_refuses_are_an_error_with_a_remedy(wrong: Tensor) -> None:
-    with pytest.raises(irtool.errors.IrtoolError, match=r"[Pp]ass example inputs|cannot be traced"):
+    with pytest.raises(irtool.errors.IrtoolError, match="the model does not run on the example"):
         irtool.trace(Plain(), wrong)
 
 

@@ -29,8 +29,9 @@ from irtool.archive import load
 from irtool.cli.foreign import foreign, quiet_torch
 from irtool.cli.sound import require_sound
 from irtool.cli.weights import load_weights
-from irtool.errors import FileError, OptionError
+from irtool.errors import FileError, OptionError, TraceError
 from irtool.ir import Graph
+from irtool.ir.fx_refusals import REFUSED, UNTRACEABLE
 from irtool.models import MODELS
 
 _SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of an .onnx file or of a model that irtool saved."
@@ -98,6 +99,13 @@ class ModelSpec:
         return made
 
 
+_REMEDIES = {
+    UNTRACEABLE: "Move the data-dependent part out of forward; irtool.trace in Python can also leave modules whole.",
+    REFUSED: "Give --input of sizes that the model takes, batch first, once for each input.",
+}
+"""What trace advises, in terms of a command."""
+
+
 def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape], *, sound: bool = True) -> Graph:
     """Build or load a model and trace it, or read an ONNX file.
 
@@ -127,8 +135,11 @@ def _built(model: str, weights: Path | None, shapes: Sequence[Shape]) -> Graph:
         )
     examples = tuple(torch.zeros([1 if size is None else size for size in shape]) for shape in shapes)
     _require_arguments(module, examples, model)
-    with foreign(model), quiet_torch():
-        return trace(module.eval(), examples)
+    try:
+        with foreign(model), quiet_torch():
+            return trace(module.eval(), examples)
+    except TraceError as error:
+        raise TraceError(error.what, where=error.where, remedy=_REMEDIES.get(str(error.remedy), error.remedy)) from error
 
 
 def _require_arguments(module: nn.Module, examples: Sequence[torch.Tensor], model: str) -> None:

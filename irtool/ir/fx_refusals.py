@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from irtool.errors import TraceError
-from irtool.ir.fx_module import modules_by_path
+from irtool.ir.fx_module import map_tensors, modules_by_path
+from irtool.ir.fx_untouched import Asides, untouched
+from irtool.ir.modes import evaluating
+
+UNTRACEABLE = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
+REFUSED = "Give inputs that the model itself accepts: a tensor, or a tuple of the arguments of forward."
+"""What to do where no tracer can follow, and where there is nothing to follow."""
 
 
 def refuse_hidden(model: nn.Module) -> None:
-    """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights.
+    """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights,
+    layers that have none yet.
 
     A weight that a parametrisation computes has no entries of its own to slice.
     """
@@ -33,6 +42,12 @@ def refuse_hidden(model: nn.Module) -> None:
             raise TraceError(
                 "a TorchScript module has no Python code to trace", where=path, remedy="Use the original nn.Module and load its state dict."
             )
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise TraceError(
+                f"a {type(module).__name__} has no weights yet",
+                where=path,
+                remedy="Run the model once on an example first, or write the sizes into its layers.",
+            )
         hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()} if module._forward_pre_hooks else ()
         computed = module._modules.get("parametrizations")
         if isinstance(computed, nn.ModuleDict) and len(computed):
@@ -50,14 +65,30 @@ def refuse_hidden(model: nn.Module) -> None:
             )
 
 
-def explained(model: nn.Module, failures: Sequence[tuple[str, Exception]]) -> TraceError:
-    """One error out of those of all tracers, with the user's line."""
-    texts = [
-        f"{name}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__}" for name, error in failures
-    ]
-    place = next((line for _, error in failures for line in _source_lines(error)), None)
-    remedy = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
-    return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place or type(model).__name__, remedy=remedy)
+def explained(model: nn.Module, inputs: tuple[Any, ...], failures: Sequence[tuple[str, Exception]]) -> TraceError:
+    """One error: that of the model itself, if it does not run on the inputs; else one out of those of all tracers. With the user's line."""
+    refusal = _refusal(model, inputs)
+    if refusal is not None:
+        given = ", ".join(f"{list(leaf.shape)}" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__name__}" for leaf in inputs)
+        place = next(_source_lines(refusal), type(model).__name__)
+        return TraceError(f"the model does not run on the example ({given}): {_first_line(refusal)}", where=place, remedy=REFUSED)
+    texts = [f"{name}: {_first_line(error)}" for name, error in failures]
+    place = next((line for _, error in failures for line in _source_lines(error)), type(model).__name__)
+    return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place, remedy=UNTRACEABLE)
+
+
+def _refusal(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
+    """What the model raises on these inputs in eval mode."""
+    with untouched(model, Asides(), flags=False), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            model(*map_tensors(inputs, torch.clone))
+        except Exception as error:  # the user's code
+            return error
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(", but expected one of:")[:160]
 
 
 _NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])), "<")

@@ -70,7 +70,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
         return opaque
-    raise explained(model, failures)
+    raise explained(model, inputs, failures)
 
 
 def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool) -> FxGraph:
