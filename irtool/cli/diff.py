@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 from irtool.analysis.diff import diff as graph_diff
 from irtool.cli import options
 from irtool.cli.models import graph_of, input_shapes, saved_model
+from irtool.errors import IrtoolError
 from irtool.files import replacing
-from irtool.ir import Graph
+from irtool.ir import FxGraph, Graph
 
 
 def diff(
@@ -33,6 +34,7 @@ def diff(
     [bold]Example[/]: irtool diff PreResNet:depth=38 small
     """
     first, second = _graphs((a, weights_a), (b, weights_b), input_shapes(inputs))
+    second = at_batch_of(first, second)
     found = graph_diff(first, second)
     if html is not None:
         with replacing(html) as temporary:
@@ -48,3 +50,23 @@ def _graphs(a: tuple[str, Path | None], b: tuple[str, Path | None], shapes: list
     if known is not None and not shapes:
         shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(known.example_inputs) if isinstance(leaf, torch.Tensor)]
     return [graph or graph_of(model, weights, shapes, sound=False) for graph, (model, weights) in zip(found, (a, b), strict=True)]
+
+
+def at_batch_of(known: Graph, graph: Graph) -> Graph:
+    """A torch graph read on the other one's example, where these differ in the batch alone and the graph lets it.
+
+    What a saved model was traced with is no part of it.
+    """
+    if not isinstance(known, FxGraph) or not isinstance(graph, FxGraph):
+        return graph
+    theirs, own = known.example_inputs, graph.example_inputs
+    if len(theirs) != len(own) or not all(isinstance(leaf, torch.Tensor) for leaf in (*theirs, *own)):
+        return graph
+    if all(x.shape == y.shape for x, y in zip(theirs, own, strict=True)) or any(
+        x.shape[1:] != y.shape[1:] for x, y in zip(theirs, own, strict=True)
+    ):
+        return graph
+    try:
+        return FxGraph(graph.shared().module, theirs, tracer=graph.tracer, history=graph.history)
+    except IrtoolError:  # its batch is written into it
+        return graph

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -19,8 +21,8 @@ from irtool.cli.onnx_job import to_mnn
 from irtool.cli.output import keep_inputs, model_files
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
-from irtool.errors import OptionError
-from irtool.files import replacing
+from irtool.errors import FileError, OptionError
+from irtool.files import MAKE_ROOM, replacing
 from irtool.ir import FxGraph, OnnxGraph, save_onnx
 from irtool.passes import fold_batchnorm
 from irtool.report.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
@@ -48,7 +50,7 @@ def export(
     if onnx is not None and mnn is not None and onnx.resolve() == mnn.resolve():
         raise OptionError(f"--onnx and --mnn both name {onnx}", where="export", remedy="Give each file a name of its own.")
     keep_inputs((path for path in (onnx, mnn) if path is not None), model_files(model, weights))
-    with screen() as progress, tempfile.TemporaryDirectory() as scratch:
+    with screen() as progress, tempfile.TemporaryDirectory() as scratch, _placed_errors(Path(scratch), onnx, mnn):
         source = onnx_file(model)
         if source is not None and onnx is None:
             chain = _convert(source, mnn, Path(scratch), progress)
@@ -64,6 +66,24 @@ def export(
     console().print(chain_table(chain))
     for path in written:
         console().print(f"written: {path} ({path.stat().st_size:,} bytes)")
+
+
+@contextmanager
+def _placed_errors(scratch: Path, onnx: Path | None, mnn: Path | None) -> Iterator[None]:
+    """What cannot be written is told by the names that the user gave, not by those of drafts."""
+    try:
+        yield
+    except FileError as error:
+        names = {str(path): option for option, path in (("--onnx", onnx), ("--mnn", mnn)) if path is not None}
+        is_draft = error.where is not None and Path(error.where).is_relative_to(scratch)
+        if error.remedy != MAKE_ROOM or not (is_draft or error.where in names):
+            raise
+        if is_draft:
+            is_mnn = onnx is None or (mnn is not None and Path(str(error.where)).name != onnx.name)
+            where, remedy = str(mnn if is_mnn else onnx), f"Make room in {tempfile.gettempdir()}, where it is written first."
+        else:
+            where, remedy = str(error.where), f"Choose another {names[str(error.where)]}, or make room."
+        raise FileError(error.what, where=where, remedy=remedy) from error
 
 
 def _export(

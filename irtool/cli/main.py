@@ -30,7 +30,7 @@ from irtool.cli.report import report
 from irtool.cli.screen import complain
 from irtool.cli.train import train
 from irtool.cli.verify import verify
-from irtool.errors import IrtoolError
+from irtool.errors import IrtoolError, OptionError
 
 TERMINATED = 143
 
@@ -62,6 +62,7 @@ def _irtool(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit code. Nothing is raised."""
     try:
+        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = app(None if arguments is None else list(arguments), standalone_mode=False)
         sys.stdout.flush()  # a full disk is better told here than by Python at exit
     except Interrupted as error:
@@ -80,6 +81,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         complain("interrupted: nothing was written.")
     return code if isinstance(code, int) else 0
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse an empty name: as a path it would be the folder that the user is in."""
+    for before, word in zip(("", *words), words, strict=False):
+        option, given, value = word.partition("=")
+        named = option.startswith("--") and given and not value
+        if not word or named:
+            where = option if named else before if before.startswith("-") else None
+            raise OptionError("an empty name", where=where, remedy="Give a name; . is the folder that you are in.")
 
 
 def _unexpected(error: Exception) -> int:

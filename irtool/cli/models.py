@@ -33,6 +33,7 @@ from irtool.errors import FileError, OptionError, TraceError
 from irtool.ir import Graph
 from irtool.ir.fx_refusals import REFUSED, UNTRACEABLE
 from irtool.models import MODELS
+from irtool.report.steps import step_folders
 
 _SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of an .onnx file or of a model that irtool saved."
 MODEL_FILE = "model.safetensors"
@@ -163,7 +164,13 @@ def saved_model(model: str) -> Path | None:
     if path.is_dir():
         path = next((path / name for name in (MODEL_FILE, ONNX_FILE) if (path / name).is_file()), path / MODEL_FILE)
         if not path.is_file():
-            raise FileError(f"holds no {MODEL_FILE}", where=model, remedy="Give the --out folder of an irtool compress run.")
+            steps = step_folders(path.parent)
+            remedy = (
+                f"A recipe made it: give a step's folder, e.g. {steps[-1]}."
+                if steps
+                else "Give the --out folder of an irtool compress run."
+            )
+            raise FileError(f"holds no {MODEL_FILE}", where=model, remedy=remedy)
     if path.is_file() and path.suffix != ".py":
         return path
     if path.suffix in (".pth", ".pt", ".onnx", ".safetensors") or (":" not in model and path.name != model):

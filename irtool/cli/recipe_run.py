@@ -28,12 +28,12 @@ from irtool.cli.train import data_stamp, trainable
 from irtool.errors import FileError, OptionError
 from irtool.files import replacing
 from irtool.ir import FxGraph
+from irtool.report.steps import STATE as STATE_FILE
+from irtool.report.steps import SUMMARY as SUMMARY_FILE
 from irtool.train import Data, evaluate
 
 FORMAT = 1
 """Part of every key: a step made by another version of this file is made again."""
-STATE_FILE = "step.json"
-SUMMARY_FILE = "recipe.json"
 _ORIGINAL = Step("original", "original", {})
 
 

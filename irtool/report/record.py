@@ -13,6 +13,7 @@ from typing import Any
 from irtool.errors import FileError
 from irtool.files import replacing
 from irtool.report.chain import Chain
+from irtool.report.steps import instead_of_run
 
 FORMAT = 1
 ENGINES = ("torch", "onnxruntime", "mnn")
@@ -101,9 +102,8 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         plain = json.loads(path.read_text())
     except OSError as error:
-        raise FileError(
-            f"cannot be read ({error.strerror})", where=str(path), remedy="Give the --out folder of an irtool compress run."
-        ) from error
+        remedy = instead_of_run(path.parent) or "Give the --out folder of an irtool compress run."
+        raise FileError(f"cannot be read ({error.strerror})", where=str(path), remedy=remedy) from error
     except ValueError as error:
         raise FileError("not JSON, or cut off", where=str(path), remedy="Run irtool compress again.") from error
     if isinstance(plain, dict) and "int8" in plain:
