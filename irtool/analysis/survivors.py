@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
+from irtool.ops.windows import implied_axis
 
 Rest = Callable[[Tensor], Any]
 """The node's own operator as a function of its first input."""
@@ -89,8 +90,8 @@ def _mixed_axes(node: Node, rank: int) -> set[int]:
         return set(range(rank)) - {1}
     if node.op in ("Softmax", "LpNormalization", "Cumsum"):
         axis = node.attrs.get("dim")
-        return {(1 if not isinstance(axis, int) else axis) % rank}
-    if node.op == "Reduce" and "norm" not in node.callee:  # torch.norm's second argument is no axis
+        return {axis % rank if isinstance(axis, int) else implied_axis(rank)}
+    if node.op == "Reduce":
         axes = node.attrs.get("dim")
         listed = (axes,) if type(axes) is int else axes
         if isinstance(listed, tuple | list) and listed and all(type(entry) is int for entry in listed):
@@ -133,6 +134,7 @@ _RULES: dict[str, Callable[[Node, _Packed, Rest, Survivors], Any | None]] = {
     "RMSNormalization": _last_axes_norm,
     "GroupNormalization": _group_norm,
     "BatchNormalization": _same_shape,
+    "InstanceNormalization": _same_shape,
     "Softmax": _same_shape,
     "LRN": _same_shape,
     "Cumsum": _same_shape,

@@ -95,7 +95,8 @@ FUNCTIONS: dict[str, Spec] = {
     Resize | interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d upsample_bicubic2d | input size | run
     Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sample | input size | run
     PRelu | prelu | input weight | same
-    Reduce | mean sum amax amin max min prod var std norm logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
+    Reduce | mean sum amax amin max min prod var std logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
+    Reduce | norm | input p dim keepdim | run
     Reduce | linalg_vector_norm | input ord dim keepdim | run
     Reshape | view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as ravel squeeze_ unsqueeze_ | input *shape | run
     Transpose | permute transpose t swapaxes swapdims movedim moveaxis adjoint mT T | input *dims | run
@@ -113,7 +114,8 @@ FUNCTIONS: dict[str, Spec] = {
     Pad | pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d | input pad mode value | run
     Unfold | unfold | input *arguments | run
     Im2Col | im2col | input kernel_size dilation padding stride | run
-    Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace scalar_tensor eye tril triu | input | run
+    Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace scalar_tensor eye | input | run
+    Trilu | tril triu | input diagonal | same
     Embedding | embedding | weight input | run
     StochasticDepth | stochastic_depth drop_path | input p mode training | same
     """),
@@ -151,7 +153,7 @@ MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
         (nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd),
         Spec("Pad", ("padding",)),
     ),
-    (nn.Embedding, Spec("Embedding")),
+    (nn.Embedding, Spec("Embedding", ("max_norm",))),
     ((nn.LSTM, nn.GRU, nn.RNN), Spec("")),
 )
 

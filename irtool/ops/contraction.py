@@ -203,6 +203,9 @@ def embedding(node: Node, ctx: Context) -> None:
     if not weight.is_param:
         barrier(node, ctx, "its table is computed")
         return
+    if node.attrs.get("max_norm") is not None:
+        barrier(node, ctx, "its rows are scaled to a largest norm over all channels")
+        return
     ctx.put(node.output, on_axis(ctx.produce(node, weight, 1), len(node.output.sizes) - 1, len(node.output.sizes)))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import NONE, Context, align, channel_vector, flatten_others, is_none, none, on_axis, varying
+from irtool.ops.windows import first_space, implied_axis
 
 
 def elementwise(node: Node, ctx: Context) -> None:
@@ -105,14 +106,17 @@ def prelu(node: Node, ctx: Context) -> None:
 
 
 def channelwise(node: Node, ctx: Context) -> None:
-    """Pooling and resizing: axes along which labels vary must pass through whole."""
+    """Pooling, resizing and triangles: axes along which labels vary must pass through whole, and no window may slide along them."""
     labels = ctx.of(node.input)
+    space = first_space(node, labels.dim())
     for value in node.inputs[1:]:
         if not value.is_param:
             ctx.pin(node, ctx.of(value).reshape(-1), "says where to sample")
     for output in node.outputs:
         kept = labels
-        if len(output.sizes) != labels.dim() or any(output.sizes[axis] != node.input.sizes[axis] or axis >= 2 for axis in varying(labels)):
+        if len(output.sizes) != labels.dim() or any(
+            output.sizes[axis] != node.input.sizes[axis] or axis >= space for axis in varying(labels)
+        ):
             ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
             kept = none(len(output.sizes))
         ctx.put(output, kept)
@@ -132,7 +136,7 @@ def glu(node: Node, ctx: Context) -> None:
 def softmax(node: Node, ctx: Context) -> None:
     """Shares along one axis: exact if the axis carries no channels."""
     labels, axis = ctx.of(node.input), node.attrs.get("dim")
-    axis = 1 if axis is None else axis % max(labels.dim(), 1)
+    axis = implied_axis(labels.dim()) if axis is None else axis % max(labels.dim(), 1)
     if axis in varying(labels):
         ctx.inexact(node, labels.movedim(axis, -1), "softmax over channels")
     ctx.put(node.output, labels)

@@ -6,27 +6,37 @@ from torch import Tensor
 
 from irtool.ir.graph import Node
 from irtool.ops.context import Context, channel_vector, is_none, none, on_axis, varying
+from irtool.ops.windows import first_space
 
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 
 
 def per_channel(node: Node, ctx: Context) -> None:
-    """Batch and instance norm: one scale, shift and statistic a channel of axis 1."""
-    labels = ctx.of(node.input)
-    if ctx.decide(node, "positions", labels.shape[1] == 1 and labels.numel() > 1):
-        if node.get("running_mean") is None:  # statistics of what flows in, taken over these channels
-            ctx.inexact(node, labels.movedim(varying(labels)[-1], -1), "normalises over channels")
+    """Batch and instance norm: one scale, shift and statistic a channel of axis 1, or of axis 0 where an instance norm has no batch."""
+    labels, instance = ctx.of(node.input), node.op == "InstanceNormalization"
+    space = first_space(node, labels.dim()) if instance else 2
+    channels = space - 1
+    if ctx.decide(node, "positions", labels.shape[channels] == 1 and labels.numel() > 1):
+        last = varying(labels)[-1]
+        if _takes_statistics(node) and (last >= space or not instance):
+            ctx.inexact(node, labels.movedim(last, -1), "normalises over channels")
         ctx.put(node.output, labels)
         return
-    arriving = channel_vector(node, ctx, node.input, 1)
+    arriving = channel_vector(node, ctx, node.input, channels)
     for role in _PARAMETERS:
         parameter = node.get(role)
         if parameter is not None and parameter.is_param:
             ctx.read(node, parameter, 0, arriving)
         elif parameter is not None:
             ctx.unify(node, channel_vector(node, ctx, parameter, 0), arriving)
-    single = labels.numel() == 1 or varying(labels) == [1]
-    ctx.put(node.output, labels if single else on_axis(arriving, 1, labels.dim()))
+    single = labels.numel() == 1 or varying(labels) == [channels]
+    ctx.put(node.output, labels if single else on_axis(arriving, channels, labels.dim()))
+
+
+def _takes_statistics(node: Node) -> bool:
+    """Whether a norm measures what flows in, rather than to use what it has stored."""
+    stated = node.attrs.get("use_input_stats", "instance_norm" in node.callee) or node.attrs.get("training")
+    return node.get("running_mean") is None or bool(stated)
 
 
 def over_last_axes(node: Node, ctx: Context) -> None:
@@ -116,12 +126,6 @@ def _merge(node: Node, ctx: Context, labels: Tensor, over: list[int]) -> Tensor:
 
 def _reduced(node: Node, rank: int) -> set[int]:
     dim = node.attrs.get("dim", node.attrs.get("axis"))
-    if (
-        "norm" in node.callee
-        and isinstance(node.attrs.get("keepdim"), tuple | list | int)
-        and not isinstance(node.attrs.get("keepdim"), bool)
-    ):
-        dim = node.attrs["keepdim"]  # Tensor.norm(p, dim): the second argument is the order, the third the axes
     if dim is None:
         return set(range(rank))
     return {axis % rank for axis in ([dim] if isinstance(dim, int) else dim)} or set(range(rank))

@@ -21,7 +21,7 @@ WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output"
 """Operators whose rules look at all parts themselves."""
 BY_INPUT = frozenset(
     "Transpose Split Slice Gather Expand Roll Reshape Pad Reduce Softmax BatchNormalization LayerNormalization RMSNormalization "
-    "LpNormalization Cumsum Resize Pool".split()
+    "LpNormalization Cumsum Resize Pool Trilu".split()
 )
 """Operators on one value: parts are those of the first input."""
 JOINING = frozenset({"Concat", "Stack"})

@@ -32,7 +32,7 @@ _FAMILIES: dict[Rule, str] = {
     glu: "Glu",
     softmax: "Softmax",
     prelu: "PRelu",
-    channelwise: "Pool Resize",
+    channelwise: "Pool Resize Trilu",
     concat: "Concat",
     reshape: "Reshape",
     pad: "Pad",
