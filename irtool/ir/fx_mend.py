@@ -1,4 +1,4 @@
-"""Mends what tracing froze: a `training` flag baked into a functional dropout or batch norm."""
+"""Mends what tracing froze, a `training` flag baked into a functional dropout or batch norm, and brings calls into one form."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from irtool.ir.fx_calls import settle_calls
 from irtool.ir.fx_module import attribute
 from irtool.ir.fx_proxy import Flag
 from irtool.ir.fx_reader import Reader
@@ -30,6 +31,7 @@ def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -
         asides: who decided by `self.training`; None for a tracer that cannot tell, where a flag that equals the module's mode
             is taken to come from it.
     """
+    changed = [settle_calls(module.graph)]
     calls = [(node, name) for node in module.graph.nodes if (name := _functional(node)) in _FLAGS]
     mended = [(node, name) for node, name in calls if _follows(module, node, name, asides)]
     following = {node for node, _ in mended}
@@ -40,7 +42,7 @@ def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -
                 flags[0].asked()
             node.args, node.kwargs = (fx.node.map_aggregate(part, _plain) for part in (node.args, node.kwargs))
     shapes = Reader(module, inputs, None).values if any(name == "batch_norm" for _, name in mended) else {}
-    changed = [_MENDERS.get(name, _mend_dropout)(module, node, name, shapes) for node, name in mended]
+    changed += [_MENDERS.get(name, _mend_dropout)(module, node, name, shapes) for node, name in mended]
     if any(changed):
         module.graph.lint()
         module.recompile()
