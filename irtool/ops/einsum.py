@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,11 @@ Entry = tuple[int, Tensor]
 
 
 def einsum(node: Node, ctx: Context) -> None:
-    """Labels along a letter are unified over the operands; those along a letter of the result pass on to it."""
+    """Labels along a letter are unified over the operands; those along a letter of the result pass on to it.
+
+    Where labels lie along several letters (branches and their channels) those along a letter that is summed are added up,
+    each with its like, unless all of them end here.
+    """
     parsed = _terms(node)
     if parsed is None:
         for value in node.inputs:
@@ -27,10 +33,15 @@ def einsum(node: Node, ctx: Context) -> None:
     found: dict[str, list[Entry]] = {}
     for index, (value, term) in enumerate(zip(node.inputs, terms, strict=True)):
         for number, labels in enumerate(ctx.parts(value)):
-            last = term[varying(labels)[-1]] if varying(labels) else ""
+            along = [term[axis] for axis in varying(labels)]
+            last = next((letter for letter in reversed(along) if letter in result), along[-1] if along else "")
+            spread = _over_letters(labels, term, every)
+            for letter in term:
+                if ctx.decide(node, f"{index} {number} {letter} beside", letter in along and letter != last and last in result):
+                    spread = _beside(node, ctx, spread, every.index(letter), letter in result)
             for letter in term:
                 if ctx.decide(node, f"{index} {number} {letter}", letter == last):
-                    found.setdefault(letter, []).append((index, _over_letters(labels, term, every)))
+                    found.setdefault(letter, []).append((index, spread))
             if not last and not is_none(labels) and labels.numel() == 1:
                 ctx.pin(node, labels.reshape(-1), "a single channel that is broadcast over others")
     met = {letter: _meet(node, ctx, letter, entries, terms) for letter, entries in sorted(found.items())}
@@ -40,15 +51,31 @@ def einsum(node: Node, ctx: Context) -> None:
     ctx.put_parts(node.output, parts or [none(len(node.output.sizes))])
 
 
+def _beside(node: Node, ctx: Context, labels: Tensor, axis: int, stays: bool) -> Tensor:
+    """Labels that lie along another letter, too: rows that stay must stay equally wide, rows that are summed are one."""
+    if stays:
+        ctx.balance(node, labels.movedim(axis, 0).reshape(labels.shape[axis], -1))
+        return labels
+    first = labels.narrow(axis, 0, 1)
+    ctx.unify(node, first.expand(labels.shape).reshape(-1), labels.reshape(-1))
+    return first
+
+
 def _terms(node: Node) -> tuple[list[str], str] | None:
-    """The operands' letters and the result's; None for what is not followed (ellipses, diagonals)."""
+    """The operands' letters and the result's; None for what is not followed (diagonals)."""
     equation = str(node.attrs.get("equation", "")).replace(" ", "")
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
+    if len(terms) != len(node.inputs):
+        return None
     if not arrow:
-        result = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    plain = all(term.isalpha() and len(set(term)) == len(term) for term in terms) and (not result or result.isalpha())
-    return (terms, result) if plain and len(terms) == len(node.inputs) else None
+        result = "..." * ("..." in left) + "".join(sorted(c for c in set(left) - set(",.") if left.count(c) == 1))
+    ranks = [len(value.sizes) - len(term.replace("...", "")) for value, term in zip(node.inputs, terms, strict=True)]
+    free = "".join(c for c in ascii_letters if c not in equation)[: max(0, *ranks)]
+    terms = [term.replace("...", free[len(free) - rank :]) for term, rank in zip(terms, ranks, strict=True)]
+    result = result.replace("...", free)
+    plain = all((part + "a").isalpha() and len(set(part)) == len(part) for part in (*terms, result))
+    return (terms, result) if plain else None
 
 
 def _over_letters(labels: Tensor, term: str, every: list[str]) -> Tensor:
@@ -60,7 +87,11 @@ def _over_letters(labels: Tensor, term: str, every: list[str]) -> Tensor:
 def _meet(node: Node, ctx: Context, letter: str, entries: list[Entry], terms: list[str]) -> Tensor | None:
     """Unify what lies along one letter; the labels that pass on, or None if they end here."""
     numbers = [index for index, _ in entries]
-    having = [index for index, term in enumerate(terms) if letter in term]
+    having = [
+        index
+        for index, (value, term) in enumerate(zip(node.inputs, terms, strict=True))
+        if letter in term and ctx.decide(node, f"{letter} in {index}", value.sizes[term.index(letter)] > 1)
+    ]
     if len(set(numbers)) < len(numbers):
         for _, labels in entries:
             ctx.pin(node, labels.reshape(-1), "einsum over two channels along one axis")
