@@ -71,3 +71,32 @@ def test_a_diagonal_says_that_it_is_not_followed() -> None:
     found, gone, reason = halved(small(lambda net, y: y * torch.einsum("bcc->bc", y.flatten(2)[:, :, :16])[..., None, None]))
     assert found.ok
     assert (gone, "einsum 'bcc->bc'" in reason) == (0, True)
+
+
+class Heads(nn.Module):
+    """Attention with more heads than channels a head, in three ways of writing it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 32) for _ in range(3))
+        self.out, self.how = nn.Linear(32, 5), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(2, (8, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        if self.how == "fused":
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        elif self.how == "einsum":
+            mixed = torch.einsum("bhnm,bhmd->bhnd", torch.einsum("bhnd,bhmd->bhnm", q, k).softmax(-1), v)
+        else:
+            mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("how", ["fused", "einsum", "product"])
+def test_heads_stay_where_there_are_more_of_them_than_channels_in_each(how: str) -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(Heads(how).eval(), torch.randn(2, 7, 6))
+    plan = irtool.plan(graph, "random", 0.5, "local", seed=3)
+    assert irtool.check_prune(graph, plan).ok
+    assert [layer.kept for layer in plan.layers] == [16, 16, 16, 5]
+    assert all(len({channel // 4 for channel in set(range(32)) - set(layer.removed)}) == 8 for layer in plan.layers[:3])

@@ -215,6 +215,7 @@ class _Grouping:
         """A split axis must shrink along one of its parts. True if meetings were added."""
         added = False
         self._balanced = [(node, table.numpy()) for node, table in self.labels.balances]
+        heads = {row.tobytes() for node, table in self._balanced if node.op in _HEADS for row in table}
         for node, tensor in self.labels.boxes:
             table = tensor.numpy().reshape([size for size in tensor.shape if size > 1])
             ids = np.where(table >= 0, groups.group[table], -1)
@@ -225,7 +226,7 @@ class _Grouping:
             if not own:
                 added |= self._unify_rows(groups, table.reshape(-1, 1))
                 continue
-            axis = max(own, key=lambda d: (table.shape[d], d))
+            axis = max(own, key=lambda d: (_within(table, d, heads), table.shape[d], d))
             if axis == table.ndim - 1 and not self.couple:
                 self._balanced.append((node, table.reshape(-1, table.shape[-1])))
                 continue
@@ -270,6 +271,15 @@ class _Grouping:
         if changed:
             groups.balances.clear()
         return changed
+
+
+_HEADS = frozenset({"MatMul", "Einsum", "Attention"})
+"""Operators whose results have all heads, but no channels along them."""
+
+
+def _within(table: Ints, axis: int, heads: set[bytes]) -> bool:
+    """Whether an axis lies within heads that must stay, so that a box shrinks along it."""
+    return any(row.tobytes() in heads for row in np.moveaxis(table, axis, -1).reshape(-1, table.shape[axis]))
 
 
 def _constant_across(ids: Ints, axis: int) -> bool:

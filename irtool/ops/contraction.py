@@ -8,7 +8,7 @@ from torch import Tensor
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier, pin_value
 from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
-from irtool.ops.products import matmul_parts, source_of
+from irtool.ops.products import heads_stay, matmul_parts, source_of
 
 
 def conv(node: Node, ctx: Context) -> None:
@@ -230,6 +230,7 @@ def attention(node: Node, ctx: Context) -> None:
     for labels, value in ((q, node.input), (k, node.operands["key"]), (v, node.operands["value"])):
         if value.sizes[-2] > 1 and labels.shape[-2] > 1:
             ctx.pin(node, labels.reshape(-1), "attention over channels")
+        heads_stay(node, ctx, labels)
     x, y = torch.broadcast_tensors(q, k)
     if not (is_none(q) and is_none(k)):
         ctx.unify(node, x.reshape(-1), y.reshape(-1))

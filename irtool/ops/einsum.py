@@ -18,8 +18,7 @@ Entry = tuple[int, Tensor]
 def einsum(node: Node, ctx: Context) -> None:
     """Labels along a letter are unified over the operands; those along a letter of the result pass on to it.
 
-    Where labels lie along several letters (branches and their channels) those along a letter that is summed are added up,
-    each with its like, unless all of them end here.
+    Where labels lie along several letters (heads, or branches, and their channels) the last is the channels'.
     """
     parsed = _terms(node)
     if parsed is None:
@@ -34,10 +33,11 @@ def einsum(node: Node, ctx: Context) -> None:
     for index, (value, term) in enumerate(zip(node.inputs, terms, strict=True)):
         for number, labels in enumerate(ctx.parts(value)):
             along = [term[axis] for axis in varying(labels)]
-            last = next((letter for letter in reversed(along) if letter in result), along[-1] if along else "")
+            last = along[-1] if along else ""
             spread = _over_letters(labels, term, every)
             for letter in term:
-                if ctx.decide(node, f"{index} {number} {letter} beside", letter in along and letter != last and last in result):
+                ends = letter not in result and last not in result
+                if ctx.decide(node, f"{index} {number} {letter} beside", letter in along[:-1] and not ends):
                     spread = _beside(node, ctx, spread, every.index(letter), letter in result)
             for letter in term:
                 if ctx.decide(node, f"{index} {number} {letter}", letter == last):
@@ -52,7 +52,7 @@ def einsum(node: Node, ctx: Context) -> None:
 
 
 def _beside(node: Node, ctx: Context, labels: Tensor, axis: int, stays: bool) -> Tensor:
-    """Labels that lie along another letter, too: rows that stay must stay equally wide, rows that are summed are one."""
+    """Labels that lie along another letter, too: rows of the result stay equally wide, rows that are summed are added up, each with its like."""
     if stays:
         ctx.balance(node, labels.movedim(axis, 0).reshape(labels.shape[axis], -1))
         return labels

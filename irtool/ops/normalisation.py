@@ -91,13 +91,14 @@ def reduce(node: Node, ctx: Context) -> None:
     """Sums, means and extrema over some axes; labels along a reduced axis end here."""
     labels = ctx.of(node.input)
     rank = labels.dim()
-    axes = _reduced(node, rank)
+    axes = reduced_axes(node, rank)
     over = [axis for axis in varying(labels) if axis in axes]
     alone = ctx.decide(node, "alone", bool(over) and len(over) == len(varying(labels)))
     name = node.callee.rsplit(".", 1)[-1]
     within = "norm" in node.callee and bool(over) and not alone and over == varying(labels)[-1:]
     if ctx.decide(node, "within", within):  # the length of each head's vector: a number a head
         ctx.inexact(node, labels.movedim(over[-1], -1), f"{name} over channels")
+        ctx.balance(node, labels.movedim(over[-1], -1).reshape(-1, labels.shape[over[-1]]))
         labels, over = none(rank), []
     if alone and name not in ("sum", "sum.dim_IntList"):
         ctx.inexact(node, labels.reshape(-1), f"{name} over channels")
@@ -124,7 +125,8 @@ def _merge(node: Node, ctx: Context, labels: Tensor, over: list[int]) -> Tensor:
     return first
 
 
-def _reduced(node: Node, rank: int) -> set[int]:
+def reduced_axes(node: Node, rank: int) -> set[int]:
+    """The axes that a reduction leaves out."""
     dim = node.attrs.get("dim", node.attrs.get("axis"))
     if dim is None:
         return set(range(rank))

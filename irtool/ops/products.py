@@ -7,6 +7,7 @@ independent set of axes, and a rule that moves or maps entries one by one is app
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -227,10 +228,19 @@ def _roles(node: Node, ctx: Context, value: Value, rank: int, side: str) -> dict
         role = next((name for name, lies in places.items() if ctx.decide(node, f"{side} {number} {name}", lies)), None)
         if role is not None:
             found[role].append(labels)
+            if role != "batch":
+                heads_stay(node, ctx, labels)
     for role, reason in _STAYS.items():
         for labels in found[role]:
             ctx.pin(node, labels.reshape(-1), reason)
     return found
+
+
+def heads_stay(node: Node, ctx: Context, labels: Tensor) -> None:
+    """Labels within heads: the other factor and the result have these heads, too, but no channels along them."""
+    heads = math.prod(labels.shape[:-2])
+    if heads > 1:
+        ctx.balance(node, labels.reshape(heads, -1))
 
 
 def _meet_inner(node: Node, ctx: Context, left: list[Tensor], right: list[Tensor]) -> None:
