@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import NONE, Context, align, channel_vector, flatten_others, is_none, none, on_axis, varying
+from irtool.ops.normalisation import reduced_axes
 from irtool.ops.windows import first_space, implied_axis
 
 
@@ -18,14 +21,31 @@ def elementwise(node: Node, ctx: Context) -> None:
             ctx.put(output, ctx.of(plain[0]))
         return
     rank = len(node.output.sizes)
-    met, sizes = none(rank), (1,) * rank
+    met, sizes, rows = none(rank), (1,) * rank, _rows(node, rank)
+    weights = _weights(node, ctx, plain, rows) if rows else ()
     for value in plain:
-        met, sizes = meet(node, ctx, met, sizes, value, ctx.of(value))
+        met, sizes = meet(node, ctx, met, sizes, value, none(rank) if value in weights else ctx.of(value))
     for value in node.inputs:
         if value.is_param:
-            met, sizes = _meet_param(node, ctx, met, sizes, value)
+            met, sizes = _meet_param(node, ctx, met, sizes, value, rows)
     for output in node.outputs:
         ctx.put(output, met)
+
+
+def _rows(node: Node, rank: int) -> set[int]:
+    """The axes that a reader adds up: what lies along them are rows (stacked branches), since all of them lose the same channels."""
+    return {axis for use in node.output.uses if use.op == "Reduce" and "norm" not in use.callee for axis in reduced_axes(use, rank)}
+
+
+def _weights(node: Node, ctx: Context, values: Sequence[Value], rows: set[int]) -> list[Value]:
+    """The operands that weigh whole rows of another one: their entries are positions, no channels of theirs."""
+    rank = len(node.output.sizes)
+    along = {value: set(varying(align(ctx.of(value), rank))) for value in values}
+    several = set().union(*(axes & rows for axes in along.values() if axes - rows))
+    found = [value for value in values if ctx.decide(node, f"{value.name} weighs", bool(along[value]) and along[value] <= rows & several)]
+    for value in found:
+        ctx.pin(node, ctx.of(value).reshape(-1), "weighs whole branches that are added up")
+    return found
 
 
 def meet(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: Value, labels: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -68,7 +88,9 @@ def _unify_where(node: Node, ctx: Context, a: Tensor, b: Tensor, b_sizes: tuple[
             ctx.unify(node, labels[lone], torch.full((int(lone.sum()),), NONE, dtype=torch.int64))
 
 
-def _meet_param(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: Value) -> tuple[Tensor, tuple[int, ...]]:
+def _meet_param(
+    node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], value: Value, rows: set[int]
+) -> tuple[Tensor, tuple[int, ...]]:
     rank = met.dim()
     shift = rank - len(value.sizes)
     own = (1,) * shift + value.sizes
@@ -78,6 +100,8 @@ def _meet_param(node: Node, ctx: Context, met: Tensor, sizes: tuple[int, ...], v
     axes = [axis for axis in varying(met) if own[axis] > 1] or (
         [axis for axis in range(rank) if own[axis] > 1 and sizes[axis] == own[axis]] if met.numel() == 1 else []
     )
+    if rows and set(varying(met)) - rows:
+        axes = [axis for axis in axes if axis not in rows]
     if ctx.along is not None:  # a temperature for each head beside channels within heads follows none of them
         axes = [axis for axis in axes if axis == ctx.along]
     best = max(axes, key=lambda d: (_distinct(met, d), d)) if axes else None
