@@ -66,8 +66,11 @@ def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
     axis = channel_axis(node, weight)
     _pin_other_axes(node, ctx, node.input, axis)
     arriving = channel_vector(node, ctx, node.input, axis)
+    depthwise = ctx.decide(node, "depthwise", groups == node.input.sizes[axis] > 1)
+    if depthwise:
+        _copy(node, ctx, weight)
     along = _computed_axes(node, ctx, weight)
-    if ctx.decide(node, "depthwise", groups == node.input.sizes[axis] > 1):
+    if depthwise:
         ctx.unify(node, arriving.repeat_interleave(along[0].numel() // max(arriving.numel(), 1)), along[0])
     else:
         ctx.unify(node, arriving, along[1].repeat(groups))
@@ -76,6 +79,17 @@ def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
         ctx.balance(node, along[0].reshape(groups, -1))
     _make(node, ctx, weight, along[0])
     _finish(node, ctx, along[0], axis)
+
+
+def _copy(node: Node, ctx: Context, weight: Value) -> None:
+    """One kernel that is copied for each channel (a blur): the copies are channels that the copying makes, as padding does."""
+    maker, rank = weight.producer, len(weight.sizes)
+    if maker is None or maker.op != "Expand":
+        return
+    one = maker.input.sizes[:1] == (1,) and len(maker.input.sizes) == rank and len(weight.uses) == 1
+    parts = ctx.parts(weight)
+    if ctx.decide(node, "copies", one and all(labels.shape[0] == 1 for labels in parts)):
+        ctx.put_parts(weight, (on_axis(ctx.fresh(maker, weight.sizes[0]), 0, rank), *(found for found in parts if not is_none(found))))
 
 
 def _pin_all(node: Node, ctx: Context, weight: Value | None) -> None:

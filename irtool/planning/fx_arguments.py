@@ -66,6 +66,12 @@ def torch_name(host: fx.Node) -> str:
     return str(getattr(host.target, "__name__", host.target))
 
 
+def unflattened(host: fx.Node) -> tuple[int, Any]:
+    """The axis that a call splits and the sizes that it splits it in: a sequence, or the node that computes one."""
+    sizes = argument(host, 2, "sizes")
+    return argument(host, 1, "dim"), argument(host, 2, "unflattened_size") if sizes is None else sizes
+
+
 def argument(host: fx.Node, position: int, key: str, default: Any = None) -> Any:
     """An argument by position or keyword."""
     return host.args[position] if len(host.args) > position else host.kwargs.get(key, default)

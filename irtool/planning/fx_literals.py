@@ -19,7 +19,7 @@ from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node, Value
 from irtool.ops.contraction import channel_axis
 from irtool.ops.movement import pad_amounts
-from irtool.planning.fx_arguments import argument, moved_entry, sizes_argument, span, stated_size, torch_name, with_sizes
+from irtool.planning.fx_arguments import argument, moved_entry, sizes_argument, span, stated_size, torch_name, unflattened, with_sizes
 
 Ints = NDArray[np.int64]
 
@@ -40,7 +40,9 @@ class Literals:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self._sized = {
-            node.name: node for node in graph.nodes if node.op in ("Reshape", "Expand") and torch_name(node.host) in _LISTS_SIZES
+            node.name: node
+            for node in graph.nodes
+            if node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
         }
         self._originals = {node.name: node for node in graph.module.graph.nodes}
         self.edited: list[str] = []
@@ -65,6 +67,9 @@ class Literals:
         node = self._sized.get(host.name)
         if node is None:
             return
+        if torch_name(host) == "unflatten":
+            self._fix_unflatten(host, node, examples)
+            return
         key, listed = sizes_argument(host)
         new = self.sizes(node.output)
         if len(listed) != len(new):
@@ -74,6 +79,15 @@ class Literals:
             if any(old is not arg and _of_batch(arg) for old, arg in zip(fixed, listed, strict=True)):
                 raise ProofError("a size that is computed from the batch would become a number", where=node.location)
             self.set_args(node, *with_sizes(host, key, fixed))
+
+    def _fix_unflatten(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
+        """The same for `x.unflatten(2, y.shape[2:])`, whose sizes are those of some axes; one of them may be -1."""
+        dim, stated = unflattened(host)
+        found = fx.map_arg(stated, examples.__getitem__)
+        start = dim % len(node.input.sizes)
+        new = self.sizes(node.output)[start : start + len(found)]
+        if any(size not in (-1, right) for size, right in zip(found, new, strict=True)):
+            self.set_args(node, (host.args[0], dim, tuple(new)), {})
 
     def value(self, arg: Any) -> Any:
         """An argument as it was before slicing: a literal, or what the program computed for the example inputs."""
@@ -120,7 +134,9 @@ def _reshape(edits: Literals, node: Node) -> None:
     if owner is not None or torch_name(host) not in ("view", "reshape", "_unsafe_view", "unflatten"):
         return
     if torch_name(host) == "unflatten":
-        dim, sizes = argument(host, 1, "dim"), list(argument(host, 2, "sizes") or argument(host, 2, "unflattened_size"))
+        dim, sizes = unflattened(host)
+        if isinstance(sizes, fx.Node):  # looked at when the program has run so far
+            return
         start = dim % len(node.input.sizes)
         fixed = tuple(stated_size(old, new[start + i], node.output.sizes[start + i]) for i, old in enumerate(sizes))
         edits.set_args(node, (host.args[0], dim, fixed), {})
@@ -141,7 +157,7 @@ def _set_sizes(edits: Literals, node: Node, host: fx.Node, new: tuple[int, ...])
 
 def _expand(edits: Literals, node: Node) -> None:
     host = edits.hosts[node.name]
-    if torch_name(host) in ("expand", "broadcast_to"):
+    if torch_name(host) in ("expand", "broadcast_to", "repeat"):  # an axis of size 1 is repeated as often as it is to be long
         _set_sizes(edits, node, host, edits.sizes(node.output))
 
 
