@@ -45,8 +45,7 @@ def movement(node: Node, ctx: Context) -> None:
     for output, result in zip(node.outputs, results, strict=True):
         labels = collapse(result)
         ctx.put(output, labels)
-        if labels.numel() > 1:
-            ctx.floor(labels)
+        ctx.floor(labels)
 
 
 def _is_run(node: Node, ctx: Context) -> bool:
