@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,3 +67,70 @@ def test_a_kernel_that_is_copied_for_each_channel(name: str) -> None:
     found, gone, reason = halved(small(KERNELS[name], blur=torch.rand(1, 1, 3, 3), tap=torch.rand(1, 1, 1, 1), learnt=learnt))
     assert found.ok
     assert (gone, reason) == (8, "")
+
+
+SINGLE: dict[str, Middle] = {
+    "a roll by one": lambda net, y: torch.cat([y[:, 1:], y[:, :1]], 1),
+    "split in one and the rest": lambda net, y: torch.cat(y.split([1, 15], 1)[::-1], 1),
+    "split with a rest of one": lambda net, y: torch.cat(y.split(5, 1), 1),
+    "one channel by number": lambda net, y: torch.cat([y, y[:, 3].unsqueeze(1)], 1),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_part_of_one_channel_keeps_it_alone(name: str) -> None:
+    found, gone, reason = halved(small(SINGLE[name]))
+    assert found.ok
+    assert (gone in (7, 8), reason) == (True, "")
+
+
+BITS = torch.arange(16).view(1, 16, 1, 1) % 3 > 0
+MASKS: dict[str, Middle] = {
+    "bool": lambda net, y: y * net.mask,
+    "masked_fill": lambda net, y: y.masked_fill(net.mask, 0.5),
+    "where": lambda net, y: torch.where(net.mask, y, torch.tensor(1.0)),
+    "not": lambda net, y: y * ~net.mask,
+    "as numbers": lambda net, y: y * net.mask.float(),
+    "in a row": lambda net, y: y * net.row.view(1, -1, 1, 1),
+    "int": lambda net, y: y * net.steps,
+    "of one map": lambda net, y: y * net.maps,
+    "in a program": lambda net, y: y * BITS,
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_of_channels_is_sliced_with_them(name: str) -> None:
+    parts = {"mask": BITS, "row": BITS.flatten(), "steps": torch.arange(16).view(1, 16, 1, 1), "maps": torch.rand(1, 16, 8, 8) > 0.3}
+    found, gone, reason = halved(small(MASKS[name], **parts))
+    assert found.ok
+    assert (gone, reason) == (8, "")
+
+
+@pytest.mark.parametrize("mask", [torch.arange(16), torch.arange(16) > 3])
+def test_numbers_that_are_places_among_channels_too_are_not_sliced(mask: Tensor) -> None:
+    def middle(net: nn.Module, y: Tensor) -> Tensor:
+        y = y.permute(0, 2, 3, 1)
+        return torch.cat([y * net.mask, y[..., net.mask]], 3).permute(0, 3, 1, 2)
+
+    found, gone, reason = halved(small(middle, mask=mask))
+    assert found.ok
+    assert gone == 0
+    assert "meets a value whose channels cannot be removed" in reason
+
+
+CHOSEN: dict[str, Middle] = {
+    "from the end": lambda net, y: y[:, torch.tensor([-1, -2, 0, 5])],
+    "from the end, by a buffer": lambda net, y: y[:, net.order],
+    "all from the end": lambda net, y: y[:, torch.arange(-16, 0)],
+    "every other": lambda net, y: torch.ops.aten.slice.Tensor(y, 1, 0, sys.maxsize, 2),
+    "every third": lambda net, y: torch.ops.aten.slice.Tensor(y, 1, 1, 14, 3),
+    "every third, in brackets": lambda net, y: y[:, 1:14:3],
+    "from before the beginning": lambda net, y: torch.ops.aten.slice.Tensor(y, 1, -100, 12),
+}
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_channels_chosen_by_number(name: str) -> None:
+    found, gone, reason = halved(small(CHOSEN[name], order=torch.tensor([-1, 3, -16, 7])))
+    assert found.ok
+    assert (gone >= 7, reason) == (True, "")

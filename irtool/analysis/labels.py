@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.context import Axis, Context, none, on_axis, place
+from irtool.ops.context import Axis, Context, is_floating, none, on_axis, place, says_where
 from irtool.ops.table import rule_for
 
 Key = tuple[str, Axis]
@@ -58,7 +58,7 @@ class Walk:
         if not value.is_param:
             return self.values[value]
         axes = [axis for axis, size in enumerate(self.original(value).sizes) if size > 1]
-        if len(axes) != 1 or value.dtype is None or not value.dtype.is_floating_point:
+        if len(axes) != 1 or not (is_floating(value) or (value.dtype is not None and not says_where(value))):
             self.computed(value)
             return none(len(value.sizes))
         return on_axis(self.param(value, axes[0]), axes[0], len(value.sizes))
@@ -68,7 +68,7 @@ class Walk:
         if not value.is_param:
             return (self.values[value], *self.more.get(value, ()))
         rank, axes = len(value.sizes), [axis for axis, size in enumerate(self.original(value).sizes) if size > 1]
-        if len(axes) < 2 or value.dtype is None or not value.dtype.is_floating_point:
+        if len(axes) < 2 or not is_floating(value):
             return (self.of(value),)
         return tuple(on_axis(self.param(value, axis), axis, rank) for axis in axes)
 

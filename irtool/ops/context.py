@@ -93,6 +93,17 @@ class Context(Protocol):
 Rule = Callable[[Node, Context], None]
 
 
+def is_floating(value: Value) -> bool:
+    """Whether a value holds real numbers."""
+    return value.dtype is not None and value.dtype.is_floating_point
+
+
+def says_where(value: Value) -> bool:
+    """Whether somebody takes a value for an index: its numbers are places among channels, which change as channels go."""
+    looked_up = any(use.op in ("Gather", "Slice") and use.input is not value for use in value.uses)
+    return looked_up or any(use.op == "Embedding" and use.get("weight") is not value for use in value.uses)
+
+
 def none(rank: int) -> Tensor:
     """The labels of a value without channels."""
     return torch.full((1,) * rank, NONE, dtype=torch.int64)

@@ -220,6 +220,9 @@ def embedding(node: Node, ctx: Context) -> None:
     if node.attrs.get("max_norm") is not None:
         barrier(node, ctx, "its rows are scaled to a largest norm over all channels")
         return
+    for value in node.inputs:
+        if value is not weight and not value.is_param:
+            ctx.pin(node, ctx.of(value).reshape(-1), "says which vectors to take")
     ctx.put(node.output, on_axis(ctx.produce(node, weight, 1), len(node.output.sizes) - 1, len(node.output.sizes)))
 
 

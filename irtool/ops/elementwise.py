@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import NONE, Context, align, channel_vector, flatten_others, is_none, none, on_axis, varying
+from irtool.ops.context import (
+    NONE,
+    Context,
+    align,
+    channel_vector,
+    flatten_others,
+    is_floating,
+    is_none,
+    none,
+    on_axis,
+    says_where,
+    varying,
+)
 from irtool.ops.normalisation import reduced_axes
 from irtool.ops.windows import first_space, implied_axis
 
@@ -95,7 +107,7 @@ def _meet_param(
     shift = rank - len(value.sizes)
     own = (1,) * shift + value.sizes
     together = tuple(max(a, b) for a, b in zip(sizes, own, strict=True))
-    if is_none(met):
+    if is_none(met) or (not is_floating(value) and says_where(value)):
         return meet(node, ctx, met, sizes, value, ctx.of(value))
     axes = [axis for axis in varying(met) if own[axis] > 1] or (
         [axis for axis in range(rank) if own[axis] > 1 and sizes[axis] == own[axis]] if met.numel() == 1 else []

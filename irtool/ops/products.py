@@ -79,6 +79,8 @@ def _is_rows(node: Node) -> bool:
 def _rows(node: Node, ctx: Context) -> None:
     """Rows of a table, fetched by number: each holds the channels that all rows hold, and which rows there are stays."""
     kept, lead = [], len(node.inputs[1].sizes)
+    if not node.inputs[1].is_param:
+        ctx.pin(node, ctx.of(node.inputs[1]).reshape(-1), "says which rows to take")
     for number, labels in enumerate(ctx.parts(node.input)):
         if ctx.decide(node, f"rows {number}", 0 in varying(labels)):
             ctx.pin(node, labels.reshape(-1), "a table's rows are looked up by number")

@@ -5,6 +5,7 @@ One row an operator of the torch host. Sizes that the program computes (`x.size(
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node, Value
 from irtool.ops.contraction import channel_axis
 from irtool.ops.movement import pad_amounts
-from irtool.planning.fx_arguments import argument, moved_entry, sizes_argument, span, stated_size, torch_name, unflattened, with_sizes
+from irtool.planning.fx_arguments import argument, moved_entry, sizes_argument, stated_size, torch_name, unflattened, with_sizes
 
 Ints = NDArray[np.int64]
 
@@ -195,11 +196,15 @@ def _slice(edits: Literals, node: Node) -> None:
         if name == "select":
             edits.set_args(node, (host.args[0], dim, int(np.searchsorted(kept, first % node.input.sizes[dim]))), {})
             return
-        length = node.output.sizes[dim]
+        length, size = node.output.sizes[dim], node.input.sizes[dim]
         step = argument(host, 4, "step", 1) if name == "slice" else 1
-        old = np.arange((first or 0) % node.input.sizes[dim], node.input.sizes[dim], step)[:length]
-        start, stop = span(np.searchsorted(kept, old[np.isin(old, kept)]))
-        edits.set_args(node, (host.args[0], dim, start, stop - start if name == "narrow" else stop), {})
+        first = slice(first, None).indices(size)[0]
+        moved = moved_entry(slice(first, min(first + length * step, size), step), kept, size)
+        if isinstance(moved, slice):
+            edits.set_args(node, (host.args[0], dim, moved.start, moved.stop - moved.start if name == "narrow" else moved.stop), {})
+        else:  # no run is left of what was taken in steps
+            host.target = operator.getitem
+            edits.set_args(node, (host.args[0], (*[slice(None)] * dim, moved)), {})
 
 
 def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
@@ -209,17 +214,14 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
     axis = 0
     new: list[Any] = []
     for entry in index:
-        if entry is None:
+        if entry is None or entry is Ellipsis:
             new.append(entry)
-            continue
-        if entry is Ellipsis:
-            new.append(entry)
-            axis += rank - explicit
+            axis += rank - explicit if entry is Ellipsis else 0
             continue
         kept = edits.kept(node.input, axis)
         new.append(entry if kept is None else moved_entry(edits.literal(entry), kept, node.input.sizes[axis]))
         if kept is not None and isinstance(entry, fx.Node):
-            _move_constant(edits, node, kept)
+            _move_constant(edits, node, kept, node.input.sizes[axis])
         axis += 1
     return tuple(new) if len(new) > 1 else new[0]
 
@@ -227,19 +229,20 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
 def _gather(edits: Literals, node: Node) -> None:
     """A constant index over a pruned axis: the positions of what is still there."""
     dim = node.attrs.get("dim", 1)
-    kept = edits.kept(node.input, dim % len(node.input.sizes) if isinstance(dim, int) else 1)
+    axis = dim % len(node.input.sizes) if isinstance(dim, int) else 1
+    kept = edits.kept(node.input, axis)
     if kept is not None:
-        _move_constant(edits, node, kept)
+        _move_constant(edits, node, kept, node.input.sizes[axis])
 
 
-def _move_constant(edits: Literals, node: Node, kept: Ints) -> None:
+def _move_constant(edits: Literals, node: Node, kept: Ints, size: int) -> None:
     index = next((value for value in node.inputs if value.is_param and value is not node.input), None)
     if index is None or index.data is None or index.data.dim() != 1:
         return
     if index.data.dtype == torch.bool:
         set_attribute(edits.module, index.name, index.data[torch.from_numpy(kept)])
         return
-    old = index.data.cpu().numpy()
+    old = index.data.cpu().numpy() % size
     set_attribute(edits.module, index.name, torch.from_numpy(np.searchsorted(kept, old[np.isin(old, kept)])))
 
 

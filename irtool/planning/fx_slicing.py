@@ -21,7 +21,7 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
     """A copy of the graph for parameters of other shapes, these empty yet, and the names of the nodes that were edited."""
 
     def empty(name: str, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() and name not in shapes:
             return tensor.clone()
         return torch.empty(shapes.get(name, tuple(tensor.shape)), dtype=tensor.dtype, device="meta")
 
