@@ -71,6 +71,12 @@ def test_what_mixes_channels_says_so(name: str) -> None:
     assert reason in " ".join(found.inexact)
 
 
+def test_places_of_what_is_positive_stay() -> None:
+    found, gone, reason = halved(small(lambda net, y: y * torch.where(y > 0)[0].numel()))
+    assert found.ok
+    assert (gone, "gives positions of channels" in reason) == (0, True)
+
+
 def test_a_table_of_vectors_of_limited_length_stays() -> None:
     model, tokens = (
         nn.Sequential(nn.Embedding(20, 16, max_norm=1.0), nn.Linear(16, 8), nn.Linear(8, 5)).eval(),
@@ -87,6 +93,9 @@ NAMED: dict[str, Middle] = {
     "mean": lambda net, y: y * torch.mean(input=y, dim=1, keepdim=True),
     "std": lambda net, y: y * torch.std(input=y, dim=1, keepdim=True),
     "softmax": lambda net, y: y * torch.softmax(input=y, dim=1),
+    "mean, as in NumPy": lambda net, y: y * torch.mean(x=y, axis=1, keepdims=True),
+    "softmax, as in NumPy": lambda net, y: torch.softmax(y.permute(0, 2, 3, 1), axis=3).permute(0, 3, 1, 2),
+    "sum, as in NumPy": lambda net, y: torch.add(x1=y, x2=y.sum(axis=(-1,), keepdims=True)),
     "unflatten": lambda net, y: torch.unflatten(input=y, dim=1, sizes=(4, 4)).flatten(1, 2),
     "narrow": lambda net, y: torch.cat([torch.narrow(input=y, dim=1, start=0, length=8), y[:, 8:]], 1),
     "split": lambda net, y: torch.cat(torch.split(tensor=y, split_size_or_sections=8, dim=1), 1),
@@ -109,3 +118,24 @@ def test_a_convolution_whose_operands_have_names() -> None:
     found, gone, _ = halved(small(middle, norm=nn.BatchNorm2d(16), kernel=nn.Parameter(torch.randn(8, 16, 1, 1))), "absorb")
     assert found.ok
     assert gone == 8
+
+
+PADS: dict[str, nn.Module] = {
+    "circular": nn.CircularPad2d(1),
+    "reflected": nn.ReflectionPad2d((1, 0, 2, 1)),
+    "zeros": nn.ZeroPad2d(1),
+}
+
+
+@pytest.mark.parametrize("name", PADS)
+def test_padding_in_space_leaves_channels_alone(name: str) -> None:
+    found, gone, reason = halved(small(lambda net, y: net.pad(y), pad=PADS[name]))
+    assert found.ok
+    assert (gone, reason) == (8, "")
+
+
+@pytest.mark.parametrize(("pad", "gone"), [(nn.CircularPad3d((0, 0, 0, 0, 1, 1)), 0), (nn.ConstantPad3d((0, 0, 0, 0, 1, 1), 0.5), 8)])
+def test_padding_along_channels_copies_them_or_makes_new_ones(pad: nn.Module, gone: int) -> None:
+    found, lost, reason = halved(small(lambda net, y: net.pad(y[:, None])[:, 0], pad=pad))
+    assert found.ok
+    assert (lost, "along an axis that carries channels" in reason) == (gone, gone == 0)

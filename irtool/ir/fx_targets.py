@@ -122,6 +122,7 @@ FUNCTIONS: dict[str, Spec] = {
 }  # fmt: skip
 
 _POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd)  # fmt: skip
+_PADS = (nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd, nn.modules.padding._CircularPadNd)  # fmt: skip
 _UNARY_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
                   nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink,
                   nn.Threshold, nn.Identity, nn.RReLU)  # fmt: skip
@@ -149,10 +150,7 @@ MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
     (nn.PixelShuffle, Spec("DepthToSpace", ("upscale_factor",))),
     (nn.PixelUnshuffle, Spec("SpaceToDepth", ("downscale_factor",))),
     (nn.ChannelShuffle, Spec("ChannelShuffle", ("groups",))),
-    (
-        (nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd),
-        Spec("Pad", ("padding",)),
-    ),
+    (_PADS, Spec("Pad", ("padding",))),
     (nn.Embedding, Spec("Embedding", ("max_norm",))),
     ((nn.LSTM, nn.GRU, nn.RNN), Spec("")),
 )

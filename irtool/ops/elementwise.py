@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
+from irtool.ops.barrier import barrier
 from irtool.ops.context import (
     NONE,
     Context,
@@ -29,6 +30,9 @@ def elementwise(node: Node, ctx: Context) -> None:
     """Broadcast the operands' labels and unify them pairwise; parameters are read along the axes that meet a channel."""
     plain = [value for value in node.inputs if not value.is_param]
     if len(node.inputs) == 1 and plain:
+        if node.output.sizes != plain[0].sizes:  # `torch.where(x > 0)` lists places
+            barrier(node, ctx, f"{node.callee} gives positions of channels")
+            return
         for output in node.outputs:
             ctx.put(output, ctx.of(plain[0]))
         return

@@ -201,6 +201,10 @@ def _axis(node: Node, rank: int) -> int:
     return (axis if isinstance(axis, int) else 0) % rank
 
 
+_COPYING = ("reflection", "replication", "circular")
+"""Modes of padding that copy what is there, as modules and ATen's operators name them."""
+
+
 def pad(node: Node, ctx: Context) -> None:
     """Padding along an axis that carries channels makes new channels (the option A shortcut of CIFAR ResNets)."""
     labels, value = ctx.of(node.input), node.input
@@ -212,7 +216,7 @@ def pad(node: Node, ctx: Context) -> None:
         return
     axis = touched[-1]
     before, after = amounts[axis]
-    constant = node.attrs.get("mode", "constant") == "constant" and "Reflection" not in node.callee and "Replication" not in node.callee
+    constant = node.attrs.get("mode", "constant") == "constant" and not any(mode in node.callee.lower() for mode in _COPYING)
     if len(touched) > 1 or before < 0 or after < 0 or not constant:
         ctx.pin(node, labels.reshape(-1), f"{node.callee} along an axis that carries channels")
         ctx.put(node.output, none(labels.dim()))
