@@ -7,7 +7,7 @@ import torch
 from irtool.analysis.run import steps
 from irtool.errors import CheckError
 from irtool.ir.fx_graph import FxGraph
-from irtool.ir.graph import G, Node
+from irtool.ir.graph import G, Graph, Node
 from irtool.ops.table import ELEMENTWISE
 
 
@@ -44,13 +44,13 @@ def without_dropout(graph: G) -> G:
     return made
 
 
-def require_repeatable(graph: FxGraph) -> None:
-    """Refuse a graph that no two runs of agree on.
+def require_repeatable(graph: Graph) -> None:
+    """Refuse a torch graph that no two runs of agree on.
 
     Raises:
         CheckError: the first node that draws is named.
     """
-    for node in random_nodes(graph):
+    for node in random_nodes(graph) if isinstance(graph, FxGraph) else ():
         raise CheckError(
             f"{node.callee} draws random numbers in eval mode, so that files cannot be compared with the model",
             where=node.location,

@@ -128,8 +128,7 @@ def masked_links(
     Raises:
         CheckError: the graph draws random numbers, so that no two of these can be compared.
     """
-    if isinstance(graph, FxGraph):
-        require_repeatable(graph)
+    require_repeatable(graph)
     batches = None if calibration is None else list(calibration)
     found = check_prune(graph, plan, inputs, constants, batches)
     notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
