@@ -10,7 +10,8 @@ from irtool.collection import uncollected
 from irtool.errors import OptionError
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
-from irtool.planning.absorb import Absorption, add_biases
+from irtool.planning.absorb import Absorption
+from irtool.planning.bias import add_biases
 from irtool.planning.calibration import measured
 from irtool.planning.plan import Plan, find_rewrite
 
@@ -71,8 +72,12 @@ def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
         notes.append(f"constants absorbed into {len(found.biases)} layers")
     if found.padded:
         notes.append(f"constants are right on average, not at the zero-padded border, in {len(found.padded)} layers")
+    if found.averaged:
+        notes.append(f"constants differ between positions or calls, and their mean is absorbed, in {', '.join(found.averaged)}")
     if found.unknown:
         notes.append(f"nothing tells the mean of what was removed before {', '.join(found.unknown)}: dropped (calibration data would tell)")
+    if found.left:
+        notes.append(f"what was removed before {', '.join(found.left)} is dropped: no bias that could take it up")
     return notes
 
 

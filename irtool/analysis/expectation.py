@@ -1,152 +1,241 @@
-"""What a channel is worth on average: means run through the graph beside the labels.
+"""What each entry of a value is worth on average: means run through the graph beside the labels.
 
 A batch norm says that its output has mean beta and variance gamma^2 over the data it was trained on; taken as normal,
-that gives the mean after any activation (in closed form for ReLU). Where no batch norm speaks, the mean is unknown
-(NaN), and calibration data can supply it.
+that gives the mean after any activation (in closed form for ReLU). What moves or averages entries is run on the means
+themselves, so that all of its options count. Where no batch norm speaks, or an operator is none of these, the mean is
+unknown (NaN), and calibration data can supply it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from irtool.analysis.labels import Labels
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.modes import evaluating
-from irtool.ir.onnx_graph import OnnxGraph
 from irtool.ops.affine import computed_values
-from irtool.ops.context import expand, on_axis
+from irtool.ops.barrier import short_name
+from irtool.ops.context import on_axis
+from irtool.ops.movement import LARGEST, matching_axes
 from irtool.ops.table import ELEMENTWISE
 from irtool.ops.writes import written_through
 
 Moments = tuple[Tensor, Tensor]
-"""Mean and variance, float64, of the shape of the value's label tensor; NaN where unknown."""
+"""Mean and variance, float64, of the value's rank. An axis along which nothing changes has size 1, others their real size; NaN where unknown."""
 
-_CARRY = frozenset({"Reshape", "Transpose", "Concat", "Split", "Slice", "Gather", "Expand", "Roll", "DepthToSpace", "SpaceToDepth", "ChannelShuffle", "Identity",
-                    "Dropout", "StochasticDepth", "Stack", "Resize", "Pool", "Reduce", "Unfold"})  # fmt: skip
-_KEEP_MEAN = frozenset({"mean", "amax", "amin", "max", "min", "dim"})  # ATen calls mean over axes `mean.dim`
+Found = Mapping[Value, Moments]
+Rule = Callable[[Graph, Node, Found], Sequence[Moments] | None]
+"""The moments of a node's first outputs; None where the operator's form is not understood."""
+
 _POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(33)
 
 
-def expectations(labels: Labels) -> dict[Value, Moments]:
-    """Mean and variance of every channel of every value, as far as batch norms tell.
+def expectations(labels: Labels, *, constant: bool = False) -> dict[Value, Moments]:
+    """Mean and variance of every entry of every value, as far as batch norms tell.
 
-    Pooling is taken to keep the mean, which is exact for averages and for channels that are constant.
+    The entries that an average or a maximum is taken over are held to be alike, which is exact for channels that are constant.
+
+    Args:
+        labels: the first walk.
+        constant: as if all batch norms gave their mean everywhere: means are then exact.
     """
+    graph = labels.graph
     found: dict[Value, Moments] = {}
-    by_label: Tensor = torch.full((labels.count + 1, 2), math.nan, dtype=torch.float64)
-    for node in labels.graph.nodes:
-        for output in node.outputs:
-            found[output] = _moments(node, output, labels, found, by_label)
+    with evaluating(graph.module) if isinstance(graph, FxGraph) else nullcontext(), torch.no_grad():
+        for node in graph.nodes:
+            known = _moments(graph, node, found)
+            for place, output in enumerate(node.outputs):
+                mean, var = known[place] if place < len(known) and _fits(known[place], output) else _unknown(output)
+                found[output] = (_shrunk(mean), _shrunk(torch.where(mean.isnan(), mean, 0) if constant else var))
     return found
 
 
-def _moments(node: Node, output: Value, labels: Labels, found: dict[Value, Moments], by_label: Tensor) -> Moments:
-    shape = labels.values[output].shape
-    if written_through(output):
-        return _unknown(shape), _unknown(shape)
-    if node.op == "BatchNormalization":
-        return _batchnorm(node, shape)
-    if node.op == "ChannelSelect":
-        index = node.operands["index"].data
-        assert index is not None
-        mean, var = found[node.input]
-        full = (mean.numel() == node.input.sizes[1]) or mean.numel() == 1
-        pick = [
-            expand(t, [node.input.sizes[1] if d == 1 else 1 for d in range(t.dim())]).index_select(1, index.cpu())
-            if full
-            else _unknown(shape)
-            for t in (mean, var)
-        ]
-        return pick[0].reshape(shape), pick[1].reshape(shape)
-    if node.op in _CARRY and not (node.op == "Reduce" and node.callee.rsplit(".", 1)[-1] not in _KEEP_MEAN):
-        return _carry(node, output, labels, found, by_label)
-    if node.op == "Add":
-        return _add(node, shape, found)
-    if node.op in ELEMENTWISE and len(node.inputs) == 1 and node.input in found and found[node.input][0].shape == shape:
-        return _activate(labels.graph, node, *found[node.input])
-    return _unknown(shape), _unknown(shape)
+def _moments(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
+    rule = _RULES.get(node.op) or (_elementwise if node.op in ELEMENTWISE else None)
+    if rule is None or "out" in node.operands or any(0 in value.sizes for value in (*node.inputs, *node.outputs)):
+        return ()
+    silent = all(bool(found[value][0].isnan().all()) for value in node.inputs if value in found)
+    return () if silent and node.op != "BatchNormalization" else rule(graph, node, found) or ()
 
 
-def _unknown(shape: Sequence[int]) -> Tensor:
-    return torch.full(tuple(shape), math.nan, dtype=torch.float64)
+def _fits(moments: Moments, output: Value) -> bool:
+    """Whether there are moments of the value's rank and sizes, and nothing writes into the value afterwards."""
+    sizes = output.sizes
+    shapes = [tensor.shape for tensor in moments]
+    return all(
+        len(shape) == len(sizes) and all(own in (1, size) for own, size in zip(shape, sizes, strict=True)) for shape in shapes
+    ) and not written_through(output)
 
 
-def _batchnorm(node: Node, shape: torch.Size) -> Moments:
-    weight, bias = node.get("weight"), node.get("bias")
-    size = node.input.sizes[1]
-    if len(shape) < 2 or shape[1] != size or computed_values(node) is not None:
-        return _unknown(shape), _unknown(shape)
-    gamma = weight.data.double().cpu() if weight is not None and weight.data is not None else torch.ones(size, dtype=torch.float64)
-    beta = bias.data.double().cpu() if bias is not None and bias.data is not None else torch.zeros(size, dtype=torch.float64)
-    return on_axis(beta, 1, len(shape)), on_axis(gamma.square(), 1, len(shape))
+def _unknown(value: Value) -> Moments:
+    nan = torch.full((1,) * len(value.sizes), math.nan, dtype=torch.float64)
+    return nan, nan
 
 
-def _carry(node: Node, output: Value, labels: Labels, found: dict[Value, Moments], by_label: Tensor) -> Moments:
-    """Movement: whatever has the label has the moments. `by_label` is scratch space."""
-    for value in node.inputs:
-        if value in found:
-            own = labels.values[value]
-            by_label[own.reshape(-1), 0] = found[value][0].reshape(-1)
-            by_label[own.reshape(-1), 1] = found[value][1].reshape(-1)
-    by_label[-1] = math.nan
-    picked = by_label[labels.values[output]]
-    return picked[..., 0], picked[..., 1]
+def _of(value: Value, found: Found) -> Moments:
+    """The moments of a node's input; a parameter is what it is."""
+    if value.data is not None and value.data.is_floating_point():
+        data = value.data.double().cpu()
+        return data, torch.zeros_like(data)
+    return found[value] if value in found else _unknown(value)
 
 
-def _add(node: Node, shape: torch.Size, found: dict[Value, Moments]) -> Moments:
-    if len(node.inputs) != 2 or any(value not in found or found[value][0].shape != shape for value in node.inputs):
-        return _unknown(shape), _unknown(shape)
-    (m1, v1), (m2, v2) = (found[value] for value in node.inputs)
-    return m1 + m2, v1 + v2
+def _shrunk(tensor: Tensor) -> Tensor:
+    """Size 1 along every axis along which nothing changes but by rounding."""
+    for axis, size in enumerate(tensor.shape):
+        if size > 1:
+            head = tensor.narrow(axis, 0, 1)
+            if tensor.stride(axis) == 0 or torch.allclose(tensor, head.expand_as(tensor), rtol=1e-12, atol=0.0, equal_nan=True):
+                tensor = head
+    return tensor
 
 
-def _activate(graph: Graph, node: Node, mean: Tensor, var: Tensor) -> Moments:
+def _evaluate(graph: Graph, node: Node, values: Mapping[Value, Tensor]) -> list[Tensor] | None:
+    """The node's own operator on other tensors, float64, which it may write into; None if it does not take them."""
+    try:
+        results = graph.evaluate(node, values)
+    except Exception:  # an operator of the host raises types of its own; a mean that it cannot tell is unknown
+        return None
+    return [result.double() for result in results if result.is_floating_point()]
+
+
+def _batchnorm(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
+    rank, size = len(node.output.sizes), node.input.sizes[1] if len(node.input.sizes) > 1 else 0
+    if not size or computed_values(node) is not None:
+        return None
+    gamma, beta = (
+        node.operands[role].data.double().cpu() if role in node.operands else torch.full((size,), default, dtype=torch.float64)  # type: ignore[union-attr]
+        for role, default in (("weight", 1.0), ("bias", 0.0))
+    )
+    return [(on_axis(beta, 1, rank), on_axis(gamma.square(), 1, rank))]
+
+
+def _passed(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
+    return [_of(node.input, found)]
+
+
+def _select(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
+    index = node.operands["index"].data
+    assert index is not None
+    mean, var = (t.index_select(1, index.cpu()) if t.shape[1] > 1 else t for t in _of(node.input, found))
+    return [(mean, var)]
+
+
+def _reshape(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
+    """From the two shapes alone: further operands (`view_as`) give a size."""
+    mean, var = (_reshaped(tensor, node.input.sizes, node.output.sizes) for tensor in _of(node.input, found))
+    return [(mean, var)]
+
+
+def _reshaped(tensor: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """Runs of axes of equal products one by one; those along which nothing changes stay short."""
+    given, wanted = [], []
+    for old, new in matching_axes(before, after):
+        varies = any(tensor.shape[axis] > 1 for axis in old)
+        given += [before[axis] if varies else 1 for axis in old]
+        wanted += [after[axis] if varies else 1 for axis in new]
+    return tensor.expand(given).reshape(wanted)
+
+
+def _concat(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
+    rank, dim = len(node.output.sizes), node.attrs.get("dim", node.attrs.get("axis", 0))
+    if not isinstance(dim, int) or any(len(value.sizes) != rank for value in node.inputs):
+        return None
+    axis, joined = dim % rank, []
+    for parts in zip(*(_of(value, found) for value in node.inputs), strict=True):
+        common = [max(part.shape[d] for part in parts) for d in range(rank)]
+        sizes = [[*common[:axis], value.sizes[axis], *common[axis + 1 :]] for value in node.inputs]
+        joined.append(torch.cat([part.expand(size) for part, size in zip(parts, sizes, strict=True)], axis))
+    return [(joined[0], joined[1])]
+
+
+_LINED_UP = frozenset({"Stack", "Expand"})
+"""Movement that may read several values: others of its inputs say where to, by numbers whose mean tells nothing."""
+
+
+def _moved(graph: Graph, node: Node, found: Found, *, batch: bool = True) -> Sequence[Moments] | None:
+    """The node itself, run on the means and on the standard deviations. Without `batch`, on one image where all are alike."""
+    read = list(dict.fromkeys(value for value in node.inputs if not value.is_param))
+    floating = [value for value in dict.fromkeys(node.inputs) if value.dtype is not None and value.dtype.is_floating_point]
+    if (len(read) > 1 and node.op not in _LINED_UP) or any(value not in floating for value in read):
+        return None
+    results = []
+    for place in (0, 1):
+        parts = {value: _of(value, found)[place] for value in floating}
+        sizes = {v: v.sizes if batch or part.shape[0] > 1 else (1, *v.sizes[1:]) for v, part in parts.items()}
+        if sum(map(math.prod, sizes.values())) > LARGEST:
+            return None
+        given = {value: part.sqrt() if place else part for value, part in parts.items()}
+        results.append(_evaluate(graph, node, {value: part.expand(sizes[value]) for value, part in given.items()}))
+    if results[0] is None or results[1] is None:
+        return None
+    return [(mean, deviation.square()) for mean, deviation in zip(*results, strict=True)]
+
+
+def _sampled(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
+    """Pooling and resizing. A channel that is the same everywhere scales what one channel of ones becomes: less than 1 where
+    an average counts padding, more where a divisor is given."""
+    mean, var = _of(node.input, found)
+    if len(node.inputs) > 1 or "lp" in node.callee.lower():
+        return None
+    alike = all(t.shape[0] == 1 and t.numel() == t.shape[1] for t in (mean, var))
+    if mean.dim() < 3 or not alike or node.output.sizes[1] != node.input.sizes[1]:
+        return _moved(graph, node, found, batch=False)
+    shape = (1, 1 if max(mean.shape[1], var.shape[1]) > 1 else node.input.sizes[1], *node.input.sizes[2:])
+    ones = _evaluate(graph, node, {node.input: torch.ones(shape, dtype=torch.float64)})
+    return [(mean * _shrunk(one), var * _shrunk(one).square()) for one in ones] if ones is not None else None
+
+
+_KEEPING = frozenset({"mean", "amax", "amin", "max", "min", "sum"})
+
+
+def _reduced(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
+    name = short_name(node.callee)
+    return _moved(graph, node, found, batch=name == "sum") if name in _KEEPING else None
+
+
+_ADDITIVE = frozenset({"Add", "Sub", "Rsub", "Radd", "Sum"})
+
+
+def _elementwise(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
+    if len(node.inputs) == 1:
+        return _activated(graph, node, *_of(node.input, found))
+    if node.op not in _ADDITIVE:
+        return None
+    moments = {value: _of(value, found) for value in node.inputs}
+    means = _evaluate(graph, node, {value: mean.clone() for value, (mean, _) in moments.items()})
+    if not means:
+        return None
+    total = torch.zeros_like(means[0])
+    for value in moments:  # independent of each other, each with the factor that the node gives it (alpha)
+        alone = {other: var.sqrt() if other is value else torch.zeros_like(var) for other, (_, var) in moments.items()}
+        for part in _evaluate(graph, node, alone) or ():
+            total = total + part.square()
+    return [(means[0], total)]
+
+
+def _activated(graph: Graph, node: Node, mean: Tensor, var: Tensor) -> Sequence[Moments] | None:
     """E[f(X)] and Var[f(X)] for X ~ N(mean, var): closed form for ReLU, Gauss-Hermite quadrature of the node itself otherwise."""
+    mean, var = torch.broadcast_tensors(mean, var)
     std = var.sqrt()
     if node.op == "Relu":
-        return _relu(mean, std)
-    if "dim" in node.attrs or "attn_mask" in node.attrs:
-        return _unknown(mean.shape), _unknown(mean.shape)
+        return [_relu(mean, std)]
+    if "dim" in node.attrs:
+        return None
     points, weights = torch.from_numpy(_POINTS), torch.from_numpy(_WEIGHTS / math.sqrt(2 * math.pi))
     grid = mean[..., None] + std[..., None] * points
-    function = _function(graph, node)
-    if function is None:
-        return _unknown(mean.shape), _unknown(mean.shape)
-    values = function(grid)
-    if not isinstance(values, Tensor) or values.shape != grid.shape or not values.is_floating_point():
-        return _unknown(mean.shape), _unknown(mean.shape)
-    first = (values * weights).sum(-1)
-    return first, ((values - first[..., None]).square() * weights).sum(-1)
-
-
-def _function(graph: Graph, node: Node) -> Any:
-    """The node's operator as a function of one tensor, other arguments as they are; None if it has tensor arguments."""
-    host = node.host
-    if not isinstance(graph, FxGraph):
-        return lambda x: _evaluated(graph, node, x)
-    module = getattr(host.graph, "owning_module", None)
-    if host.op == "call_module" and module is not None:
-        layer = module.get_submodule(str(host.target))
-        return None if any(True for _ in layer.parameters()) else lambda x: layer(x.clone())
-    if len(host.all_input_nodes) > 1 or any(isinstance(arg, fx.Node) for arg in host.args[1:]):
+    values = _evaluate(graph, node, {node.input: grid})
+    if not values or values[0].shape != grid.shape:
         return None
-    if host.op == "call_method":
-        return lambda x: getattr(x.clone(), str(host.target))(*host.args[1:], **host.kwargs)
-    return lambda x: host.target(x.clone(), *host.args[1:], **{k: v for k, v in host.kwargs.items() if k != "input"})
-
-
-def _evaluated(graph: Graph, node: Node, x: Tensor) -> Tensor | None:
-    try:
-        return graph.evaluate(node, {node.input: x})[0]
-    except Exception:  # the host's evaluator raises types of its own; a mean that it cannot tell is unknown
-        return None
+    first = (values[0] * weights).sum(-1)
+    return [(first, ((values[0] - first[..., None]).square() * weights).sum(-1))]
 
 
 def _relu(mean: Tensor, std: Tensor) -> Moments:
@@ -160,58 +249,13 @@ def _relu(mean: Tensor, std: Tensor) -> Moments:
     return first, (second - first.square()).clamp_min(0)
 
 
-class _Means(fx.Interpreter):
-    """Means over data of what chosen layers read, taken when they read it: until then it may be written over.
-
-    `wanted`: for each layer's host node, the values.
-    """
-
-    def __init__(self, graph: FxGraph, wanted: dict[fx.Node, list[Value]], labels: Labels) -> None:
-        super().__init__(graph.module)
-        self._wanted, self._labels, self._value_of = wanted, labels, graph.value_of
-        self.sums: dict[Value, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        for value in self._wanted.get(n, ()):
-            tensor = next((self.env[used] for used in n.all_input_nodes if self._value_of(used) is value), None)
-            if isinstance(tensor, Tensor):
-                mean = _mean(tensor, self._labels.values[value].shape)
-                self.sums[value] = self.sums.get(value, torch.zeros_like(mean)) + mean
-        return super().run_node(n)
-
-
-def calibrate(labels: Labels, values: Iterable[Value], batches: Iterable[Any]) -> dict[Value, Tensor]:
-    """The mean of each channel of some values over calibration batches (inputs of the graph), in eval mode."""
-    graph = labels.graph
-    if isinstance(graph, OnnxGraph):
-        return _calibrate_onnx(labels, graph, [value for value in values if value.producer is not None], batches)
-    assert isinstance(graph, FxGraph)
-    wanted: dict[fx.Node, list[Value]] = {}
-    for value in values:
-        layer = next((node for node in value.uses if node.get("weight") is not None and node.input is value), None)
-        if layer is not None and value not in wanted.get(layer.host, ()):
-            wanted.setdefault(layer.host, []).append(value)
-    interpreter, count = _Means(graph, wanted, labels), 0
-    with evaluating(graph.module), torch.no_grad():
-        for batch in batches:
-            interpreter.run(*(batch if isinstance(batch, tuple | list) else (batch,)))
-            count += 1
-    return {value: total.cpu() / max(count, 1) for value, total in interpreter.sums.items()}
-
-
-def _calibrate_onnx(labels: Labels, graph: OnnxGraph, values: Sequence[Value], batches: Iterable[Any]) -> dict[Value, Tensor]:
-    sums: dict[Value, Tensor] = {}
-    count = 0
-    names = list(dict.fromkeys(value.name for value in values))
-    for batch in batches:
-        found = dict(zip(names, graph.run(*(batch if isinstance(batch, tuple | list) else (batch,)), values=names), strict=True))
-        for value in dict.fromkeys(values):
-            sums[value] = sums.get(value, torch.zeros(1, dtype=torch.float64)) + _mean(found[value.name], labels.values[value].shape)
-        count += 1
-    return {value: total / max(count, 1) for value, total in sums.items()}
-
-
-def _mean(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The mean over the axes that carry no channels."""
-    axes = [axis for axis, size in enumerate(shape) if size == 1]
-    return tensor.double().mean(axes, keepdim=True) if axes else tensor.double()
+_RULES: dict[str, Rule] = {
+    "BatchNormalization": _batchnorm,
+    "ChannelSelect": _select,
+    "Reshape": _reshape,
+    "Concat": _concat,
+    "Reduce": _reduced,
+    **dict.fromkeys(("Identity", "Dropout", "StochasticDepth"), _passed),
+    **dict.fromkeys(("Pool", "Resize"), _sampled),
+    **dict.fromkeys("Transpose Split Slice Gather Expand Roll DepthToSpace SpaceToDepth ChannelShuffle Stack Unfold".split(), _moved),
+}

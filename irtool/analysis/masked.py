@@ -1,7 +1,7 @@
 """The reference for pruning: the original program with the removed channels masked, value by value.
 
-It shares nothing with the slicing: no parameter is touched, every intermediate value is multiplied by 0 or 1 (or, where
-constants were absorbed, gets its mean put in before each convolution).
+It shares nothing with the slicing: no parameter is touched, every intermediate value is multiplied by 0 or 1. Where
+constants were absorbed, layers gain what they make of an image of them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class MaskedRun(fx.Interpreter):
         graph: the program to run (a copy of the labelled graph in another type will do: nodes are matched by name).
         labels: the first walk over the original.
         keep: whether each label stays, shape (labels,).
-        fills: for a contraction node's name, what its input's removed channels are replaced by (of the input's label shape).
+        added: for a layer's name, a constant that its output gains (of a shape that broadcasts).
+        fills: for a layer's name, what its input's removed channels hold (of a shape that broadcasts), in the place of `added`.
         survivors: compute operators that mix channels from the channels that stay, as the sliced graph does.
-        average: spread what filled channels add evenly over the image, as a bias does.
     """
 
-    def __init__(self, graph: FxGraph, labels: Labels, keep: Tensor, fills: Mapping[str, Tensor] | None = None, *, average: bool = True,
-                 survivors: bool = False) -> None:  # fmt: skip
+    def __init__(self, graph: FxGraph, labels: Labels, keep: Tensor, added: Mapping[str, Tensor] | None = None, *,
+                 fills: Mapping[str, Tensor] | None = None, survivors: bool = False) -> None:  # fmt: skip
         super().__init__(graph.module)
-        self._labels, self._keep, self._fills, self._average = labels, keep, fills or {}, average
+        self._labels, self._keep, self._added, self._fills = labels, keep, added or {}, fills or {}
         self._mixers = {node.name for node, table, _ in labels.inexacts if survivors and mixes(table, keep)}
         self.unresolved: list[str] = []
         """Channel-mixing nodes that could not be computed from the survivors alone."""
@@ -63,12 +63,14 @@ class MaskedRun(fx.Interpreter):
 
     def _special(self, n: fx.Node) -> Any:
         if n.name in self._fills:
-            return self._filled(n)
+            return self._with_input(n, self._input(n) + self._fills[n.name].to(self._input(n)))
+        if n.name in self._added:
+            result = super().run_node(n)
+            return result + self._added[n.name].to(result)
         if n.name in self._mixers:
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
             masks = self._masks(self._labels.parts(self._nodes[n.name].input))
-            if args and masks:
-                found = on_survivors(self._nodes[n.name], args[0], masks, lambda x: self._call(n, (x, *args[1:]), kwargs), self._parameter)
+            if masks:
+                found = on_survivors(self._nodes[n.name], self._input(n), masks, lambda x: self._with_input(n, x), self._parameter)
                 if found is not None:
                     return found
                 self.unresolved.append(self._nodes[n.name].location)
@@ -99,26 +101,23 @@ class MaskedRun(fx.Interpreter):
             return tensor.masked_fill(~stays, 0)
         return tensor.masked_fill_(~stays, 0)
 
-    def _filled(self, n: fx.Node) -> Any:
-        """A convolution or linear layer whose removed inputs hold their mean.
+    def _source(self, n: fx.Node) -> fx.Node:
+        """The host node that gives the first input, be it an argument by place or by name."""
+        value = self._nodes[n.name].input
+        return next(used for used in n.all_input_nodes if self._values.get(used.name) is value)
 
-        With `average` what they add is made constant over the image (what a bias can do); without, zero padding cuts it
-        off at the border, as it does in the original.
-        """
-        node = self._nodes[n.name]
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        x = args[0]
-        labels = self._labels.of(node.input)
-        gone = (labels >= 0) & ~self._keep[labels]
-        fill = torch.where(gone, self._fills[n.name], 0).to(x.dtype).expand_as(x)
-        if node.op != "Conv" or not self._average:
-            return self._call(n, (x + fill, *args[1:]), kwargs)
-        with_fill, without = (self._call(n, (t, *args[1:]), kwargs) for t in (fill, torch.zeros_like(x)))
-        added = (with_fill - without).mean(tuple(range(2, x.dim())), keepdim=True)
-        return self._call(n, args, kwargs) + added
+    def _input(self, n: fx.Node) -> Tensor:
+        found: Tensor = self.env[self._source(n)]
+        return found
 
-    def _call(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return getattr(self, n.op)(n.target, args, kwargs)
+    def _with_input(self, n: fx.Node, x: Tensor) -> Any:
+        """Run a node on another first input."""
+        source = self._source(n)
+        kept, self.env[source] = self.env[source], x
+        try:
+            return super().run_node(n)
+        finally:
+            self.env[source] = kept
 
 
 @dataclass(frozen=True)
@@ -129,10 +128,10 @@ class Masked:
     unresolved: tuple[str, ...]
 
 
-def masked_run(graph: FxGraph, labels: Labels, keep: Tensor, inputs: tuple[Any, ...], fills: Mapping[str, Tensor] | None = None, *,
-               average: bool = True, survivors: bool = False) -> Masked:  # fmt: skip
+def masked_run(graph: FxGraph, labels: Labels, keep: Tensor, inputs: tuple[Any, ...], added: Mapping[str, Tensor] | None = None, *,
+               fills: Mapping[str, Tensor] | None = None, survivors: bool = False) -> Masked:  # fmt: skip
     """Run the original in eval mode with channels masked; see `MaskedRun`. Outputs have the original's shapes."""
-    runner = MaskedRun(graph, labels, keep, fills, average=average, survivors=survivors)
+    runner = MaskedRun(graph, labels, keep, added, fills=fills, survivors=survivors)
     with evaluating(graph.module), torch.no_grad():
         outputs = runner.run(*(pytree.tree_leaves(inputs) if _is_flat(graph) else inputs))
     return Masked(outputs, tuple(runner.unresolved))

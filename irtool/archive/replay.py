@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from irtool.errors import FileError
 from irtool.ir.fx_graph import FxGraph
 from irtool.passes import DeadCode, FoldBatchNorm, FoldConstants, InsertSelects, RemoveIdentity
 from irtool.passes.fold_norm_forward import fold_named
 from irtool.passmanager import Pass
-from irtool.planning.absorb import add_biases
+from irtool.planning.bias import add_biases, no_gains
 from irtool.planning.plan import Plan, find_rewrite
 
 Step = Mapping[str, Any]
@@ -41,8 +39,7 @@ def _prune(graph: FxGraph, step: Step) -> FxGraph:
     """Slice; layers that took up constants when the plan was carried out get biases to load into."""
     rewrite = find_rewrite(graph, Plan.from_dict(step["plan"]))
     labels, keep = rewrite.labels, rewrite.keep
-    sources = {node.name: node for node in labels.graph.nodes}
-    zeros = {name: torch.zeros(labels.axes[sources[name].operands["weight"].name, 0].numel()) for name in step["biases"]}
+    zeros = no_gains(labels, step["biases"])
     new = rewrite.fill()
     new = add_biases(new, labels, keep, zeros) if zeros else new
     new.history = (*graph.history, step)

@@ -8,7 +8,7 @@ statistics, or from calibration data.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.analysis.expectation import calibrate, expectations
+from irtool.analysis.calibration import calibrate
+from irtool.analysis.expectation import expectations
 from irtool.analysis.labels import Labels
-from irtool.ir.graph import G, Graph, Node, Value
+from irtool.ir.graph import Node
+from irtool.ops.barrier import short_name
 from irtool.ops.context import expand
+from irtool.planning.bias import calls_of, takes_bias
+from irtool.planning.gain import LAYERS, WINDOWED, channel_axis, gain, has_plain_window, shares, weight_of
 
-SUPPORTED = frozenset({"Conv", "Gemm"})
+_ENDINGS = LAYERS | {"Einsum", "Attention", "LSTM", "GRU", "RNN"}
+"""Operators that sum over channels, where what a removed one adds ends."""
 
 
 @dataclass
@@ -30,16 +35,23 @@ class Absorption:
     """What is to be added where.
 
     Attributes:
-        biases: for a contraction node's name, what each original output channel gains, float64, shape (outputs,).
-        fills: for the same nodes, the mean that each input channel was taken to have, of its label shape; for the check.
-        unknown: nodes with removed inputs whose mean nothing tells: those were dropped.
-        padded: nodes with zero padding, where the constant is right on average over the image, not at each position.
+        biases: for a layer's name, what each original output channel gains, float64, shape (outputs,). A layer that is called
+            several times is named by its first call.
+        calls: for the same names, the names of all calls.
+        fills: for every call, the mean that each removed input channel was taken to have, float64, of the input's rank; 0 for others.
+        unknown: layers with removed inputs whose mean nothing tells: those were dropped.
+        left: operators with removed inputs that have no bias to add to, or none that is understood: those were dropped.
+        padded: layers with zero padding, where the constant is right on average over the image, not at each position.
+        averaged: layers whose constants differ between positions or calls; what is added is the mean.
     """
 
     biases: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[str, tuple[str, ...]] = field(default_factory=dict)
     fills: dict[str, Tensor] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
     padded: list[str] = field(default_factory=list)
+    averaged: list[str] = field(default_factory=list)
 
 
 def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None = None) -> Absorption:
@@ -47,127 +59,90 @@ def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[An
 
     Args:
         labels: the first walk over the original graph.
-        keep: whether each label stays.
+        keep: whether each label stays, bool, shape (labels,).
         calibration: batches of inputs; where given, means are measured, else batch norm's statistics tell.
     """
     stays = torch.from_numpy(keep)
     losing = [node for node in labels.graph.nodes if _loses_inputs(node, labels, stays)]
-    means: Mapping[Value, Tensor]
+    taking = {node.name: node for node in losing if _takes_up(node, labels)}
     if calibration is not None:
-        means = calibrate(labels, [node.input for node in losing], calibration)
+        means: Mapping[str, Tensor] = calibrate(labels, taking.values(), calibration)
     else:
-        means = {value: mean for value, (mean, _) in expectations(labels).items()}
-    found = Absorption()
+        known = expectations(labels) if taking else {}
+        means = {name: known[node.input][0] for name, node in taking.items()}
+    found, done = Absorption(), set[str]()
     for node in losing:
-        _absorb(node, labels, stays, means, found)
+        calls = calls_of(labels.graph, node) if node.name in taking else ()
+        if not calls or any(call.name not in taking for call in calls):
+            found.left.append(node.location)
+        elif node.name not in done:
+            done.update(call.name for call in calls)
+            _absorb(calls, labels, [_removed(call, labels, stays, means.get(call.name)) for call in calls], found)
     return found
 
 
 def _loses_inputs(node: Node, labels: Labels, keep: Tensor) -> bool:
-    weight = node.get("weight")
-    if (
-        node.op not in SUPPORTED
-        or weight is None
-        or weight.data is None
-        or node.input.is_param
-        or labels.decisions.get((node.name, "depthwise"))
-    ):
+    """Whether removed channels flow in and end here."""
+    summed = node.op == "Reduce" and short_name(node.callee) == "sum" and labels.decisions.get((node.name, "alone"))
+    if (node.op not in _ENDINGS and not summed) or labels.decisions.get((node.name, "depthwise")) or not keep.numel():
+        return False
+    flowing = next((value for value in node.inputs if not value.is_param), None)
+    if flowing is None:
+        return False
+    arriving = torch.cat([part.reshape(-1) for part in labels.parts(flowing)])
+    gone = arriving[(arriving >= 0) & ~keep[arriving]]
+    if not gone.numel():
+        return False
+    leaving = torch.cat([part.reshape(-1) for output in node.outputs for part in labels.parts(output)])
+    return not bool(torch.isin(gone, leaving).all())
+
+
+def _takes_up(node: Node, labels: Labels) -> bool:
+    """Whether it is a layer of the plain form: a float weight that is a parameter, channels along one axis, a place for a bias."""
+    weight = weight_of(node) if node.op in LAYERS else None
+    if weight is None or weight.data is None or not weight.data.is_floating_point() or node.input.is_param:
         return False
     own = labels.of(node.input)
-    return bool((~keep[own[own >= 0]]).any())
+    plain = own.numel() == own.shape[channel_axis(node, node.input)] and len(labels.parts(node.input)) == 1
+    product = node.op == "MatMul" and (len(weight.sizes) != 2 or len(node.inputs) != 2)
+    return plain and not product and has_plain_window(labels.graph, node) and takes_bias(labels.graph, node)
 
 
-def _absorb(node: Node, labels: Labels, keep: Tensor, means: Mapping[Value, Tensor], found: Absorption) -> None:
-    own = labels.of(node.input)
-    axis = 1 if node.op == "Conv" else own.dim() - 1
-    gone = (own >= 0) & ~keep[own]
-    mean = means.get(node.input)
-    weight = node.operands["weight"].data
-    quantised = weight is None or not weight.is_floating_point()
-    if (
-        quantised
-        or mean is None
-        or mean.shape != own.shape
-        or own.numel() != own.shape[axis]
-        or isinstance(node.attrs.get("padding", 0), str)
-    ):
-        found.unknown.append(node.location)
+def _removed(node: Node, labels: Labels, keep: Tensor, mean: Tensor | None) -> tuple[Tensor, bool]:
+    """The mean of each input channel, shape (inputs,), 0 for those that stay, NaN where unknown; whether positions differ."""
+    own, axis = labels.of(node.input), channel_axis(node, node.input)
+    size = node.input.sizes[axis]
+    gone = expand(((own >= 0) & ~keep[own]).reshape(-1), [size])
+    if mean is None or mean.dim() != own.dim():
+        return torch.where(gone, torch.nan, torch.zeros(size, dtype=torch.float64)), False
+    table = mean.movedim(axis, 0).reshape(mean.shape[axis], -1)
+    differ = (table.amax(1) - table.amin(1)).expand(size)[gone]
+    return torch.where(gone, table.mean(1).expand(size), 0.0), bool((differ.nan_to_num() > 1e-9 * table.abs().nan_to_num().amax()).any())
+
+
+def _absorb(calls: Sequence[Node], labels: Labels, removed: Sequence[tuple[Tensor, bool]], found: Absorption) -> None:
+    """One bias serves all calls of a layer: it gains the mean of what each of them lost, which is all of it where they agree."""
+    first, graph = calls[0], labels.graph
+    means = torch.stack([mean for mean, _ in removed])
+    unknown = means.isnan().any(0)
+    if bool(unknown.any()):
+        found.unknown.append(first.location)
+    means = torch.where(unknown, 0.0, means)
+    if not bool(means.any()):
         return
-    known = torch.where(gone & ~torch.isnan(mean), mean, 0.0)
-    if bool(torch.isnan(mean[gone]).any()):
-        found.unknown.append(node.location)
-        if not bool(known.any()):
-            return
-    vector = expand(known, [node.input.sizes[axis] if d == axis else 1 for d in range(known.dim())]).reshape(-1)
-    found.biases[node.name] = _gain(node, vector)
-    found.fills[node.name] = known
-    padding = node.attrs.get("padding", 0)
-    if any((padding,) if isinstance(padding, int) else padding):
-        found.padded.append(node.location)
+    counted = [shares(graph, call) for call in calls]
+    gains = torch.stack([gain(graph, call, mean, share) for call, mean, share in zip(calls, means, counted, strict=True)])
+    found.biases[first.name], found.calls[first.name] = gains.mean(0), tuple(call.name for call in calls)
+    for call, mean in zip(calls, means, strict=True):
+        axis = channel_axis(call, call.input)
+        found.fills[call.name] = mean.reshape([-1 if d == axis else 1 for d in range(len(call.input.sizes))])
+    strided = first.op == "ConvTranspose" and any(_strides(first))
+    if any(differ for _, differ in removed) or strided or not bool(torch.allclose(gains, gains[:1].expand_as(gains), 1e-9, 1e-12)):
+        found.averaged.append(first.location)
+    if first.op in WINDOWED and not strided and any(bool((share < 1).any()) for share in counted):
+        found.padded.append(first.location)
 
 
-def _gain(node: Node, mean: Tensor) -> Tensor:
-    """What each output gains: the sum over inputs and taps of weight times mean, (O,).
-
-    A tap that falls on zero padding adds nothing, so each tap counts for the share of output positions where it falls
-    inside the image: the mean over the positions of the example's size. Without padding that share is 1.
-    """
-    weight = node.operands["weight"].data
-    assert weight is not None
-    groups = int(node.attrs.get("groups") or 1)
-    taps = weight.double().cpu()
-    if _output_axis(node) == 1:
-        taps = taps.T
-    if taps.dim() > 2:
-        taps = (taps * _inside(node, tuple(taps.shape[2:]))).flatten(2).sum(2)
-    blocks = taps.reshape(groups, -1, taps.shape[1])
-    return torch.einsum("goi,gi->go", blocks, mean.reshape(groups, -1)).reshape(-1)
-
-
-def _inside(node: Node, kernel: tuple[int, ...]) -> Tensor:
-    """For each tap of a kernel, the share of output positions at which it reads the image rather than its padding."""
-    share = torch.ones(kernel, dtype=torch.float64)
-    padding, stride, dilation = (
-        _per_axis(node.attrs.get(name, default), len(kernel)) for name, default in (("padding", 0), ("stride", 1), ("dilation", 1))
-    )
-    for axis, taps in enumerate(kernel):
-        size, positions = node.input.sizes[2 + axis], torch.arange(node.output.sizes[2 + axis])
-        read = positions[None] * stride[axis] + torch.arange(taps)[:, None] * dilation[axis] - padding[axis]
-        inside = ((read >= 0) & (read < size)).double().mean(1)
-        share = share * inside.reshape([-1 if d == axis else 1 for d in range(len(kernel))])
-    return share
-
-
-def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
-
-
-def add_biases(graph: G, labels: Labels, keep: NDArray[np.bool_], gains: Mapping[str, Tensor]) -> G:
-    """Add to the biases of a sliced graph, in place, what its layers lost; layers without a bias get one.
-
-    Returns the graph read anew, since a new bias is a new parameter.
-    """
-    sources = {node.name: node for node in labels.graph.nodes}
-    by_name = {node.name: node for node in graph.nodes}
-    for name, gain in gains.items():
-        weight = sources[name].operands["weight"]
-        own = labels.axes[weight.name, _output_axis(sources[name])]
-        if int(own[0]) >= 0:
-            # Output channels keep their order: only reading a parameter can reorder it, and outputs are made, not read.
-            gain = gain[torch.from_numpy(keep)[own]]
-        _add_bias(graph, by_name[name], gain)
-    graph.tidied()
-    return graph
-
-
-def _output_axis(node: Node) -> int:
-    return 1 if node.op == "Gemm" and node.attrs.get("transposed") else 0
-
-
-def _add_bias(graph: Graph, node: Node, gain: Tensor) -> None:
-    bias, weight = node.get("bias"), node.operands["weight"].data
-    assert weight is not None
-    if bias is not None and bias.data is not None:
-        graph.set_param(bias.name, (bias.data.double() + gain.to(bias.data.device)).to(bias.data.dtype))
-        return
-    graph.give_bias(node, gain.to(weight), f"absorbed_{node.name}")
+def _strides(node: Node) -> list[bool]:
+    stride = node.attrs.get("stride", 1)
+    return [step > 1 for step in ((stride,) if isinstance(stride, int) else stride)]

@@ -20,7 +20,8 @@ from irtool.ir.fx_module import attribute, map_tensors
 from irtool.ir.fx_targets import callee
 from irtool.ir.fx_trace import trace
 from irtool.ir.graph import Node
-from irtool.planning.absorb import absorption, add_biases
+from irtool.planning.absorb import absorption
+from irtool.planning.bias import add_biases
 from irtool.planning.plan import Plan, find_rewrite
 from irtool.planning.slicing import Rewrite
 

@@ -20,9 +20,10 @@ from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
 from irtool.ir.graph import Graph, Node
 from irtool.ir.onnx_graph import OnnxGraph
-from irtool.planning.absorb import add_biases
+from irtool.planning.bias import add_biases
 from irtool.planning.calibration import listed, measured
-from irtool.planning.onnx_check import absorbed_effect, before_saturation, masked_model
+from irtool.planning.constants import added_by_layers, deviation, on_torch
+from irtool.planning.onnx_check import before_saturation, masked_model, on_onnxruntime
 from irtool.planning.plan import Plan, find_rewrite
 from irtool.planning.slicing import Rewrite
 from irtool.planning.traced import TOLERANCE as TRACED
@@ -44,7 +45,10 @@ class MaskedCheck:
         inexact: steps that mix removed channels with others (norms, softmax, means over channels), with the reason.
         effect: relative difference if those steps are computed over the removed channels as zeros too: what the removal
             costs there. 0 if there are none.
-        border: for absorbed constants: relative effect of zero padding, where the constant is not what it is elsewhere. 0 if none.
+        border: for absorbed constants: relative effect of zero padding, where the constant is not what it is elsewhere, and of
+            calls of one layer whose constants differ. 0 if none.
+        constants: for absorbed constants that batch norms tell: relative difference between what removed channels are taken to
+            be, and what they are in the same model with constant channels. 0 if none.
         unresolved: steps without a reference: inexact ones that could not be computed from the survivors, and those that draw
             random numbers of other sizes in eval mode; `relative` holds their effect. Dropout that is always on is left out of
             both runs.
@@ -62,11 +66,12 @@ class MaskedCheck:
     tolerance: float = TOLERANCE
     traced: float = 0.0
     fixed: bool = False
+    constants: float = 0.0
 
     @property
     def ok(self) -> bool:
         """Whether the sliced graph is shown to be right: never where a step has no reference of its own."""
-        return self.relative <= self.tolerance and self.traced <= TRACED and not self.unresolved
+        return max(self.relative, self.constants) <= self.tolerance and self.traced <= TRACED and not self.unresolved
 
 
 def check_prune(
@@ -109,17 +114,20 @@ def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants:
     assert isinstance(reference, FxGraph)
     if constants == "drop":
         reference, sliced = reference.to(torch.float64), sliced.to(torch.float64)
-    masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs, found.fills if found is not None else None)
+    added = added_by_layers(labels, found, on_torch(labels)) if found is not None else None
+    masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs)
     with _explained():
-        expected, got = masked(survivors=True), seeded(sliced.run, *inputs)
-    inexact, effect, border = tuple(rewrite.inexact()), 0.0, 0.0
+        expected, got = masked(added, survivors=True), seeded(sliced.run, *inputs)
+    inexact, effect, border, off = tuple(rewrite.inexact()), 0.0, 0.0, 0.0
     if inexact:
-        effect = difference(masked().outputs, got)[1]
-    if found is not None and found.padded:
-        border = difference(masked(average=False, survivors=True).outputs, expected.outputs)[1]
+        effect = difference(masked(added).outputs, got)[1]
+    if found is not None and (found.padded or found.averaged):
+        border = difference(masked(fills=found.fills, survivors=True).outputs, expected.outputs)[1]
+    if found is not None and found.fills and batches is None:
+        off = deviation(labels, found.fills, inputs)
     apart = difference(expected.outputs, got)
     unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > TOLERANCE else ()))
-    return MaskedCheck(*apart, inexact, effect, border, unresolved)
+    return MaskedCheck(*apart, inexact, effect, border, unresolved, constants=off)
 
 
 def _drawn(graph: FxGraph, rewrite: Rewrite[FxGraph]) -> list[str]:
@@ -158,7 +166,8 @@ def _check_onnx(
         sliced = add_biases(sliced, labels, keep, found.biases)
     reference = labels.graph
     assert isinstance(reference, OnnxGraph)
-    added = absorbed_effect(reference, found.fills) if found is not None else None
+    effects = added_by_layers(labels, found, on_onnxruntime(reference)) if found is not None else {}
+    added = {name: effect.numpy().astype("float32") for name, effect in effects.items()}
     places = before_saturation(graph)
     stays, got, inexact, effect = torch.from_numpy(keep), sliced.run(*inputs, values=places), tuple(rewrite.inexact()), 0.0
     masked, unresolved = masked_model(reference, labels, stays, added)

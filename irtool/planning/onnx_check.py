@@ -20,6 +20,7 @@ from irtool.ir.graph import Node, Value
 from irtool.ir.onnx_eval import Array, element_type, proto_of
 from irtool.ir.onnx_graph import OnnxGraph
 from irtool.ir.onnx_proto import run_model
+from irtool.planning.constants import Run
 from irtool.planning.onnx_survivors import on_survivors
 
 _WHERE = 9
@@ -108,21 +109,14 @@ def _numpy(dtype: torch.dtype) -> np.dtype:
     return torch.empty(0, dtype=dtype).numpy().dtype
 
 
-def absorbed_effect(graph: OnnxGraph, fills: Mapping[str, Tensor]) -> dict[str, Array]:
-    """What constants in the place of removed inputs add to a layer's output, by running the layer itself on them.
+def on_onnxruntime(graph: OnnxGraph) -> Run:
+    """Layers as onnxruntime runs them; the results in float64."""
 
-    Spread evenly over the image, as a bias does. Shapes broadcast against the output.
-    """
-    found = {}
-    for node in graph.nodes:
-        if node.name not in fills:
-            continue
-        x = fills[node.name].to(torch.float32).expand(node.input.sizes).numpy()
-        with_fill, without = (_run_layer(graph, node, array) for array in (np.ascontiguousarray(x), np.zeros_like(x)))
-        difference = with_fill.astype(np.float64) - without
-        axes = tuple(range(2, x.ndim)) if node.op == "Conv" else ()
-        found[node.name] = difference.mean(axes, keepdims=True)[:1].astype(np.float32)
-    return found
+    def run(node: Node, x: Tensor) -> Tensor:
+        made = _run_layer(graph, node, np.ascontiguousarray(x.to(torch.float32).numpy()))
+        return torch.from_numpy(made.astype(np.float64))
+
+    return run
 
 
 def _run_layer(graph: OnnxGraph, node: Node, x: Array) -> Array:
