@@ -312,3 +312,12 @@ def test_a_layer_given_by_keywords_is_calibrated() -> None:
     measured = [a - b for a, b in zip(net(x), irtool.prune(graph, plan, "absorb", [x]).run(x), strict=True)]
     assert float(measured[0].detach().mean((0, 2, 3)).abs().max()) <= 1e-9
     assert float(measured[1].detach().mean((0, 1, 2)).abs().max()) <= 1e-9
+
+
+def test_a_constant_of_zero_is_exact() -> None:
+    """Batch norms as they are made, with no shift: what is added is 0, to the last bit."""
+    net = nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(2), nn.Unflatten(2, (8, 8)), nn.Conv2d(16, 4, 1))
+    graph = irtool.trace(net.eval(), torch.zeros(X))
+    check = irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5, "local"), constants="absorb")
+    assert check.ok
+    assert check.constants == 0

@@ -246,7 +246,7 @@ def _relu(mean: Tensor, std: Tensor) -> Moments:
     density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
     first = mean * upper + safe * density
     second = (mean.square() + safe.square()) * upper + mean * safe * density
-    return first, (second - first.square()).clamp_min(0)
+    return torch.where(std == 0, mean.clamp_min(0), first), (second - first.square()).clamp_min(0)
 
 
 _RULES: dict[str, Rule] = {

@@ -46,7 +46,7 @@ def deviation(labels: Labels, layers: Collection[str], inputs: tuple[Any, ...]) 
     """How far the means that layers' inputs are taken to have are from the inputs of a model whose channels are constant.
 
     Every batch norm gives its shift at every position, whatever flows in, and the rest of the model runs as it is: what
-    arrives at a layer then must be the mean that is known of it, entry by entry. Relative to the largest entry.
+    arrives at a layer then must be the mean that is known of it, entry by entry. Relative to the largest entry, or shift.
     """
     graph = labels.graph
     assert isinstance(graph, FxGraph)
@@ -61,7 +61,7 @@ class _Constant(fx.Interpreter):
         super().__init__(graph.module)
         self._means, self._layers, self._value_of = means, layers, graph.value_of
         self._nodes = {node.host: node for node in graph.nodes}
-        self.off = 0.0
+        self.off, self._largest = 0.0, 0.0
 
     def run_node(self, n: fx.Node) -> Any:
         node = self._nodes.get(n)
@@ -70,7 +70,9 @@ class _Constant(fx.Interpreter):
         result = super().run_node(n)
         if node is None or node.op != "BatchNormalization" or bool(self._means[node.output][0].isnan().any()):
             return result
-        return result.copy_(self._means[node.output][0].expand_as(result))
+        shift = self._means[node.output][0]
+        self._largest = max(self._largest, float(shift.abs().max()))
+        return result.copy_(shift.expand_as(result))
 
     def _compare(self, value: Value, x: Tensor) -> None:
         mean = self._means[value][0]
@@ -80,5 +82,5 @@ class _Constant(fx.Interpreter):
             return
         known = ~expected.isnan()
         if bool(known.any()):
-            scale = float(torch.maximum(x[known].abs().max(), expected[known].abs().max()))
+            scale = max(float(x[known].abs().max()), float(expected[known].abs().max()), self._largest)
             self.off = max(self.off, float((x[known] - expected[known]).abs().max()) / (scale or 1.0))
