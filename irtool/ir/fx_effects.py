@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from irtool.ir.channel_select import ChannelSelect
+from irtool.ir.fx_hooks import hooked
 from irtool.ir.fx_module import submodule
 from irtool.ir.fx_proxy import AUGMENTED
 from irtool.ir.fx_targets import names_a_write
@@ -38,7 +39,7 @@ def _pure_module(module: fx.GraphModule, node: fx.Node) -> bool:
     """Modules of torch.nn; those of users may do anything."""
     target = submodule(module, str(node.target))
     known = isinstance(target, ChannelSelect) or type(target).__module__.startswith("torch.nn.modules.")
-    return known and not getattr(target, "inplace", False)
+    return known and not getattr(target, "inplace", False) and not hooked(target)
 
 
 def _pure_function(module: fx.GraphModule, node: fx.Node) -> bool:

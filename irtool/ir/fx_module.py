@@ -60,7 +60,7 @@ def _copied_tensors(module: nn.Module, data: Callable[[str, torch.Tensor], torch
         plain = [(name, held) for name, held in owner.__dict__.items() if isinstance(held, torch.Tensor)]
         for name, tensor in (*owner._buffers.items(), *plain) if plain else owner._buffers.items():
             if tensor is not None and id(tensor) not in made:
-                made[id(tensor)] = data(prefix + name, tensor)
+                made[id(tensor)] = data(prefix + name, tensor if tensor.is_leaf else tensor.detach())
     return made
 
 
@@ -155,6 +155,8 @@ def compiled(module: fx.GraphModule) -> fx.GraphModule:
 _SHARED = frozenset({int, float, str, bool, bytes, tuple, type(None), type, torch.dtype, torch.device})
 _CONTAINERS = frozenset({OrderedDict, dict, list, set})
 _TREE = frozenset({"_parameters", "_buffers", "_modules"})
+HOOKS = frozenset(key for key in vars(nn.Module()) if "_hooks" in key)
+"""Where a module keeps its hooks. What these belong to is not the module's, and is never copied with it."""
 
 
 def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = None) -> nn.Module:
@@ -172,8 +174,10 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = 
                 continue
             if isinstance(value, torch.Tensor):
                 made.__dict__[key] = memo[id(value)]
-                continue
-            made.__dict__[key] = kind() if kind in _CONTAINERS and not value else copy.deepcopy(value, memo)
+            elif key in HOOKS or (kind in _CONTAINERS and not value):
+                made.__dict__[key] = kind(value) if value else kind()
+            else:
+                made.__dict__[key] = _copied(value, memo)
     if new is None and isinstance(module, fx.GraphModule):  # a region of an exported program: its class is made for it alone
         cast(Any, type(made)).forward = type(module).forward
     for slot in ("_parameters", "_buffers"):
@@ -181,6 +185,14 @@ def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = 
     made.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
     made.__dict__["_modules"] = {key: None if child is None else _copy_tree(child, memo) for key, child in module._modules.items()}
     return made
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy of an attribute. Results of a computation, which torch does not copy, are copied without their past."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, torch.Tensor) and not leaf.is_leaf:
+            memo.setdefault(id(leaf), leaf.detach().clone())
+    return copy.deepcopy(value, memo)
 
 
 def empty_like(name: str, tensor: torch.Tensor) -> torch.Tensor:

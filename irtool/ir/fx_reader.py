@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,9 +11,10 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
+from irtool.ir.fx_hooks import hooked
 from irtool.ir.fx_module import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
 from irtool.ir.fx_shapes import infer_shape
-from irtool.ir.fx_targets import Spec, callee, function_spec, module_spec
+from irtool.ir.fx_targets import Spec, callee, function_spec, module_callee, module_spec
 from irtool.ir.graph import Node, Value
 
 Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
@@ -138,7 +138,7 @@ class Reader:
         module = self._modules[str(node.target)] if node.op == "call_module" else None
         if module is None and self._is_nest(node):
             return
-        spec, name = self._function(node) if module is None else (self._module_spec(module), type(module).__name__)
+        spec, name = self._function(node) if module is None else (self._module_spec(module), module_callee(module))
         operands, attrs = self._bind(node, spec, module)
         view = Node(node.name, spec.op if spec is not None else "Opaque", operands, (), attrs, _location(node), node, name)
         shape = infer_shape(spec, operands, attrs, name)
@@ -153,7 +153,9 @@ class Reader:
         self.nodes.append(view)
 
     def _module_spec(self, module: nn.Module) -> Spec | None:
-        """The operator of a module, looked up once a class."""
+        """The operator of a module, looked up once a class. One with hooks computes what its class does not say."""
+        if hooked(module):
+            return None
         kind = type(module)
         if kind not in self._specs:
             self._specs[kind] = module_spec(module)
@@ -255,7 +257,10 @@ class Reader:
             try:
                 real: list[Any] = [fx.map_arg(part, self._stand_in) for part in (node.args, node.kwargs)]
                 return map_tensors(
-                    call(self.module, node, real[0], real[1]) if module is None else copy.deepcopy(module).eval()(*real[0], **real[1]), meta
+                    call(self.module, node, real[0], real[1])
+                    if module is None
+                    else copy_module(module, _cloned).eval()(*real[0], **real[1]),
+                    meta,
                 )
             except Exception:
                 raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
@@ -264,6 +269,10 @@ class Reader:
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
 """Of a second tensor these take the type and the device alone."""
 _PLAIN = (int, float, str, bool, type(None))
+
+
+def _cloned(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone()
 
 
 def _holds_tensor(example: Any) -> bool:

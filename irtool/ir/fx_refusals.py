@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules import module as every
 
 from irtool.errors import TraceError
 from irtool.ir.fx_module import map_tensors, modules_by_path
@@ -31,6 +32,8 @@ def refuse_hidden(model: nn.Module) -> None:
         raise TraceError(
             "a module from torch.compile hides the code to trace", remedy="Pass the module that was compiled: model._orig_mod."
         )
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        raise TraceError("hooks are set on all modules", remedy="Call handle.remove() on what register_module_forward_hook gave.")
     if model._forward_hooks or model._forward_pre_hooks:
         raise TraceError(
             "has hooks, which a trace of its forward does not see",

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from irtool.ir.channel_select import ChannelSelect
+from irtool.ir.fx_autograd import OwnBackward
+from irtool.ir.fx_hooks import hooked
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +223,14 @@ _KEYWORDS = frozenset({"and_", "or_", "not_", "is_"})
 def names_a_write(name: str) -> bool:
     """Whether torch's own way of naming says that a function or method writes into its first argument: `add_`."""
     return name.endswith("_") and not name.startswith("__") and name not in _KEYWORDS
+
+
+def module_callee(module: nn.Module) -> str:
+    """What a module is called in messages: its class, and what keeps irtool from knowing it by that."""
+    if isinstance(module, OwnBackward):
+        return f"{module.function.__name__}.apply (a function with a backward of its own)"
+    name = type(module).__name__
+    return f"{name} with forward hooks (handle.remove() before tracing takes one off)" if hooked(module) else name
 
 
 def callee(target: Any) -> str:

@@ -16,16 +16,16 @@ from torch.utils import _pytree as pytree
 
 from irtool.collection import uncollected
 from irtool.errors import TraceError
-from irtool.ir.fx_attention import emit_attention
+from irtool.ir.fx_autograd import own_backwards
 from irtool.ir.fx_graph import FxGraph
+from irtool.ir.fx_hooks import HiddenHooks, hooked, unhook
 from irtool.ir.fx_mend import mend
-from irtool.ir.fx_module import add_node, attribute, call, copy_module, empty_like, lazy, map_tensors, meta, modules_by_path
-from irtool.ir.fx_proxy import ConcreteProxy, Flag, TracedProxy
+from irtool.ir.fx_module import attribute, lazy, modules_by_path
 from irtool.ir.fx_refusals import explained, refuse_hidden
-from irtool.ir.fx_targets import module_spec
+from irtool.ir.fx_tracers import ConcreteTracer, SymbolicTracer, held_at
 from irtool.ir.fx_untouched import Asides, untouched
 from irtool.ir.fx_within import capture
-from irtool.ir.fx_writes import settle_writes, unsettle
+from irtool.ir.fx_writes import forget_writes, settle_writes, unsettle, written_buffers
 
 
 @uncollected()
@@ -75,8 +75,8 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
 
 def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool) -> FxGraph:
     """One tracer's graph, mended; `flags`: see `untouched`."""
-    with untouched(model, asides, flags=flags):
-        module = TRACERS[name](model, inputs, leaf, asides)
+    module, asides = _program(model, inputs, leaf, name, asides, flags=flags)
+    unhook(module, asides)
     plain = settle_writes(module, inputs)
     graph = FxGraph(mend(module, inputs, asides if flags else None), inputs, tracer=name)
     if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
@@ -86,138 +86,55 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, 
     return graph
 
 
-class SymbolicTracer(fx.Tracer):
-    """torch.fx's tracer with irtool's idea of a leaf: a module whose operator is known, or that the user names."""
+def _program(
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool
+) -> tuple[fx.GraphModule, Asides]:
+    """What one tracer records, and what that lacks.
 
-    def __init__(self, leaf: Sequence[str | type] = (), given: int = 0, asides: Asides | None = None) -> None:
-        super().__init__(autowrap_modules=(__import__("math"),), param_shapes_constant=True)
-        self._leaf, self._given, self._asides = leaf, given, asides or Asides()
-        self._graded = torch.is_grad_enabled()
-        self._has_rule: dict[type, bool] = {}
-        self._around: tuple[str, Any] = ("", None)
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """`forward(*xs)` is traced with as many arguments as the example has."""
-        return super().create_args_for_root(_spelt_out(root_fn, self._given), is_module, concrete_args)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self._leaf or isinstance(m, tuple(kind for kind in self._leaf if isinstance(kind, type))):
-            return True
-        kind = type(m)
-        if "forward" in m.__dict__:  # replaced for this one object: its class says nothing of it
-            return False
-        if kind not in self._has_rule:
-            self._has_rule[kind] = module_spec(m) is not None
-        own = kind.__module__.startswith("torch.nn")
-        return self._has_rule[kind] or (own and not m._modules and not isinstance(m, nn.Sequential))
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, fx.Proxy):
-            return a.node
-        if type(a) is tuple:  # most calls have a tuple of proxies and no keywords: torch looks at a dozen other kinds first
-            return tuple(map(self.create_arg, a))
-        return {} if type(a) is dict and not a else super().create_arg(a)
-
-    def create_node(
-        self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None, type_expr: Any = None
-    ) -> fx.Node:
-        """As torch's; nodes that one module's `forward` makes share one record of the modules around them."""
-        node = add_node(self.graph, kind, target, args, kwargs, name, type_expr)
-        if self.module_stack:
-            call = next(reversed(self.module_stack))  # its name tells one call from another, and so all that lies around it
-            if call != self._around[0]:
-                self._around = (call, self.module_stack.copy())
-            node.meta["nn_module_stack"] = self._around[1]
-        if torch.is_grad_enabled() != self._graded and kind != "get_attr":
-            self._asides.ungraded.setdefault(node.name)
-        if torch._C._is_any_autocast_enabled():
-            self._asides.cast.setdefault(node.name)
-        return node
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return TracedProxy(node, self)
-
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        path = self.path_of_module(m)
-        if type(m) is nn.MultiheadAttention and path not in self._leaf:
-            return emit_attention(m, *args, **kwargs)
-        if self.is_leaf_module(m, path):
-            return self.create_proxy("call_module", path, args, kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-
-class ConcreteTracer(SymbolicTracer):
-    """Runs each operator on meta tensors while it records it. Data-dependent branches still fail, as they must."""
-
-    def __init__(self, inputs: Sequence[Any], leaf: Sequence[str | type] = (), asides: Asides | None = None) -> None:
-        super().__init__(leaf, len(inputs), asides)
-        self._feed = [map_tensors(item, meta) for item in inputs]
-        self._values: dict[fx.Node, Any] = {}
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        made = ConcreteProxy(node, self)
-        made.value = self._value(node)
-        self._values[node] = made.value
-        return made
-
-    def _value(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return self._feed.pop(0) if self._feed else (node.args[0] if node.args else None)
-        if node.op == "get_attr":
-            found = _held(self.root, str(node.target))
-            return meta(found) if isinstance(found, torch.Tensor) else found
-        if node.op == "output":
-            return None
-        args: Any = fx.node.map_aggregate(node.args, self._plain)
-        kwargs: Any = fx.node.map_aggregate(node.kwargs, self._plain)
-        with torch.no_grad():
-            if node.op == "call_module":
-                # Not through __call__, which is the tracer's own hook for the time being.
-                return copy_module(self.root.get_submodule(str(node.target)), empty_like).eval().forward(*args, **kwargs)
-            try:
-                return call(self.root, node, args, kwargs)
-            except RuntimeError:  # what the program makes of sizes (anchors) is real, and meets values that are not
-                return call(self.root, node, map_tensors(args, meta), map_tensors(kwargs, meta))
-
-    def _plain(self, arg: Any) -> Any:
-        return self._known(arg) if isinstance(arg, fx.Node) else arg.plain if isinstance(arg, Flag) else arg
-
-    def _known(self, node: fx.Node) -> Any:
-        """A node's value; the tracer makes nodes for buffers and constants without a proxy."""
-        if node not in self._values:
-            self._values[node] = self._value(node)
-        return self._values[node]
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        return bool(obj.value)
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        members: Any = obj
-        return iter([members[index] for index in range(len(members.value))])
-
-    def keys(self, obj: fx.Proxy) -> Any:
-        return obj.value.keys()
-
-
-def _held(root: nn.Module, path: str) -> Any:
-    """The object at a dotted path. While a tracer is at work, asking a module for a parameter gives a proxy of it instead."""
-    prefix, _, name = path.rpartition(".")
-    owner = root.get_submodule(prefix)
-    slots = (owner._parameters, owner._buffers, owner.__dict__)
-    return next((slot[name] for slot in slots if name in slot), None) if any(name in slot for slot in slots) else attribute(root, path)
+    A module whose hooks cannot be followed stays whole. What forward does with a buffer alone is not seen by the tracers: where it
+    also writes into one, every use of that is recorded, or if that fails no write.
+    """
+    try:
+        with untouched(model, asides, flags=flags):
+            module = TRACERS[name](model, inputs, leaf, asides)
+    except HiddenHooks as error:
+        return _program(model, inputs, (*leaf, error.path), name, asides.again(), flags=flags)
+    if asides.recorded or name == "export":
+        return module, asides
+    paths = {**asides.begun, **dict.fromkeys(written_buffers(module, model))}
+    if not paths:
+        return module, asides
+    again = asides.again()
+    again.recorded = {id(attribute(model, path)): path for path in paths}
+    try:
+        whole = _program(model, inputs, leaf, name, again, flags=flags)
+        if not whole[1].begun:
+            return whole
+    except Exception:  # a buffer that is read as a number, or exchanged, while it is traced
+        pass
+    forget_writes(module, model, paths)
+    asides.written.update(dict.fromkeys(paths))
+    return module, asides
 
 
 def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
-    tracer = SymbolicTracer(leaf, len(inputs), asides)
-    graph = tracer.trace(model, _defaults(model, inputs))
-    return lazy(tracer.root, graph, type(model).__name__)
+    return _traced(SymbolicTracer(leaf, len(inputs), asides), model, inputs, asides)
 
 
 def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
-    tracer = ConcreteTracer(inputs, leaf, asides)
     with _unwrapped():
+        return _traced(ConcreteTracer(inputs, leaf, asides), model, inputs, asides)
+
+
+def _traced(tracer: SymbolicTracer, model: nn.Module, inputs: Sequence[Any], asides: Asides) -> fx.GraphModule:
+    with own_backwards(asides, type(tracer).own_backward):
         graph = tracer.trace(model, _defaults(model, inputs))
-    return lazy(tracer.root, graph, type(model).__name__)
+    if any(id(held_at(model, path)) != held for held, path in asides.recorded.items()):
+        raise TraceError("a buffer is exchanged by what is computed", remedy="Write into it in place.")
+    made = lazy(tracer.root, graph, type(model).__name__)
+    for name in tracer.added:
+        del tracer.root._modules[name]
+    return made
 
 
 @contextmanager
@@ -230,19 +147,6 @@ def _unwrapped() -> Iterator[None]:
         yield
     finally:
         hidden.update(kept)
-
-
-def _spelt_out(forward: Any, given: int) -> Any:
-    """A function of fixed arguments in place of one with `*args`; others as they are."""
-    parameters = list(inspect.signature(forward).parameters.values())
-    rest = next((p for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
-    if rest is None:
-        return forward
-    fixed = [p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    names = ", ".join([*fixed, *(f"{rest.name}_{i}" for i in range(given - len(fixed) + 1))])
-    scope: dict[str, Any] = {"forward": forward}
-    exec(f"def spelt_out({names}):\n    return forward({names})", scope)
-    return scope["spelt_out"]
 
 
 def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
@@ -258,13 +162,14 @@ def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
 def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
     if leaf:
         raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), own_backwards(asides):
         warnings.simplefilter("ignore")
         program = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=_dynamic_batch(inputs))
         module = program.module()
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
         module.__dict__.pop(refused, None)
     modes = {path: child.training for path, child in modules_by_path(model).items()}
+    asides.hooked.update((path, None) for path, child in modules_by_path(model).items() if hooked(child))
     for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode
         child.training = modes.get(path, model.training)
     for node in list(module.graph.nodes):

@@ -30,6 +30,11 @@ class Asides:
         ungraded: nodes made where gradients were off.
         cast: nodes made under autocast.
         written: attributes and buffers that forward sets.
+        begun: of the buffers, those that were written in place while tracing: what the graph holds of that may lack its beginning.
+        recorded: buffers by identity whose every use is recorded, and their names.
+        hooked: modules whose forward hooks were traced through.
+        hooked_back: modules that are traced into and have hooks on their gradients.
+        backwards: classes of functions whose own backward the graph lacks.
         mended: of those that decide, the ones whose decision became a module that follows the mode.
     """
 
@@ -37,6 +42,11 @@ class Asides:
     ungraded: dict[str, None] = field(default_factory=dict)
     cast: dict[str, None] = field(default_factory=dict)
     written: dict[str, None] = field(default_factory=dict)
+    begun: dict[str, None] = field(default_factory=dict)
+    recorded: dict[int, str] = field(default_factory=dict)
+    hooked: dict[str, None] = field(default_factory=dict)
+    hooked_back: dict[str, None] = field(default_factory=dict)
+    backwards: dict[str, None] = field(default_factory=dict)
     mended: set[str] = field(default_factory=set)
 
     def again(self) -> Asides:
@@ -52,6 +62,9 @@ class Asides:
             ("computed under torch.no_grad(): in the graph gradients flow through", self.ungraded),
             ("computed under autocast: in the graph they have the type of their inputs", self.cast),
             ("set by forward: the graph does not", self.written),
+            ("have forward hooks: what they return is in the graph, which does not call them", self.hooked),
+            ("have backward hooks, which the graph does not call", self.hooked_back),
+            ("have a backward of their own (torch.autograd.Function), which is not in the graph", self.backwards),
         )  # fmt: skip
         return tuple(f"{_listed(list(names))} {what}" for what, names in said if names)
 
@@ -78,8 +91,10 @@ def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None
     finally:
         changed = {id(tensor) for tensor in numbers.put_back()}
         for path, module in tree.items():
-            for name in (*held[path].put_back(module), *(key for key, held_now in module._buffers.items() if id(held_now) in changed)):
-                asides.written.setdefault(f"{path}.{name}" if path else name)
+            begun = [key for key, held_now in module._buffers.items() if id(held_now) in changed]
+            for names, told in ((begun, asides.begun), ((*held[path].put_back(module), *begun), asides.written)):
+                for name in names:
+                    told.setdefault(f"{path}.{name}" if path else name)
 
 
 def _asks_identity(kind: type) -> bool:
