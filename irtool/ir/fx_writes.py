@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 from irtool.ir.fx_effects import writes
-from irtool.ir.fx_module import submodule
+from irtool.ir.fx_module import attribute, submodule
 from irtool.ir.fx_proxy import AUGMENTED
 from irtool.ir.fx_targets import function_spec, module_spec
 
@@ -28,6 +29,36 @@ _SHAPES = frozenset({"shape", "ndim"})
 """What makes numbers of tensors: calls, and attributes."""
 _PARTS = frozenset({"data", "real", "imag", "T", "mT", "H", "mH"})
 """Attributes that are the tensor itself or a view of it."""
+
+
+def written_buffers(module: fx.GraphModule, model: nn.Module) -> list[str]:
+    """The model's buffers that a program writes into, whole or a part of them."""
+    places = {_place(attribute(module, str(node.args[0].target))) for node in _stores(module)}  # type: ignore[union-attr]
+    return [path for path, buffer in model.named_buffers() if _place(buffer) in places] if places else []
+
+
+def forget_writes(module: fx.GraphModule, model: nn.Module, paths: Collection[str]) -> None:
+    """Take out what is written into some of the model's buffers: a part of what the model writes would leave other numbers there."""
+    places = {_place(attribute(model, path)) for path in paths}
+    for node in _stores(module):
+        target: Any = node.args[0]
+        if _place(attribute(module, str(target.target))) in places:
+            node.replace_all_uses_with(target)
+            module.graph.erase_node(node)
+
+
+def _stores(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """Calls that write into a tensor that the program holds."""
+    for node in list(module.graph.nodes):
+        target = node.args[0] if node.args else None
+        if isinstance(target, fx.Node) and target.op == "get_attr" and node.op.startswith("call_") and writes(module, node):
+            yield node
+
+
+def _place(tensor: Any) -> int:
+    """Where a tensor's memory begins; views share it. 0 for what is no tensor, or has no memory."""
+    known = isinstance(tensor, torch.Tensor) and not nn.parameter.is_lazy(tensor) and tensor.layout is torch.strided
+    return tensor.untyped_storage().data_ptr() if known else 0
 
 
 def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
