@@ -7,6 +7,7 @@ is not listed here cannot be reached, whatever the file says.
 from __future__ import annotations
 
 import builtins
+import collections
 import inspect
 import math
 import operator
@@ -81,13 +82,14 @@ def functions() -> dict[str, Callable[..., Any]]:
         ("operator", operator, [name for name in operator.__all__ if name not in _CALLERS]),
         ("math", math, vars_of(math)),
         ("builtins", builtins, BUILTINS),
+        ("collections", collections, ("OrderedDict",)),
         ("torchvision.ops", torchvision.ops, torchvision.ops.__all__),
     )
     found: dict[str, Callable[..., Any]] = {}
     for space, owner, names in spaces:
         for name in names:
             function = getattr(owner, name, None)
-            if name not in _FILES and (inspect.isroutine(function) or space == "builtins"):
+            if name not in _FILES and (inspect.isroutine(function) or space in ("builtins", "collections")):
                 found[f"{space}.{name}"] = function  # type: ignore[assignment]
     return found
 

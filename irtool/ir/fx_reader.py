@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -171,6 +172,8 @@ class Reader:
 
     def _is_nest(self, node: fx.Node) -> bool:
         """Whether a function gives no tensor of its own but values that are there: a member of a tuple or dict, or a nest of them."""
+        if node.target is getattr:
+            return self._is_field(node)
         if getattr(node.target, "__name__", "") == "getitem" and node.op == "call_function":
             nest = self.values.get(node.args[0])  # type: ignore[arg-type]
             if isinstance(nest, tuple | list | dict):
@@ -182,13 +185,22 @@ class Reader:
                         f"takes member {key!r} of {len(nest)}", where=_location(node), remedy="Edit the program's indices."
                     ) from error
                 return True
-        if dataclasses.is_dataclass(node.target):  # a program's result in a class of its own
+        if isinstance(node.target, type) and _is_structure(node.target):  # a program's result in a class of its own
             args, kwargs = self._arguments(node)
             self.examples[node] = node.target(*args, **kwargs)
             look_into(self.examples[node])
             self.values[node] = node.target(*fx.map_arg(node.args, self.values.get), **fx.map_arg(node.kwargs, self.values.get))
             return True
         return False
+
+    def _is_field(self, node: fx.Node) -> bool:
+        """Whether an attribute is a member of a tuple under its name: `x.max(2).values`."""
+        nest: Any = self.values.get(node.args[0])  # type: ignore[arg-type]
+        name = str(node.args[1])
+        if not isinstance(nest, tuple) or not hasattr(nest, name):
+            return False
+        self.examples[node], self.values[node] = getattr(self._example(node.args[0]), name), getattr(nest, name)
+        return True
 
     def _arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a call with example values in place of host nodes."""
@@ -269,6 +281,10 @@ class Reader:
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
 """Of a second tensor these take the type and the device alone."""
 _PLAIN = (int, float, str, bool, type(None))
+
+
+def _is_structure(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind) or kind is OrderedDict or (issubclass(kind, tuple) and hasattr(kind, "_fields"))
 
 
 def _cloned(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -131,6 +132,7 @@ def _traced(tracer: SymbolicTracer, model: nn.Module, inputs: Sequence[Any], asi
         graph = tracer.trace(model, _defaults(model, inputs))
     if any(id(held_at(model, path)) != held for held, path in asides.recorded.items()):
         raise TraceError("a buffer is exchanged by what is computed", remedy="Write into it in place.")
+    _settle_checks(graph)
     made = lazy(tracer.root, graph, type(model).__name__)
     for name in tracer.added:
         del tracer.root._modules[name]
@@ -157,6 +159,15 @@ def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
     ]
     rest = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty}
     return {**dict.fromkeys(absent), **rest} or None
+
+
+def _settle_checks(graph: fx.Graph) -> None:
+    """Check that an argument is None by functions that an archive knows."""
+    for node in graph.find_nodes(op="call_function", target=_symbolic_trace._assert_is_none):
+        argument, text = node.args
+        with graph.inserting_before(node):
+            absent = graph.call_function(operator.is_, (argument, None))
+        node.target, node.args = torch._assert, (absent, text)
 
 
 def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:

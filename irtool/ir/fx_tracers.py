@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -55,6 +56,8 @@ class SymbolicTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
+        if type(a) is OrderedDict:  # torch makes a plain dict of it
+            return super().create_node("call_function", OrderedDict, ([(key, self.create_arg(value)) for key, value in a.items()],), {})
         if type(a) is tuple:  # most calls have a tuple of proxies and no keywords: torch looks at a dozen other kinds first
             return tuple(map(self.create_arg, a))
         return {} if type(a) is dict and not a else super().create_arg(a)
