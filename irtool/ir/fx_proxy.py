@@ -44,6 +44,19 @@ class TracedAttribute(fx.proxy.Attribute):
     """The same of `x.mT`, which is x in another order, and of other attributes."""
 
 
+class TracedParameter(fx.proxy.ParameterProxy):
+    """The same of a parameter, whose sizes are plain numbers. `weight.data = ...` is a write into it."""
+
+    def __getattr__(self, name: str) -> TracedAttribute:
+        return TracedAttribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "data":
+            super().__setattr__(name, value)
+        elif not (isinstance(value, fx.Proxy) and value.node.target in AUGMENTED):  # `weight.data *= mask` wrote already
+            self.data.copy_(value)
+
+
 def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], Any]:
     def write(self: fx.Proxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {}, name=AUGMENTED[function].__name__)
@@ -51,7 +64,7 @@ def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], Any]:
     return write
 
 
-for _kind in (TracedProxy, TracedAttribute):
+for _kind in (TracedProxy, TracedAttribute, TracedParameter):
     for _function in AUGMENTED:
         setattr(_kind, f"__{_function.__name__}__", _augmented(_function))
 

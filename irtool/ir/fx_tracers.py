@@ -15,7 +15,7 @@ from irtool.ir.fx_attention import emit_attention
 from irtool.ir.fx_autograd import name_in
 from irtool.ir.fx_hooks import HiddenHooks, hooked, through
 from irtool.ir.fx_module import add_node, attribute, call, copy_module, empty_like, map_tensors, meta
-from irtool.ir.fx_proxy import ConcreteProxy, Flag, TracedProxy
+from irtool.ir.fx_proxy import ConcreteProxy, Flag, TracedParameter, TracedProxy
 from irtool.ir.fx_targets import module_spec
 from irtool.ir.fx_untouched import Asides
 
@@ -113,11 +113,15 @@ class SymbolicTracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """A module's attribute: what stands for it, if it is a parameter, or a buffer whose writes are recorded."""
+        factory: Callable[[fx.Node], fx.Proxy] | None = None
         path = self._asides.recorded.get(id(attr_val)) if self._asides.recorded else None
+        if isinstance(attr_val, nn.Parameter):
+            path = next((name for name, parameter in self.root.named_parameters() if parameter is attr_val), None)
+            factory = partial(TracedParameter, self, name=attr, param=attr_val)
         if path is None:
-            return super().getattr(attr, attr_val, parameter_proxy_cache)
+            return attr_val
         if path not in parameter_proxy_cache:
-            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
         return parameter_proxy_cache[path]
 
     def own_backward(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
