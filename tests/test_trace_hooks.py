@@ -141,6 +141,40 @@ def test_hooks_that_keep_what_they_see() -> None:
     handle.remove()
 
 
+class Collector:
+    """Keeps what it sees, and a list of it."""
+
+    def __init__(self) -> None:
+        self.last: Any = None
+        self.all: list[Any] = []
+
+    def see(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.last = output
+        self.all.append(output)
+
+
+SEEN: dict[str, Any] = {"a": 1}
+
+
+def _sees(module: nn.Module, args: Any, output: Tensor) -> None:
+    SEEN["a"] = output
+
+
+def test_what_hooks_leave_outside_the_model_is_taken_back() -> None:
+    model, collector, local = _net(), Collector(), {"deep": [1]}
+    model[0].register_forward_hook(collector.see)
+    model[3].register_forward_hook(_sees)
+    model[3].register_forward_hook(lambda module, args, output: local["deep"].append(output))
+    graph = irtool.trace(model, IMAGE)
+    assert (collector.last, collector.all, SEEN, local) == (None, [], {"a": 1}, {"deep": [1]})
+    assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
+    skip: dict[str, Tensor] = {}
+    model = make(lambda net, x: net.head(net.b(net.a(x)) + skip["a"]))
+    model.a.register_forward_hook(lambda module, args, output: skip.update(a=output))
+    with torch.no_grad():
+        torch.testing.assert_close(irtool.trace(model, X).module(X), model(X))
+
+
 def test_a_tensor_with_a_past_in_a_layer_of_the_users() -> None:
     class Keeping(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:

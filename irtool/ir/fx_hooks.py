@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from irtool.ir.fx_module import HOOKS, submodule
-from irtool.ir.fx_untouched import Asides
+from irtool.ir.fx_untouched import Asides, contents
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,9 +49,11 @@ def through(
     Raises:
         HiddenHooks: a hook failed, or asks what cannot be answered.
     """
-    if not all(map(_follows, (*module._forward_hooks.values(), *module._forward_pre_hooks.values()))):
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if not all(map(_follows, hooks)):
         raise HiddenHooks(path)
     asides.hooked.setdefault(path)
+    asides.reached += [found for hook in hooks for container in _reached(hook) for found in contents(container)]
     own, before, replaced = module.forward, _computes_with(module), module.__dict__.get("forward")
     failed: list[Exception] = []
 
@@ -90,11 +93,27 @@ def _computes_with(module: nn.Module) -> dict[str, int]:
     return {key: id(value) for table in held for key, value in table.items()}
 
 
+def _function(hook: Any) -> Any:
+    """A hook's function, which has code of Python's if anything has."""
+    function = getattr(hook, "func", hook)
+    return function if hasattr(function, "__code__") else getattr(function, "__call__", None)  # noqa: B004
+
+
 def _follows(hook: Any) -> bool:
     """Whether a hook asks nothing of what it sees that cannot be answered; one without code of Python's may ask anything."""
-    function = getattr(hook, "func", hook)
-    code = getattr(function, "__code__", None) or getattr(getattr(type(function), "__call__", None), "__code__", None)  # noqa: B004
+    code = getattr(_function(hook), "__code__", None)
     return code is not None and _KINDS.isdisjoint(code.co_names)
+
+
+def _reached(hook: Any) -> Iterator[Any]:
+    """Where a hook may leave what it sees: containers that its function names, and the object that it is a method of."""
+    function = _function(hook)
+    owner = getattr(function, "__self__", None)
+    if hasattr(owner, "__dict__") and not isinstance(owner, nn.Module):  # modules of the model are put back anyway
+        yield vars(owner)
+    named = inspect.getclosurevars(function)
+    yield from named.nonlocals.values()
+    yield from named.globals.values()
 
 
 def unhook(program: nn.Module, asides: Asides) -> None:

@@ -33,6 +33,7 @@ class Asides:
         begun: of the buffers, those that were written in place while tracing: what the graph holds of that may lack its beginning.
         recorded: buffers by identity whose every use is recorded, and their names.
         hooked: modules whose forward hooks were traced through.
+        reached: containers that these hooks may fill, and what was in them.
         hooked_back: modules that are traced into and have hooks on their gradients.
         backwards: classes of functions whose own backward the graph lacks.
         mended: of those that decide, the ones whose decision became a module that follows the mode.
@@ -45,6 +46,7 @@ class Asides:
     begun: dict[str, None] = field(default_factory=dict)
     recorded: dict[int, str] = field(default_factory=dict)
     hooked: dict[str, None] = field(default_factory=dict)
+    reached: list[tuple[Any, Any]] = field(default_factory=list)
     hooked_back: dict[str, None] = field(default_factory=dict)
     backwards: dict[str, None] = field(default_factory=dict)
     mended: set[str] = field(default_factory=set)
@@ -90,6 +92,9 @@ def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None
         yield
     finally:
         changed = {id(tensor) for tensor in numbers.put_back()}
+        for value, content in reversed(asides.reached):  # what the first of several hooks found is put back last
+            if not _same(_content(value), content):
+                _refill(value, content)
         for path, module in tree.items():
             begun = [key for key, held_now in module._buffers.items() if id(held_now) in changed]
             for names, told in ((begun, asides.begun), ((*held[path].put_back(module), *begun), asides.written)):
@@ -166,6 +171,11 @@ def _alike(now: Any, before: Any) -> bool:
 
 
 _CONTAINERS = (dict, list, set, deque, SimpleNamespace)
+
+
+def contents(value: Any) -> list[tuple[Any, Any]]:
+    """What a container and all in it hold now; nothing for what is none."""
+    return list(_contents(value, set())) if isinstance(value, _CONTAINERS) else []
 
 
 def _contents(value: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
