@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules import module as every
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from irtool.errors import TraceError
 from irtool.ir.fx_module import map_tensors, modules_by_path
