@@ -30,11 +30,13 @@ def settle_calls(graph: fx.Graph) -> bool:
 
 
 def _form(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = node.args, dict(node.kwargs)
+    args: tuple[Any, ...] = node.args
+    kwargs = dict(node.kwargs)
     if kwargs and not _is_python(node.target) and function_spec(node.target) is not None:
         kwargs = {_ALIASES.get(name, name): value for name, value in kwargs.items()}
-    if len(args) == 2 and isinstance(args[1], bool) and getattr(node.target, "__name__", node.target) in _UNBIASED:
-        args, kwargs = args[:1], {**kwargs, "unbiased": args[1]}
+    second = args[1] if len(args) == 2 else None
+    if isinstance(second, bool) and getattr(node.target, "__name__", node.target) in _UNBIASED:
+        args, kwargs = args[:1], {**kwargs, "unbiased": second}
     if kwargs and not args and (first := _first(node.target)) in kwargs:
         args = (kwargs.pop(first),)
     return args, kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 
@@ -79,6 +80,7 @@ class Replay(Walk):
         self._check_complete()
         self._check_groups()
         self._check_places()
+        self._check_sizes(originals)
         for old, new in zip(self.before.graph.outputs, self.graph.outputs, strict=True):
             if not torch.equal(self.before.of(old), self.of(new)):
                 raise ProofError(
@@ -127,6 +129,18 @@ class Replay(Walk):
                     place = place or value.name
         if pairs:
             raise PlaceError(place, pairs)
+
+    def _check_sizes(self, originals: Mapping[str, Node]) -> None:
+        """A value may only shrink along axes of channels: what else it holds (heads, positions) has no name by which it could be told apart."""
+        for node in self.graph.nodes:
+            old = originals.get(node.name)
+            for before, after in zip(old.outputs, node.outputs, strict=False) if old is not None else ():
+                if before.shape is None or after.shape in (None, before.shape) or 0 in before.sizes:
+                    continue
+                parts = self.before.parts(before)
+                for axis, (was, size) in enumerate(zip(before.sizes, after.sizes, strict=False)):
+                    if was != size and all(labels.shape[axis] == 1 for labels in parts):
+                        raise ProofError("would lose entries that are no channels", where=node.location, remedy=_REMEDY)
 
     def put(self, value: Value, labels: Tensor) -> None:
         """Set labels; each axis must be broadcast or of the real size, and something must be left where something was."""

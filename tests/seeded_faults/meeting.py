@@ -143,6 +143,11 @@ def einsum_does_not_unify(patch: Patch) -> None:
     patch.setitem(table.RULES, "Einsum", faulty)
 
 
+@fault("many_heads")
+def heads_go(patch: Patch) -> None:
+    patch.setattr(products, "heads_stay", lambda node, ctx, labels: None)
+
+
 @fault("siamese", "recursive", "shared_linear")
 def shared_weights_are_taken_for_two(patch: Patch) -> None:
     """Each call gets labels of its own; the last call's count."""

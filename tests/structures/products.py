@@ -54,6 +54,23 @@ class CrossCovariance(Tokens):
         super().__init__(CrossCovariance.Mixer())
 
 
+@case("many_heads", removed=0.3, aligned=False)
+class ManyHeads(Tokens):
+    """More heads than channels in each: heads stay all the same, since queries and values may lose different ones."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x).unflatten(2, (8, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            return self.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    def __init__(self) -> None:
+        super().__init__(ManyHeads.Mixer())
+
+
 @case("linear_attention", removed=0.45, aligned=False)
 class LinearAttention(Tokens):
     """k^T v first; a column of ones beside the values gives the denominator (EfficientViT)."""
