@@ -9,6 +9,7 @@ from small_nets import Middle, halved, small
 from torch import Tensor, nn
 
 import irtool
+from irtool.ir import fx_trace
 
 ALONG = "works along an axis that carries channels"
 ACROSS = {
@@ -139,3 +140,35 @@ def test_padding_along_channels_copies_them_or_makes_new_ones(pad: nn.Module, go
     found, lost, reason = halved(small(lambda net, y: net.pad(y[:, None])[:, 0], pad=pad))
     assert found.ok
     assert (lost, "along an axis that carries channels" in reason) == (gone, gone == 0)
+
+
+PLACES: dict[str, Middle] = {
+    "argmax": lambda net, y: y * (torch.ops.aten.argmax.default(y, 1, True) + 1),
+    "max": lambda net, y: y * (torch.ops.aten.max.dim(y, 1, True)[1] + 1),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_of_extrema_in_an_exported_program(name: str) -> None:
+    found, gone, reason = halved(small(PLACES[name]))
+    assert found.ok
+    assert (gone, f"{name} gives positions of channels" in reason) == (0, True)
+
+
+STORED: dict[str, Middle] = {
+    "sum over channels": lambda net, y: y * net.scale.view(1, -1, 1, 1) / net.scale.square().sum(),
+    "a sum over stored channels": lambda net, y: y * net.scale.view(1, -1, 1, 1) / torch.einsum("c,c->", net.scale, net.scale),
+    "in a layer": lambda net, y: (y.mean((2, 3)) + net.scale + net.layer(net.scale))[:, :, None, None],
+    "in a convolution": lambda net, y: net.kernel(y + net.scale.view(1, -1, 1, 1)) + net.kernel(net.scale.view(1, -1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_sum_over_what_is_stored_is_no_sum_over_zeros(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fx_trace, "TRACERS", {"export": fx_trace.TRACERS["export"]})  # others compute with parameters while they trace
+    graph = small(STORED[name], scale=nn.Parameter(torch.rand(16) + 0.5), layer=nn.Linear(16, 16), kernel=nn.Conv2d(16, 16, 1))
+    found, gone, reason = halved(graph)
+    assert found.ok
+    said = reason or " ".join(found.inexact)
+    assert gone == (0 if reason else 8)
+    assert "stored channels" in said or "sum over channels" in said

@@ -98,6 +98,11 @@ def is_floating(value: Value) -> bool:
     return value.dtype is not None and value.dtype.is_floating_point
 
 
+def is_stored(value: Value, ctx: Context) -> bool:
+    """Whether a value is a parameter, or computed from parameters and constants alone."""
+    return value.is_param or ctx.is_constant(value)
+
+
 def says_where(value: Value) -> bool:
     """Whether somebody takes a value for an index: its numbers are places among channels, which change as channels go."""
     looked_up = any(use.op in ("Gather", "Slice") and use.input is not value for use in value.uses)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier, pin_value
-from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
+from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, is_stored, none, on_axis, varying
 from irtool.ops.products import heads_stay, matmul_parts, source_of
 
 
@@ -31,6 +31,7 @@ def conv(node: Node, ctx: Context) -> None:
     value, axis = node.input, channel_axis(node, weight)
     _pin_other_axes(node, ctx, value, axis)
     arriving = channel_vector(node, ctx, value, axis)
+    _pin_stored(node, ctx, arriving)
     depthwise = ctx.decide(
         node, "depthwise", groups == value.sizes[axis] > 1 and (weight.sizes[1] == 1 or not transposed) and not is_none(arriving)
     )
@@ -153,6 +154,12 @@ def _pin_other_axes(node: Node, ctx: Context, value: Value, axis: int) -> None:
         ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
 
 
+def _pin_stored(node: Node, ctx: Context, arriving: Tensor) -> None:
+    """Channels of what is stored are not zero where they are removed, so that a sum over them would be another one."""
+    if is_stored(node.input, ctx):
+        ctx.pin(node, arriving, "a sum over stored channels")
+
+
 def linear(node: Node, ctx: Context) -> None:
     """`x @ W.T + b` over the last axis. Labels on other axes alone mean that positions are mixed, not channels."""
     weight = node.get("weight")
@@ -180,7 +187,9 @@ def _dense(node: Node, ctx: Context, weight: Value, input_axis: int, output_axis
         _read_bias(node, ctx, out)
         ctx.put(node.output, labels)
         return
-    ctx.read(node, weight, input_axis, channel_vector(node, ctx, value, -1 % len(value.sizes)))
+    arriving = channel_vector(node, ctx, value, -1 % len(value.sizes))
+    _pin_stored(node, ctx, arriving)
+    ctx.read(node, weight, input_axis, arriving)
     _finish(node, ctx, ctx.produce(node, weight, output_axis), axis=len(node.output.sizes) - 1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier
-from irtool.ops.context import NONE, Context, is_none, none, varying
+from irtool.ops.context import NONE, Context, is_none, is_stored, none, varying
 
 Entry = tuple[int, Tensor]
 """The number of an operand, and one of its label tensors over all letters."""
@@ -44,7 +44,7 @@ def einsum(node: Node, ctx: Context) -> None:
                     found.setdefault(letter, []).append((index, spread))
             if not last and not is_none(labels) and labels.numel() == 1:
                 ctx.pin(node, labels.reshape(-1), "a single channel that is broadcast over others")
-    met = {letter: _meet(node, ctx, letter, entries, terms) for letter, entries in sorted(found.items())}
+    met = {letter: _meet(node, ctx, letter, entries, terms, result) for letter, entries in sorted(found.items())}
     kept = [labels for letter, labels in met.items() if labels is not None and letter in result]
     order = [every.index(c) for c in result] + [every.index(c) for c in every if c not in result]
     parts = [labels.permute(order).reshape([labels.shape[every.index(c)] for c in result]) for labels in kept]
@@ -84,7 +84,7 @@ def _over_letters(labels: Tensor, term: str, every: list[str]) -> Tensor:
     return labels.permute(order).reshape([labels.shape[term.index(c)] if c in term else 1 for c in every])
 
 
-def _meet(node: Node, ctx: Context, letter: str, entries: list[Entry], terms: list[str]) -> Tensor | None:
+def _meet(node: Node, ctx: Context, letter: str, entries: list[Entry], terms: list[str], result: str) -> Tensor | None:
     """Unify what lies along one letter; the labels that pass on, or None if they end here."""
     numbers = [index for index, _ in entries]
     having = [
@@ -100,6 +100,9 @@ def _meet(node: Node, ctx: Context, letter: str, entries: list[Entry], terms: li
         for _, labels in entries:
             ctx.unify(node, labels.reshape(-1), torch.full((labels.numel(),), NONE, dtype=torch.int64))
         return None
+    if all(is_stored(node.inputs[index], ctx) for index in having) and letter not in result:
+        for _, labels in entries:
+            ctx.pin(node, labels.reshape(-1), "a sum over stored channels")
     first = entries[0][1]
     for _, labels in entries[1:]:
         x, y = torch.broadcast_tensors(first, labels)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops.context import Context, channel_vector, is_none, none, on_axis, varying
+from irtool.ops.barrier import short_name
+from irtool.ops.context import Context, channel_vector, is_none, is_stored, none, on_axis, varying
 from irtool.ops.windows import first_space
 
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
@@ -94,13 +95,13 @@ def reduce(node: Node, ctx: Context) -> None:
     axes = reduced_axes(node, rank)
     over = [axis for axis in varying(labels) if axis in axes]
     alone = ctx.decide(node, "alone", bool(over) and len(over) == len(varying(labels)))
-    name = node.callee.rsplit(".", 1)[-1]
+    name = short_name(node.callee)
     within = "norm" in node.callee and bool(over) and not alone and over == varying(labels)[-1:]
     if ctx.decide(node, "within", within):  # the length of each head's vector: a number a head
         ctx.inexact(node, labels.movedim(over[-1], -1), f"{name} over channels")
         ctx.balance(node, labels.movedim(over[-1], -1).reshape(-1, labels.shape[over[-1]]))
         labels, over = none(rank), []
-    if alone and name not in ("sum", "sum.dim_IntList"):
+    if alone and (name != "sum" or is_stored(node.input, ctx)):  # what is stored is not zero where a channel is removed
         ctx.inexact(node, labels.reshape(-1), f"{name} over channels")
     if alone and _gives_positions(node, name):
         ctx.pin(node, labels.reshape(-1), f"{name} gives positions of channels")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier
-from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, none, varying
+from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, is_stored, none, varying
 
 WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output"})
 """Operators whose rules look at all parts themselves."""
@@ -197,6 +197,8 @@ def matmul_parts(node: Node, ctx: Context, a: Value, b: Value) -> None:
     rank = len(node.output.sizes)
     left, right = _roles(node, ctx, a, rank, "left"), _roles(node, ctx, b, rank, "right")
     _meet_inner(node, ctx, left["inner"], right["inner"])
+    for labels in (*left["inner"], *right["inner"]) if is_stored(a, ctx) and is_stored(b, ctx) else ():
+        ctx.pin(node, labels.reshape(-1), "a sum over stored channels")
     kept = [*_outer(node, ctx, left["rows"], a, b), *_outer(node, ctx, right["columns"], b, a)]
     batch = left["batch"] + right["batch"]
     if batch and not kept and len(left["batch"]) == len(right["batch"]) == 1:
@@ -265,7 +267,7 @@ def _meet_inner(node: Node, ctx: Context, left: list[Tensor], right: list[Tensor
 
 def _outer(node: Node, ctx: Context, parts: list[Tensor], value: Value, other: Value) -> list[Tensor]:
     """Labels that pass on to the result. Rows of a table that meets activations are positions."""
-    table = (value.is_param or ctx.is_constant(value)) and not (other.is_param or ctx.is_constant(other))
+    table = is_stored(value, ctx) and not is_stored(other, ctx)
     if table:
         for labels in parts:
             ctx.pin(node, labels.reshape(-1), "a table's positions are no channels")
