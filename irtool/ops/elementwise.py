@@ -152,6 +152,8 @@ def channelwise(node: Node, ctx: Context) -> None:
     for value in node.inputs[1:]:
         if not value.is_param:
             ctx.pin(node, ctx.of(value).reshape(-1), "says where to sample")
+    if node.callee == "MaxPool" and any(output.uses for output in node.outputs[1:]):  # ONNX counts them over the whole tensor
+        ctx.pin(node, labels.reshape(-1), "MaxPool gives positions over all channels")
     for output in node.outputs:
         kept = labels
         if len(output.sizes) != labels.dim() or any(

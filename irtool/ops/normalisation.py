@@ -95,7 +95,7 @@ def reduce(node: Node, ctx: Context) -> None:
     axes = reduced_axes(node, rank)
     over = [axis for axis in varying(labels) if axis in axes]
     alone = ctx.decide(node, "alone", bool(over) and len(over) == len(varying(labels)))
-    name = short_name(node.callee)
+    name = short_name(node.callee).lower()
     within = "norm" in node.callee and bool(over) and not alone and over == varying(labels)[-1:]
     if ctx.decide(node, "within", within):  # the length of each head's vector: a number a head
         ctx.inexact(node, labels.movedim(over[-1], -1), f"{name} over channels")
