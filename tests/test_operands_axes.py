@@ -57,6 +57,7 @@ MIXES: dict[str, tuple[Middle, str]] = {
     "triangle before a mean": (lambda net, y: (y * y.tril().mean(1, keepdim=True)).mean((2, 3)), "mean over channels"),
     "var(False)": (lambda net, y: (y * y.var(False)).mean((2, 3)), "var over channels"),
     "std(y, False)": (lambda net, y: (y * torch.std(y, False)).mean((2, 3)), "std over channels"),
+    "std(y, False), exported": (lambda net, y: (y * torch.ops.aten.std.default(y, False)).mean((2, 3)), "std over channels"),
     "norm(2.0)": (lambda net, y: (y / (y.norm(2.0) + 1)).mean((2, 3)), "norm over channels"),
     "norm(2, 1)": (lambda net, y: (y / (y.norm(2, 1, keepdim=True) + 1)).mean((2, 3)), "norm over channels"),
     "norm(p=2, dim=1)": (lambda net, y: (y / (torch.norm(y, p=2, dim=1, keepdim=True) + 1)).mean((2, 3)), "norm over channels"),

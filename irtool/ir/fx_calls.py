@@ -35,7 +35,7 @@ def _form(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if kwargs and not _is_python(node.target) and function_spec(node.target) is not None:
         kwargs = {_ALIASES.get(name, name): value for name, value in kwargs.items()}
     second = args[1] if len(args) == 2 else None
-    if isinstance(second, bool) and getattr(node.target, "__name__", node.target) in _UNBIASED:
+    if isinstance(second, bool) and str(getattr(node.target, "__name__", node.target)).split(".")[0] in _UNBIASED:
         args, kwargs = args[:1], {**kwargs, "unbiased": second}
     if kwargs and not args and (first := _first(node.target)) in kwargs:
         args = (kwargs.pop(first),)
