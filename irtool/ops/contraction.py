@@ -7,7 +7,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier, pin_value
-from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, is_stored, none, on_axis, varying
+from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
 from irtool.ops.products import heads_stay, matmul_parts, source_of
 
 
@@ -156,7 +156,7 @@ def _pin_other_axes(node: Node, ctx: Context, value: Value, axis: int) -> None:
 
 def _pin_stored(node: Node, ctx: Context, arriving: Tensor) -> None:
     """Channels of what is stored are not zero where they are removed, so that a sum over them would be another one."""
-    if is_stored(node.input, ctx):
+    if node.input.is_param:
         ctx.pin(node, arriving, "a sum over stored channels")
 
 

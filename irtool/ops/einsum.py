@@ -9,7 +9,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier
-from irtool.ops.context import NONE, Context, is_none, is_stored, none, varying
+from irtool.ops.context import NONE, Context, is_none, none, varying
 
 Entry = tuple[int, Tensor]
 """The number of an operand, and one of its label tensors over all letters."""
@@ -100,7 +100,7 @@ def _meet(node: Node, ctx: Context, letter: str, entries: list[Entry], terms: li
         for _, labels in entries:
             ctx.unify(node, labels.reshape(-1), torch.full((labels.numel(),), NONE, dtype=torch.int64))
         return None
-    if all(is_stored(node.inputs[index], ctx) for index in having) and letter not in result:
+    if all(node.inputs[index].is_param for index in having) and letter not in result:
         for _, labels in entries:
             ctx.pin(node, labels.reshape(-1), "a sum over stored channels")
     first = entries[0][1]

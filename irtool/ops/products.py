@@ -197,7 +197,7 @@ def matmul_parts(node: Node, ctx: Context, a: Value, b: Value) -> None:
     rank = len(node.output.sizes)
     left, right = _roles(node, ctx, a, rank, "left"), _roles(node, ctx, b, rank, "right")
     _meet_inner(node, ctx, left["inner"], right["inner"])
-    for labels in (*left["inner"], *right["inner"]) if is_stored(a, ctx) and is_stored(b, ctx) else ():
+    for labels in (*left["inner"], *right["inner"]) if a.is_param and b.is_param else ():
         ctx.pin(node, labels.reshape(-1), "a sum over stored channels")
     kept = [*_outer(node, ctx, left["rows"], a, b), *_outer(node, ctx, right["columns"], b, a)]
     batch = left["batch"] + right["batch"]
