@@ -75,3 +75,13 @@ def unflattened(host: fx.Node) -> tuple[int, Any]:
 def argument(host: fx.Node, position: int, key: str, default: Any = None) -> Any:
     """An argument by position or keyword."""
     return host.args[position] if len(host.args) > position else host.kwargs.get(key, default)
+
+
+def of_batch(size: fx.Node) -> bool:
+    """Whether the program computes a size from the first one of a tensor."""
+    found, todo = False, [size]
+    while todo and not found:
+        host = todo.pop()
+        found = torch_name(host) in ("getitem", "size") and host.args[1:] == (0,)
+        todo += [arg for arg in host.all_input_nodes if torch_name(arg) not in ("getattr", "size") or arg.args[1:] == (0,)]
+    return found

@@ -20,7 +20,7 @@ from irtool.ir.fx_module import set_attribute
 from irtool.ir.graph import Node, Value
 from irtool.ops.contraction import channel_axis
 from irtool.ops.movement import pad_amounts
-from irtool.planning.fx_arguments import argument, moved_entry, sizes_argument, stated_size, torch_name, unflattened, with_sizes
+from irtool.planning.fx_arguments import argument, moved_entry, of_batch, sizes_argument, stated_size, torch_name, unflattened, with_sizes
 
 Ints = NDArray[np.int64]
 
@@ -77,7 +77,7 @@ class Literals:
             return
         fixed = [size if isinstance(arg, fx.Node) and examples[arg] != size else arg for arg, size in zip(listed, new, strict=True)]
         if fixed != list(listed):
-            if any(old is not arg and _of_batch(arg) for old, arg in zip(fixed, listed, strict=True)):
+            if any(old is not arg and of_batch(arg) for old, arg in zip(fixed, listed, strict=True)):
                 raise ProofError("a size that is computed from the batch would become a number", where=node.location)
             self.set_args(node, *with_sizes(host, key, fixed))
 
@@ -113,16 +113,6 @@ class Literals:
         if (args, kwargs) != (host.args, dict(host.kwargs)):
             host.args, host.kwargs = args, kwargs
             self.edited.append(node.name)
-
-
-def _of_batch(size: fx.Node) -> bool:
-    """Whether the program computes a size from the first one of a tensor."""
-    found, todo = False, [size]
-    while todo and not found:
-        host = todo.pop()
-        found = torch_name(host) in ("getitem", "size") and host.args[1:] == (0,)
-        todo += [arg for arg in host.all_input_nodes if torch_name(arg) not in ("getattr", "size") or arg.args[1:] == (0,)]
-    return found
 
 
 def _reshape(edits: Literals, node: Node) -> None:
