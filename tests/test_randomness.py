@@ -78,11 +78,35 @@ def test_the_check_sees_one_type_and_the_same_numbers(name: str, constants: str)
     assert check.unresolved == ()
 
 
-def test_numbers_drawn_for_fewer_heads_are_not_compared() -> None:
+def test_numbers_drawn_for_each_head_are_the_same_in_both_runs() -> None:
+    """Heads stay, and shrink within."""
     graph = irtool.trace(Attending().eval(), X)
+    plan = irtool.plan(graph, "l1", 0.5, "local")
+    check = irtool.check_prune(graph, plan)
+    assert plan.removed >= 12
+    assert check.unresolved == ()
+    assert check.ok
+
+
+def test_numbers_drawn_for_fewer_channels_are_not_compared() -> None:
+    graph = irtool.trace(Net(lambda x: F.fractional_max_pool2d(x, 2, output_ratio=(0.5, 0.5))).eval(), X)
     check = irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5, "local"))
-    assert check.unresolved == ("scaled_dot_product_attention (draws random numbers)",)
+    assert check.unresolved == ("fractional_max_pool2d (draws random numbers)",)
     assert not check.ok
+
+
+def test_looking_for_what_draws_writes_nothing() -> None:
+    class Averaging(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            self.mean.mul_(0.9).add_(x.mean((0, 2, 3), keepdim=True).detach(), alpha=0.1)
+            return self.head(self.second(x - self.mean))
+
+    model = Averaging(torch.relu)
+    model.register_buffer("mean", torch.zeros(1, 8, 1, 1))
+    graph = irtool.trace(model.eval(), X)
+    assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5, "local")).ok
+    assert not model.mean.any()
 
 
 def test_files_of_a_model_that_draws_are_not_compared() -> None:

@@ -14,6 +14,7 @@ from odd_nets import Net, X, make
 from torch import Tensor, nn
 
 import irtool
+from irtool.errors import TraceError
 
 
 class Out(NamedTuple):
@@ -125,3 +126,32 @@ def test_what_a_model_writes_into_its_weights_the_graph_writes(assign: bool) -> 
         expected = before(X)
         for made in copies:
             torch.testing.assert_close(made.module(X), expected)
+
+
+class Sized(nn.Module):
+    """Decides by a size, so that the second tracer serves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part, self.head = nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.part(self.first(x if x.shape[2] > 4 else x * 2))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("leaf", "kept"), [(["part"], 8), (["part.0"], 8), ([], 4)])
+def test_named_parts_are_barriers_whatever_is_known_of_their_class(leaf: list[str], kept: int) -> None:
+    graph = irtool.trace(Sized().eval(), torch.zeros(1, 3, 8, 8), leaf=leaf)
+    assert graph.tracer == "concrete"
+    first = irtool.plan(graph, "l1", 0.5, "local").layers[0]
+    assert first.kept == kept
+    assert ("part" in first.reason) == bool(leaf)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "said"), [(["prt"], "no module is called 'prt'. Did you mean part"), ("part", "is no list"), ([Sized()], "is no list")]
+)
+def test_names_that_no_part_has_are_refused(leaf: Any, said: str) -> None:
+    with pytest.raises(TraceError, match=said):
+        irtool.trace(Sized().eval(), torch.zeros(1, 3, 8, 8), leaf=leaf)

@@ -140,6 +140,8 @@ class Reader:
         if module is None and self._is_nest(node):
             return
         spec, name = self._function(node) if module is None else (self._module_spec(module), module_callee(module))
+        if spec is not None and "whole" in node.meta:
+            spec, name = None, f"{name} (named in leaf=)"
         operands, attrs = self._bind(node, spec, module)
         view = Node(node.name, spec.op if spec is not None else "Opaque", operands, (), attrs, _location(node), node, name)
         shape = infer_shape(spec, operands, attrs, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,22 @@ from irtool.ir.modes import evaluating
 UNTRACEABLE = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
 REFUSED = "Give inputs that the model itself accepts: a tensor, or a tuple of the arguments of forward."
 """What to do where no tracer can follow, and where there is nothing to follow."""
+
+
+def refuse_unknown(model: nn.Module, leaf: Sequence[str | type]) -> None:
+    """Names in `leaf=` that no module has.
+
+    Raises:
+        TraceError: the name, and what comes near it.
+    """
+    if isinstance(leaf, str) or not all(isinstance(entry, str | type) for entry in leaf):
+        raise TraceError(f"{leaf!r} is no list of module paths and classes", where="leaf", remedy='Write leaf=["head"], or leaf=[MyHead].')
+    paths = list(modules_by_path(model)) if leaf else []
+    for name in leaf:
+        if isinstance(name, str) and name not in paths:
+            near = difflib.get_close_matches(name, paths, 3, 0.4)
+            remedy = f"Did you mean {', '.join(near)}?" if near else "model.named_modules() lists the paths."
+            raise TraceError(f"no module is called {name!r}", where="leaf", remedy=remedy)
 
 
 def refuse_hidden(model: nn.Module) -> None:

@@ -22,7 +22,7 @@ from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_hooks import HiddenHooks, hooked, unhook
 from irtool.ir.fx_mend import mend
 from irtool.ir.fx_module import attribute, lazy, modules_by_path
-from irtool.ir.fx_refusals import explained, refuse_hidden
+from irtool.ir.fx_refusals import explained, refuse_hidden, refuse_unknown
 from irtool.ir.fx_tracers import ConcreteTracer, SymbolicTracer, held_at
 from irtool.ir.fx_untouched import Asides, untouched
 from irtool.ir.fx_within import capture
@@ -52,6 +52,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     if within is not None:
         model, inputs = capture(model, inputs, within)
     refuse_hidden(model)
+    refuse_unknown(model, leaf)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
     asides = Asides()

@@ -87,7 +87,7 @@ class SymbolicTracer(fx.Tracer):
         if type(m) is nn.MultiheadAttention and path not in self._leaf:
             leaf = partial(emit_attention, m)
         elif self.is_leaf_module(m, path):
-            leaf = partial(self._record, path)
+            leaf = partial(self._record, path, self._is_named(m, path))
         if hooked(m) and not self._is_named(m, path):
             return self._through_hooks(m, path, forward, args, kwargs, leaf)
         if leaf is not None:
@@ -108,8 +108,11 @@ class SymbolicTracer(fx.Tracer):
         self._opened = m  # torch asks once more whether it is a leaf
         return super().call_module(m, around, args, kwargs)
 
-    def _record(self, path: str, *args: Any, **kwargs: Any) -> Any:
-        return self.create_proxy("call_module", path, args, kwargs)
+    def _record(self, path: str, whole: bool, *args: Any, **kwargs: Any) -> Any:
+        made = self.create_proxy("call_module", path, args, kwargs)
+        if whole:  # the user says so, whatever is known of its class
+            made.node.meta["whole"] = True
+        return made
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """A module's attribute: what stands for it, if it is a parameter, or a buffer whose writes are recorded."""
@@ -138,6 +141,11 @@ class ConcreteTracer(SymbolicTracer):
         super().__init__(leaf, len(inputs), asides)
         self._feed = [map_tensors(item, meta) for item in inputs]
         self._values: dict[fx.Node, Any] = {}
+        self._computing = False
+        """Whether a layer runs on values, and the layers in it with it: nothing of that is recorded."""
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return forward(*args, **kwargs) if self._computing else super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         made = ConcreteProxy(node, self)
@@ -160,7 +168,11 @@ class ConcreteTracer(SymbolicTracer):
                 # Not through __call__, which is the tracer's own hook for the time being.
                 held = self.root.get_submodule(str(node.target))
                 copied = copy_module(held, empty_like).eval()
-                return (copied._call_impl if self._is_named(held, str(node.target)) else copied.forward)(*args, **kwargs)
+                self._computing = True
+                try:
+                    return (copied._call_impl if self._is_named(held, str(node.target)) else copied.forward)(*args, **kwargs)
+                finally:
+                    self._computing = False
             try:
                 return call(self.root, node, args, kwargs)
             except RuntimeError:  # what the program makes of sizes (anchors) is real, and meets values that are not

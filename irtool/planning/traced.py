@@ -32,15 +32,17 @@ def against_model(graph: FxGraph, inputs: Sequence[Any]) -> float:
 
 
 def holds_elsewhere(graph: FxGraph, inputs: Sequence[Any]) -> bool:
-    """Whether a trace that decided by sizes agrees with the model on images of twice the size, where the model takes these."""
+    """Whether a trace that decided by sizes agrees with the model on images of twice the size and on twice as many, where the model
+    takes these."""
     if graph.tracer not in _SPECIALISED or graph.origin is None or not _shares_weights(graph.origin, graph):
         return True
-    larger = map_tensors(map_tensors(tuple(inputs), _as_parameters(graph)), _twice)
-    expected = _run(graph.origin, larger)
-    if expected is None:
-        return True
-    found = _run(graph.module, larger)
-    return found is not None and difference(expected, found)[1] <= TOLERANCE
+    own = map_tensors(tuple(inputs), _as_parameters(graph))
+    for larger in (map_tensors(own, _twice), map_tensors(own, _twice_as_many)):
+        expected = _run(graph.origin, larger)
+        found = None if expected is None else _run(graph.module, larger)
+        if expected is not None and (found is None or difference(expected, found)[1] > TOLERANCE):
+            return False
+    return True
 
 
 def _run(module: nn.Module | None, inputs: Any) -> Any:
@@ -68,3 +70,7 @@ def _twice(tensor: Tensor) -> Tensor:
     if tensor.dim() < 3 or not tensor.is_floating_point():
         return tensor
     return tensor.repeat(*([1, 1] + [2] * (tensor.dim() - 2)))
+
+
+def _twice_as_many(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.dim() > 1 else tensor
