@@ -148,6 +148,11 @@ def heads_go(patch: Patch) -> None:
     patch.setattr(products, "heads_stay", lambda node, ctx, labels: None)
 
 
+@fault("turned_pixels")
+def places_are_not_looked_at(patch: Patch) -> None:
+    patch.setattr(replay, "misplaced", lambda before, after, stays: False)
+
+
 @fault("siamese", "recursive", "shared_linear")
 def shared_weights_are_taken_for_two(patch: Patch) -> None:
     """Each call gets labels of its own; the last call's count."""

@@ -257,3 +257,30 @@ class ConstantPad(nn.Module):
         x = self.a(x)
         x = self.b(self.pad(x))
         return self.head(self.c(torch.cat([x, torch.zeros_like(x[:, :4])], 1)))
+
+
+@case("turned_pixels", removed=0.4, aligned=False)
+class TurnedPixels(nn.Module):
+    """Channels become pixels, these are moved by one, and channels again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = cbr(3, 16), cbr(16, 16), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pixel_shuffle(self.a(x), 2).roll((1, 1), (2, 3))
+        return self.head(self.b(F.pixel_unshuffle(y, 2)))
+
+
+@case("folded_groups", removed=0.4, aligned=False)
+class FoldedGroups(nn.Module):
+    """Groups of channels in the batch's axis, each with a gate of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = cbr(3, 16), cbr(16, 16), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        z = y.reshape(x.shape[0] * 4, 4, *y.shape[2:])
+        return self.head(self.b((z * torch.sigmoid(z.mean((2, 3), keepdim=True))).view(y.shape)))
