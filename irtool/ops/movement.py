@@ -10,7 +10,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.barrier import barrier, short_name
-from irtool.ops.context import Context, channel_vector, collapse, expand, is_none, none, on_axis, varying
+from irtool.ops.context import Context, channel_vector, collapse, expand, flatten_others, is_none, none, on_axis, varying
 from irtool.ops.writes import written
 
 LARGEST = 1 << 24
@@ -46,6 +46,8 @@ def movement(node: Node, ctx: Context) -> None:
         labels = collapse(result)
         ctx.put(output, labels)
         ctx.floor(labels)
+        if node.op == "DepthToSpace":  # of fewer channels it deals out other ones to each place of a pixel, so that whole pixels go
+            flatten_others(node, ctx, labels, 1)
 
 
 def _is_run(node: Node, ctx: Context) -> bool:

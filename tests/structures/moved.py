@@ -261,15 +261,17 @@ class ConstantPad(nn.Module):
 
 @case("turned_pixels", removed=0.4, aligned=False)
 class TurnedPixels(nn.Module):
-    """Channels become pixels, these are moved by one, and channels again."""
+    """Eight channels become neighbours along the width, these are moved by one, and channels again."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.head = cbr(3, 16), cbr(16, 16), Head(16)
+        self.a, self.b, self.head = cbr(3, 32), cbr(32, 16), Head(16)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.pixel_shuffle(self.a(x), 2).roll((1, 1), (2, 3))
-        return self.head(self.b(F.pixel_unshuffle(y, 2)))
+        y = self.a(x)
+        b, c, h, w = y.shape
+        y = y.view(b, c // 8, 8, h, w).permute(0, 1, 3, 4, 2).reshape(b, c // 8, h, w * 8).roll(1, 3)
+        return self.head(self.b(y.view(b, c // 8, h, w, 8).permute(0, 1, 4, 2, 3).reshape(b, c, h, w)))
 
 
 @case("folded_groups", removed=0.4, aligned=False)
