@@ -51,3 +51,15 @@ def test_half_of_the_channels_go(model: nn.Module, shape: tuple[int, ...], const
     pruned = irtool.prune(graph, plan, constants).module
     pruned.train()(torch.randn(shape)).sum().backward()
     assert all(parameter.grad is not None for parameter in pruned.parameters())
+
+
+def test_constants_are_absorbed_without_a_batch() -> None:
+    model = Normed().eval().double()
+    model.norm.weight.data[:8] = 0  # constant channels
+    graph = irtool.trace(model, torch.randn(3, 8, 8).double())
+    plan = irtool.plan(graph, "bn_scale", 0.5, "local")
+    pruned = irtool.prune(graph, plan, "absorb").module
+    x = torch.randn(3, 8, 8).double()
+    assert plan.layers[0].removed == tuple(range(8))
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(x), model(x), rtol=0, atol=1e-12)

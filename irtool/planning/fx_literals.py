@@ -154,8 +154,7 @@ def _expand(edits: Literals, node: Node) -> None:
 
 def _split(edits: Literals, node: Node) -> None:
     host = edits.hosts[node.name]
-    name = torch_name(host)
-    if name == "unbind":
+    if torch_name(host) == "unbind":
         return
     dim = argument(host, 2, "dim", 0)
     axis = dim % len(node.input.sizes)
@@ -172,8 +171,7 @@ def _split(edits: Literals, node: Node) -> None:
 
 def _slice(edits: Literals, node: Node) -> None:
     host = edits.hosts[node.name]
-    name = torch_name(host)
-    rank = len(node.input.sizes)
+    name, rank = torch_name(host), len(node.input.sizes)
     if name == "getitem":
         index = host.args[1] if isinstance(host.args[1], tuple) else (host.args[1],)
         edits.set_args(node, (host.args[0], _new_index(edits, node, index)))

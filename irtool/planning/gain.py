@@ -7,6 +7,7 @@ from torch import Tensor
 
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ops import contraction
 
 WINDOWED = frozenset({"Conv", "ConvTranspose"})
 LAYERS = WINDOWED | {"Gemm", "MatMul"}
@@ -19,7 +20,8 @@ def weight_of(node: Node) -> Value | None:
 
 def channel_axis(node: Node, value: Value) -> int:
     """The axis of a layer's input or output that carries its channels."""
-    return 1 if node.op in WINDOWED else len(value.sizes) - 1
+    weight = weight_of(node)
+    return contraction.channel_axis(node, weight) if node.op in WINDOWED and weight is not None else len(value.sizes) - 1
 
 
 def outputs(node: Node) -> int:
@@ -29,9 +31,8 @@ def outputs(node: Node) -> int:
 
 def has_plain_window(graph: Graph, node: Node) -> bool:
     """Whether the attributes say where every tap of a convolution falls: not where ONNX computes padding from the sizes."""
-    weight = weight_of(node)
     if node.op not in WINDOWED or isinstance(graph, FxGraph):
-        return node.op not in WINDOWED or (weight is not None and len(weight.sizes) == len(node.input.sizes))
+        return True
     given = node.host.attrs
     return node.op == "Conv" or ("output_shape" not in given and given.get("auto_pad", "NOTSET") == "NOTSET")
 
@@ -82,8 +83,9 @@ def shares(graph: Graph, node: Node) -> Tensor:
     stride, dilation, padding = (
         _per_axis(found, len(kernel)) for found in (_attr(node, "stride", 1), _attr(node, "dilation", 1), _begins(node))
     )
+    first = channel_axis(node, node.input) + 1
     for axis, taps in enumerate(kernel):
-        read, made = node.input.sizes[2 + axis], node.output.sizes[2 + axis]
+        read, made = node.input.sizes[first + axis], node.output.sizes[first + axis]
         moves, bound = (read, made) if transposed else (made, read)
         place = torch.arange(moves)[None] * stride[axis] + torch.arange(taps)[:, None] * dilation[axis] - padding[axis]
         counted = ((place >= 0) & (place < bound)).double().sum(1) / made
