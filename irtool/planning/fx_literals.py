@@ -281,8 +281,7 @@ def _filler(edits: Literals, node: Node) -> None:
 
 
 def _norm_shape(edits: Literals, node: Node) -> None:
-    owner, host = edits.owner(node), edits.hosts[node.name]
-    shape = node.attrs["normalized_shape"]
+    owner, host, shape = edits.owner(node), edits.hosts[node.name], node.attrs["normalized_shape"]
     depth = 1 if isinstance(shape, int) else len(shape)
     new = edits.sizes(node.input)[-depth:]
     if owner is not None:

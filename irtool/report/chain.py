@@ -27,7 +27,7 @@ from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.planning import Plan
 from irtool.planning.check import TOLERANCE as EXACT
-from irtool.planning.check import check_prune
+from irtool.planning.check import MaskedCheck, check_prune
 from irtool.planning.traced import TOLERANCE as TRACED
 from irtool.report.divergence import before_saturation, first_in_mnn, first_in_onnx
 
@@ -131,23 +131,7 @@ def masked_links(
     require_repeatable(graph)
     batches = None if calibration is None else list(calibration)
     found = check_prune(graph, plan, inputs, constants, batches)
-    notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
-    border = "constants are not exact at zero-padded borders, nor in single calls of a layer: that moves the outputs by"
-    notes += [f"{border} {found.border:.1%}"] if found.border > found.tolerance else []
-    wrong = found.constants > found.tolerance
-    notes += ["what is absorbed is not what constant channels add"] if wrong else []
-    notes += [f"no reference for {', '.join(found.unresolved)}: only proven by labels"] if found.unresolved else []
-    masked = Link(
-        "masked",
-        "sliced",
-        "float64" if isinstance(graph, FxGraph) else "float32",
-        found.max_abs,
-        max(found.relative, found.constants),
-        found.tolerance,
-        not wrong and (found.relative <= found.tolerance or bool(found.unresolved)),
-        "; ".join(notes),
-        unchecked=found.unresolved,
-    )
+    masked = _masked(found, "float64" if isinstance(graph, FxGraph) else "float32")
     if not isinstance(graph, FxGraph) or not isinstance(sliced, FxGraph):
         return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
@@ -155,6 +139,27 @@ def masked_links(
     note = "the trace decided by the example's sizes: images of other sizes give other results" if found.fixed else ""
     traced = Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note)
     return (*((traced,) if graph.origin is not None else ()), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
+
+
+def _masked(found: MaskedCheck, precision: str) -> Link:
+    """Masked against sliced, with what the check has to say of it."""
+    notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
+    border = "constants are not exact at zero-padded borders, nor in single calls of a layer: that moves the outputs by"
+    notes += [f"{border} {found.border:.1%}"] if found.border > found.tolerance else []
+    wrong = found.constants > found.tolerance
+    notes += ["what is absorbed is not what constant channels add"] if wrong else []
+    notes += [f"no reference for {', '.join(found.unresolved)}: only proven by labels"] if found.unresolved else []
+    return Link(
+        "masked",
+        "sliced",
+        precision,
+        found.max_abs,
+        max(found.relative, found.constants),
+        found.tolerance,
+        not wrong and (found.relative <= found.tolerance or bool(found.unresolved)),
+        "; ".join(notes),
+        unchecked=found.unresolved,
+    )
 
 
 def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
