@@ -1,19 +1,18 @@
-"""Everything that a saved program may name. A name in a file is looked up in these tables and never imported.
+"""Looks up what a saved program names: functions, methods, overloads, classes. Nothing is imported by a name from a file.
 
 An archive can come from anyone. A node's target, a module's class and an attribute's name are strings in it, so what
-is not listed here cannot be reached, whatever the file says.
+is not in the tables (irtool/archive/operators.py, irtool/archive/layers.py) cannot be reached, whatever the file says.
 """
 
 from __future__ import annotations
 
 import builtins
 import collections
-import inspect
+import keyword
 import math
 import operator
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -21,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from irtool.archive.kinds import LONGEST_TEXT, Row, row, rows
+from irtool.archive.layers import layer_rows
+from irtool.archive.operators import ATEN, SCHEMA_KINDS, SCHEMA_NAMES, SCHEMA_WORDS, TABLES, UNCHECKED, UNCHECKED_OVERLOADS
 from irtool.ir.channel_select import ChannelSelect
 
 
@@ -32,76 +34,99 @@ class NotData(Exception):
     """A program holds something that cannot be written as data; the text says what."""
 
 
-BUILTINS = (
-    "abs",
-    "bool",
-    "divmod",
-    "float",
-    "getattr",
-    "int",
-    "len",
-    "list",
-    "max",
-    "min",
-    "pow",
-    "range",
-    "round",
-    "slice",
-    "sum",
-    "tuple",
+_PLACES = {
+    "t": "torch", "F": "torch.nn.functional", "la": "torch.linalg", "fft": "torch.fft", "op": "operator", "math": "math", "py": "builtins",
+    "col": "collections", "tv": "torchvision.ops",
+}  # fmt: skip
+_NAME = re.compile(r"(?!__)[A-Za-z0-9_\-]+")
+_SHADOWS = frozenset(
+    {"builtins", "collections", "device", "fx_pytree", "inf", "math", "nan", "operator", "pytree", "self", "torch", "torchvision"}
 )
-
-ATTRIBUTES = frozenset("""
-T H mT mH data device dtype grad imag indices is_cpu is_cuda is_meta is_mps is_quantized is_sparse itemsize layout names nbytes ndim real
-requires_grad shape values
-""".split())  # fmt: skip
-"""What `getattr` may read: with dunder names one could walk from a tensor to `os.system`."""
-
-_TORCH_EXTRA = ("_assert", "sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite", "sym_sqrt", "sym_sum")
-_FILES = frozenset({"from_file", "save", "load"})
-_CALLERS = frozenset({"attrgetter", "call", "itemgetter", "methodcaller"})
-_DENIED_METHODS = frozenset({"apply_", "backward", "map_", "map2_", "module_load", "register_hook", "register_post_accumulate_grad_hook", "share_memory_"})  # fmt: skip
-_OTHER_METHODS = frozenset({"get", "items", "keys"})
-"""Methods of what is no tensor: dicts of inputs and outputs."""
-
-_NAME = re.compile(r"[A-Za-z0-9_\-]+")
+"""Names in the code that fx writes. An argument that is called so would stand where the code means torch."""
 
 
 @cache
 def functions() -> dict[str, Callable[..., Any]]:
     """The functions that a program may call, by the name they have in a file."""
+    return {name: function for name, (function, _) in _function_rows().items()}
+
+
+@cache
+def _function_rows() -> dict[str, tuple[Callable[..., Any], Row]]:
     import torchvision.ops  # late: it takes a second to import, and `import irtool` need not wait for it
 
-    spaces: tuple[tuple[str, Any, Iterable[str]], ...] = (
-        ("torch", torch, (*vars_of(torch._C._VariableFunctions), *torch.functional.__all__, *_TORCH_EXTRA)),
-        ("torch.nn.functional", F, [name for name in vars_of(F) if _is_own(getattr(F, name), F.__name__)]),
-        ("torch._C._nn", torch._C._nn, vars_of(torch._C._nn)),
-        ("torch.linalg", torch.linalg, vars_of(torch.linalg)),
-        ("torch.fft", torch.fft, vars_of(torch.fft)),
-        ("torch.special", torch.special, vars_of(torch.special)),
-        ("operator", operator, [name for name in operator.__all__ if name not in _CALLERS]),
-        ("math", math, vars_of(math)),
-        ("builtins", builtins, BUILTINS),
-        ("collections", collections, ("OrderedDict",)),
-        ("torchvision.ops", torchvision.ops, torchvision.ops.__all__),
-    )
-    found: dict[str, Callable[..., Any]] = {}
-    for space, owner, names in spaces:
-        for name in names:
-            function = getattr(owner, name, None)
-            if name not in _FILES and (inspect.isroutine(function) or space in ("builtins", "collections")):
-                found[f"{space}.{name}"] = function  # type: ignore[assignment]
+    owners = {"torch": torch, "torch.nn.functional": F, "torch.linalg": torch.linalg, "torch.fft": torch.fft, "operator": operator,
+              "math": math, "builtins": builtins, "collections": collections, "torchvision.ops": torchvision.ops}  # fmt: skip
+    found: dict[str, tuple[Callable[..., Any], Row]] = {}
+    for places, names, text in (line for table in TABLES for line in rows(table)):
+        for place in places:
+            for name in names if place != "." else ():
+                function = getattr(owners[_PLACES[place]], name, None)
+                if callable(function):
+                    found[f"{_PLACES[place]}.{name}"] = function, row(text)
+    return dict(sorted(found.items(), key=lambda item: [*_PLACES.values()].index(item[0].rpartition(".")[0])))
+
+
+@cache
+def _rows_by_function() -> dict[int, Row]:
+    return {id(function): kinds for function, kinds in reversed(_function_rows().values())}
+
+
+@cache
+def methods() -> dict[str, Row]:
+    """The methods of tensors that a program may call."""
+    return {
+        name: row(text)
+        for table in TABLES
+        for places, names, text in rows(table)
+        for name in names
+        if "." in places and callable(getattr(torch.Tensor, name, None))
+    }
+
+
+def row_of(target: Any) -> Row:
+    """What a function, an overload, or a method by its name takes.
+
+    Raises:
+        Refused: it is not in the tables.
+    """
+    if isinstance(target, str):
+        found = methods().get(target)
+    elif isinstance(target, torch._ops.OpOverload):
+        found = _schema_row(target)
+    else:
+        found = _rows_by_function().get(id(target))
+    if found is None:
+        raise Refused(f"calls {target!s:.80}, which no graph of irtool's calls")
     return found
 
 
-def vars_of(owner: Any) -> list[str]:
-    """The public names of a module or class."""
-    return [name for name in dir(owner) if not name.startswith("_")]
+@cache
+def _schema_row(overload: torch._ops.OpOverload) -> Row | None:
+    """The row of an ATen operator, from its schema; None for one that takes or gives what no program holds."""
+    schema = overload._schema
+    space, _, name = schema.name.partition("::")
+    if space != "aten" or name not in ATEN or f"{schema.name}.{schema.overload_name}" in UNCHECKED_OVERLOADS:
+        return None
+    parts = []
+    for index, argument in enumerate(schema.arguments):
+        kinds = _schema_kinds(argument.name, str(argument.type))
+        if kinds == "T" and index:
+            kinds = "nT"  # a number stands for a tensor without axes
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        if kinds is None or (writes and (index > 0 or not name.endswith("_"))):
+            return None
+        parts.append(f"{argument.name}={kinds}")
+    given = {str(result.type) for result in schema.returns}
+    return row(" ".join(parts)) if given and given <= {"Tensor", "List[Tensor]", "int", "bool"} else None
 
 
-def _is_own(function: Any, module: str) -> bool:
-    """Whether a function was defined in `module` or in C++, rather than imported there."""
-    return inspect.isbuiltin(function) or (inspect.isfunction(function) and function.__module__ == module)
+def _schema_kinds(name: str, kind: str) -> str | None:
+    if name in UNCHECKED:
+        return "0"
+    if kind in ("str", "Optional[str]"):
+        return SCHEMA_WORDS.get(name)
+    return SCHEMA_NAMES.get(name) or SCHEMA_KINDS.get(kind)
 
 
 @cache
@@ -144,29 +169,24 @@ def function_called(name: str) -> Callable[..., Any]:
 
 
 def _overload(name: str) -> Any:
-    """An operator overload of ATen or torchvision that computes values; None for one that does anything else (`aten.save`)."""
+    """An overload of ATen that is in the table; None for another."""
     parts = name.split(".")
-    if parts[2:3] == ["torchvision"]:
-        import torchvision.ops  # noqa: F401  registers them
-    if len(parts) != 5 or parts[2] not in ("aten", "torchvision") or not all(map(str.isidentifier, parts)) or parts[3].startswith("__"):
+    if len(parts) != 5 or parts[2] != "aten" or parts[3] not in ATEN:
         return None
-    found = getattr(getattr(getattr(torch.ops, parts[2]), parts[3], None), parts[4], None)
-    if not isinstance(found, torch._ops.OpOverload) or parts[3] in _FILES:
-        return None
-    return found if found._schema.returns or "assert" in parts[3] else None
+    found = (
+        getattr(getattr(torch.ops.aten, parts[3]), parts[4], None) if parts[4] in getattr(torch.ops.aten, parts[3]).overloads() else None
+    )
+    return found if isinstance(found, torch._ops.OpOverload) and _schema_row(found) is not None else None
 
 
 def check_method(name: str, error: type[Exception]) -> str:
-    """The name of a method that a program may call on a value.
+    """The name of a method that a program may call on a tensor.
 
     Raises:
         error: another name.
     """
-    is_method = (
-        isinstance(name, str) and not name.startswith("_") and callable(getattr(torch.Tensor, name, None)) and name not in _DENIED_METHODS
-    )
-    if not is_method and name not in _OTHER_METHODS:
-        raise error(f"calls a method {name!r}, which no tensor has")
+    if not isinstance(name, str) or name not in methods():
+        raise error(f"calls a method {name!r}, which no graph of irtool's calls")
     return name
 
 
@@ -182,9 +202,16 @@ def check_path(path: str, error: type[Exception]) -> str:
 
 
 def check_identifier(name: str, error: type[Exception]) -> str:
-    """An argument's name. Raises `error` for anything else."""
-    if not isinstance(name, str) or not name.isidentifier():
-        raise error(f"has an argument called {name!r}")
+    """A name that fx writes into code as it stands. Raises `error` for anything else."""
+    if not isinstance(name, str) or not name.isidentifier() or len(name) > LONGEST_TEXT:
+        raise error(f"has an argument called {name!r:.60}")
+    return name
+
+
+def check_argument(name: str, error: type[Exception]) -> str:
+    """The name of an argument of `forward`. Raises `error` for one that would hide a name that the code of a program reads."""
+    if check_identifier(name, error) in _SHADOWS or f"builtins.{name}" in functions() or keyword.iskeyword(name):
+        raise error(f"has an argument called {name!r}, which hides what its code calls")
     return name
 
 
@@ -213,11 +240,33 @@ def class_called(name: str) -> type[nn.Module]:
 
 
 def _class(name: str) -> type[nn.Module] | None:
-    """A module class that torch.nn or torchvision.ops defines, or `ChannelSelect`."""
-    module, _, own = name.rpartition(".")
-    if module != ChannelSelect.__module__ and not module.startswith(("torch.nn.modules.", "torchvision.ops.")):
-        return None
-    if module.startswith("torchvision."):
-        import torchvision.ops  # noqa: F401  fills sys.modules
-    found = vars(sys.modules[module]).get(own) if module in sys.modules else None
-    return found if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module else None
+    """A module class of the table by its full name."""
+    found = _layers().get(name)
+    return None if found is None else found[0]
+
+
+@cache
+def _layers() -> dict[str, tuple[type[nn.Module], Row, Row]]:
+    """Classes, what they are called with, and their attributes, by full name."""
+    from torchvision.ops.stochastic_depth import StochasticDepth  # late, as in `functions`
+
+    others = {"ChannelSelect": ChannelSelect, "StochasticDepth": StochasticDepth}
+    made = {}
+    for names, call, attributes in layer_rows():
+        for name in names:
+            kind = others.get(name) or getattr(nn, name)
+            made[f"{kind.__module__}.{name}"] = kind, row(call), row(attributes)
+    return made
+
+
+def call_row(module: nn.Module) -> Row:
+    """What a module takes when it is called. Raises `Refused` for one of another class."""
+    found = _layers().get(f"{type(module).__module__}.{type(module).__qualname__}")
+    if found is None:
+        raise Refused(f"calls a {type(module).__name__}, which no graph of irtool's calls")
+    return found[1]
+
+
+def attributes_of(kind: type[nn.Module]) -> Row:
+    """The attributes of a class in the table, as a row."""
+    return _layers()[f"{kind.__module__}.{kind.__qualname__}"][2]

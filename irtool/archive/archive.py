@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from irtool.archive import container
 from irtool.archive.allowed import NotData, Refused, check_identifier
 from irtool.archive.container import DAMAGED, SAVE_AGAIN
+from irtool.archive.limits import check_header
 from irtool.archive.program import decode_program, encode_program
 from irtool.archive.replay import replay
 from irtool.archive.state import (
@@ -28,7 +29,7 @@ from irtool.archive.state import (
     set_training_flags,
     training_flags,
 )
-from irtool.archive.trial import Trial
+from irtool.archive.trial import Trial, check_program
 from irtool.archive.values import decode_inputs, encode_inputs
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.ir.fx_graph import FxGraph
@@ -96,7 +97,9 @@ def save(
     }  # fmt: skip
     try:
         modules = encode_modules(graph.module)
-        header |= {"modules": modules, "program": encode_program(graph.module, {*modules, *table}), "incomplete": None}
+        program = encode_program(graph.module, {*modules, *table})
+        check_program(graph)
+        header |= {"modules": modules, "program": program, "incomplete": None}
     except NotData as error:
         header |= {"modules": None, "program": None, "incomplete": str(error)}
         warnings.warn(f"{path}: does not stand alone: {error}. {_CLASS_REMEDY}", stacklevel=2)
@@ -125,6 +128,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | FxGraph | None = None)
     """
     header, data = container.read(path)
     with _guarded(path):
+        check_header(header)
         tensors = decode_tensors(header["tensors"], data)
         graph = _alone(path, header, tensors) if model is None else _into(path, header, tensors, model)
         set_training_flags(graph.module, header["training"])
@@ -135,6 +139,7 @@ def read_info(path: str | os.PathLike[str]) -> ArchiveInfo:
     """What a file says about itself, without its weights. Raises FileError as `load` does."""
     header = container.read_header(path)
     with _guarded(path):
+        check_header(header)
         return ArchiveInfo(
             header["torch"], header["tracer"], tuple(header["history"]), tuple(decode_inputs(header["inputs"])), header["preprocessing"],
             header["metadata"], header["incomplete"],
@@ -162,11 +167,11 @@ def _alone(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Map
         raise FileError(f"does not stand alone: {header['incomplete']}", where=str(path), remedy=_CLASS_REMEDY)
     names = {*header["modules"], *header["tensors"]}
     module = fx.GraphModule({}, fx.Graph(), check_identifier(header["program"]["name"], Refused))
-    decode_modules(header["modules"], module)
-    assign(module, header["tensors"], tensors)
-    module.graph = decode_program(header["program"], names)
     inputs = decode_inputs(header["inputs"])
     try:
+        decode_modules(header["modules"], module)
+        assign(module, header["tensors"], tensors)
+        module.graph = decode_program(header["program"], names)
         Trial(module, inputs)
     except GraphError as error:
         raise FileError(f"{DAMAGED} ({error.where}: {error.what})", where=str(path), remedy=SAVE_AGAIN) from error

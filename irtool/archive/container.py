@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from irtool.archive.limits import HEADER_BYTES
 from irtool.errors import FileError
 from irtool.files import replacing
 
@@ -37,6 +38,12 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: dict
             where=str(path),
             remedy="Let passes of your own write plain numbers, texts, lists and dicts into the history.",
         ) from error
+    if len(text.encode()) > HEADER_BYTES:
+        raise FileError(
+            f"the graph's program and history take {len(text):,} signs, and an archive holds up to {HEADER_BYTES:,}",
+            where=str(path),
+            remedy="Keep less in the history or in metadata=.",
+        )
     with replacing(path) as temporary:
         try:
             # One entry: safetensors writes several in an order that changes from run to run, and equal models give equal files.
@@ -71,6 +78,10 @@ def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, A
     try:
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(_KEY)
+            if text is not None and len(text) > HEADER_BYTES:
+                raise FileError(
+                    f"refused: its header has {len(text):,} signs, and irtool reads up to {HEADER_BYTES:,}", where=where, remedy=_WRITE_ANEW
+                )
             # Cloned: what safetensors hands out may be mapped from the file.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()} if with_tensors and text else {}
     except FileNotFoundError as error:

@@ -9,7 +9,16 @@ from torch import fx
 from torch.fx.graph import CodeGen, _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from irtool.archive.allowed import ATTRIBUTES, NotData, Refused, check_identifier, check_method, check_path, function_called, function_name
+from irtool.archive.allowed import (
+    NotData,
+    Refused,
+    check_argument,
+    check_identifier,
+    check_method,
+    check_path,
+    function_called,
+    function_name,
+)
 from irtool.archive.values import decode, encode
 
 
@@ -46,7 +55,6 @@ def decode_program(data: Mapping[str, Any], names: Collection[str]) -> fx.Graph:
         target = _READ[entry["op"]](entry["target"], names)
         args = tuple(decode(entry.get("args", []), made))
         kwargs = {check_identifier(key, Refused): decode(value, made) for key, value in entry.get("kwargs", {}).items()}
-        _check_attribute(target, args, kwargs, Refused)
         node = graph.create_node(entry["op"], target, args, kwargs, name=check_identifier(entry["name"], Refused))
         if entry.get("at"):
             # Messages and plans call a function node by the module that runs it. torch.export wants a class's name there too.
@@ -61,7 +69,6 @@ def decode_program(data: Mapping[str, Any], names: Collection[str]) -> fx.Graph:
 
 def _encode_node(node: fx.Node, names: Collection[str]) -> dict[str, Any]:
     found: dict[str, Any] = {"name": node.name, "op": node.op, "target": _WRITE[node.op](node.target, names)}
-    _check_attribute(node.target, node.args, node.kwargs, NotData)
     if node.args:
         found["args"] = [encode(arg) for arg in node.args]
     if node.kwargs:
@@ -71,12 +78,6 @@ def _encode_node(node: fx.Node, names: Collection[str]) -> dict[str, Any]:
     if at and node.op in ("call_function", "call_method"):
         found["at"] = check_path(at, NotData)
     return found
-
-
-def _check_attribute(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: type[Exception]) -> None:
-    """`getattr` reads properties of tensors and nothing else."""
-    if target is getattr and (kwargs or len(args) < 2 or not isinstance(args[1], str) or args[1] not in ATTRIBUTES):
-        raise error(f"reads the attribute {args[1] if len(args) > 1 else None!r}")
 
 
 def _path(error: type[Exception], wording: str) -> Callable[[Any, Collection[str]], str]:
@@ -92,7 +93,7 @@ def _argument(error: type[Exception]) -> Callable[[Any, Collection[str]], str]:
     """A placeholder's target, which fx writes into the signature as it stands."""
 
     def check(target: Any, names: Collection[str]) -> str:
-        check_identifier(str(target).removeprefix("**").removeprefix("*"), error)
+        check_argument(str(target).removeprefix("**").removeprefix("*"), error)
         return str(target)
 
     return check
@@ -124,7 +125,7 @@ def _encode_nesting(codegen: CodeGen) -> Any:
         None if spec is None else encode(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))
         for spec in (info.in_spec, info.out_spec)
     ]
-    return {"arguments": [check_identifier(name, NotData) for name in info.orig_args], "inputs": skeletons[0], "outputs": skeletons[1]}
+    return {"arguments": [check_argument(name, NotData) for name in info.orig_args], "inputs": skeletons[0], "outputs": skeletons[1]}
 
 
 def _decode_nesting(data: Mapping[str, Any]) -> _PyTreeCodeGen:
@@ -132,5 +133,5 @@ def _decode_nesting(data: Mapping[str, Any]) -> _PyTreeCodeGen:
     # The keys of keyword arguments would be written into the code; irtool traces with positional ones only.
     if not isinstance(inputs, tuple) or len(inputs) != 2 or inputs[1] != {}:
         raise Refused("nests its inputs in a way that irtool does not write")
-    names = [check_identifier(name, Refused) for name in data["arguments"]]
+    names = [check_argument(name, Refused) for name in data["arguments"]]
     return _PyTreeCodeGen(_PyTreeInfo(names, pytree.tree_structure(inputs), None if outputs is None else pytree.tree_structure(outputs)))

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from irtool.archive.allowed import NotData, Refused, check_path, class_called, class_name
+from irtool.archive.allowed import NotData, Refused, attributes_of, check_path, class_called, class_name
+from irtool.archive.kinds import show
+from irtool.archive.limits import DEPTH
 from irtool.archive.values import decode, encode
+from irtool.errors import GraphError
 
 _BASE = frozenset(dir(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -110,7 +113,11 @@ def _encode_module(path: str, module: nn.Module) -> dict[str, Any]:
         found: dict[str, Any] = {"class": class_name(type(module))}
         if any(vars(module).get(hooks) for hooks in _HOOKS):
             raise NotData("has hooks")
-        attributes = {key: value for key, value in vars(module).items() if key not in _BASE | _DERIVED and not isinstance(value, Tensor)}
+        known = attributes_of(type(module)).by_name  # others may hang there, and are read by nobody
+        attributes = {key: value for key, value in vars(module).items() if key in known}
+        odd = next((key for key, value in attributes.items() if not known[key].takes(value)), None)
+        if odd is not None:
+            raise NotData(f"has a {odd} of an unknown kind")
         found["attributes"] = {key: encode(value) for key, value in attributes.items()}
     except NotData as error:
         raise NotData(f"{path} {error}") from error
@@ -124,21 +131,32 @@ def decode_modules(table: Mapping[str, Mapping[str, Any]], root: nn.Module) -> N
 
     Raises:
         Refused: a class that no graph of irtool's holds, or an attribute that would replace a method.
+        GraphError: an attribute of another kind than its class has.
     """
     for path in sorted(table, key=lambda path: path.count(".")):
         entry = table[check_path(path, Refused)]
         prefix, _, name = path.rpartition(".")
-        root.get_submodule(prefix).add_module(name, _decode_module(path, entry) if entry else nn.Module())
+        above = root.get_submodule(prefix)
+        if path.count(".") >= DEPTH or type(above) not in (type(root), nn.Module, nn.Sequential):
+            raise Refused(f"holds a module {path} below one that has none")
+        above.add_module(name, _decode_module(path, entry) if entry else nn.Module())
 
 
 def _decode_module(path: str, entry: Mapping[str, Any]) -> nn.Module:
     kind = class_called(entry["class"])
     module = kind.__new__(kind)
     nn.Module.__init__(module)
+    known = attributes_of(kind).by_name
     for key, data in entry["attributes"].items():
-        if key in _BASE or not key.isidentifier() or callable(getattr(kind, key, None)):
-            raise Refused(f"sets {path}.{key}, which is no attribute of {kind.__name__}")
-        module.__dict__[key] = decode(data)
+        value = decode(data)
+        if key in known:
+            if not known[key].takes(value):
+                raise GraphError(f"has {show(value)} as {key}, which no {kind.__name__} has", where=path, remedy="Save it again.")
+            module.__dict__[key] = value
+        elif key in _BASE or not key.isidentifier() or hasattr(kind, key):
+            raise Refused(
+                f"sets {path}.{key}, which is no attribute of {kind.__name__}"
+            )  # any other plain value is left out: nobody reads it
     parameters, buffers = entry["absent"]
     for key in parameters:
         module.register_parameter(key, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from torch import fx
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
-from irtool.archive.allowed import NotData, Refused, function_called, function_name
+from irtool.archive.allowed import NotData, Refused
+from irtool.archive.limits import check_inputs
 from irtool.ir.fx_module import map_tensors
 
+_DEVICE = re.compile(r"(cpu|cuda|meta|mps|xpu)(:\d{1,3})?")
 Walk = Callable[[Any], Any]
 
 
@@ -61,6 +64,13 @@ def _constant(kind: type) -> Coder:
     return Coder((kind,), lambda value, _: _torch_name(value), _torch_constant(kind))
 
 
+def _device(name: Any) -> torch.device:
+    """The CPU, onto which everything loads; a device that torch has no name for is refused, and none is woken up."""
+    if not isinstance(name, str) or _DEVICE.fullmatch(name) is None:
+        raise Refused(f"holds a device {name!r:.60}")
+    return torch.device("meta" if name == "meta" else "cpu")
+
+
 def _pairs(data: Any, walk: Walk) -> list[tuple[Any, Any]]:
     return [(walk(key), walk(value)) for key, value in data]
 
@@ -81,7 +91,7 @@ CODERS: dict[str, Coder] = {
     "ellipsis": Coder((type(Ellipsis),), lambda value, _: True, lambda data, _: Ellipsis),
     "complex": Coder((complex,), lambda value, walk: [walk(value.real), walk(value.imag)], lambda data, walk: complex(*map(walk, data))),
     "set": Coder((set,), lambda value, walk: [walk(item) for item in sorted(value)], lambda data, walk: {walk(item) for item in data}),
-    "device": Coder((torch.device,), lambda value, _: str(value), lambda data, _: torch.device(str(data))),
+    "device": Coder((torch.device,), lambda value, _: str(value), lambda data, _: _device(data)),
     "dtype": _constant(torch.dtype),
     "layout": _constant(torch.layout),
     "memory_format": _constant(torch.memory_format),
@@ -113,8 +123,6 @@ def encode(value: Any) -> Any:
     tag = _BY_KIND.get(type(value))
     if tag is not None:
         return {tag: CODERS[tag].write(value, encode)}
-    if callable(value) and not isinstance(value, type):
-        return {"function": function_name(value)}
     raise NotData(f"holds a {type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -137,8 +145,6 @@ def decode(data: Any, nodes: Mapping[str, fx.Node] = MappingProxyType({})) -> An
         return nodes[inner]
     if tag == "float":
         return float(inner)
-    if tag == "function":
-        return function_called(inner)
     if tag not in CODERS:
         raise Refused(f"holds a value of an unknown kind {tag!r}")
     return CODERS[tag].read(inner, lambda part: decode(part, nodes))
@@ -163,4 +169,13 @@ def decode_inputs(data: Any) -> Any:
             return torch.zeros(leaf.shape, dtype=leaf.dtype)
         return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
 
-    return pytree.tree_map(make, decode(data))
+    inputs = decode(data)
+    leaves = pytree.tree_leaves(inputs)
+    odd = next((leaf for leaf in leaves if type(leaf) not in _LEAVES), None)
+    if odd is not None or not isinstance(inputs, tuple):
+        raise Refused(f"has an example input of kind {type(odd).__name__}")
+    check_inputs([(leaf.shape, leaf.dtype) for leaf in leaves if isinstance(leaf, Described)])
+    return pytree.tree_map(make, inputs)
+
+
+_LEAVES = frozenset({Described, bool, int, float, str, type(None), torch.dtype, torch.device})
