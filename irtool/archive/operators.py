@@ -28,7 +28,7 @@ F : hardtanh hardtanh_ : input=T min_val=n max_val=n inplace=b
 t F . : prelu : input=T weight=T
 F : softmax log_softmax softmin : input=T dim=i0 _stacklevel=i dtype=d0
 t . : softmax log_softmax : input=T dim=i dtype=d0
-F : normalize : input=T p=n dim=I eps=n
+F : normalize : input=T p=n dim=I eps=n out=0
 F : dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout : input=T p=n training=b inplace=b
 t : dropout dropout_ feature_dropout alpha_dropout : input=T p=n train=b
 t . : clamp clip clamp_ clip_ : input=T min=nT0 max=nT0
@@ -141,7 +141,7 @@ t : split : tensor=T split_size_or_sections=I dim=i
 . : split : tensor=T split_size=I dim=i
 . : split_with_sizes : tensor=T split_sizes=I dim=i
 t . : chunk : tensor=T chunks=i dim=i
-t . : tensor_split : tensor=T indices_or_sections=I dim=i
+t . : tensor_split : tensor=T indices_or_sections=I dim=i sections=i indices=I
 t . : unbind : tensor=T dim=i
 t . : narrow : input=T dim=i start=i length=i
 t . : select : input=T dim=i index=i
