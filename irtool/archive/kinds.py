@@ -4,7 +4,7 @@ A row lists an operator's arguments in order, each with the letters of its kinds
 
     input=T p=n mode=|batch|row
 
-An argument that begins with `*` takes all further positional ones. Letters:
+An argument that begins with `*` takes all further positional ones; what stands behind it is given by name. Letters:
 
     T  tensor                                       L  list of tensors
     O  list of tensors and None                     i  integer of 64 bits
@@ -211,6 +211,7 @@ def show(value: Any) -> str:
 def row(text: str) -> Row:
     """Read a row: see the head of this module."""
     arguments: list[Argument] = []
+    by_name: dict[str, Argument] = {}
     rest = None
     for part in text.split():
         name, _, kinds = part.partition("=")
@@ -218,9 +219,11 @@ def row(text: str) -> Row:
         argument = Argument(name.lstrip("*"), tuple(KINDS[letter] for letter in letters), frozenset(words))
         if name.startswith("*"):
             rest = argument
-        else:
+            continue
+        by_name[name] = argument
+        if rest is None:
             arguments.append(argument)
-    return Row(tuple(arguments), {argument.name: argument for argument in arguments}, rest)
+    return Row(tuple(arguments), by_name, rest)
 
 
 def rows(text: str) -> Iterator[tuple[list[str], list[str], str]]:

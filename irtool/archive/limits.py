@@ -93,7 +93,9 @@ class Budget:
         """How far integers and shapes can grow, whatever the inputs are: in words of 64 bits, and in pieces that were put together."""
 
     def check_call(self, name: str, bound: Mapping[str, Any], args: Sequence[Any], module: nn.Module | None) -> None:
-        """Before a call: into how many parts it goes. Raises `Refused`."""
+        """Before a call: into how many parts it goes, and how large plain integers and lists become. Raises `Refused`."""
+        if name in _GROWING and len(args) == 2:
+            _check_plain(name, *args)
         if isinstance(module, nn.RNNBase):
             self.parts += max(args[0].shape, default=0) * module.num_layers * (2 if module.bidirectional else 1)
         elif isinstance(module, nn.Sequential):
@@ -141,7 +143,7 @@ class Budget:
         elif name in ("pow", "ipow"):
             power = args[1] if isinstance(node.args[1], int) else INTEGER_WORDS + 1
             size = sizes[0] * max(1, power)
-        elif name in ("ceil", "floor", "int", "round", "sym_int"):
+        elif name in ("ceil", "floor"):
             size = 16  # the largest float
         if size > (SEQUENCE_PARTS if lists else INTEGER_WORDS):
             raise Refused("lets an integer or a shape grow without end")
@@ -151,6 +153,20 @@ class Budget:
         if isinstance(arg, fx.Node):
             return self._sizes.get(arg, 1)
         return max(map(self._size, arg), default=1) if isinstance(arg, list | tuple) else 1
+
+
+_GROWING = frozenset({"mul", "imul", "pow", "ipow"})
+
+
+def _check_plain(name: str, a: Any, b: Any) -> None:
+    """A product or power of what is no tensor, before Python computes it."""
+    if name in ("pow", "ipow"):
+        if type(a) is int and type(b) is int and abs(b) > INTEGER_WORDS:
+            raise Refused(f"raises an integer to the power of {b:,}")
+    elif is_sequence(a) or is_sequence(b):
+        items, count = (a, b) if is_sequence(a) else (b, a)
+        if not is_integer(count) or len(items) * max(0, count) > PARTS:
+            raise Refused(f"repeats {len(items)} sizes {count!r} times")
 
 
 def _axis(tensor: torch.Tensor, bound: Mapping[str, Any]) -> int:

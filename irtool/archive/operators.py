@@ -63,14 +63,7 @@ op : getitem : a=TP b=xc
 op : setitem : a=T b=x c=nT
 t : _assert : condition=bT message=s
 math : ceil floor sqrt : x=n
-py : int float : x=n
-py : max min : *args=n
-py : round : number=n ndigits=i0
 py : len : obj=STL
-py : tuple list : iterable=SL
-py : slice : *args=i0
-t : sym_int sym_float sym_not : a=n
-t : sym_max sym_min : a=n b=n
 """
 PRODUCTS = """
 t . : matmul : input=T other=T
