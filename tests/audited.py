@@ -176,7 +176,7 @@ class _Hook:
             self.imports.setdefault(name)
 
     def note_file(self, path: Any) -> None:
-        if isinstance(path, int):  # a descriptor that is open already
+        if isinstance(path, int) or os.fsdecode(path).startswith("<"):  # an open descriptor; code without a file, in a traceback
             return
         place = os.path.realpath(os.fsdecode(path))
         if not any(place == allowed or place.startswith(allowed + os.sep) for allowed in self.allowed):

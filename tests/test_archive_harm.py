@@ -98,7 +98,11 @@ def doubled(times: int) -> list[dict[str, Any]]:
 
 def squared(times: int) -> list[dict[str, Any]]:
     """The batch size times itself: 1 on the example, and without end on two images."""
-    return [method("size", 0), *(function("operator.mul", n(index), n(index)) for index in range(times)), function("operator.add", X, n(times))]
+    return [
+        method("size", 0),
+        *(function("operator.mul", n(index), n(index)) for index in range(times)),
+        function("operator.add", X, n(times)),
+    ]
 
 
 CODE: dict[str, Edit] = {

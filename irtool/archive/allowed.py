@@ -106,7 +106,7 @@ def _schema_row(overload: torch._ops.OpOverload) -> Row | None:
     """The row of an ATen operator, from its schema; None for one that takes or gives what no program holds."""
     schema = overload._schema
     space, _, name = schema.name.partition("::")
-    if space != "aten" or name not in ATEN or f"{schema.name}.{schema.overload_name}" in UNCHECKED_OVERLOADS:
+    if space != "aten" or name not in ATEN or f"{name}.{schema.overload_name}" in UNCHECKED_OVERLOADS:
         return None
     parts = []
     for index, argument in enumerate(schema.arguments):
@@ -118,7 +118,8 @@ def _schema_row(overload: torch._ops.OpOverload) -> Row | None:
             return None
         parts.append(f"{argument.name}={kinds}")
     given = {str(result.type) for result in schema.returns}
-    return row(" ".join(parts)) if given and given <= {"Tensor", "List[Tensor]", "int", "bool"} else None
+    tensors = given <= {"Tensor", "List[Tensor]"} or name in ("sym_numel", "sym_size")  # those on plain numbers divide by zero unchecked
+    return row(" ".join(parts)) if given and tensors else None
 
 
 def _schema_kinds(name: str, kind: str) -> str | None:
@@ -126,7 +127,10 @@ def _schema_kinds(name: str, kind: str) -> str | None:
         return "0"
     if kind in ("str", "Optional[str]"):
         return SCHEMA_WORDS.get(name)
-    return SCHEMA_NAMES.get(name) or SCHEMA_KINDS.get(kind)
+    return (SCHEMA_NAMES.get(name) if kind in _NUMBERS else None) or SCHEMA_KINDS.get(kind)
+
+
+_NUMBERS = ("int", "Optional[int]", "number", "bool", "Optional[bool]")
 
 
 @cache

@@ -7,18 +7,18 @@ A row lists an operator's arguments in order, each with the letters of its kinds
 An argument that begins with `*` takes all further positional ones; what stands behind it is given by name. Letters:
 
     T  tensor                                       L  list of tensors
-    O  list of tensors and None                     i  integer of 64 bits
+    O  list of tensors and None                     i  integer of 32 bits: an axis, a count, a size
     I  integer, or list of them                     J  integer or None, or list of them
+    q  integer of 64 bits: a bound of a slice       S  shape: list of integers
     n  number: integer, float or boolean            N  number, or list of them
     b  boolean                                      d  element type
     v  device                                       m  memory format
     l  layout                                       0  None
-    S  shape: list of integers                      x  index: what stands in square brackets
-    s  any short text                               e  equation of an einsum
-    c  key of a dict                                C  items of an ordered dict
-    F  the constant False                           V  nest of plain values and tensors
-    P  nest that can be indexed: a list or dict     K  a tensor's property that is a text (`device.type`)
-    h  names of a recurrent layer's weights
+    x  index: what stands in square brackets        s  any short text
+    e  equation of an einsum                        c  key of a dict
+    C  items of an ordered dict                     F  the constant False
+    V  nest of plain values and tensors             P  nest that can be indexed: a list or dict
+    K  a device's `type`                            h  names of a recurrent layer's weights
 
 A list may be a tuple or a `torch.Size`.
 """
@@ -71,6 +71,11 @@ def is_integer(value: Any) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
+def _is_size(value: Any) -> bool:
+    """Whether a value is an integer of 32 bits: what torch computes from a larger one can overflow unseen."""
+    return type(value) is int and -(2**31) < value < 2**31
+
+
 def _is_number(value: Any) -> bool:
     return is_integer(value) or type(value) in (bool, float)
 
@@ -107,6 +112,10 @@ def _is_weight_name(value: Any) -> bool:
     return type(value) is str and _WEIGHT.fullmatch(value) is not None
 
 
+def _is_dtype(value: Any) -> bool:
+    return type(value) is torch.dtype and value in DTYPES
+
+
 def _is_device(value: Any) -> bool:
     return type(value) is torch.device and value.type in _DEVICES
 
@@ -117,7 +126,7 @@ def is_plain(value: Any) -> bool:
         return all(map(is_plain, value))
     if is_dict(value):
         return all(map(_is_key, value)) and all(map(is_plain, value.values()))
-    return is_tensor(value) or value is None or _is_number(value) or type(value) is torch.dtype or _is_device(value)
+    return is_tensor(value) or value is None or _is_number(value) or _is_dtype(value) or _is_device(value)
 
 
 def _is_key(value: Any) -> bool:
@@ -128,18 +137,19 @@ KINDS: dict[str, Test] = {
     "T": is_tensor,
     "L": _each(is_tensor),
     "O": _each(_or_none(is_tensor)),
-    "i": is_integer,
-    "I": _one_or_each(is_integer),
-    "J": _one_or_each(_or_none(is_integer)),
+    "i": _is_size,
+    "I": _one_or_each(_is_size),
+    "J": _one_or_each(_or_none(_is_size)),
+    "q": is_integer,
     "n": _is_number,
     "N": _one_or_each(_is_number),
     "b": lambda value: type(value) is bool,
-    "d": lambda value: type(value) is torch.dtype and value in DTYPES,
+    "d": _is_dtype,
     "v": _is_device,
     "m": lambda value: type(value) is torch.memory_format,
     "l": lambda value: value is torch.strided,
     "0": lambda value: value is None,
-    "S": _each(is_integer),
+    "S": _each(_is_size),
     "x": _is_index,
     "s": _is_text,
     "e": lambda value: type(value) is str and _EQUATION.fullmatch(value) is not None,

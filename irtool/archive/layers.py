@@ -28,7 +28,7 @@ ConvTranspose1d ConvTranspose2d ConvTranspose3d : input=T output_size=I0 : in_ch
 BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d : input=T : num_features=i eps=n momentum=n0 affine=b track_running_stats=b
 GroupNorm : input=T : num_groups=i num_channels=i eps=n affine=b
 LayerNorm : input=T : normalized_shape=S eps=n elementwise_affine=b
-RMSNorm : input=T : normalized_shape=S eps=n0 elementwise_affine=b
+RMSNorm : x=T : normalized_shape=S eps=n0 elementwise_affine=b
 LocalResponseNorm : input=T : size=i alpha=n beta=n k=n
 AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d : input=T : output_size=J
 AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d : input=T : output_size=J return_indices=b

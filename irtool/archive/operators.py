@@ -136,8 +136,8 @@ t : split : tensor=T split_size_or_sections=I dim=i
 t . : chunk : tensor=T chunks=i dim=i
 t . : tensor_split : tensor=T indices_or_sections=I dim=i sections=i indices=I
 t . : unbind : tensor=T dim=i
-t . : narrow : input=T dim=i start=i length=i
-t . : select : input=T dim=i index=i
+t . : narrow : input=T dim=i start=q length=q
+t . : select : input=T dim=i index=q
 t . : index_select : input=T dim=i index=T
 t . : gather : input=T dim=i index=T
 t . : take_along_dim : input=T indices=T dim=i0
@@ -210,15 +210,28 @@ SCHEMA_KINDS = {
     "Optional[List[float]]": "N0", "bool": "b", "Optional[bool]": "b0", "Device": "v", "Optional[Device]": "v0",
 }  # fmt: skip
 """Kinds by the type in a schema. Element types, layouts and memory formats are integers there and are told apart by name."""
-SCHEMA_NAMES = {"dtype": "d0", "layout": "l0", "memory_format": "m0", "pin_memory": "F0", "requires_grad": "F0"}
+SCHEMA_NAMES = {
+    "start": "nq0",
+    "end": "nq0",
+    "step": "nq",
+    "length": "q",
+    "index": "q",
+    "dtype": "d0",
+    "layout": "l0",
+    "memory_format": "m0",
+    "pin_memory": "F0",
+    "requires_grad": "F0",
+}
 """Kinds by an argument's name, where its type in the schema is that of a number."""
 SCHEMA_WORDS = {"equation": "e", "approximate": "|none|tanh", "rounding_mode": "0|floor|trunc", "indexing": "|ij|xy",
                 "mode": "|constant|reflect|replicate|circular", "padding": "|same|valid"}  # fmt: skip
 """Kinds by an argument's name, where its type in the schema is a text."""
 UNCHECKED = frozenset({"scales", "scales_d", "scales_h", "scales_w"})
 """Arguments that may only be None: a resize trusts them about where its input ends."""
-UNCHECKED_OVERLOADS = frozenset({"aten::repeat_interleave.Tensor", "aten::repeat_interleave.self_Tensor"})
-"""These trust an argument about how much memory their result needs."""
+UNCHECKED_OVERLOADS = frozenset({
+    "addmm.dtype", "baddbmm.dtype", "bmm.dtype", "mm.dtype", "repeat_interleave.Tensor", "repeat_interleave.self_Tensor",
+})  # fmt: skip
+"""Overloads that end the process on arguments of another form, or trust one about how much memory their result needs."""
 
 ATTRIBUTES = {
     "tensor": frozenset({"H", "T", "data", "device", "dtype", "imag", "is_cuda", "itemsize", "mH", "mT", "nbytes", "ndim", "real", "requires_grad", "shape"}),
