@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import linecache
 import random
 import warnings
 from collections.abc import Callable
@@ -320,6 +321,8 @@ def prepare(folder: str) -> None:
     import torch._subclasses.schema_check_mode
 
     torch.set_num_threads(1)
+    for module in (torch.fx.graph_module, torch.fx._pytree, torch.fx.interpreter, torch.nn.modules.module):
+        linecache.getlines(str(module.__file__))  # fx quotes itself where a program fails
     for name in bases(folder):
         assert outcome(f"{folder}/base_{name}.safetensors") == "computes what it says", name
     for seed in range(-60, 0):

@@ -149,6 +149,9 @@ MEMORY: dict[str, Edit] = {
     "quantised": program(method("to", {"dtype": "qint8"})),
     "sparse layout": program(method("to_sparse")),
     "unpooling": program(function("torch.nn.functional.max_unpool2d", X, X, 2)),
+    "a product into another type": program(function("torch.ops.aten.baddbmm.dtype", X, X, X, {"dtype": "float32"})),
+    "a division of numbers by zero": program(function("torch.ops.aten.remainder.int", -2, 0)),
+    "padding that overflows": program(function("torch.nn.functional.unfold", X, 2, 1, 2**62, 1)),
     "embedding bag": program(function("torch.nn.functional.embedding_bag", X, X)),
 }  # fmt: skip
 ENDLESS: dict[str, Edit] = {
@@ -223,6 +226,24 @@ def test_a_recurrent_layer_over_an_expanded_axis(watch: Watch, tmp_path: Path) -
     report = attempt(watch, path, edit)
     assert report.ended == "returned"
     assert "more than 65,536 parts" in report.value[0]
+
+
+@pytest.mark.parametrize("edit", ["weight", "hidden_size", "num_layers", "mode", "names"])
+def test_a_recurrent_layer_whose_weights_do_not_fit(watch: Watch, tmp_path: Path, edit: str) -> None:
+    """torch's own kernel reads beyond the end of such a weight."""
+    path = tmp_path / "a.safetensors"
+    irtool.save(irtool.trace(Recurrent(), torch.zeros(2, 1, 8, 12)), path)
+    edits: dict[str, Edit] = {
+        "weight": lambda header: header["tensors"]["lstm.weight_ih_l0"].update(data="lstm.bias_ih_l0"),
+        "hidden_size": lambda header: header["modules"]["lstm"]["attributes"].update(hidden_size=10**6),
+        "num_layers": lambda header: header["modules"]["lstm"]["attributes"].update(num_layers=10**6),
+        "mode": lambda header: header["modules"]["lstm"]["attributes"].update(mode="GRU"),
+        "names": lambda header: header["modules"]["lstm"]["attributes"]["_flat_weights_names"].reverse(),
+    }
+    report = attempt(watch, path, edits[edit])
+    assert report.ended == "returned", report
+    assert "damaged or altered (lstm: calls LSTM with " in report.value[0]
+    assert report.clean, report
 
 
 def test_a_header_that_is_too_long(watch: Watch, path: Path) -> None:

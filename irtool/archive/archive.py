@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph import _PyTreeCodeGen
+from torch.utils import _pytree as pytree
 
 from irtool.archive import container
 from irtool.archive.allowed import NotData, Refused, check_identifier
@@ -172,6 +174,9 @@ def _alone(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Map
         decode_modules(header["modules"], module)
         assign(module, header["tensors"], tensors)
         module.graph = decode_program(header["program"], names)
+        codegen = module.graph._codegen
+        if isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.in_spec.num_leaves != len(pytree.tree_leaves(inputs)):
+            raise GraphError("are nested in another way than the program's", where="the example inputs", remedy="Save it again.")
         Trial(module, inputs)
     except GraphError as error:
         raise FileError(f"{DAMAGED} ({error.where}: {error.what})", where=str(path), remedy=SAVE_AGAIN) from error

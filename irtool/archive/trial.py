@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from irtool.archive.allowed import NotData, Refused, call_row, row_of
 from irtool.archive.kinds import is_plain, is_sequence, is_tensor, show
-from irtool.archive.limits import TRIED_BYTES, Budget, bytes_of
+from irtool.archive.limits import PARTS, TRIED_BYTES, Budget, bytes_of
 from irtool.archive.operators import ATTRIBUTES
 from irtool.errors import GraphError
 from irtool.ir.fx_graph import FxGraph
@@ -113,11 +113,43 @@ def check_call(node: fx.Node, module: nn.Module | None, args: Sequence[Any], kwa
     said = row.refusal(args, kwargs)
     if said is None and node.op == "call_method" and not is_tensor(args[0] if args else None):
         said = "no tensor that has it"
+    if said is None and isinstance(module, nn.RNNBase):
+        said = _misshapen(module)
     if said is not None:
-        raise GraphError(f"calls {_name(target)} with {said}", where=node.name, remedy="Save it again.")
+        raise GraphError(
+            f"calls {_name(target) if module is None else type(module).__name__} with {said}", where=node.name, remedy="Save it again."
+        )
     name = "" if module is not None else _name(target)
     budget.check_call(name, row.bound(args, kwargs), args, module)
     return name
+
+
+def _misshapen(module: nn.RNNBase) -> str | None:
+    """Which weight of a recurrent layer has another shape than its sizes say: torch reads beyond its end without a look. None if none has."""
+    width, factor = module.hidden_size, _GATES.get((type(module), module.mode), 0)
+    out = module.proj_size or width
+    directions = 2 if module.bidirectional else 1
+    if not factor or width < 1 or not 0 <= module.proj_size < width or not 1 <= module.num_layers <= PARTS:
+        return f"sizes that no {type(module).__name__} has"
+    if len(module._all_weights) != module.num_layers * directions or [name for names in module._all_weights for name in names] != list(module._flat_weights_names):  # fmt: skip
+        return "another number of weights than it has layers"
+    names = iter(module._flat_weights_names)
+    for layer in range(module.num_layers):
+        for direction in range(directions):
+            entering = module.input_size if layer == 0 else out * directions
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (factor * width, entering), "weight_hh": (factor * width, out)}
+            shapes |= {"bias_ih": (factor * width,), "bias_hh": (factor * width,)} if module.bias else {}
+            shapes |= {"weight_hr": (out, width)} if module.proj_size else {}
+            for part, shape in shapes.items():
+                wanted = f"{part}_l{layer}{'_reverse' if direction else ''}"
+                weight: Any = getattr(module, wanted, None)
+                if next(names, None) != wanted or not is_tensor(weight) or tuple(weight.shape) != shape or not weight.is_floating_point():
+                    return f"a weight {wanted} of another shape than its sizes say"
+    return None if next(names, None) is None else "more weights than it has layers"
+
+
+_GATES = {(nn.LSTM, "LSTM"): 4, (nn.GRU, "GRU"): 3, (nn.RNN, "RNN_TANH"): 1, (nn.RNN, "RNN_RELU"): 1}
+"""How many rows of a weight there are for each hidden channel."""
 
 
 def _check_attribute(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
