@@ -18,7 +18,9 @@ from irtool.passmanager import make
 PASSES = ("fold_constants", "fold_batchnorm", "fold_norm_forward", "lower_affine", "widen_selects", "remove_identity")
 
 
-def training_norm(opset: int, *, spatial: int = 1, outputs: tuple[str, ...] = ("mean", "var", "saved_mean", "saved_var")) -> onnx.ModelProto:
+def training_norm(
+    opset: int, *, spatial: int = 1, outputs: tuple[str, ...] = ("mean", "var", "saved_mean", "saved_var")
+) -> onnx.ModelProto:
     n = Net(opset)
     x = n.conv(n.cbr("x", 3, 8), 8, 10)
     parameters = [n.weight(10, low=0.5), n.weight(10), n.weight(10), n.weight(10, low=0.5)]

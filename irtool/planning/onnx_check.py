@@ -51,7 +51,9 @@ def masked_model(
     for own in host.nodes:
         node = views.get(own.name)
         outputs = list(own.outputs)
-        instead = on_survivors(node, own, _masks(labels, keep, node.input), graph.opset) if node is not None and node.name in mixers else None
+        instead = (
+            on_survivors(node, own, _masks(labels, keep, node.input), graph.opset) if node is not None and node.name in mixers else None
+        )
         nodes += [own] if instead is None else instead
         if node is None:
             continue

@@ -92,7 +92,7 @@ def _steps(stays: Bools, mixed: set[int], opset: int) -> list[_Step] | None:
     """Whole slabs along each axis, and what is left of the last one row by row; None if rows keep unequally many."""
     found, axes = list[_Step](), _long(stays)
     for axis in axes:
-        slab = stays.any(tuple(other for other in range(stays.ndim) if other != axis))
+        slab = np.asarray(stays.any(tuple(other for other in range(stays.ndim) if other != axis)))
         if not slab.all():
             found.append(_Step(axis, np.flatnonzero(slab), _places(slab)))
             stays = np.compress(slab, stays, axis)
