@@ -37,6 +37,10 @@ def test_a_step_without_a_reference_is_neither_right_nor_wrong(
     if verdict == "BROKEN":
         with pytest.raises(CheckError, match="please report the model"):
             Chain((masked,)).require()
+    elif verdict == "unchecked":  # nobody asked for an exception: it fails the run
+        with pytest.raises(CheckError, match=r"no reference for mixer.*--allow-unchecked"):
+            Chain((masked,)).require()
+        Chain((masked,)).require(unchecked=True)
     else:
         Chain((masked,)).require()
     assert ("no reference for mixer: only proven by labels" in masked.note) == bool(unresolved)

@@ -35,7 +35,7 @@ def on_survivors(node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, par
     rule = _RULES.get(node.op)
     if rule is None:
         return None
-    mixed = _mixed_axes(node, x.dim())
+    mixed = mixed_axes(node, x.dim())
     packed = _Packed(x)
     for mask in masks:
         axes = [axis for axis, size in enumerate(mask.shape) if size > 1]
@@ -81,7 +81,7 @@ def _along(index: Tensor, axis: int, rank: int) -> Tensor:
     return index.reshape([-1 if d == axis else 1 for d in range(rank)])
 
 
-def _mixed_axes(node: Node, rank: int) -> set[int]:
+def mixed_axes(node: Node, rank: int) -> set[int]:
     """The axes over which the node mixes."""
     if node.op in ("LayerNormalization", "RMSNormalization"):
         shape = node.attrs.get("normalized_shape", (1,))
@@ -91,6 +91,8 @@ def _mixed_axes(node: Node, rank: int) -> set[int]:
     if node.op in ("Softmax", "LpNormalization", "Cumsum"):
         axis = node.attrs.get("dim")
         return {axis % rank if isinstance(axis, int) else implied_axis(rank)}
+    if node.op == "Conv":  # one that slides along the channels
+        return set(range(rank - len(node.operands["weight"].sizes) + 2, rank))
     if node.op == "Reduce":
         axes = node.attrs.get("dim")
         listed = (axes,) if type(axes) is int else axes

@@ -47,6 +47,7 @@ class CompressOptions:
         opset: ONNX operator set, 11 to 26; an .onnx file keeps its own.
         runs: Timed runs of each model in each engine.
         threads: Threads of each engine while it is timed.
+        allow_unchecked: Accept steps that no reference in numbers exists for, on the proof by labels alone.
     """
 
     ratio: float = 0.5
@@ -62,6 +63,7 @@ class CompressOptions:
     opset: int = 17
     runs: int = 50
     threads: int = 1
+    allow_unchecked: bool = False
 
     def settings(self) -> Settings:
         """The same for the work itself.
@@ -80,7 +82,7 @@ class CompressOptions:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
         plan = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
                 "round_to": self.round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
-        return Settings(plan, self.constants.value, self.calibrate, self.opset, self.runs, self.threads)
+        return Settings(plan, self.constants.value, self.calibrate, self.opset, self.runs, self.threads, self.allow_unchecked)
 
 
 _MOST = (

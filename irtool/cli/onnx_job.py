@@ -62,7 +62,7 @@ def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: S
         links.append(onnx_link(folded.graph, path, inputs))
         if not no_mnn:
             links.append(to_mnn(path, folder / FILES["mnn"], inputs))
-        Chain(tuple(links)).require()
+        Chain(tuple(links)).require(unchecked=settings.unchecked)
     plan.to_json(folder / FILES["plan"])
     built = _measured(folded.graph, data, path, None if no_mnn else folder / FILES["mnn"], "evaluate the result", screen)
     left_out = (f"no MNN file: {no_mnn}",) if no_mnn else ()

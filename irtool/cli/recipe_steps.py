@@ -50,7 +50,7 @@ def _prune(context: Context, options: Options) -> Made:
     constants = options.get("constants", "absorb")
     made = Prune(plan, constants, calibration)(context.graph)
     links = masked_links(context.graph, plan, made.graph, context.inputs(), constants, calibration)
-    Chain(tuple(links)).require()
+    Chain(tuple(links)).require(unchecked=options.get("allow_unchecked", False))
     plan.to_json(context.folder / FILES["plan"])
     return Made(made.graph, None, made.notes)
 
@@ -195,7 +195,7 @@ KINDS: dict[str, Kind] = {
     "sparse": _trains("sparse", before_fold=True),
     "finetune": _trains("finetune"),
     "distill": _trains("distill", ("teacher",)),
-    "prune": Kind({**_PLAN, "constants": str, "calibrate": int}, _check_prune, _prune),
+    "prune": Kind({**_PLAN, "constants": str, "calibrate": int, "allow_unchecked": bool}, _check_prune, _prune),
     "reduce_width": Kind(
         {"ratio": float, "init": str, "criterion": str, "seed": int, "ignore": tuple[str, ...]}, _check_width, _reduce_width, ("ratio",)
     ),

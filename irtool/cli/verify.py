@@ -47,6 +47,9 @@ def verify(
     ] = None,
     weights: options.Weights = None,
     seed: Annotated[int, typer.Option(help="Of the inputs, which are normal noise.", min=0, max=options.LARGEST_SEED)] = 1,
+    allow_unchecked: Annotated[
+        bool, typer.Option("--allow-unchecked", help="Accept steps that no reference in numbers exists for, on the proof by labels alone.")
+    ] = False,
 ) -> None:
     """Check the chain of equality from the files: masked = sliced = folded = ONNX = MNN.
 
@@ -63,7 +66,7 @@ def verify(
         else:
             chain = _files(paths, seed, progress)
     console().print(chain_table(chain))
-    chain.require(_REMEDY)
+    chain.require(_REMEDY, unchecked=allow_unchecked)
 
 
 def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Screen) -> Chain:

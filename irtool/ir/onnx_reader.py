@@ -307,6 +307,13 @@ class _Call:
     def result(self, index: int = 0) -> tuple[int, ...]:
         return self._reader.typed(self._node.outputs[index])[1]
 
+    def results(self) -> int:
+        return len(self._node.outputs)
+
+    def is_read(self, index: int) -> bool:
+        tensor = self._node.outputs[index]
+        return bool(tensor.outputs) or any(tensor is output for output in self._reader.host.outputs)
+
 
 def _tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
     """The same memory as a torch tensor; nothing writes to it."""

@@ -39,6 +39,12 @@ class Call(Protocol):
     def result(self, index: int = 0) -> tuple[int, ...]:
         """The shape of an output."""
 
+    def results(self) -> int:
+        """How many outputs the node lists."""
+
+    def is_read(self, index: int) -> bool:
+        """Whether a node or the model's caller reads an output."""
+
 
 Attrs = dict[str, Any]
 
@@ -95,8 +101,11 @@ def _gemm(call: Call) -> Attrs:
 
 
 def _batchnorm(call: Call) -> Attrs:
-    if call.attr("training_mode", 0):
+    """Before opset 14 a batch norm that lists its statistics among its outputs is in training mode: no attribute says so."""
+    if call.attr("training_mode", 0) or (call.opset < 14 and call.results() > 1):
         raise Unreadable("batch norm in training mode")
+    if not call.attr("spatial", 1):
+        raise Unreadable("batch norm with statistics for each position")
     return {"eps": call.attr("epsilon", 1e-5)}
 
 
@@ -105,6 +114,8 @@ def _eps(call: Call) -> Attrs:
 
 
 def _layernorm(call: Call) -> Attrs:
+    if any(call.is_read(index) for index in range(1, call.results())):
+        raise Unreadable(f"{call.op} that gives its statistics, too")
     shape = call.shape(0)
     return {"normalized_shape": shape[call.attr("axis", -1) % len(shape) :], **_eps(call)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +23,7 @@ from irtool.ops.context import (
     says_where,
     varying,
 )
-from irtool.ops.normalisation import reduced_axes
+from irtool.ops.normalisation import mix, reduced_axes
 from irtool.ops.windows import first_space, implied_axis
 
 
@@ -176,9 +177,50 @@ def glu(node: Node, ctx: Context) -> None:
 
 
 def softmax(node: Node, ctx: Context) -> None:
-    """Shares along one axis: exact if the axis carries no channels."""
+    """Shares along one axis: exact if the axis carries no channels. Bins of a distribution whose mean is taken stay."""
     labels, axis = ctx.of(node.input), node.attrs.get("dim")
     axis = implied_axis(labels.dim()) if axis is None else axis % max(labels.dim(), 1)
-    if axis in varying(labels):
-        ctx.inexact(node, labels.movedim(axis, -1), "softmax over channels")
+    if axis in varying(labels) and _is_averaged(node.output, axis):
+        ctx.pin(node, labels.reshape(-1), "bins of a distribution whose mean is taken over fixed numbers")
+    elif axis in varying(labels):
+        mix(node, ctx, labels, axis, "softmax over channels")
     ctx.put(node.output, labels)
+
+
+_MOVES = frozenset({"Transpose", "Reshape", "Slice", "Split", "Identity", "Cast", "Gather"})
+"""Operators between a softmax and what weighs its shares."""
+_WEIGHS = frozenset({"Conv", "Gemm", "MatMul", "Einsum", "Mul"})
+
+
+def _is_averaged(value: Value, axis: int) -> bool:
+    """Whether the shares along an axis are multiplied by stored numbers and added up to one number: the mean of a distribution.
+
+    Box sides (generalised focal loss, arXiv 2006.04388), disparities and depths are read off bins so; a bin less is another mean.
+    """
+    bins, waiting, seen = value.sizes[axis], [value], set[Value]()
+    while waiting:
+        value = waiting.pop()
+        for use in value.uses:
+            if use.op in _MOVES and use.input is value:
+                waiting += [output for output in use.outputs if output not in seen]
+                seen.update(use.outputs)
+            elif use.op in _WEIGHS and _weighs(use, value, bins):
+                return True
+    return False
+
+
+def _weighs(node: Node, shares: Value, bins: int) -> bool:
+    """Whether an operator multiplies shares by one stored number for each of as many bins, and adds up, or is followed by what does."""
+    others = [other for role, other in node.operands.items() if other is not shares and role != "bias"]
+    stored = [other.sizes for other in others if _is_fixed(other)]
+    if len(stored) != 1 or len(others) != 1 or max(stored[0], default=1) != bins or math.prod(stored[0]) != bins:
+        return False
+    return node.op != "Mul" or any(use.op == "Reduce" for use in node.output.uses)
+
+
+def _is_fixed(value: Value) -> bool:
+    """Whether a value is stored, or moved or made by operators that read stored values alone."""
+    if value.is_param:
+        return True
+    maker = value.producer
+    return maker is not None and maker.op != "Input" and not (maker.op == "Opaque" and maker.inputs) and all(map(_is_fixed, maker.inputs))

@@ -61,6 +61,8 @@ def over_last_axes(node: Node, ctx: Context) -> None:
         elif depth == 1:
             ctx.read(node, parameter, 0, channel_vector(node, ctx, node.input, rank - 1))
     ctx.put(node.output, labels)
+    for output in node.outputs[1:]:  # statistics that nobody reads
+        ctx.put(output, none(len(output.sizes)))
 
 
 def group_norm(node: Node, ctx: Context) -> None:
@@ -84,8 +86,22 @@ def across_channels(node: Node, ctx: Context) -> None:
     labels, axis = ctx.of(node.input), node.attrs.get("dim", 1)
     axis = axis % labels.dim() if isinstance(axis, int) else 1
     if axis in varying(labels):
-        ctx.inexact(node, labels.movedim(axis, -1), f"{node.callee} over channels")
+        mix(node, ctx, labels, axis, f"{node.callee} over channels")
     ctx.put(node.output, labels)
+
+
+def mix(node: Node, ctx: Context, labels: Tensor, axis: int, why: str) -> None:
+    """Note that a node mixes the entries of one axis.
+
+    Where the axis was split off a longer one, and channels lie along a later axis too, those that are mixed go together: rows
+    that lost channels of their own would bring together what never met.
+    """
+    last = varying(labels)[-1]
+    if axis == last:
+        ctx.inexact(node, labels.movedim(axis, -1), why)
+        return
+    first = labels.narrow(axis, 0, 1)
+    ctx.unify(node, first.expand(labels.shape).reshape(-1), labels.reshape(-1))
 
 
 def reduce(node: Node, ctx: Context) -> None:

@@ -8,6 +8,7 @@ made real again: their 0 is not zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -50,7 +51,9 @@ def masked_model(
     for own in host.nodes:
         node = views.get(own.name)
         outputs = list(own.outputs)
-        instead = on_survivors(node, own, _stays(labels, keep, node.input)) if node is not None and node.name in mixers else None
+        instead = (
+            on_survivors(node, own, _masks(labels, keep, node.input), graph.opset) if node is not None and node.name in mixers else None
+        )
         nodes += [own] if instead is None else instead
         if node is None:
             continue
@@ -58,19 +61,21 @@ def masked_model(
             unresolved.append(node.location)
         tensors = {tensor.name: tensor for tensor in outputs}
         for value in node.outputs:
-            stays = _stays(labels, keep, value)
+            masks = _masks(labels, keep, value)
             constant = (added or {}).get(node.name)
             if constant is not None:
                 nodes.append(_after(tensors[value.name], "Add", constant))
-            if not bool(stays.all()) and value.dtype is not None and value.dtype.is_floating_point:
+            if masks and value.dtype is not None and value.dtype.is_floating_point:
+                stays = reduce(torch.logical_and, masks)
                 nodes.append(_masked(tensors[value.name], stays.numpy(), _numpy(value.dtype), graph.opset))
     host.nodes = nodes
     return graph.with_host(host), tuple(unresolved)
 
 
-def _stays(labels: Labels, keep: Tensor, value: Value) -> Tensor:
-    found = labels.of(value)
-    return torch.where(found >= 0, keep[found], True)
+def _masks(labels: Labels, keep: Tensor, value: Value) -> list[Tensor]:
+    """Which channels stay, for each of a value's label tensors that loses some."""
+    masks = [torch.where(found >= 0, keep[found], True) for found in labels.parts(value)] if keep.numel() else []
+    return [mask for mask in masks if not bool(mask.all())]
 
 
 def _masked(tensor: gs.Variable, stays: Array, dtype: np.dtype, opset: int) -> gs.Node:

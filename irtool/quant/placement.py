@@ -7,7 +7,7 @@ the layers, and a quantise or dequantise step stands only where they end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,16 @@ def _sizes(shape: onnx.TensorShapeProto) -> Sizes:
     return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in shape.dim)
 
 
+def _names_inside(node: NodeProto) -> Iterator[str]:
+    """All names of tensors and nodes in the bodies of a control-flow node, at any depth."""
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
+            yield from (value.name for value in (*body.input, *body.output, *body.initializer, *body.value_info))
+            for inner in body.node:
+                yield from (inner.name, *inner.input, *inner.output)
+                yield from _names_inside(inner)
+
+
 class Wiring:
     """Who makes and who reads each tensor of a model."""
 
@@ -107,6 +117,8 @@ class Wiring:
         for index, node in enumerate(self.nodes):
             for name in node.input:
                 self.readers.setdefault(name, []).append(index)
+        self.inside = {name for node in self.nodes for name in _names_inside(node)}
+        """Names in the bodies of control flow: what these read of the graph around them, and their own."""
 
     def data_inputs(self, node: NodeProto) -> list[str]:
         """The inputs that are not constants."""
@@ -119,7 +131,8 @@ class Wiring:
     def only_reader(self, name: str) -> NodeProto | None:
         """The node that alone reads a tensor which is no output of the graph."""
         readers = self.readers.get(name, [])
-        return self.nodes[readers[0]] if len(readers) == 1 and name not in self.outputs else None
+        outside = name in self.outputs or name in self.inside
+        return self.nodes[readers[0]] if len(readers) == 1 and not outside else None
 
 
 @dataclass(frozen=True)
@@ -271,7 +284,9 @@ def _spread(wiring: Wiring, node: NodeProto, tensors: dict[str, str], joins: boo
     if not habits.outputs and any(name in wiring.outputs for name in node.output):
         return "its result is the model's"
     if moves:
-        tensors.update(dict.fromkeys(node.output, given[0]))
+        tensors.update(
+            dict.fromkeys(node.output[:1] if node.op_type == "MaxPool" else node.output, given[0])
+        )  # MaxPool's second are places
     else:
         tensors.setdefault(rectified(wiring, node.output[0]), rectified(wiring, node.output[0]))
     return None

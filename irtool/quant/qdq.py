@@ -79,7 +79,8 @@ class _Writer:
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.before: dict[int, list[NodeProto]] = {}
         self.after: dict[str, list[NodeProto]] = {}
-        self.taken = {name for node in self.nodes for name in (*node.input, *node.output, node.name)}
+        self.taken = {name for node in self.nodes for name in (*node.input, *node.output, node.name)} | self.wiring.inside
+        self.taken |= {*self.wiring.constants, *self.wiring.outputs, *self.wiring.inputs}
         self.zeros: dict[tuple[str, int], str] = {}
         self.counts: Counter[str] = Counter()
 
@@ -87,7 +88,7 @@ class _Writer:
         """Put both steps behind each integer tensor and let its readers read the result."""
         for name, params in self.recipe.activations.items():
             scale, zero = self._constant("s", np.float32(params.scale)), self._zero(params)
-            result = name in self.wiring.outputs
+            result = name in self.wiring.outputs and name in self.wiring.producer
             raw = self._free("f") if result else name
             stored, restored = self._free("q"), name if result else self._free("d")
             if result:
@@ -125,7 +126,7 @@ class _Writer:
             ordered += [*self.before.get(index, []), node]
             for name in node.output:
                 ordered += self.after.pop(name, [])
-        used = {name for node in ordered for name in node.input}
+        used = {name for node in ordered for name in node.input} | self.wiring.inside | {*self.wiring.outputs}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
         self.graph.node.extend(ordered)

@@ -88,13 +88,29 @@ class Chain:
         """Whether all links hold."""
         return all(link.ok for link in self.links)
 
-    def require(self, remedy: str = "The rewrite or the engine is wrong here, so nothing is written; please report the model.") -> None:
+    def require(
+        self,
+        remedy: str = "The rewrite or the engine is wrong here, so nothing is written; please report the model.",
+        *,
+        unchecked: bool = False,
+    ) -> None:
         """Do nothing if all links hold.
 
+        Args:
+            remedy: what to do if one is broken.
+            unchecked: let links pass that could not be checked, because a step has no reference of its own.
+
         Raises:
-            CheckError: the first broken link, its errors, and the first node that diverges.
+            CheckError: the first broken link, its errors, and the first node that diverges; or the first link that could not
+                be checked, and the steps that have no reference.
         """
         for link in self.links:
+            if link.unchecked and not unchecked:
+                raise CheckError(
+                    f"cannot be checked in numbers: no reference for {', '.join(link.unchecked[:4])}{', ...' if len(link.unchecked) > 4 else ''}",
+                    where=link.name,
+                    remedy="Name the layers before it in --ignore, or accept the proof by labels alone with --allow-unchecked.",
+                )
             if not link.ok:
                 place = f"; first diverging node: {link.diverges}" if link.diverges else ""
                 raise CheckError(

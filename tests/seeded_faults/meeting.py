@@ -185,6 +185,6 @@ def layer_norm_is_not_sliced(patch: Patch) -> None:
     patch.setitem(table.RULES, "LayerNormalization", first_operand_only)
 
 
-@fault("select_kernel")
+@fault("stacked_sum")
 def sums_over_branches_do_not_unify(patch: Patch) -> None:
     patch.setattr(normalisation, "_merge", lambda node, ctx, labels, over: labels.narrow(over[0], 0, 1))

@@ -330,3 +330,16 @@ class SelectKernel(nn.Module):
         squeezed = self.down(branches.sum(1).mean((-2, -1)))
         weights = torch.softmax(torch.stack([up(squeezed) for up in self.up], dim=1), dim=1)
         return self.head((branches * weights[:, :, :, None, None]).sum(dim=1))
+
+
+@case("stacked_sum", removed=0.7)
+class StackedSum(nn.Module):
+    """Branches that are stacked on an axis of their own and added up, with nothing else to tie their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = cbr(3, 8), cbr(8, 12), cbr(8, 12, 5), Head(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.stack([self.a(x), self.b(x)], dim=1).sum(dim=1))
