@@ -153,10 +153,12 @@ def test_a_module_that_asks_for_the_flag_itself(training: bool) -> None:
         torch.testing.assert_close(graph.module(X), model(X), rtol=0, atol=0)
 
 
-def test_a_mode_that_the_check_alone_can_tell() -> None:
+def test_a_mode_that_the_numbers_alone_can_tell() -> None:
     model = make(lambda net, x: net.head(net.a(x) * (1 if net.training is False else 2)))
     graph = irtool.trace(model, X)
-    assert not irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
+    assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(X), model(X), rtol=0, atol=0)
 
 
 def test_a_flag_that_must_be_a_bool() -> None:

@@ -1,7 +1,8 @@
 """What each entry of a value is worth on average: means run through the graph beside the labels.
 
 A batch norm says that its output has mean beta and variance gamma^2 over the data it was trained on; taken as normal,
-that gives the mean after any activation (in closed form for ReLU). What moves or averages entries is run on the means
+that gives the mean after any activation (in closed form for ReLU). What is constant is known exactly, whatever the statistics say: the
+outputs of filters that are zero (by a mask) or that read constants alone, and the batch norms behind them. What moves or averages entries is run on the means
 themselves, so that all of its options count. Where no batch norm speaks, or an operator is none of these, the mean is
 unknown (NaN), and calibration data can supply it.
 """
@@ -23,6 +24,7 @@ from irtool.ir.modes import evaluating
 from irtool.ops.affine import computed_values
 from irtool.ops.barrier import short_name
 from irtool.ops.context import on_axis
+from irtool.ops.contraction import channel_axis, inputs_first
 from irtool.ops.movement import LARGEST, matching_axes
 from irtool.ops.table import ELEMENTWISE
 from irtool.ops.writes import written_through
@@ -47,10 +49,12 @@ def expectations(labels: Labels, *, constant: bool = False) -> dict[Value, Momen
         constant: as if all batch norms gave their mean everywhere: means are then exact.
     """
     graph = labels.graph
+    real = expectations(labels) if constant else {}
     found: dict[Value, Moments] = {}
     with evaluating(graph.module) if isinstance(graph, FxGraph) else nullcontext(), torch.no_grad():
         for node in graph.nodes:
-            known = _moments(graph, node, found)
+            # A batch norm gives its mean: what its input then is, though constant here, is none of the data's.
+            known = [real[node.output]] if real and node.op == "BatchNormalization" else _moments(graph, node, found)
             for place, output in enumerate(node.outputs):
                 mean, var = known[place] if place < len(known) and _fits(known[place], output) else _unknown(output)
                 found[output] = (_shrunk(mean), _shrunk(torch.where(mean.isnan(), mean, 0) if constant else var))
@@ -62,7 +66,11 @@ def _moments(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
     if rule is None or "out" in node.operands or any(0 in value.sizes for value in (*node.inputs, *node.outputs)):
         return ()
     silent = all(bool(found[value][0].isnan().all()) for value in node.inputs if value in found)
-    return () if silent and node.op != "BatchNormalization" else rule(graph, node, found) or ()
+    return () if silent and node.op not in _SPEAKING else rule(graph, node, found) or ()
+
+
+_SPEAKING = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm"})
+"""Operators that tell something of their outputs though nothing is known of their input."""
 
 
 def _fits(moments: Moments, output: Value) -> bool:
@@ -114,7 +122,57 @@ def _batchnorm(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | No
         node.operands[role].data.double().cpu() if role in node.operands else torch.full((size,), default, dtype=torch.float64)  # type: ignore[union-attr]
         for role, default in (("weight", 1.0), ("bias", 0.0))
     )
-    return [(on_axis(beta, 1, rank), on_axis(gamma.square(), 1, rank))]
+    mean, var = on_axis(beta, 1, rank), on_axis(gamma.square(), 1, rank)
+    given, spread = _of(node.input, found)
+    fixed = (spread == 0) & ~given.isnan()
+    if not bool(fixed.any()):
+        return [(mean, var)]
+    like = next(value.data for value in node.inputs if value.is_param and value.data is not None)
+    exact = _evaluate(graph, node, {node.input: given.nan_to_num().expand(_one(given, node.input, 1)).to(like)})
+    if exact is None:
+        return [(mean, var)]
+    return [(torch.where(fixed, exact[0].cpu(), mean), torch.where(fixed, 0.0, var))]
+
+
+def _one(moments: Tensor, value: Value, *axes: int) -> list[int]:
+    """The sizes of a mean, the full ones along some axes."""
+    return [value.sizes[axis] if axis in axes else size for axis, size in enumerate(moments.shape)]
+
+
+def _layer(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
+    """The outputs of a convolution or linear layer whose weights are zero, but for those that read constants: a constant image each."""
+    weight = node.get("weight")
+    if weight is None or weight.data is None or not weight.data.is_floating_point() or node.input.is_param:
+        return None
+    mean, var = _of(node.input, found)
+    axis = channel_axis(node, weight) if node.op != "Gemm" else len(node.input.sizes) - 1
+    moving = ((var != 0) | mean.isnan()).movedim(axis, 0).flatten(1).any(1).expand(node.input.sizes[axis])
+    constant = _reads(node, weight.data, moving) == 0
+    sizes = [1 if place == 0 != axis and mean.shape[0] == 1 else size for place, size in enumerate(node.input.sizes)]
+    if not bool(constant.any()) or math.prod(sizes) > LARGEST:
+        return None
+    image = torch.where(on_axis(moving, axis, len(sizes)), 0.0, mean.nan_to_num()).expand(sizes).to(weight.data)
+    made = _evaluate(graph, node, {node.input: image})
+    if not made:
+        return None
+    rank = len(node.output.sizes)
+    known = on_axis(constant, rank - 1 if node.op == "Gemm" else axis, rank)
+    result = torch.where(known, made[0].cpu(), math.nan)
+    return [(result, torch.where(known, torch.zeros_like(result), math.nan))]
+
+
+def _reads(node: Node, weight: Tensor, moving: Tensor) -> Tensor:
+    """By how much each output of a layer depends on inputs that are not constant, shape (outputs,)."""
+    sums, groups = (
+        weight.detach().abs().flatten(2).sum(2) if weight.dim() > 2 else weight.detach().abs(),
+        int(node.attrs.get("groups") or 1),
+    )
+    sums = sums.double().cpu()
+    if inputs_first(node):
+        blocks = sums.reshape(groups, -1, sums.shape[1]).transpose(1, 2)
+    else:
+        blocks = sums.reshape(groups, -1, sums.shape[1])
+    return torch.einsum("goi,gi->go", blocks, moving.double().reshape(groups, -1)).reshape(-1)
 
 
 def _passed(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
@@ -207,9 +265,9 @@ _ADDITIVE = frozenset({"Add", "Sub", "Rsub", "Radd", "Sum"})
 def _elementwise(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
     if len(node.inputs) == 1:
         return _activated(graph, node, *_of(node.input, found))
-    if node.op not in _ADDITIVE:
-        return None
     moments = {value: _of(value, found) for value in node.inputs}
+    if node.op not in _ADDITIVE:
+        return _of_constants(graph, node, moments)
     means = _evaluate(graph, node, {value: mean.clone() for value, (mean, _) in moments.items()})
     if not means:
         return None
@@ -219,6 +277,20 @@ def _elementwise(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | 
         for part in _evaluate(graph, node, alone) or ():
             total = total + part.square()
     return [(means[0], total)]
+
+
+def _of_constants(graph: Graph, node: Node, moments: Mapping[Value, Moments]) -> Sequence[Moments] | None:
+    """What any elementwise operator makes of entries that are constant in all of its inputs."""
+    if any(value.dtype is None or not value.dtype.is_floating_point for value in moments):
+        return None
+    moving = torch.zeros(())
+    for mean, var in moments.values():
+        moving = moving + (mean.isnan() | (var != 0))
+    made = None if bool(moving.all()) else _evaluate(graph, node, {value: mean.clone() for value, (mean, _) in moments.items()})
+    if not made:
+        return None
+    mean = torch.where(moving > 0, math.nan, made[0])
+    return [(mean, mean * 0)]
 
 
 def _activated(graph: Graph, node: Node, mean: Tensor, var: Tensor) -> Sequence[Moments] | None:
@@ -235,7 +307,8 @@ def _activated(graph: Graph, node: Node, mean: Tensor, var: Tensor) -> Sequence[
     if not values or values[0].shape != grid.shape:
         return None
     first = (values[0] * weights).sum(-1)
-    return [(first, ((values[0] - first[..., None]).square() * weights).sum(-1))]
+    spread = ((values[0] - first[..., None]).square() * weights).sum(-1)
+    return [(torch.where(std == 0, values[0][..., 0], first), torch.where(std == 0, 0.0, spread))]
 
 
 def _relu(mean: Tensor, std: Tensor) -> Moments:
@@ -251,6 +324,7 @@ def _relu(mean: Tensor, std: Tensor) -> Moments:
 
 _RULES: dict[str, Rule] = {
     "BatchNormalization": _batchnorm,
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), _layer),
     "ChannelSelect": _select,
     "Reshape": _reshape,
     "Concat": _concat,

@@ -8,6 +8,7 @@ from irtool.analysis.run import steps
 from irtool.errors import CheckError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_untouched import Asides, untouched
+from irtool.ir.fx_writes_back import put_back_writes
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.table import ELEMENTWISE
 
@@ -17,7 +18,7 @@ def random_nodes(graph: FxGraph) -> list[Node]:
     found = graph.analyses.get("random")
     if found is None:
         found = []
-        with torch.random.fork_rng(devices=[]), untouched(graph.module, Asides(), flags=False):
+        with torch.random.fork_rng(devices=[]), untouched(graph.module, Asides(), flags=False), put_back_writes(graph.module):
             state = torch.get_rng_state()
             for node, _, _ in steps(graph, graph.example_inputs):
                 before, state = state, torch.get_rng_state()

@@ -43,6 +43,14 @@ class FxGraph(Graph):
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.origin: nn.Module | None = None
         """The model that was traced; None for a graph that a pass made."""
+        self.decided: dict[str, bool] = {}
+        """The model's parts that decide by `self.training`, by path, and the mode in which they were traced."""
+        self.sized: dict[str, str] = {}
+        """Nodes whose value a tracer made a plain number of, and the model's line that asked for it."""
+        self.excused = False
+        """Whether `notes` names something that makes the graph's numbers differ from the model's."""
+        self.fixed: tuple[Any, ...] = ()
+        """The axes of which the trace took the example's sizes for the model's own (`fx_fixed.Fixed`)."""
         self.refresh(fix)
 
     trainable: ClassVar[bool] = True

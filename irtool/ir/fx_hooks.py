@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from irtool.ir.fx_module import HOOKS, submodule
-from irtool.ir.fx_untouched import Asides, contents
+from irtool.ir.fx_surroundings import contents, function_of, reached
+from irtool.ir.fx_untouched import Asides
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,13 +53,14 @@ def through(
     if not all(map(_follows, hooks)):
         raise HiddenHooks(path)
     asides.hooked.setdefault(path)
-    asides.reached += [found for hook in hooks for container in _reached(hook) for found in contents(container)]
-    own, before, replaced = module.forward, _computes_with(module), module.__dict__.get("forward")
+    asides.reached += [found for hook in hooks for container in reached(hook) for found in contents(container)]
+    own, before, replaced = module.forward, computes_with(module), module.__dict__.get("forward")
     failed: list[Exception] = []
 
     def inner(*args: Any, **kwargs: Any) -> Any:
         _put_back(module, replaced)
-        known = leaf is not None and _computes_with(module) == before
+        now = computes_with(module)
+        known = leaf is not None and now.keys() == before.keys() and all(now[key] is before[key] for key in now)
         if leaf is not None and not known and "training" in type(module).forward.__code__.co_names:
             asides.asked.setdefault(path)
         try:
@@ -87,33 +88,20 @@ def _put_back(module: nn.Module, forward: Any) -> None:
         module.__dict__["forward"] = forward
 
 
-def _computes_with(module: nn.Module) -> dict[str, int]:
-    """Which objects a module holds, by name."""
+def computes_with(module: nn.Module) -> dict[str, Any]:
+    """The objects that a module holds, by name."""
     held = (module.__dict__, module._parameters, module._buffers)
-    return {key: id(value) for table in held for key, value in table.items()}
+    return {key: value for table in held for key, value in table.items() if key not in _NOT_COMPUTED}
 
 
-def _function(hook: Any) -> Any:
-    """A hook's function, which has code of Python's if anything has."""
-    function = getattr(hook, "func", hook)
-    return function if hasattr(function, "__code__") else getattr(function, "__call__", None)  # noqa: B004
+_NOT_COMPUTED = frozenset({*HOOKS, "_parameters", "_buffers", "_modules", "training", "forward"})
+"""What says nothing of a layer's numbers, or is looked at elsewhere."""
 
 
 def _follows(hook: Any) -> bool:
     """Whether a hook asks nothing of what it sees that cannot be answered; one without code of Python's may ask anything."""
-    code = getattr(_function(hook), "__code__", None)
+    code = getattr(function_of(hook), "__code__", None)
     return code is not None and _KINDS.isdisjoint(code.co_names)
-
-
-def _reached(hook: Any) -> Iterator[Any]:
-    """Where a hook may leave what it sees: containers that its function names, and the object that it is a method of."""
-    function = _function(hook)
-    owner = getattr(function, "__self__", None)
-    if hasattr(owner, "__dict__") and not isinstance(owner, nn.Module):  # modules of the model are put back anyway
-        yield vars(owner)
-    named = inspect.getclosurevars(function)
-    yield from named.nonlocals.values()
-    yield from named.globals.values()
 
 
 def unhook(program: nn.Module, asides: Asides) -> None:

@@ -73,17 +73,22 @@ class ConcreteProxy(TracedProxy):
     """A proxy that knows its value for the example inputs, so that Python control flow on shapes resolves."""
 
     value: Any
+    tracer: Any
 
     def __len__(self) -> int:
+        self.tracer.settled(self)
         return len(self.value)
 
     def __int__(self) -> int:
+        self.tracer.settled(self)
         return int(self.value)
 
     def __index__(self) -> int:
+        self.tracer.settled(self)
         return int(self.value)
 
     def __float__(self) -> float:
+        self.tracer.settled(self)
         return float(self.value)
 
     def __contains__(self, item: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from irtool.errors import TraceError
 from irtool.ir.fx_module import map_tensors, modules_by_path
+from irtool.ir.fx_tracers import NOT_THE_USERS
 from irtool.ir.fx_untouched import Asides, untouched
 from irtool.ir.modes import evaluating
 
@@ -111,17 +111,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(", but expected one of:")[:160]
 
 
-_NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])), "<")
-"""By their folders: a user's own path may hold a folder called torch or irtool. What begins with < was generated."""
-
-
 def _source_lines(error: BaseException) -> Iterator[str]:
     """The innermost source lines outside torch and irtool on an error's way up."""
     found = []
     trail = error.__traceback__
     while trail is not None:
         file = trail.tb_frame.f_code.co_filename
-        if not file.startswith(_NOT_THE_USERS):
+        if not file.startswith(NOT_THE_USERS):
             found.append(f"{Path(file).name}:{trail.tb_lineno}")
         trail = trail.tb_next
     yield from reversed(found)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from irtool.collection import uncollected
 from irtool.errors import TraceError
 from irtool.ir.fx_autograd import own_backwards
+from irtool.ir.fx_fixed import decided_by
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_hooks import HiddenHooks, hooked, unhook
 from irtool.ir.fx_mend import mend
@@ -26,6 +27,7 @@ from irtool.ir.fx_refusals import explained, refuse_hidden, refuse_unknown
 from irtool.ir.fx_tracers import ConcreteTracer, SymbolicTracer, held_at
 from irtool.ir.fx_untouched import Asides, untouched
 from irtool.ir.fx_within import capture
+from irtool.ir.fx_witness import Witness
 from irtool.ir.fx_writes import forget_writes, settle_writes, unsettle, written_buffers
 
 
@@ -41,6 +43,9 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         within: the path of a part. The whole model runs up to it, and the part is traced alone on what reaches it; its
             outputs stay as they are, and `put_back` puts the pruned part into the model.
 
+    The model and its graph are run once on random numbers of the example's shapes: a graph that computes something else is not returned.
+    A graph of a tracer that decides by sizes is compared at another batch and image size, too; `notes` says what is fixed.
+
     Raises:
         TraceError: none of the three tracers could follow the model; the text names the line and the remedy.
     """
@@ -55,23 +60,24 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     refuse_unknown(model, leaf)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
-    asides = Asides()
+    asides, witness = Asides(), Witness(model, inputs)
     for name, flags in ATTEMPTS:
         if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
             continue  # that a flag is no bool was not what failed
         asides = asides.again()
         try:
             graph = _attempt(model, inputs, tuple(leaf), name, asides, flags=flags)
+            witness.agrees(graph)
         except Exception as error:
             failures.append((name, error))
             continue
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
-            return graph
+            return witness.settled(graph)
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
-        return opaque
+        return witness.settled(opaque)
     raise explained(model, inputs, failures)
 
 
@@ -85,6 +91,9 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, 
         graph.module.recompile()
         graph.refresh()
     graph.origin, graph.notes = model, asides.notes(model)
+    graph.sized = asides.sized
+    graph.excused = asides.forgotten or bool(asides.cast)
+    graph.decided = decided_by(model, [path for path in asides.asked if path not in asides.mended])
     return graph
 
 
@@ -115,6 +124,7 @@ def _program(
     except Exception:  # a buffer that is read as a number, or exchanged, while it is traced
         pass
     forget_writes(module, model, paths)
+    asides.forgotten = True
     asides.written.update(dict.fromkeys(paths))
     return module, asides
 
@@ -210,4 +220,4 @@ TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], Asi
 }  # fmt: skip
 ATTEMPTS = (("symbolic", True), ("symbolic", False), ("concrete", True), ("concrete", False), ("export", False))
 """In this order; without noting flags again where the model wants its flags to be of type bool."""
-_BOOLEAN = re.compile("Flag|bool")
+_BOOLEAN = re.compile("Flag|bool|something else than the model")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from irtool.errors import TraceError
 from irtool.ir.fx_attention import emit_attention
 from irtool.ir.fx_autograd import name_in
-from irtool.ir.fx_hooks import HiddenHooks, hooked, through
-from irtool.ir.fx_module import add_node, attribute, call, copy_module, empty_like, map_tensors, meta
+from irtool.ir.fx_hooks import HiddenHooks, computes_with, hooked, through
+from irtool.ir.fx_module import add_node, attribute, call, copy_module, empty_like, map_tensors, meta, modules_by_path
 from irtool.ir.fx_proxy import ConcreteProxy, Flag, TracedParameter, TracedProxy
 from irtool.ir.fx_targets import module_spec
-from irtool.ir.fx_untouched import Asides
+from irtool.ir.fx_untouched import Asides, alike
 
 
 class SymbolicTracer(fx.Tracer):
@@ -31,6 +35,20 @@ class SymbolicTracer(fx.Tracer):
         self._opened: nn.Module | None = None
         self._has_rule: dict[type, bool] = {}
         self._around: tuple[str, Any] = ("", None)
+        self._first: dict[int, dict[str, Any]] = {}
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """As torch's. What each layer computes with is known from before, so that an exchange of it shows."""
+        self._first = {id(module): computes_with(module) for module in modules_by_path(root).values() if not module._modules}
+        return super().trace(root, concrete_args)
+
+    def _is_exchanged(self, m: nn.Module) -> bool:
+        """Whether a layer computes with other tensors or options than when tracing began: `functional_call` swaps weights in."""
+        before = self._first.get(id(m))
+        if before is None:
+            return False
+        now = computes_with(m)
+        return now.keys() != before.keys() or not all(map(alike, now.values(), before.values()))
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """`forward(*xs)` is traced with as many arguments as the example has."""
@@ -87,6 +105,11 @@ class SymbolicTracer(fx.Tracer):
         if type(m) is nn.MultiheadAttention and path not in self._leaf:
             leaf = partial(emit_attention, m)
         elif self.is_leaf_module(m, path):
+            if self._is_exchanged(m) and not self._is_named(m, path):
+                self._opened = m
+                if "training" in type(m).forward.__code__.co_names:
+                    self._asides.asked.setdefault(path)
+                return super().call_module(m, forward, args, kwargs)
             leaf = partial(self._record, path, self._is_named(m, path))
         if hooked(m) and not self._is_named(m, path):
             return self._through_hooks(m, path, forward, args, kwargs, leaf)
@@ -175,6 +198,8 @@ class ConcreteTracer(SymbolicTracer):
                     self._computing = False
             try:
                 return call(self.root, node, args, kwargs)
+            except AttributeError as error:  # in a property of a proxy, Python would ask for another attribute, without end
+                raise TraceError(str(error)) from error
             except RuntimeError:  # what the program makes of sizes (anchors) is real, and meets values that are not
                 return call(self.root, node, map_tensors(args, meta), map_tensors(kwargs, meta))
 
@@ -188,7 +213,17 @@ class ConcreteTracer(SymbolicTracer):
         return self._values[node]
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        self.settled(obj)
         return bool(obj.value)
+
+    def settled(self, obj: fx.Proxy) -> None:
+        """Note the user's line that makes a plain number of a value: the graph holds that number from there on."""
+        if isinstance(obj.value, int | float):
+            frame = sys._getframe(2)
+            while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
+                frame = frame.f_back
+            if frame is not None:
+                self._asides.sized.setdefault(obj.node.name, f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         members: Any = obj
@@ -196,6 +231,10 @@ class ConcreteTracer(SymbolicTracer):
 
     def keys(self, obj: fx.Proxy) -> Any:
         return obj.value.keys()
+
+
+NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[1])), "<")
+"""By their folders: a user's own path may hold a folder called torch or irtool. What begins with < was generated."""
 
 
 def held_at(root: nn.Module, path: str) -> Any:

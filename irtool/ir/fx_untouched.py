@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dis
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from irtool.ir.fx_module import modules_by_path
 from irtool.ir.fx_proxy import Flag
+from irtool.ir.fx_surroundings import Surroundings, content_of, contents, holds, refill, same
 
 _INTERNAL = frozenset(vars(nn.Module()))
 """What every module has; of these the slots below and `training` are looked at."""
@@ -36,6 +36,8 @@ class Asides:
         reached: containers that these hooks may fill, and what was in them.
         hooked_back: modules that are traced into and have hooks on their gradients.
         backwards: classes of functions whose own backward the graph lacks.
+        sized: names of nodes whose value forward made a plain number of, and the line.
+        forgotten: whether writes into buffers were left out, so that the numbers may differ from the model's.
         mended: of those that decide, the ones whose decision became a module that follows the mode.
     """
 
@@ -50,6 +52,8 @@ class Asides:
     hooked_back: dict[str, None] = field(default_factory=dict)
     backwards: dict[str, None] = field(default_factory=dict)
     mended: set[str] = field(default_factory=set)
+    sized: dict[str, str] = field(default_factory=dict)
+    forgotten: bool = False
 
     def again(self) -> Asides:
         """For another attempt at the same model. Who decides by `training` is known from all of them: not every tracer can tell."""
@@ -79,7 +83,8 @@ def _listed(names: list[str]) -> str:
 def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None]:
     """Put attributes, sub-modules and buffers back; with `flags`, `training` of the user's classes tells who decides by it."""
     tree = modules_by_path(model)
-    held, numbers = {path: _Held(module) for path, module in tree.items()}, _Numbers(model)
+    held, numbers, around = {path: _Held(module) for path, module in tree.items()}, _Numbers(model), Surroundings(tree.values())
+    graded = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     own = {path: module for path, module in tree.items() if not type(module).__module__.startswith("torch.nn")} if flags else {}
     plain = {kind: _asks_identity(kind) for kind in set(map(type, own.values()))}
     for path, module in own.items():
@@ -93,13 +98,17 @@ def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None
     finally:
         changed = {id(tensor) for tensor in numbers.put_back()}
         for value, content in reversed(asides.reached):  # what the first of several hooks found is put back last
-            if not _same(_content(value), content):
-                _refill(value, content)
+            if not same(content_of(value), content):
+                refill(value, content)
         for path, module in tree.items():
             begun = [key for key, held_now in module._buffers.items() if id(held_now) in changed]
             for names, told in ((begun, asides.begun), ((*held[path].put_back(module), *begun), asides.written)):
                 for name in names:
                     told.setdefault(f"{path}.{name}" if path else name)
+        around.put_back()
+        for parameter, flag in graded:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
 
 
 def _asks_identity(kind: type) -> bool:
@@ -125,8 +134,8 @@ class _Held:
         self.contents: dict[str, list[tuple[Any, Any]]] = {}
         if len(self.attributes) > len(_INTERNAL):
             for key, value in self.attributes.items():
-                if key not in _INTERNAL and isinstance(value, _CONTAINERS):
-                    self.contents[key] = list(_contents(value, set()))
+                if key not in _INTERNAL and holds(value):
+                    self.contents[key] = contents(value)
 
     def put_back(self, module: nn.Module) -> list[str]:
         """Undo; the names of what had changed."""
@@ -135,9 +144,9 @@ class _Held:
             now["training"] = before["training"]
         if not self.contents and _ids(module) == self.ids and module._non_persistent_buffers_set == self.transient:
             return []  # the usual case, seen at once
-        changed = [key for key in {**before, **now} if not _alike(now.get(key), before.get(key))]
-        for key, contents in self.contents.items():
-            if [_refill(value, content) for value, content in contents if not _same(_content(value), content)]:
+        changed = [key for key in {**before, **now} if not alike(now.get(key), before.get(key))]
+        for key, found in self.contents.items():
+            if [refill(value, content) for value, content in found if not same(content_of(value), content)]:
                 changed.append(key)
         now.clear()
         now.update(before)
@@ -161,55 +170,13 @@ def _ids(module: nn.Module) -> list[list[int]]:
 _PLAIN = (int, float, str, type(None))
 
 
-def _alike(now: Any, before: Any) -> bool:
+def alike(now: Any, before: Any) -> bool:
     """The same object, or equal plain data: torch.export sets sizes anew. Nothing else is asked whether it is equal."""
     if now is before or type(now) is not type(before):
         return now is before
     if isinstance(now, (tuple, list)):
-        return len(now) == len(before) and all(map(_alike, now, before))
+        return len(now) == len(before) and all(map(alike, now, before))
     return isinstance(now, _PLAIN) and bool(now == before)
-
-
-_CONTAINERS = (dict, list, set, deque, SimpleNamespace)
-
-
-def contents(value: Any) -> list[tuple[Any, Any]]:
-    """What a container and all in it hold now; nothing for what is none."""
-    return list(_contents(value, set())) if isinstance(value, _CONTAINERS) else []
-
-
-def _contents(value: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
-    """A container and all containers in it, each with what it holds now."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    content = _content(value)
-    yield value, content
-    for member in content.values() if isinstance(content, Mapping) else content:
-        if isinstance(member, _CONTAINERS):
-            yield from _contents(member, seen)
-
-
-def _content(value: Any) -> Any:
-    if isinstance(value, (dict, SimpleNamespace)):
-        return dict(value if isinstance(value, dict) else vars(value))
-    return set(value) if isinstance(value, set) else list(value)
-
-
-def _same(now: Any, before: Any) -> bool:
-    """Whether a container holds the very objects that it held."""
-    if isinstance(now, Mapping):
-        return list(now) == list(before) and all(now[key] is before[key] for key in now)
-    if isinstance(now, Sequence):
-        return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
-    return bool({id(member) for member in now} == {id(member) for member in before})
-
-
-def _refill(value: Any, content: Any) -> bool:
-    held: Any = vars(value) if isinstance(value, SimpleNamespace) else value
-    held.clear()
-    held.extend(content) if isinstance(held, (list, deque)) else held.update(content)
-    return True
 
 
 class _Numbers:

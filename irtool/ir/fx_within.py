@@ -13,6 +13,8 @@ from torch import fx, nn
 from irtool.errors import TraceError
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.fx_module import map_tensors
+from irtool.ir.fx_untouched import Asides, untouched
+from irtool.ir.fx_writes_back import put_back_writes
 from irtool.ir.modes import evaluating
 
 
@@ -38,14 +40,12 @@ def capture(model: nn.Module, inputs: Sequence[Any], path: str) -> tuple[nn.Modu
         seen.append(map_tensors(tuple(bound.arguments.values()), torch.clone))
         raise _Reached
 
-    handle = part.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*inputs)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
+    with untouched(model, Asides(), flags=False), evaluating(model), torch.no_grad(), put_back_writes(model):
+        part.register_forward_pre_hook(hook, with_kwargs=True)  # taken off again with all that the run changes
+        try:
+            model(*map_tensors(tuple(inputs), torch.clone))
+        except _Reached:
+            pass
     if not seen:
         raise TraceError("the model never calls this part on the example inputs", where=path, remedy="Name a part that runs.")
     return part, seen[0]

@@ -57,6 +57,11 @@ def channel_axis(node: Node, weight: Value) -> int:
     return len(node.input.sizes) - len(weight.sizes) + 1
 
 
+def inputs_first(node: Node) -> bool:
+    """Whether the weight's first axis is its inputs: transposed convolutions, `x @ W`, ONNX's Gemm."""
+    return node.op in ("ConvTranspose", "MatMul") or bool(node.attrs.get("transposed"))
+
+
 def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
     """A convolution whose weight is computed from parameters in the graph (weight standardisation)."""
     groups = int(node.attrs.get("groups") or 1)

@@ -27,7 +27,7 @@ from irtool.planning.onnx_check import before_saturation, masked_model, on_onnxr
 from irtool.planning.plan import Plan, find_rewrite
 from irtool.planning.slicing import Rewrite
 from irtool.planning.traced import TOLERANCE as TRACED
-from irtool.planning.traced import against_model, holds_elsewhere
+from irtool.planning.traced import against_model, fixed_elsewhere
 
 TOLERANCE = 1e-9
 TOLERANCE32 = 1e-5
@@ -54,7 +54,8 @@ class MaskedCheck:
             both runs.
         tolerance: the largest relative difference that counts as equal: 1e-9 in float64, 1e-5 in onnxruntime's float32.
         traced: relative difference between the traced model and its graph, in the model's own type; 0 if there is no model.
-        fixed: the trace decided by the example's sizes, and does not agree with the model at other ones.
+        fixed: the trace decided by the example's sizes: at other ones it raises, or does not agree with the model.
+        wrong: it computes other numbers than the model there, and says nothing.
     """
 
     max_abs: float
@@ -66,12 +67,13 @@ class MaskedCheck:
     tolerance: float = TOLERANCE
     traced: float = 0.0
     fixed: bool = False
+    wrong: bool = False
     constants: float = 0.0
 
     @property
     def ok(self) -> bool:
         """Whether the sliced graph is shown to be right: never where a step has no reference of its own."""
-        return max(self.relative, self.constants) <= self.tolerance and self.traced <= TRACED and not self.unresolved
+        return max(self.relative, self.constants) <= self.tolerance and self.traced <= TRACED and not self.unresolved and not self.wrong
 
 
 def check_prune(
@@ -98,7 +100,12 @@ def check_prune(
     inputs = random_inputs(graph.example_inputs, seed) if inputs is None else map_tensors(inputs, _double)
     batches = None if calibration is None else [map_tensors(batch, _double) for batch in listed(calibration)]
     found = _check_torch(without_dropout(graph), plan, inputs, constants, batches)
-    return dataclasses.replace(found, traced=against_model(graph, inputs), fixed=not holds_elsewhere(graph, inputs))
+    return dataclasses.replace(
+        found,
+        traced=against_model(graph, inputs),
+        fixed=bool(fixed := fixed_elsewhere(graph, inputs)),
+        wrong=any(entry.silent for entry in fixed),
+    )
 
 
 def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants: str, batches: list[Any] | None) -> MaskedCheck:
@@ -145,7 +152,7 @@ def _explained() -> Iterator[None]:
     """What a model raises on inputs that it does not take, as an error of ours."""
     try:
         yield
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
         raise GraphError(
             f"cannot run on these inputs: {(str(error).strip().splitlines() or [type(error).__name__])[0][:160]}",
             remedy="Trace with inputs that the model itself accepts, and check on inputs like them.",

@@ -8,6 +8,7 @@ from torch import Tensor
 from irtool.ir.fx_graph import FxGraph
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops import contraction
+from irtool.ops.contraction import inputs_first
 
 WINDOWED = frozenset({"Conv", "ConvTranspose"})
 LAYERS = WINDOWED | {"Gemm", "MatMul"}
@@ -60,11 +61,6 @@ def gain(graph: Graph, node: Node, mean: Tensor, share: Tensor) -> Tensor:
     else:
         blocks = weight.reshape(groups, -1, weight.shape[1])
     return torch.einsum("goi,gi->go", blocks, mean.reshape(groups, -1)).reshape(-1)
-
-
-def inputs_first(node: Node) -> bool:
-    """Whether the weight's first axis is its inputs: transposed convolutions, `x @ W`, ONNX's Gemm."""
-    return node.op in ("ConvTranspose", "MatMul") or bool(node.attrs.get("transposed"))
 
 
 def shares(graph: Graph, node: Node) -> Tensor:

@@ -1,0 +1,107 @@
+"""Kind (iii): a size of the example that a graph holds is never silent. It is told, with the line, and refused where numbers would differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import irtool
+from irtool.errors import ExportError
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 1)
+        self.register_buffer("idx", torch.tensor([0, 3, 3, 6, 1, 2, 4, 5]))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def _scatter(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    i = net.idx.view(1, -1, 1, 1).expand(x.shape[0], -1, x.shape[2], x.shape[3])
+    return net.b(torch.zeros_like(x).scatter_add(1, i, x))
+
+
+def _gather(net: Any, x: Tensor) -> Tensor:
+    x = net.a(x)
+    return net.b(x.gather(1, net.idx.view(1, -1, 1, 1).repeat(int(x.shape[0]), 1, *map(int, x.shape[2:]))))
+
+
+def _only_first(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.b(torch.stack([y[i] * (i + 1) for i in range(len(x))]))
+
+
+def _half_width(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(x))[..., : int(x.shape[-1]) // 2]
+
+
+def _scale(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(x)) * float(x.shape[2])
+
+
+def _crop(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    cut = [slice(None, int(size) // 2 * 2) for size in y.shape[2:]]
+    return net.b(y[:, :, cut[0], cut[1]])
+
+
+NETS = [_scatter, _gather, _only_first, _half_width, _scale, _crop]
+
+
+@pytest.mark.parametrize("function", NETS)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_at_every_size_right_or_refused_and_told(function: Callable[[Any, Tensor], Any], batch: int) -> None:
+    torch.manual_seed(0)
+    model = Net(function).eval()
+    graph = irtool.trace(model, torch.randn(batch, 3, 8, 8))
+    plan = irtool.plan(graph, "l1", 0.5)
+    found, pruned = irtool.check_prune(graph, plan), irtool.prune(graph, plan)
+    fixed = False
+    for shape in [(4, 3, 8, 8), (1, 3, 8, 8), (batch, 3, 16, 16), (batch, 3, 8, 16), (3, 3, 16, 24)]:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            try:
+                got = graph.run(x)
+            except (RuntimeError, AssertionError, IndexError, ValueError):
+                fixed = True
+                with pytest.raises((RuntimeError, AssertionError, IndexError, ValueError)):
+                    pruned.run(x)
+                continue
+            torch.testing.assert_close(got, model(x))
+    assert found.ok
+    assert found.fixed == fixed
+    assert bool([note for note in graph.notes if "is fixed at" in note]) == fixed
+
+
+def test_the_note_says_by_which_line() -> None:
+    graph = irtool.trace(Net(_half_width).eval(), torch.randn(2, 3, 8, 8))
+    assert graph.fixed
+    assert graph.notes == (
+        "the image is fixed at 8 (axis 3 of input 0), by test_brought_sizes.py:46: the model takes other sizes, this graph does not",
+    )
+
+
+def test_a_file_claims_a_free_batch_only_where_numbers_are_equal(tmp_path: Path) -> None:
+    graph = irtool.trace(Net(_only_first).eval(), torch.randn(2, 3, 8, 8))
+    for made in (graph, irtool.prune(graph, irtool.plan(graph, "l1", 0.5))):
+        with pytest.raises(ExportError, match="no other batch size"):
+            irtool.export_onnx(made, tmp_path / "m.onnx")
+        irtool.export_onnx(made, tmp_path / "m.onnx", dynamic_batch=False)
+        assert onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_a_model_that_takes_one_size_has_no_note() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+    graph = irtool.trace(model, torch.randn(2, 3, 8, 8))
+    assert (graph.notes, graph.fixed) == ((), ())
