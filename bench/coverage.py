@@ -180,7 +180,7 @@ def earlier(which: str) -> dict[str, dict[str, Any]]:
 
 def write(which: str, closing: list[str], table: list[list[str]], results: dict[str, Any]) -> None:
     """JSON for programs, Markdown for people."""
-    from irtool.files import replacing
+    from irtool.atomic_files import replacing
 
     (ROOT / "bench" / "results").mkdir(exist_ok=True)
     with replacing(ROOT / "bench" / "results" / f"{which}.json") as temporary:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from irtool.backends import MnnSession, latency
+from irtool.engines import MnnSession, latency
 from irtool.train import Preprocessing
-from irtool.train.imagefiles import FolderTree, decode
+from irtool.train.data.image_files import FolderTree, decode
 
 
 def pictures(data: Path, folder: Path, count: int) -> None:

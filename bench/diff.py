@@ -24,7 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 import irtool
-from irtool.files import replacing
+from irtool.atomic_files import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results" / "diff.json"
 REPEATS = 3

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from irtool.train import Data, load_data
-from irtool.train.split import Part
+from irtool.train.data.split import Part
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 

@@ -28,9 +28,9 @@ from experiment_runs import SOURCES, Run, all_runs, with_seed
 from torch import nn
 
 import irtool
-from irtool.cli.models import ModelSpec
-from irtool.cli.weights import load_weights
-from irtool.ir import FxGraph
+from irtool.workflows.models import ModelSpec
+from irtool.workflows.weights import load_weights
+from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import RecalibrateBatchNorm
 from irtool.train import Data, History, Settings, distill, evaluate, finetune, fit, sparse
 

@@ -15,18 +15,21 @@ import onnx
 import torch
 
 import irtool
-import irtool.quant.mnn_form
-from irtool.backends import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
-from irtool.backends.mnn_layers import mnn_operators, mnn_scaled
-from irtool.backends.mnn_profile import mnn_profile, mnn_times
-from irtool.backends.onnx_profile import operator_times
-from irtool.cli.quantize_engines import ENGINES
+import irtool.engines.mnn.int8_form
+from irtool.engines import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
+from irtool.engines.mnn.layers import mnn_operators, mnn_scaled
+from irtool.engines.mnn.profile import mnn_profile, mnn_times
+from irtool.engines.onnxruntime.profile import operator_times
+from irtool.engines.table import ENGINES
 from irtool.passes import Equalise, LowerAffine, WidenSelects
-from irtool.quant import Placement, Scheme, Statistics, calibrate, export_mnn_int8, make_recipe, mnn_own_int8, observe, place, to_qdq
+from irtool.quant import Placement, Scheme, Statistics, calibrate, make_recipe, observe, place
+from irtool.engines.mnn.int8 import export_mnn_int8
+from irtool.engines.mnn.quantizer import mnn_own_int8
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.affine import grid
 from irtool.quant.placement import Wiring, rectified
 from irtool.quant.prepare import prepared
-from irtool.quant.steps import account, mnn_account
+from irtool.quant.boundaries import account, mnn_account
 from irtool.train import Data, Preprocessing
 
 SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}
@@ -139,7 +142,7 @@ class Bench:
         if engine == "onnx":
             onnx.save(to_qdq(model, recipe), str(path))
         else:
-            with patch.object(irtool.quant.mnn_form, "JOINS", frozenset()) if trial.int8_joins else nullcontext():
+            with patch.object(irtool.engines.mnn.int8_form, "JOINS", frozenset()) if trial.int8_joins else nullcontext():
                 export_mnn_int8(model, recipe, path, bits=scheme.weight_bits)
         return path
 

@@ -16,10 +16,11 @@ import torch
 from matplotlib.figure import Figure
 
 import irtool
-from irtool.backends import OnnxSession, export_onnx
+from irtool.engines import OnnxSession, export_onnx
 from irtool.models import PreResNet
 from irtool.passes import LowerAffine, WidenSelects
-from irtool.quant import Scheme, calibrate, make_recipe, place, to_qdq
+from irtool.quant import Scheme, calibrate, make_recipe, place
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.prepare import prepared
 from irtool.train import load_data
 

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from irtool.models import VGG, PreResNet
 from irtool.train import Data, Preprocessing, fit
-from irtool.train.split import MemorySplit
+from irtool.train.data.split import MemorySplit
 
 OUT = Path(__file__).resolve().parent / "results" / "loop_overhead.json"
 BATCH = 64

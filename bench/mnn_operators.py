@@ -30,12 +30,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import irtool
-from irtool.backends import MnnSession, OnnxSession
+from irtool.engines import MnnSession, OnnxSession
 from irtool.errors import IrtoolError
-from irtool.files import replacing
-from irtool.quant import Scheme, calibrate, export_mnn_int8, make_recipe, place, to_qdq
+from irtool.atomic_files import replacing
+from irtool.quant import Scheme, calibrate, make_recipe, place
+from irtool.engines.mnn.int8 import export_mnn_int8
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.prepare import prepared
-from irtool.quant.sensitivity import sqnr
+from irtool.workflows.sensitivity import sqnr
 
 RESULTS = Path(__file__).parent / "results" / "mnn_operators.json"
 TOLERANCE, GOOD = 4.0, 50.0

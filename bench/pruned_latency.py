@@ -21,7 +21,7 @@ import torch
 import torchvision
 
 import irtool
-from irtool.backends import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
+from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
 from irtool.models import VGG
 
 ENGINES: dict[str, Callable[[irtool.FxGraph, Path, int], Session]] = {

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from irtool.errors import OptionError
 from irtool.ir.graph import G, Graph, Node
-from irtool.ops.affine import float_param, grouped_inputs
+from irtool.ops.batch_norm import float_param, grouped_inputs
 from irtool.passmanager import Pass, PassResult, register
 
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Pool", "Dropout", "Identity"})

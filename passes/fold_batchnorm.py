@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
-from irtool.ops.affine import not_fixed, scale_and_shift
+from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 
 _FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from irtool.analysis.in_place import overwritten
+from irtool.hosts.torch.in_place import overwritten
 from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, PassResult, register
 

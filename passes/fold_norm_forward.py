@@ -9,9 +9,9 @@ from typing import ClassVar
 
 import torch
 
-from irtool.analysis.in_place import writers
+from irtool.hosts.torch.in_place import writers
 from irtool.ir.graph import G, Graph, Node
-from irtool.ops.affine import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
+from irtool.ops.batch_norm import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
-from irtool.planning.residual import insert_selects
+from irtool.pruning.residual import insert_selects
 
 
 @register

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from irtool.collection import uncollected
+from irtool.garbage import uncollected
 from irtool.errors import OptionError
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
-from irtool.planning.absorb import Absorption
-from irtool.planning.bias import add_biases
-from irtool.planning.calibration import measured
-from irtool.planning.plan import Plan, find_rewrite
+from irtool.pruning.absorb.absorb import Absorption
+from irtool.pruning.absorb.bias import add_biases
+from irtool.pruning.absorb.calibration import measured
+from irtool.pruning.planner import Plan, find_rewrite
 
 Constants = Literal["absorb", "drop"]
 

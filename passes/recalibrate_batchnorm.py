@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from irtool.analysis.run import steps
+from irtool.hosts.torch.interpreter import steps
 from irtool.errors import GraphError, OptionError
-from irtool.ir.fx_graph import FxGraph
+from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G, Graph, Node
-from irtool.ir.modes import evaluating
-from irtool.ops.affine import not_fixed, scale_and_shift
+from irtool.hosts.torch.modes import evaluating
+from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 
 Method = Literal["pooled", "exact"]

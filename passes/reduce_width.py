@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from irtool.errors import GraphError, OptionError
-from irtool.ir.fx_graph import FxGraph
+from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
-from irtool.planning.plan import find_rewrite, plan
+from irtool.pruning.planner import find_rewrite, plan
 
 Init = Literal["fresh", "best"]
 

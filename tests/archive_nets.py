@@ -1,4 +1,4 @@
-"""The nets that tests/test_archive.py saves, and how each was compressed."""
+"""The nets that tests/archive/test_archive.py saves, and how each was compressed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The other process of tests/test_archive.py. Loading a file alone, it does not know the classes of archive_nets."""
+"""The other process of tests/archive/test_archive.py. Loading a file alone, it does not know the classes of archive_nets."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import torch
 from training import net
 
 import irtool
-from irtool.collection import uncollected
+from irtool.garbage import uncollected
 from irtool.errors import PlanError
 
 

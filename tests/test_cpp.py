@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 import irtool
-from irtool.backends import MnnSession
+from irtool.engines import MnnSession
 from irtool.models import VGG
-from irtool.quant import Scheme, calibrate, export_mnn_int8, make_recipe, place
+from irtool.quant import Scheme, calibrate, make_recipe, place
+from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.quant.prepare import prepared
 from irtool.train import Preprocessing
-from irtool.train.imagefiles import FolderTree, decode
+from irtool.train.data.image_files import FolderTree, decode
 
 SOURCE = Path(__file__).resolve().parents[1] / "cpp"
 PREPROCESSING = Preprocessing((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32))

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from irtool.analysis.run import cast, cast_module, run_with, seeded, steps
+from irtool.hosts.torch.interpreter import cast, cast_module, run_with, seeded, steps
 from irtool.errors import CheckError, OptionError
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import map_tensors
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import Graph, Node
-from irtool.ir.modes import evaluating
-from irtool.ir.onnx_graph import OnnxGraph
+from irtool.hosts.torch.modes import evaluating
+from irtool.hosts.onnx.graph import OnnxGraph
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
@@ -132,7 +132,7 @@ def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) ->
     """Run two programs on the same inputs.
 
     Args:
-        a: the reference: a graph, an `nn.Module`, a session of `irtool.backends`, or any function of tensors. Modules and
+        a: the reference: a graph, an `nn.Module`, a session of `irtool.engines`, or any function of tensors. Modules and
             graphs run in eval mode without gradients; ONNX graphs run in onnxruntime.
         b: the other program, of any of these kinds.
         inputs: a tensor or array, or a tuple of the positional arguments.

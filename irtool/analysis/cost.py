@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from irtool.errors import OptionError
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import copy_module, empty_like
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.modules import copy_module, empty_like
 from irtool.ir.graph import Graph, Node, Value
 
 

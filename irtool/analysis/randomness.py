@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from irtool.analysis.run import steps
+from irtool.hosts.torch.interpreter import steps
 from irtool.errors import CheckError
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_untouched import Asides, untouched
-from irtool.ir.fx_writes_back import put_back_writes
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.tracing.sandbox import Asides, untouched
+from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.ir.graph import G, Graph, Node
-from irtool.ops.table import ELEMENTWISE
+from irtool.ops.spec import ELEMENTWISE
 
 
 def random_nodes(graph: FxGraph) -> list[Node]:

@@ -23,7 +23,7 @@ from torch import nn
 from irtool.archive.kinds import LONGEST_TEXT, Row, row, rows
 from irtool.archive.layers import layer_rows
 from irtool.archive.operators import ATEN, SCHEMA_KINDS, SCHEMA_NAMES, SCHEMA_WORDS, TABLES, UNCHECKED, UNCHECKED_OVERLOADS
-from irtool.ir.channel_select import ChannelSelect
+from irtool.hosts.torch.channel_select import ChannelSelect
 
 
 class Refused(Exception):

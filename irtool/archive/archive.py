@@ -34,8 +34,8 @@ from irtool.archive.state import (
 from irtool.archive.trial import Trial, check_program
 from irtool.archive.values import decode_inputs, encode_inputs
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_trace import trace
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.tracing.trace import trace
 
 _CLASS_REMEDY = "Load it into the class: irtool.load(path, model=YourModel())."
 

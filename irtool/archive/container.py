@@ -14,7 +14,7 @@ from torch import Tensor
 
 from irtool.archive.limits import HEADER_BYTES
 from irtool.errors import FileError
-from irtool.files import replacing
+from irtool.atomic_files import replacing
 
 VERSION = 1
 _KEY = "irtool"

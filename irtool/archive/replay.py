@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from irtool.errors import FileError
-from irtool.ir.fx_graph import FxGraph
+from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import DeadCode, FoldBatchNorm, FoldConstants, InsertSelects, RemoveIdentity
 from irtool.passes.fold_norm_forward import fold_named
 from irtool.passmanager import Pass
-from irtool.planning.bias import add_biases, no_gains
-from irtool.planning.plan import Plan, find_rewrite
+from irtool.pruning.absorb.bias import add_biases, no_gains
+from irtool.pruning.planner import Plan, find_rewrite
 
 Step = Mapping[str, Any]
 

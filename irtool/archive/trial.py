@@ -13,10 +13,10 @@ from irtool.archive.kinds import is_plain, is_sequence, is_tensor, show
 from irtool.archive.limits import PARTS, TRIED_BYTES, Budget, bytes_of
 from irtool.archive.operators import ATTRIBUTES
 from irtool.errors import GraphError
-from irtool.ir.fx_graph import FxGraph
-from irtool.ir.fx_module import call, copy_module, empty_like, map_tensors, meta, modules_by_path
-from irtool.ir.fx_reader import Reader
-from irtool.ir.fx_targets import Spec
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.modules import call, copy_module, empty_like, map_tensors, meta, modules_by_path
+from irtool.hosts.torch.reader import Reader
+from irtool.hosts.torch.operators import Spec
 
 _META = torch.device("meta")
 

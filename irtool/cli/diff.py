@@ -10,12 +10,13 @@ import torch
 import typer
 from torch.utils import _pytree as pytree
 
-from irtool.analysis.diff import diff as graph_diff
+from irtool.analysis.diff.diff import diff as graph_diff
 from irtool.cli import options
-from irtool.cli.models import graph_of, input_shapes, saved_model
+from irtool.workflows.models import graph_of, input_shapes, saved_model
 from irtool.errors import IrtoolError
-from irtool.files import replacing
-from irtool.ir import FxGraph, Graph
+from irtool.atomic_files import replacing
+from irtool.hosts.torch.graph import FxGraph
+from irtool.ir import Graph
 
 
 def diff(

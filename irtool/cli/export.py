@@ -12,21 +12,23 @@ from typing import Annotated, cast
 import typer
 
 from irtool.analysis.randomness import require_repeatable
-from irtool.backends import export_onnx
-from irtool.backends.agreement import sample_inputs
-from irtool.backends.onnx_session import OnnxSession
+from irtool.engines import export_onnx
+from irtool.engines.agreement import sample_inputs
+from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.cli import options
-from irtool.cli.models import graph_of, input_shapes, onnx_file
-from irtool.cli.onnx_job import to_mnn
+from irtool.workflows.models import graph_of, input_shapes, onnx_file
+from irtool.workflows.compress_onnx import to_mnn
 from irtool.cli.output import keep_inputs, model_files
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import FileError, OptionError
-from irtool.files import MAKE_ROOM, replacing
-from irtool.ir import FxGraph, OnnxGraph, save_onnx
+from irtool.atomic_files import MAKE_ROOM, replacing
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.load import save_onnx
 from irtool.passes import fold_batchnorm
-from irtool.report.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
-from irtool.report.tables import chain_table
+from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
+from irtool.cli.tables import chain_table
 
 
 def export(

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from irtool.analysis.cost import Cost, cost
-from irtool.analysis.groups import ChannelGroups, channel_groups
+from irtool.channels.groups import ChannelGroups, channel_groups
 from irtool.cli import options
-from irtool.cli.models import graph_of, input_shapes
+from irtool.workflows.models import graph_of, input_shapes
 from irtool.cli.screen import out as console
 from irtool.ir import Graph
 

@@ -22,7 +22,7 @@ from irtool.cli.compress import compress
 from irtool.cli.demo import demo
 from irtool.cli.diff import diff
 from irtool.cli.export import export
-from irtool.cli.foreign import Terminated
+from irtool.workflows.user_code import Terminated
 from irtool.cli.inspect import inspect
 from irtool.cli.output import Interrupted
 from irtool.cli.quantize import quantize

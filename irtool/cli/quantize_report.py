@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from irtool.cli.quantize_data import Images
-from irtool.cli.quantize_engines import ENGINES
-from irtool.cli.quantize_job import SENSITIVITY_IMAGES, Outcome, Settings, record
+from irtool.workflows.calibration_images import Images
+from irtool.engines.table import ENGINES
+from irtool.workflows.quantize import SENSITIVITY_IMAGES, Outcome, Settings, record
 from irtool.quant import layers_of
-from irtool.report.sensitivity import plot_sensitivity, write_sensitivity
+from irtool.workflows.sensitivity_plot import plot_sensitivity, write_sensitivity
 
 NOISE = 0.05
 """Ratios of latencies that are this near to 1 say nothing."""

@@ -9,7 +9,7 @@ import typer
 
 from irtool.cli.output import keep_inputs
 from irtool.cli.screen import out as console
-from irtool.report.run_folder import PAGE, write_page
+from irtool.workflows.run_folder import PAGE, write_page
 
 
 def report(

@@ -9,19 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from irtool.archive import load
-from irtool.backends import OnnxSession
-from irtool.backends.agreement import sample_inputs
+from irtool.engines import OnnxSession
+from irtool.engines.agreement import sample_inputs
 from irtool.cli import options
-from irtool.cli.data import DataOptions
-from irtool.cli.job import FILES, calibration_batches
-from irtool.cli.models import fingerprint, graph_of
+from irtool.workflows.data import DataOptions
+from irtool.workflows.compress import FILES, calibration_batches
+from irtool.workflows.models import fingerprint, graph_of
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import DataError, FileError, OptionError
-from irtool.ir import Graph, OnnxGraph, load_onnx
+from irtool.ir import Graph
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.load import load_onnx
 from irtool.passes import fold_batchnorm, prune
-from irtool.planning import Plan
-from irtool.report.chain import (
+from irtool.pruning import Plan
+from irtool.workflows.chain import (
     Chain,
     Link,
     chain_inputs,
@@ -32,8 +34,8 @@ from irtool.report.chain import (
     mnn_link,
     onnx_link,
 )
-from irtool.report.record import read_record
-from irtool.report.tables import chain_table
+from irtool.workflows.record import read_record
+from irtool.cli.tables import chain_table
 
 _REMEDY = "The files do not belong together, or one was changed: run irtool compress again."
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from irtool.ir.canonical import canonical
+from irtool.hosts.torch.attributes import canonical
 
 if TYPE_CHECKING:
     from irtool.ir.graph import Graph, Node, Value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.barrier import barrier
+from irtool.ops.opaque import barrier
 from irtool.ops.context import NONE, Context, is_none, none, varying
 
 Entry = tuple[int, Tensor]

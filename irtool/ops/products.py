@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.barrier import barrier
+from irtool.ops.opaque import barrier
 from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, is_stored, none, varying
 
 WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irtool.ir.graph import Node
-from irtool.ops.barrier import barrier
+from irtool.ops.opaque import barrier
 from irtool.ops.context import Context, channel_vector, none, varying
 
 _FIRST = ("weight_ih_l0", "weight_ih_l0_reverse")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from irtool.ir.fx_proxy import AUGMENTED
-from irtool.ir.fx_targets import names_a_write
+from irtool.hosts.torch.tracing.proxies import AUGMENTED
+from irtool.hosts.torch.operators import names_a_write
 from irtool.ir.graph import Node, Value
-from irtool.ops.barrier import short_name
+from irtool.ops.opaque import short_name
 
 _VIEWS = frozenset({"Slice", "Split", "Reshape", "Transpose", "Expand", "Identity"})
 _AUGMENTED = frozenset(function.__name__ for function in AUGMENTED)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from irtool.backends import OnnxSession
+from irtool.engines import OnnxSession
 from irtool.errors import DataError
 from irtool.quant.statistics import Statistics
 

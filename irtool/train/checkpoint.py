@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from irtool.errors import TrainError
-from irtool.files import replacing
-from irtool.train.average import Average, alike
+from irtool.atomic_files import replacing
+from irtool.train.ema import Average, alike
 from irtool.train.history import History
 
 FORMAT = 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from irtool.errors import OptionError, TrainError
-from irtool.files import replacing
+from irtool.atomic_files import replacing
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from irtool.errors import OptionError
-from irtool.ir.fx_graph import FxGraph
+from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import Prune, RecalibrateBatchNorm
-from irtool.planning.plan import Plan
-from irtool.train.data import Data, balanced
+from irtool.pruning.planner import Plan
+from irtool.train.data.dataset import Data, balanced
 from irtool.train.distill import FINETUNE, distill, finetune
 from irtool.train.evaluate import evaluate
 from irtool.train.history import History
-from irtool.train.progress import Progress, silent
+from irtool.progress import Progress, silent
 from irtool.train.settings import Settings, is_number, is_whole
-from irtool.train.split import Part
+from irtool.train.data.split import Part
 
 BATCH = 64
 """Calibration images at a time."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from irtool.errors import OptionError
-from irtool.train.augment import Augment
+from irtool.train.data.augment import Augment
 
 
 @dataclass(frozen=True)

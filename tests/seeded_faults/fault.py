@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops import table
+from irtool.ops import spec as table
 from irtool.ops.context import Context
 
 Patch = pytest.MonkeyPatch

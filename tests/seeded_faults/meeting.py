@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from irtool.analysis.labels import Labels
+from irtool.channels.labels import Labels
 from irtool.ir.graph import Node, Value
-from irtool.ops import contraction, elementwise, normalisation, products, table
+from irtool.ops import contraction, elementwise, normalisation, products, spec as table
 from irtool.ops.context import Context
-from irtool.planning import replay
+from irtool.pruning import proof as replay
 from seeded_faults.fault import Patch, fault, outputs
 
 # Elementwise: operands that meet.

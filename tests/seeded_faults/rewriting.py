@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from irtool.analysis.labels import Labels, Walk
+from irtool.channels.labels import Labels, Walk
 from irtool.ir.graph import Node
-from irtool.ops import contraction, products, recurrent, table
+from irtool.ops import contraction, products, recurrent, spec as table
 from irtool.ops.context import Context, none, on_axis
-from irtool.planning import fx_literals, replay, slicing
+from irtool.hosts.torch import write_attrs as fx_literals
+from irtool.pruning import proof as replay, slicing
 from seeded_faults.fault import Patch, fault, longest
 
 # Literals of the program.
@@ -136,7 +137,7 @@ def unknown_operators_are_not_pinned(patch: Patch) -> None:
         for output in node.outputs:
             ctx.put(output, none(len(output.sizes)))
 
-    for module in (table, sys.modules["irtool.analysis.labels"]):
+    for module in (table, sys.modules["irtool.channels.labels"]):
         patch.setattr(module, "rule_for", lambda op: table.RULES.get(op, faulty))
 
 

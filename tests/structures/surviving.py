@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import irtool
-from irtool.analysis.masked import MaskedRun
-from irtool.analysis.run import difference
+from irtool.pruning.masked import MaskedRun
+from irtool.hosts.torch.interpreter import difference
 from irtool.ops.context import varying
-from irtool.planning.plan import find_rewrite
+from irtool.pruning.planner import find_rewrite
 
 
 class SurvivingRun(MaskedRun):

@@ -1,0 +1,1 @@
+"""Differences between two graphs: matching nodes, and what changed in each."""

@@ -1,0 +1,86 @@
+"""Reports as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from irtool.workflows.chain import Chain
+from irtool.workflows.record import ENGINES, Measured
+
+_FILES = (("model", "model file"), ("onnx", "ONNX file"), ("mnn", "MNN file"))
+
+
+_COLOURS = {"holds": "green", "unchecked": "yellow", "BROKEN": "red"}
+
+
+def chain_table(chain: Chain) -> Table:
+    """A row for each link: both errors, what is allowed, whether it holds."""
+    table = Table(title="Chain of equality", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("link", no_wrap=True)
+    table.add_column("in", no_wrap=True)
+    for name in ("max abs", "relative", "allowed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    notes = []
+    for link in chain.links:
+        mark = f"[{_COLOURS[link.verdict]}]{link.verdict}[/]"
+        table.add_row(link.name, link.arithmetic, f"{link.max_abs:.2e}", f"{link.relative:.2e}", f"{link.tolerance:.0e}", mark)
+        notes += [f"{link.name}: {note}" for note in (link.note, f"first diverging node {link.diverges}" if link.diverges else "") if note]
+    table.caption, table.caption_justify = escape("\n".join(notes)) or None, "left"
+    return table
+
+
+def comparison_table(columns: Sequence[tuple[str, Measured]], title: str) -> Table:
+    """Models side by side; each column after the first shows its share of the first.
+
+    Args:
+        columns: a heading and a model each; the first is the original.
+        title: above the table.
+    """
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for heading, _ in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    first = columns[0][1]
+    if first.accuracy is not None:
+        table.add_row(f"accuracy ({first.images:,} images)", *(_percent(model.accuracy) for _, model in columns))
+    for label, read in _COUNTS:
+        base = read(first)
+        table.add_row(label, *(_share(read(model), base, f"{read(model):,}") for _, model in columns))
+    for kind, label in _FILES:
+        if any(kind in model.file_bytes for _, model in columns):
+            base = first.file_bytes.get(kind)
+            table.add_row(label, *(_bytes(model.file_bytes.get(kind), base) for _, model in columns))
+    for engine in ENGINES:
+        if any(engine in model.latency_ms for _, model in columns):
+            base_ms = first.latency_ms.get(engine)
+            table.add_row(f"{engine}, ms", *(_time(model.latency_ms.get(engine), base_ms) for _, model in columns))
+    if first.runs:
+        table.caption = f"ms: median of {first.runs} runs, batch 1, {first.threads} thread{'s' * (first.threads != 1)}"
+        table.caption_justify = "left"
+    return table
+
+
+_COUNTS = (
+    ("parameters", lambda model: model.params),
+    ("MACs", lambda model: model.macs),
+)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
+
+
+def _share(value: float, base: float | None, text: str) -> str:
+    return text if base is None or not base or value == base else f"{text}  {100 * value / base:3.0f} %"
+
+
+def _bytes(size: int | None, base: int | None) -> str:
+    return "" if size is None else _share(size, base, f"{size:,}")
+
+
+def _time(milliseconds: float | None, base: float | None) -> str:
+    return "" if milliseconds is None else _share(milliseconds, base, f"{milliseconds:.2f}")

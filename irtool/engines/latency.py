@@ -1,0 +1,111 @@
+"""How long a session takes, on a machine that does other things too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from irtool.engines.session import Session
+from irtool.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one run, in milliseconds.
+
+    Attributes:
+        median_ms, p10_ms, p90_ms: the median, and the 10th and 90th percentile.
+        runs: how many runs were timed; fewer than asked for if the time was up.
+    """
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class PairedLatency:
+    """Several sessions timed in turn.
+
+    Attributes:
+        latencies: one per session, in the order given.
+        ratios: the median over the rounds of a session's time divided by the first session's time in the same round.
+            Below 1 is faster than the first; the first is 1 by definition. Load on the machine hits all sessions of a round
+            alike, so a ratio is steadier than the quotient of two medians.
+    """
+
+    latencies: tuple[Latency, ...]
+    ratios: tuple[float, ...]
+
+
+def latency(session: Session, inputs: Sequence[np.ndarray], *, runs: int = 50, warmup: int = 5, seconds: float | None = None) -> Latency:
+    """Time a session on the same inputs, one run after the other.
+
+    Args:
+        session: any engine's.
+        inputs: the arrays of one run.
+        runs: timed runs.
+        warmup: untimed runs before (engines plan memory in the first ones).
+        seconds: stop timing after this many seconds, with at least one run.
+
+    Raises:
+        OptionError: `runs` below 1, `warmup` below 0, or `seconds` not positive.
+        BackendError: the inputs do not fit.
+    """
+    return latency_pairs([session], inputs, runs=runs, warmup=warmup, seconds=seconds).latencies[0]
+
+
+def latency_pairs(
+    sessions: Sequence[Session], inputs: Sequence[np.ndarray], *, runs: int = 50, warmup: int = 5, seconds: float | None = None
+) -> PairedLatency:
+    """Time sessions against each other: each round runs every session once, starting with another one each time.
+
+    Args:
+        sessions: two or more engines or models that take the same arrays.
+        inputs: the arrays of one run.
+        runs: rounds, that is timed runs of each session.
+        warmup: untimed rounds before.
+        seconds: stop after this many seconds, with at least one round.
+
+    Raises:
+        OptionError: no session, `runs` below 1, `warmup` below 0, or `seconds` not positive.
+        BackendError: the inputs do not fit a session.
+    """
+    _check_options(sessions, runs, warmup, seconds)
+    for _ in range(warmup):
+        for session in sessions:
+            session.run(*inputs)
+    times: list[list[float]] = []
+    end = None if seconds is None else time.perf_counter() + seconds
+    while len(times) < runs and (end is None or not times or time.perf_counter() < end):
+        row = [0.0] * len(sessions)
+        for step in range(len(sessions)):
+            which = (len(times) + step) % len(sessions)  # nobody always runs after the same neighbour's cache
+            start = time.perf_counter()
+            sessions[which].run(*inputs)
+            row[which] = (time.perf_counter() - start) * 1e3
+        times.append(row)
+    table = np.array(times)  # rounds x sessions
+    ratios = np.median(table / table[:, :1], axis=0)
+    return PairedLatency(tuple(_summary(column) for column in table.T), tuple(float(ratio) for ratio in ratios))
+
+
+def _summary(times: np.ndarray) -> Latency:
+    p10, median, p90 = np.percentile(times, [10, 50, 90])
+    return Latency(float(median), float(p10), float(p90), len(times))
+
+
+def _check_options(sessions: Sequence[Session], runs: int, warmup: int, seconds: float | None) -> None:
+    wrong = (
+        (not sessions, "no session to time", "Pass at least one session."),
+        (runs < 1, f"runs={runs}", "Time at least one run."),
+        (warmup < 0, f"warmup={warmup}", "Warm up 0 times or more."),
+        (seconds is not None and not seconds > 0, f"seconds={seconds}", "Give a positive number of seconds, or leave it out."),
+    )
+    for failed, what, remedy in wrong:
+        if failed:
+            raise OptionError(what, where="latency", remedy=remedy)

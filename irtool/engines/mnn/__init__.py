@@ -1,0 +1,1 @@
+"""MNN: export, sessions in a child process, profiles, and int8 files."""

@@ -1,0 +1,1 @@
+"""onnxruntime: export to ONNX, sessions, profiles, and int8 files in QDQ form."""

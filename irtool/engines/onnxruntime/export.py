@@ -1,0 +1,281 @@
+"""Writing a module as one ONNX file, and showing that the file computes what the module computes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from irtool.engines.agreement import relative_error
+from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, unsupported_operator
+from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
+from irtool.engines.onnxruntime.cleanup import tidy
+from irtool.engines.quiet import captured
+from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
+from irtool.errors import ExportError, OptionError
+from irtool.atomic_files import replacing
+
+# A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model.
+INLINE_LIMIT = 2**31 - 2**24
+# float32 sums in another order: the largest difference allowed, relative to the largest output.
+TOLERANCE = 1e-3
+_OPSETS = range(11, 27)
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        bytes: its size, with the weights beside it if there are any.
+        exporter: which one served: `torchscript` or `dynamo`.
+        opset: the operator set of the file; the dynamo exporter may have raised it.
+        input_names, output_names: in the module's order.
+        dynamic_batch: whether axis 0 of the inputs is free.
+        max_error: the largest difference between onnxruntime and torch on random inputs, relative to the largest
+            output; None if it was not checked.
+        note: why the first exporter did not serve, or "".
+    """
+
+    path: Path
+    bytes: int
+    exporter: str
+    opset: int
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dynamic_batch: bool
+    max_error: float | None
+    note: str
+
+
+def export_onnx(
+    source: Source | nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Any = None,
+    opset: int = 17,
+    dynamic_batch: bool = True,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    exporter: str = "auto",
+    verify: bool = True,
+) -> OnnxExport:
+    """Write the module in eval mode as ONNX; its training flags are as before afterwards.
+
+    Batch norms stay as they are (run the folding pass first to have them folded). Nested inputs and outputs become flat
+    lists, named after dict keys and positions. The file appears at `path` only once it has passed onnx's checker and, with
+    `verify`, has given torch's numbers in onnxruntime, at a second batch size too if the batch is dynamic.
+
+    Args:
+        source: a graph, or a bare module with `example_inputs`.
+        path: the .onnx file. Weights of 2 GB and more go to `<path>.data`.
+        example_inputs: a tensor or a tuple of (nested) tensors.
+        opset: the operator set, 11 to 26.
+        dynamic_batch: leave axis 0 free on every input that has the first input's size there.
+        input_names, output_names: one name per tensor; made from the module's own if left out.
+        metadata: written to the file's metadata_props.
+        exporter: `torchscript`, `dynamo`, or `auto`: the first that gives a right file.
+        verify: compare with torch in onnxruntime.
+
+    Raises:
+        ExportError: an operator has no ONNX form, the batch is written into the module as a number, or the file's numbers are wrong.
+        OptionError: an unknown exporter or opset, or names of the wrong number.
+        BackendError: no example inputs, or onnxruntime is absent and `verify` is asked for.
+        FileError: the file cannot be written.
+    """
+    job = _prepare(source, example_inputs, opset, dynamic_batch, input_names, output_names)
+    attempts = _order(exporter, opset)
+    if verify:
+        onnxruntime()  # if it is absent, say so before the work
+    failures: list[tuple[str, Exception]] = []
+    target = Path(path)
+    with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
+        for name in attempts:
+            draft = Path(folder) / name / target.name
+            draft.parent.mkdir()
+            try:
+                error, written = _attempt(name, job, draft, dict(metadata or {}), verify)
+            except OSError:
+                raise  # a full disk is full for the next exporter too
+            except Exception as failure:  # exporters raise whatever their parts raise; the next one may serve
+                failures.append((name, failure))
+                continue
+            size = _move(draft, temporary, target)
+            return OnnxExport(
+                target, size, name, written, tuple(job.input_names), tuple(job.output_names), job.dynamic, error, _note(failures)
+            )
+        raise _failure(failures, where=type(getattr(source, "module", source)).__name__, dynamic=job.dynamic)
+
+
+def _prepare(
+    source: Source | nn.Module,
+    example_inputs: Any,
+    opset: int,
+    dynamic_batch: bool,
+    input_names: Sequence[str] | None,
+    names: Sequence[str] | None,
+) -> Job:
+    module, examples = resolve(source, example_inputs)
+    flat = FlatModule(module, examples)
+    where = type(module).__name__
+    first = flat.examples[0]
+    batched = [dynamic_batch and t.dim() > 0 and first.dim() > 0 and t.shape[0] == first.shape[0] for t in flat.examples]
+    batches = [list(flat.examples)]
+    if any(batched):
+        batches.append([torch.cat([t, t]) if b else t for t, b in zip(flat.examples, batched, strict=True)])
+    cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
+    result: Any = None
+    with evaluating(flat):
+        for inputs in batches:
+            fresh = [_random(t) for t in inputs]
+            try:
+                result = flat.nested(*fresh)
+                cases.append((fresh, tensors_of(result)))
+            except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+                raise _run_failure(error, where, len(cases)) from error
+    outs = cases[0][1]
+    if not outs:
+        raise ExportError("the module returns no tensor", where=where, remedy="Return a tensor, or a tuple or dict of tensors.")
+    output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[-1][1], strict=True)]
+    return Job(
+        flat,
+        _names("input_names", input_names, flat.input_names),
+        _names("output_names", names, _distinct(result_names(result), flat.input_names if input_names is None else input_names)),
+        _opset(opset),
+        batched,
+        output_dims,
+        cases,
+    )
+
+
+def _dims(shape: Sequence[int], grown: Sequence[int], batch: Sequence[int]) -> list[int | str]:
+    """An output's sizes, read off its shapes at the example's batch and at twice that."""
+    free = ["N" if axis == 0 and [size] == list(batch) else "" for axis, size in enumerate(shape)]
+    return [size if size == other else name for size, other, name in zip(shape, grown, free, strict=True)]
+
+
+def _distinct(names: list[str], taken: Sequence[str]) -> list[str]:
+    """Names that no input has: ONNX has one name space for both."""
+    return [f"{name}_out" if name in taken else name for name in names]
+
+
+def _random(like: torch.Tensor) -> torch.Tensor:
+    """Standard normal values for floats, the example's own values for the rest (indices must stay in range)."""
+    if not like.is_floating_point():
+        return like
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator).to(like.device, like.dtype)
+
+
+def _names(option: str, given: Sequence[str] | None, default: list[str]) -> list[str]:
+    if given is None:
+        return default
+    names = [given] if isinstance(given, str) else list(given)
+    if len(names) != len(default) or len(set(names)) != len(names) or not all(names):
+        raise OptionError(
+            f"{option}={names}", where="export_onnx", remedy=f"Give {len(default)} different names, one for each of {default}."
+        )
+    return names
+
+
+def _opset(opset: int) -> int:
+    if opset not in _OPSETS:
+        raise OptionError(f"opset={opset}", where="export_onnx", remedy=f"Choose {_OPSETS.start} to {_OPSETS.stop - 1}; 17 suits MNN.")
+    return opset
+
+
+def _order(exporter: str, opset: int) -> list[str]:
+    if exporter in EXPORTERS:
+        return [exporter]
+    if exporter != "auto":
+        raise OptionError(f"exporter={exporter!r}", where="export_onnx", remedy=f"Choose auto, {' or '.join(EXPORTERS)}.")
+    return ["torchscript", "dynamo"] if opset <= TORCHSCRIPT_MAX else ["dynamo"]
+
+
+def _attempt(name: str, job: Job, draft: Path, metadata: dict[str, str], verify: bool) -> tuple[float | None, int]:
+    """Export, clean, write, check; the error against torch and the opset written."""
+    with evaluating(job.flat), captured():
+        model = EXPORTERS[name](job, draft.parent / "raw.onnx")
+    tidy(model, output_dims=job.output_dims, metadata=metadata)
+    _save(model, draft)
+    onnx.checker.check_model(str(draft), full_check=True)
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return (_verify(job, draft) if verify else None), opset
+
+
+def _save(model: onnx.ModelProto, draft: Path) -> None:
+    if model.ByteSize() < INLINE_LIMIT:
+        onnx.save(model, str(draft))
+    else:
+        onnx.save(model, str(draft), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{draft.name}.data")
+
+
+def _move(draft: Path, temporary: Path, target: Path) -> int:
+    """Put the finished draft in place, the weights beside it first; the bytes of both."""
+    weights, size = draft.with_name(f"{draft.name}.data"), draft.stat().st_size
+    if weights.exists():
+        size += weights.stat().st_size
+        with replacing(target.with_name(weights.name)) as beside:
+            os.replace(weights, beside)
+    os.replace(draft, temporary)
+    return size
+
+
+def _verify(job: Job, draft: Path) -> float:
+    """The largest relative difference between onnxruntime and torch over the job's cases."""
+    session, worst = OnnxSession(draft), 0.0
+    for inputs, expected in job.cases:
+        got = session.run(*(t.detach().cpu().numpy() for t in inputs))
+        for name, result, tensor in zip(job.output_names, got, expected, strict=True):
+            reference = tensor.detach().cpu().numpy()
+            if result.shape != reference.shape:
+                raise ValueError(f"output {name!r} has shape {result.shape} in the file and {reference.shape} in torch")
+            worst = max(worst, relative_error(result, reference))
+    if not worst <= TOLERANCE:
+        raise ValueError(f"the file's numbers differ from torch's by {worst:.3g} of the largest")
+    return worst
+
+
+def _note(failures: list[tuple[str, Exception]]) -> str:
+    return "; ".join(f"{name} failed: {_first_line(error)}" for name, error in failures)
+
+
+def _first_line(error: Exception) -> str:
+    with contextlib.suppress(StopIteration):
+        return next(line.strip() for line in str(error).splitlines() if line.strip())[:200]
+    return type(error).__name__
+
+
+def _run_failure(error: Exception, where: str, case: int) -> ExportError:
+    if case == 0:
+        return ExportError(
+            f"the module fails on its example inputs: {_first_line(error)}", where=where, remedy="Give inputs that it takes."
+        )
+    return ExportError(
+        f"the module takes no other batch size than its example's: {_first_line(error)}",
+        where=where,
+        remedy="Pass dynamic_batch=False, or write the batch as x.size(0) or -1 in the model.",
+    )
+
+
+def _failure(failures: list[tuple[str, Exception]], *, where: str, dynamic: bool) -> ExportError:
+    """The error to raise when no exporter served: an operator's name if one is known, else the first complaint."""
+    for _, error in failures:
+        if operator := unsupported_operator(error):
+            return ExportError(
+                f"the operator {operator} has no ONNX form",
+                where=where,
+                remedy="Replace it with operators that ONNX has, or export the module without that part.",
+            )
+    first = "Pass dynamic_batch=False if the module holds its batch as a number; else try" if dynamic else "Try"
+    return ExportError(_note(failures), where=where, remedy=f"{first} another opset, or export a part of the module to find what fails.")

@@ -1,0 +1,170 @@
+"""Writing an int8 model as ONNX with QuantizeLinear and DequantizeLinear.
+
+Each integer tensor gets both steps; engines drop those between two integer operators. Weights are stored as int8 with one
+scale a channel, biases as int32 whose scale is the product of input's and weight's, as integer convolutions need it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from irtool.errors import ExportError
+from irtool.hosts.onnx.file import opset_of
+from irtool.quant.affine import Affine
+from irtool.quant.placement import Layer, Placement, Wiring, layers_of
+from irtool.quant.scales import QuantisedLayer, Recipe
+from irtool.quant.weights import channel_scales, integers_of, steps_of
+
+OLDEST = 13
+"""The first operator set whose steps take one scale a channel."""
+
+
+def weights_to_qdq(model: ModelProto, method: str = "max", bits: int = 8) -> ModelProto:
+    """A copy whose layers' weights alone are int8, for size: engines make floats of them when they load the file.
+
+    Args:
+        model: a float model of operator set 13 or newer, constants as initializers.
+        method, bits: see `channel_scales`.
+
+    Raises:
+        ExportError: an older operator set.
+        OptionError: another method or number of bits.
+    """
+    wiring, layers = Wiring(model), layers_of(model)
+    found = {}
+    for layer in layers:
+        weight = wiring.array(layer.weight)
+        rows = layer.rows(weight).astype(np.float64)
+        scales = channel_scales(rows, method, bits)
+        found[layer.name] = QuantisedLayer(
+            layer.unrows(integers_of(rows, scales.astype(np.float64), steps_of(bits)), weight.shape), scales, None
+        )
+    return to_qdq(model, Recipe(Placement(layers, {}), {}, found))
+
+
+def to_qdq(model: ModelProto, recipe: Recipe) -> ModelProto:
+    """The int8 model.
+
+    Args:
+        model: the float model that the recipe was made for; unchanged.
+        recipe: all scales.
+
+    Raises:
+        ExportError: the operator set is older than 13.
+    """
+    opset = opset_of(model) or 0
+    if opset < OLDEST:
+        raise ExportError(
+            f"operator set {opset}", where="quantise", remedy=f"Convert the model to {OLDEST} or newer (17 suits all engines)."
+        )
+    result = ModelProto()
+    result.CopyFrom(model)
+    writer = _Writer(result, recipe)
+    writer.activations()
+    for layer in recipe.placement.layers:
+        writer.layer(layer, recipe.layers[layer.name])
+    writer.finish()
+    return result
+
+
+class _Writer:
+    """Names that it makes are short: with many small layers, names would be a tenth of the file."""
+
+    def __init__(self, model: ModelProto, recipe: Recipe) -> None:
+        self.graph, self.recipe, self.wiring = model.graph, recipe, Wiring(model)
+        self.nodes: list[NodeProto] = list(model.graph.node)
+        self.before: dict[int, list[NodeProto]] = {}
+        self.after: dict[str, list[NodeProto]] = {}
+        self.taken = {name for node in self.nodes for name in (*node.input, *node.output, node.name)} | self.wiring.inside
+        self.taken |= {*self.wiring.constants, *self.wiring.outputs, *self.wiring.inputs}
+        self.zeros: dict[tuple[str, int], str] = {}
+        self.counts: Counter[str] = Counter()
+
+    def activations(self) -> None:
+        """Put both steps behind each integer tensor and let its readers read the result."""
+        for name, params in self.recipe.activations.items():
+            scale, zero = self._constant("s", np.float32(params.scale)), self._zero(params)
+            result = name in self.wiring.outputs and name in self.wiring.producer
+            raw = self._free("f") if result else name
+            stored, restored = self._free("q"), name if result else self._free("d")
+            if result:
+                self._rename_output(name, raw)
+            self._redirect(name, restored)
+            self.after[raw] = [
+                helper.make_node("QuantizeLinear", [raw, scale, zero], [stored], stored),
+                helper.make_node("DequantizeLinear", [stored, scale, zero], [restored], self._free("n")),
+            ]
+
+    def layer(self, layer: Layer, integers: QuantisedLayer) -> None:
+        """Give a layer its integer weight and bias. Their zero points are 0, which is what a missing one means."""
+        node = self.nodes[layer.node]
+        node.input[1] = self._restored(layer, "w", integers.weight, integers.scales, layer.axis)
+        if integers.bias is None:
+            return
+        scales = (np.float32(self.recipe.activations[layer.input].scale) * integers.scales).astype(np.float32)
+        values = np.clip(np.rint(integers.bias / scales.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
+        while len(node.input) < 3:
+            node.input.append("")
+        node.input[2] = self._restored(layer, "b", values, scales, 0)
+
+    def _restored(self, layer: Layer, letter: str, integers: np.ndarray, scales: np.ndarray, axis: int) -> str:
+        names = [self._constant(letter, integers), self._constant(f"{letter}s", scales)]
+        restored = self._free(f"{letter}d")
+        self.before.setdefault(layer.node, []).append(helper.make_node("DequantizeLinear", names, [restored], restored, axis=axis))
+        return restored
+
+    def finish(self) -> None:
+        """Put the nodes in order, and drop constants that nothing reads."""
+        ordered: list[NodeProto] = []
+        for name in self.wiring.inputs:
+            ordered += self.after.pop(name, [])
+        for index, node in enumerate(self.nodes):
+            ordered += [*self.before.get(index, []), node]
+            for name in node.output:
+                ordered += self.after.pop(name, [])
+        used = {name for node in ordered for name in node.input} | self.wiring.inside | {*self.wiring.outputs}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(ordered)
+        self.graph.initializer.extend(kept)
+        gone = {tensor for tensor in self.wiring.constants if tensor not in used}
+        shown = [value for value in self.graph.input if value.name not in gone]
+        del self.graph.input[:], self.graph.value_info[:]
+        self.graph.input.extend(shown)
+
+    def _constant(self, letter: str, values: np.ndarray | np.generic) -> str:
+        name = self._free(letter)
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def _zero(self, params: Affine) -> str:
+        key = (params.grid.dtype, params.zero_point)
+        if key not in self.zeros:
+            self.zeros[key] = self._constant("z", np.asarray(params.zero_point, params.grid.dtype))
+        return self.zeros[key]
+
+    def _free(self, letter: str) -> str:
+        name = next(name for number in itertools.count(self.counts[letter]) if (name := f"{letter}{number}") not in self.taken)
+        self.counts[letter] = int(name[len(letter) :]) + 1
+        self.taken.add(name)
+        return name
+
+    def _redirect(self, name: str, to: str) -> None:
+        for index in self.wiring.readers.get(name, []):
+            inputs = self.nodes[index].input
+            for slot, held in enumerate(inputs):
+                if held == name:
+                    inputs[slot] = to
+
+    def _rename_output(self, name: str, to: str) -> None:
+        outputs = self.nodes[self.wiring.producer[name]].output
+        outputs[list(outputs).index(name)] = to
+
+
+def integer_types(model: ModelProto) -> set[int]:
+    """The element types of a model's initializers that are integers of 8 bits: empty for a float model."""
+    return {tensor.data_type for tensor in model.graph.initializer} & {TensorProto.INT8, TensorProto.UINT8}

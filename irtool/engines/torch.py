@@ -1,0 +1,65 @@
+"""PyTorch as an engine among the others, so that code which compares engines can loop over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from irtool.engines.session import TensorSpec, checked
+from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
+from irtool.errors import BackendError
+
+
+class TorchSession:
+    """A module run in eval mode without gradients; its training flags are as before after every run.
+
+    Args:
+        source: a graph, or a bare module.
+        example_inputs: needed for a bare module; they give the inputs' names, dtypes and shapes. Axis 0 is free.
+
+    Raises:
+        BackendError: no example inputs; from `run`: arrays that do not fit, or the module's own failure.
+    """
+
+    engine = "torch"
+
+    def __init__(self, source: Source | nn.Module, example_inputs: Any = None) -> None:
+        module, examples = resolve(source, example_inputs)
+        self._flat = FlatModule(module, examples)
+        self._devices = [example.device for example in self._flat.examples]
+        self._inputs = tuple(_spec(name, example) for name, example in zip(self._flat.input_names, self._flat.examples, strict=True))
+        self._outputs: tuple[TensorSpec, ...] | None = None
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Known by running the example inputs once."""
+        if self._outputs is None:
+            with evaluating(self._flat):
+                result = self._flat.nested(*self._flat.examples)
+            self._outputs = tuple(_spec(name, tensor) for name, tensor in zip(result_names(result), tensors_of(result), strict=True))
+        return self._outputs
+
+    def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        """The module's output tensors, flattened, as numpy arrays of their own."""
+        fit = checked(self.engine, self._inputs, arrays)
+        tensors = [torch.from_numpy(array).to(device) for array, device in zip(fit, self._devices, strict=True)]
+        try:
+            with evaluating(self._flat):
+                return [np.array(tensor.detach().cpu().numpy()) for tensor in self._flat(*tensors)]
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            raise BackendError(
+                f"the module failed: {first[0]}", where=self.engine, remedy="Run the module on the same input in PyTorch to see where."
+            ) from error
+
+
+def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+    shape = tuple(tensor.shape)
+    return TensorSpec(name, (None, *shape[1:]) if shape else (), str(tensor.dtype).removeprefix("torch."))

@@ -1,0 +1,177 @@
+"""Reading and writing .onnx files: nothing outside the model's folder is read, and nobody sees half a file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+from irtool.errors import FileError
+from irtool.atomic_files import replacing
+
+INLINE_LIMIT = 2**31 - 2**24
+"""A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model."""
+OLDEST = 7
+"""The oldest operator set that is read: broadcasting was made explicit before it."""
+_BROKEN = "Write the file again, or get a whole copy of it: onnx.checker names the fault too."
+
+
+def read_model(path: str | os.PathLike[str]) -> ModelProto:
+    """The model in a file, weights included, checked by onnx.checker.
+
+    Raises:
+        FileError: no such file, not ONNX, cut off, malformed, without an operator set, or with weights outside its folder.
+    """
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot be read ({error.strerror})", where=str(file), remedy="Give the path of an .onnx file.") from error
+    if not data:
+        raise FileError("the file is empty", where=str(file), remedy=_BROKEN)
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise FileError("not an ONNX file, or cut off", where=str(file), remedy=_BROKEN) from error
+    _check_opset(model, str(file))
+    _load_weights(model, file)
+    check(model, str(file))
+    return model
+
+
+def is_large(model: ModelProto) -> bool:
+    """Whether a model with its weights in it exceeds what a protobuf message can hold (which cannot even tell its size then)."""
+    return sum(len(tensor.raw_data) for tensor in _tensors(model.graph)) >= INLINE_LIMIT
+
+
+def check(model: ModelProto, where: str) -> None:
+    """Run onnx.checker on a model in memory, or if that is too large on its file `where`. Raises FileError."""
+    try:
+        onnx.checker.check_model(where if is_large(model) else model)
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
+        raise FileError(f"malformed: {_first_line(error)}", where=where, remedy=_BROKEN) from error
+
+
+def opset_of(model: ModelProto) -> int | None:
+    """The version of the standard operators, or None if the file does not say."""
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), None)
+
+
+def _check_opset(model: ModelProto, where: str) -> None:
+    if not model.graph.node:
+        raise FileError("holds no operators", where=where, remedy="Give a model that computes something.")
+    version = opset_of(model)
+    if version is None:
+        raise FileError(
+            "does not say which operator set its operators belong to (no opset_import)",
+            where=where,
+            remedy="Export the model again with a current exporter, or use a version of the file that names its opset.",
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST <= version <= newest:
+        raise FileError(
+            f"operator set {version}", where=where, remedy=f"Convert it with onnx.version_converter to an opset from {OLDEST} to {newest}."
+        )
+
+
+def _load_weights(model: ModelProto, file: Path) -> None:
+    """Read external weights, after every location has been seen to lie in the model's folder."""
+    external = [tensor for tensor in _tensors(model.graph) if uses_external_data(tensor)]
+    for tensor in external:
+        _check_location(tensor, file)
+    if external:
+        try:
+            load_external_data_for_model(model, str(file.parent))
+        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+            raise FileError(f"its weights cannot be read: {_first_line(error)}", where=str(file), remedy=_BROKEN) from error
+
+
+def _check_location(tensor: TensorProto, file: Path) -> None:
+    """A relative path to a regular file in the model's own folder that is long enough.
+
+    Raises:
+        FileError: absolute, with `..`, through a link that leads out, absent, or too short.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    folder = file.parent.resolve()
+    lexical = PurePosixPath(location)
+    if not location or "\0" in location or lexical.is_absolute() or ".." in lexical.parts or PureWindowsPath(location).anchor:
+        raise _outside(tensor, location, file)
+    target = (folder / location).resolve()
+    if not target.is_relative_to(folder):
+        raise _outside(tensor, location, file)
+    if not target.is_file():
+        raise FileError(
+            f"the weights of {tensor.name!r} are missing: no file {location!r}", where=str(file), remedy="Put it beside the model."
+        )
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+    except ValueError as error:
+        raise FileError(f"malformed offset of {tensor.name!r}", where=str(file), remedy=_BROKEN) from error
+    if offset < 0 or length < 0 or offset + length > target.stat().st_size:
+        raise FileError(f"the weights of {tensor.name!r} go beyond the end of {location!r}", where=str(file), remedy=_BROKEN)
+
+
+def _outside(tensor: TensorProto, location: str, file: Path) -> FileError:
+    return FileError(
+        f"the weights of {tensor.name!r} are said to be at {location!r}, outside the model's folder",
+        where=str(file),
+        remedy="Do not trust this file; if it is yours, save it with its weights beside it.",
+    )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Initializers and tensor attributes of a graph and of those inside its control-flow nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") or attribute.tensors else ()
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
+                yield from _tensors(inner)
+
+
+def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
+    """Write a model, checked in full by onnx.checker first; weights of 2 GiB and more go to `<path>.data`. Returns bytes written.
+
+    Raises:
+        FileError: the file cannot be written, or the model does not pass the check.
+    """
+    target = Path(path)
+    with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
+        draft = Path(folder) / target.name
+        write_draft(model, draft)
+        try:
+            onnx.checker.check_model(str(draft), full_check=True)
+        except Exception as error:  # the checker raises types of its own and of its C++ part
+            raise FileError(
+                f"the graph does not pass onnx.checker: {_first_line(error)}", where=str(target), remedy="Please report it."
+            ) from error
+        weights, size = draft.with_name(f"{draft.name}.data"), draft.stat().st_size
+        if weights.exists():
+            size += weights.stat().st_size
+            weights.chmod(draft.stat().st_mode)  # onnx lets nobody else read it
+            with replacing(target.with_name(weights.name)) as beside:
+                os.replace(weights, beside)
+        os.replace(draft, temporary)
+    return size
+
+
+def write_draft(model: ModelProto, path: Path) -> None:
+    """Write a model as it is; weights of 2 GiB and more go to `<path>.data`, and are no longer in the model then."""
+    if is_large(model):
+        onnx.save(model, str(path), save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}.data")
+    else:
+        onnx.save(model, str(path))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

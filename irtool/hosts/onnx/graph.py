@@ -1,0 +1,277 @@
+"""The ONNX host: an onnx-graphsurgeon graph behind the view, run, copied, edited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import torch
+from onnx import ModelProto, helper
+
+from irtool.errors import GraphError
+from irtool.ir.graph import Graph, Node, Value
+from irtool.hosts.onnx.evaluate import Array, proto_of, run_node
+from irtool.hosts.onnx.interpreter import described, run_model
+from irtool.hosts.onnx.reader import Fix, Reader
+from irtool.hosts.onnx.static_shapes import settle_shapes
+from irtool.hosts.onnx.normalize import settle
+
+LOOP_SECONDS = 6.0
+"""How long a model with a Loop may take on the example: a damaged file may ask for more rounds than will ever end."""
+
+
+class OnnxGraph(Graph):
+    """A `Graph` over an onnx-graphsurgeon graph.
+
+    Args:
+        host: the program. It is shared, not copied; passes copy before they edit.
+        sizes: a concrete shape for each input.
+        header: the file's own description: inputs and outputs with their free axes, metadata, producer.
+        filled: constants that came as one number, repeated; they are written so again where they still are.
+        selects: the indices of channel selections that passes inserted (Gather), by name: passes own them.
+        scalars: constants of one entry. They are arguments of elementwise operators, and stay so after slicing.
+        empty: the types of parameters whose data is still to come, by name.
+        history: the steps (JSON data) that made this graph out of the file's.
+        fix: called before each host node is read; it may change the node's inputs.
+
+    Raises:
+        GraphError: the program does not fit the example's sizes.
+    """
+
+    def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], header: ModelProto, *, filled: frozenset[str] = frozenset(),
+                 selects: frozenset[str] = frozenset(), scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
+                 fix: Fix | None = None) -> None:  # fmt: skip
+        self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
+        self.selects = set(selects)
+        self.history: tuple[Mapping[str, Any], ...] = tuple(history)
+        self.scalars = _scalars(host) if scalars is None else scalars
+        self.analyses: dict[str, Any] = {}
+        """Results of analyses by name; they live as long as this graph, which never changes."""
+        self.refresh(fix)
+
+    def refresh(self, fix: Fix | None = None) -> None:
+        """Read the host again after an edit."""
+        self.analyses.clear()
+        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix)
+        self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
+        self.known, self._values, self.opset = reader.known, reader.values, reader.opset
+        self._quantised = {node.inputs[0].name: node for node in reader.quantised.values()}
+        self.example_inputs = tuple(torch.zeros(value.sizes, dtype=value.dtype) for value in self.inputs)
+        self.tracer = f"ONNX, opset {self.opset}"
+
+    def clone(self) -> OnnxGraph:
+        """A copy; the arrays of parameters are shared, since an edit puts a new one in their place."""
+        return self.with_host(self.host.copy())
+
+    def at(self, sizes: Mapping[str, tuple[int, ...]]) -> OnnxGraph:
+        """The same program read for other example sizes."""
+        return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history)
+
+    def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
+        """The same description over another program."""
+        return OnnxGraph(
+            host,
+            self.sizes,
+            self.header,
+            filled=self.filled,
+            selects=frozenset(self.selects),
+            scalars=self.scalars,
+            empty=empty,
+            history=self.history,
+            fix=fix,
+        )
+
+    def set_param(self, name: str, data: torch.Tensor) -> None:
+        """Replace a parameter everywhere it is used; the shape stays that of the view.
+
+        Raises:
+            GraphError: another shape.
+        """
+        value = self.params[name]
+        if tuple(data.shape) != value.shape:
+            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy="Edit the host and refresh().")
+        self._constants()[name].values = _array(data)
+        self.empty.discard(name)
+        value.data = data.detach()
+
+    def _constants(self) -> dict[str, gs.Constant]:
+        found = self.analyses.get("constants")
+        if found is None:
+            found = {n: t for n, t in self.host.tensors().items() if isinstance(t, gs.Constant)}
+            self.analyses["constants"] = found
+        constants: dict[str, gs.Constant] = found
+        return constants
+
+    def tidied(self) -> None:
+        """Drop what nothing reads, and read the host again: the end of a series of edits."""
+        self.host.cleanup()
+        self.refresh()
+
+    def accepts_bias(self, node: Node) -> bool:
+        """Always: a product by MatMul gets an Add."""
+        return True
+
+    def _add_after(self, host: gs.Node, constant: gs.Constant) -> None:
+        output, product = host.outputs[0], gs.Variable(self.free_name(f"{host.outputs[0].name}.product"))
+        host.outputs[0] = product
+        addition = gs.Node("Add", f"{host.name}.bias", inputs=[product, constant], outputs=[output])
+        self.host.nodes.insert(_place(self.host, host) + 1, addition)
+
+    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Give a contraction that has none a bias called `name`. `tidied` when done."""
+        constant = gs.Constant(self.free_name(name), _array(data))
+        if node.host.op == "MatMul":
+            self._add_after(node.host, constant)
+            return
+        while len(node.host.inputs) > 2:
+            node.host.inputs.pop()
+        node.host.inputs.append(constant)
+
+    def bypass(self, node: Node) -> None:
+        """Take out a node: whoever read its output reads its input. `tidied` when done.
+
+        The names of graph outputs stay: where the node made one, the node before it makes it now.
+        """
+        source, output = node.host.inputs[0], node.host.outputs[0]
+        node.host.outputs.clear()
+        node.host.inputs.clear()  # `cleanup` takes what makes nothing; `remove` compares node by node, which is slow
+        if any(output is o for o in self.host.outputs):
+            producer = source.inputs[0]
+            for reader in list(source.outputs):
+                _exchange(reader.inputs, source, output)
+            _exchange(producer.outputs, source, output)
+            return
+        for reader in list(output.outputs):
+            _exchange(reader.inputs, output, source)
+
+    def drop_dead(self) -> list[str]:
+        """Take out every operator that nobody reads; their names. `tidied` when done."""
+        before = [node.name for node in self.host.nodes]
+        self.host.cleanup()
+        left = {node.name for node in self.host.nodes}
+        return [name for name in before if name not in left]
+
+    def settle_shapes(self) -> int:
+        """Make constants of sizes that the program computes though no input can change them; how many. `tidied` when done."""
+        before = _scalars(self.host)
+        gone = settle_shapes(self.host, self.proto)
+        self.scalars |= _scalars(self.host) - before
+        return gone
+
+    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
+        """Whether all that the node reads are parameters or `constants`."""
+        names = {value.name for value in constants}
+        given = [tensor for tensor in node.host.inputs if tensor.name]
+        return bool(given) and all(isinstance(tensor, gs.Constant) or tensor.name in names for tensor in given)
+
+    def settle(self, node: Node, data: torch.Tensor) -> None:
+        """Put a constant in the place of a node of one output. `tidied` when done."""
+        settle(node.host, [_array(data)], self.host)
+
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
+        source = node.host.inputs[0]
+        index = gs.Constant(self.free_name(f"{name}.index"), np.arange(node.input.sizes[1], dtype=np.int64))
+        picked = gs.Variable(self.free_name(f"{name}.output"))
+        pick = gs.Node("Gather", name, {"axis": 1}, [source, index], [picked])
+        self.host.nodes.insert(_place(self.host, node.host), pick)
+        node.host.inputs[0] = picked
+        self.selects.add(index.name)
+
+    def free_name(self, name: str) -> str:
+        """The name, with underscores until no tensor has it."""
+        taken: set[str] = self.analyses.setdefault("names", set())
+        if not taken:
+            taken.update(self.host.tensors())
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run one node's own operator on other tensors, by onnx's reference evaluator. Used on labels."""
+        inputs: dict[str, Array] = {}
+        double = any(value.dtype == torch.float64 for value in values.values())
+        for tensor in node.host.inputs:
+            if not tensor.name:
+                continue
+            value = self.params.get(tensor.name) if isinstance(tensor, gs.Constant) else self._values.get(tensor.name)
+            if value is not None and value in values:
+                inputs[tensor.name] = values[value].numpy()
+            else:
+                constant = np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.known[tensor.name]
+                inputs[tensor.name] = constant.astype(np.float64) if double and constant.dtype == np.float32 else constant
+        try:
+            with np.errstate(all="ignore"):  # an unknown mean is NaN on purpose
+                results = run_node(proto_of(node.host), inputs, self.opset)
+        except Exception as error:  # whatever the evaluator raises on sizes that do not fit
+            text = " ".join(str(error).split())[:160]
+            raise GraphError(
+                f"{node.callee} cannot be run ({text})", where=node.location, remedy="Check the model with onnx.checker."
+            ) from error
+        return [torch.from_numpy(np.asarray(found, order="C")) for found in results]
+
+    @property
+    def proto(self) -> ModelProto:
+        """The graph as an ONNX model: inputs, outputs, free axes, metadata and producer as in the file it came from."""
+        return described(self.host, self.header, self.filled)
+
+    def run(self, *inputs: torch.Tensor, values: Sequence[str] = ()) -> tuple[torch.Tensor, ...]:
+        """Run the graph in onnxruntime. Returns the outputs, or the host tensors named in `values`.
+
+        Raises:
+            GraphError: onnxruntime is absent, or refuses the model or the inputs.
+        """
+        feed = {tensor.name: _array(data) for tensor, data in zip(self.host.inputs, inputs, strict=True)}
+        found = run_model(self.proto, feed, values)
+        return tuple(torch.from_numpy(np.array(array)) for array in found)
+
+    def _observe(self, names: list[str]) -> Mapping[str, Array]:
+        """Values of the example by running the whole model on ones, parameters that are still empty included."""
+        feed = {t.name: np.ones(self.sizes[t.name], t.dtype) for t in self.host.inputs}
+        return dict(zip(names, run_model(self.proto, feed, names, LOOP_SECONDS), strict=True))
+
+    def real(self, name: str) -> torch.Tensor | None:
+        """A parameter in real numbers: a quantised weight is (integers - zero point) * scale."""
+        node = self._quantised.get(name)
+        if node is None:
+            return super().real(name)
+        data, scale, *rest = (torch.from_numpy(np.array(tensor.values)).double() for tensor in node.inputs if tensor.name)
+        if scale.numel() > 1:
+            shape = [-1 if axis == node.attrs.get("axis", 1) % data.dim() else 1 for axis in range(data.dim())]
+            scale, rest = scale.reshape(shape), [zero.reshape(shape) for zero in rest]
+        return (data - rest[0] if rest else data) * scale
+
+    def paths(self) -> list[str]:
+        """Names by which a user may speak of parts of the model: node names and the scopes before their slashes."""
+        found = dict.fromkeys(node.name for node in self.nodes)
+        for name in list(found):
+            found.update(dict.fromkeys(str(parent) for parent in Path(name).parents if str(parent) not in (".", "/")))
+        return list(found)
+
+
+def _exchange(tensors: Any, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Put one tensor in another's place; graphsurgeon keeps both ends of the edge, entry by entry only."""
+    for index, tensor in enumerate(tensors):
+        if tensor is old:
+            tensors[index] = new
+
+
+def _place(host: gs.Graph, node: gs.Node) -> int:
+    """Where a node stands; `list.index` would compare nodes by all that they have."""
+    return next(index for index, other in enumerate(host.nodes) if other is node)
+
+
+def _scalars(host: gs.Graph) -> frozenset[str]:
+    return frozenset(name for name, t in host.tensors().items() if isinstance(t, gs.Constant) and int(np.prod(t.shape)) == 1)
+
+
+def _array(data: torch.Tensor) -> Array:
+    data = data.detach().cpu().contiguous()
+    if data.dtype == torch.bfloat16:
+        return data.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+    return data.numpy()

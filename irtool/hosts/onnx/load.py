@@ -1,0 +1,125 @@
+"""Reading an .onnx file as a graph, and writing a graph as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import ModelProto, inliner
+
+from irtool.errors import FileError, GraphError, IrtoolError, OptionError
+from irtool.hosts.onnx.file import read_model, write_model
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.normalize import tidy
+
+FREE = 64
+"""What a free axis other than the first stands for in the example, unless the caller says otherwise."""
+
+
+Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]
+"""Shapes of inputs, by name or in order."""
+
+
+def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None) -> OnnxGraph:
+    """Read an .onnx file as a graph.
+
+    Args:
+        path: the file; weights beside it are read too, weights outside its folder never.
+        sizes: a shape for each input with free axes that the defaults do not suit, by name or in the file's order; None in a
+            shape is the default of that axis: the file's size, or where that is free 1 for the first axis and 64 for others.
+
+    Raises:
+        FileError: the file is missing, malformed, of an unknown operator set, or unsafe.
+        OptionError: `sizes` names an input that does not exist, or contradicts the file.
+        GraphError: the model does not fit the sizes.
+    """
+    model = read_model(path)
+    try:
+        return from_model(model, sizes)
+    except IrtoolError as error:
+        where = f"{path}: {error.where}" if error.where else str(path)
+        raise type(error)(error.what, where=where, remedy=error.remedy) from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
+        # A malformed file can go wrong in any of onnx's parts; what a sound file does wrong here is a bug, and says so.
+        text = " ".join(str(error).split())[:160]
+        raise FileError(
+            f"cannot be read ({type(error).__name__}: {text})", where=str(path), remedy="Run onnx.checker; if it passes, report this file."
+        ) from error
+
+
+def from_model(model: ModelProto, sizes: Sizes | None = None) -> OnnxGraph:
+    """The same for a model in memory; it is not changed."""
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.WhichOneof("value") != "tensor_type":
+            raise GraphError(
+                "an input or output that is no tensor", where=value.name, remedy="Export the part that takes and gives tensors."
+            )
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    host = gs.import_onnx(model)
+    filled = tidy(host)
+    header = ModelProto()
+    header.CopyFrom(
+        ModelProto(ir_version=model.ir_version, domain=model.domain, model_version=model.model_version, doc_string=model.doc_string)
+    )
+    header.producer_name, header.producer_version = model.producer_name, model.producer_version
+    header.metadata_props.extend(model.metadata_props)
+    header.graph.input.extend(model.graph.input)
+    header.graph.output.extend(model.graph.output)
+    return OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled)
+
+
+def _by_name(host: gs.Graph, sizes: Sizes) -> dict[str, Sequence[int | None]]:
+    if isinstance(sizes, Mapping):
+        return dict(sizes)
+    names = [tensor.name for tensor in host.inputs]
+    if len(sizes) > len(names):
+        raise OptionError(
+            f"{len(sizes)} sizes for {len(names)} input{'s' * (len(names) != 1)}",
+            where="sizes",
+            remedy=f"The inputs are {', '.join(names)}.",
+        )
+    return dict(zip(names, sizes, strict=False))
+
+
+def _concrete(host: gs.Graph, given: dict[str, Sequence[int | None]]) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor in host.inputs:
+        if tensor.dtype is None or tensor.shape is None or not np.issubdtype(np.dtype(tensor.dtype), np.number):
+            raise GraphError(
+                "an input that is no tensor of numbers with a known rank", where=tensor.name, remedy="Export it with a typed input."
+            )
+        free = [not isinstance(size, int) or size <= 0 for size in tensor.shape]
+        default = [
+            (1 if axis == 0 else FREE) if is_free else size for axis, (is_free, size) in enumerate(zip(free, tensor.shape, strict=True))
+        ]
+        asked = tuple(given.pop(tensor.name, default))
+        wanted = tuple(int(known if size is None else size) for size, known in zip(asked, default, strict=False))
+        if (
+            len(asked) != len(default)
+            or any(not f and a != b for f, a, b in zip(free, wanted, default, strict=True))
+            or min(wanted, default=1) < 1
+        ):
+            raise OptionError(
+                f"sizes {asked} for an input of {tuple(tensor.shape)}", where=tensor.name, remedy="Give a size for each free axis."
+            )
+        found[tensor.name] = wanted
+    if given:
+        raise OptionError(f"no input is called {next(iter(given))!r}", where="sizes", remedy=f"The inputs are {', '.join(found)}.")
+    return found
+
+
+def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
+    """Write a graph as an .onnx file that passes onnx.checker in full. Returns the bytes written.
+
+    Raises:
+        FileError: the file cannot be written, or the graph does not pass.
+        OptionError: a torch graph, which must be exported.
+    """
+    if not isinstance(graph, OnnxGraph):
+        raise OptionError(
+            f"a {type(graph).__name__} is not an ONNX graph", where="save_onnx", remedy="Export a torch graph with export_onnx."
+        )
+    return write_model(graph.proto, path)

@@ -1,0 +1,132 @@
+"""What is settled once when an ONNX file is read: names, constants, linear layers. The program stays equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from irtool.errors import GraphError
+from irtool.hosts.onnx.subgraphs import bodies
+from irtool.hosts.onnx.evaluate import check_size, element_type, infer, proto_of, run_node
+
+STANDARD = ("", "ai.onnx", None)
+_KEPT = frozenset(
+    {"DequantizeLinear", "QuantizeLinear", "If", "Loop", "Scan", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+_CONSTANTS = ("value_float", "value_floats", "value_int", "value_ints")
+LARGE = 32
+"""Filled constants of more entries are written as one ConstantOfShape node where they came as one."""
+
+
+def tidy(graph: gs.Graph) -> frozenset[str]:
+    """Settle a freshly imported graph in place. Returns the constants that came as fills (ConstantOfShape).
+
+    - every node has a name of its own;
+    - Constant nodes, and nodes whose inputs are all constants, become initialisers (an Identity becomes its source, so
+      that two readers of one weight are seen to share it);
+    - Gemm's alpha and beta are multiplied into its constants;
+    - sizes noted between nodes go, since they are inferred anew and would be wrong after pruning.
+    """
+    _name_nodes(graph)
+    filled = fold_constants(graph)
+    for node in graph.nodes:
+        if node.op == "Gemm" and node.domain in STANDARD:
+            _settle_gemm(node)
+    graph.cleanup()
+    edges = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+    for tensor in graph.tensors().values():
+        if isinstance(tensor, gs.Variable) and tensor.name not in edges:
+            tensor.dtype = tensor.shape = None
+    return frozenset(filled)
+
+
+def fold_constants(graph: gs.Graph) -> set[str]:
+    """Make initialisers of what Constant nodes, and nodes that read constants alone, give. Returns those that are fills."""
+    filled: set[str] = set()
+    for node in list(graph.nodes):
+        if any(tensor in graph.outputs for tensor in node.outputs):
+            continue  # an output keeps the node that makes it
+        if node.op == "Constant" and node.domain in STANDARD:
+            settle(node, [_constant_value(node)], graph)
+        elif _foldable(node, graph):
+            _fold(graph, node, filled)
+    return filled
+
+
+def _name_nodes(graph: gs.Graph) -> None:
+    taken: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        name = node.name or f"{node.op}_{index}"
+        while name in taken or name in ("input", "output"):
+            name = f"{name}_{index}"
+        taken.add(name)
+        node.name = name
+
+
+def _constant_value(node: gs.Node) -> np.ndarray:
+    value = node.attrs.get("value")
+    if isinstance(value, gs.Constant):
+        return np.asarray(value.values)
+    for key in _CONSTANTS:
+        if key in node.attrs:
+            return np.asarray(node.attrs[key], np.float32 if "float" in key else np.int64)
+    raise GraphError("a constant of strings or sparse data", where=node.name, remedy="irtool reads dense numbers; remove the node.")
+
+
+def _foldable(node: gs.Node, graph: gs.Graph) -> bool:
+    if node.domain not in STANDARD or node.op in _KEPT or not node.inputs:
+        return False
+    if bodies(node):
+        return False
+    return all(isinstance(tensor, gs.Constant) or tensor.name == "" for tensor in node.inputs)
+
+
+def _fold(graph: gs.Graph, node: gs.Node, filled: set[str]) -> None:
+    if node.op == "Identity":
+        _redirect(graph, node.outputs[0], node.inputs[0])
+        node.outputs.clear()
+        return
+    arrays = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
+    proto = proto_of(node)
+    small = {name: array for name, array in arrays.items() if array.size <= 64}
+    for found in infer(proto, {name: (element_type(a.dtype), a.shape) for name, a in arrays.items()}, small, graph.opset):
+        if found is not None:
+            check_size(found[1], node.name)
+    try:
+        results = run_node(proto, arrays, graph.opset)
+    except Exception:  # an operator that the reference evaluator lacks stays a node, and a barrier
+        return
+    # A view of something filled is filled too: what the light test models do with every batch norm.
+    uniform = node.op == "ConstantOfShape" or (node.op in ("Unsqueeze", "Reshape") and node.inputs[0].name in filled)
+    if uniform and np.asarray(results[0]).size > LARGE:
+        filled.add(node.outputs[0].name)
+    settle(node, results, graph)
+
+
+def settle(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
+    """Constants in the place of a node's outputs; the node is left without any, for `cleanup` to take."""
+    outputs = list(node.outputs)
+    node.outputs.clear()
+    for output, result in zip([o for o in outputs if o.name], results, strict=True):
+        _redirect(graph, output, gs.Constant(output.name, np.asarray(result)))
+
+
+def _redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Every reader of `old` reads `new` instead; bodies of control flow included."""
+    for reader in list(old.outputs):
+        for index, tensor in enumerate(reader.inputs):
+            if tensor is old:
+                reader.inputs[index] = new  # graphsurgeon keeps both ends of an edge, entry by entry only
+
+
+def _settle_gemm(node: gs.Node) -> None:
+    """alpha * A B + beta * C with constants: the factors go into B and C, unless these have other readers."""
+    for key, index in (("alpha", 1), ("beta", 2)):
+        factor = float(node.attrs.get(key, 1.0))
+        if factor == 1.0 or len(node.inputs) <= index or not isinstance(node.inputs[index], gs.Constant):
+            continue
+        old = node.inputs[index]
+        node.inputs[index] = gs.Constant(f"{node.name}.{key}.{old.name}", (old.values * factor).astype(old.values.dtype))
+        node.attrs[key] = 1.0

@@ -1,0 +1,326 @@
+"""Reads an ONNX graph into the view: shapes for the example sizes, values computed from shapes, nodes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import torch
+
+from irtool.errors import GraphError
+from irtool.ir.graph import Node, Value
+from irtool.hosts.onnx.subgraphs import bodies, captured
+from irtool.hosts.onnx.evaluate import Array, Typed, check_size, element_type, infer, proto_of, run_node
+from irtool.hosts.onnx.fits import check_fit
+from irtool.hosts.onnx.operators import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
+from irtool.hosts.onnx.normalize import STANDARD
+
+Fix = Callable[["Reader", gs.Node], None]
+"""Called before a host node is read, with what is known so far; it may change the node's inputs."""
+Observe = Callable[[list[str]], Mapping[str, Array]]
+"""Runs the whole model on the example sizes and returns the values asked for, by name."""
+SMALL = 4096
+"""Constants above this many entries are no sizes: shape inference is not shown them."""
+_OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
+"""The axis of a weight that makes the outputs (Gemm: unless transB)."""
+_FROM_SHAPE = frozenset({"Shape", "Size"})
+_DTYPES: dict[int, torch.dtype] = {
+    1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
+    11: torch.float64, 16: torch.bfloat16,
+}  # fmt: skip
+
+
+class Reader:
+    """One walk over the host.
+
+    Attributes:
+        nodes, inputs, outputs, params: the view.
+        values: the view's value of each host tensor that flows, by name.
+        known: values computed from shapes (and constants they are computed with), by name.
+    """
+
+    def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], scalars: frozenset[str], selects: Set[str], empty: Set[str],
+                 observe: Observe, fix: Fix | None) -> None:  # fmt: skip
+        self.host, self.scalars, self.selects, self.empty, self._observe, self._fix = host, scalars, selects, empty, observe, fix
+        self.opset = int(host.opset)
+        self.nodes: list[Node] = []
+        self.inputs: list[Value] = []
+        self.outputs: list[Value] = []
+        self.params: dict[str, Value] = {}
+        self.values: dict[str, Value] = {}
+        self.known: dict[str, Array] = {}
+        self.types: dict[str, Typed] = {}
+        self.quantised: dict[str, gs.Node] = {}
+        self._observed: Mapping[str, Array] = {}
+        for tensor in host.inputs:
+            self._input(tensor, sizes[tensor.name])
+        for node in list(host.nodes):
+            if fix is not None:
+                fix(self, node)
+            self.read(node)
+        self._output()
+        for view in self.nodes:
+            for value in view.inputs:
+                value.uses.append(view)
+
+    def _input(self, tensor: gs.Tensor, shape: tuple[int, ...]) -> None:
+        kind = element_type(tensor.dtype)
+        check_size(shape, tensor.name)
+        self.types[tensor.name] = (kind, shape)
+        value = self.values[tensor.name] = Value(tensor.name, shape, _DTYPES.get(kind))
+        value.producer = Node(f"input:{tensor.name}", "Input", {}, (value,), {}, tensor.name, None, "input")
+        self.inputs.append(value)
+        self.nodes.append(value.producer)
+
+    def _output(self) -> None:
+        self.outputs = [self.value(tensor) for tensor in self.host.outputs]
+        operands = {f"output_{index}": value for index, value in enumerate(self.outputs)}
+        self.nodes.append(Node("output", "Output", operands, (), {}, "output", None, "output"))
+
+    def typed(self, tensor: gs.Tensor) -> Typed:
+        """The element type and shape of any tensor."""
+        if isinstance(tensor, gs.Constant):
+            return element_type(tensor.dtype), tuple(tensor.shape)
+        return self.types[tensor.name]
+
+    def constant(self, tensor: gs.Tensor) -> Array | None:
+        """The value of a tensor that does not flow; None for one that does, and for parameters whose data is still empty."""
+        if isinstance(tensor, gs.Constant):
+            return None if tensor.name in self.empty else np.asarray(tensor.values)
+        return self.known.get(tensor.name)
+
+    def value(self, tensor: gs.Tensor) -> Value:
+        """The view's value of a tensor; a node that makes a constant is put in for one that is computed from shapes."""
+        if isinstance(tensor, gs.Constant):
+            return self._param(tensor)
+        if tensor.name not in self.values:
+            kind, shape = self.types[tensor.name]
+            value = self.values[tensor.name] = Value(tensor.name, shape, _DTYPES.get(kind))
+            value.producer = Node(f"constant:{tensor.name}", "Constant", {}, (value,), {}, tensor.name, None, "constant")
+            self.nodes.append(value.producer)
+        return self.values[tensor.name]
+
+    def _param(self, tensor: gs.Constant) -> Value:
+        if tensor.name not in self.params:
+            kind, shape = self.typed(tensor)
+            dtype = _DTYPES.get(kind)
+            if 0 in shape:
+                raise GraphError("an empty tensor in the place of a weight", where=tensor.name, remedy="Check the model with onnx.checker.")
+            if dtype is None:
+                raise GraphError(
+                    f"element type {kind} of {tensor.name!r}", where=tensor.name, remedy="Convert the weights to float32 first."
+                )
+            data = (
+                torch.empty(shape, dtype=dtype, device="meta") if tensor.name in self.empty else _tensor(np.asarray(tensor.values), dtype)
+            )
+            self.params[tensor.name] = Value(tensor.name, shape, dtype, data=data)
+        return self.params[tensor.name]
+
+    def read(self, node: gs.Node) -> None:
+        """Read one host node: compute it if it depends on shapes alone, else make it a node of the view."""
+        present = [tensor for tensor in node.inputs if tensor.name]
+        if node.op == "DequantizeLinear" and quantised_weight(node):
+            self.quantised[node.outputs[0].name] = node
+            self.types[node.outputs[0].name] = (element_type(node.inputs[1].dtype), tuple(node.inputs[0].shape))
+            return
+        standard = node.domain in STANDARD
+        if standard and present and self._depends_on_shapes(node, present):
+            self._compute(node, present)
+            return
+        for output, typed in zip(node.outputs, self._types(node, present, standard), strict=True):
+            if output.name:
+                self.types[output.name] = typed
+        row = ROWS.get(node.op) if standard else None
+        self._view(node, self._refined(node, row))
+
+    def _depends_on_shapes(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
+        if node.op in _FROM_SHAPE:
+            return True
+        if bodies(node) or node.op == "DequantizeLinear":
+            return False
+        return all(self.constant(tensor) is not None for tensor in present) and any(tensor.name in self.known for tensor in present)
+
+    def _compute(self, node: gs.Node, present: list[gs.Tensor]) -> None:
+        if node.op in _FROM_SHAPE:
+            shape = np.array(self.typed(present[0])[1], np.int64)
+            arrays = [shape[node.attrs.get("start", 0) : node.attrs.get("end")] if node.op == "Shape" else np.array(shape.prod())]
+        else:
+            for typed in self._inferred(node, present):
+                if typed is not None:
+                    check_size(typed[1], node.name)
+            inputs = {tensor.name: self.constant(tensor) for tensor in present}
+            try:
+                arrays = run_node(proto_of(node), inputs, self.opset)  # type: ignore[arg-type]
+            except Exception as error:  # whatever an operator raises on values that it does not take
+                text = " ".join(str(error).split())[:120]
+                raise GraphError(
+                    f"{node.op} fails on the example sizes ({text})", where=node.name, remedy="Give other example sizes."
+                ) from error
+        for output, array in zip([o for o in node.outputs if o.name], arrays, strict=True):
+            found = np.asarray(array)
+            self.known[output.name] = found
+            self.types[output.name] = (element_type(found.dtype), found.shape)
+
+    def _inferred(self, node: gs.Node, present: list[gs.Tensor]) -> list[Typed | None]:
+        known = {}
+        for tensor in present:
+            constant = self.constant(tensor)
+            if constant is not None and constant.size <= SMALL:
+                known[tensor.name] = constant
+        return infer(proto_of(node), {tensor.name: self.typed(tensor) for tensor in present}, known, self.opset)
+
+    def _types(self, node: gs.Node, present: list[gs.Tensor], standard: bool) -> list[Typed]:
+        """Types of all outputs, by inference, and where that cannot tell by running the model once."""
+        found = self._inferred(node, present) if standard and not bodies(node) else [None] * len(node.outputs)
+        complete: list[Typed] = []
+        for output, typed in zip(node.outputs, found, strict=True):
+            if typed is None and output.name:
+                array = self._observation(output.name)
+                typed = (element_type(array.dtype), array.shape)
+            typed = typed or (1, ())
+            check_size(typed[1], node.name)
+            if 0 in typed[1]:
+                raise GraphError(f"an empty result of shape {typed[1]}", where=node.name, remedy="Give other example sizes.")
+            complete.append(typed)
+        return complete
+
+    def _observation(self, name: str) -> Array:
+        if name not in self._observed:
+            self._observed = self._observe([o.name for node in self.host.nodes for o in node.outputs if o.name])
+        if name not in self._observed:
+            raise GraphError("its shape cannot be told", where=name, remedy="Run onnx.shape_inference on the model first.")
+        return self._observed[name]
+
+    def _refined(self, node: gs.Node, row: Row | None) -> Row | None:
+        """Two operators are read by what they are given: a product with a parameter is a linear layer, a lookup in one an embedding.
+
+        A Gather whose index a pass owns is a channel selection.
+        """
+        if node.op == "Gather" and node.inputs[1].name in self.selects:
+            return Row("ChannelSelect", ("input", "index"), lambda call: {})
+        weight = node.inputs[1] if node.op == "MatMul" else None
+        if weight is not None and (isinstance(weight, gs.Constant) or weight.name in self.quantised) and len(self.typed(weight)[1]) == 2:
+            if not isinstance(node.inputs[0], gs.Constant) and len(self.typed(node.inputs[0])[1]) > 1:
+                return Row("Gemm", ("input", "weight"), lambda call: {"transposed": True})
+        table = node.op == "Gather" and isinstance(node.inputs[0], gs.Constant) and node.attrs.get("axis", 0) == 0
+        if table and len(node.inputs[0].shape) == 2 and node.inputs[1].name in self.values:
+            return Row("Embedding", ("weight", "input"), lambda call: {})
+        return row
+
+    def _view(self, node: gs.Node, row: Row | None) -> None:
+        reason, attrs = None, {}
+        if row is not None:
+            try:
+                attrs = row.attrs(_Call(self, node))
+            except Unreadable as error:
+                row, reason = None, str(error)
+        operands = self._operands(node, row) if row is not None else self._everything(node)
+        outputs = tuple(Value(o.name, self.types[o.name][1], _DTYPES.get(self.types[o.name][0])) for o in node.outputs if o.name)
+        callee = REDUCTIONS.get(node.op, node.op) if row is not None else (reason or _qualified(node))
+        view = Node(node.name, row.op if row is not None else "Opaque", operands, outputs, attrs, node.name, node, callee)
+        for value in outputs:
+            value.producer = view
+            self.values[value.name] = value
+        check_fit(view)
+        self.nodes.append(view)
+
+    def _operands(self, node: gs.Node, row: Row) -> dict[str, Value]:
+        found: dict[str, Value] = {}
+        last = row.roles[-1]
+        names = itertools.chain(row.roles[:-1], (f"{last[1:]}_{n}" for n in itertools.count()) if last[0] == "*" else (last,))
+        for role, tensor in zip(names, node.inputs, strict=False):
+            if role == "-" or not tensor.name or (row.op in ELEMENTWISE and self._is_scalar(node, tensor)):
+                continue
+            if tensor.name in self.quantised:
+                found.update(self._quantised(role, self.quantised[tensor.name]))
+            else:
+                found[role] = self.value(tensor)
+        return found
+
+    def _quantised(self, role: str, node: gs.Node) -> dict[str, Value]:
+        """A weight in integers, and the scale and zero point of each output channel where there are several."""
+        parts = zip((role, f"{role}_scale", f"{role}_zero_point"), node.inputs, strict=False)
+        return {
+            name: self.value(tensor)
+            for name, tensor in parts
+            if name == role or (tensor.name and tensor.shape and tensor.name not in self.scalars)
+        }
+
+    def _is_scalar(self, node: gs.Node, tensor: gs.Tensor) -> bool:
+        """One number that meets any value: an argument of the operator, not a tensor with channels."""
+        if tensor.name not in self.scalars and not (tensor.name in self.known and self.known[tensor.name].size == 1):
+            return False
+        others = [len(self.typed(other)[1]) for other in node.inputs if other.name and other.name in self.values]
+        return len(self.typed(tensor)[1]) <= max(others, default=0)
+
+    def _everything(self, node: gs.Node) -> dict[str, Value]:
+        """All that flows into an operator that irtool does not know, the values that its bodies capture included."""
+        tensors = [tensor for tensor in node.inputs if tensor.name]
+        if bodies(node):
+            tensors += captured(node, {*self.types, *self._constants()})
+        parts = [part for t in tensors for part in (self.quantised[t.name].inputs if t.name in self.quantised else [t]) if part.name]
+        usable = {t.name: t for t in parts if not isinstance(t, gs.Constant) or element_type(t.dtype) in _DTYPES}
+        return {f"operand_{index}": self.value(tensor) for index, tensor in enumerate(usable.values())}
+
+    def _constants(self) -> set[str]:
+        return {name for name, tensor in self.host.tensors().items() if isinstance(tensor, gs.Constant)}
+
+
+def quantised_weight(node: gs.Node) -> bool:
+    """Whether a DequantizeLinear makes nothing but weights and biases, with one scale or one an output channel."""
+    if not all(isinstance(tensor, gs.Constant) or not tensor.name for tensor in node.inputs) or not node.outputs[0].outputs:
+        return False
+    scales = int(np.prod(node.inputs[1].shape))
+    for reader in node.outputs[0].outputs:
+        places = [index for index, tensor in enumerate(reader.inputs) if tensor is node.outputs[0]]
+        if reader.op not in _OUTPUT_AXIS or places not in ([1], [2]) or reader.domain not in STANDARD:
+            return False
+        axis = 0 if places == [2] or reader.attrs.get("transB") else _OUTPUT_AXIS[reader.op]
+        if scales > 1 and (len(node.inputs[1].shape) != 1 or node.attrs.get("axis", 1) % len(node.inputs[0].shape) != axis):
+            return False
+        if scales > 1 and reader.op == "ConvTranspose" and reader.attrs.get("group", 1) > 1 and places == [1]:
+            return False
+    return True
+
+
+class _Call:
+    """A host node as the operator table sees it."""
+
+    def __init__(self, reader: Reader, node: gs.Node) -> None:
+        self._reader, self._node, self.opset, self.op = reader, node, reader.opset, str(node.op)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return self._node.attrs.get(name, default)
+
+    def given(self, index: int) -> bool:
+        return len(self._node.inputs) > index and bool(self._node.inputs[index].name)
+
+    def known(self, index: int) -> Array | None:
+        return self._reader.constant(self._node.inputs[index]) if self.given(index) else None
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        return self._reader.typed(self._node.inputs[index])[1]
+
+    def result(self, index: int = 0) -> tuple[int, ...]:
+        return self._reader.typed(self._node.outputs[index])[1]
+
+    def results(self) -> int:
+        return len(self._node.outputs)
+
+    def is_read(self, index: int) -> bool:
+        tensor = self._node.outputs[index]
+        return bool(tensor.outputs) or any(tensor is output for output in self._reader.host.outputs)
+
+
+def _tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
+    """The same memory as a torch tensor; nothing writes to it."""
+    if not array.flags.writeable or not array.flags.c_contiguous or array.dtype.byteorder == ">":
+        array = np.array(array)
+    return torch.from_numpy(array.view(np.int16)).view(dtype) if dtype == torch.bfloat16 else torch.from_numpy(array)
+
+
+def _qualified(node: gs.Node) -> str:
+    return str(node.op) if node.domain in STANDARD else f"{node.domain}.{node.op}"

@@ -1,0 +1,235 @@
+"""The torch host: a `torch.fx.GraphModule` behind the view, run, copied, edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Any, ClassVar
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from irtool.errors import GraphError
+from irtool.hosts.torch.channel_select import ChannelSelect
+from irtool.hosts.torch.dtypes import widen
+from irtool.hosts.torch.purity import is_pure
+from irtool.hosts.torch.modules import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
+from irtool.hosts.torch.reader import Fix, Reader
+from irtool.ir.graph import Graph, Node, Value
+from irtool.hosts.torch.modes import evaluating
+
+
+class FxGraph(Graph):
+    """A `Graph` over a `torch.fx.GraphModule`.
+
+    Args:
+        module: the program. It is shared, not copied; passes copy before they edit.
+        example_inputs: the positional arguments the graph was traced with (tensors, or nests of them).
+        tracer: which tracer served, for reports.
+        history: the steps (JSON data) that made this graph out of the traced model, replayed by `load`.
+        fix: called before each host node is read, with the example values so far; it may change the node's arguments.
+
+    Raises:
+        GraphError: the program cannot run on the shapes of the example inputs.
+    """
+
+    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], *, tracer: str = "symbolic", history: Sequence[Mapping[str, Any]] = (),
+                 fix: Fix | None = None) -> None:  # fmt: skip
+        self.module = module
+        self.example_inputs = tuple(example_inputs)
+        for example in self.example_inputs:
+            look_into(example)
+        self.tracer = tracer
+        self.history: tuple[Mapping[str, Any], ...] = tuple(history)
+        self.origin: nn.Module | None = None
+        """The model that was traced; None for a graph that a pass made."""
+        self.decided: dict[str, bool] = {}
+        """The model's parts that decide by `self.training`, by path, and the mode in which they were traced."""
+        self.sized: dict[str, str] = {}
+        """Nodes whose value a tracer made a plain number of, and the model's line that asked for it."""
+        self.excused = False
+        """Whether `notes` names something that makes the graph's numbers differ from the model's."""
+        self.fixed: tuple[Any, ...] = ()
+        """The axes of which the trace took the example's sizes for the model's own (`fx_fixed.Fixed`)."""
+        self.refresh(fix)
+
+    trainable: ClassVar[bool] = True
+
+    def refresh(self, fix: Fix | None = None) -> None:
+        """Read the host again after an edit."""
+        self._analyses: dict[str, Any] = {}
+        self._held: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        reader = Reader(self.module, self.example_inputs, fix)
+        self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
+        self.examples, self._values, self._names = reader.examples, reader.values, reader.names
+        self._places = {(id(slot), key): (slot, slot[key].data_ptr()) for slot, key in reader.slots if not slot[key].is_meta}
+
+    @property
+    def analyses(self) -> dict[str, Any]:  # type: ignore[override]
+        """Results of analyses by name. They, and the view, are made anew if the module's tensors were exchanged (moved to
+        another device or type, loaded with `assign=True`); training in place leaves them as they are."""
+        if any(slot[key] is None or slot[key].data_ptr() != place for (_, key), (slot, place) in self._places.items()):
+            self.refresh()
+        return self._analyses
+
+    def run(self, *inputs: Any) -> Any:
+        """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
+        with evaluating(self.module), torch.no_grad():
+            return self.module(*inputs)
+
+    def clone(self, data: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> FxGraph:
+        """A copy that shares nothing with this graph; `data` maps each parameter and buffer (a dtype change, say)."""
+        module = copy_module(self.module, lambda name, tensor: data(tensor))
+        return FxGraph(module, self.example_inputs, tracer=self.tracer, history=self.history)
+
+    def shared(self) -> FxGraph:
+        """A copy of the program over the same weights."""
+        return self.clone(lambda tensor: tensor)
+
+    def to(self, dtype: torch.dtype) -> FxGraph:
+        """A copy with all floating parameters, buffers and example inputs in another type (float64 for checks)."""
+
+        def cast(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
+
+        module = copy_module(self.module, lambda name, tensor: cast(tensor))
+        widen(module, dtype, self._float_makers(dtype))
+        return FxGraph(module, map_tensors(self.example_inputs, cast), tracer=self.tracer, history=self.history)
+
+    def _float_makers(self, wide: torch.dtype) -> frozenset[str]:
+        """The nodes whose result is narrower than `wide` though nothing that they read is a float."""
+
+        def narrow(value: Value) -> bool:
+            return value.dtype is not None and value.dtype.is_floating_point and value.dtype.itemsize < wide.itemsize
+
+        calls = [node for node in self.nodes if node.host is not None and node.host.op in ("call_function", "call_method")]
+        return frozenset(
+            node.host.name for node in calls if len(node.outputs) == 1 and narrow(node.output) and not any(map(narrow, node.inputs))
+        )
+
+    def set_param(self, name: str, data: torch.Tensor) -> None:
+        """Replace a parameter's or buffer's tensor everywhere it is used; the shape stays that of the view.
+
+        Raises:
+            GraphError: another shape; edit the host and `refresh` for that.
+        """
+        value = self.params[name]
+        if tuple(data.shape) != value.shape:
+            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy="Edit the module and refresh().")
+        slots = self._holders()[name]
+        slot, key = slots[0]
+        old = slot[key]
+        new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
+        for slot, key in slots:
+            slot[key] = new
+            self._places[id(slot), key] = (slot, new.data_ptr())
+        value.data = new.detach()
+
+    def _holders(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
+        """Where each parameter hangs in the module tree: a shared one hangs in several places."""
+        if not self._held:
+            fetched = {str(node.target).rpartition(".")[0] for node in self.module.graph.nodes if node.op == "get_attr"}
+            for path, owner in modules_by_path(self.module).items():
+                # A constant that is neither parameter nor buffer is known to the view only where the program fetches it.
+                slots: list[dict[str, Any]] = [owner._parameters, owner._buffers, owner.__dict__ if path in fetched else {}]
+                for slot in slots:
+                    for key, held in slot.items():
+                        if isinstance(held, torch.Tensor):
+                            name = self._names.get(id(held)) or (f"{path}.{key}" if path else key)
+                            self._held.setdefault(name, []).append((slot, key))
+        return self._held
+
+    def tidied(self) -> None:
+        """Drop what nothing reads, and read the host again: the end of a series of edits."""
+        self.module.graph.lint()
+        self.module.delete_all_unused_submodules()
+        self.module.recompile()
+        self.refresh()
+
+    def paths(self) -> list[str]:
+        """The qualified names of all modules."""
+        return [path for path, _ in self.module.named_modules()]
+
+    def accepts_bias(self, node: Node) -> bool:
+        """Whether the node is a module or a function: methods take none."""
+        return node.host.op in ("call_module", "call_function")
+
+    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
+        host: fx.Node = node.host
+        if host.op == "call_module":
+            set_attribute(self.module, f"{host.target}.bias", nn.Parameter(data))
+            return
+        self.module.register_parameter(name, nn.Parameter(data))
+        with self.module.graph.inserting_before(host):
+            bias = self.module.graph.get_attr(name)
+        if len(host.args) > 2:
+            host.args = (*host.args[:2], bias, *host.args[3:])
+        else:  # by name: the weight before it may be given so
+            host.kwargs = {**host.kwargs, "bias": bias}
+
+    def bypass(self, node: Node) -> None:
+        """Take out a node: whoever read its output reads its first input. `tidied` when done."""
+        host: fx.Node = node.host
+        host.replace_all_uses_with(host.all_input_nodes[0])
+        self.module.graph.erase_node(host)
+
+    def is_pure(self, node: Node) -> bool:
+        """Whether the operator does nothing but compute its result: what works in place does more."""
+        return is_pure(self.module, node.host)
+
+    def drop_dead(self) -> list[str]:
+        """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
+        dead = []
+        for host in reversed(list(self.module.graph.nodes)):
+            if not host.users and is_pure(self.module, host):
+                self.module.graph.erase_node(host)
+                if host in self._values and host.op != "get_attr":
+                    dead.append(host.name)
+        return dead[::-1]
+
+    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
+        """Whether all that the node reads are parameters or `constants`, so that its outputs never change in eval mode."""
+        values = [self._values.get(used) for used in node.host.all_input_nodes]
+        known = all(isinstance(value, Value) and (value.is_param or value in constants) for value in values)
+        return bool(values) and known and is_pure(self.module, node.host)
+
+    def settle(self, node: Node, data: torch.Tensor) -> None:
+        """Put a constant in the place of a node of one output. `tidied` when done."""
+        name = f"constant_{node.host.name}"
+        while hasattr(self.module, name):
+            name += "_"
+        self.module.register_buffer(name, data)
+        with self.module.graph.inserting_before(node.host):
+            constant = self.module.graph.get_attr(name)
+        node.host.replace_all_uses_with(constant)
+        self.drop_dead()
+
+    def select(self, node: Node, name: str) -> None:
+        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
+        host: fx.Node = node.host
+        while hasattr(self.module, name):
+            name += "_"
+        device = next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
+        self.module.add_submodule(name, ChannelSelect(torch.arange(node.input.sizes[1], device=device)))
+        with self.module.graph.inserting_before(host):
+            read = next(used for used in host.all_input_nodes if self._values.get(used) is node.input)
+            pick = self.module.graph.call_module(name, (read,))
+        host.replace_input_with(read, pick)
+
+    def value_of(self, node: fx.Node) -> Any:
+        """The view's value (or nest of values) for a host node; None if it holds no tensor."""
+        return self._values.get(node)
+
+    def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Run one node's own operator with other tensors in place of its inputs. Used on labels."""
+        host: fx.Node = node.host
+
+        def substitute(arg: fx.Node) -> Any:
+            value = self._values.get(arg)
+            if value is None:
+                return self.examples[arg]
+            return pytree.tree_map(lambda v: values[v] if v in values else v.data, value, is_leaf=lambda v: isinstance(v, Value))
+
+        result = call(self.module, host, fx.map_arg(host.args, substitute), fx.map_arg(host.kwargs, substitute))
+        return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,176 @@
+"""Running a graph node by node: to look at what flows, or to change it on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from irtool.errors import GraphError
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.modules import attribute, call, copy_module, map_tensors
+from irtool.ir.graph import Node
+from irtool.hosts.torch.modes import evaluating
+
+Hook = Callable[[Node | None, fx.Node, Any], Any]
+"""`hook(node, host, value) -> value`: sees each host node's result and says what flows on. `node` is None where the view
+has no node of its own (a parameter that is fetched, a size, a member picked out of a tuple)."""
+
+
+def cast_module(module: nn.Module, dtype: torch.dtype) -> Any:
+    """A copy of the module with floating parameters and buffers in `dtype`."""
+    return copy_module(module, lambda name, tensor: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone())
+
+
+def cast(structure: Any, dtype: torch.dtype) -> Any:
+    """The same nest with its floating tensors in `dtype`."""
+    return map_tensors(structure, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def run_with(graph: FxGraph, inputs: Sequence[Any], hook: Hook | None = None, dtype: torch.dtype | None = None) -> Any:
+    """Run a graph in eval mode without gradients, with a say in what each node gives.
+
+    Args:
+        graph: not changed; its train/eval flags are as before afterwards.
+        inputs: the positional arguments. Cloned first, so that an operator that works in place cannot reach them.
+        hook: its result takes the place of the node's. It should give back the very value where it changes nothing, and
+            a new tensor where it does: operators that work in place see what it returns.
+        dtype: compute in this type instead (`torch.float64`): weights are copied, narrower types written in the program
+            (`x.float()`, `dtype=torch.float32`) are widened.
+
+    Returns:
+        What the graph returns, in its own structure.
+
+    Raises:
+        GraphError: an input is missing, or a node cannot run; the text names the node.
+    """
+    return drain(steps(graph, inputs, hook, dtype))
+
+
+def seeded(run: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call with random numbers from one seed: operators that draw as many in both runs draw the same ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return run(*args, **options)
+
+
+def drain(run: Generator[Any, None, Any]) -> Any:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as stop:
+            return stop.value
+
+
+def steps(
+    graph: FxGraph, inputs: Sequence[Any], hook: Hook | None = None, dtype: torch.dtype | None = None
+) -> Generator[tuple[Node | None, fx.Node, Any], None, Any]:
+    """`run_with` as a generator that stops after each node and yields (node, host node, value); it returns the output.
+
+    A value is dropped after its last use: of the whole run only what is still needed is held.
+    """
+    module = graph.module if dtype is None else cast_module(graph.module, dtype)
+    views = {node.host: node for node in graph.nodes}
+    frame = _Frame(graph, module, inputs, dtype)
+    with evaluating(module):
+        for host in graph.module.graph.nodes:
+            if host.op == "output":
+                return graph.module.graph.process_outputs(frame.arguments(host)[0][0])
+            view = views.get(host)
+            with torch.no_grad():
+                value = frame.compute(host, view)
+                if hook is not None:
+                    value = hook(view, host, value)
+            frame.store(host, value)
+            yield view, host, value
+            del value
+            frame.forget(host)
+    return None
+
+
+class _Frame:
+    """The values that are alive."""
+
+    def __init__(self, graph: FxGraph, module: nn.Module, inputs: Sequence[Any], dtype: torch.dtype | None) -> None:
+        self.module, self.dtype = module, dtype
+        self.values: dict[fx.Node, Any] = {}
+        given = map_tensors(tuple(inputs), torch.clone)
+        self._feed = list(graph.module.graph.process_inputs(*(given if dtype is None else cast(given, dtype))))
+        self._dead: dict[fx.Node, list[fx.Node]] = {}
+        last = {used: host for host in graph.module.graph.nodes for used in (host, *host.all_input_nodes)}
+        for used, host in last.items():
+            self._dead.setdefault(host, []).append(used)
+
+    def compute(self, host: fx.Node, view: Node | None) -> Any:
+        """Run one host node."""
+        if host.op == "placeholder":
+            return self._input(host)
+        if host.op == "get_attr":
+            return self._widened(attribute(self.module, str(host.target)))
+        args, kwargs = self.arguments(host)
+        try:
+            if self.dtype is not None and host.op == "call_method" and host.target in ("float", "half", "bfloat16"):
+                return args[0].to(self.dtype)
+            return self._widened(call(self.module, host, args, kwargs))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            where = view.location if view is not None else host.name
+            raise GraphError(
+                f"cannot run: {reason}", where=where, remedy="Pass inputs of the sizes and types that the graph was traced with."
+            ) from error
+
+    def arguments(self, host: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The node's arguments with values in place of nodes."""
+        args, kwargs = (fx.node.map_aggregate(part, self._argument) for part in (host.args, host.kwargs))
+        return args, kwargs  # type: ignore[return-value]
+
+    def store(self, host: fx.Node, value: Any) -> None:
+        """Keep a result for its readers."""
+        self.values[host] = value
+
+    def forget(self, host: fx.Node) -> None:
+        """Drop what nobody reads after this node."""
+        for used in self._dead.get(host, ()):
+            self.values.pop(used, None)
+
+    def _argument(self, leaf: Any) -> Any:
+        if isinstance(leaf, fx.Node):
+            return self.values[leaf]
+        if self.dtype is not None and isinstance(leaf, torch.dtype) and leaf.is_floating_point and leaf.itemsize < self.dtype.itemsize:
+            return self.dtype
+        return leaf
+
+    def _widened(self, result: Any) -> Any:
+        wide = self.dtype
+        if wide is None:
+            return result
+        return map_tensors(result, lambda t: t.to(wide) if t.is_floating_point() and t.dtype.itemsize < wide.itemsize else t)
+
+    def _input(self, host: fx.Node) -> Any:
+        if self._feed:
+            return self._feed.pop(0)
+        if host.args:
+            return host.args[0]
+        raise GraphError("no value for this input", where=host.name, remedy="Pass one for each argument of forward.")
+
+
+def difference(expected: Any, got: Any) -> tuple[float, float]:
+    """Largest absolute difference over all output tensors, and that over the largest absolute expected value; infinite if shapes differ."""
+    worst, scale = 0.0, 0.0
+    first, second = _tensors(expected), _tensors(got)
+    if [a.shape for a in first] != [b.shape for b in second]:
+        return float("inf"), float("inf")
+    for a, b in zip(first, second, strict=True):
+        if a.numel():
+            gap = float((a.double() - b.double()).abs().max())
+            worst = max(worst, gap if gap == gap else float("inf"))
+            scale = max(scale, float(a.double().abs().max()))
+    return worst, worst / scale if scale else worst
+
+
+def _tensors(nest: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]

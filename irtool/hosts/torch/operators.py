@@ -1,0 +1,241 @@
+"""What each torch callable is in ONNX's vocabulary, and what its arguments are called.
+
+One row an operator: the ONNX name, then the torch names that mean it, then the argument names in call order. Methods,
+functions and ATen overloads share a row, since all three agree on names and order (where they do not, the ATen
+overload has a row of its own under `aten.<name>`). An argument after `*` collects the rest (`x.view(2, 3)`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from irtool.hosts.torch.channel_select import ChannelSelect
+from irtool.hosts.torch.tracing.autograd import OwnBackward
+from irtool.hosts.torch.tracing.hooks import hooked
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """How to read a call: ONNX operator, argument names, and how to infer the output shape without running it."""
+
+    op: str
+    arguments: tuple[str, ...] = ()
+    shape: str = "run"
+
+
+def _table(rows: str) -> dict[str, Spec]:
+    specs: dict[str, Spec] = {}
+    for row in filter(None, map(str.strip, rows.strip().splitlines())):
+        op, names, arguments, shape = (part.strip() for part in row.split("|"))
+        for name in names.split():
+            specs[name] = Spec(op, tuple(arguments.split()), shape)
+    return specs
+
+
+UNARY = """
+relu relu_ relu6 relu6_ leaky_relu leaky_relu_ elu elu_ selu selu_ celu gelu silu silu_ mish mish_ sigmoid sigmoid_ tanh tanh_
+hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus softsign logsigmoid tanhshrink softshrink hardshrink
+threshold exp log log2 log10 log1p expm1 sqrt rsqrt square abs neg negative reciprocal sin cos erf sign round floor ceil clamp clip clamp_min
+clamp_max clamp_ nan_to_num contiguous clone detach float double half to type_as type alias zero_ fill_ identity dropout dropout_
+feature_dropout dropout1d dropout2d dropout3d alpha_dropout zeros_like ones_like full_like rrelu
+logical_not isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_copy detach_ stop_gradient _to_copy requires_grad_ cpu cuda bfloat16
+"""
+BINARY = """
+add sub mul div truediv true_divide divide multiply subtract floordiv floor_divide mod remainder fmod pow maximum minimum where eq ne lt le gt ge
+iadd imul isub itruediv add_ sub_ mul_ div_ rsub logical_and logical_or masked_fill masked_fill_ addcmul addcdiv lerp lerp_ and_ or_ xor
+bitwise_and bitwise_or copy_ atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_ fmax fmin
+"""
+RUN_DTYPE = frozenset("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf isfinite and_ or_ xor bitwise_and bitwise_or to type type_as "
+                      "_to_copy where float double half bfloat16".split())  # fmt: skip
+ONNX_NAMES = {
+    "relu": "Relu", "relu6": "Clip", "hardtanh": "Clip", "clamp": "Clip", "clip": "Clip", "leaky_relu": "LeakyRelu", "elu": "Elu",
+    "selu": "Selu", "gelu": "Gelu", "mish": "Mish", "sigmoid": "Sigmoid", "tanh": "Tanh", "hardsigmoid": "HardSigmoid",
+    "hardswish": "HardSwish", "softplus": "Softplus", "exp": "Exp", "sqrt": "Sqrt", "abs": "Abs", "neg": "Neg", "erf": "Erf",
+    "dropout": "Dropout", "contiguous": "Identity", "clone": "Identity", "detach": "Identity", "identity": "Identity", "add": "Add",
+    "iadd": "Add", "sub": "Sub", "isub": "Sub", "mul": "Mul", "imul": "Mul", "div": "Div", "truediv": "Div", "itruediv": "Div", "pow": "Pow",
+    "maximum": "Max", "minimum": "Min", "where": "Where", "prelu": "PRelu", "reciprocal": "Reciprocal", "log": "Log",
+    "silu": "Swish", "celu": "Celu",
+}  # fmt: skip
+
+
+def onnx_name(name: str) -> str:
+    """ONNX's name of an elementwise torch function, or the torch name in the same style where ONNX has none."""
+    base = name.removesuffix("_")
+    return ONNX_NAMES.get(base) or "".join(part.capitalize() for part in base.split("_"))
+
+
+FUNCTIONS: dict[str, Spec] = {
+    **{name: Spec(onnx_name(name), ("input",), "run" if name in RUN_DTYPE else "same") for name in UNARY.split()},
+    **{name: Spec(onnx_name(name), ("input", "other", "third", "value"), "run" if name in RUN_DTYPE else "broadcast") for name in BINARY.split()},
+    **_table("""
+    Conv | conv1d conv2d conv3d | input weight bias stride padding dilation groups | conv
+    Conv | aten.convolution | input weight bias stride padding dilation transposed output_padding groups | run
+    ConvTranspose | conv_transpose1d conv_transpose2d conv_transpose3d | input weight bias stride padding output_padding groups dilation | run
+    Gemm | linear | input weight bias | linear
+    Gemm | addmm | bias input weight_t | run
+    MatMul | matmul bmm mm __matmul__ | input other | run
+    Einsum | einsum | equation *operands | run
+    Attention | scaled_dot_product_attention | input key value attn_mask dropout_p is_causal scale enable_gqa | same_value
+    BatchNormalization | batch_norm | input running_mean running_var weight bias training momentum eps | same
+    BatchNormalization | aten.batch_norm aten.cudnn_batch_norm | input weight bias running_mean running_var training momentum eps | same
+    InstanceNormalization | instance_norm | input running_mean running_var weight bias use_input_stats momentum eps | same
+    LayerNormalization | layer_norm | input normalized_shape weight bias eps | same
+    RMSNormalization | rms_norm | input normalized_shape weight eps | same
+    GroupNormalization | group_norm | input num_groups weight bias eps | same
+    LpNormalization | normalize | input p dim eps | same
+    LRN | local_response_norm | input size alpha beta k | same
+    Softmax | softmax log_softmax softmin _softmax | input dim | same
+    Glu | glu | input dim | run
+    Cumsum | cumsum cumprod | input dim | same
+    Pool | max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d | input kernel_size stride padding dilation ceil_mode | run
+    Pool | adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d | input output_size | adaptive
+    Pool | adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_max_pool2d | input output_size | run
+    Resize | interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d upsample_bicubic2d | input size | run
+    Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sample | input size | run
+    PRelu | prelu | input weight | same
+    Reduce | mean sum amax amin max min prod var std logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
+    Reduce | norm | input p dim keepdim | run
+    Reduce | linalg_vector_norm | input ord dim keepdim | run
+    Reshape | view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as ravel squeeze_ unsqueeze_ | input *shape | run
+    Transpose | permute transpose t swapaxes swapdims movedim moveaxis adjoint mT T | input *dims | run
+    Concat | cat concat concatenate | tensors dim | concat
+    Stack | stack hstack vstack | tensors dim | run
+    Split | split chunk tensor_split unbind split_with_sizes unsafe_split unsafe_chunk | input split_size_or_sections dim | run
+    Slice | narrow select slice getitem diagonal diag_embed | input *arguments | run
+    Gather | index_select gather take_along_dim | input dim index | run
+    Gather | aten.index | input indices | run
+    Expand | expand expand_as broadcast_to repeat repeat_interleave tile broadcast_tensors meshgrid | input *sizes | run
+    Roll | roll flip fliplr flipud rot90 | input *arguments | run
+    DepthToSpace | pixel_shuffle | input upscale_factor | run
+    SpaceToDepth | pixel_unshuffle | input downscale_factor | run
+    ChannelShuffle | channel_shuffle native_channel_shuffle | input groups | run
+    Pad | pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d | input pad mode value | run
+    Unfold | unfold | input *arguments | run
+    Im2Col | im2col | input kernel_size dilation padding stride | run
+    Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace scalar_tensor eye | input | run
+    Trilu | tril triu | input diagonal | same
+    Embedding | embedding | weight input | run
+    StochasticDepth | stochastic_depth drop_path | input p mode training | same
+    """),
+}  # fmt: skip
+
+_POOLS = (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd, nn.modules.pooling._LPPoolNd)  # fmt: skip
+_PADS = (nn.modules.padding._ConstantPadNd, nn.modules.padding._ReflectionPadNd, nn.modules.padding._ReplicationPadNd, nn.modules.padding._CircularPadNd)  # fmt: skip
+_UNARY_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
+                  nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink,
+                  nn.Threshold, nn.Identity, nn.RReLU)  # fmt: skip
+
+MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
+    (nn.modules.conv._ConvTransposeNd, Spec("ConvTranspose", ("stride", "padding", "output_padding", "groups", "dilation"))),
+    (nn.modules.conv._ConvNd, Spec("Conv", ("stride", "padding", "dilation", "groups"), "conv")),
+    (nn.Linear, Spec("Gemm", (), "linear")),
+    (nn.modules.batchnorm._BatchNorm, Spec("BatchNormalization", ("eps",), "same")),
+    (nn.modules.instancenorm._InstanceNorm, Spec("InstanceNormalization", ("eps",), "same")),
+    (nn.LayerNorm, Spec("LayerNormalization", ("normalized_shape", "eps"), "same")),
+    (nn.RMSNorm, Spec("RMSNormalization", ("normalized_shape", "eps"), "same")),
+    (nn.GroupNorm, Spec("GroupNormalization", ("num_groups", "eps"), "same")),
+    (nn.LocalResponseNorm, Spec("LRN", ("size",), "same")),
+    (nn.PReLU, Spec("PRelu", (), "same")),
+    (_UNARY_MODULES, Spec("", (), "same")),
+    (nn.modules.dropout._DropoutNd, Spec("Dropout", ("p",), "same")),
+    ((nn.Softmax, nn.LogSoftmax, nn.Softmin), Spec("Softmax", ("dim",), "same")),
+    (nn.Softmax2d, Spec("Softmax", (), "same")),
+    (nn.GLU, Spec("Glu", ("dim",))),
+    (nn.modules.pooling._AdaptiveAvgPoolNd, Spec("Pool", ("output_size",), "adaptive")),
+    (_POOLS, Spec("Pool", ("kernel_size", "stride", "padding", "output_size"))),
+    (nn.Upsample, Spec("Resize", ("size", "scale_factor", "mode"))),
+    ((nn.Flatten, nn.Unflatten), Spec("Reshape")),
+    (nn.PixelShuffle, Spec("DepthToSpace", ("upscale_factor",))),
+    (nn.PixelUnshuffle, Spec("SpaceToDepth", ("downscale_factor",))),
+    (nn.ChannelShuffle, Spec("ChannelShuffle", ("groups",))),
+    (_PADS, Spec("Pad", ("padding",))),
+    (nn.Embedding, Spec("Embedding", ("max_norm",))),
+    ((nn.LSTM, nn.GRU, nn.RNN), Spec("")),
+)
+
+
+_ACTIVATIONS = {name.replace("_", ""): onnx_name(name) for name in (*UNARY.split(), *ONNX_NAMES) if not name.endswith("_")}
+
+
+def module_spec(module: nn.Module) -> Spec | None:
+    """The row for a module's class or a base of it; None for a class that irtool does not know."""
+    kind = type(module)
+    if kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision.ops"):
+        return Spec("StochasticDepth", ("p", "mode"), "same")
+    if isinstance(module, ChannelSelect):
+        return Spec("ChannelSelect", (), "run")
+    if not kind.__module__.startswith("torch.nn"):
+        return None  # A user's subclass may override forward: it is traced into, never trusted by its base.
+    for classes, spec in MODULES:
+        if isinstance(module, classes):
+            return spec if spec.op else Spec(_module_op(type(module)), spec.arguments, spec.shape)
+    return None
+
+
+def _module_op(kind: type) -> str:
+    """The name that the function of the same name has."""
+    return _ACTIVATIONS.get(kind.__name__.lower()) or kind.__name__
+
+
+UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODULES)
+"""What the parameter-free activation modules are."""
+
+
+_TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torch._C._linalg", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
+
+
+PAIRWISE = {"max": "maximum", "min": "minimum"}
+"""Reductions that compare two tensors when they are given two."""
+
+
+def function_spec(target: Any, *, pairwise: bool = False) -> Spec | None:
+    """The row for a function, a method name or an ATen overload; None if there is none.
+
+    `pairwise` (the second argument is a tensor) tells `max(x, y)`, which is elementwise, from `max(x, dim)`.
+
+    A function of the same name from a foreign module is not in the table: a user's `add` may be anything.
+    """
+    found = _row(target)
+    if pairwise and found is not None and found.op == "Reduce":
+        return next((FUNCTIONS[other] for name, other in PAIRWISE.items() if found is FUNCTIONS[name]), found)
+    return found
+
+
+def _row(target: Any) -> Spec | None:
+    if isinstance(target, str):
+        return FUNCTIONS.get(target)
+    if isinstance(target, torch._ops.OpOverload):
+        space, name = target._schema.name.split("::")
+        return (FUNCTIONS.get(f"aten.{name}") or FUNCTIONS.get(name)) if space == "aten" else None
+    module = getattr(target, "__module__", None) or ""
+    known = module in _TRUSTED or getattr(torch, target.__name__, None) is target or getattr(torch._C._nn, target.__name__, None) is target
+    return FUNCTIONS.get(target.__name__) if known else None
+
+
+_KEYWORDS = frozenset({"and_", "or_", "not_", "is_"})
+"""Functions of `operator` that end in an underscore since their names are words of Python."""
+
+
+def names_a_write(name: str) -> bool:
+    """Whether torch's own way of naming says that a function or method writes into its first argument: `add_`."""
+    return name.endswith("_") and not name.startswith("__") and name not in _KEYWORDS
+
+
+def module_callee(module: nn.Module) -> str:
+    """What a module is called in messages: its class, and what keeps irtool from knowing it by that."""
+    if isinstance(module, OwnBackward):
+        return f"{module.function.__name__}.apply (a function with a backward of its own)"
+    name = type(module).__name__
+    return f"{name} with forward hooks (handle.remove() before tracing takes one off)" if hooked(module) else name
+
+
+def callee(target: Any) -> str:
+    """The torch name of a call target, for messages."""
+    if isinstance(target, str | torch._ops.OpOverload):
+        return str(target)
+    module = getattr(target, "__module__", "") or ""
+    return f"{module}.{getattr(target, '__name__', target)}".lstrip(".")

@@ -1,0 +1,86 @@
+"""Functions with a backward of their own (`torch.autograd.Function`): kept whole, since no graph holds that backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+from torch.autograd import Function
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
+
+from irtool.hosts.torch.tracing.sandbox import Asides
+
+
+class OwnBackward(nn.Module):
+    """A call of a `torch.autograd.Function`."""
+
+    def __init__(self, function: type[Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function.apply(*args)
+
+
+@contextmanager
+def own_backwards(asides: Asides, record: Callable[[Any, type[Function], tuple[Any, ...]], Any] | None = None) -> Iterator[None]:
+    """While a tracer is at work, see to the functions of the user that it meets.
+
+    Args:
+        asides: told of those whose forward is traced through, so that the graph lacks their backward.
+        record: records a call as one node; None for a tracer that cannot, which traces through them all.
+    """
+    inherited = "apply" not in vars(Function)
+    original: Any = next(vars(base)["apply"] for base in Function.__mro__ if "apply" in vars(base))
+
+    def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:  # computes what it is given, with the gradients of that
+            return args[0](*args[2:])
+        if cls.__module__.startswith("torch."):
+            return original.__get__(None, cls)(*args, **kwargs)
+        tracer: Any = next((leaf.tracer for leaf in pytree.tree_leaves(args) if isinstance(leaf, fx.Proxy)), None)
+        if tracer is not None and record is not None:
+            try:
+                return record(tracer, cls, args)
+            except NotImplementedError:  # an argument that no node can hold
+                pass
+        if tracer is not None or record is None:
+            asides.backwards.setdefault(cls.__name__)
+        with _as_graded(tracer):
+            return original.__get__(None, cls)(*args, **kwargs)
+
+    Function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        del Function.apply
+        if not inherited:
+            Function.apply = original
+
+
+@contextmanager
+def _as_graded(tracer: Any) -> Iterator[None]:
+    """torch runs these functions without gradients, which is none of the user's doing and not to be told as such."""
+    graded = getattr(tracer, "graded", None)
+    if graded is not None:
+        tracer.graded = False
+    try:
+        yield
+    finally:
+        if graded is not None:
+            tracer.graded = graded
+
+
+def name_in(root: nn.Module, function: type[Function]) -> str:
+    """Where calls of a function hang in the module that is traced: under its own name, or a longer one where that is taken."""
+    name = function.__name__
+    while name in root._modules or hasattr(root, name):
+        held = root._modules.get(name)
+        if isinstance(held, OwnBackward) and held.function is function:
+            return name
+        name += "_"
+    root._modules[name] = OwnBackward(function)
+    return name

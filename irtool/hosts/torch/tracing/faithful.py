@@ -1,0 +1,33 @@
+"""The traced program against the model that it was traced from: nothing that follows can be right if these differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irtool.hosts.torch.tracing.compare import TOLERANCE, apart, like_weights, observed, shares_weights
+from irtool.hosts.torch.tracing.fixed_sizes import Fixed, Program, fixed_axes
+from irtool.hosts.torch.graph import FxGraph
+
+__all__ = ["TOLERANCE", "against_model", "fixed_elsewhere"]
+
+
+def against_model(graph: FxGraph, inputs: Sequence[Any]) -> float:
+    """The largest relative difference between the model's outputs and the graph's, in the model's own type.
+
+    Both are in eval mode, but for those of the model's parts that decide by `self.training`: they are in the mode that was traced. 0
+    where there is nothing to compare: a graph that a pass made, a model that has other weights by now, or one that refuses these inputs.
+    """
+    if graph.origin is None or not shares_weights(graph.origin, graph.module):
+        return 0.0
+    own = like_weights(graph.module, inputs)
+    expected = observed(graph.origin, own, graph.decided)
+    return 0.0 if expected is None else apart(expected, observed(graph.module, own))
+
+
+def fixed_elsewhere(graph: FxGraph, inputs: Sequence[Any]) -> tuple[Fixed, ...]:
+    """The axes of the inputs that the model takes in other sizes than the example's, and its graph does not, or with other numbers."""
+    if graph.origin is None or not shares_weights(graph.origin, graph.module):
+        return graph.fixed
+    own = like_weights(graph.module, inputs)
+    return fixed_axes(graph.origin, Program(graph.module, own, graph.sized), own, graph.decided)

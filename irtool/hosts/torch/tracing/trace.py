@@ -1,0 +1,223 @@
+"""From a user's `nn.Module` to a graph, in three tries: symbolic, concrete (values ride along), `torch.export`."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+from torch.utils import _pytree as pytree
+
+from irtool.garbage import uncollected
+from irtool.errors import TraceError
+from irtool.hosts.torch.tracing.autograd import own_backwards
+from irtool.hosts.torch.tracing.fixed_sizes import decided_by
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
+from irtool.hosts.torch.tracing.train_modes import mend
+from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
+from irtool.hosts.torch.tracing.errors import explained, refuse_hidden, refuse_unknown
+from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
+from irtool.hosts.torch.tracing.sandbox import Asides, untouched
+from irtool.hosts.torch.tracing.submodule import capture
+from irtool.hosts.torch.tracing.witness import Witness
+from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
+
+
+@uncollected()
+def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] = (), within: str | None = None) -> FxGraph:
+    """Turn a model into a graph.
+
+    Args:
+        model: any module. Its layers are shared with the graph, weights and modes with them; what `forward` writes into the
+            module itself is taken back.
+        example_inputs: a tensor, or a tuple of the positional arguments of `forward`. Shapes matter, values do not.
+        leaf: module paths or classes that stay whole; irtool leaves what flows into them alone.
+        within: the path of a part. The whole model runs up to it, and the part is traced alone on what reaches it; its
+            outputs stay as they are, and `put_back` puts the pruned part into the model.
+
+    The model and its graph are run once on random numbers of the example's shapes: a graph that computes something else is not returned.
+    A graph of a tracer that decides by sizes is compared at another batch and image size, too; `notes` says what is fixed.
+
+    Raises:
+        TraceError: none of the three tracers could follow the model; the text names the line and the remedy.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first."
+        )
+    inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    if within is not None:
+        model, inputs = capture(model, inputs, within)
+    refuse_hidden(model)
+    refuse_unknown(model, leaf)
+    failures: list[tuple[str, Exception]] = []
+    opaque: FxGraph | None = None
+    asides, witness = Asides(), Witness(model, inputs)
+    for name, flags in ATTEMPTS:
+        if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
+            continue  # that a flag is no bool was not what failed
+        asides = asides.again()
+        try:
+            graph = _attempt(model, inputs, tuple(leaf), name, asides, flags=flags)
+            witness.agrees(graph)
+        except Exception as error:
+            failures.append((name, error))
+            continue
+        if not any(
+            node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
+        ):
+            return witness.settled(graph)
+        opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
+    if opaque is not None:
+        return witness.settled(opaque)
+    raise explained(model, inputs, failures)
+
+
+def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool) -> FxGraph:
+    """One tracer's graph, mended; `flags`: see `untouched`."""
+    module, asides = _program(model, inputs, leaf, name, asides, flags=flags)
+    unhook(module, asides)
+    plain = settle_writes(module, inputs)
+    graph = FxGraph(mend(module, inputs, asides if flags else None), inputs, tracer=name)
+    if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
+        graph.module.recompile()
+        graph.refresh()
+    graph.origin, graph.notes = model, asides.notes(model)
+    graph.sized = asides.sized
+    graph.excused = asides.forgotten or bool(asides.cast)
+    graph.decided = decided_by(model, [path for path in asides.asked if path not in asides.mended])
+    return graph
+
+
+def _program(
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool
+) -> tuple[fx.GraphModule, Asides]:
+    """What one tracer records, and what that lacks.
+
+    A module whose hooks cannot be followed stays whole. What forward does with a buffer alone is not seen by the tracers: where it
+    also writes into one, every use of that is recorded, or if that fails no write.
+    """
+    try:
+        with untouched(model, asides, flags=flags):
+            module = TRACERS[name](model, inputs, leaf, asides)
+    except HiddenHooks as error:
+        return _program(model, inputs, (*leaf, error.path), name, asides.again(), flags=flags)
+    if asides.recorded or name == "export":
+        return module, asides
+    paths = {**asides.begun, **dict.fromkeys(written_buffers(module, model))}
+    if not paths:
+        return module, asides
+    again = asides.again()
+    again.recorded = {id(attribute(model, path)): path for path in paths}
+    try:
+        whole = _program(model, inputs, leaf, name, again, flags=flags)
+        if not whole[1].begun:
+            return whole
+    except Exception:  # a buffer that is read as a number, or exchanged, while it is traced
+        pass
+    forget_writes(module, model, paths)
+    asides.forgotten = True
+    asides.written.update(dict.fromkeys(paths))
+    return module, asides
+
+
+def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+    return _traced(SymbolicTracer(leaf, len(inputs), asides), model, inputs, asides)
+
+
+def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+    with _unwrapped():
+        return _traced(ConcreteTracer(inputs, leaf, asides), model, inputs, asides)
+
+
+def _traced(tracer: SymbolicTracer, model: nn.Module, inputs: Sequence[Any], asides: Asides) -> fx.GraphModule:
+    with own_backwards(asides, type(tracer).own_backward):
+        graph = tracer.trace(model, _defaults(model, inputs))
+    if any(id(held_at(model, path)) != held for held, path in asides.recorded.items()):
+        raise TraceError("a buffer is exchanged by what is computed", remedy="Write into it in place.")
+    _settle_checks(graph)
+    made = lazy(tracer.root, graph, type(model).__name__)
+    for name in tracer.added:
+        del tracer.root._modules[name]
+    return made
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Trace into functions that were marked `torch.fx.wrap`: with values at hand there is no reason to stop at them."""
+    hidden = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
+    kept = dict(hidden)
+    hidden.clear()
+    try:
+        yield
+    finally:
+        hidden.update(kept)
+
+
+def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
+    """Arguments that are None, and those that the example leaves out, are constants (`mask=None` and the like)."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    absent = [
+        p.name for p, given in zip(parameters, inputs, strict=False) if given is None and p.kind is not inspect.Parameter.VAR_POSITIONAL
+    ]
+    rest = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty}
+    return {**dict.fromkeys(absent), **rest} or None
+
+
+def _settle_checks(graph: fx.Graph) -> None:
+    """Check that an argument is None by functions that an archive knows."""
+    for node in graph.find_nodes(op="call_function", target=_symbolic_trace._assert_is_none):
+        argument, text = node.args
+        with graph.inserting_before(node):
+            absent = graph.call_function(operator.is_, (argument, None))
+        node.target, node.args = torch._assert, (absent, text)
+
+
+def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+    if leaf:
+        raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
+    with warnings.catch_warnings(), own_backwards(asides):
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=_dynamic_batch(inputs))
+        module = program.module()
+    for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
+        module.__dict__.pop(refused, None)
+    modes = {path: child.training for path, child in modules_by_path(model).items()}
+    asides.hooked.update((path, None) for path, child in modules_by_path(model).items() if hooked(child))
+    for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode
+        child.training = modes.get(path, model.training)
+    for node in list(module.graph.nodes):
+        if not node.users and _is_guard(node):
+            module.graph.erase_node(node)
+    module.recompile()
+    return module
+
+
+def _is_guard(node: fx.Node) -> bool:
+    name = str(node.target)
+    return node.op != "placeholder" and any(part in name for part in ("_guards", "_assert", "sym_constrain", "aten.sym_"))
+
+
+def _dynamic_batch(inputs: Sequence[Any]) -> Any:
+    """Axis 0 dynamic where it is at least 2 (torch specialises 0 and 1), else left for torch to infer."""
+    auto = torch.export.Dim.AUTO
+    return tuple(
+        pytree.tree_map(lambda leaf: {0: auto} if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1 else None, item)
+        for item in inputs
+    )
+
+
+TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], Asides], fx.GraphModule]] = {
+    "symbolic": _symbolic, "concrete": _concrete, "export": _export,
+}  # fmt: skip
+ATTEMPTS = (("symbolic", True), ("symbolic", False), ("concrete", True), ("concrete", False), ("export", False))
+"""In this order; without noting flags again where the model wants its flags to be of type bool."""
+_BOOLEAN = re.compile("Flag|bool|something else than the model")

@@ -1,0 +1,149 @@
+"""Mends what tracing froze, a `training` flag baked into a functional dropout or batch norm, and brings calls into one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from irtool.hosts.torch.tracing.call_form import settle_calls
+from irtool.hosts.torch.modules import attribute
+from irtool.hosts.torch.tracing.proxies import Flag
+from irtool.hosts.torch.reader import Reader
+from irtool.hosts.torch.tracing.sandbox import Asides
+from irtool.ir.graph import Value
+
+_DROPOUTS: dict[str, type[nn.Module]] = {
+    "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout,
+}  # fmt: skip
+
+
+def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -> fx.GraphModule:
+    """Give functional dropout, stochastic depth and batch norm a module again, so that they follow `train()` and `eval()`.
+
+    That is what a flag that came from `self.training` meant. A flag that the model's own code states stays as it states it.
+
+    Args:
+        module: the traced program, edited in place.
+        inputs: the example inputs.
+        asides: who decided by `self.training`; None for a tracer that cannot tell, where a flag that equals the module's mode
+            is taken to come from it.
+    """
+    changed = [settle_calls(module.graph)]
+    calls = [(node, name) for node in module.graph.nodes if (name := _functional(node)) in _FLAGS]
+    mended = [(node, name) for node, name in calls if _follows(module, node, name, asides)]
+    following = {node for node, _ in mended}
+    for node in module.graph.nodes:
+        flags = [arg for arg in (*node.args, *node.kwargs.values()) if type(arg) is Flag]
+        if flags:
+            if node not in following:
+                flags[0].asked()
+            node.args, node.kwargs = (fx.node.map_aggregate(part, _plain) for part in (node.args, node.kwargs))
+    shapes = Reader(module, inputs, None).values if any(name == "batch_norm" for _, name in mended) else {}
+    changed += [_MENDERS.get(name, _mend_dropout)(module, node, name, shapes) for node, name in mended]
+    if any(changed):
+        module.graph.lint()
+        module.recompile()
+    return module
+
+
+def _functional(node: fx.Node) -> str:
+    name = getattr(node.target, "__name__", str(node.target)) if node.op == "call_function" else ""
+    return name.split(".")[0]
+
+
+def _plain(arg: Any) -> Any:
+    return arg.plain if isinstance(arg, Flag) else arg
+
+
+def _follows(module: fx.GraphModule, node: fx.Node, name: str, asides: Asides | None) -> bool:
+    """Whether a call's flag came from `self.training`, handed on or decided by."""
+    flag, owner = _argument(node, *_FLAGS[name]), _around(node)
+    if isinstance(flag, Flag):
+        return True
+    held = owner and next((child for path, child in module.named_modules() if path == owner), None)
+    if flag is not (held or module).training:
+        return False  # `not self.training`, or a probability that depends on the mode
+    asked = owner or type(module).__name__
+    if asides is not None and asked in asides.asked:
+        asides.mended.add(asked)
+    return asides is None or asked in asides.asked
+
+
+def _around(node: fx.Node) -> str:
+    """The path of the module whose forward makes a call; empty for the root."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _mode(node: fx.Node, name: str) -> bool:
+    return bool(_argument(node, *_FLAGS[name]))
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def _replace(module: fx.GraphModule, node: fx.Node, path: str, new: nn.Module) -> bool:
+    module.add_submodule(path, new)
+    with module.graph.inserting_before(node):
+        call = module.graph.call_module(path, (_argument(node, 0, "input", None),))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    module.graph.erase_node(node)
+    return True
+
+
+def _mend_dropout(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+    p = _argument(node, 1, "p", 0.5)
+    if not isinstance(p, int | float):
+        return False
+    return _replace(module, node, f"mended_{node.name}", _DROPOUTS[name](float(p)).train(_mode(node, name)))
+
+
+def _mend_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+    from torchvision.ops import StochasticDepth
+
+    p, mode = _argument(node, 1, "p", 0.0), _argument(node, 2, "mode", "row")
+    return (
+        _replace(module, node, f"mended_{node.name}", StochasticDepth(p, mode).train(_mode(node, name)))
+        if isinstance(p, float) and not isinstance(mode, fx.Node)
+        else False
+    )
+
+
+def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+    """Rebuild `nn.BatchNorm` over the same tensors. Argument order differs between torch.nn.functional and ATen."""
+    aten = isinstance(node.target, torch._ops.OpOverload)
+    order = ("weight", "bias", "running_mean", "running_var") if aten else ("running_mean", "running_var", "weight", "bias")
+    nodes = {role: _argument(node, index + 1, role, None) for index, role in enumerate(order)}
+    if any(n is not None and (not isinstance(n, fx.Node) or n.op != "get_attr") for n in nodes.values()) or nodes["running_mean"] is None:
+        return False
+    tensors: dict[str, Any] = {role: attribute(module, str(n.target)) if n is not None else None for role, n in nodes.items()}
+    momentum, eps = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5)
+    read = shapes.get(_argument(node, 0, "input", None))
+    rank = len(read.sizes) if isinstance(read, Value) else 4
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(rank, nn.BatchNorm2d)
+    new = kind(tensors["running_mean"].numel(), eps=eps, momentum=momentum, affine=tensors["weight"] is not None, device="meta")
+    for role, tensor in tensors.items():
+        setattr(new, role, tensor)
+    new.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    return _replace(module, node, _owner(module, nodes, node), new.train(_mode(node, name)))
+
+
+def _owner(module: fx.GraphModule, nodes: dict[str, Any], node: fx.Node) -> str:
+    """The path of the module that holds the statistics, if the new module can take its place, else a new path."""
+    paths = {str(n.target).rpartition(".")[0] for n in nodes.values() if n is not None}
+    path = next(iter(paths)) if len(paths) == 1 else ""
+    return path if path and not list(module.get_submodule(path).children()) else f"mended_{node.name}"
+
+
+_MENDERS = {"dropout": _mend_dropout, "stochastic_depth": _mend_stochastic_depth, "batch_norm": _mend_batch_norm}
+_FLAGS: dict[str, tuple[int, str, bool]] = {
+    **{name: (2, "training", name.startswith("dropout")) for name in _DROPOUTS},
+    "batch_norm": (5, "training", False),
+    "stochastic_depth": (3, "training", True),
+}
+"""Where a function's flag stands: its position, its name, and what it is if left out."""

@@ -1,0 +1,75 @@
+"""What the model itself computes on the example: a trace is compared with that before it is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irtool.errors import TraceError
+from irtool.hosts.torch.tracing.compare import apart, like_weights, observed, tolerance
+from irtool.hosts.torch.tracing.fixed_sizes import Program, fixed_axes, guard, note_of
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.modules import map_tensors
+
+_SPECIALISED = frozenset({"concrete", "export"})
+"""Tracers that decide by the example's sizes."""
+
+
+class Witness:
+    """The model's outputs, computed when they are first asked for.
+
+    Args:
+        model: the model.
+        inputs: the example. Its tensors of real numbers are exchanged for random ones, which tell more than zeros and ones do; where
+            the model does not take these, it runs on the example.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Any]) -> None:
+        self._model, self._inputs = model, inputs
+        self._expected: dict[tuple[tuple[str, bool], ...], tuple[Any, tuple[Any, ...]]] = {}
+
+    def agrees(self, graph: FxGraph) -> None:
+        """Compare a graph with the model.
+
+        Raises:
+            TraceError: they differ, though the model agrees with itself.
+        """
+        if graph.excused or any(tensor.is_meta for tensor in self._model.parameters()):
+            return
+        expected, inputs = self._on_example(graph.decided)
+        if expected is None:
+            return
+        off = apart(expected, observed(graph.module, inputs))
+        if off > tolerance(expected) and apart(expected, observed(self._model, inputs, graph.decided)) <= tolerance(expected):
+            raise TraceError(f"the graph computes something else than the model (relative difference {off:.2g})")
+
+    def settled(self, graph: FxGraph) -> FxGraph:
+        """The same graph, with a note on each axis that it fixes; it refuses sizes at which it would be wrong."""
+        if graph.tracer not in _SPECIALISED or any(tensor.is_meta for tensor in self._model.parameters()):
+            return graph
+        _, inputs = self._on_example(graph.decided)
+        fixed = fixed_axes(self._model, Program(graph.module, inputs, graph.sized), inputs, graph.decided)
+        graph.fixed = fixed
+        graph.notes = (*graph.notes, *(note_of(entry, self._inputs) for entry in fixed))
+        if guard(graph.module, fixed, self._inputs):
+            graph.refresh()
+        return graph
+
+    def _on_example(self, decided: dict[str, bool]) -> tuple[Any, tuple[Any, ...]]:
+        key = tuple(sorted(decided.items()))
+        if key not in self._expected:
+            generator = torch.Generator().manual_seed(0)
+
+            def drawn(tensor: Tensor) -> Tensor:
+                return torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
+
+            own = like_weights(self._model, self._inputs)
+            inputs: tuple[Any, ...] = map_tensors(own, drawn)
+            expected = observed(self._model, inputs, decided)
+            if expected is None:
+                inputs, expected = own, observed(self._model, own, decided)
+            self._expected[key] = expected, inputs
+        return self._expected[key]

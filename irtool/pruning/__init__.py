@@ -1,0 +1,6 @@
+"""Planning: criteria, allocation, the plan, and the proven rewrite it stands for."""
+
+from irtool.pruning.criteria import CRITERIA, criterion
+from irtool.pruning.planner import LayerPlan, Plan, plan
+
+__all__ = ["CRITERIA", "LayerPlan", "Plan", "criterion", "plan"]

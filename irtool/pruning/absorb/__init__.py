@@ -1,0 +1,1 @@
+"""Absorption: constants that removed channels emit are added to the next bias."""

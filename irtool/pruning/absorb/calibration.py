@@ -1,0 +1,38 @@
+"""Constants to absorb, measured on the user's batches: what these do wrong is said in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irtool.channels.labels import Labels
+from irtool.errors import DataError
+from irtool.pruning.absorb.absorb import Absorption, absorption
+
+_REMEDY = "Give a list of batches, each a tensor of the example's sizes (any batch size), or a tuple of the arguments of forward."
+
+
+def listed(calibration: Any) -> Iterable[Any]:
+    """The batches, refused where they are none: a tensor would be taken apart into samples."""
+    if isinstance(calibration, Tensor | np.ndarray | str) or not isinstance(calibration, Iterable):
+        raise DataError(f"a {type(calibration).__name__} is no list of batches", where="calibration", remedy=_REMEDY)
+    return calibration
+
+
+def measured(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None) -> Absorption:
+    """`absorption`, with batches from outside.
+
+    Raises:
+        DataError: these are no batches, or the model does not run on one.
+    """
+    try:
+        return absorption(labels, keep, None if calibration is None else listed(calibration))
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        if calibration is None:
+            raise
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise DataError(f"the model does not run on a batch ({text})", where="calibration", remedy=_REMEDY) from error

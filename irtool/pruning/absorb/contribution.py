@@ -1,0 +1,115 @@
+"""What constant inputs add to the outputs of a convolution or linear layer, on average over the positions of its output."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from irtool.hosts.torch.graph import FxGraph
+from irtool.ir.graph import Graph, Node, Value
+from irtool.ops import contraction
+from irtool.ops.contraction import inputs_first
+
+WINDOWED = frozenset({"Conv", "ConvTranspose"})
+LAYERS = WINDOWED | {"Gemm", "MatMul"}
+
+
+def weight_of(node: Node) -> Value | None:
+    """The weight of a layer; the second factor of a product."""
+    return node.inputs[-1] if node.op == "MatMul" else node.get("weight")
+
+
+def channel_axis(node: Node, value: Value) -> int:
+    """The axis of a layer's input or output that carries its channels."""
+    weight = weight_of(node)
+    return contraction.channel_axis(node, weight) if node.op in WINDOWED and weight is not None else len(value.sizes) - 1
+
+
+def outputs(node: Node) -> int:
+    """How many channels a layer makes."""
+    return node.output.sizes[channel_axis(node, node.output)]
+
+
+def has_plain_window(graph: Graph, node: Node) -> bool:
+    """Whether the attributes say where every tap of a convolution falls: not where ONNX computes padding from the sizes."""
+    if node.op not in WINDOWED or isinstance(graph, FxGraph):
+        return True
+    given = node.host.attrs
+    return node.op == "Conv" or ("output_shape" not in given and given.get("auto_pad", "NOTSET") == "NOTSET")
+
+
+def gain(graph: Graph, node: Node, mean: Tensor, share: Tensor) -> Tensor:
+    """What each output gains: the sum over inputs and taps of weight times mean, each tap for its share of the positions.
+
+    Args:
+        graph: the node's graph.
+        node: a convolution or linear layer with a weight that is a parameter.
+        mean: of each input channel, float64, shape (I,).
+        share: of the output positions, for each tap, as `shares` gives it.
+
+    Returns:
+        float64, shape (O,).
+    """
+    value = weight_of(node)
+    assert value is not None
+    assert value.data is not None
+    weight, groups = value.data.double().cpu(), int(node.attrs.get("groups") or 1)
+    if node.op in WINDOWED:
+        weight = (weight * share).flatten(2).sum(2)
+    if inputs_first(node):
+        blocks = weight.reshape(groups, -1, weight.shape[1]).transpose(1, 2)
+    else:
+        blocks = weight.reshape(groups, -1, weight.shape[1])
+    return torch.einsum("goi,gi->go", blocks, mean.reshape(groups, -1)).reshape(-1)
+
+
+def shares(graph: Graph, node: Node) -> Tensor:
+    """For each tap of a kernel, the share of output positions at which it counts; float64, of the kernel's shape, () without one.
+
+    A tap that falls on zero padding adds nothing. In a transposed convolution a stride keeps taps from most positions. At
+    the example's size.
+    """
+    value = weight_of(node)
+    assert value is not None
+    kernel = value.sizes[2:] if node.op in WINDOWED else ()
+    share = torch.ones(kernel, dtype=torch.float64)
+    if not kernel or _wraps(graph, node):
+        return share
+    transposed = inputs_first(node)
+    stride, dilation, padding = (
+        _per_axis(found, len(kernel)) for found in (_attr(node, "stride", 1), _attr(node, "dilation", 1), _begins(node))
+    )
+    first = channel_axis(node, node.input) + 1
+    for axis, taps in enumerate(kernel):
+        read, made = node.input.sizes[first + axis], node.output.sizes[first + axis]
+        moves, bound = (read, made) if transposed else (made, read)
+        place = torch.arange(moves)[None] * stride[axis] + torch.arange(taps)[:, None] * dilation[axis] - padding[axis]
+        counted = ((place >= 0) & (place < bound)).double().sum(1) / made
+        share = share * counted.reshape([-1 if d == axis else 1 for d in range(len(kernel))])
+    return share
+
+
+def _attr(node: Node, name: str, default: int) -> int | tuple[int, ...]:
+    found = node.attrs.get(name)
+    return default if found is None else found if isinstance(found, int) else tuple(found)
+
+
+def _begins(node: Node) -> int | tuple[int, ...]:
+    """Padding at the beginning of each axis. torch's `same` puts what is odd at the end."""
+    if not isinstance(node.attrs.get("padding"), str):
+        return _attr(node, "padding", 0)
+    kernel = node.operands["weight"].sizes[2:]
+    dilation = _per_axis(_attr(node, "dilation", 1), len(kernel))
+    same = node.attrs["padding"] == "same"
+    return tuple(d * (k - 1) // 2 if same else 0 for d, k in zip(dilation, kernel, strict=True))
+
+
+def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
+
+
+def _wraps(graph: Graph, node: Node) -> bool:
+    """Whether padding repeats the image (reflect, replicate, circular), so that every tap reads a channel everywhere."""
+    if not isinstance(graph, FxGraph) or node.host.op != "call_module":
+        return False
+    return getattr(graph.module.get_submodule(str(node.host.target)), "padding_mode", "zeros") != "zeros"

@@ -1,0 +1,196 @@
+"""Masked against sliced: the numerical check of a prune, in float64 from end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irtool.pruning.masked import masked_run
+from irtool.analysis.randomness import random_nodes, without_dropout
+from irtool.hosts.torch.interpreter import difference, seeded
+from irtool.errors import GraphError
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.modules import map_tensors
+from irtool.ir.graph import Graph, Node
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.pruning.absorb.bias import add_biases
+from irtool.pruning.absorb.calibration import listed, measured
+from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
+from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
+from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.slicing import Rewrite
+from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
+from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
+
+TOLERANCE = 1e-9
+TOLERANCE32 = 1e-5
+"""The same for float32 in onnxruntime, which sums in another order when there are fewer channels."""
+
+
+@dataclass(frozen=True)
+class MaskedCheck:
+    """How far the sliced graph is from the masked original.
+
+    Attributes:
+        max_abs: largest absolute difference of any output element. Operators that mix channels are computed from the
+            surviving channels in the reference, as they are in the sliced graph.
+        relative: that, over the largest absolute output of the masked original.
+        inexact: steps that mix removed channels with others (norms, softmax, means over channels), with the reason.
+        effect: relative difference if those steps are computed over the removed channels as zeros too: what the removal
+            costs there. 0 if there are none.
+        border: for absorbed constants: relative effect of zero padding, where the constant is not what it is elsewhere, and of
+            calls of one layer whose constants differ. 0 if none.
+        constants: for absorbed constants that batch norms tell: relative difference between what removed channels are taken to
+            be, and what they are in the same model with constant channels. 0 if none.
+        unresolved: steps without a reference: inexact ones that could not be computed from the survivors, and those that draw
+            random numbers of other sizes in eval mode; `relative` holds their effect. Dropout that is always on is left out of
+            both runs.
+        tolerance: the largest relative difference that counts as equal: 1e-9 in float64, 1e-5 in onnxruntime's float32.
+        traced: relative difference between the traced model and its graph, in the model's own type; 0 if there is no model.
+        fixed: the trace decided by the example's sizes: at other ones it raises, or does not agree with the model.
+        wrong: it computes other numbers than the model there, and says nothing.
+    """
+
+    max_abs: float
+    relative: float
+    inexact: tuple[str, ...] = ()
+    effect: float = 0.0
+    border: float = 0.0
+    unresolved: tuple[str, ...] = ()
+    tolerance: float = TOLERANCE
+    traced: float = 0.0
+    fixed: bool = False
+    wrong: bool = False
+    constants: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the sliced graph is shown to be right: never where a step has no reference of its own."""
+        return max(self.relative, self.constants) <= self.tolerance and self.traced <= TRACED and not self.unresolved and not self.wrong
+
+
+def check_prune(
+    graph: Graph,
+    plan: Plan,
+    inputs: tuple[Any, ...] | None = None,
+    constants: str = "drop",
+    calibration: Iterable[Any] | None = None,
+    seed: int = 0,
+) -> MaskedCheck:
+    """Prune a float64 copy of `graph` and compare it with the same copy masked. An ONNX graph is compared in onnxruntime, in float32.
+
+    Args:
+        graph: the graph that the plan was made for.
+        plan: the plan.
+        inputs: what to run on; random normal tensors of the example's shapes if left out.
+        constants: as in `prune`.
+        calibration: as in `prune`.
+        seed: of the random inputs.
+    """
+    if isinstance(graph, OnnxGraph):
+        return _check_onnx(graph, plan, inputs, constants, calibration, seed)
+    assert isinstance(graph, FxGraph)
+    inputs = random_inputs(graph.example_inputs, seed) if inputs is None else map_tensors(inputs, _double)
+    batches = None if calibration is None else [map_tensors(batch, _double) for batch in listed(calibration)]
+    found = _check_torch(without_dropout(graph), plan, inputs, constants, batches)
+    return dataclasses.replace(
+        found,
+        traced=against_model(graph, inputs),
+        fixed=bool(fixed := fixed_elsewhere(graph, inputs)),
+        wrong=any(entry.silent for entry in fixed),
+    )
+
+
+def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants: str, batches: list[Any] | None) -> MaskedCheck:
+    """The same for a torch graph, the model that it came from left aside."""
+    # Slicing picks entries, so that it may come before the change of type; what is absorbed is computed after it.
+    rewrite = find_rewrite(graph if constants == "drop" else graph.to(torch.float64), plan)
+    labels, keep = rewrite.labels, rewrite.keep
+    found = measured(labels, keep, batches) if constants == "absorb" else None
+    sliced = rewrite.fill()
+    if found is not None and found.biases:
+        sliced = add_biases(sliced, labels, keep, found.biases)
+    reference = labels.graph
+    assert isinstance(reference, FxGraph)
+    if constants == "drop":
+        reference, sliced = reference.to(torch.float64), sliced.to(torch.float64)
+    added = added_by_layers(labels, found, on_torch(labels)) if found is not None else None
+    masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs)
+    with _explained():
+        expected, got = masked(added, survivors=True), seeded(sliced.run, *inputs)
+    inexact, effect, border, off = tuple(rewrite.inexact()), 0.0, 0.0, 0.0
+    if inexact:
+        effect = difference(masked(added).outputs, got)[1]
+    if found is not None and (found.padded or found.averaged):
+        border = difference(masked(fills=found.fills, survivors=True).outputs, expected.outputs)[1]
+    if found is not None and found.fills and batches is None:
+        off = deviation(labels, found.fills, inputs)
+    apart = difference(expected.outputs, got)
+    unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > TOLERANCE else ()))
+    return MaskedCheck(*apart, inexact, effect, border, unresolved, constants=off)
+
+
+def _drawn(graph: FxGraph, rewrite: Rewrite[FxGraph]) -> list[str]:
+    """The operators that draw random numbers in eval mode, and whose sizes the slicing changed: they draw others then."""
+    sizes = {node.name: _sizes(node) for node in rewrite.graph.nodes}
+    return [f"{node.location} (draws random numbers)" for node in random_nodes(graph) if sizes.get(node.name) != _sizes(node)]
+
+
+def _sizes(node: Node) -> list[Any]:
+    return [value.shape for value in (*node.inputs, *node.outputs) if not value.is_param]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a model raises on inputs that it does not take, as an error of ours."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:
+        raise GraphError(
+            f"cannot run on these inputs: {(str(error).strip().splitlines() or [type(error).__name__])[0][:160]}",
+            remedy="Trace with inputs that the model itself accepts, and check on inputs like them.",
+        ) from error
+
+
+def _check_onnx(
+    graph: OnnxGraph, plan: Plan, inputs: tuple[Any, ...] | None, constants: str, calibration: Iterable[Any] | None, seed: int
+) -> MaskedCheck:
+    """The same in onnxruntime."""
+    examples = graph.example_inputs
+    inputs = inputs or tuple(made.to(like.dtype) for made, like in zip(random_inputs(examples, seed), examples, strict=True))
+    rewrite = find_rewrite(graph, plan)
+    labels, keep = rewrite.labels, rewrite.keep
+    found = measured(labels, keep, calibration) if constants == "absorb" else None
+    sliced = rewrite.fill()
+    if found is not None and found.biases:
+        sliced = add_biases(sliced, labels, keep, found.biases)
+    reference = labels.graph
+    assert isinstance(reference, OnnxGraph)
+    effects = added_by_layers(labels, found, on_onnxruntime(reference)) if found is not None else {}
+    added = {name: effect.numpy().astype("float32") for name, effect in effects.items()}
+    places = before_saturation(graph)
+    stays, got, inexact, effect = torch.from_numpy(keep), sliced.run(*inputs, values=places), tuple(rewrite.inexact()), 0.0
+    masked, unresolved = masked_model(reference, labels, stays, added)
+    if inexact:
+        effect = difference(masked_model(reference, labels, stays, added, survivors=False)[0].run(*inputs, values=places), got)[1]
+    return MaskedCheck(*difference(masked.run(*inputs, values=places), got), inexact, effect, 0.0, unresolved, TOLERANCE32)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def random_inputs(example: Any, seed: int = 0) -> tuple[Any, ...]:
+    """Normal float64 tensors in place of floating ones; others stay, since they may be indices."""
+    generator = torch.Generator().manual_seed(seed)
+    made: tuple[Any, ...] = map_tensors(
+        tuple(example), lambda t: torch.randn(t.shape, generator=generator, dtype=torch.float64) if t.is_floating_point() else t
+    )
+    return made

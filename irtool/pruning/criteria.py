@@ -1,0 +1,178 @@
+"""Criteria: how much a channel matters. A criterion is a function in a registry; users may add theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from irtool.channels.groups import ChannelGroups
+from irtool.channels.labels import Key
+from irtool.errors import PlanError
+
+Scores = NDArray[np.float64]
+Criterion = Callable[[ChannelGroups, int], Scores]
+"""(groups, seed) -> one score a label, NaN where the criterion has nothing to say. Higher means more important."""
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(name: str) -> Callable[[Criterion], Criterion]:
+    """Register a criterion under a name.
+
+    >>> @criterion("first")
+    ... def first(groups, seed):
+    ...     return -np.arange(groups.labels.count, dtype=float)
+    >>> _ = CRITERIA.pop("first")
+    """
+
+    def register(function: Criterion) -> Criterion:
+        CRITERIA[name] = function
+        return function
+
+    return register
+
+
+@criterion("bn_scale")
+def bn_scale(groups: ChannelGroups, seed: int) -> Scores:
+    """|gamma| of the batch norms that read a channel (network slimming, Liu et al. 2017)."""
+    found = {}
+    for node in groups.graph.nodes:
+        weight = node.get("weight")
+        if node.op == "BatchNormalization" and weight is not None and (weight.name, 0) in groups.labels.axes and weight.data is not None:
+            found[weight.name] = (groups.labels.axes[weight.name, 0].numpy(), weight.data.abs().double().cpu().numpy())
+    return _means(groups, list(found.values()))
+
+
+@criterion("l1")
+def l1(groups: ChannelGroups, seed: int) -> Scores:
+    """Mean |w| of the filter that makes a channel, over the layer's mean (Li et al. 2017, made comparable between layers)."""
+    return _filter_norm(groups, 1)
+
+
+@criterion("l2")
+def l2(groups: ChannelGroups, seed: int) -> Scores:
+    """Root mean square of the filter that makes a channel, over the layer's mean."""
+    return _filter_norm(groups, 2)
+
+
+@criterion("random")
+def random(groups: ChannelGroups, seed: int) -> Scores:
+    """Uniform random scores from a seed: the baseline that every criterion must beat."""
+    return np.random.default_rng(seed).random(groups.labels.count)
+
+
+def group_scores(groups: ChannelGroups, name: str, seed: int) -> Scores:
+    """The mean of a criterion over each group's members; NaN for a group that has no scored member. Shape (groups,).
+
+    Raises:
+        PlanError: a parameter holds no numbers, or none that are finite.
+    """
+    empty = next((key for key, value in groups.graph.params.items() if value.data is not None and value.data.is_meta), None)
+    if empty is not None:
+        raise PlanError(
+            "is on the meta device and holds no numbers",
+            where=empty,
+            remedy="Call model.to_empty(device='cpu') and load its weights first.",
+        )
+    scores = CRITERIA[name](groups, seed)
+    known = ~np.isnan(scores)
+    total = np.bincount(groups.group[known], scores[known], minlength=groups.count)
+    number = np.bincount(groups.group[known], minlength=groups.count)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Scores = total / number
+    return mean
+
+
+def _means(groups: ChannelGroups, found: list[tuple[NDArray[np.int64], Scores]]) -> Scores:
+    """For each label the mean over all entries (labels, scores) of its group: several parameters may be named after one channel."""
+    if not found:
+        return np.full(groups.labels.count, np.nan)
+    labels = np.concatenate([labels for labels, _ in found])
+    group = groups.group[labels[labels >= 0]]
+    total = np.bincount(group, np.concatenate([scores for _, scores in found])[labels >= 0], minlength=groups.count)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean: Scores = total / np.bincount(group, minlength=groups.count)
+    return mean[groups.group]
+
+
+def _filter_norm(groups: ChannelGroups, order: int) -> Scores:
+    """Norms along output axes; along input axes for groups that have no output of their own (a channel selection's copies)."""
+    made = {layer.key for layer in groups.layers}
+    outputs = _axis_norms(groups, order, lambda key, labels: key in made)
+    scored = np.bincount(groups.group[~np.isnan(outputs)], minlength=groups.count) > 0
+    lacking = ~scored & ~groups.pinned
+    if not lacking.any():
+        return outputs
+    # The input axis of a grouped convolution is left out: its filters are scored where they are made.
+    inputs = _axis_norms(
+        groups, order, lambda key, labels: key not in made and isinstance(key[1], int) and bool(lacking[groups.group[labels]].any())
+    )
+    return np.where(scored[groups.group], outputs, inputs)
+
+
+def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArray[np.int64]], bool]) -> Scores:
+    found = []
+    for key, labels in groups.labels.axes.items():
+        name, axis = key
+        data = groups.graph.real(name)
+        if data is None or data.dim() < 2 or labels.numel() < 2:
+            continue
+        if wanted(key, labels.numpy()):
+            norm = _entry_norms(data, axis if isinstance(axis, int) else axis[0], order, labels.numel())
+            mean = float(norm.mean())
+            if not np.isfinite(mean):
+                refuse_not_finite(name, data)
+            found.append((labels.numpy(), norm / max(mean, 1e-30)))
+    return _means(groups, found)
+
+
+def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Scores:
+    """Mean |w| (order 1) or root mean square (order 2) of each entry of an axis; up to a factor that is the same for all."""
+    flat = (data if axis == 0 else data.transpose(0, axis)).flatten(1)
+    found = _sums_of_sizes(flat) if order == 1 else torch.linalg.vector_norm(flat, 2, dim=1)
+    norm: Scores = found.detach().double().cpu().numpy() / flat.shape[1] ** (1 / order)
+    return norm if norm.size == entries else np.resize(norm, entries)
+
+
+_BLOCK = 1 << 17
+"""Entries that are looked at together (half a MiB, which stays in a cache): no copy of a large weight is made."""
+
+
+def _sums_of_sizes(rows: torch.Tensor) -> torch.Tensor:
+    """Sum of |w| of each row. torch's own norm of order 1 adds entry by entry and takes twice as long."""
+    step = max(1, _BLOCK // max(rows.shape[1], 1))
+    if step >= len(rows):
+        return rows.abs().sum(1)
+    sizes = rows.new_empty((step, rows.shape[1]))  # written over and over: fresh memory for each part costs more than the sums
+    return torch.cat([torch.abs(part, out=sizes[: len(part)]).sum(1) for part in rows.detach().split(step)])
+
+
+def check_finite(groups: ChannelGroups, name: str) -> None:
+    """Weights that are not finite make any ranking meaningless. A sum is finite only if every term is; it is the fastest look.
+
+    What a norm of weights has read to score its channels has been looked at.
+
+    Raises:
+        PlanError: the parameter is named.
+    """
+    seen = {layer.key[0] for layer in groups.layers} if name in ("l1", "l2") else set()
+    for key, value in groups.graph.params.items():
+        data = value.data
+        if data is not None and data.is_floating_point() and data.dim() > 0 and (key not in seen or data.dim() < 2):
+            if not np.isfinite(data.sum().item()) and (key in _weights(groups) or bool(data.isnan().any())):
+                refuse_not_finite(key, data)
+
+
+def _weights(groups: ChannelGroups) -> set[str]:
+    """What layers compute with. Other constants may well be infinite: the mask of an attention is."""
+    roles = ("weight", "bias", "running_mean", "running_var")
+    return {value.name for node in groups.graph.nodes for role in roles if (value := node.get(role)) is not None and value.is_param}
+
+
+def refuse_not_finite(name: str, data: torch.Tensor) -> None:
+    """Raise PlanError if a parameter holds NaN or infinity; a sum that overflows may also come from finite weights."""
+    if not bool(torch.isfinite(data).all()):
+        raise PlanError("holds NaN or infinity", where=name, remedy="Load a sound checkpoint; a diverged training run cannot be pruned.")

@@ -1,0 +1,242 @@
+"""The plan as data: what it holds, how it is written, and what is refused when it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal
+
+from irtool.errors import FileError, PlanError
+from irtool.atomic_files import replacing
+
+Scope = Literal["global", "local"]
+Residual = Literal["couple", "select", "keep"]
+FORMAT = 1
+_REMEDY = "Pass a file that Plan.to_json wrote, or make the plan again."
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer in a plan.
+
+    Attributes:
+        name: module path (or node name) of the layer that makes the channels.
+        parameter: the parameter that holds them, and `axis` the axis.
+        total: channels before.
+        removed: positions that go, sorted.
+        reason: why it was left alone, wholly or in part; empty if nothing held it back.
+    """
+
+    name: str
+    parameter: str
+    axis: int
+    total: int
+    removed: tuple[int, ...]
+    reason: str = ""
+
+    @property
+    def kept(self) -> int:
+        """Channels after."""
+        return self.total - len(self.removed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which channels of which layers go, and how that was decided.
+
+    Attributes:
+        layers: every layer that makes channels, in graph order.
+        criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    criterion: str = "l1"
+    ratio: float = 0.5
+    scope: Scope = "global"
+    residual: Residual = "couple"
+    min_channels: int = 1
+    round_to: int = 1
+    ignore: tuple[str, ...] = ()
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
+        return {"format": FORMAT, **vars(self), "ignore": list(self.ignore), "layers": layers}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`.
+
+        Raises:
+            PlanError: the data is not a plan, or of a newer format; the text names the place in the data.
+        """
+        if isinstance(data, Mapping) and data.get("format") != FORMAT:
+            raise PlanError(
+                f"plan format {reprlib.repr(data.get('format'))}, expected {FORMAT}",
+                remedy="Make the plan again with this version of irtool.",
+            )
+        fields = _fields(data, _PLAN, ("layers",), "")
+        del fields["format"]
+        layers = tuple(_layer(layer, f"layers[{number}]") for number, layer in enumerate(fields.pop("layers")))
+        made = cls(layers, **{**fields, "ignore": tuple(fields.get("ignore", ()))})
+        # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
+        check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
+        return made
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as JSON."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan.
+
+        Raises:
+            FileError: the file is missing or is not JSON.
+            PlanError: it is JSON, but no plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except OSError as error:
+            raise FileError(f"cannot read the plan ({error.strerror})", where=str(path), remedy="Check the path.") from error
+        except (ValueError, RecursionError) as error:
+            raise FileError("not JSON, or cut off", where=str(path), remedy="Pass a file that Plan.to_json wrote.") from error
+        try:
+            return cls.from_dict(data)
+        except PlanError as error:
+            where = f"{path}, {error.where}" if error.where else str(path)
+            raise PlanError(error.what, where=where, remedy=error.remedy) from error
+
+    @property
+    def removed(self) -> int:
+        """Channels removed over all layers."""
+        return sum(len(layer.removed) for layer in self.layers)
+
+    def summary(self) -> str:
+        """A line a layer: kept of total, or why not."""
+        width = max((len(layer.name) for layer in self.layers), default=0)
+        lines = [
+            f"{layer.name:<{width}}  {layer.kept:>5} of {layer.total:<5}{'  ' + layer.reason if layer.reason else ''}".rstrip()
+            for layer in self.layers
+        ]
+        total = sum(layer.total for layer in self.layers)
+        lines.append(
+            f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, ratio {self.ratio:g}, residual {self.residual}"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a field may hold, in words for the message and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+_TEXT = _Kind("a text", lambda value: isinstance(value, str))
+_NUMBER = _Kind("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool))
+_WHOLE = _Kind("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
+_COUNT = _Kind("a whole number from 0 up", lambda value: _WHOLE.fits(value) and value >= 0)
+
+
+def _list(words: str, of: _Kind | None = None) -> _Kind:
+    return _Kind(words, lambda value: isinstance(value, list | tuple) and (of is None or all(map(of.fits, value))))
+
+
+_LAYER = {
+    "name": _TEXT, "parameter": _TEXT, "axis": _COUNT, "total": _COUNT, "removed": _list("a list of whole numbers from 0 up", _COUNT),
+    "reason": _TEXT,
+}  # fmt: skip
+_OPTIONS = {
+    "ratio": _NUMBER, "scope": _TEXT, "residual": _TEXT, "min_channels": _WHOLE, "round_to": _WHOLE, "seed": _WHOLE,
+}  # fmt: skip
+_NAMES = _list("a list of names", _TEXT)
+_PLAN = {"format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, **_OPTIONS}
+
+
+def _fields(data: Any, kinds: Mapping[str, _Kind], needed: Collection[str], place: str) -> dict[str, Any]:
+    """The fields of one object in the data, each of its kind."""
+    if not isinstance(data, Mapping):
+        raise PlanError(f"not a plan: {reprlib.repr(data)} is no table of names and values", where=place or None, remedy=_REMEDY)
+    odd = next((key for key in data if key not in kinds), None) or next((key for key in needed if key not in data), None)
+    if odd is not None:
+        what = "no plan has this" if odd in data else "missing"
+        raise PlanError(f"not a plan: {what}", where=_within(place, odd), remedy=_REMEDY)
+    for key, value in data.items():
+        _check_kind(value, kinds[key], _within(place, key))
+    return dict(data)
+
+
+def _within(place: str, key: object) -> str:
+    return f"{place}.{key}" if place else str(key)
+
+
+def _check_kind(value: Any, kind: _Kind, where: str, remedy: str = _REMEDY) -> None:
+    if not kind.fits(value):
+        raise PlanError(f"{reprlib.repr(value)} is not {kind.words}", where=where, remedy=remedy)
+
+
+def _layer(data: Any, place: str) -> LayerPlan:
+    fields = _fields(data, _LAYER, ("name", "parameter", "axis", "total", "removed"), place)
+    check_positions(fields["removed"], fields["total"], f"{place}.removed")
+    return LayerPlan(**{**fields, "removed": tuple(sorted(fields["removed"]))})
+
+
+def check_positions(removed: Iterable[int], total: int, where: str) -> None:
+    """Refuse positions that a layer of `total` channels does not have, or that come twice.
+
+    Raises:
+        PlanError: the first such position is named.
+    """
+    seen: set[int] = set()
+    for position in removed:
+        if not 0 <= position < total:
+            raise PlanError(
+                f"the plan removes channels that do not exist: {position} of {total}, counted from 0", where=where, remedy=_REMEDY
+            )
+        if position in seen:
+            raise PlanError(f"the plan removes channel {position} twice", where=where, remedy="Name each channel once.")
+        seen.add(position)
+
+
+def check_values(ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:
+    """Refuse options that no plan can have.
+
+    Raises:
+        PlanError: the option and its allowed values are named.
+    """
+    values = {"ratio": ratio, "scope": scope, "residual": residual, "min_channels": min_channels, "round_to": round_to, "seed": seed}
+    for name, kind in _OPTIONS.items():
+        _check_kind(values[name], kind, name, f"Give {kind.words}.")
+    check_choice("scope", scope, ("global", "local"))
+    check_choice("residual", residual, ("couple", "select", "keep"))
+    if not 0 <= ratio < 1:
+        raise PlanError(f"ratio {ratio} is not a fraction of channels to remove", remedy="Give 0 <= ratio < 1, e.g. 0.5 to remove half.")
+    if min_channels < 1 or round_to < 1:
+        raise PlanError(f"min_channels {min_channels} and round_to {round_to} must be at least 1", remedy="Leave them out for no limit.")
+    if seed < 0:
+        raise PlanError(f"seed {seed} is negative", remedy="Give 0 or a larger number.")
+
+
+def check_names(name: str, value: Any) -> tuple[str, ...]:
+    """A name, or several, as a tuple. Raises PlanError for what is neither."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else value
+    if not _NAMES.fits(names):
+        raise PlanError(
+            f"{reprlib.repr(value)} is not {_NAMES.words}", where=name, remedy="Give a name, or a list of names; leave it out for none."
+        )
+    return tuple(names)
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Refuse a value that is none of `allowed`. Raises PlanError, which names them."""
+    if value not in allowed:
+        raise PlanError(f"{name} {value!r} does not exist", remedy=f"Choose one of {', '.join(allowed)}.")

@@ -1,0 +1,226 @@
+"""Slicing: from a set of channels that stay to a rewritten, proven graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any, Generic
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irtool.channels.labels import Key, Labels, mixes
+from irtool.errors import IrtoolError, ProofError
+from irtool.hosts.torch.graph import FxGraph
+from irtool.ir.graph import G, Graph, Value
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.ops.context import Axis, varying
+from irtool.hosts.torch import resize as fx_slicing
+from irtool.hosts.onnx import write_attrs as onnx_literals
+from irtool.pruning.proof import Replay
+from irtool.channels.kept import Survivors
+
+Ints = NDArray[np.int64]
+HOSTS: dict[type[Graph], Any] = {FxGraph: fx_slicing, OnnxGraph: onnx_literals}
+"""What of slicing depends on the host: `resized(graph, shapes, sizes)` and `complete(source, new)` of these modules."""
+
+
+@dataclass
+class Rewrite(Generic[G]):
+    """A proven rewrite whose parameters are still empty.
+
+    Attributes:
+        graph: the rewritten program; parameters are on the meta device until `fill`.
+        orders: for each parameter axis the positions of the entries that stay, in their new order; None if it is as it was.
+        edited: nodes whose arguments in the program had to change.
+        keep: whether each label stays.
+    """
+
+    source: G
+    labels: Labels
+    graph: G
+    orders: dict[Key, Tensor | None]
+    edited: list[str]
+    keep: NDArray[np.bool_]
+    _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
+    _scratch: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
+
+    def parameter(self, name: str) -> Tensor:
+        """The sliced data of one parameter of the source."""
+        value = self.source.params[name]
+        assert value.data is not None
+        data = value.data
+        indices = self._indices(name)
+        grouped = next((axis for axis in indices if not isinstance(axis, int)), None)
+        if grouped is not None:
+            return _take_grouped(data, grouped[1], indices[grouped], indices.get(0))
+        if indices.keys() == {0, 1}:
+            return self._take_both(data, indices[0].to(data.device), indices[1].to(data.device))
+        for axis in range(data.dim()) if indices else ():  # axis 0 first: whole rows are copied fastest
+            if axis in indices:
+                data = data.index_select(axis, indices[axis].to(data.device))
+        return data.clone() if data is value.data else data
+
+    def _take_both(self, data: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Slice a weight along its first two axes, a few rows at a time: a half-sliced copy would cost more than the rest, in fresh memory."""
+        step = max(1, _BLOCK // data.shape[1:].numel())
+        new = data.new_empty((rows.numel(), columns.numel(), *data.shape[2:]))
+        parts = [(rows, new)] if rows.numel() <= step else zip(rows.split(step), new.split(step), strict=True)
+        for some, into in parts:
+            torch.index_select(self._rows(data, some), 1, columns, out=into)
+        return new
+
+    def _rows(self, data: Tensor, some: Tensor) -> Tensor:
+        """Some rows, in memory that the next ones are written over."""
+        size, kind = some.numel() * data.shape[1:].numel(), (data.dtype, data.device)
+        if kind not in self._scratch or self._scratch[kind].numel() < size:
+            self._scratch[kind] = data.new_empty(max(_BLOCK, size))
+        return torch.index_select(data, 0, some, out=self._scratch[kind][:size].view(-1, *data.shape[1:]))
+
+    def _indices(self, name: str) -> dict[Axis, Tensor]:
+        """The positions that stay along the axes of a parameter that change."""
+        if not self._axes:
+            for (owner, axis), order in self.orders.items():
+                if order is not None:
+                    self._axes.setdefault(owner, {})[axis] = order
+        return self._axes.get(name, {})
+
+    def inexact(self) -> list[str]:
+        """The steps that mix removed channels with others, with the reason."""
+        stays = torch.from_numpy(self.keep)
+        return [f"{node.location} ({why})" for node, table, why in self.labels.inexacts if mixes(table, stays)]
+
+    def fill(self) -> G:
+        """Put the sliced parameters in, and return the finished graph."""
+        for name, value in self.graph.params.items():
+            old = self.source.params.get(name)
+            if old is None or value.data is None or not value.data.is_meta:
+                continue
+            self.graph.set_param(name, self.parameter(name))
+        HOSTS[type(self.source)].complete(self.source, self.graph)
+        return self.graph
+
+
+_BLOCK = 1 << 18
+"""Entries of a weight that are sliced together (1 MiB)."""
+
+
+def _take_grouped(data: Tensor, groups: int, columns: Tensor | None, rows: Tensor | None) -> Tensor:
+    """Slice a grouped convolution's weight: each group's rows and columns by themselves.
+
+    `columns` are the surviving entries of axis 1 over all groups, `rows` those of axis 0; the proof has shown that every
+    group keeps as many of its own.
+    """
+    height, width = data.shape[:2]
+    rows = (torch.arange(height) if rows is None else rows).reshape(groups, -1, 1)
+    columns = (torch.arange(groups * width) if columns is None else columns).reshape(groups, 1, -1)
+    taken = rows * width + columns % width
+    return data.flatten(0, 1).index_select(0, taken.flatten().to(data.device)).view(rows.numel(), -1, *data.shape[2:])
+
+
+class _Sizes:
+    """Shapes after slicing, and positions that stay, from the labels of the original values."""
+
+    def __init__(self, labels: Labels, surviving: Survivors) -> None:
+        self.labels, self._surviving = labels, surviving
+        self._shapes: dict[Value, tuple[int, ...]] = {}
+
+    def mask(self, value: Value) -> NDArray[np.bool_] | None:
+        """Which entries of a value's labels stay; None if all do."""
+        masks = [self._surviving.keep[found.numpy()] for found in self._parts(value)]
+        if all(mask.all() for mask in masks):
+            return None
+        together: NDArray[np.bool_] = reduce(np.logical_and, masks)
+        return together
+
+    def _parts(self, value: Value) -> tuple[Tensor, ...]:
+        """The value's label tensors; none for a value without labels."""
+        labels = self.labels.axes.get((value.name, 0)) if value.is_param else self.labels.values.get(value)
+        if labels is None or (value.is_param and len(value.sizes) != 1):
+            return ()
+        return (labels, *self.labels.more.get(value, ()))
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The value's shape after slicing."""
+        found = self._shapes.get(value)
+        if found is None:
+            found = self._shapes[value] = self._shape(value)
+        return found
+
+    def _shape(self, value: Value) -> tuple[int, ...]:
+        """The least of what each label tensor leaves. Most values have one, along one axis."""
+        boxes = []
+        for labels in self._parts(value):
+            axes = varying(labels)
+            if len(axes) == 1:
+                left = [self._surviving.of(labels.reshape(-1))[0].numel()]
+            else:
+                box = _box(self._surviving.keep[labels.numpy()])
+                left = [box[axis] for axis in axes]
+            boxes.append([left[axes.index(axis)] if axis in axes else size for axis, size in enumerate(value.sizes)])
+        return tuple(map(min, *boxes)) if len(boxes) > 1 else tuple(boxes[0]) if boxes else value.sizes
+
+    def kept(self, value: Value, axis: int) -> Ints | None:
+        """Positions along one axis that stay, if that axis alone carries what was removed."""
+        stays = self.mask(value)
+        if stays is None or axis >= stays.ndim or stays.shape[axis] == 1:
+            return None
+        along = _slabs(stays, axis)
+        return None if bool(along.all()) else np.flatnonzero(along)
+
+
+def _slabs(stays: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Which indices along an axis have any entry that stays."""
+    return np.asarray(stays.any(tuple(other for other in range(stays.ndim) if other != axis)))
+
+
+def _box(stays: NDArray[np.bool_]) -> list[int]:
+    """The sizes of the box that the surviving entries fill: whole slabs gone along each axis, or equally many from each last row."""
+    slabs = [int(_slabs(stays, axis).sum()) for axis in range(stays.ndim)]
+    total = int(stays.sum())
+    if math.prod(slabs) != total:
+        last = max(axis for axis in range(stays.ndim) if stays.shape[axis] > 1)
+        slabs[last] = total * slabs[last] // max(math.prod(slabs), 1)
+    return slabs
+
+
+def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
+    """Rewrite a graph so that only the channels in `keep` are left, and prove it. No weight is copied yet.
+
+    Args:
+        graph: the graph that `labels` was made from; it is not changed.
+        labels: the first walk over it.
+        keep: whether each label stays, shape (labels,).
+
+    Raises:
+        ProofError: the rewritten graph does not hold together; the text names the node.
+    """
+    surviving = Survivors(keep)
+    sizes = _Sizes(labels, surviving)
+    new_shapes = _parameter_shapes(graph, labels, surviving)
+    try:
+        new, edited = HOSTS[type(graph)].resized(graph, new_shapes, sizes)
+    except IrtoolError as error:
+        raise ProofError(
+            f"sizes do not fit after slicing: {error.what}",
+            where=error.where,
+            remedy="Name the module in ignore=, and please report this model.",
+        ) from error
+    replay = Replay(new, before=labels, surviving=surviving)
+    replay.run()
+    return Rewrite(graph, labels, new, replay.orders, edited, keep)
+
+
+def _parameter_shapes(graph: Graph, labels: Labels, surviving: Survivors) -> dict[str, tuple[int, ...]]:
+    """Sliced parameter shapes, as far as they differ."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for (name, axis), found in labels.axes.items():
+        left, positions = surviving.of(found)
+        if positions is not None and name in graph.params:
+            number, groups = axis if isinstance(axis, tuple) else (axis, 1)
+            shape = shapes.get(name) or graph.params[name].sizes
+            shapes[name] = (*shape[:number], left.numel() // groups, *shape[number + 1 :])
+    return shapes

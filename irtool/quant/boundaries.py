@@ -1,0 +1,128 @@
+"""Where a model goes into integers and out of them again, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from irtool.engines.mnn.profile import MnnRun
+from irtool.quant.placement import Placement, Wiring
+
+_CASTS = {"FloatToInt8": "quantise", "Int8ToFloat": "dequantise"}
+_IN_MNN = {
+    "BinaryOp": "MNN joins tensors faster in float, or it holds a scale back",
+    "Interp": "MNN interpolates wrong in integers",
+    "Pooling": "MNN rounds means too much in integers, and takes wrong maxima of negative values; or the input is in float",
+    "Scale": "a batch norm that cannot be folded rounds less in float",
+    "While": "MNN has no integer form of a selection by indices",
+}
+"""Why MNN computes an operator in float; any other has no int8 form there, or its result has no scale."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A border between float and integers.
+
+    Attributes:
+        kind: `quantise` or `dequantise`.
+        tensor: what is converted; in MNN the operator for which it is.
+        between: the node that makes it and those on the other side, for people.
+        why: the reason.
+    """
+
+    kind: str
+    tensor: str
+    between: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where a model computes in what.
+
+    Attributes:
+        steps: the borders.
+        integer: how many operators compute in integers.
+        floating: how many do not, by operator and reason.
+    """
+
+    steps: tuple[Step, ...]
+    integer: int
+    floating: Mapping[tuple[str, str], int]
+
+    def lines(self) -> list[str]:
+        """For people: the totals, the steps, the operators in float."""
+        head = f"{self.integer} operators in integers, {sum(self.floating.values())} in float, {len(self.steps)} steps between them"
+        steps = [f"{step.kind:10} {step.tensor}: {step.between}: {step.why}" for step in self.steps]
+        return [head, *steps, *(f"{'in float':10} {count} {op}: {reason}" for (op, reason), count in self.floating.items())]
+
+
+def account(model: ModelProto, placement: Placement) -> Account:
+    """The account of a file for onnxruntime, from where its integers are."""
+    kinds = ((model.graph.node[index].op_type, reason) for index, reason in placement.floating.items())
+    return Account(steps(model, placement), len(placement.integer), Counter(kinds))
+
+
+def mnn_account(runs: Sequence[MnnRun]) -> Account:
+    """The account of a file for MNN, from what MNN runs: it decides by itself, by the scales in the file."""
+    readers = {run.name: run for run in runs if run.kind not in _CASTS}  # a change of layout for an operator comes before it
+    found = []
+    for index, run in enumerate(runs):
+        if run.kind in _CASTS:
+            reader, integer = (readers[run.name].kind, readers[run.name].integer) if run.name in readers else ("output", False)
+            made = "its input was computed in float" if index else "the model's input is float"
+            why = (
+                made
+                if run.integer
+                else "something else reads it in float"
+                if integer
+                else _IN_MNN.get(reader, "the model's output is float" if reader == "output" else f"{reader} is in float")
+            )
+            found.append(Step(_CASTS[run.kind], run.name, f"-> {reader}", why))
+    rest = [run for run in runs if run.kind not in _CASTS]
+    floating = Counter((run.kind, _IN_MNN.get(run.kind, "it has no integer form in MNN, or no scale")) for run in rest if not run.integer)
+    return Account(tuple(found), sum(run.integer for run in rest), floating)
+
+
+def steps(model: ModelProto, placement: Placement) -> tuple[Step, ...]:
+    """Every border that onnxruntime cannot drop: a tensor made in float and read in integers, or the other way round.
+
+    Args:
+        model: the float model that the placement was made for.
+        placement: which nodes compute in integers.
+    """
+    wiring = Wiring(model)
+    absorbed = {name for name in placement.tensors if name in wiring.producer}
+    found = []
+    for tensor in placement.tensors:
+        maker = wiring.producer.get(tensor)
+        integer_made = maker is not None and _integer(wiring, placement, maker, absorbed)
+        readers = wiring.readers.get(tensor, [])
+        inside = [index for index in readers if _integer(wiring, placement, index, absorbed)]
+        outside = [index for index in readers if index not in inside]
+        name = wiring.nodes[maker].op_type if maker is not None else "input"
+        if not integer_made and inside:
+            why = "the model's input is float" if maker is None else placement.floating.get(maker, "it is computed in float")
+            found.append(Step("quantise", tensor, f"{name} -> {_names(wiring, inside)}", why))
+        if integer_made and (outside or tensor in wiring.outputs):
+            why = placement.floating.get(outside[0], "it is computed in float") if outside else "the model's output is float"
+            found.append(Step("dequantise", tensor, f"{name} -> {_names(wiring, outside) or 'output'}", why))
+    return tuple(found)
+
+
+def _integer(wiring: Wiring, placement: Placement, index: int, absorbed: set[str]) -> bool:
+    """Whether a node computes in integers, by itself or as the activation of one that does."""
+    node = wiring.nodes[index]
+    if index in placement.integer:
+        return True
+    source = wiring.producer.get(node.input[0]) if node.input else None
+    return (
+        node.op_type in ("Relu", "Clip") and node.output[0] in absorbed and source in placement.integer and index not in placement.floating
+    )
+
+
+def _names(wiring: Wiring, indices: Sequence[int]) -> str:
+    return ", ".join(dict.fromkeys(wiring.nodes[index].op_type for index in indices))

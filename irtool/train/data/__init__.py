@@ -1,0 +1,1 @@
+"""Datasets: reading images, splitting, preprocessing and augmenting them."""

@@ -1,0 +1,294 @@
+"""The chain of equality: masked = sliced = folded = ONNX = MNN, each link measured, each with its tolerance.
+
+The first two links are shown twice: in float64, where rounding cannot hide a wrong rewrite, and in float32 between the very
+graphs that are written. Nothing may be written while a link is broken: `Chain.require` says so, with the first node that
+diverges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from irtool.analysis.compare import Comparison, compare
+from irtool.analysis.randomness import require_repeatable
+from irtool.engines import MnnSession, OnnxSession
+from irtool.errors import CheckError, GraphError, IrtoolError
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.modules import map_tensors
+from irtool.ir.graph import Graph
+from irtool.hosts.onnx.load import load_onnx
+from irtool.passes import fold_batchnorm, prune
+from irtool.passes.prune import Constants
+from irtool.pruning import Plan
+from irtool.pruning.check import TOLERANCE as EXACT
+from irtool.pruning.check import MaskedCheck, check_prune
+from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
+from irtool.workflows.divergence import before_saturation, first_in_mnn, first_in_onnx
+
+FLOAT32 = 1e-4
+"""Two float32 programs of the same formula: sums in another order."""
+ENGINE = 1e-3
+"""MNN's Winograd convolutions and approximate activations."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Two neighbours in the chain, run on the same inputs.
+
+    Attributes:
+        left, right: what is compared: `masked`, `sliced`, `folded`, `ONNX`, `MNN`.
+        arithmetic: `float64` or `float32`.
+        max_abs: the largest absolute difference of any output element.
+        relative: that, over the largest absolute output on the left.
+        tolerance: what is allowed. In float64 it bounds `relative`; in float32 one of the two errors must be within it,
+            so that outputs near zero are not held to less than rounding.
+        ok: whether the link holds, or is not broken as far as could be checked.
+        unchecked: steps without a reference of their own. With any, the two need not agree in numbers, and only the proof
+            by labels stands.
+        note: what else is worth knowing: inexact steps, border effects.
+        diverges: the first node where the two part; empty if they do not, or if nothing tells.
+    """
+
+    left: str
+    right: str
+    arithmetic: str
+    max_abs: float
+    relative: float
+    tolerance: float
+    ok: bool
+    note: str = ""
+    diverges: str = ""
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """`holds`, `BROKEN` or `unchecked`."""
+        return "unchecked" if self.unchecked else "holds" if self.ok else "BROKEN"
+
+    @property
+    def name(self) -> str:
+        """`left = right`."""
+        return f"{self.left} = {self.right}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The links, in order."""
+
+    links: tuple[Link, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all links hold."""
+        return all(link.ok for link in self.links)
+
+    def require(
+        self,
+        remedy: str = "The rewrite or the engine is wrong here, so nothing is written; please report the model.",
+        *,
+        unchecked: bool = False,
+    ) -> None:
+        """Do nothing if all links hold.
+
+        Args:
+            remedy: what to do if one is broken.
+            unchecked: let links pass that could not be checked, because a step has no reference of its own.
+
+        Raises:
+            CheckError: the first broken link, its errors, and the first node that diverges; or the first link that could not
+                be checked, and the steps that have no reference.
+        """
+        for link in self.links:
+            if link.unchecked and not unchecked:
+                raise CheckError(
+                    f"cannot be checked in numbers: no reference for {', '.join(link.unchecked[:4])}{', ...' if len(link.unchecked) > 4 else ''}",
+                    where=link.name,
+                    remedy="Name the layers before it in --ignore, or accept the proof by labels alone with --allow-unchecked.",
+                )
+            if not link.ok:
+                place = f"; first diverging node: {link.diverges}" if link.diverges else ""
+                raise CheckError(
+                    f"differ by {link.max_abs:.2e} absolute, {link.relative:.2e} relative in {link.arithmetic}, {link.tolerance:.0e} allowed{place}",
+                    where=link.name,
+                    remedy=remedy,
+                )
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The links as JSON data."""
+        return [{"name": link.name, "verdict": link.verdict, **asdict(link)} for link in self.links]
+
+
+def masked_links(
+    graph: Graph,
+    plan: Plan,
+    sliced: Graph,
+    inputs: tuple[Any, ...],
+    constants: Constants = "absorb",
+    calibration: Iterable[Any] | None = None,
+) -> tuple[Link, ...]:
+    """The user's model against its graph, masked against sliced in float64, and the sliced graph as it is stored against that one.
+
+    For an ONNX graph masked against sliced in onnxruntime's float32, which is what is stored.
+
+    Args:
+        graph, plan, constants, calibration: what `sliced` was made from.
+        sliced: what `prune` returned for them.
+        inputs: what to run on.
+
+    Raises:
+        CheckError: the graph draws random numbers, so that no two of these can be compared.
+    """
+    require_repeatable(graph)
+    batches = None if calibration is None else list(calibration)
+    found = check_prune(graph, plan, inputs, constants, batches)
+    masked = _masked(found, "float64" if isinstance(graph, FxGraph) else "float32")
+    if not isinstance(graph, FxGraph) or not isinstance(sliced, FxGraph):
+        return (masked,)
+    wide = map_tensors(batches, _double) if batches is not None else None
+    stored = compare(prune(graph.to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
+    note = "the trace decided by the example's sizes: images of other sizes give other results" if found.fixed else ""
+    traced = Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note)
+    return (*((traced,) if graph.origin is not None else ()), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
+
+
+def _masked(found: MaskedCheck, precision: str) -> Link:
+    """Masked against sliced, with what the check has to say of it."""
+    notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
+    border = "constants are not exact at zero-padded borders, nor in single calls of a layer: that moves the outputs by"
+    notes += [f"{border} {found.border:.1%}"] if found.border > found.tolerance else []
+    wrong = found.constants > found.tolerance
+    notes += ["what is absorbed is not what constant channels add"] if wrong else []
+    notes += [f"no reference for {', '.join(found.unresolved)}: only proven by labels"] if found.unresolved else []
+    return Link(
+        "masked",
+        "sliced",
+        precision,
+        found.max_abs,
+        max(found.relative, found.constants),
+        found.tolerance,
+        not wrong and (found.relative <= found.tolerance or bool(found.unresolved)),
+        "; ".join(notes),
+        unchecked=found.unresolved,
+    )
+
+
+def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
+    """Sliced against folded: the rewrite in float64 (of torch graphs), and the two graphs as they are in float32."""
+    if not isinstance(sliced, FxGraph):
+        return (_link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),)
+    wide = sliced.to(torch.float64)
+    exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
+    return (
+        _link("sliced", "folded", "float64", exact, EXACT),
+        _link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),
+    )
+
+
+def onnx_link(folded: Graph, path: Path, inputs: tuple[Any, ...], name: str = "folded") -> Link:
+    """The folded graph (or what `name` calls it) against its ONNX file in onnxruntime."""
+    link = _link(name, "ONNX", "float32", compare(folded, OnnxSession(path), inputs), FLOAT32)
+    if link.ok:
+        return link
+    if isinstance(folded, FxGraph):
+        require_repeatable(folded)
+        return _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
+    return _placed(link, _first_node(folded, path, inputs))
+
+
+def _first_node(graph: Graph, path: Path, inputs: tuple[Any, ...]) -> str:
+    """Where a written file parts from the ONNX graph it came from; "" if nothing tells."""
+    try:
+        first = compare(graph, load_onnx(path, [tuple(leaf.shape) for leaf in graph.example_inputs]), inputs).first()
+    except IrtoolError:
+        return ""  # the search for a place must not hide the failure that it explains
+    return first.where if first is not None else ""
+
+
+def files_link(first: Path, second: Path, inputs: tuple[Any, ...]) -> Link:
+    """Two ONNX files in onnxruntime; `original` and `written` by name."""
+    return _link("original", "written", "float32", compare(OnnxSession(first), OnnxSession(second), inputs), FLOAT32)
+
+
+def mnn_link(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
+    """The ONNX file in onnxruntime against the MNN file in MNN."""
+    link = _link("ONNX", "MNN", "float32", compare(OnnxSession(onnx_path), MnnSession(path), inputs), ENGINE)
+    if link.ok:
+        return link
+    raw = before_saturation(onnx_path, path, inputs)
+    if raw is not None and raw[1] <= ENGINE:
+        note = f"compared before the softmax or sigmoid at the end, after which it is {link.max_abs:.1e} absolute"
+        return Link("ONNX", "MNN", "float32", *raw, ENGINE, True, note)
+    return _placed(link, first_in_mnn(onnx_path, path, inputs, ENGINE))
+
+
+def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batch: int = 8, seed: int = 0) -> tuple[Any, ...]:
+    """What to run the chain on: real images if there are some, else normal noise of the example's shapes.
+
+    Args:
+        example: the inputs that the graph was traced with.
+        images: float32 (N, C, H, W), used where the graph has one input.
+        batch: samples of noise, where the example's first axis is a batch; inputs that are not floats stay as they are.
+        seed: of the noise.
+    """
+    if images is not None and len(example) == 1:
+        return (images,)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {tuple(leaf.shape[:1]) for leaf in example if isinstance(leaf, Tensor)}
+    free = len(sizes) == 1 and all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in example)
+
+    def noise(like: Tensor) -> Tensor:
+        if not like.is_floating_point():
+            return like
+        return torch.randn((batch, *like.shape[1:]) if free and like.dim() else like.shape, generator=generator, dtype=like.dtype)
+
+    made: tuple[Any, ...] = map_tensors(example, noise)
+    return made
+
+
+def fitting_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`inputs`, or noise of the example's own shapes where the graph cannot run on them: it may hold its batch as a number."""
+    return inputs if _runs(graph, inputs) else own_inputs(graph)
+
+
+def own_inputs(graph: Graph) -> tuple[Any, ...]:
+    """Noise of the example's own shapes."""
+    return chain_inputs(graph.example_inputs, batch=_batch(graph))
+
+
+def takes_any_batch(graph: Graph) -> bool:
+    """Whether the graph runs with one sample more than its example has."""
+    return _runs(graph, chain_inputs(graph.example_inputs, batch=_batch(graph) + 1))
+
+
+def _runs(graph: Graph, inputs: tuple[Any, ...]) -> bool:
+    try:
+        graph.run(*inputs)
+    except (RuntimeError, ValueError, GraphError):
+        return False
+    return True
+
+
+def _batch(graph: Graph) -> int:
+    return next((leaf.shape[0] for leaf in graph.example_inputs if isinstance(leaf, Tensor) and leaf.dim()), 1)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
+def _link(left: str, right: str, arithmetic: str, found: Comparison, tolerance: float) -> Link:
+    error = found.relative if tolerance == EXACT else min(found.relative, found.max_abs)
+    ok = error <= tolerance and not found.nonfinite and not any(output.note for output in found.outputs)
+    first = None if ok else found.first(tolerance)
+    note = "; ".join(output.note for output in found.outputs if output.note)
+    return Link(left, right, arithmetic, found.max_abs, found.relative, tolerance, ok, note, first.where if first is not None else "")
+
+
+def _placed(link: Link, node: str) -> Link:
+    return Link(**{**asdict(link), "diverges": node})

@@ -1,0 +1,187 @@
+"""The data options, and what the model says about the data that it takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from irtool.archive import read_info
+from irtool.engines import OnnxSession
+from irtool.workflows.models import ModelSpec, Shape, onnx_file, saved_model
+from irtool.cli.screen import Screen
+from irtool.errors import DataError, FileError, IrtoolError, OptionError
+from irtool.hosts.onnx.file import read_model
+from irtool.train import Data, Preprocessing, load_data
+from irtool.train.data.image_files import SUFFIXES
+
+LARGEST_SIDE = 8192
+"""Pixels: an image of that side is 200 MB, and its float32 input four times that."""
+TRACE_BATCH = 2
+"""Samples in the example: with one alone `torch.export` takes the batch for a constant."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Normalisation, channels and (height, width) as far as they are known."""
+
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    channels: int | None
+    size: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """`--data` and its company, as given."""
+
+    source: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    limit: int | None = None
+    image_size: int | tuple[int, int] | None = None
+
+    def load(self, model: str, screen: Screen) -> Data | None:
+        """The dataset, with as many channels as the model's first convolution reads; None if none is asked for.
+
+        Raises:
+            DataError: missing, empty, damaged.
+            OptionError: a mean, std, limit or size that can never work.
+        """
+        if self.source is None:
+            return None
+        _refuse_image(Path(self.source))
+        wanted = self.wanted(model)
+        return load_data(
+            self.source,
+            mean=wanted.mean,
+            std=wanted.std,
+            limit=self.limit,
+            image_size=wanted.size,
+            channels=wanted.channels,
+            progress=screen,
+        )
+
+    def wanted(self, model: str) -> Wanted:
+        """What the options and the model together say about images.
+
+        Raises:
+            OptionError: a mean, std or size that can never work, or a model that takes no such images.
+        """
+        mean, std = _numbers(self.mean, "--mean"), _numbers(self.std, "--std")
+        file = onnx_file(model)
+        known, size = _image_of(file) if file is not None else (_channels(model), None)
+        if self.image_size is not None:
+            size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+            if not all(1 <= side <= LARGEST_SIDE for side in size):
+                raise OptionError(
+                    f"{self.image_size} pixels", where="--image-size", remedy=f"Give 1 to {LARGEST_SIDE:,}: larger images fit no memory."
+                )
+        return Wanted(mean, std, len(mean or std or ()) or known, size)
+
+    def record(self) -> dict[str, Any]:
+        """For report.json."""
+        return {"data": self.source, "limit": self.limit, "image_size": self.image_size}
+
+
+def example_shapes(data: Data | None, given: Sequence[Shape], *, own_batch: bool = False) -> Sequence[Shape]:
+    """The shapes to trace with: those given, else the data's, the batch left to the model if `own_batch`.
+
+    Raises:
+        OptionError: those given are not those of the images.
+    """
+    if data is None:
+        return given
+    image = data.preprocessing.input_shape
+    if given and tuple(given[0][1:]) != image:
+        raise OptionError(
+            f"{_sizes(given[0][1:])}, but the images are {_sizes(image)}", where="--input", remedy="Leave it out, or give --image-size."
+        )
+    return given or [(None if own_batch else TRACE_BATCH, *image)]
+
+
+def _sizes(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def _image_of(file: Path) -> tuple[int | None, tuple[int, int] | None]:
+    """How many channels an ONNX file's first input has (None unless 1 or 3), and its height and width if they are fixed."""
+    inputs = OnnxSession(file).inputs
+    shape = inputs[0].shape if inputs else None
+    if shape is None or len(shape) != 4:
+        return None, None
+    _, channels, height, width = shape
+    if width in (1, 3) and channels not in (1, 3):
+        raise OptionError(
+            f"takes images with the channels last (N, H, W, {width}); irtool gives them first (N, C, H, W)",
+            where=str(file),
+            remedy="Export the model with NCHW inputs.",
+        )
+    return channels if channels in (1, 3) else None, (height, width) if height is not None and width is not None else None
+
+
+def _refuse_image(source: Path) -> None:
+    if source.suffix.lower() in SUFFIXES and source.is_file():
+        raise DataError("is one image", where=str(source), remedy="Give the folder that it lies in, or a zip of it.")
+
+
+def _channels(model: str) -> int | None:
+    """1 or 3, if the model's first convolution takes so many; None if it cannot be told."""
+    if Path(model).exists() and not model.endswith(".py"):
+        return None
+    try:
+        module = ModelSpec.parse(model).build()
+    except IrtoolError:
+        return None  # building it for tracing will say what is wrong
+    first = next((child for child in module.modules() if isinstance(child, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    return first.in_channels if first is not None and first.in_channels in (1, 3) else None
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        found = tuple(float(part) for part in text.replace("(", "").replace(")", "").split(","))
+    except ValueError:
+        found = ()
+    if len(found) not in (1, 3):
+        raise OptionError(f"cannot read {text!r}", where=option, remedy="Write three numbers (one for grey images): 0.4914,0.4822,0.4465.")
+    if not all(0 <= value <= 1 for value in found):  # NaN is not, either
+        raise OptionError(
+            f"{text!r} is not from 0 to 1", where=option, remedy="Black is 0 and white is 1: divide numbers of pixels by 255."
+        )
+    return found
+
+
+def known_preprocessing(model: str, given: DataOptions) -> DataOptions:
+    """The data options, completed by what a saved model or an ONNX file says about the images that it was trained on."""
+    known = stored_preprocessing(model)
+    if known is None:
+        return given
+    texts = [",".join(map(repr, values)) for values in (known.mean, known.std)]
+    return replace(given, mean=given.mean or texts[0], std=given.std or texts[1], image_size=given.image_size or known.size)
+
+
+def stored_preprocessing(model: str) -> Preprocessing | None:
+    """What a saved model or an ONNX file says about its input; None if it says nothing or is no file."""
+    path = saved_model(model)
+    if path is None:
+        return None
+    if path.suffix == ".onnx":
+        held = {entry.key: entry.value for entry in read_model(path).metadata_props}
+        plain = _parsed(held["irtool.preprocessing"], path) if "irtool.preprocessing" in held else None
+    else:
+        plain = read_info(path).preprocessing
+    return Preprocessing.from_dict(plain) if plain else None
+
+
+def _parsed(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        remedy = "Remove the entry irtool.preprocessing from its metadata, and give --mean and --std."
+        raise FileError(f"its preprocessing is no JSON ({error})", where=str(path), remedy=remedy) from error

@@ -1,0 +1,117 @@
+"""Where a foreign file parts from its source: intermediate results of both, exposed and compared.
+
+Values are matched by the weights that make them, which keep their names from the module to the ONNX file, and by tensor
+names from there to MNN. What cannot be matched is passed over, so the answer is the first *matched* node that differs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch.utils import _pytree as pytree
+
+from irtool.hosts.torch.interpreter import steps
+from irtool.engines import MnnSession, OnnxSession
+from irtool.engines.agreement import relative_error
+from irtool.errors import IrtoolError
+from irtool.hosts.torch.graph import FxGraph
+
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+
+
+def first_in_onnx(graph: FxGraph, path: Path, inputs: tuple[Any, ...], tolerance: float) -> str:
+    """The module path of the first weighted layer whose result in the ONNX file is not the graph's; "" if none is found."""
+    model = onnx.load(str(path))
+    makers = {name: node.output[0] for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:2]}
+    exposed = _exposed(model, path, list(makers.values()), inputs)
+    for node, _, value in steps(graph, inputs):
+        weight = node.get("weight") if node is not None else None
+        if node is None or weight is None or weight.name not in makers:
+            continue
+        got = exposed.get(makers[weight.name])
+        expected = next(leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)).detach().cpu().numpy()
+        if got is not None and got.shape == expected.shape and relative_error(got, expected) > tolerance:
+            return node.location
+    return ""
+
+
+def first_in_mnn(onnx_path: Path, path: Path, inputs: tuple[Any, ...], tolerance: float) -> str:
+    """The first ONNX node whose result in the MNN file is another; "" if none is found.
+
+    MNN keeps the tensor names of what it did not fuse away; each is asked for as an output of its own.
+    """
+    model = onnx.load(str(onnx_path))
+    names = [(node.name or node.output[0], node.output[0]) for node in model.graph.node]
+    exposed = _exposed(model, onnx_path, [output for _, output in names], inputs)
+    arrays = _arrays(inputs)
+    for name, output in names:
+        expected = exposed.get(output)
+        if expected is None or expected.dtype != np.float32:
+            continue
+        got = _mnn_value(path, output, arrays)
+        if got is not None and got.shape == expected.shape and relative_error(got, expected) > tolerance:
+            return name
+    return ""
+
+
+def before_saturation(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> tuple[float, float] | None:
+    """The errors of an MNN file, absolute and relative, with outputs that a softmax or sigmoid makes compared before it.
+
+    A softmax multiplies a relative error of its input by up to the input's size: logits of 15 that are right to 4e-4 give
+    probabilities that are right to 1.5e-3.
+
+    Returns:
+        None if there is no such output, or MNN fused its input away.
+    """
+    model = onnx.load(str(onnx_path))
+    sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in ("Softmax", "Sigmoid")}
+    names = [sources.get(output.name, output.name) for output in model.graph.output]
+    if not any(output.name in sources for output in model.graph.output):
+        return None
+    arrays = _arrays(inputs)
+    exposed = _exposed(model, onnx_path, names, inputs)
+    pairs = [(exposed.get(name), _mnn_value(path, name, arrays)) for name in names]
+    absolute = relative = 0.0
+    for expected, got in pairs:
+        if expected is None or got is None or expected.shape != got.shape:
+            return None
+        absolute = max(absolute, float(np.abs(expected - got).max()))
+        relative = max(relative, relative_error(got, expected))
+    return absolute, relative
+
+
+def _exposed(model: onnx.ModelProto, path: Path, names: list[str], inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+    """The named values inside an ONNX model, run in onnxruntime."""
+    have = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in have)
+    # Beside the original: weights in a file of their own are found by its folder.
+    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=path.parent, prefix=".") as file:
+        onnx.save(model, file.name)
+        try:
+            session = OnnxSession(file.name)
+            return dict(zip((spec.name for spec in session.outputs), session.run(*_arrays(inputs)), strict=True))
+        except IrtoolError:
+            return {}  # the search for a place must not hide the failure that it explains
+
+
+def _mnn_value(path: Path, name: str, arrays: list[np.ndarray]) -> np.ndarray | None:
+    """One value inside an MNN file; None where MNN fused it away."""
+    try:
+        return MnnSession(path, outputs=[name]).run(*arrays)[0]
+    except IrtoolError:
+        return None
+
+
+def _arrays(inputs: tuple[Any, ...]) -> list[np.ndarray]:
+    """The tensors and arrays among the inputs, as arrays."""
+    leaves = pytree.tree_leaves(inputs)
+    return [
+        np.asarray(leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf)
+        for leaf in leaves
+        if isinstance(leaf, torch.Tensor | np.ndarray)
+    ]

@@ -1,0 +1,324 @@
+"""The work of `irtool quantize`: prepare, calibrate, write, score, and leave layers in float until the accuracy holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import torch
+from onnx import ModelProto
+
+from irtool import load_onnx, save_onnx
+from irtool.engines import OnnxSession, export_onnx, latency_pairs
+from irtool.workflows.compress_onnx import classifier
+from irtool.workflows.calibration_images import Images
+from irtool.engines.table import ENGINES, Engine
+from irtool.cli.screen import Screen
+from irtool.errors import CheckError, ExportError
+from irtool.hosts.torch.graph import FxGraph
+from irtool.ir import Graph
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.file import opset_of
+from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
+from irtool.passmanager import Pipeline
+from irtool.quant import Placement, Scheme, Statistics, calibrate, layers_of, place
+from irtool.quant.prepare import prepared
+from irtool.engines.onnxruntime.qdq import OLDEST
+from irtool.quant.search import fewest_float
+from irtool.workflows.sensitivity import Sensitivity, sensitivities
+from irtool.quant.boundaries import Account, account
+from irtool.workflows.chain import Chain, files_link, takes_any_batch
+from irtool.train import Status, evaluate
+from irtool.train.data.split import MemorySplit, Split
+
+SCORE_BATCH = 64
+RENEWED = 17
+"""The operator set that older files are converted to."""
+SENSITIVITY_IMAGES = 512
+LATENCY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to quantise.
+
+    Attributes:
+        backend: `onnx` or `mnn`.
+        scheme: the options of quantisation.
+        max_drop: how much accuracy may be lost, as a share.
+        runs, threads: of the latency measurement.
+        sensitivity: whether to measure each layer alone even where the accuracy holds.
+        opset: of the ONNX file of a torch model.
+        equalise: whether channels are equalised between layers first.
+        weights_only: whether weights alone are quantised, for size.
+    """
+
+    backend: str
+    scheme: Scheme
+    max_drop: float
+    runs: int
+    threads: int
+    sensitivity: bool
+    opset: int = 17
+    equalise: bool = False
+    weights_only: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One file: its bytes, its accuracy on the scored images as a share, its median latency at batch 1."""
+
+    bytes: int
+    accuracy: float
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out.
+
+    Attributes:
+        before, after: the float and the int8 file.
+        ratio: of paired latencies, int8 over float.
+        placement: of the int8 file.
+        model: the prepared float model, which the placement speaks of.
+        floating: the layers left in float for accuracy.
+        sensitivity: of each layer, the most sensitive first; empty if it was not measured.
+        expected: the float accuracy on the images that sensitivity was measured on.
+        notes: what the passes did.
+        account: where the int8 file goes into integers and out again, and why.
+        missed: the layers that the engine could not take in integers.
+    """
+
+    before: Measured
+    after: Measured
+    ratio: float
+    placement: Placement
+    model: ModelProto
+    floating: tuple[str, ...]
+    sensitivity: tuple[Sensitivity, ...]
+    expected: float
+    notes: tuple[str, ...]
+    account: Account
+    missed: tuple[str, ...]
+
+
+def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, screen: Screen) -> Outcome:
+    """Write `float` and `int8` files of the engine into `folder`, and measure both.
+
+    Raises:
+        CheckError: a pass changed the numbers, or no mixture of int8 and float keeps the accuracy.
+        IrtoolError: a step cannot be taken.
+    """
+    engine = ENGINES[settings.backend]
+    source = folder / "float.onnx"
+    with screen.stage("write the float model"):
+        _write_float(graph, source, images, settings.opset)
+        if engine.suffix != ".onnx":
+            engine.convert(source, folder / f"float{engine.suffix}")
+    with screen.stage("prepare the graph"):
+        model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings)
+    if not layers_of(model):
+        raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
+    stats = _calibrate(model, _fixed_batch(source), settings.backend, images, screen)
+    work = _Work(engine, settings, images, model, stats, folder, screen)
+    before = work.score(folder / f"float{engine.suffix}", "score float")
+    floating, after, found, expected = work.search(before)
+    float_file, int8_file = (folder / f"{name}{engine.suffix}" for name in ("float", "int8"))
+    one = next(images.batches(1))
+    with screen.stage("time both"):
+        sessions = [engine.session(path, settings.threads) for path in (float_file, int8_file)]
+        times = latency_pairs(sessions, [one], runs=settings.runs, seconds=LATENCY_SECONDS)
+        placement = work.placement(floating)
+        found_steps = account(model, placement) if settings.weights_only else engine.account(int8_file, model, placement, one)
+    first, second = (
+        Measured(path.stat().st_size, accuracy, time.median_ms)
+        for path, accuracy, time in zip((float_file, int8_file), (before, after), times.latencies, strict=True)
+    )
+    return Outcome(first, second, times.ratios[1], placement, model, floating, tuple(found), expected, notes, found_steps, work.missed)
+
+
+class _Work:
+    """The trials with one model in one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        images: Images,
+        model: ModelProto,
+        stats: Mapping[str, Statistics],
+        folder: Path,
+        screen: Screen,
+    ) -> None:
+        self.engine, self.settings, self.model, self.stats, self.folder, self.screen = engine, settings, model, stats, folder, screen
+        self.missed: tuple[str, ...] = ()
+        self.images, self.batch = images, _fixed_batch(folder / "float.onnx")
+        self.scored: Split = images.scored if images.labelled else self._answered(images.scored)
+
+    def placement(self, floating: tuple[str, ...]) -> Placement:
+        """Where integers are, in the file with these layers in float."""
+        if self.settings.weights_only:
+            return Placement((), {}, frozenset(), dict.fromkeys(range(len(self.model.graph.node)), "weights alone are integers"))
+        return place(self.model, self.settings.backend, floating)
+
+    def score(self, path: Path, task: str) -> float:
+        """Accuracy on all scored images, as a share."""
+        session = self.engine.session(path, self.settings.threads)
+        return evaluate(classifier(session, self.batch), self.scored, SCORE_BATCH, progress=self.screen, task=task).accuracy
+
+    def search(self, before: float) -> tuple[tuple[str, ...], float, list[Sensitivity], float]:
+        """The layers to leave in float, the accuracy with them, and the sensitivities if they were measured. The file is written."""
+        scores: dict[tuple[str, ...], float] = {}
+
+        def good(floating: tuple[str, ...]) -> bool:
+            if floating not in scores:
+                scores[floating] = self._trial(floating)
+            return before - scores[floating] <= self.settings.max_drop
+
+        found: list[Sensitivity] = []
+        expected = 0.0
+        fine = good(())
+        if (not fine or self.settings.sensitivity) and not self.settings.weights_only:
+            found, expected = self._sensitivities()
+        order = [] if self.settings.weights_only else [entry.layer for entry in found]
+        chosen: tuple[str, ...] | None = () if fine else fewest_float(order, good) if order else None
+        if chosen is None:
+            raise CheckError(
+                f"int8 loses {100 * (before - scores[()]):.2f} points, and no mixture with float layers loses less than "
+                f"{100 * self.settings.max_drop:.2f}",
+                where=self.settings.backend,
+                remedy="Try the method percentile or minmax, more images, or a larger --max-drop (max_drop in a recipe).",
+            )
+        if chosen != next(reversed(scores)):
+            self._trial(chosen)
+        return chosen, scores[chosen], found, expected
+
+    def _trial(self, floating: tuple[str, ...]) -> float:
+        path = self.folder / f"int8{self.engine.suffix}"
+        placement, total = self.placement(floating), len(layers_of(self.model))
+        name = f"int8, {total - len(placement.layers)} of {total} layers in float"
+        with self.screen.stage(f"write {name}"):
+            if self.settings.weights_only:
+                self.engine.lighten(self.folder / "float.onnx", path, self.settings.scheme)
+            else:
+                self.missed = self.engine.write(self.model, self.stats, placement, self.settings.scheme, path)
+        return self.score(path, f"score {name}")
+
+    def _sensitivities(self) -> tuple[list[Sensitivity], float]:
+        some = np.linspace(0, len(self.scored) - 1, min(SENSITIVITY_IMAGES, len(self.scored))).astype(int)
+        index = torch.from_numpy(some)
+        pixels = self.scored.preprocessing.normalise(next(iter(self.scored.batches([index])))).numpy()
+        labels, total = self.scored.labels[index].numpy(), len(self.placement(()).layers)
+        found = sensitivities(
+            self.model,
+            self.settings.backend,
+            self.stats,
+            self.settings.scheme,
+            pixels,
+            labels,
+            threads=self.settings.threads,
+            told=lambda done: self.screen(Status("sensitivity of each layer", done, total)),
+        )
+        answers = classifier(OnnxSession(self.folder / "float.onnx", self.settings.threads))(pixels).argmax(1)
+        return found, float((answers == labels).mean())
+
+    def _answered(self, split: Split) -> Split:
+        """Unlabelled images, with the float model's answers for labels: accuracy is then agreement."""
+        session = self.engine.session(self.folder / f"float{self.engine.suffix}", self.settings.threads)
+        pixels = next(iter(split.batches([torch.arange(len(split))])))
+        scores = classifier(session, self.batch)(split.preprocessing.normalise(pixels).numpy())
+        classes = tuple(map(str, range(scores.shape[1])))
+        return MemorySplit(pixels, torch.from_numpy(scores.argmax(1)), classes, split.preprocessing)
+
+
+def metadata(images: Images) -> dict[str, str]:
+    """What a program that runs the file must know about its input."""
+    found = {"irtool.preprocessing": json.dumps(images.preprocessing.to_dict())}
+    return found | ({"irtool.classes": json.dumps(list(images.classes))} if images.classes else {})
+
+
+def _write_float(graph: Graph, path: Path, images: Images, opset: int) -> None:
+    folded = FoldBatchNorm()(graph).graph
+    if isinstance(folded, OnnxGraph):
+        save_onnx(folded, path)
+        model = onnx.load(str(path))
+        onnx.helper.set_model_props(model, {e.key: e.value for e in model.metadata_props} | metadata(images))
+        onnx.save(model, str(path))
+    else:
+        export_onnx(
+            cast(FxGraph, folded),
+            path,
+            opset=opset,
+            dynamic_batch=takes_any_batch(cast(FxGraph, folded)),
+            metadata=metadata(images),
+        )
+
+
+def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path, settings: Settings) -> tuple[ModelProto, tuple[str, ...]]:
+    """The float file with the passes that make int8 worth it, shown to compute the same."""
+    file = folder / "prepared.onnx"
+    shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
+    passes = [FoldConstants(), FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5)]
+    passes += [LowerAffine()] if ENGINES[settings.backend].lowers else []
+    done = Pipeline([*passes, *([Equalise()] if settings.equalise else [])])(load_onnx(source, shapes))
+    save_onnx(done.graph, file)
+    model = prepared(_renewed(onnx.load(str(file))))
+    onnx.save(model, str(file))
+    step = _fixed_batch(source)
+    whole = sample if step is None else np.resize(sample, (step, *sample.shape[1:]))
+    Chain((files_link(source, file, (torch.from_numpy(whole),)),)).require()
+    file.unlink()
+    return model, done.notes
+
+
+def _renewed(model: ModelProto) -> ModelProto:
+    """The model in an operator set whose quantise steps take one scale a channel."""
+    if (opset_of(model) or OLDEST) >= OLDEST:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, RENEWED)
+    except Exception as error:  # the converter's C++ part raises types of its own
+        raise ExportError(
+            f"operator set {opset_of(model)} cannot be converted to {RENEWED}",
+            where="quantize",
+            remedy=f"Export the model with opset {OLDEST} or newer.",
+        ) from error
+
+
+def _fixed_batch(path: Path) -> int | None:
+    """The batch that is written into a file; None if it is free."""
+    return (OnnxSession(path).inputs[0].shape or (None,))[0]
+
+
+def _calibrate(model: ModelProto, fixed: int | None, backend: str, images: Images, screen: Screen) -> Mapping[str, Statistics]:
+    total = min(images.count, len(images.calibration))
+    batches = images.batches(fixed or 32)
+    whole = (batch for batch in batches if fixed is None or len(batch) == fixed)
+    return calibrate(
+        model, place(model, backend).tensors, whole, threads=1, told=lambda done: screen(Status("calibrate", min(done, total), total))
+    )
+
+
+def record(outcome: Outcome, images: Images, settings: Settings) -> dict[str, Any]:
+    """All that was found, as JSON data."""
+    return {
+        "backend": settings.backend,
+        "scheme": vars(settings.scheme),
+        "preprocessing": images.preprocessing.to_dict(),
+        "classes": list(images.classes),
+        "images": {"calibration": min(images.count, len(images.calibration)), "scored": len(images.scored), "labelled": images.labelled},
+        "float": vars(outcome.before),
+        "int8": vars(outcome.after),
+        "latency_ratio": outcome.ratio,
+        "layers_in_float": list(outcome.floating),
+        "layers_without_int8_form": list(outcome.missed),
+        "steps": [vars(step) for step in outcome.account.steps],
+        "notes": list(outcome.notes),
+    }

@@ -1,0 +1,44 @@
+"""The step `quantize` of a recipe: what `irtool quantize` does, on the recipe's model and images."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from irtool.workflows.calibration_images import Images
+from irtool.engines.table import ENGINES
+from irtool.workflows.quantize import Outcome, quantize_graph
+from irtool.workflows.quantize_options import QuantizeOptions
+from irtool.cli.quantize_report import borders, verdict, write_report
+from irtool.workflows.recipe.kind import Context, Kind, Made, Options
+
+
+def _quantize(context: Context, options: Options) -> Made:
+    wanted = QuantizeOptions(**options)
+    settings, images = wanted.settings(), Images(context.data.train, wanted.images, context.data.test, labelled=True)
+    outcome = quantize_graph(context.graph, images, settings, context.folder, context.progress)
+    write_report(context.folder, outcome, images, settings)
+    judged = verdict(outcome, settings, images, context.folder / f"int8{ENGINES[settings.backend].suffix}")
+    notes = (*outcome.notes, _line(wanted.backend, outcome), *borders(outcome, wanted.backend), judged)
+    return Made(context.graph, outcome.after.accuracy, notes)
+
+
+def _line(backend: str, outcome: Outcome) -> str:
+    before, after = outcome.before, outcome.after
+    return (
+        f"{backend}: accuracy {100 * before.accuracy:.2f} % in float, {100 * after.accuracy:.2f} % in int8; "
+        f"{after.bytes:,} bytes, {after.bytes / before.bytes:.3f} of float; {outcome.ratio:.2f} of float's time"
+    )
+
+
+def _check(name: str, value: Any) -> None:
+    if name in (mistakes := QuantizeOptions(**{name: value}).mistakes()):
+        raise mistakes[name]
+
+
+def _together(options: Options) -> Mapping[str, str]:
+    return {name: str(mistake) for name, mistake in QuantizeOptions(**options).mistakes().items()}
+
+
+QUANTIZE = Kind(typing.get_type_hints(QuantizeOptions), _check, _quantize, together=_together)

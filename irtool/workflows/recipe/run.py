@@ -1,0 +1,191 @@
+"""Running a recipe: each step's result is kept, and a later run goes on at the first step that is not done or was changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+import irtool
+from irtool.analysis.cost import cost
+from irtool.archive import load, save
+from irtool.workflows.data import known_preprocessing
+from irtool.workflows.compress import FILES
+from irtool.cli.output import RECIPE, claimed, keep_inputs, model_files
+from irtool.workflows.recipe.parse import Recipe, RecipeError, Step, read_recipe
+from irtool.workflows.recipe.kind import Context, Made
+from irtool.workflows.recipe.kinds import KINDS
+from irtool.cli.screen import Screen, complain, screen
+from irtool.cli.screen import out as console
+from irtool.cli.train import data_stamp, trainable
+from irtool.errors import FileError, OptionError
+from irtool.atomic_files import replacing
+from irtool.hosts.torch.graph import FxGraph
+from irtool.workflows.folders import STATE as STATE_FILE
+from irtool.workflows.folders import SUMMARY as SUMMARY_FILE
+from irtool.train import Data, evaluate
+
+FORMAT = 1
+"""Part of every key: a step made by another version of this file is made again."""
+_ORIGINAL = Step("original", "original", {})
+
+
+def run_recipe(path: Path, out: Path, data: str | None = None) -> None:
+    """Check a recipe, run what is not done yet, and show each step's result.
+
+    Raises:
+        OptionError: the recipe has mistakes; each was told on a line of its own, and nothing was run.
+        IrtoolError: a step failed. The steps before it are kept.
+    """
+    try:
+        recipe = read_recipe(path, data)
+    except RecipeError as error:
+        for mistake in error.mistakes:
+            complain(f"{path}, line {mistake.line}: {mistake.text}")
+        count = len(error.mistakes)
+        raise OptionError(
+            f"{count} mistake{'s' if count > 1 else ''}; nothing was run", where=str(path), remedy="Correct the lines above."
+        ) from error
+    with claimed(out, RECIPE, kept="What was finished is kept: the same command goes on there."), screen() as progress:
+        runner = _Runner(recipe, out, progress)
+        states = runner.run()
+    for name in runner.kept:
+        console().print(f"{name}: done before", markup=False)
+    console().print(_table(states))
+    for state in states:
+        for note in state["notes"]:
+            console().print(f"{state['name']}: {note}", markup=False)
+    console().print(f"\nwritten to {out}: a folder for each step, {SUMMARY_FILE}")
+
+
+@dataclass
+class _Runner:
+    recipe: Recipe
+    out: Path
+    progress: Screen
+
+    def run(self) -> list[dict[str, Any]]:
+        """All steps, done or to be done; returns their states. `kept` names those done before."""
+        self._data: Data | None = None
+        self.folders: dict[str, Path] = {}
+        self.kept: list[str] = []
+        recipe, states = self.recipe, []
+        steps = {self.out / f"{number:02d}-{step.name}": step for number, step in enumerate((_ORIGINAL, *recipe.steps))}
+        keep_inputs(steps, model_files(recipe.model, recipe.weights))
+        key = _digest(
+            {"format": FORMAT, "model": recipe.model, "seed": recipe.seed, "weights": _stamp(recipe.weights), "data": self._data_key()}
+        )
+        for folder, step in steps.items():
+            key = _digest({"before": key, "do": step.do, "name": step.name, "options": dict(step.options)})
+            state = _done(folder, key)
+            if state is None:
+                state = self._step(step, folder, key)
+            else:
+                self.kept.append(step.name)
+            states.append(state)
+            self.folders |= {step.name: folder, step.do: folder}
+            self.last = folder
+        with replacing(self.out / SUMMARY_FILE) as temporary:
+            temporary.write_text(json.dumps({"irtool": irtool.__version__, "steps": states}, indent=1) + "\n", encoding="utf-8")
+        return states
+
+    def _step(self, step: Step, folder: Path, key: str) -> dict[str, Any]:
+        _prepare(folder, key)
+        begun = time.perf_counter()
+        with self.progress.stage(step.name):
+            made = self._made(step, folder)
+            score = self._score(made, step.name)
+        found = cost(made.graph)
+        save(made.graph, folder / FILES["model"], preprocessing=self.data.preprocessing.to_dict())
+        state = {
+            "key": key, "done": True, "do": step.do, "name": step.name, "options": dict(step.options), "accuracy": score,
+            "test_images": len(self.data.test), "params": found.params, "macs": found.macs,
+            "seconds": round(time.perf_counter() - begun, 2), "notes": list(made.notes), "history": made.history,
+        }  # fmt: skip
+        _write(folder, state)
+        return state
+
+    def _made(self, step: Step, folder: Path) -> Made:
+        if step.do == "original":
+            return Made(self._original())
+        graph = load(self.last / FILES["model"])
+        return KINDS[step.do].run(Context(graph, self.data, folder, dict(self.folders), self.recipe.seed, self.progress), step.options)
+
+    def _original(self) -> FxGraph:
+        return trainable(self.recipe.model, self.recipe.weights, self.data, (), self.recipe.seed)
+
+    def _score(self, made: Made, name: str) -> float:
+        if made.accuracy is not None:
+            return made.accuracy
+        return evaluate(made.graph, self.data, progress=self.progress, task=f"score {name}").accuracy
+
+    @property
+    def data(self) -> Data:
+        """The dataset, read when the first step that is not done wants it."""
+        if self._data is None:
+            self._data = known_preprocessing(self.recipe.model, self.recipe.data).load(self.recipe.model, self.progress)
+        assert self._data is not None
+        return self._data
+
+    def _data_key(self) -> dict[str, Any]:
+        stamp = data_stamp(self.recipe.data.source)
+        named = {} if stamp is None else {"source": None}  # wherever they lie: what they hold tells them
+        return {**asdict(self.recipe.data), **named, "stamp": stamp}
+
+
+def _stamp(path: Path | None) -> list[Any] | None:
+    """What tells that a file was changed, without reading all of it."""
+    if path is None:
+        return None
+    found = path.stat()
+    return [str(path), found.st_size, found.st_mtime_ns]
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _done(folder: Path, key: str) -> dict[str, Any] | None:
+    state = _state(folder)
+    return state if state.get("key") == key and state.get("done") and (folder / FILES["model"]).is_file() else None
+
+
+def _prepare(folder: Path, key: str) -> None:
+    """An empty folder, or one in which this very step was begun: its checkpoint is taken up."""
+    if folder.exists() and _state(folder).get("key") != key:
+        if not (folder / STATE_FILE).exists() and any(folder.iterdir()):
+            raise FileError("is not a folder that a recipe made", where=str(folder), remedy="Choose another --out.")
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    _write(folder, {"key": key, "done": False})
+
+
+def _write(folder: Path, state: Mapping[str, Any]) -> None:
+    with replacing(folder / STATE_FILE) as temporary:
+        temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+
+
+def _table(states: list[dict[str, Any]]) -> Table:
+    table = Table("step", "accuracy", "parameters", "MACs", "seconds", title="each step's result")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for state in states:
+        table.add_row(
+            state["name"], f"{100 * state['accuracy']:.2f} %", f"{state['params']:,}", f"{state['macs']:,}", f"{state['seconds']:.1f}"
+        )
+    return table

@@ -1,0 +1,100 @@
+"""What a command is given in the wrong place, or cannot write: told by the user's own names."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import irtool
+from irtool.cli import export
+from irtool.cli.main import run
+from irtool.errors import FileError
+from irtool.atomic_files import MAKE_ROOM
+
+MODEL = "VGG:depth=11,width=0.0625"
+SIZE = ("--input", "1x3x32x32")
+
+
+def _said(capsys: pytest.CaptureFixture[str], *words: str | Path, code: int = 1) -> str:
+    capsys.readouterr()
+    assert run([str(word) for word in words]) == code
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Path:
+    """The folder of a recipe of two steps, its files empty."""
+    folder = tmp_path / "run"
+    for step, names in (("00-original", ("model.safetensors",)), ("01-export", ("model.safetensors", "model.onnx", "model.mnn"))):
+        (folder / step).mkdir(parents=True)
+        for name in ("step.json", *names):
+            (folder / step / name).touch()
+    (folder / "recipe.json").touch()
+    return folder
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+@pytest.mark.parametrize("step", ["", "01-export"])
+def test_a_recipes_folder_is_no_compress_run(command: str, step: str, steps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = " ".join(str(steps / "01-export" / name) for name in ("model.safetensors", "model.onnx", "model.mnn"))
+    assert _said(capsys, command, steps / step) == (
+        f"{steps / step / 'report.json'}: cannot be read (No such file or directory). A recipe made it: verify a step's files "
+        f"(irtool verify {files}), or compare two steps on a page (irtool diff {steps / '00-original'} {steps / '01-export'} --html FILE)."
+    )
+
+
+def test_a_recipes_folder_is_no_model(steps: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = _said(capsys, "inspect", steps)
+    assert told == f"{steps}: holds no model.safetensors. A recipe made it: give a step's folder, e.g. {steps / '01-export'}."
+
+
+@pytest.mark.parametrize(("words", "where"), [
+    (("compress", MODEL, *SIZE, "--out", ""), "--out: "), (("compress", MODEL, *SIZE, "--out="), "--out: "), (("inspect", ""), ""),
+    (("verify", ""), ""),
+])  # fmt: skip
+def test_an_empty_name_is_no_folder(
+    words: tuple[str, ...], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _said(capsys, *words) == f"{where}an empty name. Give a name; . is the folder that you are in."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_has_the_users_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(graph: Any, path: Path, **options: Any) -> None:
+        raise FileError("nothing was written (No space left on device)", where=str(path), remedy=MAKE_ROOM)
+
+    monkeypatch.setattr(export, "export_onnx", full)
+    room = f"nothing was written (No space left on device). Make room in {tempfile.gettempdir()}, where it is written first."
+    for option, target in (("--onnx", tmp_path / "a.onnx"), ("--mnn", tmp_path / "a.mnn")):
+        assert _said(capsys, "export", MODEL, *SIZE, option, target) == f"{target}: {room}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a place that takes no file, whoever writes")
+def test_a_place_that_takes_no_file_is_told_with_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    target = Path("/proc/a.onnx")
+    assert _said(capsys, "export", MODEL, *SIZE, "--onnx", target) == (
+        f"{target}: cannot write here (No such file or directory). Choose another --onnx, or make room."
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_another_batch_of_the_example_is_no_difference(batch: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(irtool.models.build("VGG", depth=11, width=0.0625), torch.zeros(batch, 3, 32, 32))
+    irtool.save(graph, tmp_path / "a.safetensors")
+    irtool.save(irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local")), tmp_path / "b.safetensors")
+    run(["diff", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")])
+    alike = capsys.readouterr().out
+    torch.save(graph.module.state_dict(), tmp_path / "a.pth")
+    run(["diff", MODEL, str(tmp_path / "b.safetensors"), *SIZE, "--weights-a", str(tmp_path / "a.pth")])
+    told = capsys.readouterr().out
+    assert told == alike
+    assert "output 0" not in told

@@ -1,0 +1,178 @@
+"""`irtool quantize` in process, on a small net trained for seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import irtool
+from irtool.engines import MnnSession, OnnxSession
+from irtool.cli.main import run
+from irtool.models import VGG
+from irtool.train import fit, load_data
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    net, data = VGG(11, width=0.125), load_data("digits", limit=600, channels=3)
+    fit(net, data, epochs=4, lr=0.05, batch_size=16, crop=0)
+    path = tmp_path_factory.mktemp("net") / "net.safetensors"
+    irtool.save(irtool.trace(net.eval(), torch.zeros(2, *data.preprocessing.input_shape)), path, preprocessing=data.preprocessing.to_dict())
+    return path
+
+
+@pytest.mark.parametrize(("backend", "session"), [("onnx", OnnxSession), ("mnn", MnnSession)])
+def test_quantize_writes_a_smaller_file_that_answers_alike(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, session: type[OnnxSession] | type[MnnSession]
+) -> None:
+    out = tmp_path / "int8"
+    options = ["--calib", "digits", "--limit", "200", "--images", "64", "--runs", "3", "--max-drop", "2", "--backend", backend]
+    assert run(["quantize", str(saved), "--out", str(out), *options]) == 0
+    said = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["float"]["accuracy"] > 0.6
+    assert report["int8"]["accuracy"] >= report["float"]["accuracy"] - 0.02
+    assert report["int8"]["bytes"] < 0.45 * report["float"]["bytes"]
+    assert f"{100 * report['int8']['accuracy']:.2f} %" in said
+    assert ("SLOWER" in said) == (report["latency_ratio"] > 1.05)
+    layers = json.loads((out / "sensitivity.json").read_text())["layers"]
+    assert len(layers) == {"onnx": 9, "mnn": 8}[backend]
+    assert ("its result is the model's, which 8 bits would round too much" in said) == (backend == "mnn")
+    assert f"{len(layers)} of 9 layers in int8" in said
+    assert [layer["sqnr_db"] for layer in layers] == sorted(layer["sqnr_db"] for layer in layers)
+    assert (out / "sensitivity.png").stat().st_size > 1000
+    steps = (out / "steps.txt").read_text().splitlines()
+    assert [line for line in steps if line.startswith("quantise") and line.endswith("the model's input is float")] == [steps[1]]
+    assert steps[0] in said
+    assert len(report["steps"]) == int(steps[0].split(", ")[2].split()[0])
+    x = load_data("digits", limit=20, channels=3).sample(8).numpy()
+    both = [session(out / f"{name}.{backend}", 1).run(x)[0] for name in ("float", "int8")]
+    assert (both[0].argmax(1) == both[1].argmax(1)).mean() >= 0.75
+    assert _preprocessing(out, backend) == report["preprocessing"] == irtool.read_info(saved).preprocessing
+
+
+def _preprocessing(out: Path, backend: str) -> object:
+    if backend == "mnn":
+        return json.loads((out / "int8.json").read_text())["preprocessing"]
+    held = {entry.key: entry.value for entry in onnx.load(str(out / "int8.onnx")).metadata_props}
+    return json.loads(held["irtool.preprocessing"])
+
+
+def test_an_onnx_file_and_a_folder_without_classes(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    irtool.export_onnx(irtool.load(saved), tmp_path / "net.onnx")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, image in enumerate(load_data("digits", limit=60, channels=3).train.batches([torch.arange(60)]).__next__().numpy()):
+        Image.fromarray(np.broadcast_to(image[0], image.shape[1:])).convert("RGB").save(pictures / f"{number}.png")
+    options = ["--calib", str(pictures), "--images", "32", "--runs", "3", "--max-drop", "50", "--no-sensitivity", "--equalise"]
+    assert run(["quantize", str(tmp_path / "net.onnx"), "--out", str(tmp_path / "out"), *options]) == 0
+    assert "agreement with float (28 images)  100.00 %" in capsys.readouterr().out
+
+
+def test_a_drop_that_cannot_be_kept_writes_nothing(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.9, *[0.1] * 20])
+    monkeypatch.setattr("irtool.workflows.quantize._Work.score", lambda self, path, task: next(scores))
+    options = ["--calib", "digits", "--limit", "60", "--images", "32", "--max-drop", "1"]
+    assert run(["quantize", str(saved), "--out", str(tmp_path / "out"), *options]) == 1
+    assert "int8 loses 80.00 points" in (said := capsys.readouterr().err)
+    assert "a larger --max-drop" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (["--method", "best"], "Choose one of minmax"),
+        (["--weight-bits", "9"], "Choose 2 to 8"),
+        (["--activations", "uint8", "--backend", "mnn"], "MNN has int8 only"),
+        (["--activations", "int4"], "Choose uint8 or int8"),
+        (["--images", "0"], "at least one image"),
+        (["--max-drop", "-1"], "a drop of 0 or more"),
+        (["--calib", "nowhere"], "Give a folder"),
+    ],
+)
+def test_bad_options_say_what_to_do(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], remedy: str
+) -> None:
+    assert run(["quantize", str(saved), "--calib", "digits", "--out", str(tmp_path / "out"), *options]) == 1
+    said = capsys.readouterr().err
+    assert remedy in said
+    assert "Traceback" not in said
+
+
+def test_a_file_that_is_cut_off_and_one_with_foreign_metadata(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = tmp_path / "whole.onnx"
+    assert run(["export", str(saved), "--onnx", str(whole)]) == 0
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    model = onnx.load(str(whole))
+    onnx.helper.set_model_props(model, {"irtool.preprocessing": "{"})
+    onnx.save(model, str(whole))
+    for path, remedy in ((cut, "get a whole copy of it"), (whole, "Remove the entry irtool.preprocessing")):
+        capsys.readouterr()
+        assert run(["quantize", str(path), "--calib", "digits", "--out", str(tmp_path / "out")]) == 1
+        assert remedy in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("backend", ["onnx", "mnn"])
+def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -> None:
+    options = [
+        "--calib",
+        "digits",
+        "--limit",
+        "100",
+        "--images",
+        "16",
+        "--runs",
+        "3",
+        "--weights-only",
+        "--backend",
+        backend,
+        "--max-drop",
+        "3",
+    ]
+    assert run(["quantize", str(saved), "--out", str(tmp_path / "light"), *options]) == 0
+    assert "weights alone save bytes, not time" in (said := capsys.readouterr().out) or "as fast as float" in said
+    report = json.loads((tmp_path / "light" / "report.json").read_text())
+    assert report["int8"]["bytes"] < 0.45 * report["float"]["bytes"]
+
+
+def test_an_old_file_with_a_batch_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Opset 11, weights made by ConstantOfShape and a batch of one written into a Reshape; names that the writer would choose too."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    constants = {"w0": draw.normal(size=(4, 3, 3, 3)), "w1": draw.normal(size=(10, 16)), "n0": np.array([4, 4, 1, 1])}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "n0", pads=[1, 1, 1, 1], strides=[8, 8]),
+        helper.make_node("ConstantOfShape", ["n0"], ["d0"], "q0", value=numpy_helper.from_array(np.array([0.5], np.float32))),
+        helper.make_node("Conv", ["a", "d0"], ["b"], "n1"),
+        helper.make_node("Reshape", ["b", "s"], ["c"], "n2"),
+        helper.make_node("Gemm", ["c", "w1"], ["y"], "n3", transB=1),
+    ]
+    tensors = [numpy_helper.from_array(v.astype(np.int64 if k == "n0" else np.float32), k) for k, v in constants.items()]
+    tensors.append(numpy_helper.from_array(np.array([1, 16], np.int64), "s"))
+    graph = helper.make_graph(
+        nodes,
+        "old",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])],
+        tensors,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6), str(tmp_path / "old.onnx"))
+    (tmp_path / "pictures").mkdir()
+    for number in range(12):
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
+    for backend in ("onnx", "mnn"):
+        options = ["--calib", str(tmp_path / "pictures"), "--images", "8", "--runs", "2", "--max-drop", "60", "--backend", backend]
+        assert run(["quantize", str(tmp_path / "old.onnx"), "--out", str(tmp_path / backend), *options, "--no-sensitivity"]) == 0
+        assert f"{3 - (backend == 'mnn')} of 3 layers in int8" in capsys.readouterr().out

@@ -1,0 +1,131 @@
+"""Sessions that run a model in an engine: what they refuse, and how they are compared and timed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from irtool.engines import OnnxSession, TensorSpec, TorchSession, export_onnx, latency, latency_pairs
+from irtool.engines.agreement import relative_error
+from irtool.engines.quiet import captured
+from irtool.errors import BackendError, FileError, OptionError
+
+
+def test_captured_holds_what_python_and_the_process_write() -> None:
+    with captured() as said:
+        warnings.warn("unseen", stacklevel=1)
+        logging.getLogger("irtool.test").warning("unseen")
+        import os
+
+        os.write(1, b"from below\n")
+        os.write(2, b"and below\n")
+    assert said.lines == ["from below", "and below"]
+
+
+def test_session_refuses_bad_files(tmp_path: Path) -> None:
+    good = export_onnx(
+        nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten()), tmp_path / "good.onnx", example_inputs=torch.randn(1, 3, 8, 8)
+    ).path
+    (tmp_path / "empty.onnx").touch()
+    (tmp_path / "cut.onnx").write_bytes(good.read_bytes()[:2000])
+    (tmp_path / "text.onnx").write_text("a model? no.")
+    for name, message in {
+        "missing.onnx": "no such file.*Give the path",
+        "": "is a folder",
+        "empty.onnx": "empty.*Write it again",
+        "cut.onnx": "not an ONNX model, or a truncated one.*Export it again",
+        "text.onnx": "not an ONNX model.*Export it again",
+    }.items():
+        with pytest.raises(FileError, match=message):
+            OnnxSession(tmp_path / name)
+    node = onnx.helper.make_node("Nothing", ["x"], ["y"], domain="nowhere")
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph([node], "g", [value("x", 1, [1])], [value("y", 1, [1])])
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("nowhere", 1)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "op.onnx")
+    with pytest.raises(BackendError, match=r"onnxruntime refuses the model.*Nothing.*another opset"):
+        OnnxSession(tmp_path / "op.onnx")
+
+
+def test_session_refuses_bad_arrays(tmp_path: Path) -> None:
+    path = export_onnx(nn.Conv2d(3, 4, 3), tmp_path / "net.onnx", example_inputs=torch.randn(1, 3, 8, 8)).path
+    for session in (OnnxSession(path), TorchSession(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))):
+        good = np.zeros((2, 3, 8, 8), np.float32)
+        for arrays, message in (
+            ((), "0 arrays for 1 inputs.*input: float32 Nx3x8x8"),
+            ((good.astype(np.float64),), "cannot be float64 2x3x8x8.*float32 Nx3x8x8"),
+            ((good[:, :2],), "cannot be float32 2x2x8x8.*float32 Nx3x8x8"),
+            ((good[0],), "cannot be float32 3x8x8"),
+            ((good[:0],), "empty.*at least one sample"),
+            ((torch.zeros(2, 3, 8, 8),), r"not a numpy array.*\.numpy\(\)"),
+        ):
+            with pytest.raises(BackendError, match=message):
+                session.run(*arrays)  # type: ignore[arg-type]
+        assert session.run(good.transpose(0, 1, 3, 2))[0].shape == (2, 4, 6, 6)  # not contiguous is no reason
+    with pytest.raises(BackendError, match=r"threads=0.*one thread or more"):
+        OnnxSession(path, threads=0)
+
+
+def test_a_module_that_fails_inside_is_reported_in_one_line() -> None:
+    with pytest.raises(BackendError, match=r"the module failed: unflatten.*Run the module") as caught:
+        TorchSession(nn.Unflatten(0, (1, 2)), torch.randn(2, 4, 4)).run(np.zeros((3, 4, 4), np.float32))
+    assert "\n" not in str(caught.value)
+
+
+def test_relative_error_is_not_fooled() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert relative_error(np.array([1.0, 2.0]), np.array([1.0, 4.0])) == 0.5
+    assert relative_error(np.array([nan, inf, 1.0]), np.array([nan, inf, 1.0])) == 0.0
+    for wrong in ([nan, 1.0], [inf, 1.0]):
+        assert relative_error(np.array(wrong), np.array([0.0, 1.0])) > 1e100
+        assert relative_error(np.array([0.0, 1.0]), np.array(wrong)) > 1e100
+    assert relative_error(np.array([1e-9]), np.array([2e-9])) < 1e-5  # rounding around zero
+    assert relative_error(np.zeros((0, 3)), np.zeros((0, 3))) == 0.0
+
+
+class Scripted:
+    """A session that only sleeps, and notes who ran when."""
+
+    def __init__(self, name: str, pause: float, log: list[str]) -> None:
+        self.engine, self._pause, self._log = name, pause, log
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+
+    def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
+        import time
+
+        self._log.append(self.engine)
+        time.sleep(self._pause)
+        return []
+
+
+def test_latency_pairs_interleaves_and_compares_within_rounds() -> None:
+    log: list[str] = []
+    result = latency_pairs([Scripted("a", 0.004, log), Scripted("b", 0.002, log)], [], runs=4, warmup=1)
+    assert "".join(log) == "ab" + "ab" + "ba" + "ab" + "ba"
+    assert [entry.runs for entry in result.latencies] == [4, 4]
+    assert result.ratios[0] == 1.0
+    assert 0.0 < result.ratios[1] < float("inf")
+    first = result.latencies[0]
+    assert 4.0 <= first.p10_ms <= first.median_ms <= first.p90_ms
+
+
+def test_latency_stops_in_time_and_refuses_nonsense() -> None:
+    log: list[str] = []
+    session = Scripted("a", 0.01, log)
+    timed = latency(session, [], runs=1000, warmup=2, seconds=0.05)
+    assert 1 <= timed.runs <= 5
+    assert len(log) == timed.runs + 2
+    assert latency(session, [], runs=9, warmup=0, seconds=1e-9).runs == 1
+    for options, message in (({"runs": 0}, "at least one run"), ({"warmup": -1}, "0 times or more"), ({"seconds": 0.0}, "positive number")):
+        with pytest.raises(OptionError, match=message):
+            latency(session, [], **options)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="Pass at least one session"):
+        latency_pairs([], [])
