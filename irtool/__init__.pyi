@@ -3,11 +3,16 @@
 from . import errors, models, passes, quant, train
 from .analysis.compare import Comparison, compare
 from .analysis.cost import Cost, cost
-from .analysis.diff import Diff, diff
-from .analysis.groups import ChannelGroups, channel_groups
+from .analysis.diff.diff import Diff, diff
 from .archive import load, read_info, save
-from .backends import export_mnn, export_onnx
-from .ir import FxGraph, Graph, Node, OnnxGraph, Value, load_onnx, put_back, save_onnx, trace
+from .channels.groups import ChannelGroups, channel_groups
+from .engines import export_mnn, export_onnx
+from .hosts.onnx.graph import OnnxGraph
+from .hosts.onnx.load import load_onnx, save_onnx
+from .hosts.torch.graph import FxGraph
+from .hosts.torch.tracing.submodule import put_back
+from .hosts.torch.tracing.trace import trace
+from .ir import Graph, Node, Value
 from .passes import (
     DeadCode,
     FoldBatchNorm,
@@ -23,9 +28,9 @@ from .passes import (
     prune,
 )
 from .passmanager import Pass, PassResult, Pipeline
-from .planning import Plan, criterion, plan
-from .planning.apply import apply
-from .planning.check import MaskedCheck, check_prune
+from .pruning import Plan, criterion, plan
+from .pruning.apply import apply
+from .pruning.check import MaskedCheck, check_prune
 
 __version__: str
 

@@ -18,7 +18,9 @@ from torch import fx, nn
 pytest.importorskip("MNN", reason="MNN is not installed")
 
 from irtool.engines import MnnSession, OnnxSession, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.engines.mnn import export as mnn_export, workarounds as mnn_mend, process as mnn_process
+from irtool.engines.mnn import export as mnn_export
+from irtool.engines.mnn import process as mnn_process
+from irtool.engines.mnn import workarounds as mnn_mend
 from irtool.engines.mnn.process import meaning
 from irtool.errors import BackendError, ExportError, FileError, OptionError
 
@@ -151,7 +153,7 @@ def test_nothing_is_shown_and_the_tools_package_is_not_touched(written: tuple[nn
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    child = Path(mnn_export.__file__).with_name("mnn_child.py").read_text(encoding="utf-8")
+    child = Path(mnn_export.__file__).with_name("child.py").read_text(encoding="utf-8")
     assert "import MNN.tools" not in child
     assert "from MNN.tools" not in child
 

@@ -1,4 +1,4 @@
-"""MNN in a process of its own: `python mnn_child.py convert ARGS.json`, `... run MODEL IN.npz OUT.npz`, `... probe MODEL`,
+"""MNN in a process of its own: `python child.py convert ARGS.json`, `... run MODEL IN.npz OUT.npz`, `... probe MODEL`,
 `... quantise ARGS.json`.
 
 Each may end the process (MNN aborts on some models), and the converter reports failure only in what it prints, so

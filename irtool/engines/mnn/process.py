@@ -12,7 +12,7 @@ from pathlib import Path
 
 from irtool.errors import FileError
 
-_CHILD = Path(__file__).with_name("mnn_child.py")
+_CHILD = Path(__file__).with_name("child.py")
 # Lines of the converter that say nothing about a failure, and the stamp before the others.
 _NOISE = re.compile(
     r"The device supports|^Start to|ONNX Model (ir|opset) version|^inputTensors|^outputTensors|Converted Success|please check your file"
