@@ -1,0 +1,55 @@
+"""The house keeps its order: what may know a host, and what may stand where. Each list here may only shrink."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST_LIBRARIES = ("torch.fx", "onnx_graphsurgeon")
+HOST_CHECK = re.compile(r"isinstance\([^)]*(FxGraph|OnnxGraph)")
+HOST_CHECKS = 43
+"""Questions outside of the hosts which host a graph lies on."""
+READS_A_HOST = {
+    "irtool/analysis/cost.py",
+    "irtool/pruning/absorb/measure.py",
+    "irtool/pruning/absorb/reference.py",
+    "irtool/pruning/masked.py",
+    "irtool/pruning/onnx_check.py",
+    "irtool/pruning/onnx_kept.py",
+    "passes/lower_affine.py",
+    "passes/recalibrate_batchnorm.py",
+    "passes/widen_selects.py",
+}
+"""Files outside of the hosts, and of the archive that stores fx programs, that import a host's library."""
+
+
+def _modules() -> list[Path]:
+    files = [*(ROOT / "irtool").rglob("*.py"), *(ROOT / "passes").glob("*.py")]
+    return [file for file in files if not {"hosts", "archive"} & set(file.parts) and not file.is_relative_to(ROOT / "irtool" / "passes")]
+
+
+def _imports(file: Path) -> set[str]:
+    """Every module, and every name of a module, that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_the_libraries_of_hosts_are_read_by_hosts() -> None:
+    reads = {
+        file.relative_to(ROOT).as_posix()
+        for file in _modules()
+        if any(name == library or name.startswith(f"{library}.") for name in _imports(file) for library in HOST_LIBRARIES)
+    }
+    assert reads == READS_A_HOST, "an algorithm reads a host's library, or no longer does and can be taken off the list"
+
+
+def test_questions_for_the_host_become_fewer() -> None:
+    asked = sum(len(HOST_CHECK.findall(file.read_text(encoding="utf-8"))) for file in _modules())
+    assert asked <= HOST_CHECKS
