@@ -28,11 +28,11 @@ from experiment_runs import SOURCES, Run, all_runs, with_seed
 from torch import nn
 
 import irtool
-from irtool.workflows.models import ModelSpec
-from irtool.workflows.weights import load_weights
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import RecalibrateBatchNorm
 from irtool.train import Data, History, Settings, distill, evaluate, finetune, fit, sparse
+from irtool.workflows.models import ModelSpec
+from irtool.workflows.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "training"

@@ -17,19 +17,19 @@ import torch
 import irtool
 import irtool.engines.mnn.int8_form
 from irtool.engines import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
+from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.layers import mnn_operators, mnn_scaled
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
+from irtool.engines.mnn.quantizer import mnn_own_int8
 from irtool.engines.onnxruntime.profile import operator_times
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.engines.table import ENGINES
 from irtool.passes import Equalise, LowerAffine, WidenSelects
 from irtool.quant import Placement, Scheme, Statistics, calibrate, make_recipe, observe, place
-from irtool.engines.mnn.int8 import export_mnn_int8
-from irtool.engines.mnn.quantizer import mnn_own_int8
-from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.affine import grid
+from irtool.quant.boundaries import account, mnn_account
 from irtool.quant.placement import Wiring, rectified
 from irtool.quant.prepare import prepared
-from irtool.quant.boundaries import account, mnn_account
 from irtool.train import Data, Preprocessing
 
 SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}

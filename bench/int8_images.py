@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 import irtool
 from irtool.engines import OnnxSession, export_onnx
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.models import PreResNet
 from irtool.passes import LowerAffine, WidenSelects
 from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.prepare import prepared
 from irtool.train import load_data
 

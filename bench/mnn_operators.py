@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import irtool
-from irtool.engines import MnnSession, OnnxSession
-from irtool.errors import IrtoolError
 from irtool.atomic_files import replacing
-from irtool.quant import Scheme, calibrate, make_recipe, place
+from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.onnxruntime.qdq import to_qdq
+from irtool.errors import IrtoolError
+from irtool.quant import Scheme, calibrate, make_recipe, place
 from irtool.quant.prepare import prepared
 from irtool.workflows.sensitivity import sqnr
 

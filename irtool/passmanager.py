@@ -11,10 +11,10 @@ import torch
 from irtool.analysis.compare import TOLERANCES, compare
 from irtool.analysis.randomness import without_dropout
 from irtool.errors import CheckError, OptionError
+from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
-from irtool.hosts.onnx.graph import OnnxGraph
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import torch
 
+from irtool.hosts.onnx.affine import Affine, channel_affine, flowing, only_reader
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir.graph import G, Value
-from irtool.hosts.onnx.affine import Affine, channel_affine, flowing, only_reader
 from irtool.passmanager import Pass, PassResult, onnx_only, register
 
 _FLOATS: Mapping[torch.dtype | None, type[np.floating[Any]]] = {

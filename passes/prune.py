@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from irtool.garbage import uncollected
 from irtool.errors import OptionError
+from irtool.garbage import uncollected
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, PassResult, register
 from irtool.pruning.absorb.absorb import Absorption

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from irtool.hosts.torch.interpreter import steps
 from irtool.errors import GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.ir.graph import G, Graph, Node
+from irtool.hosts.torch.interpreter import steps
 from irtool.hosts.torch.modes import evaluating
+from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from irtool.hosts.torch.in_place import writers
 from irtool.hosts.torch.attributes import canonical
+from irtool.hosts.torch.in_place import writers
 from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, PassResult, register
 

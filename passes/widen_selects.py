@@ -11,9 +11,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from irtool.errors import OptionError
+from irtool.hosts.onnx.affine import only_reader
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir.graph import G
-from irtool.hosts.onnx.affine import only_reader
 from irtool.passmanager import Pass, PassResult, onnx_only, register
 
 _KEEPS_CHANNELS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})

@@ -8,8 +8,8 @@ import torch
 from training import net
 
 import irtool
-from irtool.garbage import uncollected
 from irtool.errors import PlanError
+from irtool.garbage import uncollected
 
 
 @pytest.fixture(autouse=True)

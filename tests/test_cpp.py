@@ -19,9 +19,9 @@ from PIL import Image
 
 import irtool
 from irtool.engines import MnnSession
+from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.models import VGG
 from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.quant.prepare import prepared
 from irtool.train import Preprocessing
 from irtool.train.data.image_files import FolderTree, decode

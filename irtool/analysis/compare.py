@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.interpreter import cast, cast_module, run_with, seeded, steps
 from irtool.errors import CheckError, OptionError
+from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.interpreter import cast, cast_module, run_with, seeded, steps
+from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import Graph, Node
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.onnx.graph import OnnxGraph
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from irtool.hosts.torch.interpreter import steps
 from irtool.errors import CheckError
 from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.interpreter import steps
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.ir.graph import G, Graph, Node

@@ -13,8 +13,8 @@ import safetensors.torch
 from torch import Tensor
 
 from irtool.archive.limits import HEADER_BYTES
-from irtool.errors import FileError
 from irtool.atomic_files import replacing
+from irtool.errors import FileError
 
 VERSION = 1
 _KEY = "irtool"

@@ -12,22 +12,22 @@ from typing import Annotated, Any
 import typer
 
 from irtool.cli import options
-from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
 from irtool.cli.flags import with_flags
-from irtool.workflows.compress import FILES, Settings, compress_graph, original, report_of, timed
-from irtool.workflows.models import fingerprint, graph_of, input_shapes, onnx_file
-from irtool.workflows.compress_onnx import compress_onnx, original_onnx
 from irtool.cli.output import COMPRESS, keep_inputs, model_files, output_folder
-from irtool.workflows.recipe.run import run_recipe
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
+from irtool.cli.tables import chain_table, comparison_table
 from irtool.errors import OptionError
-from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.torch.graph import FxGraph
 from irtool.pruning.planner import Plan, check_options
+from irtool.workflows.compress import FILES, Settings, compress_graph, original, report_of, timed
+from irtool.workflows.compress_onnx import compress_onnx, original_onnx
+from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
+from irtool.workflows.models import fingerprint, graph_of, input_shapes, onnx_file
+from irtool.workflows.recipe.run import run_recipe
 from irtool.workflows.record import Report
 from irtool.workflows.run_folder import keep_history, write_run_page
-from irtool.cli.tables import chain_table, comparison_table
 
 
 @dataclass(frozen=True)

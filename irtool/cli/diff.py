@@ -11,12 +11,12 @@ import typer
 from torch.utils import _pytree as pytree
 
 from irtool.analysis.diff.diff import diff as graph_diff
-from irtool.cli import options
-from irtool.workflows.models import graph_of, input_shapes, saved_model
-from irtool.errors import IrtoolError
 from irtool.atomic_files import replacing
+from irtool.cli import options
+from irtool.errors import IrtoolError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
+from irtool.workflows.models import graph_of, input_shapes, saved_model
 
 
 def diff(

@@ -12,23 +12,23 @@ from typing import Annotated, cast
 import typer
 
 from irtool.analysis.randomness import require_repeatable
-from irtool.engines import export_onnx
-from irtool.engines.agreement import sample_inputs
-from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.atomic_files import MAKE_ROOM, replacing
 from irtool.cli import options
-from irtool.workflows.models import graph_of, input_shapes, onnx_file
-from irtool.workflows.compress_onnx import to_mnn
 from irtool.cli.output import keep_inputs, model_files
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
+from irtool.cli.tables import chain_table
+from irtool.engines import export_onnx
+from irtool.engines.agreement import sample_inputs
+from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.errors import FileError, OptionError
-from irtool.atomic_files import MAKE_ROOM, replacing
-from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
+from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import fold_batchnorm
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
-from irtool.cli.tables import chain_table
+from irtool.workflows.compress_onnx import to_mnn
+from irtool.workflows.models import graph_of, input_shapes, onnx_file
 
 
 def export(

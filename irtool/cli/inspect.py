@@ -14,9 +14,9 @@ from rich.table import Table
 from irtool.analysis.cost import Cost, cost
 from irtool.channels.groups import ChannelGroups, channel_groups
 from irtool.cli import options
-from irtool.workflows.models import graph_of, input_shapes
 from irtool.cli.screen import out as console
 from irtool.ir import Graph
+from irtool.workflows.models import graph_of, input_shapes
 
 
 @dataclass(frozen=True)

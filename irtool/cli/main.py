@@ -22,7 +22,6 @@ from irtool.cli.compress import compress
 from irtool.cli.demo import demo
 from irtool.cli.diff import diff
 from irtool.cli.export import export
-from irtool.workflows.user_code import Terminated
 from irtool.cli.inspect import inspect
 from irtool.cli.output import Interrupted
 from irtool.cli.quantize import quantize
@@ -31,6 +30,7 @@ from irtool.cli.screen import complain
 from irtool.cli.train import train
 from irtool.cli.verify import verify
 from irtool.errors import IrtoolError, OptionError
+from irtool.workflows.user_code import Terminated
 
 TERMINATED = 143
 

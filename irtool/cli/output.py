@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from irtool.workflows.models import ModelSpec, saved_model
-from irtool.errors import FileError, IrtoolError
 from irtool.atomic_files import MAKE_ROOM, locked
+from irtool.errors import FileError, IrtoolError
+from irtool.workflows.models import ModelSpec, saved_model
 
 COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
 """Who makes folders."""

@@ -8,18 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from irtool.cli import options
-from irtool.workflows.data import DataOptions, example_shapes
 from irtool.cli.flags import with_flags
-from irtool.workflows.models import graph_of, input_shapes
 from irtool.cli.output import QUANTIZE, keep_inputs, model_files, output_folder
-from irtool.workflows.calibration_images import load_images
-from irtool.engines.table import ENGINES
-from irtool.workflows.quantize import quantize_graph
-from irtool.workflows.quantize_options import QuantizeOptions
 from irtool.cli.quantize_report import borders, table, verdict, write_report
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
+from irtool.engines.table import ENGINES
 from irtool.train import Data
+from irtool.workflows.calibration_images import load_images
+from irtool.workflows.data import DataOptions, example_shapes
+from irtool.workflows.models import graph_of, input_shapes
+from irtool.workflows.quantize import quantize_graph
+from irtool.workflows.quantize_options import QuantizeOptions
 
 
 @with_flags(QuantizeOptions, panel="Quantisation")

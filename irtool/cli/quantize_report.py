@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from irtool.workflows.calibration_images import Images
 from irtool.engines.table import ENGINES
-from irtool.workflows.quantize import SENSITIVITY_IMAGES, Outcome, Settings, record
 from irtool.quant import layers_of
+from irtool.workflows.calibration_images import Images
+from irtool.workflows.quantize import SENSITIVITY_IMAGES, Outcome, Settings, record
 from irtool.workflows.sensitivity_plot import plot_sensitivity, write_sensitivity
 
 NOISE = 0.05

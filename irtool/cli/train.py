@@ -17,22 +17,22 @@ import typer
 
 import irtool
 from irtool.archive import save
+from irtool.atomic_files import replacing
 from irtool.cli import options
-from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
 from irtool.cli.flags import with_flags
-from irtool.workflows.models import MODEL_FILE, graph_of, input_shapes, onnx_file
 from irtool.cli.output import TRAIN, claimed, keep_inputs, model_files, read_object
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.errors import FileError, OptionError
-from irtool.atomic_files import replacing
 from irtool.hosts.torch.graph import FxGraph
 from irtool.train import Data, History, Settings
 from irtool.train.checkpoint import check_facts
-from irtool.train.data.sources import named_sets
 from irtool.train.data.image_files import content_of
+from irtool.train.data.sources import named_sets
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
+from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
+from irtool.workflows.models import MODEL_FILE, graph_of, input_shapes, onnx_file
 
 HISTORY_FILE = "train.json"
 DATA_FILE = "train-data.json"

@@ -9,18 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from irtool.archive import load
-from irtool.engines import OnnxSession
-from irtool.engines.agreement import sample_inputs
 from irtool.cli import options
-from irtool.workflows.data import DataOptions
-from irtool.workflows.compress import FILES, calibration_batches
-from irtool.workflows.models import fingerprint, graph_of
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
+from irtool.cli.tables import chain_table
+from irtool.engines import OnnxSession
+from irtool.engines.agreement import sample_inputs
 from irtool.errors import DataError, FileError, OptionError
-from irtool.ir import Graph
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
+from irtool.ir import Graph
 from irtool.passes import fold_batchnorm, prune
 from irtool.pruning import Plan
 from irtool.workflows.chain import (
@@ -34,8 +32,10 @@ from irtool.workflows.chain import (
     mnn_link,
     onnx_link,
 )
+from irtool.workflows.compress import FILES, calibration_batches
+from irtool.workflows.data import DataOptions
+from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
-from irtool.cli.tables import chain_table
 
 _REMEDY = "The files do not belong together, or one was changed: run irtool compress again."
 

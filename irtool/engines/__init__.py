@@ -6,13 +6,13 @@ one interface; `latency` and `latency_pairs` time them. MNN and onnxruntime are 
 
 from __future__ import annotations
 
+from irtool.engines.flat_module import Source
 from irtool.engines.latency import Latency, PairedLatency, latency, latency_pairs
 from irtool.engines.mnn.export import MnnExport, export_mnn
 from irtool.engines.mnn.session import MnnSession
 from irtool.engines.onnxruntime.export import OnnxExport, export_onnx
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import Session, TensorSpec
-from irtool.engines.flat_module import Source
 from irtool.engines.torch import TorchSession
 
 __all__ = [

@@ -12,13 +12,13 @@ import onnx
 from onnx import ModelProto
 
 from irtool.engines import MnnSession, OnnxSession, Session, export_mnn
+from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
 from irtool.engines.onnxruntime.profile import operator_times
-from irtool.quant import Placement, Scheme, Statistics, make_recipe
-from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
-from irtool.quant.prepare import prepared
+from irtool.quant import Placement, Scheme, Statistics, make_recipe
 from irtool.quant.boundaries import Account, account, mnn_account
+from irtool.quant.prepare import prepared
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from irtool.engines.session import TensorSpec, checked
 from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
+from irtool.engines.session import TensorSpec, checked
 from irtool.errors import BackendError
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.opaque import barrier, pin_value
 from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
+from irtool.ops.opaque import barrier, pin_value
 from irtool.ops.products import heads_stay, matmul_parts, source_of
 
 

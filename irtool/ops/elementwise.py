@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.opaque import barrier
 from irtool.ops.context import (
     NONE,
     Context,
@@ -24,6 +23,7 @@ from irtool.ops.context import (
     varying,
 )
 from irtool.ops.normalisation import mix, reduced_axes
+from irtool.ops.opaque import barrier
 from irtool.ops.windows import first_space, implied_axis
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops.opaque import short_name
 from irtool.ops.context import Context, channel_vector, is_none, is_stored, none, on_axis, varying
+from irtool.ops.opaque import short_name
 from irtool.ops.windows import first_space
 
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from irtool.hosts.torch.tracing.proxies import AUGMENTED
 from irtool.hosts.torch.operators import names_a_write
+from irtool.hosts.torch.tracing.proxies import AUGMENTED
 from irtool.ir.graph import Node, Value
 from irtool.ops.opaque import short_name
 

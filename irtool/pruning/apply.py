@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.interpreter import seeded
 from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.interpreter import seeded
 from irtool.hosts.torch.modules import attribute, map_tensors
 from irtool.hosts.torch.operators import callee
 from irtool.hosts.torch.tracing.trace import trace

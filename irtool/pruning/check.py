@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irtool.pruning.masked import masked_run
 from irtool.analysis.randomness import random_nodes, without_dropout
-from irtool.hosts.torch.interpreter import difference, seeded
 from irtool.errors import GraphError
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
-from irtool.ir.graph import Graph, Node
 from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.interpreter import difference, seeded
+from irtool.hosts.torch.modules import map_tensors
+from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
+from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
+from irtool.ir.graph import Graph, Node
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.absorb.calibration import listed, measured
 from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
+from irtool.pruning.masked import masked_run
 from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
 from irtool.pruning.planner import Plan, find_rewrite
 from irtool.pruning.slicing import Rewrite
-from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
-from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
 
 TOLERANCE = 1e-9
 TOLERANCE32 = 1e-5

@@ -16,10 +16,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from irtool.channels.labels import Labels, mixes
-from irtool.ops.mixing import on_survivors
 from irtool.hosts.torch.graph import FxGraph
-from irtool.ir.graph import Node, Value
 from irtool.hosts.torch.modes import evaluating
+from irtool.ir.graph import Node, Value
+from irtool.ops.mixing import on_survivors
 
 
 class MaskedRun(fx.Interpreter):

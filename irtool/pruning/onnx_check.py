@@ -17,10 +17,10 @@ from onnx import helper
 from torch import Tensor
 
 from irtool.channels.labels import Labels, mixes
-from irtool.ir.graph import Node, Value
 from irtool.hosts.onnx.evaluate import Array, element_type, proto_of
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.interpreter import run_model
+from irtool.ir.graph import Node, Value
 from irtool.pruning.absorb.reference import Run
 from irtool.pruning.onnx_kept import on_survivors
 

@@ -14,8 +14,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.ops.mixing import mixed_axes
 from irtool.ir.graph import Node
+from irtool.ops.mixing import mixed_axes
 
 _PER_CHANNEL: dict[str, tuple[int, ...]] = {
     "LRN": (), "Cumsum": (), "LpNormalization": (), "Softmax": (), "Reduce": (), "Conv": (), "InstanceNormalization": (),

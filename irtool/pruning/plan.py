@@ -11,8 +11,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
-from irtool.errors import FileError, PlanError
 from irtool.atomic_files import replacing
+from irtool.errors import FileError, PlanError
 
 Scope = Literal["global", "local"]
 Residual = Literal["couple", "select", "keep"]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
 from irtool.channels.labels import Layer
-from irtool.garbage import uncollected
 from irtool.errors import PlanError, ProofError
+from irtool.garbage import uncollected
 from irtool.ir.graph import G, Graph
 from irtool.pruning.allocation import Limits, settle, wanted
 from irtool.pruning.criteria import CRITERIA, Scores, check_finite, group_scores

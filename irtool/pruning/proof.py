@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from irtool.channels.kept import Survivors
 from irtool.channels.labels import Key, Labels, Walk
 from irtool.channels.positions import alike_in_place, misplaced
 from irtool.errors import GraphError, ProofError
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import Axis, same
-from irtool.channels.kept import Survivors
 
 _REMEDY = "This is a gap in irtool's operator table; name the module in ignore=, and please report it."
 

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from irtool.channels.kept import Survivors
 from irtool.channels.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
+from irtool.hosts.onnx import write_attrs as onnx_literals
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.torch import resize as fx_slicing
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G, Graph, Value
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ops.context import Axis, varying
-from irtool.hosts.torch import resize as fx_slicing
-from irtool.hosts.onnx import write_attrs as onnx_literals
 from irtool.pruning.proof import Replay
-from irtool.channels.kept import Survivors
 
 Ints = NDArray[np.int64]
 HOSTS: dict[type[Graph], Any] = {FxGraph: fx_slicing, OnnxGraph: onnx_literals}

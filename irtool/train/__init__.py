@@ -4,17 +4,17 @@
 with a penalty, a small learning rate, a teacher. `recover` prunes and gets back what it can in a given time.
 """
 
+from irtool.progress import Progress, Status, silent
 from irtool.train.data.dataset import Data, load_data
+from irtool.train.data.preprocessing import Preprocessing
+from irtool.train.data.split import Split
 from irtool.train.distill import distill, distillation_loss, finetune
 from irtool.train.evaluate import Evaluation, evaluate, predict
 from irtool.train.fit import Batch, fit
 from irtool.train.history import History, Record
-from irtool.train.data.preprocessing import Preprocessing
-from irtool.progress import Progress, Status, silent
 from irtool.train.recover import Attempt, Recovery, recover
 from irtool.train.settings import Settings
 from irtool.train.sparse import find_strength, small_scales, sparse
-from irtool.train.data.split import Split
 
 __all__ = [
     "Attempt",

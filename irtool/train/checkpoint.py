@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from irtool.errors import TrainError
 from irtool.atomic_files import replacing
+from irtool.errors import TrainError
 from irtool.train.ema import Average, alike
 from irtool.train.history import History
 

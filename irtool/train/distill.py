@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from irtool.errors import OptionError
+from irtool.progress import Progress, silent
 from irtool.train.data.dataset import Data
 from irtool.train.evaluate import logits_of, module_of, numpy_forward, predict, run_model
 from irtool.train.fit import Batch, OnEpoch, fit
 from irtool.train.history import History
-from irtool.progress import Progress, silent
 from irtool.train.settings import Settings, is_number
 
 FINETUNE = Settings(epochs=10, lr=0.01)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
-from irtool.train.data.dataset import Data
 from irtool.progress import Progress, Status, Throttle, silent
-from irtool.train.settings import is_whole
+from irtool.train.data.dataset import Data
 from irtool.train.data.split import Split, in_batches, labels_of
+from irtool.train.settings import is_whole
 
 LARGE_BATCH = 256
 BATCH = {"cpu": 32}

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from irtool.errors import OptionError, TrainError
-from irtool.train.ema import Average
+from irtool.progress import Progress, Status, Throttle, silent
 from irtool.train.checkpoint import restore, save_checkpoint
 from irtool.train.data.dataset import Data
+from irtool.train.data.split import Part, labels_of
+from irtool.train.distributed import launch, returning, shared_batch_statistics
+from irtool.train.ema import Average
 from irtool.train.evaluate import evaluate, logits_of, module_of, run_model, scored_labels
 from irtool.train.history import History, Record, TensorBoardLog
-from irtool.train.distributed import launch, returning, shared_batch_statistics
-from irtool.progress import Progress, Status, Throttle, silent
 from irtool.train.settings import Settings, learning_rate
-from irtool.train.data.split import Part, labels_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from irtool.errors import OptionError, TrainError
 from irtool.atomic_files import replacing
+from irtool.errors import OptionError, TrainError
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import torch
 from irtool.errors import OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import Prune, RecalibrateBatchNorm
+from irtool.progress import Progress, silent
 from irtool.pruning.planner import Plan
 from irtool.train.data.dataset import Data, balanced
+from irtool.train.data.split import Part
 from irtool.train.distill import FINETUNE, distill, finetune
 from irtool.train.evaluate import evaluate
 from irtool.train.history import History
-from irtool.progress import Progress, silent
 from irtool.train.settings import Settings, is_number, is_whole
-from irtool.train.data.split import Part
 
 BATCH = 64
 """Calibration images at a time."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from irtool.errors import OptionError, TrainError
+from irtool.progress import Progress, Status, silent
 from irtool.train.checkpoint import load_checkpoint
 from irtool.train.data.dataset import Data, balanced
+from irtool.train.data.split import Part
 from irtool.train.evaluate import module_of
 from irtool.train.fit import OnEpoch, Penalty, fit
 from irtool.train.history import History, Record
-from irtool.progress import Progress, Status, silent
 from irtool.train.settings import Settings, is_number, is_whole, learning_rate
-from irtool.train.data.split import Part
 
 NEAR_ZERO = 0.05
 """A scale counts as small when it is at most this share of the network's largest."""

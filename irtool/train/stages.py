@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from irtool.errors import OptionError
+from irtool.progress import Progress, silent
 from irtool.train.data.dataset import Data
 from irtool.train.distill import FINETUNE, distill, finetune
 from irtool.train.fit import fit
 from irtool.train.history import History
-from irtool.progress import Progress, silent
 from irtool.train.settings import Settings
 from irtool.train.sparse import sparse
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from irtool.workflows.data import DataOptions, known_preprocessing
 from irtool.cli.screen import Screen
 from irtool.errors import DataError, OptionError
 from irtool.train import Preprocessing, load_data
 from irtool.train.data.dataset import balanced, statistics
 from irtool.train.data.image_files import FolderTree, decode
 from irtool.train.data.split import MemorySplit, Split, decode_all, in_batches
+from irtool.workflows.data import DataOptions, known_preprocessing
 
 BATCH = 32
 """Images at a time in calibration."""

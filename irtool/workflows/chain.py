@@ -19,16 +19,16 @@ from irtool.analysis.compare import Comparison, compare
 from irtool.analysis.randomness import require_repeatable
 from irtool.engines import MnnSession, OnnxSession
 from irtool.errors import CheckError, GraphError, IrtoolError
+from irtool.hosts.onnx.load import load_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
+from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
 from irtool.ir.graph import Graph
-from irtool.hosts.onnx.load import load_onnx
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.pruning import Plan
 from irtool.pruning.check import TOLERANCE as EXACT
 from irtool.pruning.check import MaskedCheck, check_prune
-from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
 from irtool.workflows.divergence import before_saturation, first_in_mnn, first_in_onnx
 
 FLOAT32 = 1e-4

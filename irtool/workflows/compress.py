@@ -16,9 +16,8 @@ from torch.utils import _pytree as pytree
 import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import save
-from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.workflows.models import MODEL_FILE, ONNX_FILE
 from irtool.cli.screen import Screen
+from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
 from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
@@ -27,6 +26,7 @@ from irtool.passes import FoldBatchNorm, Prune
 from irtool.passes.prune import Constants
 from irtool.passmanager import PassResult
 from irtool.pruning import Plan
+from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
     Chain,
     Link,
@@ -38,9 +38,9 @@ from irtool.workflows.chain import (
     onnx_link,
     takes_any_batch,
 )
+from irtool.workflows.models import MODEL_FILE, ONNX_FILE
 from irtool.workflows.record import ENGINES, Measured, Report
 from irtool.workflows.run_folder import GRAPHS, PAGE
-from irtool.train import Data, evaluate
 
 FILES = {
     "model": MODEL_FILE,

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from irtool.analysis.cost import cost
+from irtool.cli.screen import Screen
 from irtool.engines import OnnxSession, export_mnn
 from irtool.engines.session import Session
-from irtool.workflows.compress import FILES, Built, Compressed, Settings, sliced_and_folded
-from irtool.cli.screen import Screen
 from irtool.errors import BackendError, ExportError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
-from irtool.workflows.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link
-from irtool.workflows.record import Measured
 from irtool.train import Data, evaluate
+from irtool.workflows.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link
+from irtool.workflows.compress import FILES, Built, Compressed, Settings, sliced_and_folded
+from irtool.workflows.record import Measured
 
 BATCH = 64
 """Images at a time, where the file leaves the batch free."""

@@ -11,13 +11,13 @@ from typing import Any
 from torch import nn
 
 from irtool.archive import read_info
-from irtool.engines import OnnxSession
-from irtool.workflows.models import ModelSpec, Shape, onnx_file, saved_model
 from irtool.cli.screen import Screen
+from irtool.engines import OnnxSession
 from irtool.errors import DataError, FileError, IrtoolError, OptionError
 from irtool.hosts.onnx.file import read_model
 from irtool.train import Data, Preprocessing, load_data
 from irtool.train.data.image_files import SUFFIXES
+from irtool.workflows.models import ModelSpec, Shape, onnx_file, saved_model
 
 LARGEST_SIDE = 8192
 """Pixels: an image of that side is 200 MB, and its float32 input four times that."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from irtool.models import VGG
-from irtool.train.data.dataset import Data, load_data
 from irtool.progress import Progress, silent
+from irtool.train.data.dataset import Data, load_data
 from irtool.train.settings import Settings
 
 

@@ -15,11 +15,11 @@ import onnx
 import torch
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.interpreter import steps
 from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.agreement import relative_error
 from irtool.errors import IrtoolError
 from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.interpreter import steps
 
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 

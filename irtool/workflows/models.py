@@ -26,14 +26,14 @@ from torch import nn
 
 from irtool import load_onnx, trace
 from irtool.archive import load
-from irtool.workflows.user_code import foreign, quiet_torch
-from irtool.workflows.finite import require_sound
-from irtool.workflows.weights import load_weights
 from irtool.errors import FileError, OptionError, TraceError
-from irtool.ir import Graph
 from irtool.hosts.torch.tracing.errors import REFUSED, UNTRACEABLE
+from irtool.ir import Graph
 from irtool.models import MODELS
+from irtool.workflows.finite import require_sound
 from irtool.workflows.folders import step_folders
+from irtool.workflows.user_code import foreign, quiet_torch
+from irtool.workflows.weights import load_weights
 
 _SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of an .onnx file or of a model that irtool saved."
 MODEL_FILE = "model.safetensors"

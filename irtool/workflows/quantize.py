@@ -15,27 +15,27 @@ import torch
 from onnx import ModelProto
 
 from irtool import load_onnx, save_onnx
-from irtool.engines import OnnxSession, export_onnx, latency_pairs
-from irtool.workflows.compress_onnx import classifier
-from irtool.workflows.calibration_images import Images
-from irtool.engines.table import ENGINES, Engine
 from irtool.cli.screen import Screen
+from irtool.engines import OnnxSession, export_onnx, latency_pairs
+from irtool.engines.onnxruntime.qdq import OLDEST
+from irtool.engines.table import ENGINES, Engine
 from irtool.errors import CheckError, ExportError
+from irtool.hosts.onnx.file import opset_of
+from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.file import opset_of
 from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
 from irtool.quant import Placement, Scheme, Statistics, calibrate, layers_of, place
-from irtool.quant.prepare import prepared
-from irtool.engines.onnxruntime.qdq import OLDEST
-from irtool.quant.search import fewest_float
-from irtool.workflows.sensitivity import Sensitivity, sensitivities
 from irtool.quant.boundaries import Account, account
-from irtool.workflows.chain import Chain, files_link, takes_any_batch
+from irtool.quant.prepare import prepared
+from irtool.quant.search import fewest_float
 from irtool.train import Status, evaluate
 from irtool.train.data.split import MemorySplit, Split
+from irtool.workflows.calibration_images import Images
+from irtool.workflows.chain import Chain, files_link, takes_any_batch
+from irtool.workflows.compress_onnx import classifier
+from irtool.workflows.sensitivity import Sensitivity, sensitivities
 
 SCORE_BATCH = 64
 RENEWED = 17

@@ -8,13 +8,13 @@ from typing import Any
 
 from irtool.cli.options import FEWER_THREADS, MOST_THREADS
 from irtool.engines.table import ENGINES
-from irtool.workflows.quantize import Settings
 from irtool.errors import OptionError
 from irtool.quant import Scheme
 from irtool.quant.affine import GRIDS
 from irtool.quant.observers import METHODS
 from irtool.quant.scales import SCHEMES
 from irtool.quant.weights import METHODS as WEIGHT_METHODS
+from irtool.workflows.quantize import Settings
 
 ACTIVATIONS = tuple(dict.fromkeys(dtype for dtype, _ in GRIDS))
 

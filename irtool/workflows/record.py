@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from irtool.errors import FileError
 from irtool.atomic_files import replacing
+from irtool.errors import FileError
 from irtool.workflows.chain import Chain
 from irtool.workflows.folders import instead_of_run
 

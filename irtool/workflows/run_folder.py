@@ -14,8 +14,8 @@ from typing import Any
 
 from irtool.analysis.diff.diff import diff
 from irtool.analysis.diff.picture import FORMAT
-from irtool.errors import FileError
 from irtool.atomic_files import replacing
+from irtool.errors import FileError
 from irtool.ir.graph import Graph
 from irtool.page import run_page
 from irtool.workflows.record import read_record

@@ -12,9 +12,9 @@ import onnx
 from onnx import ModelProto
 
 from irtool.engines import OnnxSession
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.calibrate import Told, nobody
 from irtool.quant.placement import place
-from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.scales import Scheme, make_recipe
 from irtool.quant.statistics import Statistics
 

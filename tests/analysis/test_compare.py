@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from irtool.analysis.compare import FLOOR, compare
-from irtool.hosts.torch.interpreter import run_with
 from irtool.errors import CheckError, GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.interpreter import run_with
 from irtool.hosts.torch.tracing.trace import trace
 
 X = torch.ones(1)
@@ -278,8 +278,8 @@ class Several(nn.Module):
 
 @pytest.mark.parametrize("tracer", ["symbolic", "export"])
 def test_structures_of_inputs_and_outputs(tracer: str) -> None:
-    from irtool.hosts.torch.tracing.trace import TRACERS
     from irtool.hosts.torch.tracing.sandbox import Asides
+    from irtool.hosts.torch.tracing.trace import TRACERS
 
     given = ((torch.arange(4.0), torch.ones(4)),)
     graph = FxGraph(TRACERS[tracer](Several(), given, (), Asides()), given)

@@ -15,13 +15,13 @@ from onnx import numpy_helper
 
 import irtool
 from irtool.archive import load, read_info
-from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
-from irtool.workflows.compress import FILES
 from irtool.cli.main import app, run
-from irtool.workflows.models import ModelSpec
-from irtool.workflows.weights import read_weights
+from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
 from irtool.errors import IrtoolError
 from irtool.train import Preprocessing
+from irtool.workflows.compress import FILES
+from irtool.workflows.models import ModelSpec
+from irtool.workflows.weights import read_weights
 
 MODEL = "VGG:depth=11,width=0.0625"
 Run = Callable[..., tuple[int, str, str]]

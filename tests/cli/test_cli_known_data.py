@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 import irtool
-from irtool.engines.mnn.layers import mnn_operators
 from irtool.cli.main import run
+from irtool.engines.mnn.layers import mnn_operators
 from irtool.errors import IrtoolError
 from irtool.train import distill, load_data
 

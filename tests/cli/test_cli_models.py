@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from irtool.workflows.models import ModelSpec
-from irtool.workflows.weights import load_weights, read_weights
 from irtool.errors import FileError, OptionError
 from irtool.models import PreResNet
+from irtool.workflows.models import ModelSpec
+from irtool.workflows.weights import load_weights, read_weights
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import torch
 from onnx import numpy_helper
 from onnx_nets import Net
 
-from irtool.engines import export_mnn
 from irtool.cli.main import run
+from irtool.engines import export_mnn
 from irtool.workflows.chain import mnn_link
 
 Run = Callable[..., tuple[int, str, str]]

@@ -17,11 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from irtool.archive import container
+from irtool.atomic_files import locked, replacing
 from irtool.cli import train as train_command
 from irtool.cli.main import run
 from irtool.cli.output import COMPRESS, QUANTIZE, RECIPE, TRAIN, claimed, makers, output_folder
 from irtool.errors import FileError
-from irtool.atomic_files import locked, replacing
 from irtool.train.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import irtool
+from irtool.atomic_files import MAKE_ROOM
 from irtool.cli import export
 from irtool.cli.main import run
 from irtool.errors import FileError
-from irtool.atomic_files import MAKE_ROOM
 
 MODEL = "VGG:depth=11,width=0.0625"
 SIZE = ("--input", "1x3x32x32")

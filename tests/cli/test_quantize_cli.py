@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 import irtool
-from irtool.engines import MnnSession, OnnxSession
 from irtool.cli.main import run
+from irtool.engines import MnnSession, OnnxSession
 from irtool.models import VGG
 from irtool.train import fit, load_data
 

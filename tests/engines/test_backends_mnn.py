@@ -18,7 +18,9 @@ from torch import fx, nn
 pytest.importorskip("MNN", reason="MNN is not installed")
 
 from irtool.engines import MnnSession, OnnxSession, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.engines.mnn import export as mnn_export, workarounds as mnn_mend, process as mnn_process
+from irtool.engines.mnn import export as mnn_export
+from irtool.engines.mnn import process as mnn_process
+from irtool.engines.mnn import workarounds as mnn_mend
 from irtool.engines.mnn.process import meaning
 from irtool.errors import BackendError, ExportError, FileError, OptionError
 

@@ -17,9 +17,9 @@ from random_norms import randomise
 from torch import fx, nn
 
 from irtool.engines import OnnxSession, TensorSpec, TorchSession, export_onnx
-from irtool.engines.onnxruntime import export as onnx_export
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.flat_module import evaluating
+from irtool.engines.onnxruntime import export as onnx_export
 from irtool.errors import BackendError, ExportError, FileError, OptionError
 
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.engines import MnnSession
+from irtool.engines.mnn.int8 import export_mnn_int8
+from irtool.engines.mnn.int8_form import LARGE, mnn_form
 from irtool.engines.mnn.layers import mnn_scaled
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
 from irtool.errors import FileError, OptionError
 from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.engines.mnn.int8 import export_mnn_int8
-from irtool.engines.mnn.int8_form import LARGE, mnn_form
-from irtool.quant.prepare import prepared
 from irtool.quant.boundaries import mnn_account
+from irtool.quant.prepare import prepared
 
 
 class Joined(nn.Module):

@@ -14,13 +14,13 @@ from quant_nets import Mixed, exported, sqnr
 from torch import Tensor, nn
 
 from irtool.engines import MnnSession, OnnxSession
+from irtool.engines.mnn import int8_check as mnn_guard
+from irtool.engines.mnn import int8_form as mnn_form
+from irtool.engines.mnn.int8 import MnnInt8, export_mnn_int8
 from irtool.engines.mnn.profile import mnn_profile
 from irtool.errors import ExportError, FileError
 from irtool.quant import Scheme, calibrate, make_recipe, place, placement
-from irtool.engines.mnn.int8 import export_mnn_int8
-from irtool.engines.mnn import int8_form as mnn_form, int8_check as mnn_guard
 from irtool.quant.calibrate import observed_model
-from irtool.engines.mnn.int8 import MnnInt8
 from irtool.quant.placement import Habits, Wiring, non_negative
 from irtool.quant.prepare import prepared
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from irtool.channels.labels import Walk, label
 from irtool.ir.graph import Node, Value
-from irtool.ops import contraction, spec as table
+from irtool.ops import contraction
+from irtool.ops import spec as table
 from irtool.ops.context import Context
 from irtool.ops.products import _Part
 

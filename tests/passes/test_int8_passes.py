@@ -13,17 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import irtool
-from irtool.hosts.torch.interpreter import difference
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import relative_error
 from irtool.errors import OptionError
+from irtool.hosts.torch.interpreter import difference
 from irtool.models import PreResNet
 from irtool.passes import Equalise, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import make
 from irtool.quant import place
+from irtool.quant.boundaries import account, steps
 from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
-from irtool.quant.boundaries import account, steps
 
 
 def onnx_graph(folder: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: tuple[int, ...]) -> irtool.OnnxGraph:

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import Net
 
-from irtool.quant import Scheme, calibrate, make_recipe, place
 from irtool.engines.onnxruntime.qdq import to_qdq
+from irtool.quant import Scheme, calibrate, make_recipe, place
 from irtool.quant.prepare import prepared
 
 

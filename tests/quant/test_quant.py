@@ -17,14 +17,13 @@ from quant_nets import Mixed, exported, images, sqnr
 import irtool
 import irtool.train
 from irtool.engines import MnnSession, OnnxSession
+from irtool.engines.mnn.int8 import export_mnn_int8, matched
 from irtool.engines.mnn.layers import mnn_operators
-from irtool.errors import DataError, ExportError, OptionError
-from irtool.quant import Scheme, Statistics, affine, calibrate, channel_scales, grid, make_recipe, observe, place
-from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.quantizer import mnn_own_int8
 from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
+from irtool.errors import DataError, ExportError, OptionError
+from irtool.quant import Scheme, Statistics, affine, calibrate, channel_scales, grid, make_recipe, observe, place
 from irtool.quant.affine import GRIDS
-from irtool.engines.mnn.int8 import matched
 from irtool.quant.observers import METHODS
 from irtool.quant.placement import layers_of
 from irtool.quant.prepare import prepared

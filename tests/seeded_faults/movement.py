@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops import movement, spec as table
+from irtool.ops import movement
+from irtool.ops import spec as table
 from irtool.ops.context import Context
 from seeded_faults.fault import Patch, fault, mirrored, outputs, rolled
 

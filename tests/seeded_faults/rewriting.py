@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from irtool.channels.labels import Labels, Walk
-from irtool.ir.graph import Node
-from irtool.ops import contraction, products, recurrent, spec as table
-from irtool.ops.context import Context, none, on_axis
 from irtool.hosts.torch import write_attrs as fx_literals
-from irtool.pruning import proof as replay, slicing
+from irtool.ir.graph import Node
+from irtool.ops import contraction, products, recurrent
+from irtool.ops import spec as table
+from irtool.ops.context import Context, none, on_axis
+from irtool.pruning import proof as replay
+from irtool.pruning import slicing
 from seeded_faults.fault import Patch, fault, longest
 
 # Literals of the program.

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import irtool
-from irtool.pruning.masked import MaskedRun
 from irtool.hosts.torch.interpreter import difference
 from irtool.ops.context import varying
+from irtool.pruning.masked import MaskedRun
 from irtool.pruning.planner import find_rewrite
 
 

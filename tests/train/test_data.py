@@ -15,10 +15,10 @@ from PIL import Image
 from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
+from irtool.progress import Status
 from irtool.train import Preprocessing, Settings, evaluate, load_data, predict
 from irtool.train.data.augment import Augment
 from irtool.train.data.dataset import balanced, statistics
-from irtool.progress import Status
 
 
 def test_folder_with_splits(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import torch
 from rich.console import Console
 
 import irtool
+from irtool.cli.tables import chain_table
 from irtool.errors import CheckError
 from irtool.pruning.check import MaskedCheck
 from irtool.workflows import chain
 from irtool.workflows.chain import Chain, Link, masked_links
-from irtool.cli.tables import chain_table
 
 
 def shown(*links: Link) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import irtool
-from irtool.engines import OnnxSession
-from irtool.workflows.recipe import kinds as recipe_steps
 from irtool.cli.main import run
-from irtool.workflows.recipe.parse import RecipeError, places, read_recipe
+from irtool.engines import OnnxSession
 from irtool.train import evaluate, load_data
+from irtool.workflows.recipe import kinds as recipe_steps
+from irtool.workflows.recipe.parse import RecipeError, places, read_recipe
 
 GOOD = """\
 model = "VGG:depth=11,width=0.125"

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from irtool.analysis.diff.changes import Change, ChannelChange, NodeRef, PairDiff, ParameterDelta, Replacement, ref, shape_text
 from irtool.analysis.cost import Cost, cost
+from irtool.analysis.diff.changes import Change, ChannelChange, NodeRef, PairDiff, ParameterDelta, Replacement, ref, shape_text
 from irtool.analysis.diff.matching import match_nodes
 from irtool.analysis.diff.picture import Picture, by_node, picture
 from irtool.analysis.diff.replacements import Unmatched, find_replacements
-from irtool.ir.graph import Graph, Node
 from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.ir.graph import Graph, Node
 from irtool.page import diff_page
 
 

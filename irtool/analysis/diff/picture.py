@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from irtool.analysis.diff.changes import channels_of
 from irtool.analysis.cost import Cost
+from irtool.analysis.diff.changes import channels_of
 from irtool.hosts.torch.attributes import canonical
 from irtool.ir.graph import Graph, Node
 

@@ -16,13 +16,13 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from irtool.atomic_files import replacing
 from irtool.engines.agreement import relative_error, sample_inputs
-from irtool.engines.mnn.workarounds import mended
 from irtool.engines.mnn.process import UNSUPPORTED, in_child, meaning, scratch
+from irtool.engines.mnn.workarounds import mended
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
-from irtool.atomic_files import replacing
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
 TOLERANCE = 1e-3

@@ -12,13 +12,13 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from irtool.atomic_files import replacing
 from irtool.engines import MnnExport, export_mnn
+from irtool.engines.mnn.int8_check import require_promised
+from irtool.engines.mnn.int8_form import mnn_form
+from irtool.engines.mnn.int8_params import MnnLayer, compression_params
 from irtool.engines.mnn.layers import MnnOperator, mnn_operators
 from irtool.errors import OptionError
-from irtool.atomic_files import replacing
-from irtool.engines.mnn.int8_form import mnn_form
-from irtool.engines.mnn.int8_check import require_promised
-from irtool.engines.mnn.int8_params import MnnLayer, compression_params
 from irtool.quant.placement import Layer, Wiring, is_result, layers_of
 from irtool.quant.scales import Recipe
 from irtool.quant.weights import steps_of

@@ -13,9 +13,9 @@ from onnx import ModelProto
 
 from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.agreement import sample_inputs
+from irtool.engines.onnxruntime.qdq import OLDEST, to_qdq
 from irtool.errors import BackendError, ExportError
 from irtool.hosts.onnx.file import opset_of
-from irtool.engines.onnxruntime.qdq import OLDEST, to_qdq
 from irtool.quant.scales import Recipe
 
 LEAST = 0.5

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from irtool.atomic_files import replacing
 from irtool.engines.mnn.process import in_child, meaning, scratch
 from irtool.engines.session import model_file
 from irtool.errors import ExportError, OptionError
-from irtool.atomic_files import replacing
 
 METHODS = ("KL", "EMA", "ADMM")
 

@@ -14,14 +14,14 @@ import onnx
 import torch
 from torch import nn
 
+from irtool.atomic_files import replacing
 from irtool.engines.agreement import relative_error
+from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
+from irtool.engines.onnxruntime.cleanup import tidy
 from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, unsupported_operator
 from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
-from irtool.engines.onnxruntime.cleanup import tidy
 from irtool.engines.quiet import captured
-from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
 from irtool.errors import ExportError, OptionError
-from irtool.atomic_files import replacing
 
 # A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model.
 INLINE_LIMIT = 2**31 - 2**24

@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from irtool.errors import FileError
 from irtool.atomic_files import replacing
+from irtool.errors import FileError
 
 INLINE_LIMIT = 2**31 - 2**24
 """A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model."""

@@ -13,12 +13,12 @@ import torch
 from onnx import ModelProto, helper
 
 from irtool.errors import GraphError
-from irtool.ir.graph import Graph, Node, Value
 from irtool.hosts.onnx.evaluate import Array, proto_of, run_node
 from irtool.hosts.onnx.interpreter import described, run_model
+from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
 from irtool.hosts.onnx.static_shapes import settle_shapes
-from irtool.hosts.onnx.normalize import settle
+from irtool.ir.graph import Graph, Node, Value
 
 LOOP_SECONDS = 6.0
 """How long a model with a Loop may take on the example: a damaged file may ask for more rounds than will ever end."""

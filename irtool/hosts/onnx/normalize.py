@@ -8,8 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.subgraphs import bodies
 from irtool.hosts.onnx.evaluate import check_size, element_type, infer, proto_of, run_node
+from irtool.hosts.onnx.subgraphs import bodies
 
 STANDARD = ("", "ai.onnx", None)
 _KEPT = frozenset(

@@ -11,12 +11,12 @@ import onnx_graphsurgeon as gs
 import torch
 
 from irtool.errors import GraphError
-from irtool.ir.graph import Node, Value
-from irtool.hosts.onnx.subgraphs import bodies, captured
 from irtool.hosts.onnx.evaluate import Array, Typed, check_size, element_type, infer, proto_of, run_node
 from irtool.hosts.onnx.fits import check_fit
-from irtool.hosts.onnx.operators import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
 from irtool.hosts.onnx.normalize import STANDARD
+from irtool.hosts.onnx.operators import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
+from irtool.hosts.onnx.subgraphs import bodies, captured
+from irtool.ir.graph import Node, Value
 
 Fix = Callable[["Reader", gs.Node], None]
 """Called before a host node is read, with what is known so far; it may change the node's inputs."""

@@ -12,9 +12,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from irtool.ir.graph import Node, Value
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.reader import Reader
+from irtool.ir.graph import Node, Value
 
 Ints = NDArray[np.int64]
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}

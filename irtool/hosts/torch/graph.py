@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 from irtool.errors import GraphError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.dtypes import widen
-from irtool.hosts.torch.purity import is_pure
+from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
+from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.reader import Fix, Reader
 from irtool.ir.graph import Graph, Node, Value
-from irtool.hosts.torch.modes import evaluating
 
 
 class FxGraph(Graph):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.purity import is_pure
 from irtool.ir.graph import Graph, Node, Value
 
 

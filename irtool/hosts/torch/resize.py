@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from irtool.hosts.onnx.write_attrs import Sizes
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import compiled, copy_module, modules_by_path
 from irtool.hosts.torch.write_attrs import Literals
-from irtool.hosts.onnx.write_attrs import Sizes
 
 
 def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[FxGraph, list[str]]:

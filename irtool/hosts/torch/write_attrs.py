@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from irtool.errors import ProofError
+from irtool.hosts.torch.arguments import argument, moved_entry, of_batch, sizes_argument, stated_size, torch_name, unflattened, with_sizes
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import set_attribute
 from irtool.ir.graph import Node, Value
 from irtool.ops.contraction import channel_axis
 from irtool.ops.movement import pad_amounts
-from irtool.hosts.torch.arguments import argument, moved_entry, of_batch, sizes_argument, stated_size, torch_name, unflattened, with_sizes
 
 Ints = NDArray[np.int64]
 

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.pruning.absorb.measure import calibrate
-from irtool.pruning.absorb.moments import expectations
 from irtool.channels.labels import Labels
 from irtool.ir.graph import Node
-from irtool.ops.opaque import short_name
 from irtool.ops.context import expand
+from irtool.ops.opaque import short_name
 from irtool.pruning.absorb.bias import calls_of, takes_bias
 from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, gain, has_plain_window, shares, weight_of
+from irtool.pruning.absorb.measure import calibrate
+from irtool.pruning.absorb.moments import expectations
 
 _ENDINGS = LAYERS | {"Einsum", "Attention", "LSTM", "GRU", "RNN"}
 """Operators that sum over channels, where what a removed one adds ends."""

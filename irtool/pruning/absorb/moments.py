@@ -19,13 +19,13 @@ from torch import Tensor
 
 from irtool.channels.labels import Labels
 from irtool.hosts.torch.graph import FxGraph
-from irtool.ir.graph import Graph, Node, Value
 from irtool.hosts.torch.modes import evaluating
+from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import computed_values
-from irtool.ops.opaque import short_name
 from irtool.ops.context import on_axis
 from irtool.ops.contraction import channel_axis, inputs_first
 from irtool.ops.movement import LARGEST, matching_axes
+from irtool.ops.opaque import short_name
 from irtool.ops.spec import ELEMENTWISE
 from irtool.ops.writes import written_through
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from irtool.pruning.absorb.moments import Moments, expectations
 from irtool.channels.labels import Labels
 from irtool.hosts.torch.graph import FxGraph
-from irtool.ir.graph import Node, Value
 from irtool.hosts.torch.modes import evaluating
+from irtool.ir.graph import Node, Value
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.contribution import channel_axis
+from irtool.pruning.absorb.moments import Moments, expectations
 
 Run = Callable[[Node, Tensor], Tensor]
 """A layer's own operator on another input of the example's shape."""

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
+from irtool.progress import Progress, silent
 from irtool.train.data.augment import Augment
-from irtool.train.data.sources import ArraySet, cifar, has_cifar, has_idx, idx, named_sets
 from irtool.train.data.image_files import FileTree, FolderTree, LabelledNames, ZipTree, arrange, decode
 from irtool.train.data.preprocessing import Preprocessing
-from irtool.progress import Progress, silent
-from irtool.train.settings import is_whole
+from irtool.train.data.sources import ArraySet, cifar, has_cifar, has_idx, idx, named_sets
 from irtool.train.data.split import MemorySplit, Split, StreamedSplit, decode_all
+from irtool.train.settings import is_whole
 
 TEST_SHARE = 0.2
 """What is held out for testing where a dataset has only one split."""

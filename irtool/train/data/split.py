@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from irtool.errors import DataError
+from irtool.progress import Progress, Status, Throttle, silent
 from irtool.train.data.image_files import FileTree, decode
 from irtool.train.data.preprocessing import Preprocessing
-from irtool.progress import Progress, Status, Throttle, silent
 
 
 class Split(Protocol):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from irtool.workflows.compress import CHECK_IMAGES
 from irtool.cli.screen import Screen
 from irtool.hosts.torch.graph import FxGraph
-from irtool.workflows.chain import chain_inputs, fitting_inputs
 from irtool.train import Data
+from irtool.workflows.chain import chain_inputs, fitting_inputs
+from irtool.workflows.compress import CHECK_IMAGES
 
 Options = Mapping[str, Any]
 

@@ -11,17 +11,17 @@ from typing import Any
 import irtool
 from irtool.archive import load
 from irtool.engines import MnnSession, OnnxSession, export_mnn, export_onnx
-from irtool.workflows.compress import FILES
-from irtool.workflows.recipe.quantize import QUANTIZE
-from irtool.workflows.recipe.kind import Context, Kind, Made, Options
 from irtool.errors import OptionError
 from irtool.passes import FoldBatchNorm, Prune, RecalibrateBatchNorm, ReduceWidth
 from irtool.pruning.planner import check_options
-from irtool.workflows.chain import Chain, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
 from irtool.train import Settings, evaluate, recover
 from irtool.train.sparse import strength_of
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
+from irtool.workflows.chain import Chain, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
+from irtool.workflows.compress import FILES
+from irtool.workflows.recipe.kind import Context, Kind, Made, Options
+from irtool.workflows.recipe.quantize import QUANTIZE
 
 BATCH = 64
 """Calibration images at a time."""

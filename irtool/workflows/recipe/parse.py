@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from irtool.errors import FileError, IrtoolError, OptionError
+from irtool.train import Settings
 from irtool.workflows.data import DataOptions
 from irtool.workflows.models import ModelSpec, saved_model
 from irtool.workflows.recipe.kind import Kind
 from irtool.workflows.recipe.kinds import KINDS, SETTINGS
-from irtool.errors import FileError, IrtoolError, OptionError
-from irtool.train import Settings
 
 BASE: dict[str, Any] = {"model": str, "weights": str, "data": str, "limit": int, "image_size": int, "mean": str, "std": str, "seed": int}
 """What may stand at the top of a recipe."""

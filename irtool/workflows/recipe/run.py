@@ -16,21 +16,21 @@ from rich.table import Table
 import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import load, save
-from irtool.workflows.data import known_preprocessing
-from irtool.workflows.compress import FILES
+from irtool.atomic_files import replacing
 from irtool.cli.output import RECIPE, claimed, keep_inputs, model_files
-from irtool.workflows.recipe.parse import Recipe, RecipeError, Step, read_recipe
-from irtool.workflows.recipe.kind import Context, Made
-from irtool.workflows.recipe.kinds import KINDS
 from irtool.cli.screen import Screen, complain, screen
 from irtool.cli.screen import out as console
 from irtool.cli.train import data_stamp, trainable
 from irtool.errors import FileError, OptionError
-from irtool.atomic_files import replacing
 from irtool.hosts.torch.graph import FxGraph
+from irtool.train import Data, evaluate
+from irtool.workflows.compress import FILES
+from irtool.workflows.data import known_preprocessing
 from irtool.workflows.folders import STATE as STATE_FILE
 from irtool.workflows.folders import SUMMARY as SUMMARY_FILE
-from irtool.train import Data, evaluate
+from irtool.workflows.recipe.kind import Context, Made
+from irtool.workflows.recipe.kinds import KINDS
+from irtool.workflows.recipe.parse import Recipe, RecipeError, Step, read_recipe
 
 FORMAT = 1
 """Part of every key: a step made by another version of this file is made again."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.tracing.compare import Change, apart, larger_batch, observed, other_images, tolerance
+from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import attribute, map_tensors
+from irtool.hosts.torch.tracing.compare import Change, apart, larger_batch, observed, other_images, tolerance
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
-from irtool.hosts.torch.modes import evaluating
 
 
 @dataclass(frozen=True)

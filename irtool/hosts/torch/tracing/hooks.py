@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from irtool.hosts.torch.modules import HOOKS, submodule
-from irtool.hosts.torch.tracing.surroundings import contents, function_of, reached
 from irtool.hosts.torch.tracing.sandbox import Asides
+from irtool.hosts.torch.tracing.surroundings import contents, function_of, reached
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -15,20 +15,20 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.utils import _pytree as pytree
 
-from irtool.garbage import uncollected
 from irtool.errors import TraceError
-from irtool.hosts.torch.tracing.autograd import own_backwards
-from irtool.hosts.torch.tracing.fixed_sizes import decided_by
+from irtool.garbage import uncollected
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
-from irtool.hosts.torch.tracing.train_modes import mend
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
+from irtool.hosts.torch.tracing.autograd import own_backwards
 from irtool.hosts.torch.tracing.errors import explained, refuse_hidden, refuse_unknown
-from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
+from irtool.hosts.torch.tracing.fixed_sizes import decided_by
+from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
+from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.submodule import capture
+from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
+from irtool.hosts.torch.tracing.train_modes import mend
 from irtool.hosts.torch.tracing.witness import Witness
-from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
 
 
 @uncollected()

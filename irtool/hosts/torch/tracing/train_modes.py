@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from irtool.hosts.torch.tracing.call_form import settle_calls
 from irtool.hosts.torch.modules import attribute
-from irtool.hosts.torch.tracing.proxies import Flag
 from irtool.hosts.torch.reader import Reader
+from irtool.hosts.torch.tracing.call_form import settle_calls
+from irtool.hosts.torch.tracing.proxies import Flag
 from irtool.hosts.torch.tracing.sandbox import Asides
 from irtool.ir.graph import Value
 
