@@ -55,7 +55,7 @@ def imports(tree: ast.Module, modules: set[str]) -> set[str]:
 
 def folder(module: str) -> str:
     """The folder of the package that a module lies in: `pruning` of `irtool.pruning.absorb.bias`."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def functions(trees: dict[str, ast.Module]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -89,7 +89,7 @@ def operator_tables(trees: dict[str, ast.Module], operators: set[str]) -> dict[s
     for module, tree in trees.items():
         for node in tree.body:
             value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-            if value is None or isinstance(value, ast.Constant) and not isinstance(value.value, str):
+            if value is None or (isinstance(value, ast.Constant) and not isinstance(value.value, str)):
                 continue
             words = [inner.value for inner in ast.walk(value) if isinstance(inner, ast.Constant) and isinstance(inner.value, str)]
             named = {part for word in words for part in word.split() if part in operators}
