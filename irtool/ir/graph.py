@@ -143,6 +143,10 @@ class Graph:
         """Names by which a user may speak of parts of the model, whether they make channels or not."""
         raise NotImplementedError
 
+    def program_size(self) -> int:
+        """The number of operators in the host's program, with those on sizes that the view does not show."""
+        raise NotImplementedError
+
     def run(self, *inputs: Any) -> Any:
         """Run the program in eval mode on inputs of the example's types."""
         raise NotImplementedError

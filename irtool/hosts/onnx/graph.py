@@ -246,6 +246,10 @@ class OnnxGraph(Graph):
             scale, rest = scale.reshape(shape), [zero.reshape(shape) for zero in rest]
         return (data - rest[0] if rest else data) * scale
 
+    def program_size(self) -> int:
+        """The number of nodes of the ONNX graph."""
+        return len(self.host.nodes)
+
     def paths(self) -> list[str]:
         """Names by which a user may speak of parts of the model: node names and the scopes before their slashes."""
         found = dict.fromkeys(node.name for node in self.nodes)

@@ -146,6 +146,10 @@ class FxGraph(Graph):
         self.module.recompile()
         self.refresh()
 
+    def program_size(self) -> int:
+        """The number of nodes of the fx program."""
+        return len(self.module.graph.nodes)
+
     def paths(self) -> list[str]:
         """The qualified names of all modules."""
         return [path for path, _ in self.module.named_modules()]
