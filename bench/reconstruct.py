@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,10 @@ def on_torch(options: argparse.Namespace) -> list[dict[str, Any]]:
         criterion, ratio = ("bn_scale", 0.7) if name == "sparse" else ("l2", 0.42)
         plan = irtool.plan(graph, criterion, ratio, "global", "select")
         ways: dict[str, Callable[[], irtool.FxGraph]] = {
-            "drop": lambda: irtool.prune(graph, plan, "drop"),
-            "absorb": lambda: irtool.prune(graph, plan),
-            "biases alone": lambda: irtool.reconstruct(graph, plan, calibration, weights=False),
-            "least squares": lambda: irtool.reconstruct(graph, plan, calibration),
+            "drop": partial(irtool.prune, graph, plan, "drop"),
+            "absorb": partial(irtool.prune, graph, plan),
+            "biases alone": partial(irtool.reconstruct, graph, plan, calibration, weights=False),
+            "least squares": partial(irtool.reconstruct, graph, plan, calibration),
         }
         for way, make in ways.items():
             start = time.process_time()

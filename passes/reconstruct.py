@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from irtool.errors import OptionError
 from irtool.garbage import uncollected
+from irtool.ir.frontier import Batch
 from irtool.ir.graph import G, Graph
 from irtool.passmanager import Pass, PassResult, register
 from irtool.pruning.absorb.bias import add_to_biases
 from irtool.pruning.planner import Plan, find_rewrite
-from irtool.pruning.reconstruct.images import Batch, image_batches, size_of, split_to_fit
+from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
 from irtool.pruning.slicing import Rewrite
 
@@ -88,7 +89,7 @@ class Reconstruct(Pass):
         with uncollected():
             rewrite = find_rewrite(graph, self.plan)
             new = rewrite.fill()
-        rewrites = [*_before(self.original, graph), rewrite]
+        rewrites: list[Rewrite[Any]] = [*_before(self.original, graph), rewrite]
         batches = split_to_fit(rewrites[0].labels.graph, image_batches(graph, self.images, self.limit, CHUNK))
         batches, notes = self._within_memory(new, batches)
         ignore = (self.ignore,) if isinstance(self.ignore, str) else tuple(self.ignore)
@@ -111,7 +112,7 @@ class Reconstruct(Pass):
         return kept, [f"{used} of {sum(each)} images used: more would take above {self.memory / (1 << 30):.3g} GiB (memory= says how much)"]
 
 
-def _before(original: G | None, graph: G) -> list[Rewrite[G]]:
+def _before(original: Graph | None, graph: Graph) -> list[Rewrite[Graph]]:
     """The rewrites that led from `original` to the graph."""
     if original is None:
         return []
@@ -121,7 +122,7 @@ def _before(original: G | None, graph: G) -> list[Rewrite[G]]:
     if type(original) is not type(graph) or graph.history[:done] != original.history or strange is not None:
         why = "the graph was not made from it" if strange is None else f"{strange} lies between it and the graph"
         raise OptionError(why, where="original", remedy="Give the graph that was pruned, and prune what irtool made of it.")
-    found, current = list[Rewrite[G]](), original
+    found, current = list[Rewrite[Graph]](), original
     for step in steps:
         if step["step"] == "prune":
             found.append(find_rewrite(current, Plan.from_dict(step["plan"])))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph, Node, Value
@@ -115,3 +118,12 @@ def wraps(graph: Graph, node: Node) -> bool:
     if not isinstance(graph, FxGraph) or node.host.op != "call_module":
         return False
     return getattr(graph.module.get_submodule(str(node.host.target)), "padding_mode", "zeros") != "zeros"
+
+
+def padded(graph: Graph, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
+    """A convolution's input with its padding put on, and the padding that is left to do, where that repeats the image; else the input, and None."""
+    if not wraps(graph, node):
+        return x, None
+    assert isinstance(graph, FxGraph)
+    module: Any = graph.module.get_submodule(str(node.host.target))
+    return functional.pad(x, module._reversed_padding_repeated_twice, str(module.padding_mode)), (0,) * (x.dim() - 2)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from irtool.errors import DataError, GraphError
+from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
 
-Batch = tuple[Any, ...]
-"""The arguments of one run."""
 REMEDY = "Give a tensor (N, C, H, W), a list of such batches, or a DataLoader; a tuple holds the arguments of forward first."
 
 
@@ -33,7 +32,7 @@ def image_batches(graph: Graph, images: Any, limit: int, chunk: int) -> list[Bat
     if isinstance(images, Tensor | np.ndarray):
         images = [images]
     if hasattr(images, "__getitem__") and hasattr(images, "__len__") and not isinstance(images, Iterable):
-        images = (images[number] for number in range(min(len(images), limit)))  # a Dataset: one image at a time
+        images = _items(images, limit)  # a Dataset: one image at a time
     if isinstance(images, str | bytes | Mapping) or not isinstance(images, Iterable):
         raise DataError(f"a {type(images).__name__} holds no images", where="images", remedy=REMEDY)
     found, left = list[Batch](), limit
@@ -47,6 +46,11 @@ def image_batches(graph: Graph, images: Any, limit: int, chunk: int) -> list[Bat
     if not found:
         raise DataError("there are no images", where="images", remedy=REMEDY)
     return list(_regrouped(found, chunk))
+
+
+def _items(dataset: Any, limit: int) -> Iterator[Any]:
+    for number in range(min(len(dataset), limit)):
+        yield dataset[number]
 
 
 def size_of(batch: Batch) -> int:

@@ -8,7 +8,7 @@ what the other operand lacks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +16,11 @@ import torch
 from torch import Tensor
 
 from irtool.errors import DataError
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
+from irtool.ir.frontier import Batch, Frontier
 from irtool.ir.graph import Graph, Node
 from irtool.pruning.absorb.contribution import WINDOWED, channel_axis, weight_of
-from irtool.pruning.onnx_check import on_onnxruntime
-from irtool.pruning.reconstruct.frontier import Frontier, TorchFrontier, watch_torch
-from irtool.pruning.reconstruct.images import Batch, size_of
+from irtool.pruning.reconstruct.images import size_of
 from irtool.pruning.reconstruct.least_squares import KEPT_ROWS, WIDE, Fit, Regression
-from irtool.pruning.reconstruct.onnx_frontier import OnnxFrontier, watch_onnx
 from irtool.pruning.reconstruct.refit import Task, tasks
 from irtool.pruning.reconstruct.rows import as_blocks, from_blocks, inputs_at, outputs_at, sample
 from irtool.pruning.slicing import Rewrite
@@ -120,31 +115,20 @@ class Reconstruction:
     @torch.no_grad()
     def run(self) -> Outcome:
         """Fit the layers in order."""
-        outcome = Outcome()
-        found, outcome.notes = tasks(self.rewrites, self.new, self.ignore)
-        frontier = self._frontier(found)
-        found = [task for task in found if frontier.usable(task)]
-        self._watch(found)
-        total = len(found)
+        found, notes = tasks(self.rewrites, self.new, self.ignore)
+        outcome = Outcome(notes=notes)
+        frontier = self.new.side_by_side(self.batches, [task.stop for task in found])
+        found = [task for task in found if frontier.usable(task.stop)]
+        self._observe(found)
         with frontier.running():
-            try:
-                for number, task in enumerate(found):
-                    self.report("reconstruct", number, total)
-                    frontier.advance(task.node)
-                    self._fit(task, frontier, outcome)
-            finally:
-                frontier.close()
-        self.report("reconstruct", total, total)
-        outcome.gains = {name: gain for name, gain in frontier.gains.items() if bool(gain.any())}
+            for number, task in enumerate(found):
+                self.report("reconstruct", number, len(found))
+                frontier.advance(task.node)
+                self._fit(task, frontier, outcome)
+        self.report("reconstruct", len(found), len(found))
         return outcome
 
-    def _frontier(self, found: Sequence[Task]) -> Frontier:
-        if isinstance(self.new, FxGraph):
-            return TorchFrontier(self.new, self.batches, found)
-        assert isinstance(self.new, OnnxGraph)
-        return OnnxFrontier(self.new, self.batches, found)
-
-    def _watch(self, found: Sequence[Task]) -> None:
+    def _observe(self, found: Sequence[Task]) -> None:
         """Run the original, and sample what each layer gave."""
         aims: dict[str, list[tuple[int, Task]]] = {}
         for number, task in enumerate(found):
@@ -152,19 +136,14 @@ class Reconstruction:
         channels = sum(task.node.output.sizes[channel_axis(task.node, task.node.output)] for task in found)
         images = sum(map(size_of, self.batches))
         each = max(1, min(self.positions, self.memory // max(channels * images * 8, 1)))
-        original, total = self.rewrites[0].labels.graph, len(self.batches)
         for number, batch in enumerate(self.batches):
-            self.report("run the original", number, total)
+            self.report("run the original", number, len(self.batches))
 
             def seen(name: str, value: Tensor, number: int = number, size: int = size_of(batch)) -> None:
                 for place, task in aims[name]:
                     self._samples[task.node.name, number] = self._sample(task, value, size, each, (place << 24) + number)
 
-            if isinstance(original, FxGraph):
-                watch_torch(original, batch, set(aims), seen)
-            else:
-                assert isinstance(original, OnnxGraph)
-                watch_onnx(original, batch, set(aims), seen)
+            self.rewrites[0].labels.graph.observe(batch, set(aims), seen)
 
     def _sample(self, task: Task, value: Tensor, size: int, each: int, seed: int) -> _Sample:
         value = task.aligned(value)
@@ -181,89 +160,101 @@ class Reconstruction:
         return _Sample(drawn.places, drawn.images, aim.clone(), tuple(value.shape))
 
     def _fit(self, task: Task, frontier: Frontier, outcome: Outcome) -> None:
-        node = task.node
-        weight = weight_of(node)
-        assert weight is not None
-        assert weight.data is not None
-        blocks = as_blocks(node, weight.data.double())
-        bias = node.get("bias")
-        old = bias.data.double() if bias is not None and bias.data is not None else blocks.new_zeros(blocks.shape[:2].numel())
+        """Fit one layer, and put what was found in its place."""
+        node, weight = task.node, _data(task.node)
+        blocks = as_blocks(node, weight.double())
         regression, spread = Regression(blocks.shape[2]), _Spread()
-        scale, shift = (None if part is None else part.to(blocks) for part in (task.scale, task.shift))
-        assert scale is not None
-        assert shift is not None
-        rows = sum(len(self._samples[node.name, number].places) for number in range(len(self.batches)))
-        step = -(-rows // KEPT_ROWS) if blocks.shape[2] > WIDE else 1
-        first, by_row = 0, sum(map(size_of, self.batches)) < 2 * HELD_OUT
+        for number, rows in enumerate(self._rows(task, frontier, blocks)):
+            if number == 0 and not _computes(rows, task, frontier):
+                outcome.notes.append(f"{node.location}: left as it is (it does not compute what its attributes say)")
+                break
+            regression.add(rows.read, rows.lacking, rows.held)
+            spread.add(rows.aim)
+        for number in range(len(self.batches)):
+            self._samples.pop((node.name, number), None)
+        variance = spread.variance()
+        if variance is None:
+            return
+        fit = regression.solve(weights=self.weights)
+        if fit.before <= variance * _EQUAL.get(weight.dtype, 1e-5) ** 2:
+            return
+        self._apply(task, fit, blocks, frontier, outcome)
+        changed = "weight" if fit.weight is not None else "bias" if fit.bias is not None else ""
+        before, after = ((part / max(variance, 1e-30)) ** 0.5 for part in (fit.before, fit.after))
+        outcome.layers.append(Refitted(node.location, before, after, fit.strength, changed))
+
+    def _rows(self, task: Task, frontier: Frontier, blocks: Tensor) -> Iterator[_Rows]:
+        """What the layer reads and lacks, batch by batch, at the sampled positions."""
+        node, bias, first = task.node, task.node.get("bias"), 0
+        old = bias.data.double() if bias is not None and bias.data is not None else blocks.new_zeros(blocks.shape[:2].numel())
+        scale, shift = task.scale.to(blocks), task.shift.to(blocks)
+        step = -(-sum(len(self._samples[node.name, n].places) for n in range(len(self.batches))) // KEPT_ROWS)
+        step = step if blocks.shape[2] > WIDE else 1
+        few = sum(map(size_of, self.batches)) < 2 * HELD_OUT
         for number, batch in enumerate(self.batches):
-            taken = self._samples.pop((node.name, number))
+            taken = self._samples[node.name, number]
             places, images, aim = taken.places[::step], taken.images[::step] + first, taken.aim[::step].double()
             first += size_of(batch)
             x = frontier.value(number, node.input)
             read = inputs_at(self.new, node, x, taken.made, places).double()
             made = torch.einsum("rgi,goi->rgo", read, blocks).flatten(1) + old
-            if number == 0 and not self._reads_right(node, x, places, made):
-                outcome.notes.append(f"{node.location}: left as it is (it does not compute what its attributes say)")
-                self._drop(node)
-                return
             if task.other is None:
                 aim = aim * scale + shift
             else:
                 aim = aim - outputs_at(node, frontier.value(number, task.other), places).double()
-            lacking = aim - made * scale - shift
-            held = (torch.arange(len(places)) if by_row else images) % HELD_OUT == HELD_OUT - 1
-            regression.add(read, lacking.reshape(len(places), *blocks.shape[:2]), held)
-            spread.add(aim)
-        variance = spread.variance()
-        fit = regression.solve(weights=self.weights)
-        if fit.before <= variance * _EQUAL.get(weight.data.dtype, 1e-5) ** 2:
-            return
-        self._apply(task, fit, blocks, frontier)
-        changed = "weight" if fit.weight is not None else "bias" if fit.bias is not None else ""
-        before, after = ((part / max(variance, 1e-30)) ** 0.5 for part in (fit.before, fit.after))
-        outcome.layers.append(Refitted(node.location, before, after, fit.strength, changed))
+            lacking = (aim - made * scale - shift).reshape(len(places), *blocks.shape[:2])
+            held = (torch.arange(len(places)) if few else images) % HELD_OUT == HELD_OUT - 1
+            yield _Rows(x, places, made, read, aim, lacking, held)
 
-    def _apply(self, task: Task, fit: Fit, blocks: Tensor, frontier: Frontier) -> None:
+    def _apply(self, task: Task, fit: Fit, blocks: Tensor, frontier: Frontier, outcome: Outcome) -> None:
         """Take a fit over into the layer: the regression was of what comes after a scale."""
         if fit.bias is None:
             return
-        assert task.scale is not None
-        scale = task.scale.to(blocks).reshape(blocks.shape[:2])
+        node, scale = task.node, task.scale.to(blocks).reshape(blocks.shape[:2])
         visible = scale.abs() > _NEGLIGIBLE * scale.abs().max()
         back = torch.where(visible, 1 / torch.where(visible, scale, 1.0), 0.0)
-        frontier.gains[task.node.name] = (fit.bias * back).flatten()
+        gain = (fit.bias * back).flatten()
+        if bool(gain.any()):
+            outcome.gains[node.name] = gain
+            after = len(node.output.sizes) - 1 - channel_axis(node, node.output)
+            frontier.added[node.name] = gain.reshape([-1] + [1] * after)
         if fit.weight is not None:
-            value = weight_of(task.node)
+            value = weight_of(node)
             assert value is not None
-            assert value.data is not None
-            self.new.set_param(value.name, from_blocks(task.node, blocks + fit.weight * back[:, :, None], value.data))
-
-    def _drop(self, node: Node) -> None:
-        for number in range(len(self.batches)):
-            self._samples.pop((node.name, number), None)
-
-    def _reads_right(self, node: Node, x: Tensor, places: Tensor, made: Tensor) -> bool:
-        """Whether the rows and the weight give what the layer itself gives, on the first image."""
-        batched = x.dim() > (len(weight_sizes(node)) - 1 if node.op in WINDOWED else 1)
-        one = x[:1] if batched else x
-        if isinstance(self.new, FxGraph):
-            with evaluating(self.new.module):
-                result = self.new.evaluate(node, {node.input: one})[0]
-        else:
-            assert isinstance(self.new, OnnxGraph)
-            result = on_onnxruntime(self.new)(node, one)
-        own = places < result.numel() // made.shape[1]
-        expected = outputs_at(node, result, places[own]).double()
-        wide = x.dtype in (torch.float32, torch.float64)
-        limit = (1e-3 if wide else 5e-2) * max(float(result.double().abs().max()), 1e-6)
-        return not bool(own.any()) or float((expected - made[own]).abs().max()) <= limit
+            self.new.set_param(value.name, from_blocks(node, blocks + fit.weight * back[:, :, None], _data(node)))
 
 
-def weight_sizes(node: Node) -> tuple[int, ...]:
-    """The sizes of a layer's weight."""
+@dataclass(frozen=True)
+class _Rows:
+    """Of one layer and batch: its whole input; and at sampled positions what it gives, reads, should give and lacks; which are held out."""
+
+    x: Tensor
+    places: Tensor
+    made: Tensor
+    read: Tensor
+    aim: Tensor
+    lacking: Tensor
+    held: Tensor
+
+
+def _computes(rows: _Rows, task: Task, frontier: Frontier) -> bool:
+    """Whether the rows and the weight give what the layer itself gives, on the first image."""
+    node, x = task.node, rows.x
+    batched = x.dim() > (_data(node).dim() - 1 if node.op in WINDOWED else 1)
+    result = frontier.output(node, x[:1] if batched else x)
+    own = rows.places < result.numel() // rows.made.shape[1]
+    expected = outputs_at(node, result, rows.places[own]).double()
+    wide = x.dtype in (torch.float32, torch.float64)
+    limit = (1e-3 if wide else 5e-2) * max(float(result.double().abs().max()), 1e-6)
+    return not bool(own.any()) or float((expected - rows.made[own]).abs().max()) <= limit
+
+
+def _data(node: Node) -> Tensor:
+    """A layer's weight."""
     weight = weight_of(node)
     assert weight is not None
-    return weight.sizes
+    assert weight.data is not None
+    return weight.data
 
 
 class _Spread:
@@ -277,7 +268,9 @@ class _Spread:
         self._count += len(rows)
         self._sum, self._squares = self._sum.to(rows) + rows.sum(0), self._squares.to(rows) + rows.square().sum(0)
 
-    def variance(self) -> float:
-        """Of all channels together."""
+    def variance(self) -> float | None:
+        """Of all channels together; None without rows."""
+        if not self._count:
+            return None
         mean = self._sum / self._count
         return float((self._squares / self._count - mean.square()).clamp(min=0).sum())

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from irtool.errors import LayerError
+from irtool.ir.frontier import Stop
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, has_plain_window, inputs_first, weight_of
+from irtool.ops.contraction import inputs_first
+from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, has_plain_window, weight_of
 from irtool.pruning.slicing import Rewrite
 
 
@@ -27,7 +29,7 @@ class Task:
         beside: for other axes that lost entries, the positions that stay.
         other: the other operand of the addition, in the sliced graph; None if there is none.
         scale, shift: what lies between the layer and the addition, or what reads the layer alone (a batch norm), per channel,
-            float64; None for nothing.
+            float64, (outputs,); 1 and 0 for nothing.
     """
 
     node: Node
@@ -35,8 +37,16 @@ class Task:
     kept: Tensor | None
     beside: tuple[tuple[int, Tensor], ...]
     other: Value | None
-    scale: Tensor | None
-    shift: Tensor | None
+    scale: Tensor
+    shift: Tensor
+
+    @property
+    def stop(self) -> Stop:
+        """Where the walk stops for it, and what it looks at there."""
+        reads = [(self.node.input, self.node)]
+        if self.other is not None:
+            reads.append((self.other, next(use for use in self.other.uses if use.name == self.watched)))
+        return Stop(self.node, reads)
 
     def aligned(self, value: Tensor) -> Tensor:
         """A value of the original without the entries that went along other axes than the channels'."""
@@ -153,7 +163,7 @@ def _along(rewrites: Sequence[Rewrite[Any]], name: str, axis: int) -> Tensor:
     return found
 
 
-def _behind(node: Node, axis: int, order: dict[str, int]) -> tuple[Tensor | None, Tensor | None, Node | None, Value | None]:
+def _behind(node: Node, axis: int, order: dict[str, int]) -> tuple[Tensor, Tensor, Node | None, Value | None]:
     """Follow a layer's output to the addition that it goes straight into: scale and shift on the way, the addition, its other operand."""
     value, size = node.output, node.output.sizes[axis]
     scale, shift = torch.ones(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)

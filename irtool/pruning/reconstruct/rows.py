@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph, Node
-from irtool.pruning.absorb.contribution import WINDOWED, attribute, begins, channel_axis, inputs_first, per_axis, weight_of, wraps
+from irtool.ops.contraction import inputs_first
+from irtool.pruning.absorb.contribution import WINDOWED, attribute, begins, channel_axis, padded, per_axis, weight_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def inputs_at(graph: Graph, node: Node, x: Tensor, made: tuple[int, ...], places
     assert weight is not None
     axes = len(weight.sizes) - 2
     x = x if x.dim() == axes + 2 else x[None]
-    x, start = _padded(graph, node, x)
+    x, start = padded(graph, node, x)
     size = torch.Size(made[-axes:]).numel()
     image, inside = places // size, places % size
     flat = torch.zeros(len(places), 1, dtype=torch.int64, device=x.device)
@@ -93,16 +92,6 @@ def inputs_at(graph: Graph, node: Node, x: Tensor, made: tuple[int, ...], places
     windows = windows * read[:, :, None]
     groups = int(node.attrs.get("groups") or 1)
     return windows.transpose(1, 2).reshape(len(places), groups, -1)
-
-
-def _padded(graph: Graph, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """The input with its padding put on where that is not zeros; else the input, and None."""
-    if not wraps(graph, node):
-        return x, None
-    assert isinstance(graph, FxGraph)
-    module = graph.module.get_submodule(str(node.host.target))
-    padded = functional.pad(x, module._reversed_padding_repeated_twice, str(module.padding_mode))
-    return padded, (0,) * (x.dim() - 2)
 
 
 def _taps(node: Node, axis: int, read: int, made: int, start: tuple[int, ...] | None) -> Tensor:
