@@ -6,12 +6,13 @@ so that shapes, uses and constants can never be stale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from irtool.ir.frontier import Batch, Frontier, Seen, Stop
 from irtool.ir.text import text_of
 
 G = TypeVar("G", bound="Graph")
@@ -205,6 +206,14 @@ class Graph:
 
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one node's own operator on other tensors of the same rank (labels), arguments as they are."""
+        raise NotImplementedError
+
+    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+        """Run the program in eval mode on one batch, and call `seen` with the name and output of each node named."""
+        raise NotImplementedError
+
+    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> Frontier:
+        """Run the program on several batches at once, stopping before some nodes; weights may be exchanged at a stop."""
         raise NotImplementedError
 
     def text(self) -> str:

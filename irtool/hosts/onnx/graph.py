@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from onnx import ModelProto, helper
 
 from irtool.errors import GraphError
 from irtool.hosts.onnx.evaluate import Array, proto_of, run_node
+from irtool.hosts.onnx.frontier import OnnxFrontier
 from irtool.hosts.onnx.interpreter import described, run_model
 from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
 from irtool.hosts.onnx.static_shapes import settle_shapes
+from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
 
 LOOP_SECONDS = 6.0
@@ -229,6 +231,16 @@ class OnnxGraph(Graph):
         feed = {tensor.name: _array(data) for tensor, data in zip(self.host.inputs, inputs, strict=True)}
         found = run_model(self.proto, feed, values)
         return tuple(torch.from_numpy(np.array(array)) for array in found)
+
+    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and output of each node named."""
+        observed = [node for node in self.nodes if node.name in names]
+        for node, value in zip(observed, self.run(*batch, values=[node.output.name for node in observed]), strict=True):
+            seen(node.name, value)
+
+    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> OnnxFrontier:
+        """Run the program on several batches at once, stopping before some nodes."""
+        return OnnxFrontier(self, batches, stops)
 
     def _observe(self, names: list[str]) -> Mapping[str, Array]:
         """Values of the example by running the whole model on ones, parameters that are still empty included."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +12,12 @@ from torch.utils import _pytree as pytree
 from irtool.errors import GraphError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.dtypes import widen
+from irtool.hosts.torch.frontier import TorchFrontier, observe
 from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
 from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.reader import Fix, Reader
+from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
 
 
@@ -220,6 +222,14 @@ class FxGraph(Graph):
             read = next(used for used in host.all_input_nodes if self._values.get(used) is node.input)
             pick = self.module.graph.call_module(name, (read,))
         host.replace_input_with(read, pick)
+
+    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and output of each node named, when it is made."""
+        observe(self, batch, names, seen)
+
+    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> TorchFrontier:
+        """Run the program on several batches at once, stopping before some nodes."""
+        return TorchFrontier(self, batches, stops)
 
     def value_of(self, node: fx.Node) -> Any:
         """The view's value (or nest of values) for a host node; None if it holds no tensor."""
