@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from irtool.errors import FileError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import DeadCode, FoldBatchNorm, FoldConstants, InsertSelects, RemoveIdentity
 from irtool.passes.fold_norm_forward import fold_named
 from irtool.passmanager import Pass
-from irtool.pruning.absorb.bias import add_biases, no_gains
+from irtool.pruning.absorb.bias import add_biases, add_to_biases, no_gains, outputs_of
 from irtool.pruning.planner import Plan, find_rewrite
 
 Step = Mapping[str, Any]
@@ -59,6 +61,14 @@ def _values_only(graph: FxGraph, step: Step) -> FxGraph:
     return new
 
 
+def _reconstruct(graph: FxGraph, step: Step) -> FxGraph:
+    """Give layers the biases that they were given; the weights that are loaded afterwards have the values."""
+    new = graph.clone()
+    new = add_to_biases(new, {name: torch.zeros(outputs_of(new, name)) for name in step["biases"]})
+    new.history = (*graph.history, step)
+    return new
+
+
 def _again(kind: type[Pass], *options: str) -> Callable[[FxGraph, Step], FxGraph]:
     """A step that is its pass applied once more, with the recorded options."""
 
@@ -78,6 +88,7 @@ STEPS: dict[str, Callable[[FxGraph, Step], FxGraph]] = {
     "remove_identity": _again(RemoveIdentity, "dropout"),
     "fold_constants": _again(FoldConstants),
     "recalibrate_batchnorm": _values_only,
+    "reconstruct": _reconstruct,
     "reduce_width": _reduce_width,
     "equalise": _values_only,
     "fold_norm_forward": lambda graph, step: fold_named(graph, step["folded"]),
