@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, ClassVar
+
+import torch
 
 from irtool.errors import OptionError
 from irtool.garbage import uncollected
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import G, Graph
-from irtool.passmanager import Pass, PassResult, register
-from irtool.pruning.absorb.bias import add_to_biases
+from irtool.passmanager import Pass, Rewritten, register
+from irtool.pruning.absorb.bias import add_to_biases, outputs_of
 from irtool.pruning.planner import Plan, find_rewrite
 from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
@@ -76,7 +78,7 @@ class Reconstruct(Pass):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} {value!r} is no number to work with", remedy=f"Give a whole number of at least {least:,}.")
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Prune and refit.
 
         Raises:
@@ -98,9 +100,19 @@ class Reconstruct(Pass):
         ).run()
         if found.gains:
             new = add_to_biases(new, found.gains)
-        pruned = {"step": "prune", "plan": self.plan.to_dict(), "biases": []}
-        new.history = (*graph.history, pruned, {"step": "reconstruct", "biases": list(found.gains)})
-        return PassResult(new, self.plan.removed > 0 or bool(found.layers), (*notes, *_notes(self.plan, rewrite.inexact(), found)))
+        record = {"plan": self.plan.to_dict(), "biases": list(found.gains)}
+        return Rewritten(new, (*notes, *_notes(self.plan, rewrite.inexact(), found)), record)
+
+    def options(self) -> dict[str, Any]:
+        """The plan is recorded with the layers that were given biases; how they were fitted does not matter when it is repeated."""
+        return {}
+
+    @classmethod
+    def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
+        """Slice, and give layers the biases that they were given; the weights that are loaded afterwards have the values."""
+        new = find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
+        zeros = {name: torch.zeros(outputs_of(new, name)) for name in step["biases"]}
+        return add_to_biases(new, zeros) if zeros else new
 
     def _within_memory(self, graph: Graph, batches: list[Batch]) -> tuple[list[Batch], list[str]]:
         """As many batches as may be held side by side."""
