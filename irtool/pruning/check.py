@@ -27,6 +27,7 @@ from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
 from irtool.pruning.masked import masked_run
 from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
 from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
 
 TOLERANCE = 1e-9
@@ -181,6 +182,36 @@ def _check_onnx(
     if inexact:
         effect = difference(masked_model(reference, labels, stays, added, survivors=False)[0].run(*inputs, values=places), got)[1]
     return MaskedCheck(*difference(masked.run(*inputs, values=places), got), inexact, effect, 0.0, unresolved, TOLERANCE32)
+
+
+def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any, ...]) -> MaskedCheck:
+    """Compare a refitted graph with the masked original that has its values: in float64, ONNX graphs in onnxruntime.
+
+    Args:
+        graph, plan: what the refitted graph was made from.
+        refitted: what `reconstruct` returned for them, or `load` for its archive.
+        inputs: what to run on.
+    """
+    if isinstance(graph, FxGraph):
+        assert isinstance(refitted, FxGraph)
+        wide = map_tensors(inputs, _double)
+        rewrite, small = find_rewrite(without_dropout(graph), plan), without_dropout(refitted).to(torch.float64)
+        reference, added = restored(rewrite, refitted)
+        assert isinstance(reference, FxGraph)
+        expected = seeded(
+            masked_run, reference.to(torch.float64), rewrite.labels, torch.from_numpy(rewrite.keep), wide, added, survivors=True
+        )
+        apart, unresolved = difference(expected.outputs, seeded(small.run, *wide)), expected.unresolved
+        return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=unresolved, tolerance=TOLERANCE)
+    assert isinstance(graph, OnnxGraph)
+    assert isinstance(refitted, OnnxGraph)
+    found, places = find_rewrite(graph, plan), before_saturation(graph)
+    original, gains = restored(found, refitted)
+    assert isinstance(original, OnnxGraph)
+    arrays = {name: gain.float().numpy() for name, gain in gains.items()}
+    masked, unresolved = masked_model(original, found.labels, torch.from_numpy(found.keep), arrays)
+    apart = difference(masked.run(*inputs, values=places), refitted.run(*inputs, values=places))
+    return MaskedCheck(*apart, tuple(found.inexact()), unresolved=unresolved, tolerance=TOLERANCE32)
 
 
 def _double(tensor: Tensor) -> Tensor:
