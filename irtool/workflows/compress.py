@@ -143,13 +143,12 @@ def sliced_and_folded(
         plan = irtool.plan(graph, **settings.plan)
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
-    calibration = calibration_batches(graph, data, settings.calibrate)
+    calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
     with screen.stage("prune and fold"):
-        sliced = (
-            Reconstruct(plan, data.sample(settings.reconstruct), progress=screen)(graph)
-            if data is not None and settings.reconstruct
-            else Prune(plan, settings.constants, calibration)(graph)
-        )
+        if settings.reconstruct and calibration is not None:
+            sliced = Reconstruct(plan, calibration, progress=screen)(graph)
+        else:
+            sliced = Prune(plan, settings.constants, calibration)(graph)
         folded = FoldBatchNorm()(sliced.graph)
     with screen.stage("check masked = sliced = folded"):
         links = [
