@@ -18,7 +18,6 @@ from irtool.engines.agreement import sample_inputs
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
 from irtool.passes import fold_batchnorm, prune, reconstruct
 from irtool.pruning import Plan
@@ -148,7 +147,7 @@ def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path 
             remedy = "Give --model FILE: the .onnx file of that run."
         raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
     count = options.get("reconstruct", 0) or options["calibrate"]
-    if not count or (options.get("reconstruct") and isinstance(graph, FxGraph)):  # the archive has the refitted values
+    if not count or (options.get("reconstruct") and "model" in record["files"]):  # the archive has the refitted values
         return graph, None
     return graph, calibration_batches(graph, _data(record, name, progress), count)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -192,26 +192,25 @@ def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any,
         refitted: what `reconstruct` returned for them, or `load` for its archive.
         inputs: what to run on.
     """
-    if isinstance(graph, FxGraph):
-        assert isinstance(refitted, FxGraph)
-        wide = map_tensors(inputs, _double)
-        rewrite, small = find_rewrite(without_dropout(graph), plan), without_dropout(refitted).to(torch.float64)
-        reference, added = restored(rewrite, refitted)
-        assert isinstance(reference, FxGraph)
-        expected = seeded(
-            masked_run, reference.to(torch.float64), rewrite.labels, torch.from_numpy(rewrite.keep), wide, added, survivors=True
-        )
-        apart, unresolved = difference(expected.outputs, seeded(small.run, *wide)), expected.unresolved
-        return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=unresolved, tolerance=TOLERANCE)
-    assert isinstance(graph, OnnxGraph)
-    assert isinstance(refitted, OnnxGraph)
-    found, places = find_rewrite(graph, plan), before_saturation(graph)
-    original, gains = restored(found, refitted)
-    assert isinstance(original, OnnxGraph)
-    arrays = {name: gain.float().numpy() for name, gain in gains.items()}
-    masked, unresolved = masked_model(original, found.labels, torch.from_numpy(found.keep), arrays)
+    if isinstance(graph, OnnxGraph):
+        return _refitted_onnx(graph, plan, cast(OnnxGraph, refitted), inputs)
+    wide = map_tensors(inputs, _double)
+    rewrite = find_rewrite(without_dropout(cast(FxGraph, graph)), plan)
+    reference, added = restored(rewrite, cast(FxGraph, refitted))
+    labels, keep = rewrite.labels, torch.from_numpy(rewrite.keep)
+    expected = seeded(masked_run, reference.to(torch.float64), labels, keep, wide, added, survivors=True)
+    got = seeded(without_dropout(cast(FxGraph, refitted)).to(torch.float64).run, *wide)
+    return MaskedCheck(*difference(expected.outputs, got), tuple(rewrite.inexact()), unresolved=expected.unresolved)
+
+
+def _refitted_onnx(graph: OnnxGraph, plan: Plan, refitted: OnnxGraph, inputs: tuple[Any, ...]) -> MaskedCheck:
+    """The same in onnxruntime."""
+    rewrite, places = find_rewrite(graph, plan), before_saturation(graph)
+    reference, gains = restored(rewrite, refitted)
+    added = {name: gain.float().numpy() for name, gain in gains.items()}
+    masked, unresolved = masked_model(reference, rewrite.labels, torch.from_numpy(rewrite.keep), added)
     apart = difference(masked.run(*inputs, values=places), refitted.run(*inputs, values=places))
-    return MaskedCheck(*apart, tuple(found.inexact()), unresolved=unresolved, tolerance=TOLERANCE32)
+    return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=unresolved, tolerance=TOLERANCE32)
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -157,16 +157,18 @@ def masked_links(
     if refitted:
         own = replace(_masked(check_refitted(graph, plan, sliced, inputs), precision), right="refitted")
         return (*_traced(graph, found), masked, own)
-    if not isinstance(graph, FxGraph) or not isinstance(sliced, FxGraph):
+    if not isinstance(sliced, FxGraph):
         return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
-    stored = compare(prune(graph.to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
+    stored = compare(
+        prune(cast(FxGraph, graph).to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64
+    )
     return (*_traced(graph, found), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
 
 
 def _traced(graph: Graph, found: MaskedCheck) -> tuple[Link, ...]:
     """The user's model against its graph; nothing where there is no model."""
-    if not isinstance(graph, FxGraph) or graph.origin is None:
+    if getattr(graph, "origin", None) is None:
         return ()
     note = "the trace decided by the example's sizes: images of other sizes give other results" if found.fixed else ""
     return (Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note),)

@@ -6,12 +6,12 @@ the original, at the place that it was sliced from, and channels that went are z
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from irtool.ir.graph import Graph, Node
+from irtool.ir.graph import G, Graph, Node
 from irtool.pruning.absorb.contribution import channel_axis
 from irtool.pruning.reconstruct.refit import kept_outputs
 from irtool.pruning.slicing import Rewrite
@@ -22,14 +22,14 @@ def is_refitted(graph: Graph, original: Graph) -> bool:
     return any(step["step"] == "reconstruct" for step in graph.history[len(original.history) :])
 
 
-def restored(rewrite: Rewrite[Any], refitted: Graph) -> tuple[Graph, dict[str, Tensor]]:
+def restored(rewrite: Rewrite[G], refitted: G) -> tuple[G, dict[str, Tensor]]:
     """The original with the refitted values, and what the outputs of layers gain that were given a bias, by name.
 
     Args:
         rewrite: the proven rewrite that led to the sliced graph.
         refitted: that graph, refitted.
     """
-    reference = rewrite.labels.graph.clone()
+    reference = cast(G, rewrite.labels.graph.clone())
     for name, value in refitted.params.items():
         own = reference.params.get(name)
         if own is None or own.data is None or value.data is None or not value.data.is_floating_point():
