@@ -59,7 +59,7 @@ class Reconstruct(Pass):
     images: Any
     weights: bool = True
     ignore: str | tuple[str, ...] = ()
-    positions: int = 32
+    positions: int = 128
     limit: int = 512
     memory: int = 1 << 30
     seed: int = 0

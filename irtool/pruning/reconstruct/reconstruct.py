@@ -105,7 +105,7 @@ class Reconstruction:
     batches: Sequence[Batch]
     weights: bool = True
     ignore: Sequence[str] = ()
-    positions: int = 32
+    positions: int = 128
     memory: int = 1 << 30
     seed: int = 0
     progress: Progress = silent
