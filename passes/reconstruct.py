@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from irtool.garbage import uncollected
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import G, Graph
 from irtool.passmanager import Pass, Rewritten, register
+from irtool.progress import Progress, silent
 from irtool.pruning.absorb.bias import add_to_biases, outputs_of
 from irtool.pruning.planner import Plan, find_rewrite
 from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
@@ -22,10 +23,6 @@ from irtool.pruning.slicing import Rewrite
 
 CHUNK = 32
 """Images that run together."""
-
-
-def _unwatched(task: str, done: int, total: int) -> None:
-    """The progress that nobody watches."""
 
 
 @register
@@ -55,7 +52,7 @@ class Reconstruct(Pass):
         seed: of the sampled positions.
         original: the graph that the one to prune was made from by pruning, whose outputs are the aim then: where channels go in
             stages, the errors of the first are not copied by the next. None: the graph itself.
-        progress: called with what is being done, how many steps of it are done, and how many there are.
+        progress: called with a `Status` as the work goes on.
     """
 
     name: ClassVar[str] = "reconstruct"
@@ -65,12 +62,12 @@ class Reconstruct(Pass):
     images: Any
     weights: bool = True
     ignore: str | tuple[str, ...] = ()
-    positions: int = 32
+    positions: int = 128
     limit: int = 512
     memory: int = 1 << 30
     seed: int = 0
     original: Graph | None = None
-    progress: Callable[[str, int, int], None] = field(default=_unwatched)
+    progress: Progress = silent
 
     def __post_init__(self) -> None:
         for name, least in (("positions", 1), ("limit", 1), ("memory", 1 << 20), ("seed", 0)):

@@ -41,6 +41,8 @@ class CompressOptions:
         residual: Residual streams: select from them, couple all that write to them, or keep them.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
+        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave. The default with --data,
+            unless --constants or --calibrate is given.
         round_to: Keep a multiple of this many channels.
         min_channels: Keep at least so many channels in each layer.
         ignore: A layer or module to leave alone; may be repeated.
@@ -57,6 +59,7 @@ class CompressOptions:
     residual: options.Residual = options.Residual.COUPLE
     constants: options.Constants = options.Constants.ABSORB
     calibrate: int = 0
+    reconstruct: bool = False
     round_to: int = 1
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
@@ -83,9 +86,12 @@ class CompressOptions:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
         plan = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
                 "round_to": self.round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
-        return Settings(plan, self.constants.value, self.calibrate, self.opset, self.runs, self.threads, self.allow_unchecked)
+        refit = IMAGES if self.reconstruct else 0
+        return Settings(plan, self.constants.value, self.calibrate, refit, self.opset, self.runs, self.threads, self.allow_unchecked)
 
 
+IMAGES = 128
+"""Refitted on. More gain next to nothing."""
 _MOST = (
     ("threads", options.MOST_THREADS, options.FEWER_THREADS),
     ("calibrate", sys.maxsize, "Give a number of training images, or 0."),
@@ -129,7 +135,11 @@ def compress(
         return
     if model is None:
         raise OptionError("no model", where="compress", remedy="Name one, or give --recipe FILE.")
-    settings = CompressOptions(**{name: value for name, value in chosen.items() if value is not None}).settings()
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if data is None and given.get("reconstruct"):
+        raise OptionError("no images", where="--reconstruct", remedy="Give --data too, or leave it out.")
+    refits = data is not None and not given.keys() & {"constants", "calibrate"}
+    settings = CompressOptions(**{"reconstruct": refits, **given}).settings()
     if settings.calibrate and data is None:
         raise OptionError(f"{settings.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")
     keep_inputs((out / name for name in FILES.values()), model_files(model, weights))

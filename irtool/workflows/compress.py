@@ -22,7 +22,7 @@ from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
-from irtool.passes import FoldBatchNorm, Prune
+from irtool.passes import FoldBatchNorm, Prune, Reconstruct
 from irtool.passes.prune import Constants
 from irtool.passmanager import PassResult
 from irtool.pruning import Plan
@@ -64,6 +64,8 @@ class Settings:
         plan: arguments of `irtool.plan`.
         constants: see `prune`.
         calibrate: training images to measure removed channels' means on; 0: batch norm's statistics tell.
+        reconstruct: training images, without their labels, to refit every layer on after slicing (`constants` and `calibrate`
+            have no say then); 0: none.
         opset: of the ONNX file.
         runs: timed runs of each model in each engine.
         threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
@@ -74,6 +76,7 @@ class Settings:
     plan: Mapping[str, Any] = field(default_factory=dict)
     constants: Constants = "absorb"
     calibrate: int = 0
+    reconstruct: int = 0
     opset: int = 17
     runs: int = 50
     threads: int = 1
@@ -140,9 +143,12 @@ def sliced_and_folded(
         plan = irtool.plan(graph, **settings.plan)
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
-    calibration = calibration_batches(graph, data, settings.calibrate)
+    calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
     with screen.stage("prune and fold"):
-        sliced = Prune(plan, settings.constants, calibration)(graph)
+        if settings.reconstruct and calibration is not None:
+            sliced = Reconstruct(plan, calibration, progress=screen)(graph)
+        else:
+            sliced = Prune(plan, settings.constants, calibration)(graph)
         folded = FoldBatchNorm()(sliced.graph)
     with screen.stage("check masked = sliced = folded"):
         links = [
@@ -217,7 +223,13 @@ def report_of(
 ) -> Report:
     """Everything about one compressed model."""
     total = sum(layer.total for layer in done.plan.layers)
-    options = {**settings.plan, "constants": settings.constants, "calibrate": settings.calibrate, "opset": settings.opset}
+    options = {
+        **settings.plan,
+        "constants": settings.constants,
+        "calibrate": settings.calibrate,
+        "reconstruct": settings.reconstruct,
+        "opset": settings.opset,
+    }
     options["ignore"] = list(options.get("ignore", ()))
     return Report(
         source=source,

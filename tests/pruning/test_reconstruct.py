@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.errors import DataError, LayerError, OptionError
+from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.models import PreResNet
+from irtool.progress import Status
+from irtool.pruning.check import check_refitted
 
 
 class Chain(nn.Module):
@@ -183,6 +186,8 @@ def test_what_kept_channels_can_express_is_reproduced(name: str) -> None:
     dropped = irtool.prune(graph, plan_without(graph, path, removed), "drop").run(x)
     assert (dropped - expected).abs().max() > 1e-2 * expected.abs().max()
     assert (got - expected).abs().max() <= 1e-6 * expected.abs().max(), result.notes
+    checked = check_refitted(graph, plan_without(graph, path, removed), result.graph, (x,))
+    assert checked.ok, checked
 
 
 def pairs_within(layer: nn.Module) -> list[int]:
@@ -316,10 +321,10 @@ def test_too_many_images_for_the_memory_are_left_out_with_a_note() -> None:
 
 def test_progress_runs_to_its_end() -> None:
     graph, plan = half_pruned()
-    seen: list[tuple[str, int, int]] = []
-    irtool.reconstruct(graph, plan, images((3, 16, 16), 16), progress=lambda *told: seen.append(told))
-    assert seen[0][0] == "run the original"
-    assert seen[-1][1] == seen[-1][2] > 0
+    seen: list[Status] = []
+    irtool.reconstruct(graph, plan, images((3, 16, 16), 16), progress=seen.append)
+    assert seen[0].task == "run the original"
+    assert seen[-1].done == seen[-1].total > 0
 
 
 @pytest.mark.parametrize(
@@ -402,5 +407,18 @@ def test_onnx_graphs_are_reconstructed_as_torch_graphs_are(name: str, tmp_path: 
     expected = graph.run(x)[0]
     errors = [float((net.run(x)[0] - expected).square().mean()) for net in (result.graph, irtool.prune(graph, plan))]
     assert errors[0] < 0.9 * errors[1], result.notes
+    checked = check_refitted(graph, plan, result.graph, (x,))
+    assert checked.ok, checked
     irtool.save_onnx(result.graph, tmp_path / "small.onnx")
     torch.testing.assert_close(irtool.load_onnx(tmp_path / "small.onnx").run(x)[0], result.graph.run(x)[0])
+
+
+def test_a_net_whose_structure_is_wrong_does_not_pass_as_refitted() -> None:
+    graph, plan = half_pruned()
+    x, found = (images((3, 16, 16), 4, 2).float(),), irtool.reconstruct(graph, plan, images((3, 16, 16), 32))
+    assert check_refitted(graph, plan, found, x).ok
+    wrong = found.clone()
+    selects = [module for module in wrong.module.modules() if isinstance(module, ChannelSelect)]
+    longest = max(selects, key=lambda module: len(module.index))
+    longest.index = longest.index.flip(0)
+    assert not check_refitted(graph, plan, wrong, x).ok

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -124,6 +124,5 @@ def padded(graph: Graph, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...]
     """A convolution's input with its padding put on, and the padding that is left to do, where that repeats the image; else the input, and None."""
     if not wraps(graph, node):
         return x, None
-    assert isinstance(graph, FxGraph)
-    module: Any = graph.module.get_submodule(str(node.host.target))
+    module: Any = cast(FxGraph, graph).module.get_submodule(str(node.host.target))
     return functional.pad(x, module._reversed_padding_repeated_twice, str(module.padding_mode)), (0,) * (x.dim() - 2)

@@ -8,7 +8,7 @@ what the other operand lacks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from irtool.errors import DataError
 from irtool.ir.frontier import Batch, Frontier
 from irtool.ir.graph import Graph, Node
+from irtool.progress import Progress, Status, silent
 from irtool.pruning.absorb.contribution import WINDOWED, channel_axis, weight_of
 from irtool.pruning.reconstruct.images import size_of
 from irtool.pruning.reconstruct.least_squares import KEPT_ROWS, WIDE, Fit, Regression
@@ -25,8 +26,6 @@ from irtool.pruning.reconstruct.refit import Task, tasks
 from irtool.pruning.reconstruct.rows import as_blocks, from_blocks, inputs_at, outputs_at, sample
 from irtool.pruning.slicing import Rewrite
 
-Report = Callable[[str, int, int], None]
-"""Told what is being done, how many steps of it are done, and how many there are."""
 HELD_OUT = 4
 """One image in so many is held out."""
 _EQUAL = {torch.float64: 1e-10}
@@ -98,7 +97,7 @@ class Reconstruction:
         positions: of each layer's output, sampled from each image.
         memory: bytes that the samples of all layers may take together.
         seed: of the positions.
-        report: told of the progress.
+        progress: told of it.
     """
 
     rewrites: Sequence[Rewrite[Any]]
@@ -106,10 +105,10 @@ class Reconstruction:
     batches: Sequence[Batch]
     weights: bool = True
     ignore: Sequence[str] = ()
-    positions: int = 32
+    positions: int = 128
     memory: int = 1 << 30
     seed: int = 0
-    report: Report = lambda task, done, total: None
+    progress: Progress = silent
     _samples: dict[tuple[str, int], _Sample] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -122,10 +121,10 @@ class Reconstruction:
         self._observe(found)
         with frontier.running():
             for number, task in enumerate(found):
-                self.report("reconstruct", number, len(found))
+                self.progress(Status("reconstruct", number, len(found)))
                 frontier.advance(task.node)
                 self._fit(task, frontier, outcome)
-        self.report("reconstruct", len(found), len(found))
+        self.progress(Status("reconstruct", len(found), len(found)))
         return outcome
 
     def _observe(self, found: Sequence[Task]) -> None:
@@ -137,7 +136,7 @@ class Reconstruction:
         images = sum(map(size_of, self.batches))
         each = max(1, min(self.positions, self.memory // max(channels * images * 8, 1)))
         for number, batch in enumerate(self.batches):
-            self.report("run the original", number, len(self.batches))
+            self.progress(Status("run the original", number, len(self.batches)))
 
             def seen(name: str, value: Tensor, number: int = number, size: int = size_of(batch)) -> None:
                 for place, task in aims[name]:

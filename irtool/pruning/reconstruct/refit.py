@@ -120,7 +120,7 @@ def _unfit(rewrite: Rewrite[Any], graph: Graph, node: Node) -> str | None:
 
 def _task(rewrites: Sequence[Rewrite[Any]], node: Node, source: Node, sources: dict[str, Node], order: dict[str, int]) -> Task:
     axis = channel_axis(node, node.output)
-    kept = _kept(rewrites, node)
+    kept = kept_outputs(rewrites, node)
     count = source.output.sizes[axis] if kept is None else kept.numel()
     if len(source.output.sizes) != len(node.output.sizes) or count != node.output.sizes[axis]:
         raise _UnclearError("its outputs are not those of the original")
@@ -135,7 +135,7 @@ def _task(rewrites: Sequence[Rewrite[Any]], node: Node, source: Node, sources: d
     return Task(node, (added or node).name, kept, beside, operand, scale, shift)
 
 
-def _kept(rewrites: Sequence[Rewrite[Any]], node: Node) -> Tensor | None:
+def kept_outputs(rewrites: Sequence[Rewrite[Any]], node: Node) -> Tensor | None:
     """The positions of the outputs that stay, as the weight was sliced: read off the proven rewrites."""
     weight, found = weight_of(node), None
     assert weight is not None
