@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from irtool.hosts.torch.in_place import overwritten
 from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, Rewritten, register
 
@@ -80,7 +79,7 @@ def _drawing_nothing(graph: Graph, node: Node, values: Mapping[Value, Tensor]) -
 
 def _unwritten(graph: Graph, computed: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
     """Those that lie in memory, and come from such, that nothing writes over while the program runs."""
-    held = [computed.get(value, value.data) for value in overwritten(graph)]
+    held = [computed.get(value, value.data) for value in graph.overwritten()]
     written = {_memory(data) for data in held if data is not None}
     kept: dict[Value, Tensor] = {}
     for value, data in computed.items():

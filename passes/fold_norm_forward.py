@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from irtool.hosts.torch.in_place import writers
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
 from irtool.passmanager import Pass, Rewritten, register
@@ -83,9 +82,9 @@ def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
         return f"the bias of {layer.location} is computed"
     if layer.op == "Gemm" and len(node.input.sizes) != 2:
         return ""
-    written = writers(graph, node, layer)
+    written = graph.writers(node, layer)
     if written:
-        return f"{written[0].name}, before {layer.location}, may write over what it reads"
+        return f"{written[0]}, before {layer.location}, may write over what it reads"
     if layer.op == "Gemm":
         return None
     shifted = bool(scale_and_shift(node)[1].any())

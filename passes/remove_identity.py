@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from irtool.hosts.torch.attributes import canonical
-from irtool.hosts.torch.in_place import writers
 from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, Rewritten, register
 
@@ -32,7 +31,7 @@ class RemoveIdentity(Pass):
     def rewrite(self, graph: G) -> Rewritten[G]:
         """Remove them, but for those that give an input, a constant or another output one more name as an output."""
         new = graph.clone()
-        copies_matter = bool(writers(new))
+        copies_matter = bool(new.writers())
         stand_ins: dict[Value, Value] = {}
         named = set(new.outputs)
         for node in [node for node in new.nodes if self._returns_input(new, node)]:  # all of them, before the host is edited

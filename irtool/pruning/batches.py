@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 from irtool.errors import DataError, PlanError
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion
 from irtool.pruning.reconstruct.images import image_batches, split_to_fit
@@ -24,7 +23,7 @@ def batches_for(graph: Graph, chosen: Criterion, data: Any) -> Batches:
     """
     if chosen.reads == "parameters":
         return ()
-    if chosen.reads == "gradients" and not isinstance(graph, FxGraph):
+    if chosen.reads == "gradients" and not graph.trainable:
         known = ", ".join(name for name, entry in CRITERIA.items() if entry.reads != "gradients")
         raise PlanError(
             f"{chosen.name} needs gradients, which an ONNX graph does not have", where="criterion", remedy=f"Choose one of {known}."

@@ -23,3 +23,17 @@ def fisher(groups: ChannelGroups, seed: int, batches: Batches) -> Scores:
         images += len(gradients)
     scores: Scores = (total / (2 * max(images, 1))).numpy()[groups.group]
     return scores
+
+
+@criterion("taylor", reads="gradients")
+def taylor(groups: ChannelGroups, seed: int, batches: Batches) -> Scores:
+    """`E|sum over readers and positions of g * a|`: the first-order change of the loss when a channel is switched off.
+
+    Molchanov et al. 2017, "Pruning convolutional neural networks for resource efficient inference"; the loss is that of `fisher`.
+    """
+    total, images = torch.zeros(groups.count, dtype=torch.float64), 0
+    for gradients in gate_gradients(groups, batches, seed, centred=False):
+        total += gradients.abs().sum(0)
+        images += len(gradients)
+    scores: Scores = (total / max(images, 1)).numpy()[groups.group]
+    return scores

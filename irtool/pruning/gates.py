@@ -8,21 +8,17 @@ coupled layers lose together is counted as one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from irtool.channels.groups import ChannelGroups
 from irtool.channels.labels import Labels
 from irtool.errors import DataError
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.in_place import overwritten
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import varying
 from irtool.ops.opaque import short_name
@@ -81,25 +77,20 @@ def gate_gradients(groups: ChannelGroups, batches: Batches, seed: int, *, centre
         centred: switch channels to their mean instead of to 0: the mean goes into the next bias anyway.
     """
     graph, found = groups.graph, [reading for reading in readings(groups.labels) if _removable(groups, reading)]
-    assert isinstance(graph, FxGraph)
     means = calibrate(groups.labels, {reading.node.name: reading.node for reading in found}.values(), batches) if centred else {}
-    recorder = _Recorder(graph, found, groups, means)
+    sums = _Sums(found, groups, means)
     generator = torch.Generator().manual_seed(seed)
     unread = torch.ones(groups.count, dtype=torch.bool)
     for reading in found:
         unread[torch.from_numpy(groups.group)[reading.labels[reading.labels >= 0]]] = False
-    with evaluating(graph.module), frozen(graph.module):
-        for batch in batches:
-            recorder.start(len(batch[0]))
-            loss = sampled_loss(recorder.run(*batch), generator)
-            if loss is None or not loss.requires_grad:
-                raise DataError(
-                    "no output depends on a channel that can go", where="data", remedy="Use a criterion that reads weights, as l2."
-                )
-            loss.backward()
-            gradients = recorder.gradients
-            gradients[:, unread] = torch.nan
-            yield gradients
+    reads = list({reading.node: reading.value for reading in found}.items())
+    for batch in batches:
+        sums.start(len(batch[0]))
+        if not graph.backward(reads, batch, lambda outputs: sampled_loss(outputs, generator), sums.add):
+            raise DataError("no output depends on a channel that can go", where="data", remedy="Use a criterion that reads weights, as l2.")
+        gradients = sums.gradients
+        gradients[:, unread] = torch.nan
+        yield gradients
 
 
 def _removable(groups: ChannelGroups, reading: Reading) -> bool:
@@ -135,56 +126,23 @@ def sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor | None:
     return torch.stack(parts).sum()
 
 
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters need no gradients for a while: those of activations cost half as much without."""
-    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+class _Sums:
+    """Adds up, for every group, input times gradient at all that read it."""
 
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph with an alias of what each layer reads, whose gradient is that reader's alone."""
-
-    def __init__(self, graph: FxGraph, found: list[Reading], groups: ChannelGroups, means: dict[str, Tensor]) -> None:
-        super().__init__(graph.module)
-        self._value_of, self._count, self._means = graph.value_of, groups.count, means
-        self._readings: dict[fx.Node, list[Reading]] = {}
+    def __init__(self, found: list[Reading], groups: ChannelGroups, means: dict[str, Tensor]) -> None:
+        self._count, self._means, self._groups = groups.count, means, torch.from_numpy(groups.group)
+        self._readings: dict[str, list[Reading]] = {}
         for reading in found:
-            self._readings.setdefault(reading.node.host, []).append(reading)
-        self._groups = torch.from_numpy(groups.group)
-        self._changing = set(overwritten(graph))
+            self._readings.setdefault(reading.node.name, []).append(reading)
         self.gradients = torch.zeros(0)
 
     def start(self, images: int) -> None:
         """Begin a batch."""
         self.gradients = torch.zeros(images, self._count, dtype=torch.float64)
 
-    def run_node(self, n: fx.Node) -> Any:
-        found = self._readings.get(n)
-        if not found:
-            return super().run_node(n)
-        used = next((used for used in n.all_input_nodes if self._value_of(used) is found[0].value), None)
-        held = self.env.get(used) if used is not None else None
-        if used is None or not isinstance(held, Tensor) or not held.is_floating_point():
-            return super().run_node(n)
-        kept = held.clone() if found[0].value in self._changing else held
-        alias = kept.view_as(kept) if kept.requires_grad else kept.detach().requires_grad_()
-        read = alias.detach()
-        alias.register_hook(lambda gradient: self._note(found, read, gradient))
-        self.env[used] = alias
-        try:
-            return super().run_node(n)
-        finally:
-            self.env[used] = held
-
-    def _note(self, found: list[Reading], read: Tensor, gradient: Tensor) -> None:
-        for reading in found:
+    def add(self, name: str, read: Tensor, gradient: Tensor) -> None:
+        """Take in what the node of this name read, and its gradient."""
+        for reading in self._readings[name]:
             labels, images = reading.labels, len(self.gradients)
             if labels.shape[0] > 1 or read.shape[0] % images:
                 images = 1  # channels along the first axis, or a batch that was cut otherwise: no image by itself

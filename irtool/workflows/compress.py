@@ -18,14 +18,14 @@ from irtool.analysis.cost import cost
 from irtool.archive import save
 from irtool.cli.screen import Screen
 from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.errors import GraphError
+from irtool.errors import GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
 from irtool.passes import FoldBatchNorm, Prune, Reconstruct
 from irtool.passes.prune import Constants
 from irtool.passmanager import PassResult
-from irtool.pruning import Plan
+from irtool.pruning import CRITERIA, Plan
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
     Chain,
@@ -52,6 +52,8 @@ FILES = {
     "page": PAGE,
 }
 CHECK_IMAGES = 8
+SEEN = 512
+"""Training images that a criterion looks at unless told otherwise."""
 LATENCY_SECONDS = 5.0
 """For one engine, all models together."""
 
@@ -140,7 +142,7 @@ def sliced_and_folded(
         IrtoolError: a step cannot be taken.
     """
     with screen.stage("plan"):
-        plan = irtool.plan(graph, **settings.plan)
+        plan = irtool.plan(graph, **{**settings.plan, **_scored(graph, data, settings)})
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
     calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
@@ -157,6 +159,19 @@ def sliced_and_folded(
         ]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
     return plan, inputs, sliced, folded, links
+
+
+def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:
+    """The criterion, and the images that it looks at if it does."""
+    name = settings.plan.get("criterion")
+    if name is None:
+        sees = data is not None and graph.trainable and settings.plan.get("budget") is not None
+        name = "fisher" if sees else "l1"
+    if CRITERIA[name].reads == "parameters":
+        return {"criterion": name}
+    if data is None:
+        raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")
+    return {"criterion": name, "data": calibration_batches(graph, data, settings.calibrate or SEEN)}
 
 
 def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
@@ -225,6 +240,8 @@ def report_of(
     total = sum(layer.total for layer in done.plan.layers)
     options = {
         **settings.plan,
+        "criterion": done.plan.criterion,
+        "ratio": done.plan.ratio,
         "constants": settings.constants,
         "calibrate": settings.calibrate,
         "reconstruct": settings.reconstruct,
