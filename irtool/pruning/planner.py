@@ -17,7 +17,7 @@ from irtool.garbage import uncollected
 from irtool.ir.graph import G, Graph
 from irtool.pruning.allocation import Limits, settle, wanted
 from irtool.pruning.criteria import CRITERIA, Scores, check_finite, group_scores
-from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_positions, check_values
+from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_once, check_positions, check_values
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.residual import insert_selects, stream_pins
 from irtool.pruning.slicing import Rewrite, rewrite
@@ -166,8 +166,10 @@ class _Planner:
         )
 
     def _describe(self, groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> Plan:
-        layers = []
+        layers: dict[tuple[str, int], LayerPlan] = {}
         for layer in groups.layers:
+            if _place(layer) in layers:
+                continue  # called again, or its weight is another layer's too: the same channels
             own = _own(groups, layer)
             gone = np.flatnonzero(remove[own])
             reason = ""
@@ -181,8 +183,8 @@ class _Planner:
                 reason = "all its channels are one group, which cannot go"
             elif not gone.size and self.wish[own].any():
                 reason = self._unmet(groups, layer)
-            layers.append(LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason))
-        return dataclasses.replace(self.options, layers=tuple(layers))
+            layers[_place(layer)] = LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason)
+        return dataclasses.replace(self.options, layers=tuple(layers.values()))
 
     def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
@@ -239,6 +241,7 @@ def _removed(plan: Plan, groups: ChannelGroups) -> NDArray[np.bool_]:
     """Whether a plan removes each group; refuses one that another model has, or that its layers do not agree on."""
     layers = {_place(layer): layer for layer in groups.layers}
     remove = np.zeros(groups.count, bool)
+    check_once(plan.layers)
     for entry in plan.layers:
         layer = layers.get((entry.parameter, entry.axis))
         if layer is None or layer.labels.numel() != entry.total:
