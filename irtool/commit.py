@@ -6,6 +6,8 @@ on they are the result, and whoever comes next finishes what is left to be moved
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -38,7 +40,7 @@ def committed(folder: Path, stale: Callable[[Path], Iterable[str]] = lambda _new
     temporary.mkdir()
     try:
         yield temporary
-        record = _record(temporary, stale(temporary))
+        record = _record(folder, temporary, stale(temporary))
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -80,8 +82,9 @@ def finish(folder: Path) -> None:
     """
     if os.path.lexists(folder / MOVING):
         temporary, files, stale = _read(folder)
-        for name in stale:
-            (folder / name).unlink(missing_ok=True)
+        for name, digest in stale.items():
+            if _digest(folder / name) == digest:  # else it is another file by now, or a stranger's record names it
+                (folder / name).unlink()
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -94,11 +97,23 @@ def finish(folder: Path) -> None:
     sweep(folder)
 
 
-def _record(temporary: Path, stale: Iterable[str]) -> dict[str, Any]:
+def _record(folder: Path, temporary: Path, stale: Iterable[str]) -> dict[str, Any]:
+    """What is to be done, as JSON data. Raises OSError where it cannot be done."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    for path in files:
+    names = [path.relative_to(temporary).as_posix() for path in files]
+    for path, name in zip(files, names, strict=True):
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
         _flush(path)  # else a power cut could keep the record and lose what it speaks of
-    return {"from": temporary.name, "files": [path.relative_to(temporary).as_posix() for path in files], "stale": sorted(stale)}
+    return {"from": temporary.name, "files": names, "stale": {name: _digest(folder / name) for name in sorted(stale)}}
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file's bytes; None if it is none, or a link."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -109,7 +124,7 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _read(folder: Path) -> tuple[Path, list[str], list[str]]:
+def _read(folder: Path) -> tuple[Path, list[str], dict[str, str]]:
     """The record, which may be anybody's: nothing that it names may lie outside of the folder.
 
     Raises:
@@ -119,11 +134,13 @@ def _read(folder: Path) -> tuple[Path, list[str], list[str]]:
         if (folder / MOVING).is_symlink():
             raise ValueError("a link")
         record = parse_json(read_text(folder / MOVING))
-        temporary, files, stale = folder / str(record["from"]), list(record["files"]), list(record["stale"])
-        sound = NAME.fullmatch(temporary.name) and temporary.is_dir() and not temporary.is_symlink()
+        temporary, files, stale = folder / str(record["from"]), record["files"], record["stale"]
+        if not isinstance(files, list) or not isinstance(stale, dict):
+            raise ValueError("no record")
+        sound = NAME.fullmatch(str(record["from"])) and temporary.is_dir() and not temporary.is_symlink()
         if not sound or not all(_is_inside(name, folder) and _is_inside(name, temporary) for name in files):
             raise ValueError("files elsewhere")
-        if not all(_is_inside(name, folder) and "/" not in name for name in stale):
+        if not all(_is_inside(name, folder) and "/" not in name and isinstance(digest, str) for name, digest in stale.items()):
             raise ValueError("files elsewhere")
     except (OSError, ValueError, KeyError, TypeError) as error:
         remedy = f"Remove {MOVING} if you know where the files are from, or choose another folder."

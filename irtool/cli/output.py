@@ -11,6 +11,7 @@ from typing import Any
 from irtool.atomic_files import MAKE_ROOM, locked, parse_json, read_text
 from irtool.commit import committed, finish
 from irtool.errors import FileError, IrtoolError
+from irtool.temporary import MOVING
 from irtool.workflows.compress import FILES
 from irtool.workflows.models import ModelSpec, saved_model
 
@@ -81,7 +82,8 @@ def output_folder(out: Path, maker: str | None = None) -> Iterator[Path]:
                 yield temporary
                 _refuse_others(out, makers(temporary))  # no work is begun where it is told before; here none is destroyed
         except OSError as error:
-            what = f"nothing was written ({error.strerror or error})"
+            begun = os.path.lexists(out / MOVING)
+            what = f"{'the result is made, but its files cannot be moved' if begun else 'nothing was written'} ({error.strerror or error})"
             raise FileError(what, where=str(error.filename or out), remedy=MAKE_ROOM) from error
 
 
