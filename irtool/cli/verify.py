@@ -13,6 +13,7 @@ from irtool.cli import options
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table
+from irtool.commit import settle
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import sample_inputs
 from irtool.errors import DataError, FileError, OptionError
@@ -34,6 +35,7 @@ from irtool.workflows.chain import (
 )
 from irtool.workflows.compress import FILES, calibration_batches
 from irtool.workflows.data import DataOptions
+from irtool.workflows.folders import require_finished
 from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
 
@@ -63,12 +65,23 @@ def verify(
     [bold]Example[/]: irtool verify small
     """
     with screen() as progress:
+        _read_first(paths)
         if len(paths) == 1 and paths[0].is_dir():
             chain = _folder(paths[0], model, weights, seed, progress)
         else:
             chain = _files(paths, seed, progress)
     console().print(chain_table(chain))
     chain.require(_REMEDY, unchecked=allow_unchecked)
+
+
+def _read_first(paths: list[Path]) -> None:
+    """Finish what was being moved; read .onnx files before an engine does: what asks for too much is refused, an engine would try it."""
+    for folder in {path if path.is_dir() else path.parent for path in paths}:
+        settle(folder)
+        require_finished(folder)
+    for path in (path / FILES["onnx"] if path.is_dir() else path for path in paths):
+        if path.suffix == ".onnx" and path.is_file():
+            load_onnx(path)
 
 
 def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Screen) -> Chain:

@@ -8,10 +8,9 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, Literal
 
-from irtool.atomic_files import replacing
+from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.errors import FileError, PlanError
 
 Scope = Literal["global", "local"]
@@ -50,7 +49,7 @@ class Plan:
     """Which channels of which layers go, and how that was decided.
 
     Attributes:
-        layers: every layer that makes channels, in graph order.
+        layers: every layer that makes channels, in graph order; one that is called several times once.
         criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`. With a budget, `ratio` is
             the fraction of channels that keeping to it removes.
         budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
@@ -91,6 +90,7 @@ class Plan:
         fields = _fields(data, _PLAN, ("layers",), "")
         del fields["format"]
         layers = tuple(_layer(layer, f"layers[{number}]") for number, layer in enumerate(fields.pop("layers")))
+        check_once(layers)
         made = cls(layers, **{**fields, "ignore": tuple(fields.get("ignore", ()))})
         # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
         check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
@@ -110,11 +110,12 @@ class Plan:
             PlanError: it is JSON, but no plan.
         """
         try:
-            data = json.loads(Path(path).read_text())
+            data = parse_json(read_text(path))
         except OSError as error:
             raise FileError(f"cannot read the plan ({error.strerror})", where=str(path), remedy="Check the path.") from error
-        except (ValueError, RecursionError) as error:
-            raise FileError("not JSON, or cut off", where=str(path), remedy="Pass a file that Plan.to_json wrote.") from error
+        except ValueError as error:
+            twice = f" ({error})" if "named twice" in str(error) else ""
+            raise FileError(f"not JSON, or cut off{twice}", where=str(path), remedy="Pass a file that Plan.to_json wrote.") from error
         try:
             return cls.from_dict(data)
         except PlanError as error:
@@ -223,6 +224,19 @@ def check_positions(removed: Iterable[int], total: int, where: str) -> None:
         if position in seen:
             raise PlanError(f"the plan removes channel {position} twice", where=where, remedy="Name each channel once.")
         seen.add(position)
+
+
+def check_once(layers: Iterable[LayerPlan]) -> None:
+    """Refuse a plan that names a parameter's axis twice: the second would be carried out with the first.
+
+    Raises:
+        PlanError: the layer is named.
+    """
+    seen: set[tuple[str, int]] = set()
+    for layer in layers:
+        if (layer.parameter, layer.axis) in seen:
+            raise PlanError(f"the plan names {layer.parameter} twice", where=layer.name, remedy="Name each layer once.")
+        seen.add((layer.parameter, layer.axis))
 
 
 def check_values(ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:

@@ -22,7 +22,7 @@ from irtool.pruning.batches import batches_for
 from irtool.pruning.budget import check_budget
 from irtool.pruning.budgeted import Budgeted, check_limits
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
-from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_positions, check_values
+from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_once, check_positions, check_values
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.residual import insert_selects, stream_pins
 from irtool.pruning.slicing import Rewrite, rewrite
@@ -217,8 +217,10 @@ class _Planner:
         )
 
     def _describe(self, groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> Plan:
-        layers = []
+        layers: dict[tuple[str, int], LayerPlan] = {}
         for layer in groups.layers:
+            if _place(layer) in layers:
+                continue  # called again, or its weight is another layer's too: the same channels
             own = _own(groups, layer)
             gone = np.flatnonzero(remove[own])
             reason = ""
@@ -232,10 +234,10 @@ class _Planner:
                 reason = "all its channels are one group, which cannot go"
             elif not gone.size and self.wish[own].any():
                 reason = self._unmet(groups, layer)
-            layers.append(LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason))
-        total = sum(layer.total for layer in layers)
-        ratio = sum(len(layer.removed) for layer in layers) / max(total, 1) if self.options.budget else self.options.ratio
-        return dataclasses.replace(self.options, layers=tuple(layers), ratio=ratio)
+            layers[_place(layer)] = LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason)
+        total = sum(layer.total for layer in layers.values())
+        ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
+        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio)
 
     def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
@@ -300,6 +302,7 @@ def _removed(plan: Plan, groups: ChannelGroups) -> NDArray[np.bool_]:
     """Whether a plan removes each group; refuses one that another model has, or that its layers do not agree on."""
     layers = {_place(layer): layer for layer in groups.layers}
     remove = np.zeros(groups.count, bool)
+    check_once(plan.layers)
     for entry in plan.layers:
         layer = layers.get((entry.parameter, entry.axis))
         if layer is None or layer.labels.numel() != entry.total:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -144,6 +145,25 @@ def test_a_criterion_that_another_process_registered_is_no_fault(data: dict[str,
 def test_options_of_another_kind_are_refused(graph: irtool.FxGraph, option: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="is not a"):
         irtool.plan(graph, **option)
+
+
+@pytest.mark.parametrize("again", [{}, {"removed": [1]}, {"name": "f"}])
+def test_a_layer_is_named_once(graph: irtool.FxGraph, data: dict[str, Any], again: dict[str, Any], tmp_path: Path) -> None:
+    layer = data["layers"][0]
+    data["layers"].append({**layer, **again})
+    with pytest.raises(PlanError, match=r"the plan names c0\.weight twice\. Name each layer once"):
+        Plan.from_dict(data)
+    made = irtool.plan(graph, "l1", 0.5)
+    with pytest.raises(PlanError, match=r"names c0\.weight twice"):
+        irtool.prune(graph, dataclasses.replace(made, layers=(*made.layers, made.layers[0])))
+    (tmp_path / "p.json").write_text('{"format": 1, "layers": [], "layers": []}')
+    with pytest.raises(FileError, match="'layers' is named twice"):
+        Plan.from_json(tmp_path / "p.json")
+
+
+def test_a_layer_that_is_called_twice_is_named_once() -> None:
+    made = irtool.plan(structures.graph("siamese"), "l1", 0.5)
+    assert len({(layer.parameter, layer.axis) for layer in made.layers}) == len(made.layers)
 
 
 def test_numbers_of_numpy_become_data(graph: irtool.FxGraph) -> None:
