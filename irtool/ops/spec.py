@@ -8,14 +8,15 @@ from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, embedding, linear, matmul
 from irtool.ops.einsum import einsum
 from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
-from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack, stretch
+from irtool.ops.movement import concat, filled, movement, pad, reshape, select, shuffle, stack, stretch
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
 from irtool.ops.opaque import barrier, graph_input, graph_output
 from irtool.ops.products import by_parts
 from irtool.ops.recurrent import recurrent
 
 _FAMILIES: dict[Rule, str] = {
-    graph_input: "Input Constant",
+    graph_input: "Input",
+    filled: "Constant",
     graph_output: "Output",
     conv: "Conv ConvTranspose",
     linear: "Gemm",

@@ -15,6 +15,7 @@ from irtool.errors import GraphError
 from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec
 from irtool.hosts.torch.shapes import infer_shape
+from irtool.hosts.torch.tracing.counts import Count, count_of, shape_of, sizes_of
 from irtool.hosts.torch.tracing.hooks import hooked
 from irtool.ir.graph import Node, Value
 
@@ -145,7 +146,7 @@ class Reader:
         operands, attrs = self._bind(node, spec, module)
         view = Node(node.name, spec.op if spec is not None else "Opaque", operands, (), attrs, _location(node), node, name)
         shape = infer_shape(spec, operands, attrs, name)
-        if shape is not None:
+        if shape is not None and attrs.get("dtype") is None and not _is_complex(operands):
             self.values[node] = made = Value(node.name, shape, next(iter(operands.values())).dtype, view)
             view.outputs = (made,)
         else:
@@ -241,6 +242,8 @@ class Reader:
                 attrs[name] = (*(attrs[name] if isinstance(attrs[name], tuple) else (attrs[name],)), arg)
             else:
                 attrs[name] = arg
+        if spec is not None and spec.op == "Constant":
+            self._count(node, operands, attrs)
         if module is not None:
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor.dim() > 0:
@@ -252,6 +255,18 @@ class Reader:
                 {name: getattr(module, name) for name in (spec.arguments if spec else ()) if name in held or hasattr(type(module), name)}
             )
         return operands, attrs
+
+    def _count(self, node: fx.Node, operands: dict[str, Value], attrs: dict[str, Any]) -> None:
+        """The tensors whose sizes a factory is given: `count.1` for axis 1 of what it makes, and there the (axis, multiple)."""
+        listed = sizes_of(node)[2]
+        whole = shape_of(listed)
+        axes = len(known.sizes) if whole is not None and isinstance(known := self.values.get(whole), Value) else 0
+        counts = [Count(whole, axis) for axis in range(axes)] if whole is not None else [count_of(size) for size in listed]
+        for place, found in enumerate(counts):
+            value = self.values.get(found.tensor) if found is not None else None
+            if found is not None and isinstance(value, Value):
+                operands[f"{COUNT}{place}"] = value
+                attrs[f"{COUNT}{place}"] = (found.axis % len(value.sizes), found.times)
 
     def _stand_in(self, node: fx.Node) -> Any:
         """A constant's own data; for what is computed zeros, or true for a mask, so that a selection by it has its largest size."""
@@ -282,7 +297,14 @@ class Reader:
 
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
 """Of a second tensor these take the type and the device alone."""
+COUNT = "count."
+"""What the operands of a factory are called that it only takes sizes of, before the axis."""
 _PLAIN = (int, float, str, bool, type(None))
+
+
+def _is_complex(operands: Mapping[str, Value]) -> bool:
+    """Whether what comes out may be real numbers, though complex ones go in."""
+    return any(value.dtype is not None and value.dtype.is_complex for value in operands.values())
 
 
 def _is_structure(kind: type) -> bool:
