@@ -76,7 +76,8 @@ class Watch:
 
     def __init__(self, prepare: Callable[..., Any] | None = None, *arguments: Any) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(_HERE.parent), str(_HERE), *filter(None, [environment.get("PYTHONPATH")])])
+        folders = [entry for entry in sys.path if Path(entry).is_relative_to(_HERE)]  # of the test files that call
+        environment["PYTHONPATH"] = os.pathsep.join([str(_HERE.parent), *folders, *filter(None, [environment.get("PYTHONPATH")])])
         environment["PYTHONWARNINGS"] = "ignore"  # a warning that is shown opens the file whose line it quotes
         command = [sys.executable, str(Path(__file__).resolve())]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

@@ -22,7 +22,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.models import PreResNet
 from irtool.passes import fold_batchnorm, prune
-from irtool.pruning import planner as plan
+from irtool.pruning import plan
 
 IMAGE = (1, 3, 8, 8)
 KINDS = ("added", "removed", "replaced", "attributes", "wiring", "channels", "shapes", "parameters")
