@@ -74,6 +74,10 @@ def stretch(node: Node, ctx: Context) -> None:
         ctx.put(node.output, ctx.of(like))
 
 
+_NUMBERED = frozenset({"arange", "linspace", "eye"})
+"""What counts entries: of fewer channels it makes other numbers."""
+
+
 def filled(node: Node, ctx: Context) -> None:
     """One value everywhere (zeros): no channels, but where it is as wide as a tensor whose size it was given, or a multiple of that."""
     for output in node.outputs:
@@ -83,7 +87,9 @@ def filled(node: Node, ctx: Context) -> None:
             continue
         place, (axis, times) = int(name.removeprefix("count.")), node.attrs[name]
         labels = ctx.of(value)
-        if place < len(node.output.sizes) and varying(labels) == [axis] and value not in ctx.more:
+        if short_name(node.callee) in _NUMBERED and axis in varying(labels):
+            ctx.pin(node, labels.reshape(-1), "its channels are numbered")
+        elif place < len(node.output.sizes) and varying(labels) == [axis] and value not in ctx.more:
             ctx.put(node.output, on_axis(labels.reshape(-1).repeat(times), place, len(node.output.sizes)))
             return
 

@@ -216,7 +216,7 @@ def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Cha
 
 def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asides) -> fx.GraphModule:
     """The program of torch.export, without its guards, in the modes of the model."""
-    with warnings.catch_warnings(), own_backwards(asides):
+    with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False):
         warnings.simplefilter("ignore")
         module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
