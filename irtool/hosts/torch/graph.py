@@ -104,7 +104,11 @@ class FxGraph(Graph):
 
         calls = [node for node in self.nodes if node.host is not None and node.host.op in ("call_function", "call_method")]
         return frozenset(
-            node.host.name for node in calls if len(node.outputs) == 1 and narrow(node.output) and not any(narrow(value) for name, value in node.operands.items() if not name.startswith(COUNT))
+            node.host.name
+            for node in calls
+            if len(node.outputs) == 1
+            and narrow(node.output)
+            and not any(narrow(value) for name, value in node.operands.items() if not name.startswith(COUNT))
         )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:

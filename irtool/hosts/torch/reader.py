@@ -15,7 +15,7 @@ from irtool.errors import GraphError
 from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec
 from irtool.hosts.torch.shapes import infer_shape
-from irtool.hosts.torch.tracing.counts import Count, count_of, shape_of, sizes_of
+from irtool.hosts.torch.tracing.counts import counts_of, sizes_of
 from irtool.hosts.torch.tracing.hooks import hooked
 from irtool.ir.graph import Node, Value
 
@@ -258,15 +258,15 @@ class Reader:
 
     def _count(self, node: fx.Node, operands: dict[str, Value], attrs: dict[str, Any]) -> None:
         """The tensors whose sizes a factory is given: `count.1` for axis 1 of what it makes, and there the (axis, multiple)."""
-        listed = sizes_of(node)[2]
-        whole = shape_of(listed)
-        axes = len(known.sizes) if whole is not None and isinstance(known := self.values.get(whole), Value) else 0
-        counts = [Count(whole, axis) for axis in range(axes)] if whole is not None else [count_of(size) for size in listed]
-        for place, found in enumerate(counts):
+        for place, found in enumerate(counts_of(sizes_of(node)[2], self._rank)):
             value = self.values.get(found.tensor) if found is not None else None
             if found is not None and isinstance(value, Value):
                 operands[f"{COUNT}{place}"] = value
                 attrs[f"{COUNT}{place}"] = (found.axis % len(value.sizes), found.times)
+
+    def _rank(self, node: fx.Node) -> int | None:
+        value = self.values.get(node)
+        return len(value.sizes) if isinstance(value, Value) and value.shape is not None else None
 
     def _stand_in(self, node: fx.Node) -> Any:
         """A constant's own data; for what is computed zeros, or true for a mask, so that a selection by it has its largest size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,35 @@ def _counted(tensor: Any, axis: Any) -> Count | None:
     return Count(tensor, axis) if isinstance(tensor, fx.Node) and isinstance(axis, int) else None
 
 
-def shape_of(listed: list[Any]) -> fx.Node | None:
-    """The tensor whose whole shape is given in place of sizes (`torch.zeros(x.shape)`)."""
-    found = listed[0] if len(listed) == 1 else None
-    whole = isinstance(found, fx.Node) and _is_shape(found) and isinstance(found.args[0], fx.Node)
-    return found.args[0] if whole else None  # type: ignore[union-attr]
+def counts_of(listed: Sequence[Any], rank: Callable[[fx.Node], int | None]) -> list[Count | None]:
+    """What each of the sizes that a call lists counts: also where a whole shape is given, or a piece of one, or several joined.
+
+    Args:
+        listed: the sizes, as `sizes_of` gives them.
+        rank: how many axes the tensor has that a host node computes; None if it computes no tensor.
+    """
+    if len(listed) == 1 and (whole := _pieces(listed[0], rank)) is not None:
+        return whole
+    return [count_of(size) for size in listed]
+
+
+def _pieces(arg: Any, rank: Callable[[fx.Node], int | None]) -> list[Count | None] | None:
+    """The same for a shape as a whole; None for what is none."""
+    if isinstance(arg, tuple | list):
+        return [count_of(size) for size in arg]
+    if not isinstance(arg, fx.Node):
+        return None
+    tensor = arg.args[0] if _is_shape(arg) else None
+    if isinstance(tensor, fx.Node) and (axes := rank(tensor)) is not None:
+        return [Count(tensor, axis) for axis in range(axes)]
+    if arg.target is operator.getitem and isinstance(arg.args[1], slice):
+        whole = _pieces(arg.args[0], rank)
+        plain = all(isinstance(bound, int | None) for bound in (arg.args[1].start, arg.args[1].stop, arg.args[1].step))
+        return whole[arg.args[1]] if whole is not None and plain else None
+    if arg.target is operator.add:
+        parts = [_pieces(part, rank) for part in arg.args]
+        return None if any(part is None for part in parts) else [found for part in parts for found in part or ()]
+    return None
 
 
 def sizes_of(node: fx.Node) -> tuple[str | None, int, list[Any]]:
@@ -71,5 +96,7 @@ def sizes_of(node: fx.Node) -> tuple[str | None, int, list[Any]]:
     first = 1 if name.startswith("new_") else 0
     if len(node.args) > first and isinstance(node.args[first], tuple | list):
         return None, first, list(node.args[first])  # type: ignore[arg-type]
+    if name in ("full", "new_full"):
+        return None, first, [node.args[first]]
     plain = [arg for arg in node.args[first:] if isinstance(arg, int | fx.Node)]
     return None, first, plain if len(plain) == len(node.args) - first else []
