@@ -5,7 +5,7 @@ from __future__ import annotations
 from irtool.hosts.onnx import operators as onnx_targets
 from irtool.hosts.torch.operators import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.context import Rule
-from irtool.ops.contraction import attention, conv, embedding, linear, matmul
+from irtool.ops.contraction import attention, conv, deform_conv, embedding, linear, matmul
 from irtool.ops.einsum import einsum
 from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
 from irtool.ops.movement import concat, filled, movement, pad, reshape, select, shuffle, stack, stretch
@@ -19,6 +19,7 @@ _FAMILIES: dict[Rule, str] = {
     filled: "Constant",
     graph_output: "Output",
     conv: "Conv ConvTranspose",
+    deform_conv: "DeformConv",
     linear: "Gemm",
     matmul: "MatMul",
     einsum: "Einsum",
@@ -44,7 +45,7 @@ _FAMILIES: dict[Rule, str] = {
     movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold Im2Col",
 }
 ELEMENTWISE = frozenset(
-    {"StochasticDepth"}
+    {"StochasticDepth", "OwnBackward"}
     | {onnx_name(name) for name in (UNARY + BINARY).split()}
     | {spec.op for spec in UNARY_MODULES}
     | onnx_targets.ELEMENTWISE
