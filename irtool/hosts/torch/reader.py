@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -268,12 +269,12 @@ class Reader:
         value = self.values.get(node)
         return len(value.sizes) if isinstance(value, Value) and value.shape is not None else None
 
-    def _stand_in(self, node: fx.Node) -> Any:
-        """A constant's own data; for what is computed zeros, or true for a mask, so that a selection by it has its largest size."""
+    def _stand_in(self, node: fx.Node, number: int) -> Any:
+        """A constant's own data; for what is computed one number, or true for a mask, so that a selection by it has its largest size."""
         value = self.values.get(node)
         if isinstance(value, Value) and value.data is not None and not value.data.is_meta:
             return value.data
-        return map_tensors(self.examples[node], lambda t: (torch.ones if t.dtype == torch.bool else torch.zeros)(t.shape, dtype=t.dtype))
+        return map_tensors(self.examples[node], lambda t: torch.full(t.shape, True if t.dtype == torch.bool else number, dtype=t.dtype))
 
     def _run(self, node: fx.Node, module: nn.Module | None) -> Any:
         """Run a node on the meta device; on real zeros where it refuses."""
@@ -283,16 +284,15 @@ class Reader:
                 return map_tensors(call(self.module, node, args, kwargs), meta)
             return map_tensors(copy_module(module, empty_like).eval()(*args, **kwargs), meta)
         except Exception as error:
-            try:
-                real: list[Any] = [fx.map_arg(part, self._stand_in) for part in (node.args, node.kwargs)]
-                return map_tensors(
-                    call(self.module, node, real[0], real[1])
-                    if module is None
-                    else copy_module(module, _cloned).eval()(*real[0], **real[1]),
-                    meta,
-                )
-            except Exception:
-                raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
+            for number in (0, 1):  # a window of zeros has no inverse transform, and ones are no place in a list of one
+                with suppress(Exception):
+                    return map_tensors(self._run_real(node, module, number), meta)
+            raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
+
+    def _run_real(self, node: fx.Node, module: nn.Module | None, number: int) -> Any:
+        """Run a node on real tensors; what is computed is the same number everywhere."""
+        args, kwargs = (fx.map_arg(part, lambda leaf: self._stand_in(leaf, number)) for part in (node.args, node.kwargs))
+        return call(self.module, node, args, kwargs) if module is None else copy_module(module, _cloned).eval()(*args, **kwargs)
 
 
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
