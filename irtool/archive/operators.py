@@ -166,15 +166,15 @@ t : numel is_floating_point : input=T
 """
 MAKERS = """
 t : zeros ones rand randn : *size=I size=S dtype=d0 device=v0 layout=l0 requires_grad=F
-t : full : size=I fill_value=n dtype=d0 device=v0 layout=l0 requires_grad=F
+t : full : size=I fill_value=nT dtype=d0 device=v0 layout=l0 requires_grad=F
 t : arange : *bounds=n start=n end=n step=n dtype=d0 device=v0 layout=l0 requires_grad=F
 t : linspace : start=n end=n steps=i dtype=d0 device=v0 layout=l0 requires_grad=F
 t : eye : n=i m=i dtype=d0 device=v0 layout=l0 requires_grad=F
 t : tensor scalar_tensor : data=N dtype=d0 device=v0 requires_grad=F
 . : new_zeros new_ones : input=T *size=I size=S dtype=d0 device=v0
-. : new_full : input=T size=I fill_value=n dtype=d0 device=v0
+. : new_full : input=T size=I fill_value=nT dtype=d0 device=v0
 t : zeros_like ones_like rand_like randn_like : input=T dtype=d0 device=v0 layout=l0 memory_format=m0 requires_grad=F
-t : full_like : input=T fill_value=n dtype=d0 device=v0 layout=l0 memory_format=m0
+t : full_like : input=T fill_value=nT dtype=d0 device=v0 layout=l0 memory_format=m0
 """
 STRUCTURES = """
 py : getattr : input=TPv name=s

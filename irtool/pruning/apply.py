@@ -22,6 +22,7 @@ from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
+from irtool.pruning.layer_sizes import exported_sizes, layer_of, parameter_sizes
 from irtool.pruning.planner import Plan, find_rewrite
 from irtool.pruning.slicing import Rewrite
 
@@ -62,7 +63,7 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
         raise OptionError(f"constants {constants!r} does not exist", remedy="Choose absorb or drop.")
     graph = trace(model, example_inputs)
     rewrite = find_rewrite(graph, plan)
-    doubtful = _check_program(rewrite)
+    doubtful = _check_program(rewrite, model)
     pruned = rewrite.fill()
     if constants == "absorb":
         pruned = add_biases(pruned, rewrite.labels, rewrite.keep, absorption(rewrite.labels, rewrite.keep).biases)
@@ -70,6 +71,8 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
     try:
         _set_attributes(graph, pruned, model, changes)
         _set_tensors(graph, pruned, model, changes)
+        for module, key, value in [*exported_sizes(graph, pruned, doubtful, model), *parameter_sizes(model)]:
+            changes.set(module.__dict__, key, value)
         _check_outputs(model, pruned, doubtful)
     except BaseException:
         changes.undo()
@@ -92,12 +95,12 @@ class _Changes:
             slot[key] = old
 
 
-def _check_program(rewrite: Rewrite) -> list[Node]:
-    """Refuse a rewrite that had to edit the program; returns the splits that only the outputs can tell about."""
+def _check_program(rewrite: Rewrite, model: nn.Module) -> list[Node]:
+    """Refuse a rewrite that had to edit the program; returns the edits that only the outputs can tell about."""
     nodes = {node.name: node for node in rewrite.source.nodes}
     edited = [nodes[name] for name in rewrite.edited]
     for node in edited:
-        if _name(node) not in _RELATIVE:
+        if _name(node) not in _RELATIVE and layer_of(node, model) is None:
             raise PlanError(f"forward has a size written into it ({callee(node.host.target)})", where=_place(node), remedy=_REMEDY)
     for path, module in rewrite.graph.module.named_modules():
         before = rewrite.source.module.get_submodule(path)

@@ -17,7 +17,7 @@ from irtool.hosts.torch.gradients import run_backward
 from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
 from irtool.hosts.torch.purity import is_pure
-from irtool.hosts.torch.reader import Fix, Reader
+from irtool.hosts.torch.reader import COUNT, Fix, Reader
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
 
@@ -107,7 +107,11 @@ class FxGraph(Graph):
 
         calls = [node for node in self.nodes if node.host is not None and node.host.op in ("call_function", "call_method")]
         return frozenset(
-            node.host.name for node in calls if len(node.outputs) == 1 and narrow(node.output) and not any(map(narrow, node.inputs))
+            node.host.name
+            for node in calls
+            if len(node.outputs) == 1
+            and narrow(node.output)
+            and not any(narrow(value) for name, value in node.operands.items() if not name.startswith(COUNT))
         )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:

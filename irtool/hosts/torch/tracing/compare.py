@@ -68,6 +68,12 @@ def tolerance(expected: Any) -> float:
     return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(kind).eps for kind in types if kind.itemsize < 4)])
 
 
+def agrees(model: nn.Module, module: nn.Module, inputs: Any) -> bool:
+    """Whether a program gives the model's outputs, where the model runs."""
+    expected = observed(model, inputs)
+    return expected is None or apart(expected, observed(module, inputs)) <= tolerance(expected)
+
+
 @dataclass(frozen=True)
 class Change:
     """Another size of the inputs.
