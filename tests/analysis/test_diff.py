@@ -15,8 +15,8 @@ import torchvision
 from random_norms import randomise
 from torch import Tensor, nn
 
-from irtool.analysis.diff.diff import Diff, NodeRef, diff
 from irtool.analysis.diff import matching as node_matching
+from irtool.analysis.diff.diff import Diff, NodeRef, diff
 from irtool.analysis.diff.matching import match_nodes
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace

@@ -197,7 +197,13 @@ _BY_ELEMENT = frozenset((UNARY + BINARY).split())
 def _is_by_element(node: fx.Node) -> bool:
     name = str(getattr(node.target, "__name__", node.target))
     known = node.op == "call_method" or function_spec(node.target) is not None
-    return known and name.split(".")[0] in _BY_ELEMENT and not names_a_write(name) and "inplace" not in node.kwargs and "out" not in node.kwargs
+    return (
+        known
+        and name.split(".")[0] in _BY_ELEMENT
+        and not names_a_write(name)
+        and "inplace" not in node.kwargs
+        and "out" not in node.kwargs
+    )
 
 
 UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODULES)

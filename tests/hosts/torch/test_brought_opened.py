@@ -82,7 +82,12 @@ class Net(nn.Module):
     def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.a, self.b, self.c, self.o = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+        self.a, self.b, self.c, self.o = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.Conv2d(3, 16, 1),
+            nn.Conv2d(16, 4, 1),
+        )
         self.offset, self.mask = nn.Conv2d(16, 18, 3, padding=1), nn.Conv2d(16, 9, 3, padding=1)
         self.deform = torchvision.ops.DeformConv2d(16, 16, 3, padding=1)
         self.plain = torchvision.ops.DeformConv2d(16, 16, 3, padding=1, bias=False)
@@ -105,7 +110,9 @@ OPENED: dict[str, Callable[[Any, Tensor], Any]] = {
     "deformable": lambda net, x: net.o(net.deform(y := net.a(x).relu(), net.offset(y)).relu()),
     "deformable without bias": lambda net, x: net.o(net.plain(y := net.a(x).relu(), net.offset(y)).relu()),
     "deformable with a mask": lambda net, x: net.o(net.deform(y := net.a(x).relu(), net.offset(y), net.mask(y).sigmoid())),
-    "unfold and fold": lambda net, x: net.o(nn.functional.fold(nn.functional.unfold(net.b(net.a(x)), 3, padding=1), (16, 16), 3, padding=1)),
+    "unfold and fold": lambda net, x: net.o(
+        nn.functional.fold(nn.functional.unfold(net.b(net.a(x)), 3, padding=1), (16, 16), 3, padding=1)
+    ),
     "a transform without a meta kernel": _spectrum,
 }
 

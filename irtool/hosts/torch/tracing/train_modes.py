@@ -160,11 +160,21 @@ def _owner(module: fx.GraphModule, nodes: dict[str, Any], node: fx.Node) -> str:
     """The path of the module that holds the statistics, if the new module can take its place, else a new path."""
     paths = {str(n.target).rpartition(".")[0] for n in nodes.values() if n is not None}
     path = next(iter(paths)) if len(paths) == 1 else ""
-    own = path and not list(module.get_submodule(path).children()) and all(str(n.target) == f"{path}.{role}" for role, n in nodes.items() if n)
+    own = (
+        path
+        and not list(module.get_submodule(path).children())
+        and all(str(n.target) == f"{path}.{role}" for role, n in nodes.items() if n)
+    )
     return path if own else f"mended_{node.name}"
 
 
-_MENDERS = {"dropout": _mend_dropout, "stochastic_depth": _mend_stochastic_depth, "batch_norm": _mend_norm, "instance_norm": _mend_norm, "rrelu": _mend_rrelu}
+_MENDERS = {
+    "dropout": _mend_dropout,
+    "stochastic_depth": _mend_stochastic_depth,
+    "batch_norm": _mend_norm,
+    "instance_norm": _mend_norm,
+    "rrelu": _mend_rrelu,
+}
 _NORMS: dict[str, dict[int, Any]] = {
     "batch_norm": {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d},
     "instance_norm": {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d},
