@@ -1,27 +1,74 @@
-"""Writing files so that nobody ever sees half of one, and folders that one process at a time writes to."""
+"""Reading texts of a bounded size, writing files so that nobody ever sees half of one, folders that one process at a time writes to."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import stat
 import sys
-import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from irtool.errors import FileError
+from irtool.temporary import new_name, sweep
 
 LOCK = ".irtool.lock"
 MAKE_ROOM = "Choose another --out, or make room."
+LARGEST_TEXT = 64 * 2**20
+"""Bytes of a text that is read whole: read as JSON it may take twenty times as much memory."""
+
+
+def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
+    """Read a text in UTF-8.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read, is no regular file (a pipe would be waited for), or is larger.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is a folder" if stat.S_ISDIR(found.st_mode) else "is no regular file", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"{found.st_size:,} bytes, more than the {most:,} that are read", str(path))
+    with open(path, "rb") as file:
+        return file.read(most).decode("utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """Read JSON in which no object names a thing twice: one reader would take the first, another the last.
+
+    Raises:
+        ValueError: it is no such JSON, or nested too deep.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice[:80]!r} is named twice")
+    return made
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` if the block succeeds, remove it if not.
 
-    The temporary name keeps the suffix, since some writers choose the format by it. A link is written through.
+    The temporary name keeps the suffix, since some writers choose the format by it. A link is written through. What dead processes
+    left in the folder goes.
 
     Raises:
         FileError: the folder does not exist and cannot be made, or is not writable, `path` is there and no regular file (a
@@ -32,11 +79,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
+        sweep(target.parent)
+        temporary = target.parent / new_name(target.suffix)
+        temporary.touch(0o600, exist_ok=False)
     except OSError as error:
         raise FileError(f"cannot write here ({error.strerror})", where=str(path), remedy=MAKE_ROOM) from error
-    temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())

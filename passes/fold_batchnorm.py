@@ -11,7 +11,7 @@ from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, Rewritten, register
 
 _FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -32,7 +32,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold_batchnorm"
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Fold where it is exact."""
         new = graph.clone()
         readers = Counter(value.name for node in new.nodes for value in node.inputs if value.is_param)
@@ -47,10 +47,9 @@ class FoldBatchNorm(Pass):
             elif why:
                 notes.append(f"{node.location}: {why}")
         if not folded:
-            return PassResult(graph, False, tuple(notes))
+            return Rewritten(graph, notes)
         new.tidied()
-        new.history = (*graph.history, {"step": "fold_batchnorm"})
-        return PassResult(new, True, (f"{folded} batch norms folded", *notes))
+        return Rewritten(new, (f"{folded} batch norms folded", *notes))
 
 
 def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:

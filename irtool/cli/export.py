@@ -23,7 +23,7 @@ from irtool.engines.agreement import sample_inputs
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.errors import FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import save_onnx
+from irtool.hosts.onnx.load import load_onnx, save_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import fold_batchnorm
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
@@ -128,6 +128,7 @@ def _convert(source: Path, mnn: Path | None, scratch: Path, progress: Screen) ->
     """An ONNX file as it is, as MNN."""
     assert mnn is not None
     with progress.stage("convert to MNN"):
+        load_onnx(source)  # refuses what asks for too much, which the engines would try
         chain = Chain((to_mnn(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
     chain.require()
     _place(scratch / mnn.name, mnn)

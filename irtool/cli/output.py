@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import signal
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from irtool.atomic_files import MAKE_ROOM, locked
+from irtool.atomic_files import MAKE_ROOM, locked, parse_json, read_text
+from irtool.commit import committed, finish
 from irtool.errors import FileError, IrtoolError
+from irtool.temporary import MOVING
+from irtool.workflows.compress import FILES
 from irtool.workflows.models import ModelSpec, saved_model
 
 COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
@@ -22,6 +21,14 @@ _REPORTS = {COMPRESS: "chain", QUANTIZE: "int8"}
 """What only that command's report.json holds."""
 _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN: ("last.pt", "train.json")}
 """Files that only that maker leaves."""
+
+
+_ENGINES = [f"{kind}{suffix}" for kind in ("float", "int8") for suffix in (".onnx", ".mnn", ".json")]
+_WRITES = {
+    COMPRESS: [*FILES.values(), f"{FILES['onnx']}.data"],
+    QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
+}
+"""What each writes, some of it not always."""
 
 
 class Interrupted(IrtoolError):
@@ -48,6 +55,7 @@ def claimed(out: Path, maker: str | None = None, *, kept: str = "") -> Iterator[
             what = "is a file, not a folder" if out.exists() else f"cannot write here ({error.strerror})"
             raise FileError(what, where=str(out), remedy=MAKE_ROOM) from error
         with locked(out):
+            _finish(out)
             if maker is not None:
                 _refuse_others(out, {maker})
             yield
@@ -61,24 +69,21 @@ def claimed(out: Path, maker: str | None = None, *, kept: str = "") -> Iterator[
 
 @contextmanager
 def output_folder(out: Path, maker: str | None = None) -> Iterator[Path]:
-    """Yield a temporary folder in `out`; if the block succeeds its files move up into `out`, else they are removed.
+    """Yield a temporary folder in `out`; if the block succeeds its files move up into `out` as one, else they are removed.
 
-    What the same maker left is replaced; files of other names stay. Ctrl-C during the moves waits for their end.
+    What the same maker left is replaced; files of other names stay.
 
     Raises:
         FileError: see `claimed`.
     """
     with claimed(out, maker):
         try:
-            temporary = Path(tempfile.mkdtemp(prefix=".irtool.", dir=out))
-            try:
+            with committed(out, lambda new: _stale(out, new)) as temporary:
                 yield temporary
                 _refuse_others(out, makers(temporary))  # no work is begun where it is told before; here none is destroyed
-                _move(temporary, out)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
-            what = f"nothing was written ({error.strerror or error})"
+            begun = os.path.lexists(out / MOVING)
+            what = f"{'the result is made, but its files cannot be moved' if begun else 'nothing was written'} ({error.strerror or error})"
             raise FileError(what, where=str(error.filename or out), remedy=MAKE_ROOM) from error
 
 
@@ -128,20 +133,24 @@ def _refuse_others(out: Path, allowed: set[str]) -> None:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one if the file holds none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(read_text(path))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _move(temporary: Path, out: Path) -> None:
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if hasattr(signal, "pthread_sigmask") else None
+def _finish(out: Path) -> None:
     try:
-        for file in sorted(temporary.iterdir()):
-            os.replace(file, out / file.name)
-    finally:
-        if held is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        finish(out)
+    except OSError as error:
+        what = f"a run was ended here, and its files cannot be moved ({error.strerror or error})"
+        raise FileError(what, where=str(out), remedy=MAKE_ROOM) from error
+
+
+def _stale(out: Path, new: Path) -> list[str]:
+    """Files of an older result of the same maker that the new one lacks: beside it they would seem to belong to it."""
+    written = [name for maker in makers(new) & makers(out) for name in _WRITES.get(maker, ())]
+    return [name for name in written if (out / name).is_file() and not (new / name).exists()]
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -49,7 +49,7 @@ def quantize(
     """
     wanted = QuantizeOptions(**{name: value for name, value in chosen.items() if value is not None})
     settings = wanted.settings()
-    keep_inputs((out / f"{kind}{ENGINES[settings.backend].suffix}" for kind in ("float", "int8")), model_files(model, weights))
+    keep_inputs((out / f"{kind}{engine.suffix}" for engine in ENGINES.values() for kind in ("float", "int8")), model_files(model, weights))
     with output_folder(out, QUANTIZE) as folder, screen() as progress:
         images = load_images(model, DataOptions(calib, mean, std, limit, image_size), data, wanted.images, progress)
         with progress.stage("trace"):

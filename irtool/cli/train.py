@@ -23,6 +23,7 @@ from irtool.cli.flags import with_flags
 from irtool.cli.output import TRAIN, claimed, keep_inputs, model_files, read_object
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
+from irtool.commit import committed
 from irtool.errors import FileError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.train import Data, History, Settings
@@ -139,6 +140,11 @@ def keep(graph: FxGraph, history: History, data: Data, folder: Path, facts: dict
     Raises:
         FileError: the folder cannot be written.
     """
+    with committed(folder) as new:
+        _keep(graph, history, data, new, facts)
+
+
+def _keep(graph: FxGraph, history: History, data: Data, folder: Path, facts: dict[str, Any]) -> None:
     save(graph, folder / MODEL_FILE, preprocessing=data.preprocessing.to_dict(), metadata={"classes": list(data.classes)})
     record = {
         "irtool": irtool.__version__,

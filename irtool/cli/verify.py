@@ -13,13 +13,14 @@ from irtool.cli import options
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table
+from irtool.commit import settle
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import sample_inputs
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
 from irtool.ir import Graph
-from irtool.passes import fold_batchnorm, prune
+from irtool.passes import fold_batchnorm, prune, reconstruct
 from irtool.pruning import Plan
 from irtool.workflows.chain import (
     Chain,
@@ -34,6 +35,7 @@ from irtool.workflows.chain import (
 )
 from irtool.workflows.compress import FILES, calibration_batches
 from irtool.workflows.data import DataOptions
+from irtool.workflows.folders import require_finished
 from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
 
@@ -63,12 +65,23 @@ def verify(
     [bold]Example[/]: irtool verify small
     """
     with screen() as progress:
+        _read_first(paths)
         if len(paths) == 1 and paths[0].is_dir():
             chain = _folder(paths[0], model, weights, seed, progress)
         else:
             chain = _files(paths, seed, progress)
     console().print(chain_table(chain))
     chain.require(_REMEDY, unchecked=allow_unchecked)
+
+
+def _read_first(paths: list[Path]) -> None:
+    """Finish what was being moved; read .onnx files before an engine does: what asks for too much is refused, an engine would try it."""
+    for folder in {path if path.is_dir() else path.parent for path in paths}:
+        settle(folder)
+        require_finished(folder)
+    for path in (path / FILES["onnx"] if path.is_dir() else path for path in paths):
+        if path.suffix == ".onnx" and path.is_file():
+            load_onnx(path)
 
 
 def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Screen) -> Chain:
@@ -108,7 +121,8 @@ def _onnx_folder(
         if found is not None:
             graph, plan, constants = found[0], Plan.from_json(folder / FILES["plan"]), record["options"]["constants"]
             inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
-            sliced = prune(graph, plan, constants, found[1])
+            refit = record["options"].get("reconstruct", 0)
+            sliced = reconstruct(graph, plan, found[1]) if refit else prune(graph, plan, constants, found[1])
             folded = fold_batchnorm(sliced)
             links += [*masked_links(graph, plan, sliced, inputs, constants, found[1]), *folded_links(sliced, folded, inputs)]
             links.append(onnx_link(folded, written, inputs))
@@ -134,7 +148,7 @@ def _original(
 
 
 def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Screen) -> tuple[Graph, list[Any] | None]:
-    source, calibrate = record["source"], record["options"]["calibrate"]
+    source, options = record["source"], record["options"]
     name = model or source["model"]
     if name is None:
         raise OptionError("the report names no model that can be built again", remedy="Give --model.")
@@ -145,9 +159,10 @@ def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path 
         if isinstance(graph, OnnxGraph):
             remedy = "Give --model FILE: the .onnx file of that run."
         raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
-    if not calibrate:
+    count = options.get("reconstruct", 0) or options["calibrate"]
+    if not count or (options.get("reconstruct") and "model" in record["files"]):  # the archive has the refitted values
         return graph, None
-    return graph, calibration_batches(graph, _data(record, name, progress), calibrate)
+    return graph, calibration_batches(graph, _data(record, name, progress), count)
 
 
 def _data(record: Mapping[str, Any], model: str, progress: Screen) -> Any:

@@ -6,12 +6,11 @@ import json
 import os
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, Literal
 
-from irtool.atomic_files import replacing
+from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.errors import FileError, PlanError
 
 Scope = Literal["global", "local"]
@@ -50,8 +49,11 @@ class Plan:
     """Which channels of which layers go, and how that was decided.
 
     Attributes:
-        layers: every layer that makes channels, in graph order.
-        criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`.
+        layers: every layer that makes channels, in graph order; one that is called several times once.
+        criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`. With a budget, `ratio` is
+            the fraction of channels that keeping to it removes.
+        budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
+        limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -63,11 +65,15 @@ class Plan:
     round_to: int = 1
     ignore: tuple[str, ...] = ()
     seed: int = 0
+    budget: Mapping[str, float] = field(default_factory=dict, hash=False)
+    limits: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
-        return {"format": FORMAT, **vars(self), "ignore": list(self.ignore), "layers": layers}
+        asked = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
+        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits")}
+        return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -84,6 +90,7 @@ class Plan:
         fields = _fields(data, _PLAN, ("layers",), "")
         del fields["format"]
         layers = tuple(_layer(layer, f"layers[{number}]") for number, layer in enumerate(fields.pop("layers")))
+        check_once(layers)
         made = cls(layers, **{**fields, "ignore": tuple(fields.get("ignore", ()))})
         # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
         check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
@@ -103,11 +110,12 @@ class Plan:
             PlanError: it is JSON, but no plan.
         """
         try:
-            data = json.loads(Path(path).read_text())
+            data = parse_json(read_text(path))
         except OSError as error:
             raise FileError(f"cannot read the plan ({error.strerror})", where=str(path), remedy="Check the path.") from error
-        except (ValueError, RecursionError) as error:
-            raise FileError("not JSON, or cut off", where=str(path), remedy="Pass a file that Plan.to_json wrote.") from error
+        except ValueError as error:
+            twice = f" ({error})" if "named twice" in str(error) else ""
+            raise FileError(f"not JSON, or cut off{twice}", where=str(path), remedy="Pass a file that Plan.to_json wrote.") from error
         try:
             return cls.from_dict(data)
         except PlanError as error:
@@ -127,10 +135,15 @@ class Plan:
             for layer in self.layers
         ]
         total = sum(layer.total for layer in self.layers)
+        asked = ", ".join(f"{kind} {_wish(value)}" for kind, value in self.budget.items()) or f"ratio {self.ratio:g}"
         lines.append(
-            f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, ratio {self.ratio:g}, residual {self.residual}"
+            f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, {asked}, residual {self.residual}"
         )
         return "\n".join(lines)
+
+
+def _wish(value: float) -> str:
+    return f"{100 * value:g} %" if value <= 1 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,13 @@ _OPTIONS = {
     "ratio": _NUMBER, "scope": _TEXT, "residual": _TEXT, "min_channels": _WHOLE, "round_to": _WHOLE, "seed": _WHOLE,
 }  # fmt: skip
 _NAMES = _list("a list of names", _TEXT)
-_PLAN = {"format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, **_OPTIONS}
+_TABLE = _Kind(
+    "a table of numbers by name",
+    lambda value: isinstance(value, Mapping) and all(_TEXT.fits(key) and _NUMBER.fits(entry) for key, entry in value.items()),
+)
+_PLAN = {
+    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE, **_OPTIONS,
+}  # fmt: skip
 
 
 def _fields(data: Any, kinds: Mapping[str, _Kind], needed: Collection[str], place: str) -> dict[str, Any]:
@@ -205,6 +224,19 @@ def check_positions(removed: Iterable[int], total: int, where: str) -> None:
         if position in seen:
             raise PlanError(f"the plan removes channel {position} twice", where=where, remedy="Name each channel once.")
         seen.add(position)
+
+
+def check_once(layers: Iterable[LayerPlan]) -> None:
+    """Refuse a plan that names a parameter's axis twice: the second would be carried out with the first.
+
+    Raises:
+        PlanError: the layer is named.
+    """
+    seen: set[tuple[str, int]] = set()
+    for layer in layers:
+        if (layer.parameter, layer.axis) in seen:
+            raise PlanError(f"the plan names {layer.parameter} twice", where=layer.name, remedy="Name each layer once.")
+        seen.add((layer.parameter, layer.axis))
 
 
 def check_values(ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:

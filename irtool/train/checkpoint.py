@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from irtool.atomic_files import replacing
-from irtool.errors import TrainError
+from irtool.errors import FileError, TrainError
 from irtool.train.ema import Average, alike
 from irtool.train.history import History
+from irtool.train.stored import load_stored
 
 FORMAT = 1
 _PARTS = ("format", "model", "optimizer", "ema", "history")
@@ -39,7 +40,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         TrainError: not a checkpoint of ours.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_stored(path)
+    except FileError as error:
+        raise TrainError(error.what, where=error.where, remedy=ANEW) from error
     except Exception as error:  # what a foreign file does to an unpickler has no bounds: "hello" is a KeyError
         reason = " ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
         raise TrainError(f"no whole checkpoint: cannot be resumed from ({reason[:120]})", where=str(path), remedy=ANEW) from error

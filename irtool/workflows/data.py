@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 from torch import nn
 
 from irtool.archive import read_info
+from irtool.atomic_files import parse_json
 from irtool.cli.screen import Screen
-from irtool.engines import OnnxSession
 from irtool.errors import DataError, FileError, IrtoolError, OptionError
-from irtool.hosts.onnx.file import read_model
+from irtool.hosts.onnx.file import declared_shapes, read_description
 from irtool.train import Data, Preprocessing, load_data
 from irtool.train.data.image_files import SUFFIXES
+from irtool.train.data.preprocessing import LARGEST_SIDE
 from irtool.workflows.models import ModelSpec, Shape, onnx_file, saved_model
 
-LARGEST_SIDE = 8192
-"""Pixels: an image of that side is 200 MB, and its float32 input four times that."""
 TRACE_BATCH = 2
 """Samples in the example: with one alone `torch.export` takes the batch for a constant."""
 
@@ -110,8 +108,7 @@ def _sizes(shape: Shape) -> str:
 
 def _image_of(file: Path) -> tuple[int | None, tuple[int, int] | None]:
     """How many channels an ONNX file's first input has (None unless 1 or 3), and its height and width if they are fixed."""
-    inputs = OnnxSession(file).inputs
-    shape = inputs[0].shape if inputs else None
+    shape = next(iter(declared_shapes(read_description(file)).values()), None)
     if shape is None or len(shape) != 4:
         return None, None
     _, channels, height, width = shape
@@ -172,7 +169,7 @@ def stored_preprocessing(model: str) -> Preprocessing | None:
     if path is None:
         return None
     if path.suffix == ".onnx":
-        held = {entry.key: entry.value for entry in read_model(path).metadata_props}
+        held = {entry.key: entry.value for entry in read_description(path).metadata_props}
         plain = _parsed(held["irtool.preprocessing"], path) if "irtool.preprocessing" in held else None
     else:
         plain = read_info(path).preprocessing
@@ -181,7 +178,7 @@ def stored_preprocessing(model: str) -> Preprocessing | None:
 
 def _parsed(text: str, path: Path) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         remedy = "Remove the entry irtool.preprocessing from its metadata, and give --mean and --std."
         raise FileError(f"its preprocessing is no JSON ({error})", where=str(path), remedy=remedy) from error

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from irtool.atomic_files import parse_json, read_text
+from irtool.errors import FileError
+
 SUMMARY = "recipe.json"
 STATE = "step.json"
 _FILES = ("model.safetensors", "model.onnx", "model.mnn")
+
+
+def require_finished(folder: Path) -> None:
+    """Refuse the folder of a step that is still to be done: its files may be of any part of it.
+
+    Raises:
+        FileError: it is one.
+    """
+    state = folder / STATE
+    if not state.is_file():
+        return
+    try:
+        found = parse_json(read_text(state))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not found.get("done"):
+        raise FileError("a step of a recipe that was not finished", where=str(folder), remedy="Run the recipe again: it goes on there.")
 
 
 def step_folders(folder: Path) -> list[Path]:

@@ -26,12 +26,13 @@ from torch import nn
 
 from irtool import load_onnx, trace
 from irtool.archive import load
+from irtool.commit import settle
 from irtool.errors import FileError, OptionError, TraceError
 from irtool.hosts.torch.tracing.errors import REFUSED, UNTRACEABLE
 from irtool.ir import Graph
 from irtool.models import MODELS
 from irtool.workflows.finite import require_sound
-from irtool.workflows.folders import step_folders
+from irtool.workflows.folders import require_finished, step_folders
 from irtool.workflows.user_code import foreign, quiet_torch
 from irtool.workflows.weights import load_weights
 
@@ -161,6 +162,10 @@ def saved_model(model: str) -> Path | None:
         FileError: it looks like a file and is not there.
     """
     path = Path(model)
+    if path.exists() and path.suffix != ".py":
+        folder = path if path.is_dir() else path.parent
+        settle(folder)
+        require_finished(folder)
     if path.is_dir():
         path = next((path / name for name in (MODEL_FILE, ONNX_FILE) if (path / name).is_file()), path / MODEL_FILE)
         if not path.is_file():

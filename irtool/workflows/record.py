@@ -10,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from irtool.atomic_files import replacing
+from irtool.atomic_files import parse_json, read_text, replacing
+from irtool.commit import settle
 from irtool.errors import FileError
 from irtool.workflows.chain import Chain
 from irtool.workflows.folders import instead_of_run
@@ -99,8 +100,9 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         FileError: missing, no JSON, or of another format.
     """
+    settle(path.parent)
     try:
-        plain = json.loads(path.read_text())
+        plain = parse_json(read_text(path))
     except OSError as error:
         remedy = instead_of_run(path.parent) or "Give the --out folder of an irtool compress run."
         raise FileError(f"cannot be read ({error.strerror})", where=str(path), remedy=remedy) from error

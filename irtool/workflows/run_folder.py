@@ -6,6 +6,7 @@ docs/reference/formats.md describes the files: report.json, plan.json, graphs.js
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from typing import Any
 
 from irtool.analysis.diff.diff import diff
 from irtool.analysis.diff.picture import FORMAT
-from irtool.atomic_files import replacing
+from irtool.atomic_files import LARGEST_TEXT, parse_json, read_text, replacing
+from irtool.commit import settle
 from irtool.errors import FileError
 from irtool.ir.graph import Graph
 from irtool.page import run_page
@@ -23,10 +25,10 @@ from irtool.workflows.record import read_record
 GRAPHS = "graphs.json"
 PAGE = "report.html"
 SENSITIVITY = "sensitivity.json"
+_LARGEST_HISTORY = 2**20
+"""Bytes of a history as CSV: a line of an epoch has about a hundred."""
 _HISTORIES = ("history.json", "train.json", "history.csv", "log.csv")
 _REMEDY = "Run irtool compress again, or remove the file."
-_LARGEST = 256 * 2**20
-"""Bytes of a file that is read; a page of more would not open either."""
 
 
 def write_run_page(folder: Path, before: Graph, after: Graph, title: str) -> None:
@@ -45,6 +47,7 @@ def page_of(folder: Path) -> str:
     Raises:
         FileError: there is no report, or a file is malformed.
     """
+    settle(folder)
     report = read_record(folder / "report.json")
     picture, plan = _graphs(folder / GRAPHS), _object(folder / "plan.json")
     missing = [] if picture is not None else [f"{GRAPHS} is missing, so there is no graph: an older irtool made this run."]
@@ -77,10 +80,10 @@ def _object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > _LARGEST:
+        if path.stat().st_size > LARGEST_TEXT:
             raise FileError("too large to be shown", where=str(path), remedy=_REMEDY)
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         raise FileError("cannot be read as JSON", where=str(path), remedy=_REMEDY) from error
     if not isinstance(found, dict):
         raise FileError("holds no JSON object", where=str(path), remedy=_REMEDY)
@@ -152,8 +155,8 @@ def _history(path: Path) -> list[dict[str, Any]]:
         records = (_object(path) or {}).get("records", [])
         return [{**{k: v for k, v in row.items() if k != "extra"}, **row.get("extra", {})} for row in records if isinstance(row, dict)]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{key: _number(text) for key, text in row.items() if key is not None} for row in csv.DictReader(file)]
+        rows = csv.DictReader(io.StringIO(read_text(path, _LARGEST_HISTORY), newline=""))
+        return [{key: _number(text) for key, text in row.items() if key is not None} for row in rows]
     except (OSError, ValueError, csv.Error) as error:
         raise FileError("cannot be read as CSV", where=str(path), remedy=_REMEDY) from error
 

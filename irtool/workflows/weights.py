@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from irtool.errors import FileError
 from irtool.models.preresnet import ChannelSelection
+from irtool.train.stored import load_stored
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module")
 _MAGIC = (b"PK", b"\x80")
@@ -101,9 +101,7 @@ def _torch(path: Path) -> Any:
         with path.open("rb") as file:
             if not file.read(2).startswith(_MAGIC):
                 raise _damaged(path)  # torch would take a text for a pickle
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old pickles and sparse tensors: what is wrong with them is an error below
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_stored(path)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower() or "WeightsUnpickler" in str(error):
             raise FileError(

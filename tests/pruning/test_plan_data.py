@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -146,6 +147,25 @@ def test_options_of_another_kind_are_refused(graph: irtool.FxGraph, option: dict
         irtool.plan(graph, **option)
 
 
+@pytest.mark.parametrize("again", [{}, {"removed": [1]}, {"name": "f"}])
+def test_a_layer_is_named_once(graph: irtool.FxGraph, data: dict[str, Any], again: dict[str, Any], tmp_path: Path) -> None:
+    layer = data["layers"][0]
+    data["layers"].append({**layer, **again})
+    with pytest.raises(PlanError, match=r"the plan names c0\.weight twice\. Name each layer once"):
+        Plan.from_dict(data)
+    made = irtool.plan(graph, "l1", 0.5)
+    with pytest.raises(PlanError, match=r"names c0\.weight twice"):
+        irtool.prune(graph, dataclasses.replace(made, layers=(*made.layers, made.layers[0])))
+    (tmp_path / "p.json").write_text('{"format": 1, "layers": [], "layers": []}')
+    with pytest.raises(FileError, match="'layers' is named twice"):
+        Plan.from_json(tmp_path / "p.json")
+
+
+def test_a_layer_that_is_called_twice_is_named_once() -> None:
+    made = irtool.plan(structures.graph("siamese"), "l1", 0.5)
+    assert len({(layer.parameter, layer.axis) for layer in made.layers}) == len(made.layers)
+
+
 def test_numbers_of_numpy_become_data(graph: irtool.FxGraph) -> None:
     made = irtool.plan(graph, ratio=np.float32(0.5), min_channels=np.int64(2), round_to=np.int32(2), seed=np.int64(3))  # type: ignore[arg-type]
     assert Plan.from_dict(json.loads(json.dumps(made.to_dict()))) == made
@@ -161,3 +181,27 @@ def test_a_plan_is_carried_out_from_a_file_as_it_was_made(name: str, residual: A
         assert again == made
         own, anew = find_rewrite(source, made), find_rewrite(source, again)
         assert np.array_equal(own.keep, anew.keep)
+
+
+class Joined(nn.Module):
+    """A grouped convolution, one group of which reads a stored tensor that no layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.stored = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.randn(1, 4, 1, 1))
+        self.grouped, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        stored = self.stored.expand(y.shape[0], 4, y.shape[2], y.shape[3])
+        return self.last(self.grouped(torch.cat([y, stored], 1)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_goes_is_all_in_the_data(seed: int) -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(Joined().eval(), torch.randn(2, 3, 8, 8))
+    made = irtool.plan(graph, "random", 0.5, seed=seed)
+    assert made.removed
+    read = irtool.Plan.from_dict(made.to_dict())
+    assert irtool.prune(graph, read).text() == irtool.prune(graph, made).text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job
 from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
 from irtool.engines.quiet import captured
 from irtool.errors import ExportError, OptionError
+from irtool.hosts.onnx.file import move_with_weights
+from irtool.temporary import folder_beside
 
 # A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model.
 INLINE_LIMIT = 2**31 - 2**24
@@ -99,9 +100,9 @@ def export_onnx(
         onnxruntime()  # if it is absent, say so before the work
     failures: list[tuple[str, Exception]] = []
     target = Path(path)
-    with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
+    with replacing(target) as temporary, folder_beside(target.parent) as folder:
         for name in attempts:
-            draft = Path(folder) / name / target.name
+            draft = folder / name / target.name
             draft.parent.mkdir()
             try:
                 error, written = _attempt(name, job, draft, dict(metadata or {}), verify)
@@ -225,9 +226,7 @@ def _move(draft: Path, temporary: Path, target: Path) -> int:
     weights, size = draft.with_name(f"{draft.name}.data"), draft.stat().st_size
     if weights.exists():
         size += weights.stat().st_size
-        with replacing(target.with_name(weights.name)) as beside:
-            os.replace(weights, beside)
-    os.replace(draft, temporary)
+    move_with_weights(draft, temporary, target)
     return size
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from irtool.engines.quiet import captured
 from irtool.engines.session import TensorSpec, checked, model_file, thread_count
 from irtool.errors import BackendError, FileError
+from irtool.hosts.onnx.file import check_bounds
 
 # onnxruntime's type names that are not numpy's.
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -40,7 +41,7 @@ class OnnxSession:
         profile: the beginning of a file name to profile under; see `end_profile`.
 
     Raises:
-        FileError: missing, empty, truncated or not ONNX.
+        FileError: missing, empty, truncated, not ONNX, or asking for more than any model does.
         BackendError: onnxruntime is absent, or refuses the model; from `run`: arrays that do not fit, or a failure inside.
     """
 
@@ -48,6 +49,7 @@ class OnnxSession:
 
     def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, profile: Path | None = None) -> None:
         file = model_file(path, ".onnx")
+        check_bounds(file)
         ort = onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = thread_count(threads)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
@@ -14,11 +14,15 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from irtool.atomic_files import replacing
 from irtool.errors import FileError
+from irtool.hosts.onnx.limits import check_extent
+from irtool.temporary import folder_beside
 
 INLINE_LIMIT = 2**31 - 2**24
 """A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model."""
 OLDEST = 7
 """The oldest operator set that is read: broadcasting was made explicit before it."""
+_SHARED = 8
+"""So many weights may be the same bytes of a file beside the model."""
 _BROKEN = "Write the file again, or get a whole copy of it: onnx.checker names the fault too."
 
 
@@ -29,21 +33,60 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
         FileError: no such file, not ONNX, cut off, malformed, without an operator set, or with weights outside its folder.
     """
     file = Path(path)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise FileError(f"cannot be read ({error.strerror})", where=str(file), remedy="Give the path of an .onnx file.") from error
-    if not data:
-        raise FileError("the file is empty", where=str(file), remedy=_BROKEN)
-    model = ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError as error:
-        raise FileError("not an ONNX file, or cut off", where=str(file), remedy=_BROKEN) from error
-    _check_opset(model, str(file))
+    model = read_description(file)
     _load_weights(model, file)
     check(model, str(file))
     return model
+
+
+def read_description(path: str | os.PathLike[str]) -> ModelProto:
+    """The model in a file as it lies there: weights in other files are not read, nor is it checked in full.
+
+    Raises:
+        FileError: as `read_model`, or the model asks for more than any does: see `irtool.hosts.onnx.limits`.
+    """
+    file = Path(path)
+    model = ModelProto()
+    try:
+        model.ParseFromString(_content(file))
+    except DecodeError as error:
+        raise FileError("not an ONNX file, or cut off", where=str(file), remedy=_BROKEN) from error
+    _check_opset(model, str(file))
+    check_extent(model, str(file))
+    _check_locations(model, file)
+    return model
+
+
+def check_bounds(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that asks for more than any model does, or for weights outside its folder, before an engine is given it.
+
+    Raises:
+        FileError: see `read_description`.
+    """
+    file = Path(path)
+    model = ModelProto()
+    try:
+        model.ParseFromString(_content(file))
+    except DecodeError:
+        return  # the engine says what it makes of it
+    check_extent(model, str(file))
+    _check_locations(model, file)
+
+
+def _content(file: Path) -> bytes:
+    remedy = "Give the path of an .onnx file."
+    try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device never ends
+            raise FileError("is a folder" if file.is_dir() else "is no regular file", where=str(file), remedy=remedy)
+        if found.st_size >= 2**31:
+            raise FileError(f"{found.st_size:,} bytes: no ONNX file has 2 GiB", where=str(file), remedy=remedy)
+        data = file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot be read ({getattr(error, 'strerror', error)})", where=str(file), remedy=remedy) from error
+    if not data:
+        raise FileError("the file is empty", where=str(file), remedy=_BROKEN)
+    return data
 
 
 def is_large(model: ModelProto) -> bool:
@@ -57,6 +100,18 @@ def check(model: ModelProto, where: str) -> None:
         onnx.checker.check_model(where if is_large(model) else model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError) as error:
         raise FileError(f"malformed: {_first_line(error)}", where=where, remedy=_BROKEN) from error
+
+
+def declared_shapes(model: ModelProto) -> dict[str, tuple[int | None, ...] | None]:
+    """The sizes of each input by its name, None where an axis is free, and as a whole where the rank is not known."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    found: dict[str, tuple[int | None, ...] | None] = {}
+    for value in model.graph.input:
+        if value.name not in held:
+            kind = value.type.tensor_type
+            known = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
+            found[value.name] = known if kind.HasField("shape") else None
+    return found
 
 
 def opset_of(model: ModelProto) -> int | None:
@@ -82,19 +137,39 @@ def _check_opset(model: ModelProto, where: str) -> None:
 
 
 def _load_weights(model: ModelProto, file: Path) -> None:
-    """Read external weights, after every location has been seen to lie in the model's folder."""
-    external = [tensor for tensor in _tensors(model.graph) if uses_external_data(tensor)]
-    for tensor in external:
-        _check_location(tensor, file)
-    if external:
+    """Read external weights; their locations have been seen to lie in the model's folder."""
+    if any(uses_external_data(tensor) for tensor in _tensors(model.graph)):
         try:
             load_external_data_for_model(model, str(file.parent))
         except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
             raise FileError(f"its weights cannot be read: {_first_line(error)}", where=str(file), remedy=_BROKEN) from error
 
 
-def _check_location(tensor: TensorProto, file: Path) -> None:
-    """A relative path to a regular file in the model's own folder that is long enough.
+def _check_locations(model: ModelProto, file: Path) -> None:
+    """External weights lie in the model's folder, and are no more bytes than their files have.
+
+    Raises:
+        FileError: a place outside, or many weights that are the same bytes: each would be read.
+    """
+    for function in model.functions:
+        for tensor in _node_tensors(function.node):
+            if uses_external_data(tensor):  # once inlined, nobody would know which folder is meant
+                raise FileError(f"the function {function.name!r} has weights in another file", where=str(file), remedy=_BROKEN)
+    sizes: dict[Path, int] = {}
+    total = 0
+    for tensor in _tensors(model.graph):
+        if uses_external_data(tensor):
+            target, length = _check_location(tensor, file)
+            sizes[target] = target.stat().st_size
+            total += length
+    if total > _SHARED * sum(sizes.values()) + 2**20:
+        raise FileError(
+            f"{total:,} bytes of weights in files of {sum(sizes.values()):,}", where=str(file), remedy="Save it with each weight once."
+        )
+
+
+def _check_location(tensor: TensorProto, file: Path) -> tuple[Path, int]:
+    """A relative path to a regular file in the model's own folder that is long enough: the file, and the bytes that are read.
 
     Raises:
         FileError: absolute, with `..`, through a link that leads out, absent, or too short.
@@ -118,6 +193,7 @@ def _check_location(tensor: TensorProto, file: Path) -> None:
         raise FileError(f"malformed offset of {tensor.name!r}", where=str(file), remedy=_BROKEN) from error
     if offset < 0 or length < 0 or offset + length > target.stat().st_size:
         raise FileError(f"the weights of {tensor.name!r} go beyond the end of {location!r}", where=str(file), remedy=_BROKEN)
+    return target, length or target.stat().st_size - offset
 
 
 def _outside(tensor: TensorProto, location: str, file: Path) -> FileError:
@@ -128,10 +204,21 @@ def _outside(tensor: TensorProto, location: str, file: Path) -> FileError:
     )
 
 
+def stored_bytes(model: ModelProto) -> int:
+    """Bytes of all weights and constants in a model."""
+    return sum(tensor.ByteSize() for tensor in _tensors(model.graph))
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     """Initializers and tensor attributes of a graph and of those inside its control-flow nodes."""
     yield from graph.initializer
-    for node in graph.node:
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors) if attribute.HasField("t") or attribute.tensors else ()
             for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
@@ -145,8 +232,8 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
         FileError: the file cannot be written, or the model does not pass the check.
     """
     target = Path(path)
-    with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
-        draft = Path(folder) / target.name
+    with replacing(target) as temporary, folder_beside(target.parent) as folder:
+        draft = folder / target.name
         write_draft(model, draft)
         try:
             onnx.checker.check_model(str(draft), full_check=True)
@@ -158,10 +245,21 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
         if weights.exists():
             size += weights.stat().st_size
             weights.chmod(draft.stat().st_mode)  # onnx lets nobody else read it
-            with replacing(target.with_name(weights.name)) as beside:
-                os.replace(weights, beside)
-        os.replace(draft, temporary)
+        move_with_weights(draft, temporary, target)
     return size
+
+
+def move_with_weights(draft: Path, temporary: Path, target: Path) -> None:
+    """Move a finished model to the temporary file that becomes `target`, and weights beside the draft to beside the target.
+
+    A model that was there goes first: with the weights of another one it would compute something else.
+    """
+    weights = draft.with_name(f"{draft.name}.data")
+    if weights.exists():
+        Path(os.path.realpath(target)).unlink(missing_ok=True)
+        with replacing(target.with_name(weights.name)) as beside:
+            os.replace(weights, beside)
+    os.replace(draft, temporary)
 
 
 def write_draft(model: ModelProto, path: Path) -> None:

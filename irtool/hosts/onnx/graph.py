@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ import torch
 from onnx import ModelProto, helper
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import Array, proto_of, run_node
+from irtool.hosts.onnx.evaluate import Array, Typed, element_type, proto_of, run_node
+from irtool.hosts.onnx.frontier import OnnxFrontier
 from irtool.hosts.onnx.interpreter import described, run_model
 from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
 from irtool.hosts.onnx.static_shapes import settle_shapes
+from irtool.hosts.onnx.trial import observed_types
+from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
 
-LOOP_SECONDS = 6.0
-"""How long a model with a Loop may take on the example: a damaged file may ask for more rounds than will ever end."""
+LOOP_SECONDS = 120.0
+"""How long a model with a Loop may take on the example after an edit: as it came from its file it has ended in a process of its own."""
 
 
 class OnnxGraph(Graph):
@@ -37,6 +40,7 @@ class OnnxGraph(Graph):
         empty: the types of parameters whose data is still to come, by name.
         history: the steps (JSON data) that made this graph out of the file's.
         fix: called before each host node is read; it may change the node's inputs.
+        apart: whether nobody knows yet what the program does when it is run: if it must be, then in a process of its own.
 
     Raises:
         GraphError: the program does not fit the example's sizes.
@@ -44,14 +48,16 @@ class OnnxGraph(Graph):
 
     def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], header: ModelProto, *, filled: frozenset[str] = frozenset(),
                  selects: frozenset[str] = frozenset(), scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
-                 fix: Fix | None = None) -> None:  # fmt: skip
+                 fix: Fix | None = None, apart: bool = False) -> None:  # fmt: skip
         self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
         self.selects = set(selects)
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.scalars = _scalars(host) if scalars is None else scalars
+        self._apart = apart
         self.analyses: dict[str, Any] = {}
         """Results of analyses by name; they live as long as this graph, which never changes."""
         self.refresh(fix)
+        self._apart = False
 
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
@@ -230,10 +236,23 @@ class OnnxGraph(Graph):
         found = run_model(self.proto, feed, values)
         return tuple(torch.from_numpy(np.array(array)) for array in found)
 
-    def _observe(self, names: list[str]) -> Mapping[str, Array]:
-        """Values of the example by running the whole model on ones, parameters that are still empty included."""
+    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and output of each node named."""
+        observed = [node for node in self.nodes if node.name in names]
+        for node, value in zip(observed, self.run(*batch, values=[node.output.name for node in observed]), strict=True):
+            seen(node.name, value)
+
+    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> OnnxFrontier:
+        """Run the program on several batches at once, stopping before some nodes."""
+        return OnnxFrontier(self, batches, stops)
+
+    def _observe(self, names: list[str]) -> Mapping[str, Typed]:
+        """Types of the example's values by running the whole model on ones, parameters that are still empty included."""
+        if self._apart:
+            return observed_types(self.proto, {t.name: (np.dtype(t.dtype).name, self.sizes[t.name]) for t in self.host.inputs}, names)
         feed = {t.name: np.ones(self.sizes[t.name], t.dtype) for t in self.host.inputs}
-        return dict(zip(names, run_model(self.proto, feed, names, LOOP_SECONDS), strict=True))
+        found = run_model(self.proto, feed, names, LOOP_SECONDS)
+        return {name: (element_type(array.dtype), array.shape) for name, array in zip(names, found, strict=True)}
 
     def real(self, name: str) -> torch.Tensor | None:
         """A parameter in real numbers: a quantised weight is (integers - zero point) * scale."""
@@ -245,6 +264,10 @@ class OnnxGraph(Graph):
             shape = [-1 if axis == node.attrs.get("axis", 1) % data.dim() else 1 for axis in range(data.dim())]
             scale, rest = scale.reshape(shape), [zero.reshape(shape) for zero in rest]
         return (data - rest[0] if rest else data) * scale
+
+    def program_size(self) -> int:
+        """The number of nodes of the ONNX graph."""
+        return len(self.host.nodes)
 
     def paths(self) -> list[str]:
         """Names by which a user may speak of parts of the model: node names and the scopes before their slashes."""

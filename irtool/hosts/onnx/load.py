@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +11,14 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, inliner
 
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
-from irtool.hosts.onnx.file import read_model, write_model
+from irtool.hosts.onnx.evaluate import check_size
+from irtool.hosts.onnx.file import read_model, stored_bytes, write_model
 from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.limits import check_extent
 from irtool.hosts.onnx.normalize import tidy
 
+LARGEST_INPUTS = 1 << 30
+"""Bytes of all inputs of the example together."""
 FREE = 64
 """What a free axis other than the first stands for in the example, unless the caller says otherwise."""
 
@@ -56,10 +61,11 @@ def from_model(model: ModelProto, sizes: Sizes | None = None) -> OnnxGraph:
             raise GraphError(
                 "an input or output that is no tensor", where=value.name, remedy="Export the part that takes and gives tensors."
             )
+    check_extent(model, "the model")
     if model.functions:
         model = inliner.inline_local_functions(model)
     host = gs.import_onnx(model)
-    filled = tidy(host)
+    filled = tidy(host, stored_bytes(model))
     header = ModelProto()
     header.CopyFrom(
         ModelProto(ir_version=model.ir_version, domain=model.domain, model_version=model.model_version, doc_string=model.doc_string)
@@ -68,7 +74,7 @@ def from_model(model: ModelProto, sizes: Sizes | None = None) -> OnnxGraph:
     header.metadata_props.extend(model.metadata_props)
     header.graph.input.extend(model.graph.input)
     header.graph.output.extend(model.graph.output)
-    return OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled)
+    return OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled, apart=True)
 
 
 def _by_name(host: gs.Graph, sizes: Sizes) -> dict[str, Sequence[int | None]]:
@@ -106,9 +112,23 @@ def _concrete(host: gs.Graph, given: dict[str, Sequence[int | None]]) -> dict[st
                 f"sizes {asked} for an input of {tuple(tensor.shape)}", where=tensor.name, remedy="Give a size for each free axis."
             )
         found[tensor.name] = wanted
+    _check_inputs(host, found)
     if given:
         raise OptionError(f"no input is called {next(iter(given))!r}", where="sizes", remedy=f"The inputs are {', '.join(found)}.")
     return found
+
+
+def _check_inputs(host: gs.Graph, sizes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse inputs that fit no memory together: each is made once, for the example. Raises GraphError."""
+    for name, shape in sizes.items():
+        check_size(shape, name)
+    total = sum(math.prod(sizes[tensor.name]) * np.dtype(tensor.dtype).itemsize for tensor in host.inputs)
+    if total > LARGEST_INPUTS:
+        raise GraphError(
+            f"its inputs take {total:,} bytes: irtool makes at most {LARGEST_INPUTS:,}",
+            where=host.inputs[0].name,
+            remedy="Give smaller example sizes.",
+        )
 
 
 def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import check_size, element_type, infer, proto_of, run_node
+from irtool.hosts.onnx.evaluate import Budget, proto_of, run_constant
 from irtool.hosts.onnx.subgraphs import bodies
 
 STANDARD = ("", "ai.onnx", None)
@@ -20,8 +20,12 @@ LARGE = 32
 """Filled constants of more entries are written as one ConstantOfShape node where they came as one."""
 
 
-def tidy(graph: gs.Graph) -> frozenset[str]:
+def tidy(graph: gs.Graph, stored: int) -> frozenset[str]:
     """Settle a freshly imported graph in place. Returns the constants that came as fills (ConstantOfShape).
+
+    Args:
+        graph: the program.
+        stored: bytes of the weights in the file, which are a measure of what it may have computed.
 
     - every node has a name of its own;
     - Constant nodes, and nodes whose inputs are all constants, become initialisers (an Identity becomes its source, so
@@ -30,10 +34,11 @@ def tidy(graph: gs.Graph) -> frozenset[str]:
     - sizes noted between nodes go, since they are inferred anew and would be wrong after pruning.
     """
     _name_nodes(graph)
-    filled = fold_constants(graph)
+    budget = Budget(stored)
+    filled = fold_constants(graph, budget)
     for node in graph.nodes:
         if node.op == "Gemm" and node.domain in STANDARD:
-            _settle_gemm(node)
+            _settle_gemm(node, budget)
     graph.cleanup()
     edges = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
     for tensor in graph.tensors().values():
@@ -42,16 +47,17 @@ def tidy(graph: gs.Graph) -> frozenset[str]:
     return frozenset(filled)
 
 
-def fold_constants(graph: gs.Graph) -> set[str]:
+def fold_constants(graph: gs.Graph, budget: Budget) -> set[str]:
     """Make initialisers of what Constant nodes, and nodes that read constants alone, give. Returns those that are fills."""
     filled: set[str] = set()
+    outputs = {tensor.name for tensor in graph.outputs}
     for node in list(graph.nodes):
-        if any(tensor in graph.outputs for tensor in node.outputs):
+        if any(tensor.name in outputs for tensor in node.outputs):
             continue  # an output keeps the node that makes it
         if node.op == "Constant" and node.domain in STANDARD:
             settle(node, [_constant_value(node)], graph)
         elif _foldable(node, graph):
-            _fold(graph, node, filled)
+            _fold(graph, node, filled, budget)
     return filled
 
 
@@ -83,20 +89,19 @@ def _foldable(node: gs.Node, graph: gs.Graph) -> bool:
     return all(isinstance(tensor, gs.Constant) or tensor.name == "" for tensor in node.inputs)
 
 
-def _fold(graph: gs.Graph, node: gs.Node, filled: set[str]) -> None:
+def _fold(graph: gs.Graph, node: gs.Node, filled: set[str], budget: Budget) -> None:
     if node.op == "Identity":
         _redirect(graph, node.outputs[0], node.inputs[0])
         node.outputs.clear()
         return
     arrays = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
-    proto = proto_of(node)
-    small = {name: array for name, array in arrays.items() if array.size <= 64}
-    for found in infer(proto, {name: (element_type(a.dtype), a.shape) for name, a in arrays.items()}, small, graph.opset):
-        if found is not None:
-            check_size(found[1], node.name)
     try:
-        results = run_node(proto, arrays, graph.opset)
+        results = run_constant(proto_of(node), arrays, graph.opset, budget)
+    except GraphError:
+        raise
     except Exception:  # an operator that the reference evaluator lacks stays a node, and a barrier
+        return
+    if results is None:
         return
     # A view of something filled is filled too: what the light test models do with every batch norm.
     uniform = node.op == "ConstantOfShape" or (node.op in ("Unsqueeze", "Reshape") and node.inputs[0].name in filled)
@@ -115,18 +120,19 @@ def settle(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
 
 def _redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
     """Every reader of `old` reads `new` instead; bodies of control flow included."""
-    for reader in list(old.outputs):
+    for reader in {id(reader): reader for reader in old.outputs}.values():
         for index, tensor in enumerate(reader.inputs):
             if tensor is old:
                 reader.inputs[index] = new  # graphsurgeon keeps both ends of an edge, entry by entry only
 
 
-def _settle_gemm(node: gs.Node) -> None:
+def _settle_gemm(node: gs.Node, budget: Budget) -> None:
     """alpha * A B + beta * C with constants: the factors go into B and C, unless these have other readers."""
     for key, index in (("alpha", 1), ("beta", 2)):
         factor = float(node.attrs.get(key, 1.0))
         if factor == 1.0 or len(node.inputs) <= index or not isinstance(node.inputs[index], gs.Constant):
             continue
         old = node.inputs[index]
+        budget.spend(old.values.nbytes, old.values.nbytes, node.name)
         node.inputs[index] = gs.Constant(f"{node.name}.{key}.{old.name}", (old.values * factor).astype(old.values.dtype))
         node.attrs[key] = 1.0

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import torch
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import Array, Typed, check_size, element_type, infer, proto_of, run_node
+from irtool.hosts.onnx.evaluate import SIZES, Array, Budget, Typed, check_size, element_type, infer, proto_of, run_constant
 from irtool.hosts.onnx.fits import check_fit
 from irtool.hosts.onnx.normalize import STANDARD
 from irtool.hosts.onnx.operators import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
@@ -20,10 +20,8 @@ from irtool.ir.graph import Node, Value
 
 Fix = Callable[["Reader", gs.Node], None]
 """Called before a host node is read, with what is known so far; it may change the node's inputs."""
-Observe = Callable[[list[str]], Mapping[str, Array]]
-"""Runs the whole model on the example sizes and returns the values asked for, by name."""
-SMALL = 4096
-"""Constants above this many entries are no sizes: shape inference is not shown them."""
+Observe = Callable[[list[str]], Mapping[str, Typed]]
+"""Runs the whole model on the example sizes and tells the types of the values asked for, by name."""
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 """The axis of a weight that makes the outputs (Gemm: unless transB)."""
 _FROM_SHAPE = frozenset({"Shape", "Size"})
@@ -54,7 +52,8 @@ class Reader:
         self.known: dict[str, Array] = {}
         self.types: dict[str, Typed] = {}
         self.quantised: dict[str, gs.Node] = {}
-        self._observed: Mapping[str, Array] = {}
+        self._observed: Mapping[str, Typed] = {}
+        self._budget = Budget()
         for tensor in host.inputs:
             self._input(tensor, sizes[tensor.name])
         for node in list(host.nodes):
@@ -127,8 +126,7 @@ class Reader:
             self.types[node.outputs[0].name] = (element_type(node.inputs[1].dtype), tuple(node.inputs[0].shape))
             return
         standard = node.domain in STANDARD
-        if standard and present and self._depends_on_shapes(node, present):
-            self._compute(node, present)
+        if standard and present and self._depends_on_shapes(node, present) and self._compute(node, present):
             return
         for output, typed in zip(node.outputs, self._types(node, present, standard), strict=True):
             if output.name:
@@ -143,32 +141,36 @@ class Reader:
             return False
         return all(self.constant(tensor) is not None for tensor in present) and any(tensor.name in self.known for tensor in present)
 
-    def _compute(self, node: gs.Node, present: list[gs.Tensor]) -> None:
+    def _compute(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
+        """Note the value of what depends on shapes alone. False: nobody can tell how much there is to compute."""
+        arrays: list[Array] | None
         if node.op in _FROM_SHAPE:
             shape = np.array(self.typed(present[0])[1], np.int64)
             arrays = [shape[node.attrs.get("start", 0) : node.attrs.get("end")] if node.op == "Shape" else np.array(shape.prod())]
         else:
-            for typed in self._inferred(node, present):
-                if typed is not None:
-                    check_size(typed[1], node.name)
             inputs = {tensor.name: self.constant(tensor) for tensor in present}
             try:
-                arrays = run_node(proto_of(node), inputs, self.opset)  # type: ignore[arg-type]
+                arrays = run_constant(proto_of(node), inputs, self.opset, self._budget)  # type: ignore[arg-type]
+            except GraphError:
+                raise
             except Exception as error:  # whatever an operator raises on values that it does not take
                 text = " ".join(str(error).split())[:120]
                 raise GraphError(
                     f"{node.op} fails on the example sizes ({text})", where=node.name, remedy="Give other example sizes."
                 ) from error
+            if arrays is None:
+                return False
         for output, array in zip([o for o in node.outputs if o.name], arrays, strict=True):
             found = np.asarray(array)
             self.known[output.name] = found
             self.types[output.name] = (element_type(found.dtype), found.shape)
+        return True
 
     def _inferred(self, node: gs.Node, present: list[gs.Tensor]) -> list[Typed | None]:
         known = {}
         for tensor in present:
             constant = self.constant(tensor)
-            if constant is not None and constant.size <= SMALL:
+            if constant is not None and constant.size <= SIZES:
                 known[tensor.name] = constant
         return infer(proto_of(node), {tensor.name: self.typed(tensor) for tensor in present}, known, self.opset)
 
@@ -178,8 +180,7 @@ class Reader:
         complete: list[Typed] = []
         for output, typed in zip(node.outputs, found, strict=True):
             if typed is None and output.name:
-                array = self._observation(output.name)
-                typed = (element_type(array.dtype), array.shape)
+                typed = self._observation(output.name)
             typed = typed or (1, ())
             check_size(typed[1], node.name)
             if 0 in typed[1]:
@@ -187,7 +188,7 @@ class Reader:
             complete.append(typed)
         return complete
 
-    def _observation(self, name: str) -> Array:
+    def _observation(self, name: str) -> Typed:
         if name not in self._observed:
             self._observed = self._observe([o.name for node in self.host.nodes for o in node.outputs if o.name])
         if name not in self._observed:

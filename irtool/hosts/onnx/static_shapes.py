@@ -7,8 +7,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
-from irtool.hosts.onnx.evaluate import Array, proto_of, run_node
-from irtool.hosts.onnx.file import is_large
+from irtool.hosts.onnx.evaluate import Array, Budget, proto_of, run_node
+from irtool.hosts.onnx.file import is_large, stored_bytes
 from irtool.hosts.onnx.normalize import STANDARD, fold_constants, settle
 
 _MOVES = frozenset({"Gather", "Slice", "Unsqueeze", "Squeeze", "Concat", "Cast", "Identity", "Reshape"})
@@ -30,7 +30,7 @@ def settle_shapes(host: gs.Graph, proto: ModelProto) -> int:
         if pair is not None and np.array_equal(*pair) and not any(output in host.outputs for output in node.outputs):
             settle(node, [pair[0]], host)
     host.cleanup()
-    fold_constants(host)
+    fold_constants(host, Budget(stored_bytes(proto)))
     host.cleanup()
     return before - len(host.nodes)
 

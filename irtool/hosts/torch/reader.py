@@ -291,8 +291,9 @@ class Reader:
 
     def _run_real(self, node: fx.Node, module: nn.Module | None, number: int) -> Any:
         """Run a node on real tensors; what is computed is the same number everywhere."""
-        real: list[Any] = [fx.map_arg(part, lambda leaf: self._stand_in(leaf, number)) for part in (node.args, node.kwargs)]
-        return call(self.module, node, real[0], real[1]) if module is None else copy_module(module, _cloned).eval()(*real[0], **real[1])
+        args: Any = fx.map_arg(node.args, lambda leaf: self._stand_in(leaf, number))
+        kwargs: Any = fx.map_arg(node.kwargs, lambda leaf: self._stand_in(leaf, number))
+        return call(self.module, node, args, kwargs) if module is None else copy_module(module, _cloned).eval()(*args, **kwargs)
 
 
 _ONLY_TYPE = frozenset({"To", "TypeAs"})

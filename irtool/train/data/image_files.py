@@ -20,7 +20,14 @@ from irtool.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+"""What is tried on a file, whatever its name. Pillow knows more: it hands PostScript to a program."""
 READ_LIMIT = 1 << 28
+"""Bytes of one file."""
+MOST_PIXELS, MOST_SIDE = 1 << 26, (1 << 16) - 1
+"""Of one image: a file of a few kilobytes may stand for billions of pixels, and a single column for a huge scaled one."""
+MOST_FOLDERS = 200_000
+"""Folders in a tree; links may lead to the same ones again and again."""
 LAYOUT = "Expected train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split here."
 
 
@@ -44,18 +51,23 @@ class FolderTree:
 
     def files(self) -> list[str]:
         """All files, images or not. Sorted."""
-        found = (
-            Path(folder, file).relative_to(self.root).as_posix()
-            for folder, _, files in os.walk(self.root, followlinks=True)
-            for file in files
-        )
+        found: list[str] = []
+        for count, (folder, _, files) in enumerate(os.walk(self.root, followlinks=True)):
+            if count == MOST_FOLDERS:
+                raise DataError(
+                    f"more than {count:,} folders", where=str(self.root), remedy="Look for links that lead back into it, and remove them."
+                )
+            found += (Path(folder, file).relative_to(self.root).as_posix() for file in files)
         return sorted(found)
 
     def read(self, name: str) -> bytes:
         path = self.root / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
                 raise DataError("is no regular file", where=self.where(name), remedy="Remove it, or give its name another ending.")
+            if found.st_size > READ_LIMIT:
+                raise _too_long(found.st_size, self.where(name))
             return path.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read ({error.strerror})", where=self.where(name), remedy="Check that the file is readable.") from error
@@ -94,8 +106,16 @@ class ZipTree:
         return sorted(name for name in names if _is_image(name))
 
     def read(self, name: str) -> bytes:
+        entry = self._archive.getinfo(name)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others are unpacked in pieces of any size
+            raise DataError(
+                "is packed by another method than deflate", where=self.where(name), remedy="Make the zip again, with the usual method."
+            )
+        if entry.file_size > READ_LIMIT:
+            raise _too_long(entry.file_size, self.where(name))
         try:
-            return self._archive.read(name)
+            with self._archive.open(entry) as file:
+                return file.read(READ_LIMIT)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
             raise DataError(
                 f"cannot unpack ({error})", where=self.where(name), remedy="The zip is damaged or encrypted: make it again."
@@ -103,6 +123,10 @@ class ZipTree:
 
     def where(self, name: str) -> str:
         return f"{self.path}:{name}"
+
+
+def _too_long(size: int, where: str) -> DataError:
+    return DataError(f"{size:,} bytes: no image file has more than {READ_LIMIT:,}", where=where, remedy="Remove it.")
 
 
 def _is_image(name: str) -> bool:
@@ -176,13 +200,17 @@ def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int
         size: (height, width): the image is scaled to cover it (bilinear, antialiased) and centre-cropped. None keeps it.
 
     Raises:
-        DataError: the file is not an image, is truncated, or is implausibly large. It is named.
+        DataError: the file is no image of the `FORMATS`, is truncated, or holds more than `MOST_PIXELS`. It is named.
     """
     try:
-        with Image.open(io.BytesIO(tree.read(name))) as image:
+        with Image.open(io.BytesIO(tree.read(name)), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS or max(image.size) > MOST_SIDE:
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,} in all or {MOST_SIDE:,} a side")
             wanted = channels or (1 if image.mode in ("1", "L") or _is_deep(image) else 3)
             plain = (_eight_bits(image) if _is_deep(image) else image).convert("L" if wanted == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
         raise DataError(
             f"cannot be read as an image ({str(error).split(' <')[0]})",
             where=tree.where(name),

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from irtool.errors import DataError
 
+LARGEST_SIDE = 8192
+"""Pixels: an image of that side is 200 MB, and its float32 input four times that."""
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -42,6 +45,8 @@ class Preprocessing:
                 where="preprocessing",
                 remedy="Give one mean and one std a channel, in RGB order.",
             )
+        if not all(1 <= side <= LARGEST_SIDE for side in self.size):
+            raise DataError(f"size {self.size}", where="preprocessing", remedy=f"Give height and width from 1 to {LARGEST_SIDE:,} pixels.")
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
             raise DataError(f"mean {self.mean}, std {self.std}", where="preprocessing", remedy="Give finite numbers.")
         if any(not value > 0 for value in self.std):
@@ -85,7 +90,7 @@ class Preprocessing:
                 channels=int(values["channels"]),
                 color_order=str(values.get("color_order", "RGB")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(
                 f"not a preprocessing record ({error})",
                 where="preprocessing",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import struct
 import zlib
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from irtool.errors import DataError
 
+MOST_BYTES = 1 << 30
+"""Bytes of one array of pixels or labels."""
 LOCAL = "Give a local folder instead: an ImageFolder, a zip of one, idx files (MNIST), or CIFAR's binary files."
 
 
@@ -92,17 +95,22 @@ def _idx_file(folder: Path, prefix: str, kind: str, rank: int) -> Path | None:
 
 def _read_idx(path: Path, rank: int) -> np.ndarray:
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, found = struct.unpack_from(">HBB", raw)
-        shape = struct.unpack_from(f">{rank}I", raw, 4)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            head = file.read(4 + 4 * rank)
+            zeros, kind, found = struct.unpack_from(">HBB", head)
+            shape = struct.unpack_from(f">{rank}I", head, 4)
+            size = math.prod(shape)
+            if 0 in shape or size > MOST_BYTES:
+                raise DataError(f"sizes {shape}", where=str(path), remedy=f"Give 1 to {MOST_BYTES:,} bytes of pixels or labels.")
+            raw = file.read(size + 1)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"not a complete idx file ({error})", where=str(path), remedy="Copy or download it again.") from error
     if (zeros, kind, found) != (0, 8, rank):
         raise DataError("not an idx file of unsigned bytes", where=str(path), remedy="Copy or download it again.")
-    size, start = int(np.prod(shape)), 4 + 4 * rank
-    if len(raw) - start != size:
-        raise DataError(f"{len(raw) - start} bytes of data where {size} belong", where=str(path), remedy="Copy or download it again.")
-    return np.frombuffer(raw, np.uint8, size, start).reshape(shape).copy()
+    if len(raw) != size:
+        held = f"{len(raw)} bytes" if len(raw) < size else "more bytes"
+        raise DataError(f"{held} of data where {size} belong", where=str(path), remedy="Copy or download it again.")
+    return np.frombuffer(raw, np.uint8).reshape(shape).copy()
 
 
 # --- CIFAR's binary files: rows of label byte(s) and 3,072 pixel bytes -----------------------------------------------------
@@ -137,6 +145,8 @@ def cifar(folder: Path) -> ArraySet:
 
 def _read_cifar(path: Path, front: int) -> tuple[Tensor, Tensor]:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path.stat().st_size:,} bytes", where=str(path), remedy=f"Give files of at most {MOST_BYTES:,}.")
         raw = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         raise DataError(f"cannot read ({error.strerror})", where=str(path), remedy="Copy the whole dataset there.") from error

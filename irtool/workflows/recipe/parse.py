@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from irtool.atomic_files import read_text
 from irtool.errors import FileError, IrtoolError, OptionError
 from irtool.train import Settings
 from irtool.workflows.data import DataOptions
@@ -29,6 +30,8 @@ from irtool.workflows.models import ModelSpec, saved_model
 from irtool.workflows.recipe.kind import Kind
 from irtool.workflows.recipe.kinds import KINDS, SETTINGS
 
+LARGEST = 2**20
+"""Bytes of a recipe."""
 BASE: dict[str, Any] = {"model": str, "weights": str, "data": str, "limit": int, "image_size": int, "mean": str, "std": str, "seed": int}
 """What may stand at the top of a recipe."""
 _TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list", list: "a list"}
@@ -91,14 +94,18 @@ def read_recipe(path: Path, data: str | None = None) -> Recipe:
         RecipeError: it has mistakes; each is named with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGEST)
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"\s*\(at line (\d+), column \d+\)|\s*\(at end of document\)", str(error))
         line = int(found[1]) if found and found[1] else text.count("\n") + 1
         raise RecipeError(path, [Mistake(line, f"not TOML: {str(error)[: found.start()] if found else error}")]) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError("cannot be read", where=str(path), remedy="Give the path of a recipe (TOML, UTF-8).") from error
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+        raise FileError(f"cannot be read{reason}", where=str(path), remedy="Give the path of a recipe (TOML, UTF-8).") from error
+    except (ValueError, RecursionError) as error:  # a number of very many digits, brackets in brackets
+        what = "nested too deep" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+        raise FileError(f"cannot be read as TOML ({what})", where=str(path), remedy="No recipe needs that: write it again.") from error
     check = _Check(places(text))
     recipe = check.recipe(plain, data)
     if check.mistakes:

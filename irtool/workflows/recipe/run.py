@@ -16,13 +16,14 @@ from rich.table import Table
 import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import load, save
-from irtool.atomic_files import replacing
+from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.cli.output import RECIPE, claimed, keep_inputs, model_files
 from irtool.cli.screen import Screen, complain, screen
 from irtool.cli.screen import out as console
 from irtool.cli.train import data_stamp, trainable
 from irtool.errors import FileError, OptionError
 from irtool.hosts.torch.graph import FxGraph
+from irtool.temporary import new_name, sweep
 from irtool.train import Data, evaluate
 from irtool.workflows.compress import FILES
 from irtool.workflows.data import known_preprocessing
@@ -86,6 +87,7 @@ class _Runner:
             key = _digest({"before": key, "do": step.do, "name": step.name, "options": dict(step.options)})
             state = _done(folder, key)
             if state is None:
+                (self.out / SUMMARY_FILE).unlink(missing_ok=True)  # it speaks of what is about to change
                 state = self._step(step, folder, key)
             else:
                 self.kept.append(step.name)
@@ -154,7 +156,7 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        found = parse_json(read_text(folder / STATE_FILE))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -167,10 +169,13 @@ def _done(folder: Path, key: str) -> dict[str, Any] | None:
 
 def _prepare(folder: Path, key: str) -> None:
     """An empty folder, or one in which this very step was begun: its checkpoint is taken up."""
+    sweep(folder)
     if folder.exists() and _state(folder).get("key") != key:
         if not (folder / STATE_FILE).exists() and any(folder.iterdir()):
             raise FileError("is not a folder that a recipe made", where=str(folder), remedy="Choose another --out.")
-        shutil.rmtree(folder)
+        retired = folder.parent / new_name()
+        folder.rename(retired)  # a folder that is half removed would be nobody's
+        shutil.rmtree(retired, ignore_errors=True)
     folder.mkdir(exist_ok=True)
     _write(folder, {"key": key, "done": False})
 
