@@ -21,6 +21,7 @@ from .passes import (
     WidenSelects,
     fold_batchnorm,
     prune,
+    simplify,
 )
 from .passmanager import Pass, PassResult, Pipeline
 from .planning import Plan, criterion, plan
@@ -34,5 +35,5 @@ __all__ = [
     "InsertSelects", "LowerAffine", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult", "Pipeline", "Plan", "Prune",
     "RecalibrateBatchNorm", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects", "apply", "channel_groups", "check_prune",
     "compare", "cost", "criterion", "diff", "errors", "export_mnn", "export_onnx", "fold_batchnorm", "load", "load_onnx",
-    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "save", "save_onnx", "trace", "train",
+    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "save", "save_onnx", "simplify", "trace", "train",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from irtool.passes.prune import Prune, prune
 from irtool.passes.recalibrate_batchnorm import RecalibrateBatchNorm
 from irtool.passes.reduce_width import ReduceWidth
 from irtool.passes.remove_identity import RemoveIdentity
+from irtool.passes.simplify import Simplify, simplify
 from irtool.passes.widen_selects import WidenSelects
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "RecalibrateBatchNorm",
     "ReduceWidth",
     "RemoveIdentity",
+    "Simplify",
     "WidenSelects",
     "fold_batchnorm",
     "prune",
+    "simplify",
 ]

@@ -6,6 +6,7 @@ import copy
 import json
 import linecache
 import random
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -321,8 +322,9 @@ def prepare(folder: str) -> None:
     import torch._subclasses.schema_check_mode
 
     torch.set_num_threads(1)
-    for module in (torch.fx.graph_module, torch.fx._pytree, torch.fx.interpreter, torch.nn.modules.module):
-        linecache.getlines(str(module.__file__))  # fx quotes itself where a program fails
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith(("irtool.", "torch.fx.", "torch.nn.", "torch._", "torchvision.ops")) and getattr(module, "__file__", None):
+            linecache.getlines(str(module.__file__))  # torch.fx quotes the lines where a program fails
     for name in bases(folder):
         assert outcome(f"{folder}/base_{name}.safetensors") == "computes what it says", name
     for seed in range(-60, 0):

@@ -7,7 +7,7 @@ steps, the training flags, and the form of the example inputs. It loads in two w
 
 Why this and not another format (docs/adr/0002-archive-format.md): a pickle runs code when it is loaded; `torch.export`'s
 .pt2 freezes train-or-eval and gives no module tree to go on pruning; generated source is code to run, too. Data that is
-looked up in a table can be read from anyone.
+looked up in a table, by the kinds of its values too, can be read from anyone (docs/adr/0014-a-closed-world-for-archives.md).
 """
 
 from irtool.archive.archive import ArchiveInfo, load, read_info, save

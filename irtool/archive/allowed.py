@@ -108,6 +108,8 @@ def _schema_row(overload: torch._ops.OpOverload) -> Row | None:
     space, _, name = schema.name.partition("::")
     if space != "aten" or name not in ATEN or f"{name}.{schema.overload_name}" in UNCHECKED_OVERLOADS:
         return None
+    if not torch._C._dispatch_has_kernel(overload._name):  # TorchScript's own, which trust their caller
+        return None
     parts = []
     for index, argument in enumerate(schema.arguments):
         kinds = _schema_kinds(argument.name, str(argument.type))

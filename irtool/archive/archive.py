@@ -119,7 +119,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | FxGraph | None = None)
     """Read what `save` wrote, on the CPU; outputs are bit-equal to those of the graph that was saved.
 
     Args:
-        path: the file. It may come from anyone: nothing in it is run or imported.
+        path: the file. It may come from anyone: it calls operators of a closed table only, and nothing is imported. Loading takes
+            at most three times the file's size and 2 GiB of memory; what asks for more is refused.
         model: an untouched instance of the class that was traced (or its graph, if it was traced with `leaf=`). The history
             is replayed on it; it is not changed itself. Without it the file alone gives the graph.
 
@@ -174,13 +175,21 @@ def _alone(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Map
         decode_modules(header["modules"], module)
         assign(module, header["tensors"], tensors)
         module.graph = decode_program(header["program"], names)
-        codegen = module.graph._codegen
-        if isinstance(codegen, _PyTreeCodeGen) and codegen.pytree_info.in_spec.num_leaves != len(pytree.tree_leaves(inputs)):
-            raise GraphError("are nested in another way than the program's", where="the example inputs", remedy="Save it again.")
+        _check_nesting(module.graph, inputs)
         Trial(module, inputs)
     except GraphError as error:
         raise FileError(f"{DAMAGED} ({error.where}: {error.what})", where=str(path), remedy=SAVE_AGAIN) from error
     return FxGraph(module, inputs, tracer=header["tracer"], history=header["history"])
+
+
+def _check_nesting(graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
+    """The inputs of an exported program, its arguments, and what its nodes read are as many. Raises GraphError."""
+    if not isinstance(graph._codegen, _PyTreeCodeGen):
+        return
+    info = graph._codegen.pytree_info
+    read = sum(node.op == "placeholder" for node in graph.nodes)
+    if not info.in_spec.num_leaves == len(pytree.tree_leaves(inputs)) == read or len(info.orig_args) != len(inputs):
+        raise GraphError("are nested in another way than the program's", where="the example inputs", remedy="Save it again.")
 
 
 def _into(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module | FxGraph) -> FxGraph:

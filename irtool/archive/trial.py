@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from irtool.archive.allowed import NotData, Refused, call_row, row_of
-from irtool.archive.kinds import is_plain, is_sequence, is_tensor, show
+from irtool.archive.kinds import Row, is_plain, is_sequence, is_tensor, show
 from irtool.archive.limits import PARTS, TRIED_BYTES, Budget, bytes_of
 from irtool.archive.operators import ATTRIBUTES
 from irtool.errors import GraphError
@@ -121,7 +122,21 @@ def check_call(node: fx.Node, module: nn.Module | None, args: Sequence[Any], kwa
         )
     name = "" if module is not None else _name(target)
     budget.check_call(name, row.bound(args, kwargs), args, module)
+    if module is None:
+        _check_literals(node, name, row)
     return name
+
+
+def _check_literals(node: fx.Node, name: str, row: Row) -> None:
+    """Windows are given as numbers: one that grows with the input was never tried out, and torch does not check all that it adds up."""
+    literal = _WINDOW | {"kernel_size"} if name in _UNFOLDING and node.op == "call_function" else _WINDOW
+    for argument, value in row.bound(node.args, node.kwargs).items():
+        if argument in literal and any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(value)):
+            raise Refused(f"computes the {argument} of {name} while it runs")
+
+
+_WINDOW = frozenset({"stride", "padding", "dilation", "output_padding"})
+_UNFOLDING = frozenset({"unfold", "fold", "im2col", "col2im"})
 
 
 def _misshapen(module: nn.RNNBase) -> str | None:

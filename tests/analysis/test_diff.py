@@ -15,14 +15,14 @@ import torchvision
 from random_norms import randomise
 from torch import Tensor, nn
 
+from irtool.analysis.diff import matching as node_matching
 from irtool.analysis.diff.diff import Diff, NodeRef, diff
-from irtool.analysis.diff.diff import matching as node_matching
 from irtool.analysis.diff.matching import match_nodes
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.models import PreResNet
 from irtool.passes import fold_batchnorm, prune
-from irtool.pruning import planner as plan
+from irtool.pruning import plan
 
 IMAGE = (1, 3, 8, 8)
 KINDS = ("added", "removed", "replaced", "attributes", "wiring", "channels", "shapes", "parameters")

@@ -21,7 +21,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.models import VGG, PreResNet
 from irtool.passes import prune
-from irtool.pruning import planner as plan
+from irtool.pruning import plan
 
 
 def exported(model: nn.Module, size: int, folder: Path) -> tuple[FxGraph, OnnxGraph]:

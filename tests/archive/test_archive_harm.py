@@ -152,6 +152,8 @@ MEMORY: dict[str, Edit] = {
     "a product into another type": program(function("torch.ops.aten.baddbmm.dtype", X, X, X, {"dtype": "float32"})),
     "a division of numbers by zero": program(function("torch.ops.aten.remainder.int", -2, 0)),
     "padding that overflows": program(function("torch.nn.functional.unfold", X, 2, 1, 2**62, 1)),
+    "padding that overflows on two images": program(*squared(5)[:-1], function("torch.nn.functional.unfold", X, 2, 1, n(5), 1)),
+    "an overload of TorchScript alone": program(function("torch.ops.aten.to.prim_dtype", X, None, False, True)),
     "embedding bag": program(function("torch.nn.functional.embedding_bag", X, X)),
 }  # fmt: skip
 ENDLESS: dict[str, Edit] = {

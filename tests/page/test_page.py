@@ -20,7 +20,7 @@ from irtool.hosts.torch.tracing.trace import trace
 from irtool.models import VGG
 from irtool.page import diff_page
 from irtool.passes import fold_batchnorm, prune
-from irtool.pruning import planner as plan
+from irtool.pruning import plan
 from irtool.train.history import History, Record
 from irtool.workflows.run_folder import keep_history, page_of, write_run_page
 from irtool.workflows.sensitivity import Sensitivity

@@ -14,6 +14,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from irtool.atomic_files import replacing
 from irtool.errors import FileError
+from irtool.hosts.onnx.mend import closed_outputs, mend
 
 INLINE_LIMIT = 2**31 - 2**24
 """A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model."""
@@ -23,7 +24,12 @@ _BROKEN = "Write the file again, or get a whole copy of it: onnx.checker names t
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelProto:
-    """The model in a file, weights included, checked by onnx.checker.
+    """The model in a file, as `read_mended` gives it."""
+    return read_mended(path)[0]
+
+
+def read_mended(path: str | os.PathLike[str]) -> tuple[ModelProto, list[str]]:
+    """The model in a file, weights included, checked by onnx.checker; and what had to be mended for that.
 
     Raises:
         FileError: no such file, not ONNX, cut off, malformed, without an operator set, or with weights outside its folder.
@@ -42,8 +48,15 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
         raise FileError("not an ONNX file, or cut off", where=str(file), remedy=_BROKEN) from error
     _check_opset(model, str(file))
     _load_weights(model, file)
-    check(model, str(file))
-    return model
+    return model, checked(model, str(file))
+
+
+def checked(model: ModelProto, where: str) -> list[str]:
+    """Mend what onnxruntime does not mind, in place, and run onnx.checker. Returns what was mended; raises FileError."""
+    notes = mend(model)
+    with closed_outputs(model):
+        check(model, where)
+    return notes
 
 
 def is_large(model: ModelProto) -> bool:
@@ -147,9 +160,12 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
     target = Path(path)
     with replacing(target) as temporary, tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}.") as folder:
         draft = Path(folder) / target.name
-        write_draft(model, draft)
         try:
-            onnx.checker.check_model(str(draft), full_check=True)
+            with closed_outputs(model) as unknown:
+                write_draft(model, draft)
+                onnx.checker.check_model(str(draft), full_check=True)
+            if unknown and not is_large(model):  # nobody knows the shape: it stays unsaid
+                write_draft(model, draft)
         except Exception as error:  # the checker raises types of its own and of its C++ part
             raise FileError(
                 f"the graph does not pass onnx.checker: {_first_line(error)}", where=str(target), remedy="Please report it."

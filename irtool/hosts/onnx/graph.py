@@ -13,11 +13,15 @@ import torch
 from onnx import ModelProto, helper
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import Array, proto_of, run_node
+from irtool.hosts.onnx.data_sizes import instead_of_outputs
+from irtool.hosts.onnx.duplicates import merge_duplicates
+from irtool.hosts.onnx.evaluate import Array, Open, proto_of, run_node
+from irtool.hosts.onnx.foreign import cannot_run, declared_types, without
 from irtool.hosts.onnx.interpreter import described, run_model
 from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
-from irtool.hosts.onnx.static_shapes import settle_shapes
+from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
+from irtool.hosts.onnx.subgraphs import all_nodes, has_inside
 from irtool.ir.graph import Graph, Node, Value
 
 LOOP_SECONDS = 6.0
@@ -37,6 +41,7 @@ class OnnxGraph(Graph):
         empty: the types of parameters whose data is still to come, by name.
         history: the steps (JSON data) that made this graph out of the file's.
         fix: called before each host node is read; it may change the node's inputs.
+        foreign: the operators (domain, name) that onnxruntime does not run.
 
     Raises:
         GraphError: the program does not fit the example's sizes.
@@ -44,11 +49,13 @@ class OnnxGraph(Graph):
 
     def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], header: ModelProto, *, filled: frozenset[str] = frozenset(),
                  selects: frozenset[str] = frozenset(), scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
-                 fix: Fix | None = None) -> None:  # fmt: skip
+                 fix: Fix | None = None, foreign: frozenset[tuple[str, str]] = frozenset(), notes: Sequence[str] = ()) -> None:  # fmt: skip
         self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
-        self.selects = set(selects)
+        self.selects, self._foreign, self.notes = set(selects), foreign, tuple(notes)
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.scalars = _scalars(host) if scalars is None else scalars
+        self.operators = len(host.nodes)
+        """How many operators the file has; of a graph that a pass made, those of its program."""
         self.analyses: dict[str, Any] = {}
         """Results of analyses by name; they live as long as this graph, which never changes."""
         self.refresh(fix)
@@ -56,11 +63,15 @@ class OnnxGraph(Graph):
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self.analyses.clear()
-        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix)
+        self.foreign, self._declared = self._read_foreign()
+        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix, self._declared)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.known, self._values, self.opset = reader.known, reader.values, reader.opset
+        self.data_sized = frozenset(reader.data_sized)
+        self.types = reader.output_types()
         self._quantised = {node.inputs[0].name: node for node in reader.quantised.values()}
-        self.example_inputs = tuple(torch.zeros(value.sizes, dtype=value.dtype) for value in self.inputs)
+        # A mask means something where it is true: of zeros nothing would come through.
+        self.example_inputs = tuple(torch.full(v.sizes, v.dtype == torch.bool, dtype=v.dtype) for v in self.inputs)
         self.tracer = f"ONNX, opset {self.opset}"
 
     def clone(self) -> OnnxGraph:
@@ -69,7 +80,8 @@ class OnnxGraph(Graph):
 
     def at(self, sizes: Mapping[str, tuple[int, ...]]) -> OnnxGraph:
         """The same program read for other example sizes."""
-        return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history)
+        return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history,
+                         foreign=self._foreign, notes=self.notes)  # fmt: skip
 
     def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
         """The same description over another program."""
@@ -83,6 +95,8 @@ class OnnxGraph(Graph):
             empty=empty,
             history=self.history,
             fix=fix,
+            foreign=self._foreign,
+            notes=self.notes,
         )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
@@ -162,6 +176,16 @@ class OnnxGraph(Graph):
         self.scalars |= _scalars(self.host) - before
         return gone
 
+    def simplify_sizes(self) -> int:
+        """Write down what sizes the program computes, as far as one example more or less cannot change them, and compute nothing
+        twice; how many operators went. `tidied` when done.
+        """
+        before, count = _scalars(self.host), len(self.host.nodes)
+        while settle_shapes(self.host, self.proto) + settle_reshapes(self.host, self.proto) + merge_duplicates(self.host):
+            pass
+        self.scalars |= _scalars(self.host) - before
+        return count - len(self.host.nodes)
+
     def is_constant(self, node: Node, constants: Set[Value]) -> bool:
         """Whether all that the node reads are parameters or `constants`."""
         names = {value.name for value in constants}
@@ -227,13 +251,70 @@ class OnnxGraph(Graph):
             GraphError: onnxruntime is absent, or refuses the model or the inputs.
         """
         feed = {tensor.name: _array(data) for tensor, data in zip(self.host.inputs, inputs, strict=True)}
-        found = run_model(self.proto, feed, values)
-        return tuple(torch.from_numpy(np.array(array)) for array in found)
+        found = self._run(feed, list(values) or [value.name for value in self.outputs])
+        return tuple(torch.from_numpy(np.array(found[name])) for name in values or [value.name for value in self.outputs])
+
+    def _run(
+        self, feed: Mapping[str, Array], names: Sequence[str], seconds: float | None = None, *, strict: bool = True
+    ) -> dict[str, Array]:
+        """Values by name, operators that onnxruntime does not have left out; with `strict` all of them, else those that are left."""
+        model, names = self.proto, list(dict.fromkeys(names))
+        if self.foreign:
+            given = {name: array.shape for name, array in feed.items()}
+            stated = {name: kind for name, kind in self._stated(given).items() if kind is not None}
+            feed = {**feed, **without(model, self.foreign, stated)}
+            left = {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}
+            if strict and (missing := [name for name in names if name not in left]):
+                raise cannot_run(missing, self.foreign)
+            names = [name for name in names if name in left]
+        return dict(zip(names, run_model(model, feed, names, seconds), strict=True)) if names else {}
+
+    def runnable(self, names: Sequence[str]) -> list[str]:
+        """Those of some values that `run` can give: not what follows on an operator that onnxruntime does not have."""
+        if not self.foreign:
+            return list(names)
+        model = self.proto
+        without(model, self.foreign, {name: kind for name, kind in self._declared.items() if kind is not None})
+        left = {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}
+        return [name for name in names if name in left]
+
+    def _read_foreign(self) -> tuple[frozenset[tuple[str, str]], dict[str, Open | None]]:
+        """The operators of the host that onnxruntime does not have, and what the file says of their results and what follows."""
+        gone = self._foreign & {(node.domain or "", node.op) for node in all_nodes(self.host)}
+        if not gone:
+            return frozenset(), {}
+        results = {
+            tensor.name
+            for node in self.host.nodes
+            if (node.domain or "", node.op) in gone or has_inside(node, gone)
+            for tensor in node.outputs
+        }
+        self._declared = dict.fromkeys(results)
+        return frozenset(gone), self._stated(self.sizes)
+
+    def _stated(self, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Open | None]:
+        """What the file says of the results of operators that onnxruntime does not have, for some sizes of the inputs."""
+        found = declared_types(self.header, set(self._declared), sizes)
+        return {name: found.get(name) for name in self._declared}
 
     def _observe(self, names: list[str]) -> Mapping[str, Array]:
         """Values of the example by running the whole model on ones, parameters that are still empty included."""
         feed = {t.name: np.ones(self.sizes[t.name], t.dtype) for t in self.host.inputs}
-        return dict(zip(names, run_model(self.proto, feed, names, LOOP_SECONDS), strict=True))
+        return self._run(feed, names, LOOP_SECONDS, strict=False)
+
+    def compared(self) -> list[str]:
+        """The values by which this graph and another form of it are compared: its outputs, as far as no size of theirs is data,
+        and what goes into operators that onnxruntime does not run.
+        """
+        found = self.analyses.get("compared")
+        if found is None:
+            found = self.analyses["compared"] = instead_of_outputs(self, self.data_sized, frozenset(self._declared))
+        names: list[str] = found
+        return names
+
+    def hidden_outputs(self) -> tuple[str, ...]:
+        """The outputs that are not among `compared`."""
+        return tuple(dict.fromkeys(value.name for value in self.outputs if value.name not in self.compared()))
 
     def real(self, name: str) -> torch.Tensor | None:
         """A parameter in real numbers: a quantised weight is (integers - zero point) * scale."""

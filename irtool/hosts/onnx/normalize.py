@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import onnx_graphsurgeon as gs
 
 from irtool.errors import GraphError
 from irtool.hosts.onnx.evaluate import check_size, element_type, infer, proto_of, run_node
+from irtool.hosts.onnx.given import drop_empty_operands, settle_branches
+from irtool.hosts.onnx.sequences import unpack_sequences
 from irtool.hosts.onnx.subgraphs import bodies
 
 STANDARD = ("", "ai.onnx", None)
@@ -20,17 +23,26 @@ LARGE = 32
 """Filled constants of more entries are written as one ConstantOfShape node where they came as one."""
 
 
-def tidy(graph: gs.Graph) -> frozenset[str]:
+def tidy(graph: gs.Graph, sizes: Mapping[str, list[int | None]] | None = None) -> frozenset[str]:
     """Settle a freshly imported graph in place. Returns the constants that came as fills (ConstantOfShape).
 
     - every node has a name of its own;
     - Constant nodes, and nodes whose inputs are all constants, become initialisers (an Identity becomes its source, so
       that two readers of one weight are seen to share it);
+    - sequences of a known number of tensors become Split and Concat, branches that a constant chooses take the If's place;
+    - constants without entries are taken out of Concat;
     - Gemm's alpha and beta are multiplied into its constants;
     - sizes noted between nodes go, since they are inferred anew and would be wrong after pruning.
+
+    Args:
+        graph: the program.
+        sizes: of what is split into sequences, where they are the same for every input.
     """
     _name_nodes(graph)
     filled = fold_constants(graph)
+    while unpack_sequences(graph, sizes or {}) or settle_branches(graph):
+        filled |= fold_constants(graph)
+    drop_empty_operands(graph)
     for node in graph.nodes:
         if node.op == "Gemm" and node.domain in STANDARD:
             _settle_gemm(node)
@@ -72,6 +84,8 @@ def _constant_value(node: gs.Node) -> np.ndarray:
     for key in _CONSTANTS:
         if key in node.attrs:
             return np.asarray(node.attrs[key], np.float32 if "float" in key else np.int64)
+    if "sparse_value" in node.attrs and isinstance(node.attrs["sparse_value"], gs.Constant):
+        return np.asarray(node.attrs["sparse_value"].values)
     raise GraphError("a constant of strings or sparse data", where=node.name, remedy="irtool reads dense numbers; remove the node.")
 
 

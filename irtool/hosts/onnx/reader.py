@@ -11,10 +11,12 @@ import onnx_graphsurgeon as gs
 import torch
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import Array, Typed, check_size, element_type, infer, proto_of, run_node
+from irtool.hosts.onnx.data_sizes import PLACEHOLDER, makes_data_sizes, reads
+from irtool.hosts.onnx.evaluate import Array, Open, Typed, check_size, closed, element_type, infer_open, proto_of, run_node
 from irtool.hosts.onnx.fits import check_fit
 from irtool.hosts.onnx.normalize import STANDARD
 from irtool.hosts.onnx.operators import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
+from irtool.hosts.onnx.sequences import OPERATORS as SEQUENCES
 from irtool.hosts.onnx.subgraphs import bodies, captured
 from irtool.ir.graph import Node, Value
 
@@ -27,6 +29,10 @@ SMALL = 4096
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 """The axis of a weight that makes the outputs (Gemm: unless transB)."""
 _FROM_SHAPE = frozenset({"Shape", "Size"})
+_MAY_BE_EMPTY = frozenset(
+    {"Slice", "Split", "Gather", "Concat", "Expand", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast"}
+)
+"""Operators that may give nothing, such as a list's empty beginning. Of others that means an example that is too small."""
 _DTYPES: dict[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
     11: torch.float64, 16: torch.bfloat16,
@@ -40,10 +46,14 @@ class Reader:
         nodes, inputs, outputs, params: the view.
         values: the view's value of each host tensor that flows, by name.
         known: values computed from shapes (and constants they are computed with), by name.
+        data_sized: values some of whose sizes are data (or that nothing tells), by name: the type with None for these.
+
+    Args:
+        declared: results of operators that onnxruntime does not run, with what the file says of them; None if it says nothing.
     """
 
     def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], scalars: frozenset[str], selects: Set[str], empty: Set[str],
-                 observe: Observe, fix: Fix | None) -> None:  # fmt: skip
+                 observe: Observe, fix: Fix | None, declared: Mapping[str, Open | None]) -> None:  # fmt: skip
         self.host, self.scalars, self.selects, self.empty, self._observe, self._fix = host, scalars, selects, empty, observe, fix
         self.opset = int(host.opset)
         self.nodes: list[Node] = []
@@ -53,6 +63,8 @@ class Reader:
         self.values: dict[str, Value] = {}
         self.known: dict[str, Array] = {}
         self.types: dict[str, Typed] = {}
+        self.data_sized: dict[str, Open] = {}
+        self._declared, self._unknown = declared, set[str]()
         self.quantised: dict[str, gs.Node] = {}
         self._observed: Mapping[str, Array] = {}
         for tensor in host.inputs:
@@ -85,6 +97,11 @@ class Reader:
         if isinstance(tensor, gs.Constant):
             return element_type(tensor.dtype), tuple(tensor.shape)
         return self.types[tensor.name]
+
+    def output_types(self) -> dict[str, Open]:
+        """The types of the outputs, None for sizes that are data; outputs of which nothing is known are left out."""
+        names = [tensor for tensor in self.host.outputs if tensor.name not in self._unknown]
+        return {tensor.name: self.data_sized.get(tensor.name) or self.typed(tensor) for tensor in names}
 
     def constant(self, tensor: gs.Tensor) -> Array | None:
         """The value of a tensor that does not flow; None for one that does, and for parameters whose data is still empty."""
@@ -134,11 +151,14 @@ class Reader:
             if output.name:
                 self.types[output.name] = typed
         row = ROWS.get(node.op) if standard else None
-        self._view(node, self._refined(node, row))
+        if self._reads_data_sized(node):
+            self._view(node, None, f"{_qualified(node)} on values whose sizes are data")
+        else:
+            self._view(node, self._refined(node, row))
 
     def _depends_on_shapes(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
         if node.op in _FROM_SHAPE:
-            return True
+            return present[0].name not in self.data_sized
         if bodies(node) or node.op == "DequantizeLinear":
             return False
         return all(self.constant(tensor) is not None for tensor in present) and any(tensor.name in self.known for tensor in present)
@@ -148,7 +168,7 @@ class Reader:
             shape = np.array(self.typed(present[0])[1], np.int64)
             arrays = [shape[node.attrs.get("start", 0) : node.attrs.get("end")] if node.op == "Shape" else np.array(shape.prod())]
         else:
-            for typed in self._inferred(node, present):
+            for typed in map(closed, self._inferred(node, present)):
                 if typed is not None:
                     check_size(typed[1], node.name)
             inputs = {tensor.name: self.constant(tensor) for tensor in present}
@@ -164,28 +184,65 @@ class Reader:
             self.known[output.name] = found
             self.types[output.name] = (element_type(found.dtype), found.shape)
 
-    def _inferred(self, node: gs.Node, present: list[gs.Tensor]) -> list[Typed | None]:
+    def _inferred(self, node: gs.Node, present: list[gs.Tensor]) -> list[Open | None]:
         known = {}
         for tensor in present:
             constant = self.constant(tensor)
             if constant is not None and constant.size <= SMALL:
                 known[tensor.name] = constant
-        return infer(proto_of(node), {tensor.name: self.typed(tensor) for tensor in present}, known, self.opset)
+        types = {tensor.name: self.data_sized.get(tensor.name) or self.typed(tensor) for tensor in present}
+        return infer_open(proto_of(node), types, known, self.opset)
+
+    def _reads_data_sized(self, node: gs.Node) -> bool:
+        return bool(self.data_sized) and any(tensor.name in self.data_sized for tensor in reads(node, self.types.keys()))
 
     def _types(self, node: gs.Node, present: list[gs.Tensor], standard: bool) -> list[Typed]:
         """Types of all outputs, by inference, and where that cannot tell by running the model once."""
-        found = self._inferred(node, present) if standard and not bodies(node) else [None] * len(node.outputs)
+        if any(output.name in self._declared for output in node.outputs) or self._reads_unknown(node):
+            return [self._stated(output.name) for output in node.outputs]
+        tells = standard and not bodies(node) and node.op not in SEQUENCES
+        found = self._inferred(node, present) if tells else [None] * len(node.outputs)
+        free = self._reads_data_sized(node) or makes_data_sizes(node, lambda tensor: self.constant(tensor) is not None)
         complete: list[Typed] = []
-        for output, typed in zip(node.outputs, found, strict=True):
+        for output, sizes in zip(node.outputs, found, strict=True):
+            typed = closed(sizes)
             if typed is None and output.name:
-                array = self._observation(output.name)
-                typed = (element_type(array.dtype), array.shape)
+                typed = self._data_sized(output.name, sizes) if free else self._observed_type(output.name)
             typed = typed or (1, ())
             check_size(typed[1], node.name)
-            if 0 in typed[1]:
+            if 0 in typed[1] and node.op not in _MAY_BE_EMPTY:
                 raise GraphError(f"an empty result of shape {typed[1]}", where=node.name, remedy="Give other example sizes.")
             complete.append(typed)
         return complete
+
+    def _reads_unknown(self, node: gs.Node) -> bool:
+        return bool(self._unknown) and any(tensor.name in self._unknown for tensor in reads(node, self.types.keys()))
+
+    def _stated(self, name: str) -> Typed:
+        """The type that the file states; where it states none, nothing but a name is known, and what reads it is a barrier."""
+        sizes = self._declared.get(name)
+        if sizes is None:
+            sizes = 1, ()
+            self._unknown.add(name)
+            self.data_sized[name] = sizes
+        elif closed(sizes) is None:
+            self.data_sized[name] = sizes
+        return sizes[0], tuple(PLACEHOLDER if size is None else size for size in sizes[1])
+
+    def _data_sized(self, name: str, sizes: Open | None) -> Typed:
+        """Note a value whose sizes are data; where inference does not know its rank, the example tells it."""
+        if sizes is None:
+            kind, shape = self._observed_type(name)
+            sizes = kind, (None,) * len(shape)
+        self.data_sized[name] = sizes
+        return sizes[0], tuple(PLACEHOLDER if size is None else size for size in sizes[1])
+
+    def _observed_type(self, name: str) -> Typed:
+        array = self._observation(name)
+        if isinstance(array, list):  # a sequence: what reads it is a barrier
+            self.data_sized[name] = 1, ()
+            return 1, ()
+        return element_type(array.dtype), array.shape
 
     def _observation(self, name: str) -> Array:
         if name not in self._observed:
@@ -210,8 +267,8 @@ class Reader:
             return Row("Embedding", ("weight", "input"), lambda call: {})
         return row
 
-    def _view(self, node: gs.Node, row: Row | None) -> None:
-        reason, attrs = None, {}
+    def _view(self, node: gs.Node, row: Row | None, reason: str | None = None) -> None:
+        attrs: dict[str, Any] = {}
         if row is not None:
             try:
                 attrs = row.attrs(_Call(self, node))
