@@ -53,7 +53,7 @@ class _Count:
         self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.functions}
         self.known: dict[int, _Extent] = {}
         self.open: set[int] = set()
-        self.dense = sum(math.prod(sparse.dims) for sparse in model.graph.sparse_initializer)
+        self.dense = sum(abs(math.prod(sparse.dims)) for sparse in model.graph.sparse_initializer)
         """Numbers that sparse tensors stand for."""
 
     def check(self) -> None:
@@ -80,13 +80,13 @@ class _Count:
             parts = [self.function(function, calls + 1)] if function is not None else []
             if node.attribute:
                 parts += [self.body(body, calls) for body in bodies_of(node)]
-                self.dense += sum(math.prod(sparse.dims) for sparse in _sparse_of(node))
+                self.dense += sum(abs(math.prod(sparse.dims)) for sparse in _sparse_of(node))
             for part in parts:
                 count, bytes_, bodies = count + part.nodes, bytes_ + part.bytes, max(bodies, part.bodies)
         return _Extent(count, bodies, 0, bytes_)
 
     def body(self, graph: GraphProto, calls: int) -> _Extent:
-        self.dense += sum(math.prod(sparse.dims) for sparse in graph.sparse_initializer)
+        self.dense += sum(abs(math.prod(sparse.dims)) for sparse in graph.sparse_initializer)
         found = self.nodes(graph.node, calls)
         return _Extent(found.nodes, found.bodies + 1, 0, found.bytes)
 
