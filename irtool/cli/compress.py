@@ -99,6 +99,7 @@ class CompressOptions:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
         plan: dict[str, Any] = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
                 "round_to": self.round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
+        plan |= {name: value for name, value in (("budget", budget), ("limits", limits)) if value}
         refit = IMAGES if self.reconstruct else 0
         return Settings(plan, self.constants.value, self.calibrate, refit, self.opset, self.runs, self.threads, self.allow_unchecked)
 

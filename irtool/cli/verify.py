@@ -79,6 +79,8 @@ def _read_first(paths: list[Path]) -> None:
     for folder in {path if path.is_dir() else path.parent for path in paths}:
         settle(folder)
         require_finished(folder)
+    if len(paths) == 1 and paths[0].is_dir():
+        read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such
     for path in (path / FILES["onnx"] if path.is_dir() else path for path in paths):
         if path.suffix == ".onnx" and path.is_file():
             load_onnx(path)

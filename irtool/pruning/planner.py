@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
 from irtool.channels.labels import Layer
@@ -231,7 +234,7 @@ class _Planner:
             elif np.isnan(scores[own]).all():
                 reason = f"{self.options.criterion} has no score here"
             elif own.size > 1 and (own == own[0]).all():
-                reason = "all its channels are one group, which cannot go"
+                reason = f"all its channels are one group, which cannot go{_joined(groups, layer)}"
             elif not gone.size and self.wish[own].any():
                 reason = self._unmet(groups, layer)
             layers[_place(layer)] = LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason)
@@ -255,6 +258,23 @@ def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
     members = np.concatenate([cell for balance in groups.balances for cell in balance.cells] or [np.zeros(0, np.int64)])
     lost = np.setdiff1d(members, np.concatenate(groups.owned or [members]))
     return np.flatnonzero(np.isin(groups.group, lost))
+
+
+def _joined(groups: ChannelGroups, layer: Layer) -> str:
+    """Where the first two of a layer's groups that became one met, for people; nothing if that was no single meeting."""
+    meetings, own, size = groups.labels.meetings, layer.labels.numpy(), groups.group.size
+    ends = [np.stack([part.reshape(-1) for part in np.broadcast_arrays(a.numpy(), b.numpy())]) for _, a, b in meetings]
+
+    def joined(count: int) -> bool:
+        pairs = np.concatenate([np.empty((2, 0), np.int64), *ends[:count]], 1)
+        pairs = pairs[:, (pairs >= 0).all(0)]
+        links = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(size, size))
+        return np.unique(connected_components(links, directed=False)[1][own]).size < own.size
+
+    if not joined(len(meetings)):
+        return ""
+    first = bisect.bisect_left(range(len(meetings) + 1), True, key=joined) - 1
+    return f": they meet (at {meetings[first][0].location})"
 
 
 def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:

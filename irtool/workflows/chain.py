@@ -7,7 +7,7 @@ diverges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -175,14 +175,19 @@ def _traced(graph: Graph, found: MaskedCheck) -> tuple[Link, ...]:
     return (Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note),)
 
 
+def _few(places: Sequence[str]) -> str:
+    """The first places of a list, and how many more there are."""
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
 def _masked(found: MaskedCheck, precision: str) -> Link:
     """Masked against sliced, with what the check has to say of it."""
-    notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
+    notes = [f"inexact where channels are mixed: {_few(found.inexact)}"] if found.inexact else []
     border = "constants are not exact at zero-padded borders, nor in single calls of a layer: that moves the outputs by"
     notes += [f"{border} {found.border:.1%}"] if found.border > found.tolerance else []
     wrong = found.constants > found.tolerance
     notes += ["what is absorbed is not what constant channels add"] if wrong else []
-    notes += [f"no reference for {', '.join(found.unresolved)}: only proven by labels"] if found.unresolved else []
+    notes += [f"no reference for {_few(found.unresolved)}: only proven by labels"] if found.unresolved else []
     return Link(
         "masked",
         "sliced",

@@ -25,7 +25,7 @@ from irtool.hosts.torch.arguments import (
     torch_name,
     unflattened,
     with_sizes,
-)
+)  # fmt: skip
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import set_attribute
 from irtool.hosts.torch.tracing.counts import sizes_of
@@ -51,14 +51,7 @@ class Literals:
     ) -> None:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
-        self._sized = {
-            node.name: node
-            for node in graph.nodes
-            if (
-                node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
-            )
-            or node.op == "Constant"
-        }
+        self._sized = {node.name: node for node in graph.nodes if _lists_sizes(node)}
         self._originals = {node.name: node for node in graph.module.graph.nodes}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
@@ -128,6 +121,12 @@ class Literals:
         if (args, kwargs) != (host.args, dict(host.kwargs)):
             host.args, host.kwargs = args, kwargs
             self.edited.append(node.name)
+
+
+def _lists_sizes(node: Node) -> bool:
+    """Whether a call lists the sizes of its result: a factory, or a view."""
+    viewed = node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
+    return viewed or node.op == "Constant"
 
 
 def _reshape(edits: Literals, node: Node) -> None:

@@ -88,7 +88,7 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, 
     module, asides = _program(model, inputs, leaf, name, asides, flags=flags)
     unhook(module, asides)
     plain = settle_writes(module, inputs)
-    graph = FxGraph(mend(module, inputs, asides if flags else None), inputs, tracer=name)
+    graph = FxGraph(mend(module, inputs, asides if flags else None, model), inputs, tracer=name)
     if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
         graph.module.recompile()
         graph.refresh()
