@@ -15,6 +15,7 @@ from irtool.analysis.cost import Cost, cost
 from irtool.channels.groups import ChannelGroups, channel_groups
 from irtool.cli import options
 from irtool.cli.screen import out as console
+from irtool.cli.screen import screen
 from irtool.ir import Graph
 from irtool.workflows.models import graph_of, input_shapes, input_values
 
@@ -54,7 +55,8 @@ def inspect(
 
     [bold]Example[/]: irtool inspect torchvision.models:mobilenet_v2 --input 1x3x224x224
     """
-    graph = graph_of(model, weights, input_shapes(inputs), sound=False, values=input_values(values))
+    with screen() as progress, progress.stage("read", logged=False):
+        graph = graph_of(model, weights, input_shapes(inputs), sound=False, values=input_values(values))
     groups, price = channel_groups(graph), cost(graph)
     rows = list(layer_rows(groups))
     if as_json:

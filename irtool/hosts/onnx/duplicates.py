@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.evaluate import proto_of
 from irtool.hosts.onnx.normalize import STANDARD
 from irtool.hosts.onnx.subgraphs import bodies
@@ -33,13 +34,10 @@ def merge_duplicates(host: gs.Graph) -> int:
         if same is node or len(same.outputs) != len(node.outputs):
             continue
         for old, new in zip(list(node.outputs), same.outputs, strict=True):
-            for reader in list(old.outputs):
-                for index, tensor in enumerate(reader.inputs):
-                    if tensor is old:
-                        reader.inputs[index] = new
+            redirect(old, new)
         node.outputs.clear()
         count += 1
-    host.cleanup()
+    cleanup(host)
     return count
 
 

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper, numpy_helper
 
 from irtool.errors import OptionError
+from irtool.hosts.onnx.edges import cleanup
 from irtool.hosts.onnx.evaluate import check_size
 from irtool.hosts.onnx.subgraphs import bodies
 
@@ -63,15 +64,19 @@ def _array(value: onnx.ValueInfoProto, numbers: float | bool | Sequence[float]) 
 
 def settle_branches(host: gs.Graph) -> int:
     """Put the branch that a constant chooses in the place of each If, in place. Returns how many there were."""
-    found = 0
-    waiting = [node for node in host.nodes if _is_decided(node)]
+    if not any(_is_decided(node) for node in host.nodes):
+        return 0
+    found, outer, nodes = 0, host.tensors(), list[gs.Node]()
+    waiting = list(reversed(host.nodes))
     while waiting:
-        for node in waiting:
-            _unfold(host, node)
+        node = waiting.pop()
+        if _is_decided(node):
+            waiting += reversed(_unfolded(node, outer))  # an If in the branch may be decided, too
             found += 1
-        waiting = [node for node in host.nodes if _is_decided(node)]
-    if found:
-        host.cleanup()
+        else:
+            nodes.append(node)
+    host.nodes[:] = nodes
+    cleanup(host)
     return found
 
 
@@ -81,9 +86,9 @@ def _is_decided(node: gs.Node) -> bool:
     )
 
 
-def _unfold(host: gs.Graph, node: gs.Node) -> None:
+def _unfolded(node: gs.Node, outer: dict[str, gs.Tensor]) -> list[gs.Node]:
+    """The nodes of the branch that is taken, renamed after the node; `outer` holds the tensors around it, and gets theirs."""
     branch: gs.Graph = node.attrs["then_branch" if bool(np.asarray(node.inputs[0].values).reshape(-1)[0]) else "else_branch"]
-    outer = host.tensors()
     made = {id(tensor) for inner in branch.nodes for tensor in inner.outputs}
     for inner in branch.nodes:
         inner.name = f"{node.name}.{inner.name}"
@@ -93,18 +98,17 @@ def _unfold(host: gs.Graph, node: gs.Node) -> None:
         for index, tensor in enumerate(list(inner.inputs)):
             if tensor.name in outer and id(tensor) not in made and tensor is not outer[tensor.name]:
                 inner.inputs[index] = outer[tensor.name]  # graphsurgeon takes every constant for one of the body's own
-    place = next(index for index, other in enumerate(host.nodes) if other is node)
     results = [outer.get(tensor.name, tensor) if id(tensor) not in made else tensor for tensor in branch.outputs]
-    outputs = list(node.outputs)
+    outputs, moved = list(node.outputs), list(branch.nodes)
     node.outputs.clear()
-    moved = list(branch.nodes)
     branch.nodes.clear()
+    outer |= {tensor.name: tensor for inner in moved for tensor in (*inner.inputs, *inner.outputs) if tensor.name}
     copies = [
         gs.Node("Identity", f"{node.name}.out_{index}", {}, [result], [output])
         for index, (result, output) in enumerate(zip(results, outputs, strict=True))
         if output.name
     ]
-    host.nodes[place : place + 1] = [*moved, *copies]
+    return [*moved, *copies]
 
 
 def dense_initialisers(model: ModelProto) -> None:

@@ -15,6 +15,7 @@ from onnx import ModelProto, helper
 from irtool.errors import GraphError
 from irtool.hosts.onnx.data_sizes import instead_of_outputs
 from irtool.hosts.onnx.duplicates import merge_duplicates
+from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.evaluate import Array, Seen, proto_of, run_node
 from irtool.hosts.onnx.frontier import OnnxFrontier
 from irtool.hosts.onnx.interpreter import described
@@ -125,7 +126,7 @@ class OnnxGraph(Graph):
 
     def tidied(self) -> None:
         """Drop what nothing reads, and read the host again: the end of a series of edits."""
-        self.host.cleanup()
+        cleanup(self.host)
         self.refresh()
 
     def accepts_bias(self, node: Node) -> bool:
@@ -158,17 +159,15 @@ class OnnxGraph(Graph):
         node.host.inputs.clear()  # `cleanup` takes what makes nothing; `remove` compares node by node, which is slow
         if any(output is o for o in self.host.outputs):
             producer = source.inputs[0]
-            for reader in list(source.outputs):
-                _exchange(reader.inputs, source, output)
+            redirect(source, output)
             _exchange(producer.outputs, source, output)
             return
-        for reader in list(output.outputs):
-            _exchange(reader.inputs, output, source)
+        redirect(output, source)
 
     def drop_dead(self) -> list[str]:
         """Take out every operator that nobody reads; their names. `tidied` when done."""
         before = [node.name for node in self.host.nodes]
-        self.host.cleanup()
+        cleanup(self.host)
         left = {node.name for node in self.host.nodes}
         return [name for name in before if name not in left]
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from irtool.errors import GraphError
+from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.evaluate import Budget, proto_of, run_constant
 from irtool.hosts.onnx.given import drop_empty_operands, settle_branches
 from irtool.hosts.onnx.sequences import unpack_sequences
@@ -48,7 +49,7 @@ def tidy(graph: gs.Graph, stored: int, sizes: Mapping[str, list[int | None]] | N
     for node in graph.nodes:
         if node.op == "Gemm" and node.domain in STANDARD:
             _settle_gemm(node, budget)
-    graph.cleanup()
+    cleanup(graph)
     edges = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and tensor.name not in edges:
@@ -102,7 +103,7 @@ def _foldable(node: gs.Node, graph: gs.Graph) -> bool:
 
 def _fold(graph: gs.Graph, node: gs.Node, filled: set[str], budget: Budget) -> None:
     if node.op == "Identity":
-        _redirect(graph, node.outputs[0], node.inputs[0])
+        redirect(node.outputs[0], node.inputs[0])
         node.outputs.clear()
         return
     arrays = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
@@ -126,15 +127,7 @@ def settle(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
     outputs = list(node.outputs)
     node.outputs.clear()
     for output, result in zip([o for o in outputs if o.name], results, strict=True):
-        _redirect(graph, output, gs.Constant(output.name, np.asarray(result)))
-
-
-def _redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    """Every reader of `old` reads `new` instead; bodies of control flow included."""
-    for reader in {id(reader): reader for reader in old.outputs}.values():
-        for index, tensor in enumerate(reader.inputs):
-            if tensor is old:
-                reader.inputs[index] = new  # graphsurgeon keeps both ends of an edge, entry by entry only
+        redirect(output, gs.Constant(output.name, np.asarray(result)))
 
 
 def _settle_gemm(node: gs.Node, budget: Budget) -> None:

@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from irtool.hosts.onnx.edges import cleanup
 from irtool.hosts.onnx.limits import MOST_INPUTS, MOST_NODES
 
 OPERATORS = frozenset(
@@ -49,7 +50,7 @@ def unpack_sequences(host: gs.Graph, sizes: Mapping[str, list[int | None]]) -> i
         if node.op in OPERATORS and node.domain in ("", "ai.onnx", None):
             _HANDLERS[node.op](work, node)
     work.place()
-    host.cleanup()  # what was split and is picked from by the data stays one operator
+    cleanup(host)  # what was split and is picked from by the data stays one operator
     return work.replaced
 
 

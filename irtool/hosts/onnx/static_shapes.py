@@ -7,6 +7,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
+from irtool.hosts.onnx.edges import cleanup
 from irtool.hosts.onnx.evaluate import SIZES, Array, Budget, proto_of, run_node
 from irtool.hosts.onnx.file import is_large, stored_bytes
 from irtool.hosts.onnx.normalize import STANDARD, fold_constants, settle
@@ -34,9 +35,9 @@ def settle_shapes(host: gs.Graph, proto: ModelProto) -> int:
         pair = found.get(node.outputs[0].name) if node.outputs else None
         if pair is not None and np.array_equal(*pair) and not any(output in host.outputs for output in node.outputs):
             settle(node, [pair[0]], host)
-    host.cleanup()
+    cleanup(host)
     fold_constants(host, Budget(stored_bytes(proto)))
-    host.cleanup()
+    cleanup(host)
     return before - len(host.nodes)
 
 
@@ -57,7 +58,7 @@ def settle_reshapes(host: gs.Graph, proto: ModelProto) -> int:
         if written is not None:
             node.inputs[1] = gs.Constant(f"{node.name}.sizes", written)
             count += 1
-    host.cleanup()
+    cleanup(host)
     return count
 
 
