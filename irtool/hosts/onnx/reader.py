@@ -129,6 +129,9 @@ class Reader(ValueTypes):
         if weight is not None and (isinstance(weight, gs.Constant) or weight.name in self.quantised) and len(self.typed(weight)[1]) == 2:
             if not isinstance(node.inputs[0], gs.Constant) and len(self.typed(node.inputs[0])[1]) > 1:
                 return Row("Gemm", ("input", "weight"), lambda call: {"transposed": True})
+        if node.op in ("QuantizeLinear", "DequantizeLinear") and _scales_channels(node):
+            axis = node.attrs.get("axis", 1) % len(self.typed(node.inputs[0])[1])
+            return Row("QuantizePerChannel", ("input", "scale", "zero_point"), lambda call: {"dim": axis})
         table = node.op == "Gather" and isinstance(node.inputs[0], gs.Constant) and node.attrs.get("axis", 0) == 0
         if table and len(node.inputs[0].shape) == 2 and node.inputs[1].name in self.values:
             return Row("Embedding", ("weight", "input"), lambda call: {})
@@ -208,6 +211,13 @@ def quantised_weight(node: gs.Node) -> bool:
         if scales > 1 and reader.op == "ConvTranspose" and reader.attrs.get("group", 1) > 1 and places == [1]:
             return False
     return True
+
+
+def _scales_channels(node: gs.Node) -> bool:
+    """Whether a quantisation has stored scales, one for each entry of an axis, and zero points of a type that can be read."""
+    parts = [tensor for tensor in node.inputs[1:] if tensor.name]
+    stored = all(isinstance(tensor, gs.Constant) and element_type(tensor.dtype) in _DTYPES for tensor in parts)
+    return stored and len(parts[0].shape) == 1 and parts[0].shape[0] > 1
 
 
 class _Call:
