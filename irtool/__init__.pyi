@@ -28,6 +28,7 @@ from .passes import (
     fold_batchnorm,
     prune,
     reconstruct,
+    simplify,
 )
 from .passmanager import Pass, PassResult, Pipeline
 from .pruning import Plan, criterion, plan
@@ -41,5 +42,6 @@ __all__ = [
     "InsertSelects", "LowerAffine", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult", "Pipeline", "Plan", "Prune",
     "RecalibrateBatchNorm", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects", "apply", "channel_groups",
     "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn", "export_onnx", "fold_batchnorm", "load", "load_onnx",
-    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "reconstruct", "save", "save_onnx", "trace", "train",
+    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "reconstruct", "save", "save_onnx", "simplify", "trace",
+    "train",
 ]  # fmt: skip

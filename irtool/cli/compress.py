@@ -19,13 +19,15 @@ from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table, comparison_table
 from irtool.cli.wishes import budget_of, limits_of
 from irtool.errors import OptionError
+from irtool.hosts.onnx.given import Given
 from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.load import save_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.pruning.planner import Plan, check_options
 from irtool.workflows.compress import FILES, Settings, compress_graph, original, report_of, timed
 from irtool.workflows.compress_onnx import compress_onnx, original_onnx
 from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
-from irtool.workflows.models import fingerprint, graph_of, input_shapes, onnx_file
+from irtool.workflows.models import fingerprint, graph_of, input_shapes, input_values, onnx_file
 from irtool.workflows.recipe.run import run_recipe
 from irtool.workflows.record import Report
 from irtool.workflows.run_folder import keep_history, write_run_page
@@ -125,6 +127,7 @@ def compress(
     weights: options.Weights = None,
     data: options.Data = None,
     inputs: options.Inputs = None,
+    values: options.Values = None,
     mean: options.Mean = None,
     std: options.Std = None,
     limit: options.Limit = None,
@@ -141,7 +144,7 @@ def compress(
     --criterion bn_scale --residual select --ratio 0.5 --out small
     """
     if recipe is not None:
-        shared = {"weights": weights, "input": inputs, "mean": mean, "std": std, "limit": limit, "image_size": image_size}
+        shared = {"weights": weights, "input": inputs, "set": values, "mean": mean, "std": std, "limit": limit, "image_size": image_size}
         _require_alone(model, shared | chosen)
         run_recipe(recipe, out, data)
         return
@@ -157,7 +160,7 @@ def compress(
     if settings.calibrate and data is None:
         raise OptionError(f"{settings.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")
     keep_inputs((out / name for name in FILES.values()), model_files(model, weights))
-    plan, report = _run(model, weights, DataOptions(data, mean, std, limit, image_size), inputs, settings, out)
+    plan, report = _run(model, weights, DataOptions(data, mean, std, limit, image_size), inputs, settings, out, input_values(values))
     console().print(plan.summary(), "\n".join(report.notes) + "\n", sep="\n", markup=False)
     console().print(chain_table(report.chain))
     console().print()
@@ -175,16 +178,26 @@ def _require_alone(model: str | None, options: Mapping[str, Any]) -> None:
 
 
 def _run(
-    model: str, weights: Path | None, data_options: DataOptions, inputs: list[str] | None, settings: Settings, out: Path
+    model: str,
+    weights: Path | None,
+    data_options: DataOptions,
+    inputs: list[str] | None,
+    settings: Settings,
+    out: Path,
+    values: Given,
 ) -> tuple[Plan, Report]:
     with output_folder(out, COMPRESS) as folder, screen() as progress, tempfile.TemporaryDirectory() as scratch:
         given = input_shapes(inputs)
         data_options = known_preprocessing(model, data_options)
-        data, source = data_options.load(model, progress), onnx_file(model)
+        data, file = data_options.load(model, progress), onnx_file(model)
+        source = file
         with progress.stage("trace"):
-            graph = graph_of(model, weights, example_shapes(data, given, own_batch=source is not None))
+            graph = graph_of(model, weights, example_shapes(data, given, own_batch=source is not None), values=values)
         if isinstance(graph, OnnxGraph):
             assert source is not None
+            if values:
+                source = Path(scratch) / "given.onnx"
+                save_onnx(graph, source)
             before, no_mnn = original_onnx(graph, source, data, Path(scratch), progress)
             done = compress_onnx(graph, data, folder, settings, no_mnn, progress)
         else:
@@ -193,14 +206,15 @@ def _run(
             before = original(graph, data, Path(scratch), settings, progress)
         (first, after), ratios = timed([before, done.built], settings, progress)
         origin: dict[str, Any] = {
-            "model": str(source.resolve()) if source else model,
+            "model": str(file.resolve()) if file else model,
             "weights": str(weights.resolve()) if weights else None,
             **data_options.record(),
         }
         origin |= {"inputs": [list(leaf.shape) for leaf in graph.example_inputs], "fingerprint": fingerprint(graph)}
+        origin |= {"values": values} if values else {}
         report = report_of(first, after, ratios[1], done, origin, settings, data)
         report.write(folder / FILES["report"])
         keep_history(Path(model), folder)
         with progress.stage("write the page"):
-            write_run_page(folder, graph, done.built.graph, source.name if source else model)
+            write_run_page(folder, graph, done.built.graph, file.name if file else model)
     return done.plan, report

@@ -27,6 +27,7 @@ from irtool.cli.output import Interrupted
 from irtool.cli.quantize import quantize
 from irtool.cli.report import report
 from irtool.cli.screen import complain
+from irtool.cli.simplify import simplify
 from irtool.cli.train import train
 from irtool.cli.verify import verify
 from irtool.errors import IrtoolError, OptionError
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (inspect, train, compress, quantize, report, diff, export, verify, demo):
+for command in (inspect, train, compress, quantize, report, diff, export, simplify, verify, demo):
     app.command(name=command.__name__)(command)
 
 

@@ -34,6 +34,14 @@ Inputs = Annotated[
         metavar="SIZES",
     ),
 ]
+Values = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A value for an input of an .onnx file, e.g. sr=16000: it is that for good, and no input any more.",
+        metavar="NAME=VALUE",
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option("--data", "-d", help="An ImageFolder, a zip of one, or digits, CIFAR10, CIFAR100, MNIST, FashionMNIST.", metavar="DATA"),

@@ -58,10 +58,11 @@ class Screen:
             self._bars.start()
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Show that this is being done."""
+    def stage(self, name: str, *, logged: bool = True) -> Iterator[None]:
+        """Show that this is being done; what is not `logged` is shown on a terminal alone, since it is short as a rule."""
         if self._bars is None:
-            print(f"{name} ...", file=sys.stderr, flush=True)
+            if logged:
+                print(f"{name} ...", file=sys.stderr, flush=True)
             yield
             return
         task = self._bars.add_task(name, total=None, note="")

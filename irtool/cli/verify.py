@@ -155,7 +155,7 @@ def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path 
     if name is None:
         raise OptionError("the report names no model that can be built again", remedy="Give --model.")
     recorded = Path(source["weights"]) if source["weights"] else None
-    graph = graph_of(name, weights or recorded, [tuple(shape) for shape in source["inputs"]])
+    graph = graph_of(name, weights or recorded, [tuple(shape) for shape in source["inputs"]], values=source.get("values"))
     if fingerprint(graph) != source["fingerprint"]:
         remedy = "Give --weights FILE: the checkpoint of that run."
         if isinstance(graph, OnnxGraph):

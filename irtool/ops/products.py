@@ -18,7 +18,7 @@ from irtool.ir.graph import Node, Value
 from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, is_stored, none, varying
 from irtool.ops.opaque import barrier
 
-WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output"})
+WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output", "QuantizePerChannel"})
 """Operators whose rules look at all parts themselves."""
 BY_INPUT = frozenset(
     "Transpose Split Slice Gather Expand Roll Reshape Pad Reduce Softmax BatchNormalization LayerNormalization RMSNormalization "

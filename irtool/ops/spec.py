@@ -9,7 +9,7 @@ from irtool.ops.contraction import attention, conv, deform_conv, embedding, line
 from irtool.ops.einsum import einsum
 from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
 from irtool.ops.movement import concat, filled, movement, pad, reshape, select, shuffle, stack, stretch
-from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
+from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, quantise_channels, reduce
 from irtool.ops.opaque import barrier, graph_input, graph_output
 from irtool.ops.products import by_parts
 from irtool.ops.recurrent import recurrent
@@ -29,6 +29,7 @@ _FAMILIES: dict[Rule, str] = {
     per_channel: "BatchNormalization InstanceNormalization",
     over_last_axes: "LayerNormalization RMSNormalization",
     group_norm: "GroupNormalization",
+    quantise_channels: "QuantizePerChannel",
     across_channels: "LRN Cumsum LpNormalization",
     reduce: "Reduce",
     glu: "Glu",

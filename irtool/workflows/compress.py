@@ -103,7 +103,11 @@ class Built:
     @property
     def engines(self) -> tuple[str, ...]:
         """What can run it."""
-        able = {"torch": isinstance(self.graph, FxGraph), "onnxruntime": True, "mnn": self.mnn is not None}
+        able = {
+            "torch": isinstance(self.graph, FxGraph),
+            "onnxruntime": not self.graph.foreign,
+            "mnn": self.mnn is not None,
+        }
         return tuple(engine for engine in ENGINES if able[engine])
 
 

@@ -68,7 +68,7 @@ def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: S
     built = _measured(folded.graph, data, path, None if no_mnn else folder / FILES["mnn"], "evaluate the result", screen)
     left_out = (f"no MNN file: {no_mnn}",) if no_mnn else ()
     files = {kind: name for kind, name in _FILES.items() if kind != "mnn" or not no_mnn}
-    return Compressed(built, plan, Chain(tuple(links)), (*sliced.notes, *folded.notes, *left_out), files)
+    return Compressed(built, plan, Chain(tuple(links)), (*graph.notes, *sliced.notes, *folded.notes, *left_out), files)
 
 
 def to_mnn(onnx: Path, mnn: Path, inputs: tuple[Any, ...]) -> Link:
@@ -101,7 +101,7 @@ def classifier(session: Session, batch: int | None = None) -> Callable[[np.ndarr
 def _measured(graph: OnnxGraph, data: Data | None, onnx: Path, mnn: Path | None, task: str, screen: Screen) -> Built:
     found = cost(graph)
     score = None
-    if data is not None:
+    if data is not None and not graph.foreign:
         score = evaluate(classifier(OnnxSession(onnx)), data, BATCH, progress=screen, task=task)
     weights = onnx.with_name(f"{onnx.name}.data")
     sizes = {"onnx": onnx.stat().st_size + (weights.stat().st_size if weights.exists() else 0)}
