@@ -12,7 +12,6 @@ import torch
 import typer
 
 from irtool import trace
-from irtool.cli.output import output_folder
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table, comparison_table
@@ -23,6 +22,7 @@ from irtool.workflows.compress import FILES, Built, Compressed, Settings, compre
 from irtool.workflows.data import TRACE_BATCH
 from irtool.workflows.demo import Demo, demo_settings
 from irtool.workflows.models import fingerprint
+from irtool.workflows.output_folder import output_folder
 from irtool.workflows.run_folder import write_run_page
 
 _VARIANTS: tuple[tuple[float, Constants], ...] = ((0.5, "absorb"), (0.7, "drop"), (0.7, "absorb"))

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from irtool.quant import layers_of
+from irtool.workflows.calibration_images import Images
 from irtool.workflows.chain import Chain
+from irtool.workflows.quantize import Outcome, Settings
 from irtool.workflows.record import ENGINES, Measured
 
 _FILES = (("model", "model file"), ("onnx", "ONNX file"), ("mnn", "MNN file"))
@@ -84,3 +87,21 @@ def _bytes(size: int | None, base: int | None) -> str:
 
 def _time(milliseconds: float | None, base: float | None) -> str:
     return "" if milliseconds is None else _share(milliseconds, base, f"{milliseconds:.2f}")
+
+
+def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
+    """Float and int8 side by side."""
+    shown = Table(title=f"{settings.backend}: float and int8", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("", "float", "int8", ""):
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+    before, after = outcome.before, outcome.after
+    label = f"accuracy ({len(images.scored):,} images)" if images.labelled else f"agreement with float ({len(images.scored):,} images)"
+    points = 100 * (after.accuracy - before.accuracy)
+    shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
+    shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
+    shown.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
+    taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
+    kind = "weights alone are int8" if settings.weights_only else taken
+    shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
+    shown.caption_justify = "left"
+    return shown

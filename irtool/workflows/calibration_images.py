@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from irtool.cli.screen import Screen
 from irtool.errors import DataError, OptionError
+from irtool.progress import Reporter
 from irtool.train import Preprocessing, load_data
 from irtool.train.data.dataset import balanced, statistics
 from irtool.train.data.image_files import FolderTree, decode
@@ -64,7 +64,7 @@ class Images:
         return next(iter(self.calibration.batches([balanced(self.calibration.labels, self.count, 0)]))).numpy()
 
 
-def load_images(model: str, calibration: DataOptions, scored: str | None, count: int, screen: Screen) -> Images:
+def load_images(model: str, calibration: DataOptions, scored: str | None, count: int, reporter: Reporter) -> Images:
     """Read `--calib` and, if it is given, `--data`.
 
     The normalisation is `--mean` and `--std` if they are given, else what the model's file says, else the images' own.
@@ -78,12 +78,12 @@ def load_images(model: str, calibration: DataOptions, scored: str | None, count:
     calibration = known_preprocessing(model, calibration)
     folder = Path(calibration.source or "")
     if folder.is_dir() and _is_flat(folder):
-        return _unlabelled(model, folder, calibration, scored, count, screen)
-    data = calibration.load(model, screen)
+        return _unlabelled(model, folder, calibration, scored, count, reporter)
+    data = calibration.load(model, reporter)
     assert data is not None
     test = data.test
     if scored is not None:
-        test = _scored(scored, data.preprocessing, calibration.limit, screen)
+        test = _scored(scored, data.preprocessing, calibration.limit, reporter)
     return Images(data.train, count, test, labelled=True)
 
 
@@ -93,24 +93,24 @@ def _is_flat(folder: Path) -> bool:
     return bool(names) and all("/" not in name for name in names)
 
 
-def _unlabelled(model: str, folder: Path, options: DataOptions, scored: str | None, count: int, screen: Screen) -> Images:
+def _unlabelled(model: str, folder: Path, options: DataOptions, scored: str | None, count: int, reporter: Reporter) -> Images:
     tree = FolderTree(folder)
     names = tree.names()[:UNLABELLED]
     wanted = replace(options, source=None).wanted(model)
     first = decode(tree, names[0], wanted.channels, wanted.size)
-    pixels = decode_all(tree, names, first.shape[0], (first.shape[1], first.shape[2]), task="decode", progress=screen)
+    pixels = decode_all(tree, names, first.shape[0], (first.shape[1], first.shape[2]), task="decode", progress=reporter)
     mean, std = statistics(pixels)
     preprocessing = Preprocessing(wanted.mean or mean, wanted.std or std, (first.shape[1], first.shape[2]), first.shape[0])
     labels = torch.zeros(len(names), dtype=torch.int64)
     cut = min(count, max(1, len(names) - len(names) // 5))
     whole = MemorySplit(pixels[:cut], labels[:cut], ("",), preprocessing)
     if scored is not None:
-        return Images(whole, count, _scored(scored, preprocessing, options.limit, screen), labelled=True)
+        return Images(whole, count, _scored(scored, preprocessing, options.limit, reporter), labelled=True)
     rest = pixels[cut:] if cut < len(names) else pixels
     return Images(whole, count, MemorySplit(rest, labels[: len(rest)], ("",), preprocessing), labelled=False)
 
 
-def _scored(source: str, preprocessing: Preprocessing, limit: int | None, screen: Screen) -> Split:
+def _scored(source: str, preprocessing: Preprocessing, limit: int | None, reporter: Reporter) -> Split:
     found = load_data(
         source,
         mean=preprocessing.mean,
@@ -118,7 +118,7 @@ def _scored(source: str, preprocessing: Preprocessing, limit: int | None, screen
         image_size=preprocessing.size,
         channels=preprocessing.channels,
         limit=limit,
-        progress=screen,
+        progress=reporter,
     )
     if not len(found.test):
         raise DataError("no images to score on", where=source, remedy="Give a folder with a test split.")

@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import save
-from irtool.cli.screen import Screen
 from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
 from irtool.errors import GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
@@ -25,6 +24,7 @@ from irtool.ir.graph import G, Graph
 from irtool.passes import FoldBatchNorm, Prune, Reconstruct
 from irtool.passes.prune import Constants
 from irtool.passmanager import PassResult
+from irtool.progress import Reporter
 from irtool.pruning import CRITERIA, Plan
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
@@ -42,7 +42,7 @@ from irtool.workflows.models import MODEL_FILE, ONNX_FILE
 from irtool.workflows.record import ENGINES, Measured, Report
 from irtool.workflows.run_folder import GRAPHS, PAGE
 
-FILES = {
+FILES: dict[str, str] = {
     "model": MODEL_FILE,
     "plan": "plan.json",
     "onnx": ONNX_FILE,
@@ -118,19 +118,19 @@ class Compressed:
     files: Mapping[str, str] = field(default_factory=lambda: FILES)
 
 
-def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, screen: Screen) -> Built:
+def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, reporter: Reporter) -> Built:
     """Export and measure the model as it came.
 
     Args:
         folder: where its ONNX and MNN files go.
     """
-    with screen.stage("export the original"):
+    with reporter.stage("export the original"):
         paths = _export(graph, folder, settings, {})
-    return _measured(graph, data, *paths, {}, "evaluate the original", screen)
+    return _measured(graph, data, *paths, {}, "evaluate the original", reporter)
 
 
 def sliced_and_folded(
-    graph: G, data: Data | None, settings: Settings, screen: Screen
+    graph: G, data: Data | None, settings: Settings, reporter: Reporter
 ) -> tuple[Plan, tuple[Any, ...], PassResult[G], PassResult[G], list[Link]]:
     """The rewrite of either host: plan, slice, fold, each step compared with the one before it.
 
@@ -141,18 +141,18 @@ def sliced_and_folded(
         CheckError: a step is wrong.
         IrtoolError: a step cannot be taken.
     """
-    with screen.stage("plan"):
+    with reporter.stage("plan"):
         plan = irtool.plan(graph, **{**settings.plan, **_scored(graph, data, settings)})
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
     calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
-    with screen.stage("prune and fold"):
+    with reporter.stage("prune and fold"):
         if settings.reconstruct and calibration is not None:
-            sliced = Reconstruct(plan, calibration, progress=screen)(graph)
+            sliced = Reconstruct(plan, calibration, progress=reporter)(graph)
         else:
             sliced = Prune(plan, settings.constants, calibration)(graph)
         folded = FoldBatchNorm()(sliced.graph)
-    with screen.stage("check masked = sliced = folded"):
+    with reporter.stage("check masked = sliced = folded"):
         links = [
             *masked_links(graph, plan, sliced.graph, inputs, settings.constants, calibration),
             *folded_links(sliced.graph, folded.graph, inputs),
@@ -184,28 +184,28 @@ def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tup
     return [(batch,) for batch in images.split(step) if len(batch) == step]
 
 
-def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, screen: Screen) -> Compressed:
+def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, reporter: Reporter) -> Compressed:
     """Plan, slice, fold and export into `folder`; every step is compared with the one before it.
 
     Raises:
         CheckError: a step is wrong; nothing more is done.
         IrtoolError: a step cannot be taken.
     """
-    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, screen)
-    with screen.stage("export to ONNX and MNN"):
+    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, reporter)
+    with reporter.stage("export to ONNX and MNN"):
         onnx, mnn = _export(folded.graph, folder, settings, _metadata(data))
-    with screen.stage("check folded = ONNX = MNN"):
+    with reporter.stage("check folded = ONNX = MNN"):
         links += [onnx_link(folded.graph, onnx, inputs), mnn_link(onnx, mnn, inputs)]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
     _save(sliced.graph, data, folder / FILES["model"])
     plan.to_json(folder / FILES["plan"])
     sizes = {"model": (folder / FILES["model"]).stat().st_size}
-    built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", screen)
+    built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", reporter)
     baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
     return Compressed(built, plan, Chain(tuple(links)), (*graph.notes, *sliced.notes, *folded.notes, *baked))
 
 
-def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[list[Measured], list[dict[str, float]]]:
+def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> tuple[list[Measured], list[dict[str, float]]]:
     """Time models against each other at batch 1, engine by engine.
 
     Returns:
@@ -216,7 +216,7 @@ def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[
     ratios: list[dict[str, float]] = [{} for _ in models]
     runs = 0
     for engine in [engine for engine in ENGINES if all(engine in model.engines for model in models)]:
-        with screen.stage(f"time {engine}"), torch_threads(settings.threads):
+        with reporter.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
         for index, (one, ratio) in enumerate(zip(found.latencies, found.ratios, strict=True)):
@@ -271,9 +271,9 @@ def _export(graph: FxGraph, folder: Path, settings: Settings, metadata: Mapping[
     return onnx, mnn
 
 
-def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: Mapping[str, int], task: str, screen: Screen) -> Built:
+def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: Mapping[str, int], task: str, reporter: Reporter) -> Built:
     found = cost(graph)
-    score = evaluate(graph, data, progress=screen, task=task) if data is not None else None
+    score = evaluate(graph, data, progress=reporter, task=task) if data is not None else None
     measured = Measured(
         params=found.params,
         macs=found.macs,
