@@ -13,7 +13,7 @@ from irtool.cli.flags import with_flags
 from irtool.cli.recipe import show_recipe
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
-from irtool.cli.tables import chain_table, comparison_table
+from irtool.cli.tables import chain_table, comparison_table, trials_table
 from irtool.cli.wishes import budget_of, limits_of
 from irtool.errors import OptionError
 from irtool.workflows.compress_options import CompressOptions
@@ -77,10 +77,15 @@ def compress(
     with screen() as progress:
         done = workflow(model, out, weights=weights, data=data_options, inputs=input_shapes(inputs), progress=progress, **chosen)
     _show(model, out, done)
+    if not done.met:
+        raise typer.Exit(1)
 
 
 def _show(model: str, out: Path, done: Compression) -> None:
     report = done.report
+    if done.trials:
+        console().print(trials_table(done.trials))
+        console().print(f"\n{done.verdict}\n", markup=False)
     console().print(done.plan.summary(), "\n".join(report.notes) + "\n", sep="\n", markup=False)
     console().print(chain_table(report.chain))
     console().print()

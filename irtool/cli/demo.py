@@ -18,7 +18,8 @@ from irtool.cli.tables import chain_table, comparison_table
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes.prune import Constants
 from irtool.train import Data, History, sparse
-from irtool.workflows.compress import FILES, Built, Compressed, Settings, compress_graph, original, report_of, timed, torch_threads
+from irtool.workflows.compress import FILES, Built, Compressed, compress_graph, original, report_of, timed, torch_threads
+from irtool.workflows.compress_settings import Settings
 from irtool.workflows.data import TRACE_BATCH
 from irtool.workflows.demo import Demo, demo_settings
 from irtool.workflows.models import fingerprint

@@ -12,6 +12,7 @@ from irtool.workflows.calibration_images import Images
 from irtool.workflows.chain import Chain
 from irtool.workflows.quantize import Outcome, Settings
 from irtool.workflows.record import ENGINES, Measured
+from irtool.workflows.search import Trial
 
 _FILES = (("model", "model file"), ("onnx", "ONNX file"), ("mnn", "MNN file"))
 
@@ -104,4 +105,19 @@ def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
     kind = "weights alone are int8" if settings.weights_only else taken
     shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
     shown.caption_justify = "left"
+    return shown
+
+
+def trials_table(trials: Sequence[Trial]) -> Table:
+    """What a search tried: a row for each model, the choice marked."""
+    shown = Table(title="Tried", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    kinds = list(trials[0].cost)
+    for name in ("asked for", *kinds, "epochs", "points lost", ""):
+        shown.add_column(name, justify="left" if name in ("asked for", "") else "right", no_wrap=True)
+    for trial in trials:
+        asked = ", ".join(f"{kind} {100 * share:.3g} %" for kind, share in trial.budget.items())
+        costs = [f"{100 * trial.cost[kind]:.1f} %" for kind in kinds]
+        mark = ("holds" if trial.holds else "") + (", chosen" if trial.chosen else "")
+        lost = f"{100 * trial.drop:.2f} ± {100 * trial.error:.2f}"
+        shown.add_row(asked, *costs, str(trial.epochs), lost, mark.removeprefix(", "))
     return shown

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
-import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import save
 from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.errors import GraphError, OptionError
+from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
-from irtool.passes import FoldBatchNorm, Prune, Reconstruct
-from irtool.passes.prune import Constants
+from irtool.passes import FoldBatchNorm
 from irtool.passmanager import PassResult
 from irtool.progress import Reporter
-from irtool.pruning import CRITERIA, Plan
+from irtool.pruning import Plan
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
     Chain,
@@ -38,9 +35,13 @@ from irtool.workflows.chain import (
     onnx_link,
     takes_any_batch,
 )
+from irtool.workflows.compress_settings import Settings
 from irtool.workflows.models import MODEL_FILE, ONNX_FILE
 from irtool.workflows.record import ENGINES, Measured, Report
 from irtool.workflows.run_folder import GRAPHS, PAGE
+from irtool.workflows.search import Found
+from irtool.workflows.search_report import plot_search, write_search
+from irtool.workflows.smaller import Smaller, smaller
 
 FILES: dict[str, str] = {
     "model": MODEL_FILE,
@@ -51,38 +52,11 @@ FILES: dict[str, str] = {
     "graphs": GRAPHS,
     "page": PAGE,
 }
+SEARCH_FILES = {"search": "search.json", "plot": "search.png"}
+"""Written too where what is lost was bounded."""
 CHECK_IMAGES = 8
-SEEN = 512
-"""Training images that a criterion looks at unless told otherwise."""
 LATENCY_SECONDS = 5.0
 """For one engine, all models together."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to compress.
-
-    Attributes:
-        plan: arguments of `irtool.plan`.
-        constants: see `prune`.
-        calibrate: training images to measure removed channels' means on; 0: batch norm's statistics tell.
-        reconstruct: training images, without their labels, to refit every layer on after slicing (`constants` and `calibrate`
-            have no say then); 0: none.
-        opset: of the ONNX file.
-        runs: timed runs of each model in each engine.
-        threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
-            does, and a small net gains little.
-        unchecked: accept steps that have no reference in numbers, on the proof by labels alone.
-    """
-
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    constants: Constants = "absorb"
-    calibrate: int = 0
-    reconstruct: int = 0
-    opset: int = 17
-    runs: int = 50
-    threads: int = 1
-    unchecked: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,13 +83,14 @@ class Built:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a compression made: the smaller model, the plan behind it, the links that hold, the passes' notes, the files' names."""
+    """What a compression made: the smaller model, the plan behind it, the links that hold, the passes' notes, the files' names, the search."""
 
     built: Built
     plan: Plan
     chain: Chain
     notes: tuple[str, ...]
     files: Mapping[str, str] = field(default_factory=lambda: FILES)
+    found: Found | None = None
 
 
 def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, reporter: Reporter) -> Built:
@@ -131,7 +106,7 @@ def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings
 
 def sliced_and_folded(
     graph: G, data: Data | None, settings: Settings, reporter: Reporter
-) -> tuple[Plan, tuple[Any, ...], PassResult[G], PassResult[G], list[Link]]:
+) -> tuple[Smaller[G], tuple[Any, ...], PassResult[G], list[Link]]:
     """The rewrite of either host: plan, slice, fold, each step compared with the one before it.
 
     Returns:
@@ -141,16 +116,11 @@ def sliced_and_folded(
         CheckError: a step is wrong.
         IrtoolError: a step cannot be taken.
     """
-    with reporter.stage("plan"):
-        plan = irtool.plan(graph, **{**settings.plan, **_scored(graph, data, settings)})
+    made = smaller(graph, data, settings, reporter)
+    plan, sliced, calibration = made.plan, made.sliced, made.calibration
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
-    calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
-    with reporter.stage("prune and fold"):
-        if settings.reconstruct and calibration is not None:
-            sliced = Reconstruct(plan, calibration, progress=reporter)(graph)
-        else:
-            sliced = Prune(plan, settings.constants, calibration)(graph)
+    with reporter.stage("fold"):
         folded = FoldBatchNorm()(sliced.graph)
     with reporter.stage("check masked = sliced = folded"):
         links = [
@@ -158,30 +128,7 @@ def sliced_and_folded(
             *folded_links(sliced.graph, folded.graph, inputs),
         ]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
-    return plan, inputs, sliced, folded, links
-
-
-def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:
-    """The criterion, and the images that it looks at if it does."""
-    name = settings.plan.get("criterion")
-    if name is None:
-        sees = data is not None and graph.trainable and settings.plan.get("budget") is not None
-        name = "fisher" if sees else "l1"
-    if CRITERIA[name].reads == "parameters":
-        return {"criterion": name}
-    if data is None:
-        raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")
-    return {"criterion": name, "data": calibration_batches(graph, data, settings.calibrate or SEEN)}
-
-
-def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
-    """Training images to measure means on, in batches that the graph takes; None if none are asked for."""
-    if data is None or not count:
-        return None
-    images = data.sample(count)
-    whole = fitting_inputs(graph, (images,))
-    step = len(images) if whole[0] is images else len(graph.example_inputs[0])
-    return [(batch,) for batch in images.split(step) if len(batch) == step]
+    return made, inputs, folded, links
 
 
 def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, reporter: Reporter) -> Compressed:
@@ -191,18 +138,24 @@ def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Se
         CheckError: a step is wrong; nothing more is done.
         IrtoolError: a step cannot be taken.
     """
-    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, reporter)
+    made, inputs, folded, links = sliced_and_folded(graph, data, settings, reporter)
     with reporter.stage("export to ONNX and MNN"):
         onnx, mnn = _export(folded.graph, folder, settings, _metadata(data))
     with reporter.stage("check folded = ONNX = MNN"):
         links += [onnx_link(folded.graph, onnx, inputs), mnn_link(onnx, mnn, inputs)]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
-    _save(sliced.graph, data, folder / FILES["model"])
-    plan.to_json(folder / FILES["plan"])
+    _save(made.sliced.graph, data, folder / FILES["model"])
+    made.plan.to_json(folder / FILES["plan"])
     sizes = {"model": (folder / FILES["model"]).stat().st_size}
     built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", reporter)
     baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
-    return Compressed(built, plan, Chain(tuple(links)), (*graph.notes, *sliced.notes, *folded.notes, *baked))
+    files = dict(FILES)
+    if made.found is not None and settings.bound is not None:
+        files |= SEARCH_FILES
+        write_search(made.found, settings.bound, folder / SEARCH_FILES["search"])
+        plot_search(made.found, settings.bound, folder / SEARCH_FILES["plot"])
+    notes = (*graph.notes, *made.sliced.notes, *folded.notes, *baked)
+    return Compressed(built, made.plan, Chain(tuple(links)), notes, files, made.found)
 
 
 def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> tuple[list[Measured], list[dict[str, float]]]:

@@ -21,7 +21,8 @@ from irtool.hosts.onnx.load import save_onnx
 from irtool.progress import Reporter
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link
-from irtool.workflows.compress import FILES, Built, Compressed, Settings, sliced_and_folded
+from irtool.workflows.compress import FILES, Built, Compressed, sliced_and_folded
+from irtool.workflows.compress_settings import Settings
 from irtool.workflows.record import Measured
 
 BATCH = 64
@@ -56,7 +57,7 @@ def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: S
         CheckError: a step is wrong; nothing more is done.
         IrtoolError: a step cannot be taken.
     """
-    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, reporter)
+    made, inputs, folded, links = sliced_and_folded(graph, data, settings, reporter)
     path = folder / FILES["onnx"]
     with reporter.stage("write ONNX" if no_mnn else "write ONNX and MNN"):
         save_onnx(folded.graph, path)
@@ -64,11 +65,11 @@ def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: S
         if not no_mnn:
             links.append(to_mnn(path, folder / FILES["mnn"], inputs))
         Chain(tuple(links)).require(unchecked=settings.unchecked)
-    plan.to_json(folder / FILES["plan"])
+    made.plan.to_json(folder / FILES["plan"])
     built = _measured(folded.graph, data, path, None if no_mnn else folder / FILES["mnn"], "evaluate the result", reporter)
     left_out = (f"no MNN file: {no_mnn}",) if no_mnn else ()
     files = {kind: name for kind, name in _FILES.items() if kind != "mnn" or not no_mnn}
-    return Compressed(built, plan, Chain(tuple(links)), (*sliced.notes, *folded.notes, *left_out), files)
+    return Compressed(built, made.plan, Chain(tuple(links)), (*made.sliced.notes, *folded.notes, *left_out), files)
 
 
 def to_mnn(onnx: Path, mnn: Path, inputs: tuple[Any, ...]) -> Link:

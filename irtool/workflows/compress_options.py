@@ -14,7 +14,8 @@ from irtool.pruning.budget import check_budget
 from irtool.pruning.budgeted import check_limits
 from irtool.pruning.plan import Residual, Scope
 from irtool.pruning.planner import check_options
-from irtool.workflows.compress import Settings
+from irtool.workflows.compress_settings import Settings
+from irtool.workflows.search import Bound
 
 IMAGES = 128
 """Refitted on. More gain next to nothing."""
@@ -45,6 +46,10 @@ class CompressOptions:
         opset: ONNX operator set, 11 to 26; an .onnx file keeps its own.
         runs: Timed runs of each model in each engine.
         threads: Threads of each engine while it is timed.
+        max_drop: How many points of accuracy may be lost. Budgets are tried, and trained on where refitting alone loses more, until
+            that holds; without a budget the smallest that holds is looked for. Needs --data.
+        epochs: With --max-drop, the most that one model is trained; 0 trains nothing.
+        minutes: With --max-drop, for all training together.
         allow_unchecked: Accept steps that no reference in numbers exists for, on the proof by labels alone.
     """
 
@@ -64,6 +69,9 @@ class CompressOptions:
     opset: int = 17
     runs: int = 50
     threads: int = 1
+    max_drop: float | None = None
+    epochs: int = 10
+    minutes: float = 15.0
     allow_unchecked: bool = False
 
     def settings(self, *, data: bool) -> Settings:
@@ -78,7 +86,13 @@ class CompressOptions:
         self._require_images(data)
         if self.budget and self.ratio is not None:
             raise OptionError("a ratio and a budget", where="--ratio", remedy="Give one of them: the budget decides how many channels go.")
-        if self.limits and not self.budget:
+        if self.max_drop is not None and (self.ratio is not None or self._reforms):
+            raise OptionError(
+                "a bound, and how to go about it",
+                where="--max-drop",
+                remedy="Leave --ratio, --constants, --calibrate and --no-reconstruct out.",
+            )
+        if self.limits and not self.budget and self.max_drop is None:
             raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
         self._check_numbers()
         plan: dict[str, Any] = {
@@ -97,15 +111,23 @@ class CompressOptions:
             self.runs,
             self.threads,
             self.allow_unchecked,
+            None if self.max_drop is None else Bound(self.max_drop / 100, self.epochs, self.minutes),
         )
 
     @property
     def _ratio(self) -> float:
         return 0.5 if self.ratio is None else self.ratio
 
+    @property
+    def _reforms(self) -> bool:
+        """Whether refitting, which a bound needs, is turned off."""
+        return self.reconstruct is False or self.constants is not None or self.calibrate is not None
+
     def _require_images(self, data: bool) -> None:
         if data:
             return
+        if self.max_drop is not None:
+            raise OptionError("no images to lose accuracy on", where="--max-drop", remedy="Give --data too.")
         if self.reconstruct:
             raise OptionError("no images", where="--reconstruct", remedy="Give --data too, or leave it out.")
         if self.calibrate is not None and self.calibrate > 0:

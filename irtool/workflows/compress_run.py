@@ -19,15 +19,18 @@ from irtool.ir.graph import Graph
 from irtool.progress import Reporter
 from irtool.pruning.plan import Plan
 from irtool.train import Data
-from irtool.workflows.compress import FILES, Built, Compressed, Settings, compress_graph, original, report_of, timed
+from irtool.workflows.compress import FILES, Built, Compressed, compress_graph, original, report_of, timed
 from irtool.workflows.compress_onnx import compress_onnx, original_onnx
 from irtool.workflows.compress_options import CompressOptions
+from irtool.workflows.compress_settings import Settings
 from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
 from irtool.workflows.models import Shape, fingerprint, graph_of, onnx_file
 from irtool.workflows.options import read_options
 from irtool.workflows.output_folder import COMPRESS, keep_inputs, model_files, output_folder
 from irtool.workflows.record import Report
 from irtool.workflows.run_folder import keep_history, write_run_page
+from irtool.workflows.search import Trial
+from irtool.workflows.search_report import is_met, verdict
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,18 @@ class Compression:
         graph: the smaller model, batch norms folded, as its ONNX file is.
         plan: what was removed, and why not more.
         report: what was measured before and after, the chain of equality and the passes' notes.
+        verdict: with a bound on what may be lost, whether it holds, in a sentence; empty without.
+        met: whether the budget and the bound were met.
+        trials: with a bound, what was tried.
     """
 
     folder: Path
     graph: Graph
     plan: Plan
     report: Report
+    verdict: str = ""
+    met: bool = True
+    trials: tuple[Trial, ...] = ()
 
 
 def compress(
@@ -169,7 +178,11 @@ def _run(
         keep_history(Path(source.name), folder)
     with reporter.stage("write the page"):
         write_run_page(folder, graph, done.built.graph, file.name if file is not None and source.name else source.title)
-    return Compression(folder, done.built.graph, done.plan, report)
+    made = Compression(folder, done.built.graph, done.plan, report)
+    if done.found is None or settings.bound is None:
+        return made
+    met = is_met(done.found, settings.bound)
+    return replace(made, verdict=verdict(done.found, settings.bound), met=met, trials=done.found.trials)
 
 
 def _own_file(graph: OnnxGraph, file: Path | None, scratch: Path) -> Path:

@@ -28,11 +28,12 @@ from irtool.workflows.chain import (
     mnn_link,
     onnx_link,
 )
-from irtool.workflows.compress import FILES, calibration_batches
+from irtool.workflows.compress import FILES
 from irtool.workflows.data import DataOptions
 from irtool.workflows.folders import require_finished
 from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
+from irtool.workflows.smaller import calibration_batches
 
 
 def verify(

@@ -42,7 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[irtool.Compression, 
     place, heard = tmp_path_factory.mktemp("compress"), Heard()
     out, weights = place / "small", place / "weights.pth"
     torch.save(irtool.models.VGG(11, width=0.0625).state_dict(), weights)
-    done = irtool.compress(SMALL, out, weights=weights, inputs=SHAPE, budget={"macs": 0.5}, limits={"features.0": 0.25}, runs=1, progress=heard)
+    done = irtool.compress(
+        SMALL, out, weights=weights, inputs=SHAPE, budget={"macs": 0.5}, limits={"features.0": 0.25}, runs=1, progress=heard
+    )
     return done, out, heard
 
 
