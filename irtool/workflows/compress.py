@@ -52,7 +52,7 @@ FILES: dict[str, str] = {
     "graphs": GRAPHS,
     "page": PAGE,
 }
-SEARCH_FILES = {"search": "search.json", "plot": "search.png"}
+SEARCH_FILES: dict[str, str] = {"search": "search.json", "plot": "search.png"}
 """Written too where what is lost was bounded."""
 CHECK_IMAGES = 8
 LATENCY_SECONDS = 5.0

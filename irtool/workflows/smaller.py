@@ -64,11 +64,11 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
 
     if settings.bound is None:
         return Smaller(*once({}), calibration)
-    if data is None or not isinstance(graph, FxGraph):
+    if data is None or not graph.trainable:
         raise OptionError(
             "a bound on what is lost", where="--max-drop", remedy="Give --data, and the PyTorch model: it may have to be trained."
         )
-    found = search(graph, data, lambda budget: _unpacked(*once({"budget": budget})), lambda small: shares(small, graph), settings.bound,
+    found = search(cast(FxGraph, graph), data, lambda budget: _unpacked(*once({"budget": budget})), lambda small: shares(small, graph), settings.bound,
                    as_shares(settings.plan.get("budget"), graph), reporter=reporter)  # fmt: skip
     return Smaller(found.plan, PassResult(cast(G, found.graph), True, found.notes), calibration, found)
 
