@@ -90,7 +90,7 @@ def _show(model: str, out: Path, done: Compression) -> None:
     console().print(chain_table(report.chain))
     console().print()
     title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
-    console().print(comparison_table([("before", report.before), ("after", report.after)], title))
+    console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth))
     console().print(f"\nwritten to {out}: {', '.join(report.files.values())}")
 
 

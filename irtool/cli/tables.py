@@ -37,12 +37,13 @@ def chain_table(chain: Chain) -> Table:
     return table
 
 
-def comparison_table(columns: Sequence[tuple[str, Measured]], title: str) -> Table:
+def comparison_table(columns: Sequence[tuple[str, Measured]], title: str, truth: str = "labels") -> Table:
     """Models side by side; each column after the first shows its share of the first.
 
     Args:
         columns: a heading and a model each; the first is the original.
         title: above the table.
+        truth: "answers" where accuracy is agreement with the original.
     """
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -50,7 +51,8 @@ def comparison_table(columns: Sequence[tuple[str, Measured]], title: str) -> Tab
         table.add_column(heading, justify="right", no_wrap=True)
     first = columns[0][1]
     if first.accuracy is not None:
-        table.add_row(f"accuracy ({first.images:,} images)", *(_percent(model.accuracy) for _, model in columns))
+        what = "agreement with the original" if truth == "answers" else "accuracy"
+        table.add_row(f"{what} ({first.images:,} images)", *(_percent(model.accuracy) for _, model in columns))
     for label, read in _COUNTS:
         base = read(first)
         table.add_row(label, *(_share(read(model), base, f"{read(model):,}") for _, model in columns))

@@ -205,7 +205,7 @@ def report_of(
         source=source,
         options=options,
         preprocessing=data.preprocessing.to_dict() if data is not None else None,
-        classes=data.classes if data is not None else (),
+        classes=classes_of(data),
         tracer=done.built.graph.tracer,
         channels=(total, total - done.plan.removed),
         notes=done.notes,
@@ -214,6 +214,7 @@ def report_of(
         after=after,
         ratios=ratios,
         files=done.files,
+        truth=data.truth if data is not None else "labels",
     )
 
 
@@ -226,7 +227,7 @@ def _export(graph: FxGraph, folder: Path, settings: Settings, metadata: Mapping[
 
 def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: Mapping[str, int], task: str, reporter: Reporter) -> Built:
     found = cost(graph)
-    score = evaluate(graph, data, progress=reporter, task=task) if data is not None else None
+    score = evaluate(graph, data, progress=reporter, task=task) if data is not None and data.truth != "none" else None
     measured = Measured(
         params=found.params,
         macs=found.macs,
@@ -241,14 +242,24 @@ def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: M
 def _save(sliced: FxGraph, data: Data | None, path: Path) -> None:
     """Not the folded graph: with its batch norms it is what one trains on, and folding it again is cheap and checked."""
     preprocessing = data.preprocessing.to_dict() if data is not None else None
-    save(sliced, path, preprocessing=preprocessing, metadata={"classes": list(data.classes) if data is not None else []})
+    save(sliced, path, preprocessing=preprocessing, metadata={"classes": list(classes_of(data))})
 
 
 def _metadata(data: Data | None) -> dict[str, str]:
     """What a program that runs the ONNX file must know about its input."""
     if data is None:
         return {}
-    return {"irtool.preprocessing": json.dumps(data.preprocessing.to_dict()), "irtool.classes": json.dumps(list(data.classes))}
+    return {"irtool.preprocessing": json.dumps(data.preprocessing.to_dict()), **_named(data)}
+
+
+def _named(data: Data) -> dict[str, str]:
+    classes = classes_of(data)
+    return {"irtool.classes": json.dumps(list(classes))} if classes else {}
+
+
+def classes_of(data: Data | None) -> tuple[str, ...]:
+    """The names of classes, where labels are given ones: a model's own answers have none."""
+    return data.classes if data is not None and data.truth == "labels" else ()
 
 
 def _single(graph: Graph) -> list[Any]:

@@ -31,6 +31,7 @@ from irtool.workflows.record import Report
 from irtool.workflows.run_folder import keep_history, write_run_page
 from irtool.workflows.search import Trial
 from irtool.workflows.search_report import is_met, verdict
+from irtool.workflows.unlabelled import answered, load_any
 
 
 @dataclass(frozen=True)
@@ -136,10 +137,12 @@ def _loaded(source: _Source, data: str | Path | DataOptions | Data | None, repor
     if isinstance(data, Data):
         return data, DataOptions()
     options = data if isinstance(data, DataOptions) else DataOptions(None if data is None else str(data))
+    model: str | nn.Module | Graph = source.name
     if isinstance(source.model, nn.Module | Graph):
-        return options.load(source.model, reporter), options
-    options = known_preprocessing(source.name, options)
-    return options.load(source.name, reporter), options
+        model = source.model
+    else:
+        options = known_preprocessing(source.name, options)
+    return load_any(model, options, reporter), options
 
 
 def _run(
@@ -154,6 +157,7 @@ def _run(
     file = onnx_file(source.name) if source.name else None
     with reporter.stage("trace"):
         graph = source.graph(example_shapes(data, source.inputs, own_batch=file is not None))
+    data = None if data is None else answered(data, graph, reporter)
     before: Built
     done: Compressed
     if isinstance(graph, OnnxGraph):

@@ -233,7 +233,7 @@ class _Work:
     @property
     def _alpha(self) -> float:
         """Weight of the teacher: all of it where labels are its own answers."""
-        return 0.9
+        return 0.9 if self.data.truth == "labels" else 1.0
 
     def _note(self, budget: Mapping[str, float], plan: Plan, graph: FxGraph, notes: tuple[str, ...], epochs: int) -> bool:
         drop, error = self._drop(graph, self.choosing)
@@ -261,7 +261,7 @@ def _halves(data: Data) -> tuple[Data, Data]:
     rest = torch.ones(count, dtype=torch.bool)
     rest[first] = False
     parts = (Part(data.test, first), Part(data.test, rest.nonzero().squeeze(1)))
-    return tuple(Data(data.name, data.train, part, data.flip) for part in parts)  # type: ignore[return-value]
+    return tuple(replace(data, test=part) for part in parts)  # type: ignore[return-value]
 
 
 def _words(budget: Mapping[str, float]) -> str:

@@ -68,6 +68,8 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
         raise OptionError(
             "a bound on what is lost", where="--max-drop", remedy="Give --data, and the PyTorch model: it may have to be trained."
         )
+    if data.truth == "none":
+        raise OptionError("the outputs are no scores of classes", where="--max-drop", remedy="Leave it out, and compare outputs yourself.")
     found = search(cast(FxGraph, graph), data, lambda budget: _unpacked(*once({"budget": budget})), lambda small: shares(small, graph), settings.bound,
                    as_shares(settings.plan.get("budget"), graph), reporter=reporter)  # fmt: skip
     return Smaller(found.plan, PassResult(cast(G, found.graph), True, found.notes), calibration, found)

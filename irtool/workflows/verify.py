@@ -34,6 +34,7 @@ from irtool.workflows.folders import require_finished
 from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
 from irtool.workflows.smaller import calibration_batches
+from irtool.workflows.unlabelled import load_any
 
 
 def verify(
@@ -163,7 +164,7 @@ def _original_graph(
 def _data(record: Mapping[str, Any], model: str, progress: Reporter) -> Any:
     source, known = record["source"], record["preprocessing"]
     mean, std = (",".join(map(str, known[name])) for name in ("mean", "std"))
-    return DataOptions(source["data"], mean, std, source["limit"], source["image_size"]).load(model, progress)
+    return load_any(model, DataOptions(source["data"], mean, std, source["limit"], source["image_size"]), progress)
 
 
 def _files(paths: list[Path], seed: int, progress: Reporter) -> Chain:
