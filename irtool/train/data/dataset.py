@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,12 +40,14 @@ class Data:
         train: the training split.
         test: the test split (a deterministic, stratified 20 % of the images where the source has only one split).
         flip: whether a mirrored image keeps its class; augmentation obeys it.
+        truth: what the labels are: given ones; a model's own answers, so that accuracy is agreement with it; or nothing.
     """
 
     name: str
     train: Split
     test: Split
     flip: bool = True
+    truth: Literal["labels", "answers", "none"] = "labels"
 
     @property
     def classes(self) -> tuple[str, ...]:
