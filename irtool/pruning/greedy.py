@@ -36,7 +36,7 @@ class Outcome:
     reached: bool
 
 
-def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Mapping[str, float], round_to: int) -> Outcome:
+def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Mapping[str, float]) -> Outcome:
     """Remove units until no cost exceeds its target, then give back what still fits.
 
     Args:
@@ -44,18 +44,18 @@ def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Map
         room: the rows that it takes from.
         costs: the costs by widths, the first rows of `room`.
         targets: by kind of cost, the most that may be left.
-        round_to: rounded rows keep a multiple of this.
     """
-    return _Greedy(stacks, room, costs, dict(targets), round_to).run()
+    return _Greedy(stacks, room, costs, dict(targets)).run()
 
 
 class _Greedy:
-    def __init__(self, stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: dict[str, float], round_to: int) -> None:
-        self.stacks, self.room, self.costs, self.targets, self.round_to = stacks, room, costs, targets, round_to
+    def __init__(self, stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: dict[str, float]) -> None:
+        self.stacks, self.room, self.costs, self.targets = stacks, room, costs, targets
         self.level = room.level.copy()
         self.first = [0] * len(stacks)
         self.gone: list[list[int]] = [[] for _ in stacks]
         self.local = [_Local.of(stack, costs) for stack in stacks]
+        self.window = [LOOK_AHEAD * _period(stack, room) for stack in stacks]
         self.readers = _sharing(self.local, len(costs.factors))
         self.smallest = 1e-9 * float(np.mean([stack.loss.mean() for stack in stacks])) if stacks else 0.0
         self.products = self._products()
@@ -114,12 +114,12 @@ class _Greedy:
         """The least loss per saved cost over the next steps of a stack, and how many units that step takes."""
         stack, local = self.stacks[number], self.local[number]
         first = self.first[number] = self._next_that_fits(number)
-        window = LOOK_AHEAD * (self.round_to**2 if self.round_to > 1 else 1)
+        window = self.window[number]
         drop = stack.drop[first : first + window].cumsum(0)
         after = self.level[stack.touched] - drop
         fits = (after >= self.room.least[stack.touched]).all(1)
-        if self.round_to > 1:
-            fits &= (after[:, self.room.rounded[stack.touched]] % self.round_to == 0).all(1)
+        if window > LOOK_AHEAD:
+            fits &= (after % self.room.step[stack.touched] == 0).all(1)
         ends = np.flatnonzero(fits)[:LOOK_AHEAD]
         if not ends.size:
             return np.inf, 0
