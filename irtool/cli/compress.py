@@ -17,7 +17,7 @@ from irtool.cli.output import COMPRESS, keep_inputs, model_files, output_folder
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table, comparison_table
-from irtool.cli.wishes import budget_of, limits_of
+from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
@@ -44,12 +44,10 @@ class CompressOptions:
         scope: Rank over all layers, or in each.
         residual: Residual streams: select from them, couple all that write to them, or keep them.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
-    if chosen.get("budget") and chosen.get("ratio") is not None:
-        raise OptionError("a ratio and a budget", where="--ratio", remedy="Give one of them: the budget decides how many channels go.")
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
         reconstruct: Refit every layer on 128 training images, without labels, to what the original gave. The default with --data,
             unless --constants or --calibrate is given.
-        round_to: Keep a multiple of this many channels.
+        round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
         min_channels: Keep at least so many channels in each layer.
         ignore: A layer or module to leave alone; may be repeated.
         seed: For the random criterion.
@@ -68,7 +66,7 @@ class CompressOptions:
     constants: options.Constants = options.Constants.ABSORB
     calibrate: int = 0
     reconstruct: bool = False
-    round_to: int = 1
+    round_to: str = "auto"
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
     seed: int = 0
@@ -87,7 +85,8 @@ class CompressOptions:
         budget, limits = budget_of(self.budget), limits_of(self.layer_limit)
         if limits and budget is None:
             raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
-        check_options(self.criterion or "l1", self.ratio, scope, residual, self.min_channels, self.round_to)
+        round_to = step_of(self.round_to)
+        check_options(self.criterion or "l1", self.ratio, scope, residual, self.min_channels, round_to)
         if self.runs < 1 or self.threads < 1:
             raise OptionError(
                 f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."
@@ -96,7 +95,9 @@ class CompressOptions:
             if not 0 <= getattr(self, name) <= most:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
         plan: dict[str, Any] = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
-                "round_to": self.round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
+                "round_to": round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
+        if budget is not None:
+            plan |= {"budget": budget, "limits": limits}
         refit = IMAGES if self.reconstruct else 0
         return Settings(plan, self.constants.value, self.calibrate, refit, self.opset, self.runs, self.threads, self.allow_unchecked)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from irtool.errors import OptionError
 from irtool.pruning.budget import check_budget
 from irtool.pruning.budgeted import check_limits
+from irtool.pruning.plan import Rounding
 
 _SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*(%|k|M|G)?")
@@ -33,6 +34,17 @@ def limits_of(words: Iterable[str]) -> dict[str, float] | None:
     """
     found = _table("--layer-limit", words, "Write NAME=70%, as in 'layer3.*=70%'.")
     return check_limits(found) if found else None
+
+
+def step_of(word: str) -> Rounding:
+    """The multiple of channels that a flag asks for.
+
+    Raises:
+        OptionError: it is neither a whole number nor `auto`.
+    """
+    if word != "auto" and not word.strip().lstrip("-").isdecimal():
+        raise OptionError(f"{word!r} cannot be read", where="--round-to", remedy="Write auto, or a whole number, as in --round-to 8.")
+    return "auto" if word == "auto" else int(word)
 
 
 def _table(flag: str, words: Iterable[str], remedy: str) -> dict[str, float]:

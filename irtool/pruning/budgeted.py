@@ -25,6 +25,7 @@ from irtool.pruning.criteria import Scores
 from irtool.pruning.greedy import allocate
 from irtool.pruning.plan import Plan
 from irtool.pruning.stacks import room_of, stacks_of
+from irtool.pruning.widths import FINER, finer_steps, steps_of
 
 
 def check_limits(limits: Any) -> dict[str, float]:
@@ -52,10 +53,12 @@ class Budgeted:
     Attributes:
         graph: the graph as the user has it, whose costs shares are taken of.
         options: the plan's options.
+        notes: what the last allocation has to say.
     """
 
     graph: Graph
     options: Plan
+    notes: tuple[str, ...] = ()
     _offset: dict[str, float] = field(default_factory=dict)
     """What exact counts were above the polynomial ones."""
     _expected: dict[str, float] = field(default_factory=dict)
@@ -73,13 +76,18 @@ class Budgeted:
         """
         options = self.options
         costs = width_cost(groups, biased(groups.graph))
-        room = room_of(groups, costs, Limits(options.min_channels, options.round_to), self._shares(groups))
-        stacks = stacks_of(groups, scores, room)
+        shares = self._shares(groups)
         most = {kind: value - self._offset.get(kind, 0.0) for kind, value in self.targets.most.items()}
-        found = allocate(stacks, room, costs, most, options.round_to)
+        for finer in finer_steps(options.round_to):
+            steps = steps_of(groups, options.round_to, finer)
+            room = room_of(groups, costs, Limits(options.min_channels, steps), shares)
+            found = allocate(stacks_of(groups, scores, room), room, costs, most)
+            if found.reached:
+                break
+        self.notes = (FINER.format("the budget"),) if finer > 1 else ()
         if not found.reached:
             asked = [name for name in ("ignore", "limits") if getattr(options, name)]
-            asked += [name for name in ("min_channels", "round_to") if getattr(options, name) > 1]
+            asked += [name for name in ("min_channels", "round_to") if getattr(options, name) not in (1, "auto")]
             hint = f", or loosen {', '.join(asked)}" if asked else ""
             raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint)
         self._expected = found.cost

@@ -6,6 +6,7 @@ that the others have by now, and the best of all stacks goes. What a channel sav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ class _Greedy:
         after = self.level[stack.touched] - drop
         fits = (after >= self.room.least[stack.touched]).all(1)
         if window > LOOK_AHEAD:
-            fits &= (after % self.room.step[stack.touched] == 0).all(1)
+            fits &= self._rounded(stack, after)
         ends = np.flatnonzero(fits)[:LOOK_AHEAD]
         if not ends.size:
             return np.inf, 0
@@ -157,20 +158,41 @@ class _Greedy:
             self.left[kind] += float((now - self.products[terms]) @ self.costs.coefficients[kind][terms])
         self.products[terms] = now
 
+    def _rounded(self, stack: Stack, after: Floats) -> NDArray[np.bool_]:
+        """Whether all rows of a stack are multiples of their steps, or as wide as they were, shape (drops,)."""
+        found: NDArray[np.bool_] = ((after % self.room.step[stack.touched] == 0) | (after == self.room.level[stack.touched])).all(1)
+        return found
+
     def _give_back(self) -> None:
         """The last step of a stack may have been larger than needed: restore the units that lose most and still fit."""
         order = sorted(
             ((self.stacks[number].loss[unit], number, unit) for number, taken in enumerate(self.gone) for unit in taken), reverse=True
         )
-        for _, number, unit in order if self.round_to == 1 else ():
-            if unit != self.gone[number][-1]:
-                continue
-            change = self.stacks[number].drop[unit]
-            self._move(number, change)
-            if self._exceeded():
-                self._move(number, -change)
-            else:
-                self.gone[number].pop()
+        for _, number, unit in order:
+            if self.gone[number] and unit == self.gone[number][-1]:
+                self._restore(number)
+
+    def _restore(self, number: int) -> None:
+        """Give back as few of a stack's last units as its steps allow, if the budget still holds."""
+        stack, gone = self.stacks[number], self.gone[number]
+        back = stack.drop[gone[::-1][: self.window[number] // LOOK_AHEAD]].cumsum(0)
+        fits = np.flatnonzero(self._rounded(stack, self.level[stack.touched] + back))
+        if not fits.size:
+            return
+        change = back[fits[0]]
+        self._move(number, change)
+        if self._exceeded():
+            self._move(number, -change)
+        else:
+            del gone[-int(fits[0]) - 1 :]
+
+
+def _period(stack: Stack, room: Room) -> int:
+    """So many units apart, at most, the widths that a stack takes from are multiples of their steps."""
+    found, constant = 1, bool((stack.drop == stack.drop[0]).all())
+    for step, drop in zip(room.step[stack.touched].tolist(), stack.drop[0].astype(np.int64).tolist(), strict=True):
+        found = math.lcm(found, step // math.gcd(step, drop) if constant else step**2)
+    return min(found, len(stack.units))
 
 
 @dataclass(frozen=True)
