@@ -21,6 +21,7 @@ from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
+from irtool.pruning.budget import check_engine_wish
 from irtool.pruning.planner import Plan, check_options
 from irtool.workflows.compress import FILES, Settings, compress_graph, original, report_of, timed
 from irtool.workflows.compress_onnx import compress_onnx, original_onnx
@@ -29,6 +30,7 @@ from irtool.workflows.models import fingerprint, graph_of, input_shapes, onnx_fi
 from irtool.workflows.recipe.run import run_recipe
 from irtool.workflows.record import Report
 from irtool.workflows.run_folder import keep_history, write_run_page
+from irtool.workflows.speed import slower_sentences
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class CompressOptions:
 
     Args:
         ratio: The fraction of channels to remove, 0 to below 1.
-        budget: In place of a ratio, what may be left: macs=50%, params=1M, bytes=2M; may be repeated.
+        budget: In place of a ratio, what may be left: macs=50%, params=1M, bytes=2M, latency=50% or latency=5ms; may be repeated.
+        engine: What a latency budget is measured in: onnxruntime or mnn.
         layer_limit: With a budget, the largest part of its channels that a layer may lose: 'layer3.*=70%'; may be repeated.
         criterion: How channels are ranked: l1, l2, bn_scale, random, or fisher, which looks at training images. By default
             fisher for a budget with --data, else l1.
@@ -59,6 +62,7 @@ class CompressOptions:
 
     ratio: float = 0.5
     budget: tuple[str, ...] = ()
+    engine: str | None = None
     layer_limit: tuple[str, ...] = ()
     criterion: str | None = None
     scope: options.Scope = options.Scope.GLOBAL
@@ -96,8 +100,11 @@ class CompressOptions:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
         plan: dict[str, Any] = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
                 "round_to": round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
+        check_engine_wish(budget or {}, self.engine, self.threads)
         if budget is not None:
             plan |= {"budget": budget, "limits": limits}
+        if self.engine is not None:
+            plan |= {"engine": self.engine, "threads": self.threads}
         refit = IMAGES if self.reconstruct else 0
         return Settings(plan, self.constants.value, self.calibrate, refit, self.opset, self.runs, self.threads, self.allow_unchecked)
 
@@ -163,6 +170,8 @@ def compress(
     console().print()
     title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
     console().print(comparison_table([("before", report.before), ("after", report.after)], title))
+    if report.speed:
+        console().print("\n" + "\n".join(report.speed), markup=False)
     console().print(f"\nwritten to {out}: {', '.join(report.files.values())}")
 
 
@@ -198,7 +207,8 @@ def _run(
             **data_options.record(),
         }
         origin |= {"inputs": [list(leaf.shape) for leaf in graph.example_inputs], "fingerprint": fingerprint(graph)}
-        report = report_of(first, after, ratios[1], done, origin, settings, data)
+        said = slower_sentences(done.built.graph, ratios[1], settings.threads)
+        report = report_of(first, after, ratios[1], done, origin, settings, data, said)
         report.write(folder / FILES["report"])
         keep_history(Path(model), folder)
         with progress.stage("write the page"):

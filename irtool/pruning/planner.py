@@ -17,11 +17,13 @@ from irtool.channels.labels import Layer
 from irtool.errors import PlanError, ProofError
 from irtool.garbage import uncollected
 from irtool.ir.graph import G, Graph
+from irtool.progress import Progress, silent
 from irtool.pruning.allocation import Limits, settle, wanted
 from irtool.pruning.batches import batches_for
-from irtool.pruning.budget import check_budget
+from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import Budgeted, check_limits
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
+from irtool.pruning.latency import plan_within
 from irtool.pruning.plan import (
     LayerPlan,
     Plan,
@@ -48,7 +50,8 @@ _RATIO = 0.5
 @uncollected()
 def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
          residual: Residual = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
-         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None) -> Plan:  # fmt: skip
+         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,
+         threads: int = 1, progress: Progress = silent) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
@@ -67,10 +70,14 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         seed: for the random criterion, and for labels that a criterion draws.
         budget: in place of a ratio, what may be left: `macs`, `params`, `bytes`, one or several, each a share of the original (a
             number of at most 1) or a number. It holds exactly, as `cost` counts on the pruned graph; room for the biases that
-            absorbing and reconstruction give to layers without one is counted in.
+            absorbing and reconstruction give to layers without one is counted in. And `latency`, a share or milliseconds: the time at
+            batch 1 on this machine, in `engine`. It is planned by a table of layer times, which is kept, then measured on the whole
+            net, and planned again until it takes at most 5 % more than asked for.
         data: images for criteria that see data: a tensor, shape (N, ...), or a list of batches. No labels are needed.
         limits: with a budget, the largest fraction of its channels that a layer may lose, by module path or pattern
             (`{"layer3.*": 0.7}`); of several that fit, the least.
+        engine: what a latency budget is measured in, `onnxruntime` or `mnn`, with so many `threads`.
+        progress: told about what a latency budget takes.
 
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
@@ -83,12 +90,16 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     wish = {} if budget is None else check_budget(budget)
     if limits and not wish:
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
+    check_engine_wish(wish, engine, threads)
     batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
     made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed),
                 wish, check_limits(limits or {}))  # fmt: skip
     prepared = prepare(graph, residual)
-    return _Planner(graph, prepared, made, chosen, batches).solve()
+    planner = _Planner(graph, prepared, made, chosen, batches)
+    if engine is None:
+        return planner.solve()
+    return plan_within(graph, planner._budgeted, planner.solve, prepared, engine, threads, progress)
 
 
 def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:

@@ -142,7 +142,7 @@ def sliced_and_folded(
         IrtoolError: a step cannot be taken.
     """
     with screen.stage("plan"):
-        plan = irtool.plan(graph, **{**settings.plan, **_scored(graph, data, settings)})
+        plan = irtool.plan(graph, **{**settings.plan, **_scored(graph, data, settings), "progress": screen})
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
     calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
@@ -235,6 +235,7 @@ def report_of(
     source: Mapping[str, Any],
     settings: Settings,
     data: Data | None,
+    speed: tuple[str, ...] = (),
 ) -> Report:
     """Everything about one compressed model."""
     total = sum(layer.total for layer in done.plan.layers)
@@ -261,6 +262,7 @@ def report_of(
         after=after,
         ratios=ratios,
         files=done.files,
+        speed=speed,
     )
 
 

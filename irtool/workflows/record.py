@@ -63,6 +63,7 @@ class Report:
         before, after: the two models.
         ratios: by engine: the median over paired runs of the time after over the time before.
         files: the names of what was written, by kind.
+        speed: a sentence for each engine in which it became no faster: why, and what helps.
     """
 
     source: Mapping[str, Any]
@@ -77,6 +78,7 @@ class Report:
     after: Measured
     ratios: Mapping[str, float]
     files: Mapping[str, str]
+    speed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, with the versions that made it."""
