@@ -1,6 +1,7 @@
 """Budgets on random nets of torchvision, and what they keep of the published PreResNet-38.
 
     python bench/budgets.py                          40 random (net, budget) pairs: kept, and how much of the budget is used
+    python bench/budgets.py --round-to auto          the same at the widths that engines like
     python bench/budgets.py --preresnet [--images 512] [--test]
                                                      shares of MACs on the published nets, with absorbing and with reconstruction
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 import irtool
 from irtool.models import PreResNet
+from irtool.pruning.plan import Rounding
 from irtool.train import load_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,14 +47,14 @@ def pairs(count: int, seed: int) -> Iterator[tuple[str, str, dict[str, float]]]:
         yield draw.choice(NETS), draw.choice(("couple", "select")), {kind: round(draw.uniform(0.25, 0.85), 2) for kind in kinds}
 
 
-def on_pairs(count: int, seed: int) -> list[dict[str, Any]]:
+def on_pairs(count: int, seed: int, round_to: Rounding) -> list[dict[str, Any]]:
     """Plan, prune and count."""
     rows = []
     for name, residual, budget in pairs(count, seed):
         torch.manual_seed(seed)
         graph = irtool.trace(torchvision.models.get_model(name, weights=None).eval(), torch.zeros(1, 3, 64, 64))
         start = time.process_time()
-        plan = irtool.plan(graph, "l2", residual=residual, budget=budget)
+        plan = irtool.plan(graph, "l2", residual=residual, budget=budget, round_to=round_to)
         seconds = time.process_time() - start
         before, after = irtool.cost(graph), irtool.cost(irtool.prune(graph, plan))
         used = {kind: getattr(after, kind) / (share * getattr(before, kind)) for kind, share in budget.items()}
@@ -82,7 +84,7 @@ def on_preresnet(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(_row(f"{name}, unpruned", answers, answers, labels, 1.0, 0.0))
         for criterion in options.criteria.split(","):
             start = time.process_time()
-            plan = irtool.plan(graph, criterion, residual=options.residual, budget={"macs": share}, data=calibration)
+            plan = irtool.plan(graph, criterion, residual=options.residual, round_to=1, budget={"macs": share}, data=calibration)
             planned = time.process_time() - start
             for way in ("absorb", "reconstruct"):
                 start = time.process_time()
@@ -116,6 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--round-to", default="1", help="1: single channels; auto: the widths that engines like")
     parser.add_argument("--preresnet", action="store_true")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--test", action="store_true")
@@ -124,10 +127,15 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = on_preresnet(options) if options.preresnet else on_pairs(options.count, options.seed)
+    rows = (
+        on_preresnet(options)
+        if options.preresnet
+        else on_pairs(options.count, options.seed, "auto" if options.round_to == "auto" else int(options.round_to))
+    )
     if options.preresnet and not options.test:
         return  # figures by which options were chosen are not kept
-    path = ROOT / "bench" / "results" / ("budgets-preresnet.json" if options.preresnet else "budgets.json")
+    kind = "-preresnet" if options.preresnet else "" if options.round_to == "1" else f"-{options.round_to}"
+    path = ROOT / "bench" / "results" / f"budgets{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n")
 

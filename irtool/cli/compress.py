@@ -14,7 +14,7 @@ from irtool.cli.recipe import show_recipe
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table, comparison_table, trials_table
-from irtool.cli.wishes import budget_of, limits_of
+from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
 from irtool.workflows.compress_options import CompressOptions
 from irtool.workflows.compress_run import Compression
@@ -23,7 +23,7 @@ from irtool.workflows.data import DataOptions
 from irtool.workflows.models import input_shapes, input_values
 
 
-@with_flags(CompressOptions, leave_out=("budget", "limits"), defaults={"ratio": " Default 0.5."}, panel="Compression")
+@with_flags(CompressOptions, leave_out=("budget", "limits", "round_to"), defaults={"ratio": " Default 0.5."}, panel="Compression")
 def compress(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for what is made. It appears when all checks hold.")],
     model: options.OptionalModelArgument = None,
@@ -45,7 +45,8 @@ def compress(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="In place of a ratio, what may be left: macs=50%, params=1M, bytes=2M; may be repeated.", rich_help_panel="Compression"
+            help="In place of a ratio, what may be left: macs=50%, params=1M, bytes=2M, latency=50% or latency=5ms; may be repeated.",
+            rich_help_panel="Compression",
         ),
     ] = None,
     layer_limit: Annotated[
@@ -55,6 +56,13 @@ def compress(
             rich_help_panel="Compression",
         ),
     ] = None,
+    round_to: Annotated[
+        str,
+        typer.Option(
+            help="Keep a multiple of this many channels in each layer; auto: what engines like at its width.",
+            rich_help_panel="Compression",
+        ),
+    ] = "auto",
     **chosen: Any,
 ) -> None:
     """Prune, fold and export a model, with every step shown right; compare it with the original.
@@ -68,12 +76,14 @@ def compress(
     """
     if recipe is not None:
         shared = {"weights": weights, "input": inputs, "set": values, "mean": mean, "std": std, "limit": limit, "image_size": image_size}
-        _require_alone(model, shared | {"budget": budget, "layer_limit": layer_limit} | chosen)
+        _require_alone(
+            model, shared | {"budget": budget, "layer_limit": layer_limit, "round_to": None if round_to == "auto" else round_to} | chosen
+        )
         show_recipe(recipe, out, data)
         return
     if model is None:
         raise OptionError("no model", where="compress", remedy="Name one, or give --recipe FILE.")
-    chosen |= {"budget": budget_of(budget or ()), "limits": limits_of(layer_limit or ())}
+    chosen |= {"budget": budget_of(budget or ()), "limits": limits_of(layer_limit or ()), "round_to": step_of(round_to)}
     data_options = DataOptions(data, mean, std, limit, image_size)
     with screen() as progress:
         done = workflow(
@@ -101,6 +111,8 @@ def _show(model: str, out: Path, done: Compression) -> None:
     console().print()
     title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
     console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth))
+    if report.speed:
+        console().print("\n" + "\n".join(report.speed), markup=False)
     console().print(f"\nwritten to {out}: {', '.join(report.files.values())}")
 
 

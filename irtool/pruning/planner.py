@@ -20,15 +20,29 @@ from irtool.channels.labels import Layer
 from irtool.errors import PlanError, ProofError
 from irtool.garbage import uncollected
 from irtool.ir.graph import G, Graph
+from irtool.progress import Progress, silent
 from irtool.pruning.allocation import Limits, settle, wanted
 from irtool.pruning.batches import batches_for
-from irtool.pruning.budget import check_budget
+from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import Budgeted, check_limits
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
-from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_once, check_positions, check_values
+from irtool.pruning.latency import plan_within
+from irtool.pruning.plan import (
+    LayerPlan,
+    Plan,
+    Residual,
+    Rounding,
+    Scope,
+    check_choice,
+    check_names,
+    check_once,
+    check_positions,
+    check_values,
+)
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.residual import insert_selects, stream_pins
 from irtool.pruning.slicing import Rewrite, rewrite
+from irtool.pruning.widths import FINER, in_steps, steps_of
 
 __all__ = ["LayerPlan", "Plan", "check_options", "find_rewrite", "plan", "prepare"]
 
@@ -38,8 +52,9 @@ _RATIO = 0.5
 
 @uncollected()
 def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
-         residual: Residual = "couple", min_channels: int = 1, round_to: int = 1, ignore: str | Sequence[str] = (), seed: int = 0, *,
-         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None) -> Plan:  # fmt: skip
+         residual: Residual = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
+         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,
+         threads: int = 1, progress: Progress = silent) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
@@ -51,15 +66,21 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         residual: streams that additions join are pruned with all that write to them (`"couple"`), kept (`"keep"`), or kept
             and selected from before each batch norm that reads them (`"select"`, the published arrangement).
         min_channels: no layer keeps fewer (or fewer than it has).
-        round_to: every layer keeps a multiple of this, where it can.
+        round_to: every layer that loses channels keeps a multiple of this, where it can. `"auto"` takes for each layer the multiple
+            that engines like at its width, 4 to 16 (below 8 channels any number), and a finer one where that does not reach what is
+            asked for. With a ratio as many channels go as single ones would make, as nearly as whole multiples allow.
         ignore: module paths, or one, whose layers stay as they are, sub-modules included.
         seed: for the random criterion, and for labels that a criterion draws.
         budget: in place of a ratio, what may be left: `macs`, `params`, `bytes`, one or several, each a share of the original (a
             number of at most 1) or a number. It holds exactly, as `cost` counts on the pruned graph; room for the biases that
-            absorbing and reconstruction give to layers without one is counted in.
+            absorbing and reconstruction give to layers without one is counted in. And `latency`, a share or milliseconds: the time at
+            batch 1 on this machine, in `engine`. It is planned by a table of layer times, which is kept, then measured on the whole
+            net, and planned again until it takes at most 5 % more than asked for.
         data: images for criteria that see data: a tensor, shape (N, ...), or a list of batches. No labels are needed.
         limits: with a budget, the largest fraction of its channels that a layer may lose, by module path or pattern
             (`{"layer3.*": 0.7}`); of several that fit, the least.
+        engine: what a latency budget is measured in, `onnxruntime` or `mnn`, with so many `threads`.
+        progress: told about what a latency budget takes.
 
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
@@ -72,15 +93,19 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     wish = {} if budget is None else check_budget(budget)
     if limits and not wish:
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
+    check_engine_wish(wish, engine, threads)
     batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
-    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), int(round_to), check_names("ignore", ignore), int(seed),
+    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed),
                 wish, check_limits(limits or {}))  # fmt: skip
     prepared = prepare(graph, residual)
-    return _Planner(graph, prepared, made, chosen, batches).solve()
+    planner = _Planner(graph, prepared, made, chosen, batches)
+    if engine is None:
+        return planner.solve()
+    return plan_within(graph, planner._budgeted, planner.solve, prepared, engine, threads, progress)
 
 
-def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:
+def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:
     """Refuse impossible options before any work is done.
 
     Raises:
@@ -113,6 +138,7 @@ class _Planner:
     wish: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """The groups that the ratio asks for, before any condition."""
 
+    notes: tuple[str, ...] = ()
     _scored: dict[bytes, Scores] = field(default_factory=dict)
 
     @cached_property
@@ -166,13 +192,23 @@ class _Planner:
         options = self.options
         if options.budget:
             self.wish = self._budgeted.allocate(groups, scores)
+            self.notes = self._budgeted.notes
             return self.wish
-        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive)
         listed = np.zeros(groups.count, bool)
         for found in groups.owned:
             listed[found] = True
-        self.wish &= listed  # what no layer makes has no place in a plan, and would be back when it is read from a file
-        return settle(groups, scores, self.wish, Limits(options.min_channels, options.round_to))
+
+        def settled(ratio: float, steps: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+            # what no layer makes has no place in a plan, and would be back when it is read from a file
+            wish = wanted(groups, scores, ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+            return settle(groups, scores, wish, Limits(options.min_channels, steps))
+
+        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+        if options.round_to != "auto":
+            return settled(options.ratio, steps_of(groups, options.round_to))
+        remove, finer = in_steps(groups, settled, options.ratio)
+        self.notes = (FINER.format("the ratio"),) if finer else ()
+        return remove
 
     def _pin_place(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> None:
         """Leave alone what flows into the node whose proof failed; all of it if the node is not known."""
@@ -240,13 +276,13 @@ class _Planner:
             layers[_place(layer)] = LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason)
         total = sum(layer.total for layer in layers.values())
         ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
-        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio)
+        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=self.notes)
 
     def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
         own = layer.labels.numpy()
         balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
-        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) > 1]
+        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) != 1]
         if balanced is not None:
             return f"nothing can go that leaves {' and '.join(['all parts equally wide', *limits])} (at {balanced.location})"
         return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"

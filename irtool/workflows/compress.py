@@ -192,6 +192,7 @@ def report_of(
     source: Mapping[str, Any],
     settings: Settings,
     data: Data | None,
+    speed: tuple[str, ...] = (),
 ) -> Report:
     """Everything about one compressed model."""
     total = sum(layer.total for layer in done.plan.layers)
@@ -219,6 +220,7 @@ def report_of(
         ratios=ratios,
         files=done.files,
         truth=data.truth if data is not None else "labels",
+        speed=speed,
     )
 
 

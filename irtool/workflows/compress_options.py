@@ -10,9 +10,9 @@ from typing import Any
 from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.passes.prune import Constants
-from irtool.pruning.budget import check_budget
+from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import check_limits
-from irtool.pruning.plan import Residual, Scope
+from irtool.pruning.plan import Residual, Rounding, Scope
 from irtool.pruning.planner import check_options
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.search import Bound
@@ -29,7 +29,7 @@ class CompressOptions:
 
     Args:
         ratio: The fraction of channels to remove, 0 to below 1; default 0.5.
-        budget: In place of a ratio, what may be left: shares of the original up to 1, or numbers, by macs, params, bytes.
+        budget: In place of a ratio, what may be left: shares of the original up to 1, or numbers, by macs, params, bytes, latency (in ms).
         limits: With a budget, the largest part of its channels that a layer may lose, by name or pattern.
         criterion: How channels are ranked: l1, l2, bn_scale, random, or fisher, which looks at training images. By default
             fisher for a budget with --data, else l1.
@@ -39,7 +39,8 @@ class CompressOptions:
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
         reconstruct: Refit every layer on 128 training images, without labels, to what the original gave. The default with --data,
             unless --constants or --calibrate is given.
-        round_to: Keep a multiple of this many channels.
+        round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
+        engine: What a latency budget is measured in: onnxruntime or mnn.
         min_channels: Keep at least so many channels in each layer.
         ignore: A layer or module to leave alone; may be repeated.
         seed: For the random criterion.
@@ -62,7 +63,8 @@ class CompressOptions:
     constants: Constants | None = None
     calibrate: int | None = None
     reconstruct: bool | None = None
-    round_to: int = 1
+    round_to: Rounding = "auto"
+    engine: str | None = None
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
     seed: int = 0
@@ -100,6 +102,8 @@ class CompressOptions:
         }
         plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}
+        check_engine_wish(self.budget or {}, self.engine, self.threads)
+        plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
         plan |= {"limits": check_limits(self.limits)} if self.limits else {}
         refits = self.reconstruct if self.reconstruct is not None else data and self.constants is None and self.calibrate is None
         return Settings(

@@ -32,6 +32,7 @@ from irtool.workflows.record import Report
 from irtool.workflows.run_folder import keep_history, write_run_page
 from irtool.workflows.search import Trial
 from irtool.workflows.search_report import is_met, verdict
+from irtool.workflows.speed import slower_sentences
 from irtool.workflows.unlabelled import answered, load_any
 
 
@@ -181,7 +182,8 @@ def _run(
         "fingerprint": fingerprint(graph),
         **({"values": source.values} if source.values else {}),
     }
-    report = report_of(first, after, ratios[1], done, origin, settings, data)
+    slower = slower_sentences(done.built.graph, ratios[1], settings.threads)
+    report = report_of(first, after, ratios[1], done, origin, settings, data, slower)
     report.write(folder / FILES["report"])
     if source.name:
         keep_history(Path(source.name), folder)

@@ -56,7 +56,7 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
 
     def once(wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
         with reporter.stage("plan"):
-            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish})
+            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, "progress": reporter})
         with reporter.stage("prune"):
             if settings.reconstruct and calibration is not None:
                 return plan, Reconstruct(plan, calibration, progress=reporter)(graph)
