@@ -10,7 +10,7 @@ from typing import Any
 from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.passes.prune import Constants
-from irtool.pruning.budget import check_budget, check_engine_wish
+from irtool.pruning.budget import LATENCY, check_budget, check_engine_wish
 from irtool.pruning.budgeted import check_limits
 from irtool.pruning.plan import Residual, Rounding, Scope
 from irtool.pruning.planner import check_options
@@ -102,7 +102,8 @@ class CompressOptions:
         }
         plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}
-        check_engine_wish(self.budget or {}, self.engine, self.threads)
+        found = {LATENCY: 0.5} if self.max_drop is not None and self.engine is not None and not self.budget else self.budget or {}
+        check_engine_wish(found, self.engine, self.threads)
         plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
         plan |= {"limits": check_limits(self.limits)} if self.limits else {}
         refits = self.reconstruct if self.reconstruct is not None else data and self.constants is None and self.calibrate is None

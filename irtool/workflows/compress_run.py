@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -170,9 +170,9 @@ def _run(
         before, no_mnn = original_onnx(graph, own, data, scratch, reporter)
         done = compress_onnx(graph, data, folder, settings, no_mnn, reporter)
     else:
-        assert isinstance(graph, FxGraph)
-        done = compress_graph(graph, data, folder, settings, reporter)
-        before = original(graph, data, scratch, settings, reporter)
+        traced = cast(FxGraph, graph)
+        done = compress_graph(traced, data, folder, settings, reporter)
+        before = original(traced, data, scratch, settings, reporter)
     (first, after), ratios = timed([before, done.built], settings, reporter)
     origin: dict[str, Any] = {
         "model": str(file.resolve()) if file is not None else source.name or None,

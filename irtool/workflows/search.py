@@ -113,6 +113,7 @@ def search(
     bound: Bound,
     budget: Mapping[str, float] | None = None,
     *,
+    kind: str = "macs",
     settings: Settings = FINETUNE,
     reporter: Reporter | None = None,
 ) -> Found:
@@ -127,7 +128,8 @@ def search(
         data: trained on; one half of its test images chooses, the other tells.
         prune, measure: see above.
         bound: what may be lost.
-        budget: shares of the original, by kind; None: as small as the bound allows, by MACs.
+        budget: shares of the original, by kind; None: as small as the bound allows.
+        kind: what is made small where there is no budget.
         settings: of the training.
         reporter: is told what is being done.
 
@@ -142,7 +144,7 @@ def search(
         if not reached:
             work.bisect(asked, dict.fromkeys(asked, 1.0))
     else:
-        work.descend("macs")
+        work.descend(kind)
     return work.result(asked)
 
 
@@ -204,7 +206,7 @@ class _Work:
         if not self.trials:
             raise PlanError("no budget can be reached", where="--max-drop", remedy="Give a --budget to see what holds it up.")
         holding = [at for at, trial in enumerate(self.trials) if trial.holds]
-        best = min(holding, key=lambda at: max(self.trials[at].cost.values())) if holding else self._least_lost()
+        best = min(holding, key=self._size) if holding else self._least_lost()
         plan, graph, notes = self.models[best]
         self.trials[best] = replace(self.trials[best], chosen=True)
         drop, error = self._drop(graph, self.telling)
@@ -217,6 +219,10 @@ class _Work:
             return self.try_budget(budget)
         except PlanError:
             return False  # pins leave no model so small
+
+    def _size(self, at: int) -> float:
+        trial = self.trials[at]
+        return max(trial.cost[kind] for kind in trial.budget)
 
     def _least_lost(self) -> int:
         return min(range(len(self.trials)), key=lambda at: self.trials[at].drop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, cast
 
@@ -10,14 +11,15 @@ from torch import Tensor
 
 import irtool
 from irtool.analysis.cost import cost
+from irtool.engines.speed.whole_graph import GraphClock
 from irtool.errors import OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G, Graph
-from irtool.passes import Prune, Reconstruct
+from irtool.passes import Prune, Reconstruct, fold_batchnorm
 from irtool.passmanager import PassResult
 from irtool.progress import Reporter
 from irtool.pruning import CRITERIA, Plan
-from irtool.pruning.budget import costs_of
+from irtool.pruning.budget import LATENCY, costs_of
 from irtool.train import Data
 from irtool.workflows.chain import fitting_inputs
 from irtool.workflows.compress_settings import Settings
@@ -70,8 +72,18 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
         )
     if data.truth == "none":
         raise OptionError("the outputs are no scores of classes", where="--max-drop", remedy="Leave it out, and compare outputs yourself.")
-    found = search(cast(FxGraph, graph), data, lambda budget: _unpacked(*once({"budget": budget})), lambda small: shares(small, graph), settings.bound,
-                   as_shares(settings.plan.get("budget"), graph), reporter=reporter)  # fmt: skip
+    engine = settings.plan.get("engine")
+    with GraphClock(graph, engine, settings.threads) if engine else nullcontext() as clock:
+        found = search(
+            cast(FxGraph, graph),
+            data,
+            lambda budget: _unpacked(*once({"budget": budget})),
+            lambda small: shares(small, graph, clock),
+            settings.bound,
+            as_shares(settings.plan.get("budget"), graph, clock),
+            kind=LATENCY if engine else "macs",
+            reporter=reporter,
+        )
     return Smaller(found.plan, PassResult(cast(G, found.graph), True, found.notes), calibration, found)
 
 
@@ -79,18 +91,21 @@ def _unpacked(plan: Plan, done: PassResult[Any]) -> tuple[Plan, FxGraph, tuple[s
     return plan, done.graph, done.notes
 
 
-def shares(graph: Graph, original: Graph) -> dict[str, float]:
-    """What a graph costs, as shares of what the original does: by macs, params and bytes."""
+def shares(graph: FxGraph, original: Graph, clock: GraphClock | None = None) -> dict[str, float]:
+    """What a graph costs, as shares of what the original does: by macs, params and bytes, and with a clock by latency."""
     small, whole = costs_of(cost(graph)), costs_of(cost(original))
-    return {kind: small[kind] / max(whole[kind], 1) for kind in small}
+    found = {kind: small[kind] / max(whole[kind], 1) for kind in small}
+    return found if clock is None else found | {LATENCY: clock.compared(fold_batchnorm(graph)).ratios[1]}
 
 
-def as_shares(budget: Mapping[str, float] | None, graph: Graph) -> dict[str, float] | None:
+def as_shares(budget: Mapping[str, float] | None, graph: Graph, clock: GraphClock | None = None) -> dict[str, float] | None:
     """A budget whose absolute numbers are shares of what the graph costs."""
     if not budget:
         return None
-    whole = costs_of(cost(graph))
-    return {kind: value if value <= 1 else value / max(whole.get(kind, 1), 1) for kind, value in budget.items()}
+    whole: dict[str, float] = {**costs_of(cost(graph))}
+    if clock is not None and budget.get(LATENCY, 0) > 1:
+        whole[LATENCY] = clock.alone()
+    return {kind: value if value <= 1 else min(1.0, value / max(whole[kind], 1e-9)) for kind, value in budget.items()}
 
 
 def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:

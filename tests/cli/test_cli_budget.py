@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import irtool
-from irtool.cli import compress
 from irtool.cli.main import app
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import IrtoolError
 from irtool.pruning import latency
+from irtool.workflows import compress_run
 
 MODEL = ["compress", "PreResNet:depth=11,width=0.5", "--input", "1x3x32x32"]
 
@@ -76,7 +76,7 @@ def test_compress_keeps_to_a_latency(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """On a machine that takes its multiply-accumulates' time, and is slower with the result in the end."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "GraphClock", MacsClock)
-    monkeypatch.setattr(compress, "timed", lambda models, settings, screen: ([model.measured for model in models], [{}, {"mnn": 1.2}]))
+    monkeypatch.setattr(compress_run, "timed", lambda models, settings, screen: ([model.measured for model in models], [{}, {"mnn": 1.2}]))
     flags = ["--budget", "latency=60%", "--engine", "mnn", "--out", str(tmp_path / "small")]
     done = CliRunner().invoke(app, [*MODEL, *flags])
     assert done.exit_code == 0, done.output
