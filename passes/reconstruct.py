@@ -16,7 +16,8 @@ from irtool.ir.graph import G, Graph
 from irtool.passmanager import Pass, Rewritten, register
 from irtool.progress import Progress, silent
 from irtool.pruning.absorb.bias import add_to_biases, outputs_of
-from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
 from irtool.pruning.slicing import Rewrite

@@ -24,6 +24,7 @@ from irtool.pruning.budget import Targets, costs_of
 from irtool.pruning.criteria import Scores
 from irtool.pruning.greedy import allocate
 from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import place_of
 from irtool.pruning.stacks import room_of, stacks_of
 
 
@@ -52,10 +53,12 @@ class Budgeted:
     Attributes:
         graph: the graph as the user has it, whose costs shares are taken of.
         options: the plan's options.
+        widths: the channels that layers had before an earlier stage took some, by their place in a plan; limits are shares of these.
     """
 
     graph: Graph
     options: Plan
+    widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
     _offset: dict[str, float] = field(default_factory=dict)
     """What exact counts were above the polynomial ones."""
     _expected: dict[str, float] = field(default_factory=dict)
@@ -105,7 +108,11 @@ class Budgeted:
             if not fitting:
                 raise PlanError(f"no layer fits {pattern!r}", where="limits", remedy="irtool inspect lists the layers.")
             for number in fitting:
-                found[number] = min(share, found.get(number, 1.0))
+                layer = groups.layers[number]
+                size = layer.labels.numel()
+                before = self.widths.get(place_of(layer), size)
+                left = int(before * share + 1e-9) - (before - size)  # of what it may lose, an earlier stage took some
+                found[number] = min(max(left, 0) / size, found.get(number, 1.0))
         return found
 
 

@@ -54,6 +54,7 @@ class Plan:
             the fraction of channels that keeping to it removes.
         budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
+        stages: in how many steps the channels were chosen.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -67,12 +68,14 @@ class Plan:
     seed: int = 0
     budget: Mapping[str, float] = field(default_factory=dict, hash=False)
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
+    stages: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
-        asked = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
-        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits")}
+        asked: dict[str, Any] = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
+        asked |= {"stages": self.stages} if self.stages > 1 else {}
+        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages")}
         return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
     @classmethod
@@ -177,7 +180,8 @@ _TABLE = _Kind(
     lambda value: isinstance(value, Mapping) and all(_TEXT.fits(key) and _NUMBER.fits(entry) for key, entry in value.items()),
 )
 _PLAN = {
-    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE, **_OPTIONS,
+    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE, "stages": _COUNT,
+    **_OPTIONS,
 }  # fmt: skip
 
 

@@ -118,3 +118,41 @@ def test_it_is_written_and_read(resnet: irtool.FxGraph) -> None:
     plan = irtool.plan(resnet, "l2", budget={"macs": 0.5}, limits={"layer3": 0.5})
     assert irtool.Plan.from_dict(plan.to_dict()) == plan
     assert "macs 50 %" in plan.summary()
+
+
+def small_net() -> irtool.FxGraph:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    return irtool.trace(net.eval(), torch.zeros(1, 3, 16, 16))
+
+
+def test_stages_give_one_plan_of_the_original() -> None:
+    graph, images = small_net(), torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    limits = {"0": 0.25, "3": 0.5}
+    plan = irtool.plan(graph, budget={"macs": 0.4}, data=images, stages=2, limits=limits)
+    once = irtool.plan(graph, budget={"macs": 0.4}, data=images, limits=limits)
+    assert plan.stages == 2
+    assert plan.budget == {"macs": 0.4}
+    assert plan.layers != once.layers
+    assert [(layer.name, layer.total) for layer in plan.layers] == [(layer.name, layer.total) for layer in once.layers]
+    for layer in plan.layers:
+        assert len(layer.removed) <= limits.get(layer.name, 1.0) * layer.total
+    again = irtool.Plan.from_dict(plan.to_dict())
+    assert again == plan
+    assert 0.9 * 0.4 <= shares(graph, again)["macs"] <= 0.4
+    assert irtool.check_prune(graph, again).ok
+
+
+def test_stages_need_a_budget_and_images() -> None:
+    graph = small_net()
+    with pytest.raises(PlanError, match="stages lead to a budget"):
+        irtool.plan(graph, "l1", stages=2)
+    with pytest.raises(DataError, match="refitted on images"):
+        irtool.plan(graph, "l1", budget={"macs": 0.5}, stages=2)
+    with pytest.raises(PlanError, match="no number of stages"):
+        irtool.plan(graph, "l1", budget={"macs": 0.5}, stages=0)
