@@ -39,7 +39,7 @@ class CompressOptions:
         ratio: The fraction of channels to remove, 0 to below 1.
         budget: In place of a ratio, what may be left: macs=50%, params=1M, bytes=2M; may be repeated.
         layer_limit: With a budget, the largest part of its channels that a layer may lose: 'layer3.*=70%'; may be repeated.
-        criterion: How channels are ranked: l1, l2, bn_scale, random, or fisher, which looks at training images. By default
+        criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or, from training images, fisher, hessian, taylor, activation, apoz. By default
             fisher for a budget with --data, else l1.
         scope: Rank over all layers, or in each.
         residual: Residual streams: select from them, couple all that write to them, or keep them.

@@ -18,7 +18,7 @@ from irtool.errors import PlanError, ProofError
 from irtool.garbage import uncollected
 from irtool.ir.graph import Graph
 from irtool.pruning.allocation import Limits, settle, wanted
-from irtool.pruning.batches import batches_for
+from irtool.pruning.batches import batches_for, default_criterion
 from irtool.pruning.budget import check_budget
 from irtool.pruning.budgeted import Budgeted, check_limits
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
@@ -44,7 +44,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     Args:
         graph: a traced graph; it is not changed.
         criterion: a name in `CRITERIA`, or a function of (groups, seed) that scores every label. By default `fisher` where there is
-            `data`, else `l1`.
+            `data` (`activation` on an ONNX graph, which has no gradients), else `l1`.
         ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`) or of each
             layer (`"local"`). What a condition below forbids stays. A budget takes its place.
         residual: streams that additions join are pruned with all that write to them (`"couple"`), kept (`"keep"`), or kept
@@ -67,7 +67,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
         DataError: the criterion needs data and there are none, or the graph does not run on them.
     """
-    chosen = find_criterion(criterion if criterion is not None else "l1" if data is None else "fisher")
+    chosen = find_criterion(criterion if criterion is not None else default_criterion(graph, data))
     check_values(ratio, scope, residual, min_channels, round_to, seed)
     if budget is not None and ratio != _RATIO:
         raise PlanError("a ratio and a budget", where="ratio", remedy="Give one of them: the budget decides how many channels go.")

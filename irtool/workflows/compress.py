@@ -26,6 +26,7 @@ from irtool.passes import FoldBatchNorm, Prune, Reconstruct
 from irtool.passes.prune import Constants
 from irtool.passmanager import PassResult
 from irtool.pruning import CRITERIA, Plan
+from irtool.pruning.batches import default_criterion
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
     Chain,
@@ -165,8 +166,7 @@ def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, An
     """The criterion, and the images that it looks at if it does."""
     name = settings.plan.get("criterion")
     if name is None:
-        sees = data is not None and graph.trainable and settings.plan.get("budget") is not None
-        name = "fisher" if sees else "l1"
+        name = default_criterion(graph, data if settings.plan.get("budget") is not None else None)
     if CRITERIA[name].reads == "parameters":
         return {"criterion": name}
     if data is None:

@@ -100,7 +100,7 @@ class Distillation:
             loss = distance(descent.outputs(batch), aim)
             if not loss.requires_grad or not bool(torch.isfinite(loss.detach())):
                 return
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             self.progress(Status("distil", number + 1, steps, float(loss.detach())))
 
@@ -121,7 +121,7 @@ def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
         aim, output = aims[0], outputs[0]
         if bool((aim >= 0).all() and ((aim.sum(1) - 1).abs() < 1e-3).all()):
             aim, output = aim.clamp_min(1e-12).log(), output.clamp_min(1e-12).log()
-        rows = [F.log_softmax(part.double() / TEMPERATURE, 1) for part in (output, aim)]
-        return TEMPERATURE**2 * F.kl_div(*rows, reduction="batchmean", log_target=True)
+        got, wanted = (F.log_softmax(part.double() / TEMPERATURE, 1) for part in (output, aim))
+        return TEMPERATURE**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
     parts = [(output - aim).square().mean() / aim.var().clamp_min(1e-12) for output, aim in zip(outputs, aims, strict=True)]
     return torch.stack(parts).sum()
