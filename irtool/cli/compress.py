@@ -41,7 +41,7 @@ class CompressOptions:
         layer_limit: With a budget, the largest part of its channels that a layer may lose: 'layer3.*=70%'; may be repeated.
         criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or, from training images, fisher, hessian, taylor, activation, apoz. By default
             fisher for a budget with --data, else l1.
-        scope: Rank over all layers, or in each.
+        scope: Rank over all layers, in each, or among those that are alike but for their sizes.
         residual: Residual streams: select from them, couple all that write to them, or keep them.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
     if chosen.get("budget") and chosen.get("ratio") is not None:

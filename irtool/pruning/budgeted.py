@@ -26,6 +26,7 @@ from irtool.pruning.greedy import allocate
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import place_of
 from irtool.pruning.stacks import room_of, stacks_of
+from irtool.pruning.uniform import allocate_uniform
 
 
 def check_limits(limits: Any) -> dict[str, float]:
@@ -76,10 +77,13 @@ class Budgeted:
         """
         options = self.options
         costs = width_cost(groups, biased(groups.graph))
-        room = room_of(groups, costs, Limits(options.min_channels, options.round_to), self._shares(groups))
-        stacks = stacks_of(groups, scores, room)
+        limits, shares = Limits(options.min_channels, options.round_to), self._shares(groups)
         most = {kind: value - self._offset.get(kind, 0.0) for kind, value in self.targets.most.items()}
-        found = allocate(stacks, room, costs, most, options.round_to)
+        if options.scope == "global":
+            room = room_of(groups, costs, limits, shares)
+            found = allocate(stacks_of(groups, scores, room), room, costs, most, options.round_to)
+        else:
+            found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
         if not found.reached:
             asked = [name for name in ("ignore", "limits") if getattr(options, name)]
             asked += [name for name in ("min_channels", "round_to") if getattr(options, name) > 1]

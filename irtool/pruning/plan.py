@@ -8,12 +8,12 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.errors import FileError, PlanError
 
-Scope = Literal["global", "local"]
+Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
 FORMAT = 1
 _REMEDY = "Pass a file that Plan.to_json wrote, or make the plan again."
@@ -252,7 +252,7 @@ def check_values(ratio: float, scope: str, residual: str, min_channels: int, rou
     values = {"ratio": ratio, "scope": scope, "residual": residual, "min_channels": min_channels, "round_to": round_to, "seed": seed}
     for name, kind in _OPTIONS.items():
         _check_kind(values[name], kind, name, f"Give {kind.words}.")
-    check_choice("scope", scope, ("global", "local"))
+    check_choice("scope", scope, get_args(Scope))
     check_choice("residual", residual, ("couple", "select", "keep"))
     if not 0 <= ratio < 1:
         raise PlanError(f"ratio {ratio} is not a fraction of channels to remove", remedy="Give 0 <= ratio < 1, e.g. 0.5 to remove half.")

@@ -45,8 +45,9 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         graph: a traced graph; it is not changed.
         criterion: a name in `CRITERIA`, or a function of (groups, seed) that scores every label. By default `fisher` where there is
             `data` (`activation` on an ONNX graph, which has no gradients), else `l1`.
-        ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`) or of each
-            layer (`"local"`). What a condition below forbids stays. A budget takes its place.
+        ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`), of each layer (`"local"`),
+            or of all layers together that are alike but for their sizes (`"isomorphic"`). What a condition below forbids stays. A
+            budget takes its place: then `local` and `isomorphic` find the least ratio that keeps to it.
         residual: streams that additions join are pruned with all that write to them (`"couple"`), kept (`"keep"`), or kept
             and selected from before each batch norm that reads them (`"select"`, the published arrangement).
         min_channels: no layer keeps fewer (or fewer than it has).
