@@ -242,8 +242,9 @@ class World:
 
     def __init__(self, shared: Path, test: int) -> None:
         self.shared, self.data = shared, load_data(shared / "data" / "cifar10-jpeg.zip", mean=MEAN, std=STD)
-        self.images = self._of(self.data.test, np.arange(test))
-        self.labels = torch.as_tensor(np.asarray(self.data.test.labels)[:test])
+        chosen = np.random.default_rng(1).permutation(len(self.data.test.labels))[:test]  # they lie class by class
+        self.images = self._of(self.data.test, chosen)
+        self.labels = torch.as_tensor(np.asarray(self.data.test.labels)[chosen])
         self._answers: dict[str, Tensor] = {}
 
     def training(self, chosen: Any) -> Tensor:

@@ -55,6 +55,7 @@ class Plan:
         budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
         stages: in how many steps the channels were chosen.
+        notes: what one should know before carrying it out.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -69,13 +70,15 @@ class Plan:
     budget: Mapping[str, float] = field(default_factory=dict, hash=False)
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
     stages: int = 1
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
         asked: dict[str, Any] = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
         asked |= {"stages": self.stages} if self.stages > 1 else {}
-        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages")}
+        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages", "notes")}
+        asked |= {"notes": list(self.notes)} if self.notes else {}
         return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
     @classmethod
@@ -94,7 +97,7 @@ class Plan:
         del fields["format"]
         layers = tuple(_layer(layer, f"layers[{number}]") for number, layer in enumerate(fields.pop("layers")))
         check_once(layers)
-        made = cls(layers, **{**fields, "ignore": tuple(fields.get("ignore", ()))})
+        made = cls(layers, **{**fields, **{name: tuple(fields.get(name, ())) for name in ("ignore", "notes")}})
         # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
         check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
         return made
@@ -142,7 +145,7 @@ class Plan:
         lines.append(
             f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, {asked}, residual {self.residual}"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def _wish(value: float) -> str:
@@ -180,7 +183,7 @@ _TABLE = _Kind(
     lambda value: isinstance(value, Mapping) and all(_TEXT.fits(key) and _NUMBER.fits(entry) for key, entry in value.items()),
 )
 _PLAN = {
-    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE, "stages": _COUNT,
+    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE, "stages": _COUNT, "notes": _list("a list of texts", _TEXT),
     **_OPTIONS,
 }  # fmt: skip
 

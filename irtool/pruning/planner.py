@@ -242,7 +242,8 @@ class _Planner:
             layers[place_of(layer)] = LayerPlan(layer.node.location, *place_of(layer), own.size, tuple(gone.tolist()), reason)
         total = sum(layer.total for layer in layers.values())
         ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
-        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio)
+        notes = _unseparated(groups, scores, remove) if self.criterion.name == "bn_scale" else ()
+        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=notes)
 
     def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
@@ -252,6 +253,22 @@ class _Planner:
         if balanced is not None:
             return f"nothing can go that leaves {' and '.join(['all parts equally wide', *limits])} (at {balanced.location})"
         return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"
+
+
+_SEPARATED = 0.05
+"""Sparse training leaves next to nothing of the scales that go; without it they hold a fifth and more of the sum."""
+
+
+def _unseparated(groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> tuple[str, ...]:
+    """That the scales do not tell which channels are needed, if so."""
+    known = ~np.isnan(scores) & ~groups.pinned
+    share = float(scores[known & remove].sum()) / max(float(scores[known].sum()), 1e-300)
+    if share <= _SEPARATED:
+        return ()
+    return (
+        f"bn_scale removes scales that hold {100 * share:.0f} % of the sum of all: this net was not trained to separate them "
+        "(irtool.train.sparse does), and what goes is much like what stays; fisher with data=images tells them apart",
+    )
 
 
 def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:

@@ -86,7 +86,7 @@ def in_stages(graph: Graph, options: Plan, data: Any, solve: Callable[[Stage], P
             rewrites.append(find_rewrite(current, found))
             current = _refitted(rewrites, batches)
     total = sum(layer.total for layer in done.layers)
-    made = dataclasses.replace(options, layers=done.layers, ratio=done.removed / max(total, 1))
+    made = dataclasses.replace(options, layers=done.layers, notes=found.notes, ratio=done.removed / max(total, 1))
     graph.analyses["rewrite"] = (made, find_rewrite(graph, made))
     return made
 
