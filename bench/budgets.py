@@ -2,7 +2,7 @@
 
     python bench/budgets.py                          40 random (net, budget) pairs: kept, and how much of the budget is used
     python bench/budgets.py --round-to auto          the same at the widths that engines like
-    python bench/budgets.py --preresnet [--images 512] [--test]
+    python bench/budgets.py --preresnet [--images 512] [--test] [--stages 2] [--distil 1]
                                                      shares of MACs on the published nets, with absorbing and with reconstruction
 
 The second table scores on 2,000 training images that nothing was calibrated on, by which options were chosen; with --test on the
@@ -84,11 +84,22 @@ def on_preresnet(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(_row(f"{name}, unpruned", answers, answers, labels, 1.0, 0.0))
         for criterion in options.criteria.split(","):
             start = time.process_time()
-            plan = irtool.plan(graph, criterion, residual=options.residual, round_to=1, budget={"macs": share}, data=calibration)
+            plan = irtool.plan(
+                graph,
+                criterion,
+                residual=options.residual,
+                round_to=1,
+                budget={"macs": share},
+                data=calibration[:512],
+                stages=options.stages,
+            )
             planned = time.process_time() - start
-            for way in ("absorb", "reconstruct"):
+            for way in ("absorb", "reconstruct", "distil")[: 2 + (options.distil > 0)]:
                 start = time.process_time()
-                pruned = irtool.prune(graph, plan) if way == "absorb" else irtool.reconstruct(graph, plan, calibration)
+                if way == "absorb":
+                    pruned = irtool.prune(graph, plan)
+                else:
+                    pruned = irtool.reconstruct(graph, plan, calibration, distil=options.distil if way == "distil" else 0)
                 seconds = planned + time.process_time() - start
                 left = irtool.cost(pruned).macs / irtool.cost(graph).macs
                 rows.append(
@@ -120,6 +131,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--round-to", default="1", help="1: single channels; auto: the widths that engines like")
     parser.add_argument("--preresnet", action="store_true")
+    parser.add_argument("--stages", type=int, default=1)
+    parser.add_argument("--distil", type=int, default=0)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--test", action="store_true")
     parser.add_argument("--criteria", default="fisher")

@@ -54,6 +54,7 @@ class Scope(StrEnum):
 
     GLOBAL = "global"
     LOCAL = "local"
+    ISOMORPHIC = "isomorphic"
 
 
 class Residual(StrEnum):

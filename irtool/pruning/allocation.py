@@ -37,7 +37,8 @@ def wanted(groups: ChannelGroups, scores: Scores, ratio: float, scope: str, *, i
     `scope="global"` removes the lowest `int(N * ratio)` of all N scored free groups, and with `inclusive` one more: the published
     rule of network slimming takes the score at that index of the sorted list too. It takes all that are equal to it as well; here
     those go first that come first, or a net whose scales are all alike would lose nearly everything. `scope="local"` removes the
-    lowest `int(n * ratio)` of each family of layers.
+    lowest `int(n * ratio)` of each family of layers, `scope="isomorphic"` of all families that are alike but for their sizes (Fang
+    et al. 2024, "Isomorphic pruning for vision models"): scores are compared only where they mean the same.
     """
     free = ~groups.pinned & ~np.isnan(scores)
     remove = np.zeros(groups.count, bool)
@@ -48,9 +49,25 @@ def wanted(groups: ChannelGroups, scores: Scores, ratio: float, scope: str, *, i
         number = int(members.size * ratio) + 1 if inclusive else int(members.size * ratio + 1e-9)
         remove[members[np.argsort(scores[members], kind="stable")][:number]] = True
         return remove
-    family = groups.family[len(groups.layers) :][members]
+    family = (alike(groups) if scope == "isomorphic" else groups.family)[len(groups.layers) :][members]
     _lowest_of_each(remove, members, family, scores, (np.bincount(family) * ratio + 1e-9).astype(np.int64))
     return remove
+
+
+def alike(groups: ChannelGroups) -> Ints:
+    """`groups.family` with the families joined that make and read their channels by the same operators, in the same way."""
+    layers, signs = len(groups.layers), dict[int, list[tuple[str, str, int]]]()
+    for (name, axis), labels in groups.labels.axes.items():
+        value = groups.graph.params.get(name)
+        own = labels[labels >= 0]
+        if value is None or not own.numel():
+            continue
+        how = "grouped" if not isinstance(axis, int) else str(axis)
+        family = int(groups.family[layers + groups.group[int(own[0])]])
+        signs.setdefault(family, []).extend((node.op, how, len(value.sizes)) for node in value.uses)
+    classes: dict[tuple[tuple[str, str, int], ...], int] = {}
+    table = {family: classes.setdefault(tuple(sorted(set(found))), len(classes)) for family, found in signs.items()}
+    return np.array([table.get(family, len(classes) + family) for family in groups.family.tolist()], np.int64)
 
 
 def _lowest_of_each(remove: Mask, members: Ints, owner: Ints, scores: Scores, numbers: Ints) -> None:

@@ -22,7 +22,8 @@ from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
-from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.slicing import Rewrite
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."

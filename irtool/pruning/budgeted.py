@@ -25,7 +25,9 @@ from irtool.pruning.budget import LATENCY, Targets, costs_of
 from irtool.pruning.criteria import Scores
 from irtool.pruning.greedy import allocate
 from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import place_of
 from irtool.pruning.stacks import room_of, stacks_of
+from irtool.pruning.uniform import allocate_uniform
 from irtool.pruning.widths import FINER, finer_steps, steps_of
 
 
@@ -66,6 +68,7 @@ class Budgeted:
         terms: the time of the graph that is planned on, by products of axis lengths.
         aim: what may be left of that time, a share of it; None where the budget has no latency.
         reached: the share of it that the last allocation left, and `whole` the milliseconds that it is a share of.
+        widths: the channels that layers had before an earlier stage took some, by their place in a plan; limits are shares of these.
     """
 
     graph: Graph
@@ -73,6 +76,7 @@ class Budgeted:
     notes: tuple[str, ...] = ()
     reached: float = 1.0
     whole: float = 0.0
+    widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
     _offset: dict[str, float] = field(default_factory=dict)
     """What exact counts were above the polynomial ones."""
     _expected: dict[str, float] = field(default_factory=dict)
@@ -101,12 +105,14 @@ class Budgeted:
         """
         options = self.options
         costs = width_cost(groups, biased(groups.graph), self.terms)
-        shares = self._shares(groups)
-        most = self._most(costs)
+        shares, most = self._shares(groups), self._most(costs)
         for finer in finer_steps(options.round_to):
-            steps = steps_of(groups, options.round_to, finer)
-            room = room_of(groups, costs, Limits(options.min_channels, steps), shares)
-            found = allocate(stacks_of(groups, scores, room), room, costs, most)
+            limits = Limits(options.min_channels, steps_of(groups, options.round_to, finer))
+            if options.scope == "global":
+                room = room_of(groups, costs, limits, shares)
+                found = allocate(stacks_of(groups, scores, room), room, costs, most)
+            else:
+                found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
             if found.reached:
                 break
         self.notes = (FINER.format("the budget"),) if finer > 1 else ()
@@ -141,7 +147,11 @@ class Budgeted:
             if not fitting:
                 raise PlanError(f"no layer fits {pattern!r}", where="limits", remedy="irtool inspect lists the layers.")
             for number in fitting:
-                found[number] = min(share, found.get(number, 1.0))
+                layer = groups.layers[number]
+                size = layer.labels.numel()
+                before = self.widths.get(place_of(layer), size)
+                left = int(before * share + 1e-9) - (before - size)  # of what it may lose, an earlier stage took some
+                found[number] = min(max(left, 0) / size, found.get(number, 1.0))
         return found
 
 

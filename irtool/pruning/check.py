@@ -26,7 +26,8 @@ from irtool.pruning.absorb.calibration import listed, measured
 from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
 from irtool.pruning.masked import masked_run
 from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
-from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
 

@@ -8,12 +8,12 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.errors import FileError, PlanError
 
-Scope = Literal["global", "local"]
+Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
 Rounding = int | Literal["auto"]
 FORMAT = 1
@@ -55,6 +55,7 @@ class Plan:
             the fraction of channels that keeping to it removes. `round_to` is a number, or `"auto"`.
         budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
+        stages: in how many steps the channels were chosen.
         notes: what planning has to say about the plan as a whole.
     """
 
@@ -69,15 +70,17 @@ class Plan:
     seed: int = 0
     budget: Mapping[str, float] = field(default_factory=dict, hash=False)
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
+    stages: int = 1
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
-        asked = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
-        said = {"notes": list(self.notes)} if self.notes else {}
-        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "notes")}
-        return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked, **said}
+        asked: dict[str, Any] = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
+        asked |= {"stages": self.stages} if self.stages > 1 else {}
+        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages", "notes")}
+        asked |= {"notes": list(self.notes)} if self.notes else {}
+        return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -183,7 +186,7 @@ _TABLE = _Kind(
 )
 _PLAN = {
     "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE,
-    "notes": _list("a list of texts", _TEXT), **_OPTIONS,
+    "stages": _COUNT, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
 }  # fmt: skip
 
 
@@ -254,7 +257,7 @@ def check_values(ratio: float, scope: str, residual: str, min_channels: int, rou
     values = {"ratio": ratio, "scope": scope, "residual": residual, "min_channels": min_channels, "round_to": round_to, "seed": seed}
     for name, kind in _OPTIONS.items():
         _check_kind(values[name], kind, name, f"Give {kind.words}.")
-    check_choice("scope", scope, ("global", "local"))
+    check_choice("scope", scope, get_args(Scope))
     check_choice("residual", residual, ("couple", "select", "keep"))
     if not 0 <= ratio < 1:
         raise PlanError(f"ratio {ratio} is not a fraction of channels to remove", remedy="Give 0 <= ratio < 1, e.g. 0.5 to remove half.")

@@ -30,10 +30,11 @@ class CompressOptions:
     Args:
         ratio: The fraction of channels to remove, 0 to below 1; default 0.5.
         budget: In place of a ratio, what may be left: shares of the original up to 1, or numbers, by macs, params, bytes, latency (in ms).
+        stages: With a budget and --data, score channels again so many times on the way there, in the refitted net.
         limits: With a budget, the largest part of its channels that a layer may lose, by name or pattern.
-        criterion: How channels are ranked: l1, l2, bn_scale, random, or fisher, which looks at training images. By default
-            fisher for a budget with --data, else l1.
-        scope: Rank over all layers, or in each.
+        criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or from training images: fisher, hessian,
+            taylor, activation, apoz. By default fisher for a budget with --data, else l1.
+        scope: Rank over all layers, in each, or among those that are alike but for their sizes.
         residual: Residual streams: select from them, couple all that write to them, or keep them.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
@@ -57,6 +58,7 @@ class CompressOptions:
     ratio: float | None = None
     budget: Mapping[str, float] | None = None
     limits: Mapping[str, float] | None = None
+    stages: int = 1
     criterion: str | None = None
     scope: Scope = "global"
     residual: Residual = "couple"
@@ -98,7 +100,7 @@ class CompressOptions:
             raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
         self._check_numbers()
         plan: dict[str, Any] = {
-            name: getattr(self, name) for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed")
+            name: getattr(self, name) for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages")
         }
         plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}

@@ -19,6 +19,7 @@ from irtool.passes import Prune, Reconstruct, fold_batchnorm
 from irtool.passmanager import PassResult
 from irtool.progress import Reporter
 from irtool.pruning import CRITERIA, Plan
+from irtool.pruning.batches import default_criterion
 from irtool.pruning.budget import LATENCY, costs_of
 from irtool.train import Data
 from irtool.workflows.chain import fitting_inputs
@@ -113,8 +114,7 @@ def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, An
     name = settings.plan.get("criterion")
     if name is None:
         wished = settings.plan.get("budget") is not None or settings.bound is not None
-        sees = data is not None and graph.trainable and wished
-        name = "fisher" if sees else "l1"
+        name = default_criterion(graph, data if wished else None)
     if CRITERIA[name].reads == "parameters":
         return {"criterion": name}
     if data is None:

@@ -37,7 +37,9 @@ def run_backward(
         seen: what is called for each read.
     """
     with evaluating(graph.module), frozen(graph.module):
-        found = loss(_Recorder(graph, reads, changing, seen).run(*batch))
+        recorder = _Recorder(graph, reads, changing, seen)
+        found = loss(recorder.run(*batch))
+        recorder.env.clear()  # the hooks hold the recorder, and through the outputs it would hold them: a ring that Python does not see
         if found is None or not found.requires_grad:
             return False
         found.backward()
