@@ -76,7 +76,8 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
-            return witness.settled(graph)
+            settled = witness.settled(graph)
+            return settled if opaque is None or not settled.fixed else witness.settled(opaque)
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
         return witness.settled(opaque)
