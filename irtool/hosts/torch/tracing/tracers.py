@@ -85,6 +85,8 @@ class SymbolicTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
+        if isinstance(a, torch.Tensor) and a.grad_fn is not None:  # as a constant it would follow no training
+            raise TraceError("a tensor is computed from parameters that were not asked for by name", remedy="Read them as attributes.")
         if type(a) is OrderedDict:  # torch makes a plain dict of it
             return super().create_node("call_function", OrderedDict, ([(key, self.create_arg(value)) for key, value in a.items()],), {})
         if type(a) is tuple:  # most calls have a tuple of proxies and no keywords: torch looks at a dozen other kinds first
@@ -198,7 +200,8 @@ class ConcreteTracer(SymbolicTracer):
             return self._feed.pop(0) if self._feed else (node.args[0] if node.args else None)
         if node.op == "get_attr":
             found = held_at(self.root, str(node.target))
-            return meta(found) if isinstance(found, torch.Tensor) else found
+            single = str(node.target).startswith("_tensor_constant") and isinstance(found, torch.Tensor) and found.dim() == 0
+            return meta(found) if isinstance(found, torch.Tensor) and not single else found  # a number that a factory may ask for
         if node.op == "output":
             return None
         args: Any = fx.node.map_aggregate(node.args, self._plain)
