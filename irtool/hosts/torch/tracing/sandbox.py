@@ -190,7 +190,7 @@ class _Numbers:
         for buffer in model.buffers():
             if not nn.parameter.is_lazy(buffer) and buffer.layout is torch.strided:
                 self.kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-        self.versions = {kind: [buffer._version for buffer in buffers] for kind, buffers in self.kinds.items()}
+        self.versions = {kind: [_version(buffer) for buffer in buffers] for kind, buffers in self.kinds.items()}
         self.copies = {kind: torch.cat([buffer.detach().reshape(-1) for buffer in buffers]) for kind, buffers in self.kinds.items()}
 
     def put_back(self) -> list[Tensor]:
@@ -198,15 +198,20 @@ class _Numbers:
         found = []
         for kind, buffers in self.kinds.items():
             now = torch.cat([buffer.detach().reshape(-1) for buffer in buffers])
-            written = [buffer._version for buffer in buffers] != self.versions[kind]
+            written = [_version(buffer) for buffer in buffers] != self.versions[kind]
             if not written and (now.is_meta or torch.equal(now, self.copies[kind])):
                 continue
             parts = self.copies[kind].split([buffer.numel() for buffer in buffers])
             for buffer, version, part in zip(buffers, self.versions[kind], parts, strict=True):
                 if buffer.numel() != part.numel():
                     continue
-                if buffer._version != version or not (buffer.is_meta or torch.equal(buffer.reshape(-1), part)):
+                if _version(buffer) != version or not (buffer.is_meta or torch.equal(buffer.reshape(-1), part)):
                     found.append(buffer)
-                    with torch.no_grad():
+                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                         buffer.copy_(part.view(buffer.shape))
         return found
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into; torch does not count that for those made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
