@@ -12,6 +12,7 @@ from torch import Tensor
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.passmanager import Pass, PassResult, register
+from irtool.tensor_defaults import plain_tensors
 
 _FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -105,6 +106,7 @@ def _scaled(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Ten
     return (blocks * scale.reshape(groups, 1, -1, *(1,) * (weight.dim() - 2))).reshape(weight.shape)
 
 
+@plain_tensors()
 def fold_batchnorm(graph: G) -> G:
     """Fold batch norms; see `FoldBatchNorm`. The caller's graph is not changed."""
     return FoldBatchNorm()(graph).graph

@@ -14,6 +14,7 @@ from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.absorb.calibration import measured
 from irtool.pruning.planner import Plan, find_rewrite
+from irtool.tensor_defaults import plain_tensors
 
 Constants = Literal["absorb", "drop"]
 
@@ -81,6 +82,7 @@ def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
     return notes
 
 
+@plain_tensors()
 def prune(graph: G, plan: Plan, constants: Constants = "absorb", calibration: Iterable[Any] | None = None) -> G:
     """Slice a graph as a plan says; see `Prune`. The caller's graph is not changed."""
     return Prune(plan, constants, calibration)(graph).graph

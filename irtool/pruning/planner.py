@@ -21,11 +21,13 @@ from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, 
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.residual import insert_selects, stream_pins
 from irtool.pruning.slicing import Rewrite, rewrite
+from irtool.tensor_defaults import plain_tensors
 
 __all__ = ["LayerPlan", "Plan", "check_options", "find_rewrite", "plan", "prepare"]
 
 
 @uncollected()
+@plain_tensors()
 def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope = "global", residual: Residual = "couple", min_channels: int = 1,
          round_to: int = 1, ignore: str | Sequence[str] = (), seed: int = 0) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.

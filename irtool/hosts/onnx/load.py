@@ -16,6 +16,7 @@ from irtool.hosts.onnx.file import read_model, stored_bytes, write_model
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.limits import check_extent
 from irtool.hosts.onnx.normalize import tidy
+from irtool.tensor_defaults import plain_tensors
 
 LARGEST_INPUTS = 1 << 30
 """Bytes of all inputs of the example together."""
@@ -27,6 +28,7 @@ Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]
 """Shapes of inputs, by name or in order."""
 
 
+@plain_tensors()
 def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None) -> OnnxGraph:
     """Read an .onnx file as a graph.
 
@@ -131,6 +133,7 @@ def _check_inputs(host: gs.Graph, sizes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+@plain_tensors()
 def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
     """Write a graph as an .onnx file that passes onnx.checker in full. Returns the bytes written.
 
