@@ -21,11 +21,13 @@ from .passes import (
     LowerAffine,
     Prune,
     RecalibrateBatchNorm,
+    Reconstruct,
     ReduceWidth,
     RemoveIdentity,
     WidenSelects,
     fold_batchnorm,
     prune,
+    reconstruct,
 )
 from .passmanager import Pass, PassResult, Pipeline
 from .pruning import Plan, criterion, plan
@@ -37,7 +39,7 @@ __version__: str
 __all__ = [
     "ChannelGroups", "Comparison", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph",
     "InsertSelects", "LowerAffine", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult", "Pipeline", "Plan", "Prune",
-    "RecalibrateBatchNorm", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects", "apply", "channel_groups", "check_prune",
-    "compare", "cost", "criterion", "diff", "errors", "export_mnn", "export_onnx", "fold_batchnorm", "load", "load_onnx",
-    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "save", "save_onnx", "trace", "train",
+    "RecalibrateBatchNorm", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects", "apply", "channel_groups",
+    "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn", "export_onnx", "fold_batchnorm", "load", "load_onnx",
+    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "reconstruct", "save", "save_onnx", "trace", "train",
 ]  # fmt: skip

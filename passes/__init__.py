@@ -9,6 +9,7 @@ from irtool.passes.insert_selects import InsertSelects
 from irtool.passes.lower_affine import LowerAffine
 from irtool.passes.prune import Prune, prune
 from irtool.passes.recalibrate_batchnorm import RecalibrateBatchNorm
+from irtool.passes.reconstruct import Reconstruct, reconstruct
 from irtool.passes.reduce_width import ReduceWidth
 from irtool.passes.remove_identity import RemoveIdentity
 from irtool.passes.widen_selects import WidenSelects
@@ -23,9 +24,11 @@ __all__ = [
     "LowerAffine",
     "Prune",
     "RecalibrateBatchNorm",
+    "Reconstruct",
     "ReduceWidth",
     "RemoveIdentity",
     "WidenSelects",
     "fold_batchnorm",
     "prune",
+    "reconstruct",
 ]

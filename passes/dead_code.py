@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from irtool.ir.graph import G
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, Rewritten, register
 
 
 @register
@@ -22,12 +22,11 @@ class DeadCode(Pass):
 
     name: ClassVar[str] = "dead_code"
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Remove them."""
         new = graph.clone()
         dead = new.drop_dead()
         if not dead:
-            return PassResult(graph, False)
+            return Rewritten(graph)
         new.tidied()
-        new.history = (*graph.history, {"step": self.name})
-        return PassResult(new, True, (f"{len(dead)} dead operators removed: {', '.join(dead)}",))
+        return Rewritten(new, (f"{len(dead)} dead operators removed: {', '.join(dead)}",))

@@ -13,7 +13,7 @@ from torch import Tensor
 from irtool.errors import OptionError
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import float_param, grouped_inputs
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import ChangesValues, Pass, Rewritten, register
 
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Pool", "Dropout", "Identity"})
 """f(s x) = s f(x) for s > 0, channel by channel."""
@@ -21,7 +21,7 @@ _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Pool", "Dropout", "Identity"})
 
 @register
 @dataclass(frozen=True)
-class Equalise(Pass):
+class Equalise(ChangesValues, Pass):
     """Cross-layer equalisation: scale a channel down where it is made and up where it is read. Exact.
 
     After Nagel et al. (2019, arXiv:1906.04721), section 4.1: with r1 the largest weight that makes channel i and r2 the largest
@@ -42,19 +42,18 @@ class Equalise(Pass):
         if not isinstance(self.rounds, Integral) or self.rounds < 1:
             raise OptionError(f"rounds {self.rounds!r} is no number of rounds", remedy="Give a whole number from 1 on; 3 are usual.")
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Equalise all pairs."""
         new = graph.clone()
         readers = Counter(value.name for node in new.nodes for value in node.inputs if value.is_param)
         pairs = [(node, after) for node in new.nodes if (after := _reader(new, node, readers)) is not None]
         if not pairs:
-            return PassResult(graph, False)
+            return Rewritten(graph)
         for _ in range(self.rounds):
             for before, after in pairs:
                 _equalise(new, before, after)
         new.tidied()
-        new.history = (*graph.history, {"step": self.name, "rounds": self.rounds})
-        return PassResult(new, True, (f"{len(pairs)} pairs of layers equalised",))
+        return Rewritten(new, (f"{len(pairs)} pairs of layers equalised",))
 
 
 def _reader(graph: Graph, node: Node, readers: Counter[str]) -> Node | None:

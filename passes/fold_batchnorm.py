@@ -11,8 +11,7 @@ from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.passmanager import Pass, PassResult, register
-from irtool.tensor_defaults import plain_tensors
+from irtool.passmanager import Pass, Rewritten, register
 
 _FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
@@ -33,7 +32,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold_batchnorm"
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Fold where it is exact."""
         new = graph.clone()
         readers = Counter(value.name for node in new.nodes for value in node.inputs if value.is_param)
@@ -48,10 +47,9 @@ class FoldBatchNorm(Pass):
             elif why:
                 notes.append(f"{node.location}: {why}")
         if not folded:
-            return PassResult(graph, False, tuple(notes))
+            return Rewritten(graph, notes)
         new.tidied()
-        new.history = (*graph.history, {"step": "fold_batchnorm"})
-        return PassResult(new, True, (f"{folded} batch norms folded", *notes))
+        return Rewritten(new, (f"{folded} batch norms folded", *notes))
 
 
 def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
@@ -106,7 +104,6 @@ def _scaled(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Ten
     return (blocks * scale.reshape(groups, 1, -1, *(1,) * (weight.dim() - 2))).reshape(weight.shape)
 
 
-@plain_tensors()
 def fold_batchnorm(graph: G) -> G:
     """Fold batch norms; see `FoldBatchNorm`. The caller's graph is not changed."""
     return FoldBatchNorm()(graph).graph

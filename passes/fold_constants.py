@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from irtool.hosts.torch.in_place import overwritten
 from irtool.ir.graph import G, Graph, Node, Value
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, Rewritten, register
 
 _KEPT = frozenset(
     {"Opaque", "Input", "Output", "Constant", "Dropout", "StochasticDepth", "BatchNormalization", "QuantizeLinear", "DequantizeLinear"}
@@ -35,7 +34,7 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold_constants"
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Fold them. A constant that an output names stays the operator that makes it."""
         new = graph.clone()
         sizes = new.settle_shapes()
@@ -47,10 +46,9 @@ class FoldConstants(Pass):
             if any(reader not in made for reader in node.output.uses):
                 new.settle(node, data)
         if not sizes and not made:
-            return PassResult(graph, False)
+            return Rewritten(graph)
         new.tidied()
-        new.history = (*graph.history, {"step": self.name})
-        return PassResult(new, True, tuple(_notes(sizes, list(made))))
+        return Rewritten(new, tuple(_notes(sizes, list(made))))
 
 
 def _computed(graph: Graph) -> dict[Value, Tensor]:
@@ -81,7 +79,7 @@ def _drawing_nothing(graph: Graph, node: Node, values: Mapping[Value, Tensor]) -
 
 def _unwritten(graph: Graph, computed: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
     """Those that lie in memory, and come from such, that nothing writes over while the program runs."""
-    held = [computed.get(value, value.data) for value in overwritten(graph)]
+    held = [computed.get(value, value.data) for value in graph.overwritten()]
     written = {_memory(data) for data in held if data is not None}
     kept: dict[Value, Tensor] = {}
     for value, data in computed.items():

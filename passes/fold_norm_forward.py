@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from irtool.hosts.torch.in_place import writers
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, Rewritten, register
 
 
 @register
@@ -32,7 +31,7 @@ class FoldNormForward(Pass):
 
     name: ClassVar[str] = "fold_norm_forward"
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Fold where it is exact."""
         readers = Counter(value.name for node in graph.nodes for value in node.inputs if value.is_param)
         notes, chosen = [], []
@@ -45,8 +44,14 @@ class FoldNormForward(Pass):
             elif why:
                 notes.append(f"{node.location}: {why}")
         if not chosen:
-            return PassResult(graph, False, tuple(notes))
-        return PassResult(fold_named(graph, chosen), True, (f"{len(chosen)} batch norms folded into the layers behind them", *notes))
+            return Rewritten(graph, notes)
+        done = f"{len(chosen)} batch norms folded into the layers behind them"
+        return Rewritten(fold_named(graph, chosen), (done, *notes), {"folded": chosen})
+
+    @classmethod
+    def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
+        """Fold the batch norms that were folded, whatever their values are now."""
+        return fold_named(graph, step["folded"])
 
 
 def fold_named(graph: G, names: Sequence[str]) -> G:
@@ -56,7 +61,6 @@ def fold_named(graph: G, names: Sequence[str]) -> G:
         node = new.node(name)
         _fold(new, node, node.output.uses[0])
     new.tidied()
-    new.history = (*graph.history, {"step": FoldNormForward.name, "folded": list(names)})
     return new
 
 
@@ -78,9 +82,9 @@ def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
         return f"the bias of {layer.location} is computed"
     if layer.op == "Gemm" and len(node.input.sizes) != 2:
         return ""
-    written = writers(graph, node, layer)
+    written = graph.writers(node, layer)
     if written:
-        return f"{written[0].name}, before {layer.location}, may write over what it reads"
+        return f"{written[0]}, before {layer.location}, may write over what it reads"
     if layer.op == "Gemm":
         return None
     shifted = bool(scale_and_shift(node)[1].any())

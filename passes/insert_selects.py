@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from irtool.ir.graph import G
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, Rewritten, register
 from irtool.pruning.residual import insert_selects
 
 
@@ -21,10 +21,9 @@ class InsertSelects(Pass):
 
     name: ClassVar[str] = "insert_selects"
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Insert selections of all channels; the outputs stay bit-equal."""
         new = insert_selects(graph)
         if new is graph:
-            return PassResult(graph, False)
-        new.history = (*graph.history, {"step": "insert_selects"})
-        return PassResult(new, True)
+            return Rewritten(graph)
+        return Rewritten(new)

@@ -13,7 +13,7 @@ import torch
 from irtool.hosts.onnx.affine import Affine, channel_affine, flowing, only_reader
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir.graph import G, Value
-from irtool.passmanager import Pass, PassResult, onnx_only, register
+from irtool.passmanager import Pass, Rewritten, onnx_only, register
 
 _FLOATS: Mapping[torch.dtype | None, type[np.floating[Any]]] = {
     torch.float16: np.float16,
@@ -44,7 +44,7 @@ class LowerAffine(Pass):
     name: ClassVar[str] = "lower_affine"
     arithmetic: bool = True
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Lower every chain.
 
         Raises:
@@ -61,10 +61,9 @@ class LowerAffine(Pass):
             _replace(new, chain, found, _FLOATS[values[chain[0].outputs[0].name].dtype])
             lowered += 1
         if not lowered:
-            return PassResult(graph, False)
+            return Rewritten(graph)
         new.tidied()
-        new.history = (*graph.history, {"step": self.name})
-        return PassResult(cast(G, new), True, (f"{lowered} chains of scale and shift became depthwise convolutions",))
+        return Rewritten(cast(G, new), (f"{lowered} chains of scale and shift became depthwise convolutions",))
 
     def _worth(self, node: gs.Node) -> bool:
         if node.op == "BatchNormalization":

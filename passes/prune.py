@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from irtool.errors import OptionError
 from irtool.garbage import uncollected
 from irtool.ir.graph import G
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, Rewritten, register
 from irtool.pruning.absorb.absorb import Absorption
-from irtool.pruning.absorb.bias import add_biases
+from irtool.pruning.absorb.bias import add_biases, no_gains
 from irtool.pruning.absorb.calibration import measured
 from irtool.pruning.planner import Plan, find_rewrite
-from irtool.tensor_defaults import plain_tensors
 
 Constants = Literal["absorb", "drop"]
 
@@ -45,7 +44,7 @@ class Prune(Pass):
         if self.constants not in ("absorb", "drop"):
             raise OptionError(f"constants {self.constants!r} does not exist", remedy="Choose absorb or drop.")
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Slice.
 
         Raises:
@@ -60,8 +59,21 @@ class Prune(Pass):
         found = measured(labels, keep, self.calibration) if self.constants == "absorb" else Absorption()
         if found.biases:
             new = add_biases(new, labels, keep, found.biases)
-        new.history = (*graph.history, {"step": "prune", "plan": self.plan.to_dict(), "biases": sorted(found.biases)})
-        return PassResult(new, self.plan.removed > 0, tuple(_notes(self.plan, rewrite.inexact(), found)))
+        record = {"plan": self.plan.to_dict(), "biases": sorted(found.biases)}
+        return Rewritten(new, _notes(self.plan, rewrite.inexact(), found), record)
+
+    def options(self) -> dict[str, Any]:
+        """The plan is recorded with the biases that it led to; where these came from does not matter when it is repeated."""
+        return {}
+
+    @classmethod
+    def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
+        """Slice; layers that took up constants when the plan was carried out get biases to load into."""
+        rewrite = find_rewrite(graph, Plan.from_dict(step["plan"]))
+        labels, keep = rewrite.labels, rewrite.keep
+        zeros = no_gains(labels, step["biases"])
+        new = rewrite.fill()
+        return add_biases(new, labels, keep, zeros) if zeros else new
 
 
 def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
@@ -82,7 +94,6 @@ def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
     return notes
 
 
-@plain_tensors()
 def prune(graph: G, plan: Plan, constants: Constants = "absorb", calibration: Iterable[Any] | None = None) -> G:
     """Slice a graph as a plan says; see `Prune`. The caller's graph is not changed."""
     return Prune(plan, constants, calibration)(graph).graph

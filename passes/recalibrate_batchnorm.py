@@ -16,14 +16,14 @@ from irtool.hosts.torch.interpreter import steps
 from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import ChangesValues, Pass, Rewritten, register
 
 Method = Literal["pooled", "exact"]
 
 
 @register
 @dataclass(frozen=True)
-class RecalibrateBatchNorm(Pass):
+class RecalibrateBatchNorm(ChangesValues, Pass):
     """Give each batch norm the mean and variance of what it reads on a calibration set. No weight is trained, no label needed.
 
     Removing channels moves what later batch norms read, and their stored statistics no longer fit. (Statistics measured anew are
@@ -52,7 +52,7 @@ class RecalibrateBatchNorm(Pass):
         if not isinstance(self.batches, Iterable):
             raise OptionError(f"batches {self.batches!r} hold no images", remedy="Give some: batches=data.sample(512).split(64).")
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Run the calibration set through a copy.
 
         Raises:
@@ -63,7 +63,7 @@ class RecalibrateBatchNorm(Pass):
         left = [node for node in graph.nodes if node.op == "BatchNormalization" and node not in norms]
         notes = tuple(f"{node.location}: {not_fixed(node)}" for node in left)
         if not norms:
-            return PassResult(graph, False, notes)
+            return Rewritten(graph, notes)
         new = graph.clone()
         if not isinstance(graph, FxGraph):
             raise GraphError("batch norms of an ONNX graph stay as they are", remedy="Recalibrate the torch model, then export it.")
@@ -77,8 +77,7 @@ class RecalibrateBatchNorm(Pass):
             assert var.data is not None
             new.set_param(mean.name, found[mean.name].mean.to(mean.data))
             new.set_param(var.name, found[mean.name].unbiased().to(var.data))
-        new.history = (*graph.history, {"step": "recalibrate_batchnorm"})
-        return PassResult(new, True, (f"{len(norms)} batch norms recalibrated", *notes, *shared))
+        return Rewritten(new, (f"{len(norms)} batch norms recalibrated", *notes, *shared))
 
 
 @dataclass

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from irtool.errors import GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G
-from irtool.passmanager import Pass, PassResult, register
-from irtool.pruning.planner import find_rewrite, plan
+from irtool.passmanager import Pass, Rewritten, register
+from irtool.pruning.planner import Plan, find_rewrite, plan
 
 Init = Literal["fresh", "best"]
 
@@ -59,7 +59,7 @@ class ReduceWidth(Pass):
         if self.init not in ("fresh", "best"):
             raise OptionError(f"init {self.init!r} does not exist", remedy="Choose fresh or best.")
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Slice, then give the layers that have weights new ones.
 
         Raises:
@@ -79,8 +79,12 @@ class ReduceWidth(Pass):
             assert isinstance(new, FxGraph)
             left = _restart(new, self.seed)
             notes += [f"{name}: nothing tells how it is initialised: it keeps its values" for name in left]
-        new.history = (*graph.history, {"step": "reduce_width", "plan": made.to_dict()})
-        return PassResult(new, made.removed > 0 or self.init == "fresh", tuple(notes))
+        return Rewritten(new, notes, {"plan": made.to_dict()})
+
+    @classmethod
+    def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
+        """Slice as the recorded plan says."""
+        return find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
 
 
 def _restart(graph: FxGraph, seed: int) -> list[str]:

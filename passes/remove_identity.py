@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from irtool.hosts.torch.attributes import canonical
-from irtool.hosts.torch.in_place import writers
 from irtool.ir.graph import G, Graph, Node, Value
-from irtool.passmanager import Pass, PassResult, register
+from irtool.passmanager import Pass, Rewritten, register
 
 
 @register
@@ -29,10 +28,10 @@ class RemoveIdentity(Pass):
 
     dropout: bool = False
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Remove them, but for those that give an input, a constant or another output one more name as an output."""
         new = graph.clone()
-        copies_matter = bool(writers(new))
+        copies_matter = bool(new.writers())
         stand_ins: dict[Value, Value] = {}
         named = set(new.outputs)
         for node in [node for node in new.nodes if self._returns_input(new, node)]:  # all of them, before the host is edited
@@ -46,10 +45,9 @@ class RemoveIdentity(Pass):
             stand_ins[node.output] = source
             new.bypass(node)
         if not stand_ins:
-            return PassResult(graph, False)
+            return Rewritten(graph)
         new.tidied()
-        new.history = (*graph.history, {"step": self.name, "dropout": self.dropout})
-        return PassResult(new, True, (f"{len(stand_ins)} operators removed that return their input",))
+        return Rewritten(new, (f"{len(stand_ins)} operators removed that return their input",))
 
     def _returns_input(self, graph: Graph, node: Node) -> bool:
         if node.op == "Dropout":

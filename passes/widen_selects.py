@@ -14,7 +14,7 @@ from irtool.errors import OptionError
 from irtool.hosts.onnx.affine import only_reader
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir.graph import G
-from irtool.passmanager import Pass, PassResult, onnx_only, register
+from irtool.passmanager import Pass, Rewritten, onnx_only, register
 
 _KEEPS_CHANNELS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
 _LAST_ROLES = {"BatchNormalization": (0.0, 0.0, 0.0, 1.0)}
@@ -54,7 +54,7 @@ class WidenSelects(Pass):
         if not isinstance(self.share, Real) or not 0 <= self.share <= 1:
             raise OptionError(f"share {self.share!r} is no share of channels", remedy="Give 0 <= share <= 1.")
 
-    def __call__(self, graph: G) -> PassResult[G]:
+    def rewrite(self, graph: G) -> Rewritten[G]:
         """Widen where it pays.
 
         Raises:
@@ -76,10 +76,9 @@ class WidenSelects(Pass):
             widened += 1
         notes = [f"{count} selections stay: {reason}" for reason, count in left.items()]
         if not widened:
-            return PassResult(graph, False, tuple(notes))
+            return Rewritten(graph, notes)
         new.tidied()
-        new.history = (*graph.history, {"step": self.name, "share": self.share})
-        return PassResult(cast(G, new), True, (f"{widened} selections became zero weights", *notes))
+        return Rewritten(cast(G, new), (f"{widened} selections became zero weights", *notes))
 
 
 def _index(node: gs.Node) -> np.ndarray | None:

@@ -8,12 +8,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
 import irtool
 from irtool.errors import PlanError, TraceError
+from irtool.quant import calibrate
+from irtool.train import Settings, fit, load_data
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -76,6 +79,45 @@ def test_the_same_whatever_surrounds_it(name: str, tmp_path: Path) -> None:
         assert torch.is_grad_enabled() == (name == "meta")
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_what_reads_data_is_the_same_too(name: str, tmp_path: Path) -> None:
+    images = [torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    labels = [torch.arange(8) % 4 for _ in images]
+    irtool.export_onnx(irtool.trace(net(), X), tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+
+    def found(graph: irtool.FxGraph) -> tuple[object, ...]:
+        chosen = irtool.plan(graph, "taylor", 0.5, data=[*zip(images, labels, strict=True)])
+        refitted = irtool.reconstruct(graph, chosen, images)
+        calibrated = irtool.RecalibrateBatchNorm(images)(irtool.prune(graph, chosen)).graph
+        read = load_data("digits", image_size=8, limit=20)
+        seen = calibrate(model, [model.graph.input[0].name], [images[0].numpy()])
+        return (
+            chosen,
+            refitted.run(X).sum().item(),
+            calibrated.run(X).sum().item(),
+            [*map(int, read.train.labels)],
+            [(one.moving, one.counts.tolist()) for one in seen.values()],
+        )
+
+    graph = irtool.trace(net(), X)
+    expected = found(graph)
+    with SURROUNDINGS[name]():
+        assert found(graph) == expected
+
+
+def test_trained_whatever_the_default_device() -> None:
+    def trained() -> float:
+        torch.manual_seed(0)
+        with torch.device("cpu"):
+            model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        return fit(model, load_data("digits", image_size=8, limit=20), Settings(epochs=1)).records[0].train_loss
+
+    expected = trained()
+    with torch.device("meta"):
+        assert trained() == expected
 
 
 def test_a_model_made_in_inference_mode_is_told_and_its_copy_serves(tmp_path: Path) -> None:

@@ -119,8 +119,7 @@ def cost(graph: Graph, *, batch: int | None = None) -> Cost:
     for node in graph.nodes:
         if node.op == "Output":
             continue
-        rule = MACS.get(node.op)
-        whole = _measured(graph, node) if node.op == "Opaque" else rule(node) if rule is not None else 0
+        whole = measured_macs(graph, node) if node.op == "Opaque" else macs_of(node)
         if whole is None:
             uncounted.append(node.location)
         macs = round((whole or 0) / samples)
@@ -154,6 +153,24 @@ def held_by(graph: Graph, node: Node) -> Iterator[tuple[str, str, Tensor]]:
             yield role, name, tensor.detach()
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A parameter, buffer or constant, and whether it counts as a parameter."""
+
+    name: str
+    data: Tensor
+    trained: bool
+
+
+def holdings(graph: Graph) -> list[Held]:
+    """All that the nodes of a graph hold, each once, as `cost` counts it."""
+    owned = _Ownership(graph)
+    for node in graph.nodes:
+        if node.op != "Output":
+            owned.claim(node)
+    return owned.held
+
+
 class _Ownership:
     """Which node reads a parameter first."""
 
@@ -163,6 +180,7 @@ class _Ownership:
         module = getattr(graph, "module", None)
         self._trainable = dict(module.named_parameters(remove_duplicate=False)) if module is not None else None
         self._claimed: set[int | str] = set()
+        self.held: list[Held] = []
 
     def claim(self, node: Node) -> int:
         """Count what the node is the first to read; the number of parameters among it."""
@@ -174,7 +192,9 @@ class _Ownership:
                 continue
             self._claimed.add(key)
             self.bytes += data.numel() * data.element_size()
-            if parameter is not None or (self._trainable is None and _is_weight(node, role, data)):
+            trained = parameter is not None or (self._trainable is None and _is_weight(node, role, data))
+            self.held.append(Held(name, data, trained))
+            if trained:
                 found += data.numel()
             else:
                 self.buffers += data.numel()
@@ -208,7 +228,7 @@ def _bytes(value: Value) -> int:
     return prod(value.shape) * value.dtype.itemsize if value.shape is not None and value.dtype is not None else 0
 
 
-def _measured(graph: Graph, node: Node) -> int | None:
+def measured_macs(graph: Graph, node: Node) -> int | None:
     """MACs of an unknown operator, by torch's counter on the meta device; None where it does not run there."""
     if not isinstance(graph, FxGraph):
         return None
@@ -226,51 +246,66 @@ def _measured(graph: Graph, node: Node) -> int | None:
     return counter.get_total_flops() // 2
 
 
-def _conv(node: Node) -> int:
+Product = list[tuple[Value, int]]
+"""Axes of values, by (value, axis): their sizes are multiplied."""
+
+
+def _axes(value: Value, start: int = 0, stop: int | None = None) -> Product:
+    return [(value, axis) for axis in range(len(value.sizes))[start:stop]]
+
+
+def _conv(node: Node) -> list[Product]:
     """Each output is a sum over its group's input channels and the kernel; a transposed one spreads each input likewise."""
     weight = node.get("weight")
     if weight is None:
-        return 0
+        return []
     transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
-    return prod(node.input.sizes if transposed else node.output.sizes) * prod(weight.sizes[1:])
+    return [_axes(node.input if transposed else node.output) + _axes(weight, 1)]
 
 
-def _gemm(node: Node) -> int:
+def _gemm(node: Node) -> list[Product]:
     factor = node.operands["input"]  # addmm's first operand is the bias
-    return prod(node.output.sizes) * factor.sizes[-1]
+    return [_axes(node.output) + _axes(factor, -1)]
 
 
-def _matmul(node: Node) -> int:
-    return prod(node.output.sizes) * node.input.sizes[-1]
+def _matmul(node: Node) -> list[Product]:
+    return [_axes(node.output) + _axes(node.input, -1)]
 
 
-def _attention(node: Node) -> int:
+def _attention(node: Node) -> list[Product]:
     """q k^T and its product with v, in full: a causal mask saves nothing here, as in torch's counter."""
-    query, value = node.input.sizes, node.operands["value"].sizes
-    return prod(query[:-1]) * value[-2] * (query[-1] + value[-1])
+    query, value = node.input, node.operands["value"]
+    scores = _axes(query, 0, -1) + _axes(value, -2, -1)
+    return [scores + _axes(query, -1), scores + _axes(value, -1)]
 
 
-def _einsum(node: Node) -> int:
+def _einsum(node: Node) -> list[Product]:
     """Operands are multiplied from left to right; a letter that only one of them has is summed away before."""
     equation = str(node.attrs.get("equation", "")).replace(" ", "")
     terms, arrow, result = equation.partition("->")
     letters = terms.split(",")
     if "." in equation or len(letters) != len(node.inputs):
-        return 0
-    sizes = {c: n for term, value in zip(letters, node.inputs, strict=True) for c, n in zip(term, value.sizes, strict=True)}
-    kept = set(result) if arrow else {c for c in sizes if terms.count(c) == 1}
-    total, left = 0, set(letters[0])
+        return []
+    axes = {c: (value, axis) for term, value in zip(letters, node.inputs, strict=True) for axis, c in enumerate(term)}
+    kept = set(result) if arrow else {c for c in axes if terms.count(c) == 1}
+    products, left = [], set(letters[0])
     for index, term in enumerate(letters[1:], 1):
         later = kept.union(*letters[index + 1 :])
-        total += prod(sizes[c] for c in (left & set(term)) | ((left | set(term)) & later))
+        products.append([axes[c] for c in sorted((left & set(term)) | ((left | set(term)) & later))])
         left = (left | set(term)) & later
-    return total
+    return products
 
 
-MACS: Mapping[str, Callable[[Node], int]] = {
+PRODUCTS: Mapping[str, Callable[[Node], list[Product]]] = {
     "Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul, "Attention": _attention, "Einsum": _einsum,
 }  # fmt: skip
-"""How many multiply-accumulates an operator makes for the whole example batch. What is not listed counts as none."""
+"""Multiply-accumulates of an operator for the whole example batch, as a sum of products of sizes. What is not listed counts as none."""
+
+
+def macs_of(node: Node) -> int:
+    """Multiply-accumulates of a node of a known operator, for the whole example batch."""
+    rule = PRODUCTS.get(node.op)
+    return sum(prod(value.sizes[axis] for value, axis in product) for product in rule(node)) if rule is not None else 0
 
 
 def _sizes(shape: tuple[int, ...] | None) -> str:

@@ -31,6 +31,7 @@ from irtool.archive.state import (
     set_training_flags,
     training_flags,
 )
+from irtool.archive.structures import plain_results
 from irtool.archive.trial import Trial, check_program
 from irtool.archive.values import decode_inputs, encode_inputs
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
@@ -74,7 +75,8 @@ def save(
     """Write a graph: program, weights, history, flags. All of the file appears, or none.
 
     A program that calls a class or function of the user's own is saved too, with a warning: such a file loads into an
-    instance of the class only.
+    instance of the class only. A result in a dataclass comes back as a dict of its fields that are not None, and one in a
+    named tuple as a tuple, since the file names no class; loaded into an instance of the model it is of its own class again.
 
     Args:
         graph: what to save.
@@ -88,6 +90,7 @@ def save(
     """
     if not isinstance(graph, FxGraph):
         raise OptionError(f"a {type(graph).__name__} is not a torch graph", where="save", remedy="Write an ONNX graph with save_onnx.")
+    graph = plain_results(graph)
     try:
         table, data = encode_tensors(graph.module)
         inputs = encode_inputs(graph.example_inputs)

@@ -166,15 +166,15 @@ t : numel is_floating_point : input=T
 """
 MAKERS = """
 t : zeros ones rand randn : *size=I size=S dtype=d0 device=v0 layout=l0 requires_grad=F
-t : full : size=I fill_value=n dtype=d0 device=v0 layout=l0 requires_grad=F
+t : full : size=I fill_value=nT dtype=d0 device=v0 layout=l0 requires_grad=F
 t : arange : *bounds=n start=n end=n step=n dtype=d0 device=v0 layout=l0 requires_grad=F
 t : linspace : start=n end=n steps=i dtype=d0 device=v0 layout=l0 requires_grad=F
 t : eye : n=i m=i dtype=d0 device=v0 layout=l0 requires_grad=F
 t : tensor scalar_tensor : data=N dtype=d0 device=v0 requires_grad=F
 . : new_zeros new_ones : input=T *size=I size=S dtype=d0 device=v0
-. : new_full : input=T size=I fill_value=n dtype=d0 device=v0
+. : new_full : input=T size=I fill_value=nT dtype=d0 device=v0
 t : zeros_like ones_like rand_like randn_like : input=T dtype=d0 device=v0 layout=l0 memory_format=m0 requires_grad=F
-t : full_like : input=T fill_value=n dtype=d0 device=v0 layout=l0 memory_format=m0
+t : full_like : input=T fill_value=nT dtype=d0 device=v0 layout=l0 memory_format=m0
 """
 STRUCTURES = """
 py : getattr : input=TPv name=s
@@ -191,11 +191,11 @@ constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2
 cumprod cumsum detach detach_ diag diag_embed diagonal div div_ dropout dropout_ einsum elu elu_ embedding eq erf exp exp_ expand expand_as expm1 eye
 feature_dropout fill fill_ flatten flip fliplr flipud floor floor_ floor_divide fmax fmin fmod frac full full_like gather ge gelu glu grid_sampler
 group_norm gt hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ hstack im2col index index_select instance_norm
-isfinite isinf isnan layer_norm le leaky_relu leaky_relu_ lerp lift_fresh_copy linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid
+isfinite isinf isnan item layer_norm le leaky_relu leaky_relu_ lerp lift_fresh_copy linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid
 log_softmax logical_and logical_not logical_or logical_xor logsumexp lt mT masked_fill masked_fill_ matmul max max_pool1d max_pool2d max_pool3d maximum
 mean median meshgrid min minimum mish mish_ mm movedim mul mul_ multiply nan_to_num narrow
 ne neg neg_ new_full new_ones new_zeros norm one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle pow pow_ prelu prod rand
-rand_like randn randn_like ravel reciprocal reflection_pad1d reflection_pad2d relu relu6 relu_ remainder repeat repeat_interleave replication_pad1d
+rand_like randn randn_like ravel reciprocal reflection_pad1d reflection_pad2d relu relu6 relu_ remainder repeat repeat_interleave replication_pad1d resolve_conj resolve_neg
 replication_pad2d replication_pad3d reshape rms_norm roll rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention select selu selu_
 sigmoid sigmoid_ sign silu silu_ sin sinh slice softmax softplus softshrink sort split split_with_sizes sqrt sqrt_ square squeeze stack std std_mean sub
 sub_ sum swapaxes swapdims sym_numel sym_size t tan tanh tanh_ tensor_split threshold tile to topk transpose tril triu trunc type_as unbind unflatten

@@ -17,6 +17,7 @@ from irtool.cli.output import COMPRESS, keep_inputs, model_files, output_folder
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table, comparison_table
+from irtool.cli.wishes import budget_of, limits_of
 from irtool.errors import OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
@@ -36,11 +37,18 @@ class CompressOptions:
 
     Args:
         ratio: The fraction of channels to remove, 0 to below 1.
-        criterion: How channels are ranked: l1, l2, bn_scale, random.
+        budget: In place of a ratio, what may be left: macs=50%, params=1M, bytes=2M; may be repeated.
+        layer_limit: With a budget, the largest part of its channels that a layer may lose: 'layer3.*=70%'; may be repeated.
+        criterion: How channels are ranked: l1, l2, bn_scale, random, or fisher, which looks at training images. By default
+            fisher for a budget with --data, else l1.
         scope: Rank over all layers, or in each.
         residual: Residual streams: select from them, couple all that write to them, or keep them.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
+    if chosen.get("budget") and chosen.get("ratio") is not None:
+        raise OptionError("a ratio and a budget", where="--ratio", remedy="Give one of them: the budget decides how many channels go.")
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
+        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave. The default with --data,
+            unless --constants or --calibrate is given.
         round_to: Keep a multiple of this many channels.
         min_channels: Keep at least so many channels in each layer.
         ignore: A layer or module to leave alone; may be repeated.
@@ -52,11 +60,14 @@ class CompressOptions:
     """
 
     ratio: float = 0.5
-    criterion: str = "l1"
+    budget: tuple[str, ...] = ()
+    layer_limit: tuple[str, ...] = ()
+    criterion: str | None = None
     scope: options.Scope = options.Scope.GLOBAL
     residual: options.Residual = options.Residual.COUPLE
     constants: options.Constants = options.Constants.ABSORB
     calibrate: int = 0
+    reconstruct: bool = False
     round_to: int = 1
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
@@ -73,7 +84,10 @@ class CompressOptions:
             OptionError: a value that can never work.
         """
         scope, residual = self.scope.value, self.residual.value
-        check_options(self.criterion, self.ratio, scope, residual, self.min_channels, self.round_to)
+        budget, limits = budget_of(self.budget), limits_of(self.layer_limit)
+        if limits and budget is None:
+            raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
+        check_options(self.criterion or "l1", self.ratio, scope, residual, self.min_channels, self.round_to)
         if self.runs < 1 or self.threads < 1:
             raise OptionError(
                 f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."
@@ -81,11 +95,15 @@ class CompressOptions:
         for name, most, remedy in _MOST:
             if not 0 <= getattr(self, name) <= most:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
-        plan = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
+        plan: dict[str, Any] = {"criterion": self.criterion, "ratio": self.ratio, "scope": scope, "residual": residual, "min_channels": self.min_channels,
                 "round_to": self.round_to, "ignore": tuple(self.ignore), "seed": self.seed}  # fmt: skip
-        return Settings(plan, self.constants.value, self.calibrate, self.opset, self.runs, self.threads, self.allow_unchecked)
+        plan |= {name: value for name, value in (("budget", budget), ("limits", limits)) if value}
+        refit = IMAGES if self.reconstruct else 0
+        return Settings(plan, self.constants.value, self.calibrate, refit, self.opset, self.runs, self.threads, self.allow_unchecked)
 
 
+IMAGES = 128
+"""Refitted on. More gain next to nothing."""
 _MOST = (
     ("threads", options.MOST_THREADS, options.FEWER_THREADS),
     ("calibrate", sys.maxsize, "Give a number of training images, or 0."),
@@ -129,7 +147,13 @@ def compress(
         return
     if model is None:
         raise OptionError("no model", where="compress", remedy="Name one, or give --recipe FILE.")
-    settings = CompressOptions(**{name: value for name, value in chosen.items() if value is not None}).settings()
+    if chosen.get("budget") and chosen.get("ratio") is not None:
+        raise OptionError("a ratio and a budget", where="--ratio", remedy="Give one of them: the budget decides how many channels go.")
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if data is None and given.get("reconstruct"):
+        raise OptionError("no images", where="--reconstruct", remedy="Give --data too, or leave it out.")
+    refits = data is not None and not given.keys() & {"constants", "calibrate"}
+    settings = CompressOptions(**{"reconstruct": refits, **given}).settings()
     if settings.calibrate and data is None:
         raise OptionError(f"{settings.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")
     keep_inputs((out / name for name in FILES.values()), model_files(model, weights))

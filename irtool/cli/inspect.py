@@ -102,8 +102,13 @@ def _table(model: str, rows: list[LayerRow]) -> Table:
     return table
 
 
+_LISTED = 5
+
+
 def _unknown(graph: Graph) -> str:
-    return ", ".join(f"{node.callee} at {node.location}" for node in graph.nodes if node.op == "Opaque") or "none"
+    places = [f"{node.callee} at {node.location}" for node in graph.nodes if node.op == "Opaque"]
+    more = f" and {len(places) - _LISTED} more" if len(places) > _LISTED else ""
+    return ", ".join(places[:_LISTED]) + more if places else "none"
 
 
 def _plain(graph: Graph, rows: list[LayerRow], price: Cost) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
 from irtool.ir import Graph
-from irtool.passes import fold_batchnorm, prune
+from irtool.passes import fold_batchnorm, prune, reconstruct
 from irtool.pruning import Plan
 from irtool.workflows.chain import (
     Chain,
@@ -79,6 +79,8 @@ def _read_first(paths: list[Path]) -> None:
     for folder in {path if path.is_dir() else path.parent for path in paths}:
         settle(folder)
         require_finished(folder)
+    if len(paths) == 1 and paths[0].is_dir():
+        read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such
     for path in (path / FILES["onnx"] if path.is_dir() else path for path in paths):
         if path.suffix == ".onnx" and path.is_file():
             load_onnx(path)
@@ -121,7 +123,8 @@ def _onnx_folder(
         if found is not None:
             graph, plan, constants = found[0], Plan.from_json(folder / FILES["plan"]), record["options"]["constants"]
             inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
-            sliced = prune(graph, plan, constants, found[1])
+            refit = record["options"].get("reconstruct", 0)
+            sliced = reconstruct(graph, plan, found[1]) if refit else prune(graph, plan, constants, found[1])
             folded = fold_batchnorm(sliced)
             links += [*masked_links(graph, plan, sliced, inputs, constants, found[1]), *folded_links(sliced, folded, inputs)]
             links.append(onnx_link(folded, written, inputs))
@@ -147,7 +150,7 @@ def _original(
 
 
 def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Screen) -> tuple[Graph, list[Any] | None]:
-    source, calibrate = record["source"], record["options"]["calibrate"]
+    source, options = record["source"], record["options"]
     name = model or source["model"]
     if name is None:
         raise OptionError("the report names no model that can be built again", remedy="Give --model.")
@@ -158,9 +161,10 @@ def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path 
         if isinstance(graph, OnnxGraph):
             remedy = "Give --model FILE: the .onnx file of that run."
         raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
-    if not calibrate:
+    count = options.get("reconstruct", 0) or options["calibrate"]
+    if not count or (options.get("reconstruct") and "model" in record["files"]):  # the archive has the refitted values
         return graph, None
-    return graph, calibration_batches(graph, _data(record, name, progress), calibrate)
+    return graph, calibration_batches(graph, _data(record, name, progress), count)
 
 
 def _data(record: Mapping[str, Any], model: str, progress: Screen) -> Any:

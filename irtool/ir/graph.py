@@ -6,12 +6,13 @@ so that shapes, uses and constants can never be stale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from irtool.ir.frontier import Batch, Frontier, Seen, Stop
 from irtool.ir.text import text_of
 
 G = TypeVar("G", bound="Graph")
@@ -143,6 +144,10 @@ class Graph:
         """Names by which a user may speak of parts of the model, whether they make channels or not."""
         raise NotImplementedError
 
+    def program_size(self) -> int:
+        """The number of operators in the host's program, with those on sizes that the view does not show."""
+        raise NotImplementedError
+
     def run(self, *inputs: Any) -> Any:
         """Run the program in eval mode on inputs of the example's types."""
         raise NotImplementedError
@@ -179,6 +184,14 @@ class Graph:
         """Whether the operator does nothing but compute its result."""
         return True
 
+    def writers(self, after: Node | None = None, before: Node | None = None) -> list[str]:
+        """Operators between two nodes, or all, that may write over what they read: their names in the host's program, in order."""
+        return []
+
+    def overwritten(self) -> list[Value]:
+        """The values that such operators read, and so may have changed."""
+        return []
+
     def drop_dead(self) -> list[str]:
         """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
         raise NotImplementedError
@@ -202,6 +215,34 @@ class Graph:
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one node's own operator on other tensors of the same rank (labels), arguments as they are."""
         raise NotImplementedError
+
+    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+        """Run the program in eval mode on one batch, and call `seen` with the name and output of each node named."""
+        raise NotImplementedError
+
+    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> Frontier:
+        """Run the program on several batches at once, stopping before some nodes; weights may be exchanged at a stop."""
+        raise NotImplementedError
+
+    def backward(
+        self,
+        reads: Sequence[tuple[Node, Value]],
+        batch: Sequence[Any],
+        loss: Callable[[Any], torch.Tensor | None],
+        seen: Callable[[str, torch.Tensor, torch.Tensor], None],
+    ) -> bool:
+        """Run a batch forwards in eval mode and a loss of its outputs backwards, and report what nodes read with its gradient.
+
+        Args:
+            reads: nodes, and the value of each that is looked at.
+            batch: arguments of `forward`.
+            loss: a scalar of the outputs; None if they have none.
+            seen: called with a node's name, what it read, and the gradient of that for this reader alone.
+
+        Returns:
+            False if the loss depends on nothing that was read, or the program has no gradients (it is not `trainable`).
+        """
+        return False
 
     def text(self) -> str:
         """A stable text form: a line a node, sizes always, weights elided; the same for the same network in both hosts."""

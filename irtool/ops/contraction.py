@@ -7,7 +7,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
-from irtool.ops.opaque import barrier, pin_value
+from irtool.ops.opaque import barrier, pin_value, short_name
 from irtool.ops.products import heads_stay, matmul_parts, source_of
 
 
@@ -50,6 +50,23 @@ def conv(node: Node, ctx: Context) -> None:
             ctx.balance(node, arriving.reshape(groups, -1))
             ctx.balance(node, out.reshape(groups, -1))
     _finish(node, ctx, out, axis)
+
+
+def deform_conv(node: Node, ctx: Context) -> None:
+    """Deformable convolution (Zhu et al. 2019): a convolution of what the offsets, which stay, pick from every channel alike."""
+    if node.attrs.get("groups") != 1 or node.attrs.get("offset_groups") != 1:
+        barrier(node, ctx, "a deformable convolution in groups")
+        return
+    for name in ("offset", "mask"):
+        if (value := node.get(name)) is not None:
+            pin_value(node, ctx, value, "says where a deformable convolution looks")
+    bias = node.get("bias")
+    maker = bias.producer if bias is not None else None
+    if bias is not None and maker is not None:
+        lone = short_name(maker.callee) == "zeros" and len(bias.uses) == 1 and is_none(ctx.of(bias))
+        if ctx.decide(node, "no bias", lone):  # torchvision makes zeros of its own, as many as there are filters
+            ctx.put(bias, ctx.fresh(maker, bias.sizes[0]))
+    conv(node, ctx)
 
 
 def channel_axis(node: Node, weight: Value) -> int:

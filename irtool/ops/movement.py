@@ -74,6 +74,26 @@ def stretch(node: Node, ctx: Context) -> None:
         ctx.put(node.output, ctx.of(like))
 
 
+_NUMBERED = frozenset({"arange", "linspace", "eye"})
+"""What counts entries: of fewer channels it makes other numbers."""
+
+
+def filled(node: Node, ctx: Context) -> None:
+    """One value everywhere (zeros): no channels, but where it is as wide as a tensor whose size it was given, or a multiple of that."""
+    for output in node.outputs:
+        ctx.put(output, none(len(output.sizes)))
+    for name, value in node.operands.items():
+        if not name.startswith("count.") or name not in node.attrs:
+            continue
+        place, (axis, times) = int(name.removeprefix("count.")), node.attrs[name]
+        labels = ctx.of(value)
+        if short_name(node.callee) in _NUMBERED and axis in varying(labels):
+            ctx.pin(node, labels.reshape(-1), "its channels are numbered")
+        elif place < len(node.output.sizes) and varying(labels) == [axis] and value not in ctx.more:
+            ctx.put(node.output, on_axis(labels.reshape(-1).repeat(times), place, len(node.output.sizes)))
+            return
+
+
 def _evaluate(node: Node, ctx: Context, labels: Mapping[Value, Tensor]) -> Sequence[Tensor]:
     """Run the node on integers; as floats, with -1 as zero, where it takes no integers (im2col, which pads with zeros)."""
     try:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from irtool.hosts.onnx import operators as onnx_targets
 from irtool.hosts.torch.operators import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.context import Rule
-from irtool.ops.contraction import attention, conv, embedding, linear, matmul
+from irtool.ops.contraction import attention, conv, deform_conv, embedding, linear, matmul
 from irtool.ops.einsum import einsum
 from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
-from irtool.ops.movement import concat, movement, pad, reshape, select, shuffle, stack, stretch
+from irtool.ops.movement import concat, filled, movement, pad, reshape, select, shuffle, stack, stretch
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
 from irtool.ops.opaque import barrier, graph_input, graph_output
 from irtool.ops.products import by_parts
 from irtool.ops.recurrent import recurrent
 
 _FAMILIES: dict[Rule, str] = {
-    graph_input: "Input Constant",
+    graph_input: "Input",
+    filled: "Constant",
     graph_output: "Output",
     conv: "Conv ConvTranspose",
+    deform_conv: "DeformConv",
     linear: "Gemm",
     matmul: "MatMul",
     einsum: "Einsum",
@@ -43,7 +45,7 @@ _FAMILIES: dict[Rule, str] = {
     movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold Im2Col",
 }
 ELEMENTWISE = frozenset(
-    {"StochasticDepth"}
+    {"StochasticDepth", "OwnBackward"}
     | {onnx_name(name) for name in (UNARY + BINARY).split()}
     | {spec.op for spec in UNARY_MODULES}
     | onnx_targets.ELEMENTWISE

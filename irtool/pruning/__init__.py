@@ -1,5 +1,6 @@
 """Planning: criteria, allocation, the plan, and the proven rewrite it stands for."""
 
+from irtool.pruning import data_criteria as _data_criteria  # noqa: F401 - registers its criteria
 from irtool.pruning.criteria import CRITERIA, criterion
 from irtool.pruning.planner import LayerPlan, Plan, plan
 

@@ -16,8 +16,8 @@ from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import seeded
+from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_sizes
 from irtool.hosts.torch.modules import attribute, map_tensors
-from irtool.hosts.torch.operators import callee
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
 from irtool.pruning.absorb.absorb import absorption
@@ -64,7 +64,7 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
         raise OptionError(f"constants {constants!r} does not exist", remedy="Choose absorb or drop.")
     graph = trace(model, example_inputs)
     rewrite = find_rewrite(graph, plan)
-    doubtful = _check_program(rewrite)
+    doubtful = _check_program(rewrite, model)
     pruned = rewrite.fill()
     if constants == "absorb":
         pruned = add_biases(pruned, rewrite.labels, rewrite.keep, absorption(rewrite.labels, rewrite.keep).biases)
@@ -72,6 +72,8 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
     try:
         _set_attributes(graph, pruned, model, changes)
         _set_tensors(graph, pruned, model, changes)
+        for module, key, value in [*exported_sizes(graph, pruned, doubtful, model), *parameter_sizes(model)]:
+            changes.set(module.__dict__, key, value)
         _check_outputs(model, pruned, doubtful)
     except BaseException:
         changes.undo()
@@ -94,13 +96,13 @@ class _Changes:
             slot[key] = old
 
 
-def _check_program(rewrite: Rewrite) -> list[Node]:
-    """Refuse a rewrite that had to edit the program; returns the splits that only the outputs can tell about."""
+def _check_program(rewrite: Rewrite, model: nn.Module) -> list[Node]:
+    """Refuse a rewrite that had to edit the program; returns the edits that only the outputs can tell about."""
     nodes = {node.name: node for node in rewrite.source.nodes}
     edited = [nodes[name] for name in rewrite.edited]
     for node in edited:
-        if _name(node) not in _RELATIVE:
-            raise PlanError(f"forward has a size written into it ({callee(node.host.target)})", where=_place(node), remedy=_REMEDY)
+        if _name(node) not in _RELATIVE and layer_of(node, model) is None:
+            raise PlanError(f"forward has a size written into it ({node.callee})", where=_place(node), remedy=_REMEDY)
     for path, module in rewrite.graph.module.named_modules():
         before = rewrite.source.module.get_submodule(path)
         if isinstance(module, ChannelSelect) and isinstance(before, ChannelSelect) and not torch.equal(module.index, before.index):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
 from irtool.pruning.masked import masked_run
 from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
 from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
 from irtool.tensor_defaults import plain_tensors
 
@@ -183,6 +184,35 @@ def _check_onnx(
     if inexact:
         effect = difference(masked_model(reference, labels, stays, added, survivors=False)[0].run(*inputs, values=places), got)[1]
     return MaskedCheck(*difference(masked.run(*inputs, values=places), got), inexact, effect, 0.0, unresolved, TOLERANCE32)
+
+
+def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any, ...]) -> MaskedCheck:
+    """Compare a refitted graph with the masked original that has its values: in float64, ONNX graphs in onnxruntime.
+
+    Args:
+        graph, plan: what the refitted graph was made from.
+        refitted: what `reconstruct` returned for them, or `load` for its archive.
+        inputs: what to run on.
+    """
+    if isinstance(graph, OnnxGraph):
+        return _refitted_onnx(graph, plan, cast(OnnxGraph, refitted), inputs)
+    wide = map_tensors(inputs, _double)
+    rewrite = find_rewrite(without_dropout(cast(FxGraph, graph)), plan)
+    reference, added = restored(rewrite, cast(FxGraph, refitted))
+    labels, keep = rewrite.labels, torch.from_numpy(rewrite.keep)
+    expected = seeded(masked_run, reference.to(torch.float64), labels, keep, wide, added, survivors=True)
+    got = seeded(without_dropout(cast(FxGraph, refitted)).to(torch.float64).run, *wide)
+    return MaskedCheck(*difference(expected.outputs, got), tuple(rewrite.inexact()), unresolved=expected.unresolved)
+
+
+def _refitted_onnx(graph: OnnxGraph, plan: Plan, refitted: OnnxGraph, inputs: tuple[Any, ...]) -> MaskedCheck:
+    """The same in onnxruntime."""
+    rewrite, places = find_rewrite(graph, plan), before_saturation(graph)
+    reference, gains = restored(rewrite, refitted)
+    added = {name: gain.float().numpy() for name, gain in gains.items()}
+    masked, unresolved = masked_model(reference, rewrite.labels, torch.from_numpy(rewrite.keep), added)
+    apart = difference(masked.run(*inputs, values=places), refitted.run(*inputs, values=places))
+    return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=unresolved, tolerance=TOLERANCE32)
 
 
 def _double(tensor: Tensor) -> Tensor:

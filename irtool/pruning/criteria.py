@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -10,32 +12,81 @@ from numpy.typing import NDArray
 
 from irtool.channels.groups import ChannelGroups
 from irtool.channels.labels import Key
-from irtool.errors import PlanError
+from irtool.errors import OptionError, PlanError
+from irtool.pruning.plan import check_choice
 
 Scores = NDArray[np.float64]
-Criterion = Callable[[ChannelGroups, int], Scores]
-"""(groups, seed) -> one score a label, NaN where the criterion has nothing to say. Higher means more important."""
+Reads = Literal["parameters", "activations", "gradients"]
+Batches = Sequence[tuple[Any, ...]]
+"""Batches of data, each a tuple of the graph's inputs."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How channels are scored.
+
+    Attributes:
+        name: what plans and messages call it.
+        function: gives one score a label, float64, shape (labels,): higher means more important, NaN where it has nothing to say. It
+            is called with (groups, seed), and with (groups, seed, batches) if it reads more than parameters.
+        reads: what it looks at. `activations` need forward runs on data, `gradients` backward runs too, which ONNX graphs lack.
+        inclusive: whether a ratio removes one channel more than its whole number, as the published rule of network slimming does.
+    """
+
+    name: str
+    function: Callable[..., Scores]
+    reads: Reads = "parameters"
+    inclusive: bool = False
+
 
 CRITERIA: dict[str, Criterion] = {}
+Function = TypeVar("Function", bound=Callable[..., Scores])
 
 
-def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion under a name.
+def criterion(name: str, *, reads: Reads = "parameters", inclusive: bool = False) -> Callable[[Function], Function]:
+    """Register a criterion under a name; see `Criterion` for what the function gets and gives.
 
     >>> @criterion("first")
     ... def first(groups, seed):
     ...     return -np.arange(groups.labels.count, dtype=float)
     >>> _ = CRITERIA.pop("first")
-    """
 
-    def register(function: Criterion) -> Criterion:
-        CRITERIA[name] = function
+    Raises:
+        OptionError: the name is taken, or `reads` is none of its values.
+    """
+    if reads not in get_args(Reads):
+        raise OptionError(f"reads {reads!r} does not exist", remedy=f"Choose one of {', '.join(get_args(Reads))}.")
+
+    def register(function: Function) -> Function:
+        if name in CRITERIA and not _is_again(CRITERIA[name].function, function):
+            raise OptionError(f"a criterion is called {name!r} already", remedy="Register this one under another name.")
+        CRITERIA[name] = Criterion(name, function, reads, inclusive)
         return function
 
     return register
 
 
-@criterion("bn_scale")
+def _is_again(old: Callable[..., Scores], new: Callable[..., Scores]) -> bool:
+    """Whether a function is the same one by its place: a module that is imported anew registers its own again."""
+    return (old.__module__, old.__qualname__) == (new.__module__, new.__qualname__) and "<locals>" not in new.__qualname__
+
+
+def find_criterion(chosen: str | Callable[..., Scores] | Criterion) -> Criterion:
+    """The criterion of a name, or the one that a function of (groups, seed) is.
+
+    Raises:
+        PlanError: no criterion has that name.
+    """
+    if isinstance(chosen, Criterion):
+        return chosen
+    if callable(chosen):
+        known = next((entry for entry in CRITERIA.values() if entry.function is chosen), None)
+        return known or Criterion(getattr(chosen, "__name__", type(chosen).__name__), chosen)
+    check_choice("criterion", chosen, CRITERIA)
+    return CRITERIA[chosen]
+
+
+@criterion("bn_scale", inclusive=True)
 def bn_scale(groups: ChannelGroups, seed: int) -> Scores:
     """|gamma| of the batch norms that read a channel (network slimming, Liu et al. 2017)."""
     found = {}
@@ -64,11 +115,11 @@ def random(groups: ChannelGroups, seed: int) -> Scores:
     return np.random.default_rng(seed).random(groups.labels.count)
 
 
-def group_scores(groups: ChannelGroups, name: str, seed: int) -> Scores:
+def group_scores(groups: ChannelGroups, chosen: Criterion, seed: int, batches: Batches = ()) -> Scores:
     """The mean of a criterion over each group's members; NaN for a group that has no scored member. Shape (groups,).
 
     Raises:
-        PlanError: a parameter holds no numbers, or none that are finite.
+        PlanError: a parameter holds no numbers, or none that are finite; or the scores are not one number a label.
     """
     empty = next((key for key, value in groups.graph.params.items() if value.data is not None and value.data.is_meta), None)
     if empty is not None:
@@ -77,7 +128,12 @@ def group_scores(groups: ChannelGroups, name: str, seed: int) -> Scores:
             where=empty,
             remedy="Call model.to_empty(device='cpu') and load its weights first.",
         )
-    scores = CRITERIA[name](groups, seed)
+    scores = np.asarray(chosen.function(groups, seed) if chosen.reads == "parameters" else chosen.function(groups, seed, batches), float)
+    if scores.shape != (groups.labels.count,) or np.isinf(scores).any():
+        what = f"gives scores of shape {scores.shape}" if scores.shape != (groups.labels.count,) else "gives infinite scores"
+        raise PlanError(
+            what, where=f"criterion {chosen.name}", remedy=f"Give one finite score, or NaN, for each of {groups.labels.count} labels."
+        )
     known = ~np.isnan(scores)
     total = np.bincount(groups.group[known], scores[known], minlength=groups.count)
     number = np.bincount(groups.group[known], minlength=groups.count)

@@ -6,7 +6,7 @@ import json
 import os
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -50,7 +50,10 @@ class Plan:
 
     Attributes:
         layers: every layer that makes channels, in graph order; one that is called several times once.
-        criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`.
+        criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`. With a budget, `ratio` is
+            the fraction of channels that keeping to it removes.
+        budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
+        limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -62,11 +65,15 @@ class Plan:
     round_to: int = 1
     ignore: tuple[str, ...] = ()
     seed: int = 0
+    budget: Mapping[str, float] = field(default_factory=dict, hash=False)
+    limits: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
-        return {"format": FORMAT, **vars(self), "ignore": list(self.ignore), "layers": layers}
+        asked = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
+        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits")}
+        return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Plan:
@@ -128,10 +135,15 @@ class Plan:
             for layer in self.layers
         ]
         total = sum(layer.total for layer in self.layers)
+        asked = ", ".join(f"{kind} {_wish(value)}" for kind, value in self.budget.items()) or f"ratio {self.ratio:g}"
         lines.append(
-            f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, ratio {self.ratio:g}, residual {self.residual}"
+            f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, {asked}, residual {self.residual}"
         )
         return "\n".join(lines)
+
+
+def _wish(value: float) -> str:
+    return f"{100 * value:g} %" if value <= 1 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,13 @@ _OPTIONS = {
     "ratio": _NUMBER, "scope": _TEXT, "residual": _TEXT, "min_channels": _WHOLE, "round_to": _WHOLE, "seed": _WHOLE,
 }  # fmt: skip
 _NAMES = _list("a list of names", _TEXT)
-_PLAN = {"format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, **_OPTIONS}
+_TABLE = _Kind(
+    "a table of numbers by name",
+    lambda value: isinstance(value, Mapping) and all(_TEXT.fits(key) and _NUMBER.fits(entry) for key, entry in value.items()),
+)
+_PLAN = {
+    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE, **_OPTIONS,
+}  # fmt: skip
 
 
 def _fields(data: Any, kinds: Mapping[str, _Kind], needed: Collection[str], place: str) -> dict[str, Any]:

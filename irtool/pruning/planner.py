@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
 from irtool.channels.labels import Layer
@@ -16,7 +21,10 @@ from irtool.errors import PlanError, ProofError
 from irtool.garbage import uncollected
 from irtool.ir.graph import G, Graph
 from irtool.pruning.allocation import Limits, settle, wanted
-from irtool.pruning.criteria import CRITERIA, Scores, check_finite, group_scores
+from irtool.pruning.batches import batches_for
+from irtool.pruning.budget import check_budget
+from irtool.pruning.budgeted import Budgeted, check_limits
+from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
 from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_once, check_positions, check_values
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.residual import insert_selects, stream_pins
@@ -26,32 +34,52 @@ from irtool.tensor_defaults import plain_tensors
 __all__ = ["LayerPlan", "Plan", "check_options", "find_rewrite", "plan", "prepare"]
 
 
+_RATIO = 0.5
+
+
 @uncollected()
 @plain_tensors()
-def plan(graph: Graph, criterion: str = "l1", ratio: float = 0.5, scope: Scope = "global", residual: Residual = "couple", min_channels: int = 1,
-         round_to: int = 1, ignore: str | Sequence[str] = (), seed: int = 0) -> Plan:  # fmt: skip
+def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
+         residual: Residual = "couple", min_channels: int = 1, round_to: int = 1, ignore: str | Sequence[str] = (), seed: int = 0, *,
+         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
         graph: a traced graph; it is not changed.
-        criterion: a name in `CRITERIA`: bn_scale, l1, l2, random.
+        criterion: a name in `CRITERIA`, or a function of (groups, seed) that scores every label. By default `fisher` where there is
+            `data`, else `l1`.
         ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`) or of each
-            layer (`"local"`). What a condition below forbids stays.
+            layer (`"local"`). What a condition below forbids stays. A budget takes its place.
         residual: streams that additions join are pruned with all that write to them (`"couple"`), kept (`"keep"`), or kept
             and selected from before each batch norm that reads them (`"select"`, the published arrangement).
         min_channels: no layer keeps fewer (or fewer than it has).
         round_to: every layer keeps a multiple of this, where it can.
         ignore: module paths, or one, whose layers stay as they are, sub-modules included.
-        seed: for the random criterion.
+        seed: for the random criterion, and for labels that a criterion draws.
+        budget: in place of a ratio, what may be left: `macs`, `params`, `bytes`, one or several, each a share of the original (a
+            number of at most 1) or a number. It holds exactly, as `cost` counts on the pruned graph; room for the biases that
+            absorbing and reconstruction give to layers without one is counted in.
+        data: images for criteria that see data: a tensor, shape (N, ...), or a list of batches. No labels are needed.
+        limits: with a budget, the largest fraction of its channels that a layer may lose, by module path or pattern
+            (`{"layer3.*": 0.7}`); of several that fit, the least.
 
     Raises:
-        PlanError: an option has an impossible value, or names a layer that does not exist.
+        PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
+        DataError: the criterion needs data and there are none, or the graph does not run on them.
     """
-    check_options(criterion, ratio, scope, residual, min_channels, round_to, seed)
+    chosen = find_criterion(criterion if criterion is not None else "l1" if data is None else "fisher")
+    check_values(ratio, scope, residual, min_channels, round_to, seed)
+    if budget is not None and ratio != _RATIO:
+        raise PlanError("a ratio and a budget", where="ratio", remedy="Give one of them: the budget decides how many channels go.")
+    wish = {} if budget is None else check_budget(budget)
+    if limits and not wish:
+        raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
+    batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
-    made = Plan((), criterion, float(ratio), scope, residual, int(min_channels), int(round_to), check_names("ignore", ignore), int(seed))
+    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), int(round_to), check_names("ignore", ignore), int(seed),
+                wish, check_limits(limits or {}))  # fmt: skip
     prepared = prepare(graph, residual)
-    return _Planner(graph, prepared, made).solve()
+    return _Planner(graph, prepared, made, chosen, batches).solve()
 
 
 def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:
@@ -79,11 +107,19 @@ class _Planner:
     graph: Graph
     prepared: Graph
     options: Plan
+    criterion: Criterion
+    batches: Batches
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
     together: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     """Labels that go together so that each channel keeps its place."""
     wish: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """The groups that the ratio asks for, before any condition."""
+
+    _scored: dict[bytes, Scores] = field(default_factory=dict)
+
+    @cached_property
+    def _budgeted(self) -> Budgeted:
+        return Budgeted(self.graph, self.options)
 
     def solve(self) -> Plan:
         """Plan, prove, and where the proof fails fall back: keep places, couple balanced families, then pin what cannot be proven."""
@@ -95,8 +131,10 @@ class _Planner:
             groups = channel_groups(self.prepared)
             if attempt or pins:
                 groups = group_channels(labels, couple=couple, pins=pins, together=self.together)
-            scores = group_scores(groups, self.options.criterion, self.options.seed)
-            check_finite(groups, self.options.criterion)
+            if (nameless := _nameless(groups)).size:
+                pin = Pin("is balanced with channels that no layer makes", groups.labels.balances[0][0].location)
+                groups = group_channels(labels, couple=couple, pins=[*pins, (nameless, pin)], together=self.together)
+            scores = self._scores(groups)
             remove = self._allocate(groups, scores)
             try:
                 done = rewrite(self.prepared, labels, ~remove[groups.group] if groups.count else np.zeros(0, bool))
@@ -108,14 +146,30 @@ class _Planner:
                     self._pin_place(error, groups, remove)
                 couple = True
                 continue
+            if self.options.budget and not self._budgeted.keeps(done.graph):
+                continue
             made = self._describe(groups, scores, remove)
             self.graph.analyses["rewrite"] = (made, done)
             return made
+        if self.options.budget:
+            remedy = "Name the layers that cannot be followed in ignore=, and please report this model."
+            raise PlanError("no choice of channels was proven that keeps to it", where="budget", remedy=remedy)
         return self._describe(groups, scores, np.zeros(groups.count, bool))
+
+    def _scores(self, groups: ChannelGroups) -> Scores:
+        """One score a group. Those of criteria that see data are kept while the groups are the same."""
+        key = groups.group.tobytes() + groups.pinned.tobytes()
+        if key not in self._scored:
+            self._scored[key] = group_scores(groups, self.criterion, self.options.seed, self.batches)
+            check_finite(groups, self.options.criterion)
+        return self._scored[key]
 
     def _allocate(self, groups: ChannelGroups, scores: Scores) -> NDArray[np.bool_]:
         options = self.options
-        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=options.criterion == "bn_scale")
+        if options.budget:
+            self.wish = self._budgeted.allocate(groups, scores)
+            return self.wish
+        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive)
         listed = np.zeros(groups.count, bool)
         for found in groups.owned:
             listed[found] = True
@@ -182,11 +236,13 @@ class _Planner:
             elif np.isnan(scores[own]).all():
                 reason = f"{self.options.criterion} has no score here"
             elif own.size > 1 and (own == own[0]).all():
-                reason = "all its channels are one group, which cannot go"
+                reason = f"all its channels are one group, which cannot go{_joined(groups, layer)}"
             elif not gone.size and self.wish[own].any():
                 reason = self._unmet(groups, layer)
             layers[_place(layer)] = LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason)
-        return dataclasses.replace(self.options, layers=tuple(layers.values()))
+        total = sum(layer.total for layer in layers.values())
+        ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
+        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio)
 
     def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
@@ -196,6 +252,31 @@ class _Planner:
         if balanced is not None:
             return f"nothing can go that leaves {' and '.join(['all parts equally wide', *limits])} (at {balanced.location})"
         return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"
+
+
+def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
+    """Labels in balanced families that no layer makes (a stored tensor's that is joined to channels). A plan cannot name them, so they
+    must stay, or it would be another one when it is read."""
+    members = np.concatenate([cell for balance in groups.balances for cell in balance.cells] or [np.zeros(0, np.int64)])
+    lost = np.setdiff1d(members, np.concatenate(groups.owned or [members]))
+    return np.flatnonzero(np.isin(groups.group, lost))
+
+
+def _joined(groups: ChannelGroups, layer: Layer) -> str:
+    """Where the first two of a layer's groups that became one met, for people; nothing if that was no single meeting."""
+    meetings, own, size = groups.labels.meetings, layer.labels.numpy(), groups.group.size
+    ends = [np.stack([part.reshape(-1) for part in np.broadcast_arrays(a.numpy(), b.numpy())]) for _, a, b in meetings]
+
+    def joined(count: int) -> bool:
+        pairs = np.concatenate([np.empty((2, 0), np.int64), *ends[:count]], 1)
+        pairs = pairs[:, (pairs >= 0).all(0)]
+        links = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(size, size))
+        return np.unique(connected_components(links, directed=False)[1][own]).size < own.size
+
+    if not joined(len(meetings)):
+        return ""
+    first = bisect.bisect_left(range(len(meetings) + 1), True, key=joined) - 1
+    return f": they meet (at {meetings[first][0].location})"
 
 
 def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:

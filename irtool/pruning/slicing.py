@@ -52,7 +52,11 @@ class Rewrite(Generic[G]):
         """The sliced data of one parameter of the source."""
         value = self.source.params[name]
         assert value.data is not None
-        data = value.data
+        found = self.sliced(name, value.data)
+        return found.clone() if found is value.data else found
+
+    def sliced(self, name: str, data: Tensor) -> Tensor:
+        """Data of the shape of one parameter of the source, sliced as that is; the data itself if nothing goes."""
         indices = self._indices(name)
         grouped = next((axis for axis in indices if not isinstance(axis, int)), None)
         if grouped is not None:
@@ -62,7 +66,7 @@ class Rewrite(Generic[G]):
         for axis in range(data.dim()) if indices else ():  # axis 0 first: whole rows are copied fastest
             if axis in indices:
                 data = data.index_select(axis, indices[axis].to(data.device))
-        return data.clone() if data is value.data else data
+        return data
 
     def _take_both(self, data: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Slice a weight along its first two axes, a few rows at a time: a half-sliced copy would cost more than the rest, in fresh memory."""

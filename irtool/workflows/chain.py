@@ -7,10 +7,10 @@ diverges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.pruning import Plan
 from irtool.pruning.check import TOLERANCE as EXACT
-from irtool.pruning.check import MaskedCheck, check_prune
+from irtool.pruning.check import MaskedCheck, check_prune, check_refitted
+from irtool.pruning.reconstruct.restored import is_refitted
 from irtool.workflows.divergence import before_saturation, first_in_mnn, first_in_onnx
 
 FLOAT32 = 1e-4
@@ -42,7 +43,7 @@ class Link:
     """Two neighbours in the chain, run on the same inputs.
 
     Attributes:
-        left, right: what is compared: `masked`, `sliced`, `folded`, `ONNX`, `MNN`.
+        left, right: what is compared: `masked`, `sliced`, `refitted`, `folded`, `ONNX`, `MNN`.
         arithmetic: `float64` or `float32`.
         max_abs: the largest absolute difference of any output element.
         relative: that, over the largest absolute output on the left.
@@ -138,33 +139,54 @@ def masked_links(
 
     Args:
         graph, plan, constants, calibration: what `sliced` was made from.
-        sliced: what `prune` returned for them.
+        sliced: what `prune` or `reconstruct` returned for them. Of a refitted graph the slicing is shown first, then that the
+            masked original with the refitted values gives the same.
         inputs: what to run on.
 
     Raises:
         CheckError: the graph draws random numbers, so that no two of these can be compared.
     """
     require_repeatable(graph)
+    refitted = is_refitted(sliced, graph)
+    if refitted:
+        constants, calibration = "drop", None
     batches = None if calibration is None else list(calibration)
     found = check_prune(graph, plan, inputs, constants, batches)
-    masked = _masked(found, "float64" if isinstance(graph, FxGraph) else "float32")
-    if not isinstance(graph, FxGraph) or not isinstance(sliced, FxGraph):
+    precision = "float64" if isinstance(graph, FxGraph) else "float32"
+    masked = _masked(found, precision)
+    if refitted:
+        own = replace(_masked(check_refitted(graph, plan, sliced, inputs), precision), right="refitted")
+        return (*_traced(graph, found), masked, own)
+    if not isinstance(sliced, FxGraph):
         return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
-    stored = compare(prune(graph.to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
+    stored = compare(
+        prune(cast(FxGraph, graph).to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64
+    )
+    return (*_traced(graph, found), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
+
+
+def _traced(graph: Graph, found: MaskedCheck) -> tuple[Link, ...]:
+    """The user's model against its graph; nothing where there is no model."""
+    if getattr(graph, "origin", None) is None:
+        return ()
     note = "the trace decided by the example's sizes: images of other sizes give other results" if found.fixed else ""
-    traced = Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note)
-    return (*((traced,) if graph.origin is not None else ()), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
+    return (Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note),)
+
+
+def _few(places: Sequence[str]) -> str:
+    """The first places of a list, and how many more there are."""
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 
 def _masked(found: MaskedCheck, precision: str) -> Link:
     """Masked against sliced, with what the check has to say of it."""
-    notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
+    notes = [f"inexact where channels are mixed: {_few(found.inexact)}"] if found.inexact else []
     border = "constants are not exact at zero-padded borders, nor in single calls of a layer: that moves the outputs by"
     notes += [f"{border} {found.border:.1%}"] if found.border > found.tolerance else []
     wrong = found.constants > found.tolerance
     notes += ["what is absorbed is not what constant channels add"] if wrong else []
-    notes += [f"no reference for {', '.join(found.unresolved)}: only proven by labels"] if found.unresolved else []
+    notes += [f"no reference for {_few(found.unresolved)}: only proven by labels"] if found.unresolved else []
     return Link(
         "masked",
         "sliced",

@@ -18,14 +18,14 @@ from irtool.analysis.cost import cost
 from irtool.archive import save
 from irtool.cli.screen import Screen
 from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.errors import GraphError
+from irtool.errors import GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
-from irtool.passes import FoldBatchNorm, Prune
+from irtool.passes import FoldBatchNorm, Prune, Reconstruct
 from irtool.passes.prune import Constants
 from irtool.passmanager import PassResult
-from irtool.pruning import Plan
+from irtool.pruning import CRITERIA, Plan
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
     Chain,
@@ -52,6 +52,8 @@ FILES = {
     "page": PAGE,
 }
 CHECK_IMAGES = 8
+SEEN = 512
+"""Training images that a criterion looks at unless told otherwise."""
 LATENCY_SECONDS = 5.0
 """For one engine, all models together."""
 
@@ -64,6 +66,8 @@ class Settings:
         plan: arguments of `irtool.plan`.
         constants: see `prune`.
         calibrate: training images to measure removed channels' means on; 0: batch norm's statistics tell.
+        reconstruct: training images, without their labels, to refit every layer on after slicing (`constants` and `calibrate`
+            have no say then); 0: none.
         opset: of the ONNX file.
         runs: timed runs of each model in each engine.
         threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
@@ -74,6 +78,7 @@ class Settings:
     plan: Mapping[str, Any] = field(default_factory=dict)
     constants: Constants = "absorb"
     calibrate: int = 0
+    reconstruct: int = 0
     opset: int = 17
     runs: int = 50
     threads: int = 1
@@ -137,12 +142,15 @@ def sliced_and_folded(
         IrtoolError: a step cannot be taken.
     """
     with screen.stage("plan"):
-        plan = irtool.plan(graph, **settings.plan)
+        plan = irtool.plan(graph, **{**settings.plan, **_scored(graph, data, settings)})
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
-    calibration = calibration_batches(graph, data, settings.calibrate)
+    calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
     with screen.stage("prune and fold"):
-        sliced = Prune(plan, settings.constants, calibration)(graph)
+        if settings.reconstruct and calibration is not None:
+            sliced = Reconstruct(plan, calibration, progress=screen)(graph)
+        else:
+            sliced = Prune(plan, settings.constants, calibration)(graph)
         folded = FoldBatchNorm()(sliced.graph)
     with screen.stage("check masked = sliced = folded"):
         links = [
@@ -151,6 +159,19 @@ def sliced_and_folded(
         ]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
     return plan, inputs, sliced, folded, links
+
+
+def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:
+    """The criterion, and the images that it looks at if it does."""
+    name = settings.plan.get("criterion")
+    if name is None:
+        sees = data is not None and graph.trainable and settings.plan.get("budget") is not None
+        name = "fisher" if sees else "l1"
+    if CRITERIA[name].reads == "parameters":
+        return {"criterion": name}
+    if data is None:
+        raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")
+    return {"criterion": name, "data": calibration_batches(graph, data, settings.calibrate or SEEN)}
 
 
 def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
@@ -217,7 +238,15 @@ def report_of(
 ) -> Report:
     """Everything about one compressed model."""
     total = sum(layer.total for layer in done.plan.layers)
-    options = {**settings.plan, "constants": settings.constants, "calibrate": settings.calibrate, "opset": settings.opset}
+    options = {
+        **settings.plan,
+        "criterion": done.plan.criterion,
+        "ratio": done.plan.ratio,
+        "constants": settings.constants,
+        "calibrate": settings.calibrate,
+        "reconstruct": settings.reconstruct,
+        "opset": settings.opset,
+    }
     options["ignore"] = list(options.get("ignore", ()))
     return Report(
         source=source,

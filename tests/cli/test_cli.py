@@ -40,13 +40,51 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+OPTIONS = ["--data", "digits", "--limit", "60", "--ratio", "0.5", "--criterion", "bn_scale", "--runs", "3", "--ignore", "features.0"]
+
+
 @pytest.fixture(scope="module")
 def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one compress run."""
+    """The folder of one compress run, layers as they were sliced."""
     out = tmp_path_factory.mktemp("made") / "new" / "small"
-    options = ["--data", "digits", "--limit", "60", "--ratio", "0.5", "--criterion", "bn_scale", "--runs", "3", "--ignore", "features.0"]
-    assert run(["compress", MODEL, "--weights", str(weights), *options, "--out", str(out)]) == 0
+    assert run(["compress", MODEL, "--weights", str(weights), *OPTIONS, "--no-reconstruct", "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="module")
+def refitted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, refitted on the images, which is the default where there are some."""
+    out = tmp_path_factory.mktemp("refitted") / "small"
+    assert run(["compress", MODEL, "--weights", str(weights), *OPTIONS, "--out", str(out)]) == 0
+    return out
+
+
+def test_images_refit_every_layer_by_default_and_the_chain_holds(made: Path, refitted: Path, cli: Run) -> None:
+    report, plain = (json.loads((folder / "report.json").read_text()) for folder in (refitted, made))
+    assert [(link["name"], link["verdict"]) for link in report["chain"]][:4] == [
+        ("model = traced", "holds"), ("masked = sliced", "holds"), ("masked = refitted", "holds"), ("sliced = folded", "holds"),
+    ]  # fmt: skip
+    assert (report["options"]["reconstruct"], plain["options"]["reconstruct"]) == (128, 0)
+    assert any("layers refitted" in note for note in report["notes"])
+    code, printed, _ = cli("verify", refitted)
+    assert code == 0
+    assert "masked = refitted" in printed
+
+
+def test_verify_names_the_broken_link_of_a_refitted_model(refitted: Path, tmp_path: Path, cli: Run) -> None:
+    other = shutil.copytree(refitted, tmp_path / "other")
+    graph = load(other / "model.safetensors")
+    graph.set_param("features.4.weight", 2 * graph.params["features.4.weight"].data)  # type: ignore[operator]
+    irtool.save(graph, other / "model.safetensors")
+    code, _, complaint = cli("verify", other)
+    assert code == 1
+    assert complaint.splitlines()[-1].startswith("folded = ONNX: differ by")
+
+
+def test_refitting_without_images_is_refused(tmp_path: Path, cli: Run) -> None:
+    code, _, complaint = cli("compress", MODEL, "--reconstruct", "--out", tmp_path / "out")
+    assert code == 1
+    assert "--reconstruct: no images" in complaint
 
 
 def test_compress_writes_all_files_and_nothing_else(made: Path) -> None:

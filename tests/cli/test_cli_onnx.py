@@ -46,6 +46,18 @@ def made(net: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.parametrize("batch", ["N", 3])
+def test_a_refitted_file_holds_its_chain_and_is_verified(batch: int | str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(digits_net(batch), str(tmp_path / "net.onnx"))
+    out = tmp_path / "small"
+    assert run(["compress", str(tmp_path / "net.onnx"), "--data", "digits", "--limit", "40", "--runs", "1", "--out", str(out)]) == 0
+    links = {link["name"]: link["verdict"] for link in json.loads((out / "report.json").read_text())["chain"]}
+    assert links["masked = sliced"] == links["masked = refitted"] == links["sliced = folded"] == "holds"
+    capsys.readouterr()
+    assert run(["verify", str(out)]) == 0
+    assert "masked = refitted" in capsys.readouterr().out
+
+
 def test_compress_writes_onnx_and_mnn_and_the_chain(made: Path, net: Path) -> None:
     assert sorted(file.name for file in made.iterdir()) == [
         "graphs.json",

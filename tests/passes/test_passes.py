@@ -14,7 +14,7 @@ import irtool
 from irtool.errors import CheckError, OptionError
 from irtool.hosts.torch.interpreter import difference
 from irtool.models import PreResNet
-from irtool.passmanager import REGISTRY, make
+from irtool.passmanager import REGISTRY, Rewritten, make
 
 FOLDS = {
     "conv": (nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)), (2, 3, 8, 8)),
@@ -204,9 +204,8 @@ def test_a_pass_that_lies_about_being_exact_is_caught() -> None:
     class Lying(irtool.Pass):
         name = "lying"
 
-        def __call__(self, graph: irtool.FxGraph) -> irtool.PassResult:
-            new = graph.clone(lambda tensor: tensor + 0.1 if tensor.is_floating_point() else tensor)
-            return irtool.PassResult(new, True)
+        def rewrite(self, graph: irtool.FxGraph) -> Rewritten:
+            return Rewritten(graph.clone(lambda tensor: tensor + 0.1 if tensor.is_floating_point() else tensor))
 
     graph = irtool.trace(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4))
     with pytest.raises(CheckError, match="the pass lying changed the outputs"):

@@ -121,7 +121,7 @@ def test_the_callers_graph_stays_and_weights_are_not_touched() -> None:
     assert all(torch.equal(graph.params[name].data, data) for name, data in before.items())
     moved = {name for name, data in before.items() if not torch.equal(result.params[name].data, data)}
     assert moved == {name for name in before if "running" in name}
-    assert result.history[-1] == {"step": "recalibrate_batchnorm"}
+    assert result.history[-1] == {"step": "recalibrate_batchnorm", "method": "pooled"}
 
 
 def test_a_pruned_and_recalibrated_net_goes_back_into_its_class(tmp_path) -> None:  # type: ignore[no-untyped-def]

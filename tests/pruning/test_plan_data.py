@@ -181,3 +181,27 @@ def test_a_plan_is_carried_out_from_a_file_as_it_was_made(name: str, residual: A
         assert again == made
         own, anew = find_rewrite(source, made), find_rewrite(source, again)
         assert np.array_equal(own.keep, anew.keep)
+
+
+class Joined(nn.Module):
+    """A grouped convolution, one group of which reads a stored tensor that no layer makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.stored = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.randn(1, 4, 1, 1))
+        self.grouped, self.last = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        stored = self.stored.expand(y.shape[0], 4, y.shape[2], y.shape[3])
+        return self.last(self.grouped(torch.cat([y, stored], 1)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_goes_is_all_in_the_data(seed: int) -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(Joined().eval(), torch.randn(2, 3, 8, 8))
+    made = irtool.plan(graph, "random", 0.5, seed=seed)
+    assert made.removed
+    read = irtool.Plan.from_dict(made.to_dict())
+    assert irtool.prune(graph, read).text() == irtool.prune(graph, made).text()

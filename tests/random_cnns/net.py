@@ -74,7 +74,7 @@ def plan(graph: irtool.FxGraph, recipe: Recipe) -> irtool.Plan:
 def failure(recipe: Recipe) -> str:
     """Why the net's prune is wrong; empty if it is right: it runs, is exact, and the masked original computes the same."""
     graph = trace(recipe)
-    made = plan(graph, recipe)
+    made = irtool.Plan.from_dict(plan(graph, recipe).to_dict())  # a plan is complete as data
     found = check_prune(graph, made)
     if found.unresolved:
         return f"no reference for {found.unresolved}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from onnx import ModelProto, helper
 
 from irtool.errors import GraphError
 from irtool.hosts.onnx.evaluate import Array, Typed, element_type, proto_of, run_node
+from irtool.hosts.onnx.frontier import OnnxFrontier
 from irtool.hosts.onnx.interpreter import described, run_model
 from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
 from irtool.hosts.onnx.static_shapes import settle_shapes
 from irtool.hosts.onnx.trial import observed_types
+from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
 
 LOOP_SECONDS = 120.0
@@ -234,6 +236,16 @@ class OnnxGraph(Graph):
         found = run_model(self.proto, feed, values)
         return tuple(torch.from_numpy(np.array(array)) for array in found)
 
+    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and output of each node named."""
+        observed = [node for node in self.nodes if node.name in names]
+        for node, value in zip(observed, self.run(*batch, values=[node.output.name for node in observed]), strict=True):
+            seen(node.name, value)
+
+    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> OnnxFrontier:
+        """Run the program on several batches at once, stopping before some nodes."""
+        return OnnxFrontier(self, batches, stops)
+
     def _observe(self, names: list[str]) -> Mapping[str, Typed]:
         """Types of the example's values by running the whole model on ones, parameters that are still empty included."""
         if self._apart:
@@ -252,6 +264,10 @@ class OnnxGraph(Graph):
             shape = [-1 if axis == node.attrs.get("axis", 1) % data.dim() else 1 for axis in range(data.dim())]
             scale, rest = scale.reshape(shape), [zero.reshape(shape) for zero in rest]
         return (data - rest[0] if rest else data) * scale
+
+    def program_size(self) -> int:
+        """The number of nodes of the ONNX graph."""
+        return len(self.host.nodes)
 
     def paths(self) -> list[str]:
         """Names by which a user may speak of parts of the model: node names and the scopes before their slashes."""

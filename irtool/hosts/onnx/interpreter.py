@@ -6,7 +6,7 @@ import importlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,16 @@ def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str
     Raises:
         GraphError: onnxruntime is absent, or refuses the model or the inputs; or the time is up.
     """
-    try:
-        ort = importlib.import_module("onnxruntime")  # importing irtool must not need it
-    except ImportError as error:
-        raise GraphError("onnxruntime is not installed", remedy="pip install onnxruntime") from error
     names, given = list(values), len(model.graph.output)
     present = {output.name for output in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # fusions round differently; this is a reference
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
     try:
         with _loadable(model) as source:
-            session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            session = _session(source)
         has_loop = any(node.op_type in ("Loop", "Scan") for node in model.graph.node)
         found = _run(session, names, feed, loop_seconds if has_loop else None)
+    except GraphError:
+        raise
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         text = " ".join(str(error).split())[:200]
         if "terminate flag" in str(error):
@@ -60,6 +54,40 @@ def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str
     finally:
         del model.graph.output[given:]
     return found
+
+
+def run_batches(model: ModelProto, feeds: Sequence[Mapping[str, Array]], values: Sequence[str]) -> list[list[Array]]:
+    """Run a model in onnxruntime on several feeds, loading it once. Returns the outputs named, for each feed.
+
+    Raises:
+        GraphError: onnxruntime is absent, or refuses the model or the inputs.
+    """
+    try:
+        with _loadable(model) as source:
+            session = _session(source)
+        return [_run(session, list(values), feed, None) for feed in feeds]
+    except GraphError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class below Exception
+        text = " ".join(str(error).split())[:200]
+        raise GraphError(f"onnxruntime cannot run a part of the model: {text}", remedy="Run onnx.checker on the file.") from error
+
+
+def _session(source: bytes | str) -> Any:
+    """onnxruntime's session without fusions, which round differently: this is a reference.
+
+    Raises:
+        GraphError: onnxruntime is absent.
+    """
+    try:
+        ort = importlib.import_module("onnxruntime")  # importing irtool must not need it
+    except ImportError as error:
+        raise GraphError("onnxruntime is not installed", remedy="pip install onnxruntime") from error
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, names: list[str], feed: Mapping[str, Array], seconds: float | None) -> list[Array]:

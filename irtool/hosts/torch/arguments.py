@@ -32,6 +32,14 @@ def with_sizes(host: fx.Node, key: str | None, sizes: Sequence[Any]) -> tuple[tu
     return (host.args[0], *sizes), dict(host.kwargs)
 
 
+def filled_with(host: fx.Node, key: str | None, first: int, sizes: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a factory with other sizes."""
+    if key is not None:
+        return host.args, {**host.kwargs, key: sizes}
+    packed = isinstance(host.args[first], tuple | list)
+    return (*host.args[:first], sizes, *host.args[first + 1 :]) if packed else (*host.args[:first], *sizes), dict(host.kwargs)
+
+
 def stated_size(old: Any, new: int, before: int) -> Any:
     """A literal that stated the size before states the size after; -1 and computed sizes stay."""
     return new if isinstance(old, int) and old == before and old != -1 else old
@@ -82,6 +90,6 @@ def of_batch(size: fx.Node) -> bool:
     found, todo = False, [size]
     while todo and not found:
         host = todo.pop()
-        found = torch_name(host) in ("getitem", "size") and host.args[1:] == (0,)
-        todo += [arg for arg in host.all_input_nodes if torch_name(arg) not in ("getattr", "size") or arg.args[1:] == (0,)]
+        found = torch_name(host) in ("getitem", "size", "sym_size") and host.args[1:] == (0,)
+        todo += [arg for arg in host.all_input_nodes if torch_name(arg) not in ("getattr", "size", "sym_size") or arg.args[1:] == (0,)]
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +12,13 @@ from torch.utils import _pytree as pytree
 from irtool.errors import GraphError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.dtypes import widen
+from irtool.hosts.torch.frontier import TorchFrontier, observe
+from irtool.hosts.torch.gradients import run_backward
 from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
 from irtool.hosts.torch.purity import is_pure
-from irtool.hosts.torch.reader import Fix, Reader
+from irtool.hosts.torch.reader import COUNT, Fix, Reader
+from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
 
 
@@ -104,7 +107,11 @@ class FxGraph(Graph):
 
         calls = [node for node in self.nodes if node.host is not None and node.host.op in ("call_function", "call_method")]
         return frozenset(
-            node.host.name for node in calls if len(node.outputs) == 1 and narrow(node.output) and not any(map(narrow, node.inputs))
+            node.host.name
+            for node in calls
+            if len(node.outputs) == 1
+            and narrow(node.output)
+            and not any(narrow(value) for name, value in node.operands.items() if not name.startswith(COUNT))
         )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
@@ -146,6 +153,10 @@ class FxGraph(Graph):
         self.module.recompile()
         self.refresh()
 
+    def program_size(self) -> int:
+        """The number of nodes of the fx program."""
+        return len(self.module.graph.nodes)
+
     def paths(self) -> list[str]:
         """The qualified names of all modules."""
         return [path for path, _ in self.module.named_modules()]
@@ -177,6 +188,22 @@ class FxGraph(Graph):
     def is_pure(self, node: Node) -> bool:
         """Whether the operator does nothing but compute its result: what works in place does more."""
         return is_pure(self.module, node.host)
+
+    def writers(self, after: Node | None = None, before: Node | None = None) -> list[str]:
+        """Operators between two nodes, or all, that may write over what they read: their names in the fx program, in order."""
+        return [host.name for host in self._writers(after, before)]
+
+    def overwritten(self) -> list[Value]:
+        """The values that such operators read, and so may have changed."""
+        found = [self.value_of(used) for host in self._writers(None, None) for used in host.all_input_nodes]
+        return [value for value in found if isinstance(value, Value)]
+
+    def _writers(self, after: Node | None, before: Node | None) -> list[fx.Node]:
+        """The program is asked, not the view: an assignment to a part has no node there."""
+        hosts = list(self.module.graph.nodes)
+        first = 0 if after is None else hosts.index(after.host) + 1
+        last = len(hosts) if before is None else hosts.index(before.host)
+        return [host for host in hosts[first:last] if host.op not in ("placeholder", "output") and not is_pure(self.module, host)]
 
     def drop_dead(self) -> list[str]:
         """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
@@ -216,6 +243,24 @@ class FxGraph(Graph):
             read = next(used for used in host.all_input_nodes if self._values.get(used) is node.input)
             pick = self.module.graph.call_module(name, (read,))
         host.replace_input_with(read, pick)
+
+    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and output of each node named, when it is made."""
+        observe(self, batch, names, seen)
+
+    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> TorchFrontier:
+        """Run the program on several batches at once, stopping before some nodes."""
+        return TorchFrontier(self, batches, stops)
+
+    def backward(
+        self,
+        reads: Sequence[tuple[Node, Value]],
+        batch: Sequence[Any],
+        loss: Callable[[Any], torch.Tensor | None],
+        seen: Callable[[str, torch.Tensor, torch.Tensor], None],
+    ) -> bool:
+        """Run a batch forwards in eval mode and a loss of its outputs backwards; see `Graph.backward`."""
+        return run_backward(self, reads, set(self.overwritten()), batch, loss, seen)
 
     def value_of(self, node: fx.Node) -> Any:
         """The view's value (or nest of values) for a host node; None if it holds no tensor."""

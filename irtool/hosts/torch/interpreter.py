@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
-from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import attribute, call, copy_module, map_tensors
 from irtool.ir.graph import Node
+
+if TYPE_CHECKING:
+    from irtool.hosts.torch.graph import FxGraph
 
 Hook = Callable[[Node | None, fx.Node, Any], Any]
 """`hook(node, host, value) -> value`: sees each host node's result and says what flows on. `node` is None where the view

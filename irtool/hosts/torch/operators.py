@@ -8,13 +8,14 @@ overload has a row of its own under `aten.<name>`). An argument after `*` collec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from irtool.hosts.torch.channel_select import ChannelSelect
-from irtool.hosts.torch.tracing.autograd import OwnBackward
+from irtool.hosts.torch.tracing.autograd import OwnBackward, recorded_by_element
 from irtool.hosts.torch.tracing.hooks import hooked
 
 
@@ -74,6 +75,7 @@ FUNCTIONS: dict[str, Spec] = {
     **_table("""
     Conv | conv1d conv2d conv3d | input weight bias stride padding dilation groups | conv
     Conv | aten.convolution | input weight bias stride padding dilation transposed output_padding groups | run
+    DeformConv | torchvision.deform_conv2d | input weight offset mask bias stride_h stride_w pad_h pad_w dil_h dil_w groups offset_groups use_mask | run
     ConvTranspose | conv_transpose1d conv_transpose2d conv_transpose3d | input weight bias stride padding output_padding groups dilation | run
     Gemm | linear | input weight bias | linear
     Gemm | addmm | bias input weight_t | run
@@ -168,6 +170,8 @@ def module_spec(module: nn.Module) -> Spec | None:
         return Spec("StochasticDepth", ("p", "mode"), "same")
     if isinstance(module, ChannelSelect):
         return Spec("ChannelSelect", (), "run")
+    if isinstance(module, OwnBackward):
+        return Spec("OwnBackward", (), "run") if works_by_element(module.function) else None
     if not kind.__module__.startswith("torch.nn"):
         return None  # A user's subclass may override forward: it is traced into, never trusted by its base.
     for classes, spec in MODULES:
@@ -179,6 +183,27 @@ def module_spec(module: nn.Module) -> Spec | None:
 def _module_op(kind: type) -> str:
     """The name that the function of the same name has."""
     return _ACTIVATIONS.get(kind.__name__.lower()) or kind.__name__
+
+
+@cache
+def works_by_element(function: type[torch.autograd.Function]) -> bool:
+    """Whether the forward of a function of the user's own calls elementwise operators alone (a memory-saving swish)."""
+    return recorded_by_element(function, _is_by_element)
+
+
+_BY_ELEMENT = frozenset((UNARY + BINARY).split())
+
+
+def _is_by_element(node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    known = node.op == "call_method" or function_spec(node.target) is not None
+    return (
+        known
+        and name.split(".")[0] in _BY_ELEMENT
+        and not names_a_write(name)
+        and "inplace" not in node.kwargs
+        and "out" not in node.kwargs
+    )
 
 
 UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODULES)
@@ -210,7 +235,11 @@ def _row(target: Any) -> Spec | None:
         return FUNCTIONS.get(target)
     if isinstance(target, torch._ops.OpOverload):
         space, name = target._schema.name.split("::")
+        if space == "torchvision":
+            return FUNCTIONS.get(f"torchvision.{name}")
         return (FUNCTIONS.get(f"aten.{name}") or FUNCTIONS.get(name)) if space == "aten" else None
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return FUNCTIONS.get(str(target)) if str(target).startswith("torchvision.") else None
     module = getattr(target, "__module__", None) or ""
     known = module in _TRUSTED or getattr(torch, target.__name__, None) is target or getattr(torch._C._nn, target.__name__, None) is target
     return FUNCTIONS.get(target.__name__) if known else None

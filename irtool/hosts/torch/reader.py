@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from irtool.errors import GraphError
 from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec
 from irtool.hosts.torch.shapes import infer_shape
+from irtool.hosts.torch.tracing.counts import counts_of, sizes_of
 from irtool.hosts.torch.tracing.hooks import hooked
 from irtool.ir.graph import Node, Value
 
@@ -145,7 +147,7 @@ class Reader:
         operands, attrs = self._bind(node, spec, module)
         view = Node(node.name, spec.op if spec is not None else "Opaque", operands, (), attrs, _location(node), node, name)
         shape = infer_shape(spec, operands, attrs, name)
-        if shape is not None:
+        if shape is not None and attrs.get("dtype") is None and not _is_complex(operands):
             self.values[node] = made = Value(node.name, shape, next(iter(operands.values())).dtype, view)
             view.outputs = (made,)
         else:
@@ -241,6 +243,8 @@ class Reader:
                 attrs[name] = (*(attrs[name] if isinstance(attrs[name], tuple) else (attrs[name],)), arg)
             else:
                 attrs[name] = arg
+        if spec is not None and spec.op == "Constant":
+            self._count(node, operands, attrs)
         if module is not None:
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor.dim() > 0:
@@ -253,12 +257,24 @@ class Reader:
             )
         return operands, attrs
 
-    def _stand_in(self, node: fx.Node) -> Any:
-        """A constant's own data; for what is computed zeros, or true for a mask, so that a selection by it has its largest size."""
+    def _count(self, node: fx.Node, operands: dict[str, Value], attrs: dict[str, Any]) -> None:
+        """The tensors whose sizes a factory is given: `count.1` for axis 1 of what it makes, and there the (axis, multiple)."""
+        for place, found in enumerate(counts_of(sizes_of(node)[2], self._rank)):
+            value = self.values.get(found.tensor) if found is not None else None
+            if found is not None and isinstance(value, Value):
+                operands[f"{COUNT}{place}"] = value
+                attrs[f"{COUNT}{place}"] = (found.axis % len(value.sizes), found.times)
+
+    def _rank(self, node: fx.Node) -> int | None:
+        value = self.values.get(node)
+        return len(value.sizes) if isinstance(value, Value) and value.shape is not None else None
+
+    def _stand_in(self, node: fx.Node, number: int) -> Any:
+        """A constant's own data; for what is computed one number, or true for a mask, so that a selection by it has its largest size."""
         value = self.values.get(node)
         if isinstance(value, Value) and value.data is not None and not value.data.is_meta:
             return value.data
-        return map_tensors(self.examples[node], lambda t: (torch.ones if t.dtype == torch.bool else torch.zeros)(t.shape, dtype=t.dtype))
+        return map_tensors(self.examples[node], lambda t: torch.full(t.shape, True if t.dtype == torch.bool else number, dtype=t.dtype))
 
     def _run(self, node: fx.Node, module: nn.Module | None) -> Any:
         """Run a node on the meta device; on real zeros where it refuses."""
@@ -268,21 +284,28 @@ class Reader:
                 return map_tensors(call(self.module, node, args, kwargs), meta)
             return map_tensors(copy_module(module, empty_like).eval()(*args, **kwargs), meta)
         except Exception as error:
-            try:
-                real: list[Any] = [fx.map_arg(part, self._stand_in) for part in (node.args, node.kwargs)]
-                return map_tensors(
-                    call(self.module, node, real[0], real[1])
-                    if module is None
-                    else copy_module(module, _cloned).eval()(*real[0], **real[1]),
-                    meta,
-                )
-            except Exception:
-                raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
+            for number in (0, 1):  # a window of zeros has no inverse transform, and ones are no place in a list of one
+                with suppress(Exception):
+                    return map_tensors(self._run_real(node, module, number), meta)
+            raise GraphError(f"cannot run on the example's shapes: {str(error).splitlines()[0]}", where=_location(node), remedy="Pass example inputs that the model accepts.") from error  # fmt: skip
+
+    def _run_real(self, node: fx.Node, module: nn.Module | None, number: int) -> Any:
+        """Run a node on real tensors; what is computed is the same number everywhere."""
+        args: Any = fx.map_arg(node.args, lambda leaf: self._stand_in(leaf, number))
+        kwargs: Any = fx.map_arg(node.kwargs, lambda leaf: self._stand_in(leaf, number))
+        return call(self.module, node, args, kwargs) if module is None else copy_module(module, _cloned).eval()(*args, **kwargs)
 
 
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
 """Of a second tensor these take the type and the device alone."""
+COUNT = "count."
+"""What the operands of a factory are called that it only takes sizes of, before the axis."""
 _PLAIN = (int, float, str, bool, type(None))
+
+
+def _is_complex(operands: Mapping[str, Value]) -> bool:
+    """Whether what comes out may be real numbers, though complex ones go in."""
+    return any(value.dtype is not None and value.dtype.is_complex for value in operands.values())
 
 
 def _is_structure(kind: type) -> bool:

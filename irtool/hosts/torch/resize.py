@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from irtool.hosts.onnx.write_attrs import Sizes
+from irtool.hosts.torch.arguments import torch_name
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import compiled, copy_module, modules_by_path
 from irtool.hosts.torch.write_attrs import Literals
@@ -84,14 +85,19 @@ def sync_attributes(module: nn.Module) -> None:
 
 _SIZED = frozenset({"Reshape", "Expand", "Split", "Slice", "Gather", "Pad", "ChannelSelect", "Transpose", "Concat", "LayerNormalization", "RMSNormalization", "GroupNormalization", "Conv", "ConvTranspose", "Attention", "Input", "Output"})  # fmt: skip
 
+_MAKERS = frozenset("zeros ones empty rand randn new_zeros new_ones new_empty".split())
+"""What takes numbers for sizes alone, one by one."""
+
 
 def _freeze_scalars(before: FxGraph, after: FxGraph) -> bool:
     """A number computed from a pruned size (`x / x.size(1)`) keeps the value it had. True if the program changed."""
     old = {node.name: node for node in before.nodes}
     restate = _Restate({host.name: before.examples[host] for host in before.module.graph.nodes if _is_number(before.examples, host)}, after)
     for node in after.nodes:
-        if node.name in old and node.op not in _SIZED and node.host.op in ("call_function", "call_method"):
-            node.host.args = tuple(restate(arg, node.host) if isinstance(arg, fx.Node) else arg for arg in node.host.args)
+        host = node.host
+        if node.name in old and node.op not in _SIZED and host.op in ("call_function", "call_method") and torch_name(host) not in _MAKERS:
+            host.args = tuple(restate(arg, host) if isinstance(arg, fx.Node) else arg for arg in host.args)
+            host.kwargs = {key: restate(arg, host) if isinstance(arg, fx.Node) else arg for key, arg in host.kwargs.items()}
     if restate.changed:
         after.module.recompile()
     return restate.changed

@@ -15,9 +15,20 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from irtool.errors import ProofError
-from irtool.hosts.torch.arguments import argument, moved_entry, of_batch, sizes_argument, stated_size, torch_name, unflattened, with_sizes
+from irtool.hosts.torch.arguments import (
+    argument,
+    filled_with,
+    moved_entry,
+    of_batch,
+    sizes_argument,
+    stated_size,
+    torch_name,
+    unflattened,
+    with_sizes,
+)  # fmt: skip
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import set_attribute
+from irtool.hosts.torch.tracing.counts import sizes_of
 from irtool.ir.graph import Node, Value
 from irtool.ops.contraction import channel_axis
 from irtool.ops.movement import pad_amounts
@@ -40,11 +51,7 @@ class Literals:
     ) -> None:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
-        self._sized = {
-            node.name: node
-            for node in graph.nodes
-            if node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
-        }
+        self._sized = {node.name: node for node in graph.nodes if _lists_sizes(node)}
         self._originals = {node.name: node for node in graph.module.graph.nodes}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
@@ -71,15 +78,16 @@ class Literals:
         if torch_name(host) == "unflatten":
             self._fix_unflatten(host, node, examples)
             return
-        key, listed = sizes_argument(host)
+        constant = node.op == "Constant"
+        key, first, listed = sizes_of(host) if constant else (*sizes_argument(host)[:1], 0, list(sizes_argument(host)[1]))
         new = self.sizes(node.output)
         if len(listed) != len(new):
             return
         fixed = [size if isinstance(arg, fx.Node) and examples[arg] != size else arg for arg, size in zip(listed, new, strict=True)]
-        if fixed != list(listed):
+        if fixed != listed:
             if any(old is not arg and of_batch(arg) for old, arg in zip(fixed, listed, strict=True)):
                 raise ProofError("a size that is computed from the batch would become a number", where=node.location)
-            self.set_args(node, *with_sizes(host, key, fixed))
+            self.set_args(node, *(filled_with(host, key, first, fixed) if constant else with_sizes(host, key, fixed)))
 
     def _fix_unflatten(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
         """The same for `x.unflatten(2, y.shape[2:])`, whose sizes are those of some axes; one of them may be -1."""
@@ -113,6 +121,12 @@ class Literals:
         if (args, kwargs) != (host.args, dict(host.kwargs)):
             host.args, host.kwargs = args, kwargs
             self.edited.append(node.name)
+
+
+def _lists_sizes(node: Node) -> bool:
+    """Whether a call lists the sizes of its result: a factory, or a view."""
+    viewed = node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
+    return viewed or node.op == "Constant"
 
 
 def _reshape(edits: Literals, node: Node) -> None:
@@ -267,17 +281,12 @@ def _pad(edits: Literals, node: Node) -> None:
 def _filler(edits: Literals, node: Node) -> None:
     """Zeros that are concatenated to channels: as many as are left of them."""
     host, new, old = edits.hosts[node.name], edits.sizes(node.output), node.output.sizes
-    first = 1 if torch_name(host).startswith("new_") else 0
-    keyed = "size" in host.kwargs
-    packed = keyed or (len(host.args) > first and isinstance(host.args[first], tuple | list))
-    listed = host.kwargs["size"] if keyed else host.args[first] if packed else host.args[first:]
-    if not isinstance(listed, tuple | list) or len(listed) != len(new):
-        return
-    sizes = [size if size != before else arg for arg, size, before in zip(listed, new, old, strict=True)]
-    if keyed:
-        edits.set_args(node, host.args, {**host.kwargs, "size": sizes})
-    else:
-        edits.set_args(node, (*host.args[:first], sizes) if packed else (*host.args[:first], *sizes))
+    key, first, listed = sizes_of(host)
+    if len(listed) == len(new):
+        sizes = [
+            size if size != before and not isinstance(arg, fx.Node) else arg for arg, size, before in zip(listed, new, old, strict=True)
+        ]
+        edits.set_args(node, *filled_with(host, key, first, sizes))
 
 
 def _norm_shape(edits: Literals, node: Node) -> None:

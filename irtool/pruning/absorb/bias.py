@@ -58,12 +58,28 @@ def add_biases(graph: G, labels: Labels, keep: NDArray[np.bool_], gains: Mapping
     Returns the graph read anew, since a new bias is a new parameter.
     """
     sources = {node.name: node for node in labels.graph.nodes}
-    by_name = {node.name: node for node in graph.nodes}
+    sliced = {}
     for name, gain in gains.items():
         # Output channels keep their order: only reading a parameter can reorder it, and outputs are made, not read.
         own = labels.of(sources[name].output).reshape(-1)
-        if int(own[0]) >= 0:
-            gain = gain[torch.from_numpy(keep)[own]]
+        sliced[name] = gain[torch.from_numpy(keep)[own]] if int(own[0]) >= 0 else gain
+    return add_to_biases(graph, sliced)
+
+
+def outputs_of(graph: Graph, name: str) -> int:
+    """How many channels the layer of this name makes."""
+    return outputs(graph.node(name))
+
+
+def add_to_biases(graph: G, gains: Mapping[str, Tensor]) -> G:
+    """Add to the biases of layers, in place; layers without a bias get one.
+
+    Args:
+        graph: whose layers they are; it is read anew, since a new bias is a new parameter.
+        gains: for a layer's name what each of its outputs gains, float64, shape (outputs,).
+    """
+    by_name = {node.name: node for node in graph.nodes}
+    for name, gain in gains.items():
         _add(graph, by_name[name], gain)
     graph.tidied()
     return graph

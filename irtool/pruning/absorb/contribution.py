@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph, Node, Value
@@ -73,11 +76,11 @@ def shares(graph: Graph, node: Node) -> Tensor:
     assert value is not None
     kernel = value.sizes[2:] if node.op in WINDOWED else ()
     share = torch.ones(kernel, dtype=torch.float64)
-    if not kernel or _wraps(graph, node):
+    if not kernel or wraps(graph, node):
         return share
     transposed = inputs_first(node)
     stride, dilation, padding = (
-        _per_axis(found, len(kernel)) for found in (_attr(node, "stride", 1), _attr(node, "dilation", 1), _begins(node))
+        per_axis(found, len(kernel)) for found in (attribute(node, "stride", 1), attribute(node, "dilation", 1), begins(node))
     )
     first = channel_axis(node, node.input) + 1
     for axis, taps in enumerate(kernel):
@@ -89,27 +92,37 @@ def shares(graph: Graph, node: Node) -> Tensor:
     return share
 
 
-def _attr(node: Node, name: str, default: int) -> int | tuple[int, ...]:
+def attribute(node: Node, name: str, default: int) -> int | tuple[int, ...]:
+    """A number of the operator, or one an axis; the default where it is left out."""
     found = node.attrs.get(name)
     return default if found is None else found if isinstance(found, int) else tuple(found)
 
 
-def _begins(node: Node) -> int | tuple[int, ...]:
+def begins(node: Node) -> int | tuple[int, ...]:
     """Padding at the beginning of each axis. torch's `same` puts what is odd at the end."""
     if not isinstance(node.attrs.get("padding"), str):
-        return _attr(node, "padding", 0)
+        return attribute(node, "padding", 0)
     kernel = node.operands["weight"].sizes[2:]
-    dilation = _per_axis(_attr(node, "dilation", 1), len(kernel))
+    dilation = per_axis(attribute(node, "dilation", 1), len(kernel))
     same = node.attrs["padding"] == "same"
     return tuple(d * (k - 1) // 2 if same else 0 for d, k in zip(dilation, kernel, strict=True))
 
 
-def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+def per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    """One number for each axis."""
     return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
 
 
-def _wraps(graph: Graph, node: Node) -> bool:
+def wraps(graph: Graph, node: Node) -> bool:
     """Whether padding repeats the image (reflect, replicate, circular), so that every tap reads a channel everywhere."""
     if not isinstance(graph, FxGraph) or node.host.op != "call_module":
         return False
     return getattr(graph.module.get_submodule(str(node.host.target)), "padding_mode", "zeros") != "zeros"
+
+
+def padded(graph: Graph, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
+    """A convolution's input with its padding put on, and the padding that is left to do, where that repeats the image; else the input, and None."""
+    if not wraps(graph, node):
+        return x, None
+    module: Any = cast(FxGraph, graph).module.get_submodule(str(node.host.target))
+    return functional.pad(x, module._reversed_padding_repeated_twice, str(module.padding_mode)), (0,) * (x.dim() - 2)

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
 from irtool.progress import Progress, silent
+from irtool.tensor_defaults import real_tensors
 from irtool.train.data.augment import Augment
 from irtool.train.data.image_files import FileTree, FolderTree, LabelledNames, ZipTree, arrange, decode
 from irtool.train.data.preprocessing import Preprocessing
@@ -73,6 +74,7 @@ class Data:
         return self.preprocessing.normalise(images)
 
 
+@real_tensors()
 def load_data(
     source: str | os.PathLike[str],
     *,

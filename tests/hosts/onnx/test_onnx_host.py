@@ -18,6 +18,7 @@ from torch import nn
 import irtool
 from irtool.errors import CheckError, IrtoolError, OptionError, PlanError
 from irtool.hosts.onnx.load import from_model
+from irtool.passmanager import Rewritten
 from irtool.pruning.onnx_check import masked_model
 from irtool.pruning.planner import find_rewrite
 
@@ -282,11 +283,11 @@ def test_a_pass_that_changes_an_onnx_graph_is_caught() -> None:
     class Lying(irtool.Pass):
         name = "lying"
 
-        def __call__(self, graph: irtool.OnnxGraph) -> irtool.PassResult:
+        def rewrite(self, graph: irtool.OnnxGraph) -> Rewritten:
             new = graph.clone()
             name, value = next((n, v) for n, v in new.params.items() if len(v.sizes) == 4)
             new.set_param(name, value.data * 1.1)
-            return irtool.PassResult(new, True)
+            return Rewritten(new)
 
     with pytest.raises(CheckError, match=r"the pass lying changed the outputs.*first diverging node Conv_"):
         irtool.Pipeline([Lying()], check=True)(from_model(NETS["residual"]()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,3 +85,29 @@ def name_in(root: nn.Module, function: type[Function]) -> str:
         name += "_"
     root._modules[name] = OwnBackward(function)
     return name
+
+
+class _Ctx:
+    """What a forward is given to keep things for its backward in. Telling autograd that it writes in place is refused."""
+
+    needs_input_grad = (True,) * 64
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Keep nothing."""
+
+    save_for_forward = set_materialize_grads = mark_non_differentiable = save_for_backward
+
+
+def recorded_by_element(function: type[Function], allowed: Callable[[fx.Node], bool]) -> bool:
+    """Whether a forward, recorded with what stands for its arguments, gives one result by allowed calls alone; False if it cannot be."""
+    graph, ctx = fx.Graph(), _Ctx()
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    own_context: Any = getattr(function.setup_context, "__qualname__", "").startswith("_SingleLevelFunction")
+    names = list(inspect.signature(function.forward).parameters.values())[1 if own_context else 0 :]
+    if any(name.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for name in names):
+        return False
+    try:
+        result = function.forward(*([ctx] if own_context else []), *(fx.Proxy(graph.placeholder(name.name), tracer) for name in names))
+    except Exception:  # the user's code, which may look at what is not there
+        return False
+    return isinstance(result, fx.Proxy) and all(node.op == "placeholder" or allowed(node) for node in graph.nodes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.modes import evaluating
+from irtool.hosts.torch.modes import in_mode
 from irtool.hosts.torch.modules import map_tensors, modules_by_path
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
@@ -21,15 +21,16 @@ _ROUNDINGS = 64
 """The same for narrower types, in roundings of theirs."""
 
 
-def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None = None) -> Any:
-    """The outputs in eval mode, random numbers drawn from one seed, the module left as it was; None if it raises.
+def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None = None, *, training: bool = False) -> Any:
+    """The outputs in eval mode (or in train mode), random numbers drawn from one seed, the module left as it was; None if it raises.
 
     Args:
         module: the model, or a graph's module.
         inputs: the positional arguments; copied first.
         decided: for modules that decide by `self.training`, by path, the mode in which they are run.
+        training: run all others in train mode.
     """
-    with untouched(module, Asides(), flags=False), evaluating(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with untouched(module, Asides(), flags=False), in_mode(module, training=training), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if decided:
             tree = modules_by_path(module)
@@ -66,6 +67,12 @@ def tolerance(expected: Any) -> float:
     """The largest difference by which a graph may be apart from its model, for the types of these outputs."""
     types = [leaf.dtype for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(kind).eps for kind in types if kind.itemsize < 4)])
+
+
+def agrees(model: nn.Module, module: nn.Module, inputs: Any) -> bool:
+    """Whether a program gives the model's outputs, where the model runs."""
+    expected = observed(model, inputs)
+    return expected is None or apart(expected, observed(module, inputs)) <= tolerance(expected)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,12 @@ def _refusal(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
     return None
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What colours text in a terminal: torch.export writes it into its errors."""
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(", but expected one of:")[:160]
+    return (_COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0].removesuffix(", but expected one of:")[:160]
 
 
 def _source_lines(error: BaseException) -> Iterator[str]:

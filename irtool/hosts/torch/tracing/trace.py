@@ -20,7 +20,9 @@ from irtool.garbage import uncollected
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
 from irtool.hosts.torch.tracing.autograd import own_backwards
+from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, observed, other_images
 from irtool.hosts.torch.tracing.errors import explained, refuse_hidden, refuse_unknown
+from irtool.hosts.torch.tracing.factories import recorded_sizes
 from irtool.hosts.torch.tracing.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
@@ -88,7 +90,7 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, 
     module, asides = _program(model, inputs, leaf, name, asides, flags=flags)
     unhook(module, asides)
     plain = settle_writes(module, inputs)
-    graph = FxGraph(mend(module, inputs, asides if flags else None), inputs, tracer=name)
+    graph = FxGraph(mend(module, inputs, asides if flags else None, model), inputs, tracer=name)
     if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
         graph.module.recompile()
         graph.refresh()
@@ -141,7 +143,7 @@ def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type
 
 
 def _traced(tracer: SymbolicTracer, model: nn.Module, inputs: Sequence[Any], asides: Asides) -> fx.GraphModule:
-    with own_backwards(asides, type(tracer).own_backward):
+    with own_backwards(asides, type(tracer).own_backward), recorded_sizes(modules_by_path(model).values()):
         graph = tracer.trace(model, _defaults(model, inputs))
     if any(id(held_at(model, path)) != held for held, path in asides.recorded.items()):
         raise TraceError("a buffer is exchanged by what is computed", remedy="Write into it in place.")
@@ -186,10 +188,39 @@ def _settle_checks(graph: fx.Graph) -> None:
 def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
     if leaf:
         raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
-    with warnings.catch_warnings(), own_backwards(asides):
+    batch, image = _dynamic_shapes(model, inputs)
+    module = _free_or_none(model, inputs, [batch] if batch is not None else [], asides)
+    if module is None:
+        module = _exported(model, inputs, None, asides)
+    if image is None or len(module.graph.nodes) > _SMALL:
+        return module
+    return _free_or_none(model, inputs, [change for change in (batch, image) if change is not None], asides) or module
+
+
+_SMALL = 300
+"""Nodes of a program that torch.export is asked for once more with images of any size: that takes it up to 30 times as long."""
+
+
+def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Change], asides: Asides) -> fx.GraphModule | None:
+    """The program with the axes of some changes free; None where torch.export cannot, or the program does not agree with the model.
+
+    torch takes sizes of 0 and 1 for the model's own, so that a batch of one is doubled.
+    """
+    if not changes:
+        return None
+    doubled = changes[0].what == "batch" and _batch(inputs, changes[0]) < 2
+    try:
+        module = _exported(model, changes[0].inputs if doubled else inputs, _free_axes(inputs, changes), asides)
+    except Exception:  # torch.export raises whatever its parts raise
+        return None
+    return module if agrees(model, module, inputs) else None
+
+
+def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asides) -> fx.GraphModule:
+    """The program of torch.export, without its guards, in the modes of the model."""
+    with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False):
         warnings.simplefilter("ignore")
-        program = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=_dynamic_batch(inputs))
-        module = program.module()
+        module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
         module.__dict__.pop(refused, None)
     modes = {path: child.training for path, child in modules_by_path(model).items()}
@@ -208,13 +239,29 @@ def _is_guard(node: fx.Node) -> bool:
     return node.op != "placeholder" and any(part in name for part in ("_guards", "_assert", "sym_constrain", "aten.sym_"))
 
 
-def _dynamic_batch(inputs: Sequence[Any]) -> Any:
-    """Axis 0 dynamic where it is at least 2 (torch specialises 0 and 1), else left for torch to infer."""
-    auto = torch.export.Dim.AUTO
-    return tuple(
-        pytree.tree_map(lambda leaf: {0: auto} if isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] > 1 else None, item)
-        for item in inputs
-    )
+def _dynamic_shapes(model: nn.Module, inputs: Sequence[Any]) -> tuple[Change | None, Change | None]:
+    """Another batch and another image size, where the model takes them."""
+    batch = larger_batch(inputs)
+    image = next((change for change in other_images(inputs) if observed(model, change.inputs) is not None), None)
+    return (batch if batch is not None and observed(model, batch.inputs) is not None else None), image
+
+
+def _batch(inputs: Sequence[Any], change: Change) -> int:
+    tensors = [leaf for leaf in pytree.tree_leaves(tuple(inputs)) if isinstance(leaf, torch.Tensor)]
+    return min(tensors[number].shape[0] for number in change.axes)
+
+
+def _free_axes(inputs: Sequence[Any], changes: Sequence[Change]) -> Any:
+    """`dynamic_shapes` for torch.export, which settles by itself what the model does not leave free."""
+    auto, count = torch.export.Dim.AUTO, iter(range(10**6))
+
+    def axes(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return None
+        number = next(count)
+        return {axis % leaf.dim(): auto for change in changes for axis in change.axes.get(number, ())} or None
+
+    return tuple(pytree.tree_map(axes, item) for item in inputs)
 
 
 TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], Asides], fx.GraphModule]] = {

@@ -1,0 +1,156 @@
+"""What reconstruction gives on the published PreResNet-38, and on trained ONNX files.
+
+    python bench/reconstruct.py [--shared ../shared] [--images 128] [--test 10000] [--onnx-only | --torch-only] [--held-out]
+
+Prints tables and writes bench/results/reconstruct.json. The torch table: accuracy in % on the JPEG test images and agreement with
+the unpruned net, for the published plan (bn_scale, global, select, ratio 0.7). With --held-out the figures are of 2,000 training
+images that are no calibration images, by which options were chosen. The ONNX table: root mean square error of the outputs
+against the original, relative to the outputs' own, on images that were not calibrated on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import irtool
+from irtool.models import PreResNet
+from irtool.train import load_data
+
+ROOT = Path(__file__).resolve().parents[1]
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+FILES = ("super_resolution_opset11", "ppocr_cls_mobilenetv3", "ultraface_rfb_320")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--held-out", action="store_true")
+    parser.add_argument("--onnx-only", action="store_true")
+    parser.add_argument("--torch-only", action="store_true")
+    parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "reconstruct.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    if not options.onnx_only:
+        found["torch"] = on_torch(options)
+    if not options.torch_only:
+        found["onnx"] = on_onnx(options.shared)
+    if not options.held_out:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def on_torch(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The published plan of the published net."""
+    data = load_data(options.shared / "data" / "cifar10-jpeg.zip", mean=MEAN, std=STD)
+    order = np.random.default_rng(0).permutation(len(data.train.labels))
+    calibration = normalised(data, data.train, order[: options.images])
+    split, chosen = (data.train, order[-2000:]) if options.held_out else (data.test, np.arange(len(data.test.labels)))
+    chosen = chosen[: options.test]
+    images, labels = normalised(data, split, chosen), torch.as_tensor(np.asarray(split.labels)[chosen])
+    rows = []
+    for name in ("sparse", "normal"):
+        net = PreResNet(38)
+        net.load_state_dict(torch.load(options.shared / "data" / "preresnet38" / f"{name}.pth", weights_only=True)["state_dict"])
+        graph = irtool.trace(net.eval(), torch.zeros(1, 3, 32, 32))
+        answers = classes(graph.module, images)
+        rows.append(row(f"{name}, unpruned", answers, answers, labels, 0.0))
+        criterion, ratio = ("bn_scale", 0.7) if name == "sparse" else ("l2", 0.42)
+        plan = irtool.plan(graph, criterion, ratio, "global", "select")
+        ways: dict[str, Callable[[], irtool.FxGraph]] = {
+            "drop": partial(irtool.prune, graph, plan, "drop"),
+            "absorb": partial(irtool.prune, graph, plan),
+            "biases alone": partial(irtool.reconstruct, graph, plan, calibration, weights=False),
+            "least squares": partial(irtool.reconstruct, graph, plan, calibration),
+        }
+        for way, make in ways.items():
+            start = time.process_time()
+            pruned = make()
+            seconds = time.process_time() - start
+            rows.append(row(f"{name}, {way}", classes(pruned.module, images), answers, labels, seconds))
+    return rows
+
+
+def normalised(data: Any, split: Any, chosen: Any) -> Tensor:
+    """Images of a split, prepared as for inference."""
+    return data.preprocessing.normalise(next(iter(split.batches([np.asarray(chosen)]))))
+
+
+def classes(module: torch.nn.Module, images: Tensor) -> Tensor:
+    """The class that a net gives each image."""
+    with torch.no_grad():
+        return torch.cat([module.eval()(part).argmax(1) for part in images.split(250)])
+
+
+def row(name: str, got: Tensor, answers: Tensor, labels: Tensor, seconds: float) -> dict[str, Any]:
+    """Print and return one line."""
+    right, same = (100 * float((got == other).double().mean()) for other in (labels, answers))
+    print(f"{name:28} {right:6.2f} % right  {same:6.2f} % as unpruned  {seconds:6.2f} s CPU", flush=True)
+    return {"name": name, "right": right, "same": same, "seconds": seconds}
+
+
+def on_onnx(shared: Path) -> list[dict[str, Any]]:
+    """Trained files, on crops of CIFAR images and of one photograph."""
+    rows = []
+    for name in FILES:
+        graph = irtool.load_onnx(shared / "data" / "onnx" / f"{name}.onnx")
+        images = photographs(shared, graph.example_inputs[0].shape, 192)
+        calibration, test = images[:128], images[128:]
+        wanted = runs(graph, test)
+        for ratio in (0.3, 0.5):
+            plan = irtool.plan(graph, "l2", ratio, "local")
+            before = error(wanted, runs(irtool.prune(graph, plan), test))
+            start = time.process_time()
+            pruned = irtool.reconstruct(graph, plan, calibration)
+            seconds = time.process_time() - start
+            after = error(wanted, runs(pruned, test))
+            print(f"{name:28} ratio {ratio}: error {before:.4f} -> {after:.4f}  {seconds:6.1f} s CPU", flush=True)
+            rows.append({"name": name, "ratio": ratio, "before": before, "after": after, "seconds": seconds})
+    return rows
+
+
+def photographs(shared: Path, shape: tuple[int, ...], count: int) -> list[Tensor]:
+    """Crops of the photograph and CIFAR images, enlarged to the input's size, about as wide in range as the nets are trained on."""
+    from PIL import Image
+
+    photo = torch.from_numpy(np.array(Image.open(shared / "data" / "onnx" / "cat.jpg").convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+    data = load_data(shared / "data" / "cifar10-jpeg.zip", limit=200)
+    small = next(iter(data.train.batches([np.arange(count)])))
+    small = small.float() / 255 if small.dtype == torch.uint8 else small
+    generator, found = np.random.default_rng(0), []
+    for number in range(count):
+        source = small[number : number + 1]
+        if number % 2:
+            side = int(generator.integers(64, min(photo.shape[2:])))
+            top, left = (int(generator.integers(0, size - side + 1)) for size in photo.shape[2:])
+            source = photo[:, :, top : top + side, left : left + side]
+        source = torch.nn.functional.interpolate(source, shape[2:], mode="bilinear", antialias=True)
+        found.append(source.mean(1, keepdim=True) if shape[1] == 1 else (source - 0.5) / 0.5)
+    return found
+
+
+def runs(graph: irtool.OnnxGraph, images: list[Tensor]) -> list[Tensor]:
+    """The outputs for each image, one vector each."""
+    return [torch.cat([part.double().flatten() for part in graph.run(image)]) for image in images]
+
+
+def error(wanted: list[Tensor], got: list[Tensor]) -> float:
+    """Root mean square error over that of the outputs."""
+    a, b = torch.stack(wanted), torch.stack(got)
+    return float((a - b).square().mean().sqrt() / a.square().mean().sqrt())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The data that a criterion looks at."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from irtool.errors import DataError, PlanError
+from irtool.ir.graph import Graph
+from irtool.pruning.criteria import CRITERIA, Batches, Criterion
+from irtool.pruning.reconstruct.images import image_batches, split_to_fit
+
+CHUNK = 64
+"""Images that are run together."""
+
+
+def batches_for(graph: Graph, chosen: Criterion, data: Any) -> Batches:
+    """The batches that a criterion will look at: none for one that reads parameters alone.
+
+    Raises:
+        DataError: it needs data, and there are none, or the graph does not take them.
+        PlanError: it needs gradients, and the graph has none to give.
+    """
+    if chosen.reads == "parameters":
+        return ()
+    if chosen.reads == "gradients" and not graph.trainable:
+        known = ", ".join(name for name, entry in CRITERIA.items() if entry.reads != "gradients")
+        raise PlanError(
+            f"{chosen.name} needs gradients, which an ONNX graph does not have", where="criterion", remedy=f"Choose one of {known}."
+        )
+    if data is None:
+        raise DataError(
+            f"the criterion {chosen.name} looks at images", where="data", remedy="Give data=images (no labels are needed), or choose l1."
+        )
+    return split_to_fit(graph, image_batches(graph, data, sys.maxsize, CHUNK))

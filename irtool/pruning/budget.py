@@ -1,0 +1,96 @@
+"""Budgets: what may be left of a cost, as a share of the original or a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irtool.analysis.cost import Cost, cost
+from irtool.analysis.width_cost import KINDS, WidthCost
+from irtool.channels.groups import ChannelGroups
+from irtool.errors import PlanError
+from irtool.ir.graph import Graph
+
+EXCESS = 1e-6
+"""Costs are whole numbers; their shares of an original are not."""
+
+
+def check_budget(budget: Any) -> dict[str, float]:
+    """A budget as plain data: for each of `macs`, `params`, `bytes` a share of the original (at most 1) or a number.
+
+    Raises:
+        PlanError: a key or value is impossible; it is named.
+    """
+    if not isinstance(budget, Mapping) or not budget:
+        raise PlanError(f"{budget!r} is no budget", where="budget", remedy="Give shares or numbers by kind, as in {'macs': 0.5}.")
+    for kind, value in budget.items():
+        if kind not in KINDS:
+            raise PlanError(f"budget {kind!r} does not exist", remedy=f"Choose among {', '.join(KINDS)}.")
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
+            remedy = "Give a share of the original of at most 1, as 0.5 for half, or a number above 1."
+            raise PlanError(f"{value!r} is no budget", where=kind, remedy=remedy)
+    return {kind: float(value) for kind, value in budget.items()}
+
+
+def costs_of(found: Cost) -> dict[str, int]:
+    """The costs that a budget speaks of."""
+    return {"macs": found.macs, "params": found.params, "bytes": found.weight_bytes}
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a budget allows for one graph.
+
+    Attributes:
+        most: by kind, the largest cost allowed.
+        original: by kind, the cost of the graph as it is.
+    """
+
+    most: dict[str, float]
+    original: dict[str, int]
+
+    @classmethod
+    def of(cls, budget: Mapping[str, float], graph: Graph) -> Targets:
+        """Those of a graph. A value of at most 1 is a share of what the graph costs."""
+        original = costs_of(cost(graph))
+        return cls({kind: value * original[kind] if value <= 1 else value for kind, value in budget.items()}, original)
+
+    def hold(self, left: Mapping[str, float]) -> bool:
+        """Whether costs keep to them."""
+        return all(left[kind] <= most + EXCESS for kind, most in self.most.items())
+
+    def unreachable(
+        self, groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_], least: Mapping[str, float], hint: str
+    ) -> PlanError:
+        """The error of a budget that the least reachable cost exceeds: which, by how much, and what the rest hangs on."""
+        kind = max(self.most, key=lambda kind: least[kind] / self.most[kind])
+        holders = "; ".join(_holders(groups, costs, remove, kind))
+        share = 100 * least[kind] / max(self.original[kind], 1)
+        return PlanError(
+            f"{kind} cannot come down to {self.most[kind]:,.0f}: the least reachable is {least[kind]:,.0f}, {share:.1f} % of the original"
+            + (f", held up by {holders}" if holders else ""),
+            where="budget",
+            remedy=f"Ask for at least that{hint}.",
+        )
+
+
+def _holders(groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_], kind: str, most: int = 3) -> list[str]:
+    """The layers whose channels the largest part of a cost depends on, with the reason why these stay."""
+    widths = costs.widths(~remove[groups.group])
+    products = widths[costs.factors].prod(1) * costs.coefficients[kind]
+    dependent = np.array([products[(costs.factors == number).any(1)].sum() for number in range(len(costs.sets))])
+    by_labels = {labels.tobytes(): float(dependent[number]) for number, labels in enumerate(costs.sets) if number}
+    layers = sorted(groups.layers, key=lambda layer: -by_labels.get(layer.labels.numpy().astype(np.int64).tobytes(), 0.0))
+    found = []
+    for layer in layers[:most]:
+        own = groups.group[layer.labels.numpy()]
+        stays = own[~remove[own]]
+        pinned = stays[groups.pinned[stays]]
+        reason = str(groups.reasons[int(pinned[0])]) if pinned.size else "the fewest that the conditions allow"
+        found.append(f"{layer.node.location} ({stays.size} of {own.size} channels stay: {reason})")
+    return found

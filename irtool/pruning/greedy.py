@@ -1,0 +1,199 @@
+"""Allocation to a budget: remove what costs the least loss for each unit of the budget, until the budget holds.
+
+The order is greedy with look-ahead: of every stack the prefix of units with the least loss per saved cost is found, at the widths
+that the others have by now, and the best of all stacks goes. What a channel saves shrinks as its neighbours do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irtool.analysis.width_cost import Floats, Ints, WidthCost
+from irtool.pruning.stacks import Room, Stack
+
+LOOK_AHEAD = 12
+"""So many steps of a stack are looked at together: one important channel must not hide the cheap ones behind it."""
+_REFRESH = 0.05
+"""Where several budgets are exceeded, their weights are set anew when an excess has changed by this fraction."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an allocation removes.
+
+    Attributes:
+        remove: bool, shape (groups,).
+        cost: by kind, what is left.
+        reached: whether every target holds.
+    """
+
+    remove: NDArray[np.bool_]
+    cost: dict[str, float]
+    reached: bool
+
+
+def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Mapping[str, float], round_to: int) -> Outcome:
+    """Remove units until no cost exceeds its target, then give back what still fits.
+
+    Args:
+        stacks: what can go, in order.
+        room: the rows that it takes from.
+        costs: the costs by widths, the first rows of `room`.
+        targets: by kind of cost, the most that may be left.
+        round_to: rounded rows keep a multiple of this.
+    """
+    return _Greedy(stacks, room, costs, dict(targets), round_to).run()
+
+
+class _Greedy:
+    def __init__(self, stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: dict[str, float], round_to: int) -> None:
+        self.stacks, self.room, self.costs, self.targets, self.round_to = stacks, room, costs, targets, round_to
+        self.level = room.level.copy()
+        self.first = [0] * len(stacks)
+        self.gone: list[list[int]] = [[] for _ in stacks]
+        self.local = [_Local.of(stack, costs) for stack in stacks]
+        self.readers = _sharing(self.local, len(costs.factors))
+        self.smallest = 1e-9 * float(np.mean([stack.loss.mean() for stack in stacks])) if stacks else 0.0
+        self.products = self._products()
+        self.left = self._left()
+        self.weights: Floats = np.zeros(len(costs.factors))
+        self.seen: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        """Take the best step again and again."""
+        ratio = np.full(len(self.stacks), np.inf)
+        steps = [0] * len(self.stacks)
+        stale = set(range(len(self.stacks)))
+        while self._exceeded():
+            if self._refresh():
+                stale = set(range(len(self.stacks)))
+            for number in stale:
+                ratio[number], steps[number] = self._best_step(number)
+            if not ratio.size or not np.isfinite(ratio.min()):
+                break
+            best = int(ratio.argmin())
+            self._take(best, steps[best])
+            stale = self.readers[best]
+        self.products = self._products()  # rounding errors of many small changes
+        self.left = self._left()
+        reached = not self._exceeded()
+        if reached:
+            self._give_back()
+        remove = np.zeros(self.room.takes.shape[1], bool)
+        for stack, taken in zip(self.stacks, self.gone, strict=True):
+            for unit in taken:
+                remove[stack.units[unit]] = True
+        return Outcome(remove, self.left, reached)
+
+    def _products(self) -> Floats:
+        found: Floats = self.level[self.costs.factors].prod(1)
+        return found
+
+    def _left(self) -> dict[str, float]:
+        return {kind: float(self.costs.constant[kind] + self.costs.coefficients[kind] @ self.products) for kind in self.targets}
+
+    def _exceeded(self) -> list[str]:
+        return [kind for kind, target in self.targets.items() if self.left[kind] > target + 1e-6]
+
+    def _refresh(self) -> bool:
+        """Weigh the costs that are still exceeded, each by its excess as a share of its target. True if the weights changed."""
+        excess = {kind: (self.left[kind] - self.targets[kind]) / max(self.targets[kind], 1.0) for kind in self._exceeded()}
+        alone = len(excess) == 1
+        if excess.keys() == self.seen.keys() and (alone or all(excess[kind] > (1 - _REFRESH) * self.seen[kind] for kind in excess)):
+            return False
+        self.seen = excess
+        parts = [self.costs.coefficients[kind] * (1.0 if alone else share) / max(self.targets[kind], 1.0) for kind, share in excess.items()]
+        self.weights = np.sum(parts, axis=0)
+        return True
+
+    def _best_step(self, number: int) -> tuple[float, int]:
+        """The least loss per saved cost over the next steps of a stack, and how many units that step takes."""
+        stack, local = self.stacks[number], self.local[number]
+        first = self.first[number] = self._next_that_fits(number)
+        window = LOOK_AHEAD * (self.round_to**2 if self.round_to > 1 else 1)
+        drop = stack.drop[first : first + window].cumsum(0)
+        after = self.level[stack.touched] - drop
+        fits = (after >= self.room.least[stack.touched]).all(1)
+        if self.round_to > 1:
+            fits &= (after[:, self.room.rounded[stack.touched]] % self.round_to == 0).all(1)
+        ends = np.flatnonzero(fits)[:LOOK_AHEAD]
+        if not ends.size:
+            return np.inf, 0
+        saved = self._saved(local, drop[ends])
+        loss = stack.loss[first : first + window].cumsum()[ends] + self.smallest
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(saved > 0, loss / saved, np.inf)
+        best = int(ratio.argmin())
+        return float(ratio[best]), int(ends[best]) + 1
+
+    def _next_that_fits(self, number: int) -> int:
+        """The first of the units left that may go at all. What may not now never will, since widths only shrink."""
+        stack, first = self.stacks[number], self.first[number]
+        fits = (self.level[stack.touched] - stack.drop[first:] >= self.room.least[stack.touched]).all(1)
+        return first + int(fits.argmax()) if fits.any() else len(stack.units)
+
+    def _saved(self, local: _Local, drop: Floats) -> Floats:
+        """The weighted cost that each of some drops saves, shape (drops,)."""
+        widths = self.level[self.costs.factors[local.terms]] - np.concatenate([np.zeros((len(drop), 1)), drop], 1)[:, local.columns]
+        found: Floats = (self.products[local.terms] - widths.prod(2)) @ self.weights[local.terms]
+        return found
+
+    def _take(self, number: int, units: int) -> None:
+        stack, first = self.stacks[number], self.first[number]
+        self._move(number, -stack.drop[first : first + units].sum(0))
+        self.gone[number] += range(first, first + units)
+        self.first[number] += units
+
+    def _move(self, number: int, change: Floats) -> None:
+        """Change the widths that a stack takes from, and the costs with them."""
+        terms, touched = self.local[number].terms, self.stacks[number].touched
+        self.level[touched] += change
+        now = self.level[self.costs.factors[terms]].prod(1)
+        for kind in self.left:
+            self.left[kind] += float((now - self.products[terms]) @ self.costs.coefficients[kind][terms])
+        self.products[terms] = now
+
+    def _give_back(self) -> None:
+        """The last step of a stack may have been larger than needed: restore the units that lose most and still fit."""
+        order = sorted(
+            ((self.stacks[number].loss[unit], number, unit) for number, taken in enumerate(self.gone) for unit in taken), reverse=True
+        )
+        for _, number, unit in order if self.round_to == 1 else ():
+            if unit != self.gone[number][-1]:
+                continue
+            change = self.stacks[number].drop[unit]
+            self._move(number, change)
+            if self._exceeded():
+                self._move(number, -change)
+            else:
+                self.gone[number].pop()
+
+
+@dataclass(frozen=True)
+class _Local:
+    """The terms that a stack changes, and for each of their factors the column of its drops, from 1; 0 where it takes nothing."""
+
+    terms: Ints
+    columns: Ints
+
+    @classmethod
+    def of(cls, stack: Stack, costs: WidthCost) -> _Local:
+        column = np.zeros(len(costs.sets), np.int64)
+        inside = np.flatnonzero((stack.touched < len(costs.sets)) & (stack.touched > 0))
+        column[stack.touched[inside]] = inside + 1
+        columns = column[costs.factors]
+        terms = np.flatnonzero(columns.any(1))
+        return cls(terms, columns[terms])
+
+
+def _sharing(local: Sequence[_Local], terms: int) -> list[set[int]]:
+    """For each stack, the stacks that share a term with it, itself among them."""
+    owners: list[list[int]] = [[] for _ in range(terms)]
+    for number, found in enumerate(local):
+        for term in found.terms.tolist():
+            owners[term].append(number)
+    return [{number}.union(*(owners[term] for term in found.terms.tolist())) for number, found in enumerate(local)]

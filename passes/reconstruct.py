@@ -1,0 +1,182 @@
+"""Prune, and refit every layer to what the original gave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, ClassVar
+
+import torch
+
+from irtool.errors import OptionError
+from irtool.garbage import uncollected
+from irtool.ir.frontier import Batch
+from irtool.ir.graph import G, Graph
+from irtool.passmanager import Pass, Rewritten, register
+from irtool.progress import Progress, silent
+from irtool.pruning.absorb.bias import add_to_biases, outputs_of
+from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
+from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
+from irtool.pruning.slicing import Rewrite
+
+CHUNK = 32
+"""Images that run together."""
+
+
+@register
+@dataclass(frozen=True)
+class Reconstruct(Pass):
+    """Prune as a plan says, then refit the weights of every convolution and linear layer by ridge regression, without labels.
+
+    Layers are taken in the order in which they run. Each is fitted to what the original gave at its kept outputs, on what it
+    reads in the pruned net so far; where its output goes straight into an addition (a batch norm may lie between), to the
+    original's sum less the other operand as it is now. The strength of the penalty is chosen on a quarter of the images,
+    which are held out; where nothing fits better than what slicing left, that stays. Statistics of batch norms stay. See
+    `irtool.pruning.reconstruct.reconstruct` for the formula and its sources.
+
+    Given:  %conv1 = Conv(%x:1x3x8x8, @conv1.weight:4x3x3x3); %conv2 = Conv(%conv1, @conv2.weight:8x4x3x3)
+    Result: %conv1 = Conv(%x:1x3x8x8, @conv1.weight:2x3x3x3); %conv2 = Conv(%conv1, @conv2.weight:8x2x3x3, @absorbed_conv2:8)
+
+    Attributes:
+        plan: what goes.
+        images: calibration images, prepared as for inference: a tensor (N, C, H, W), a list of batches, a DataLoader; a tuple
+            holds the arguments of `forward` first, and what follows (labels) is not looked at. 128 are enough.
+        weights: refit weights and biases. False: biases alone, which then hold what is missing on average.
+        ignore: module paths, or one, whose layers keep the values that slicing leaves.
+        positions: of each layer's output, sampled from each image.
+        limit: at most so many images are used.
+        memory: bytes that values of all images at one place of the net may take, and again the samples. Images beyond it are
+            left out, with a note.
+        seed: of the sampled positions.
+        original: the graph that the one to prune was made from by pruning, whose outputs are the aim then: where channels go in
+            stages, the errors of the first are not copied by the next. None: the graph itself.
+        progress: called with a `Status` as the work goes on.
+    """
+
+    name: ClassVar[str] = "reconstruct"
+    exact: ClassVar[bool] = False
+
+    plan: Plan
+    images: Any
+    weights: bool = True
+    ignore: str | tuple[str, ...] = ()
+    positions: int = 128
+    limit: int = 512
+    memory: int = 1 << 30
+    seed: int = 0
+    original: Graph | None = None
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        for name, least in (("positions", 1), ("limit", 1), ("memory", 1 << 20), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                raise OptionError(f"{name} {value!r} is no number to work with", remedy=f"Give a whole number of at least {least:,}.")
+
+    def rewrite(self, graph: G) -> Rewritten[G]:
+        """Prune and refit.
+
+        Raises:
+            PlanError: the plan belongs to another model.
+            OptionError: `original` is not what the graph was pruned from.
+            DataError: these are no images for this model, or there are none.
+            LayerError: a name in `ignore` that no layer has.
+            ProofError: the slicing could not be proven; nothing is returned.
+        """
+        with uncollected():
+            rewrite = find_rewrite(graph, self.plan)
+            new = rewrite.fill()
+        rewrites: list[Rewrite[Any]] = [*_before(self.original, graph), rewrite]
+        batches = split_to_fit(rewrites[0].labels.graph, image_batches(graph, self.images, self.limit, CHUNK))
+        batches, notes = self._within_memory(new, batches)
+        ignore = (self.ignore,) if isinstance(self.ignore, str) else tuple(self.ignore)
+        found = Reconstruction(
+            rewrites, new, batches, self.weights, ignore, self.positions, self.memory, int(self.seed), self.progress
+        ).run()
+        if found.gains:
+            new = add_to_biases(new, found.gains)
+        record = {"plan": self.plan.to_dict(), "biases": list(found.gains)}
+        return Rewritten(new, (*notes, *_notes(self.plan, rewrite.inexact(), found)), record)
+
+    def options(self) -> dict[str, Any]:
+        """The plan is recorded with the layers that were given biases; how they were fitted does not matter when it is repeated."""
+        return {}
+
+    @classmethod
+    def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
+        """Slice, and give layers the biases that they were given; the weights that are loaded afterwards have the values."""
+        new = find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
+        zeros = {name: torch.zeros(outputs_of(new, name)) for name in step["biases"]}
+        return add_to_biases(new, zeros) if zeros else new
+
+    def _within_memory(self, graph: Graph, batches: list[Batch]) -> tuple[list[Batch], list[str]]:
+        """As many batches as may be held side by side."""
+        most, each = max(1, self.memory // max(_live_bytes(graph), 1)), list(map(size_of, batches))
+        kept = [batch for number, batch in enumerate(batches) if number == 0 or sum(each[: number + 1]) <= most]
+        if len(kept) == len(batches):
+            return kept, []
+        used = sum(map(size_of, kept))
+        return kept, [f"{used} of {sum(each)} images used: more would take above {self.memory / (1 << 30):.3g} GiB (memory= says how much)"]
+
+
+def _before(original: Graph | None, graph: Graph) -> list[Rewrite[Graph]]:
+    """The rewrites that led from `original` to the graph."""
+    if original is None:
+        return []
+    done = len(original.history)
+    steps = graph.history[done:]
+    strange = next((step["step"] for step in steps if step["step"] not in ("prune", "reconstruct", "recalibrate_batchnorm")), None)
+    if type(original) is not type(graph) or graph.history[:done] != original.history or strange is not None:
+        why = "the graph was not made from it" if strange is None else f"{strange} lies between it and the graph"
+        raise OptionError(why, where="original", remedy="Give the graph that was pruned, and prune what irtool made of it.")
+    found, current = list[Rewrite[Graph]](), original
+    for step in steps:
+        if step["step"] == "prune":
+            found.append(find_rewrite(current, Plan.from_dict(step["plan"])))
+            current = found[-1].fill()
+    return found
+
+
+def _live_bytes(graph: Graph) -> int:
+    """Bytes of the values that are alive together at most, for each image of the example."""
+    last = {value: number for number, node in enumerate(graph.nodes) for value in (*node.inputs, *node.outputs) if not value.is_param}
+    alive = most = 0
+    ends: dict[int, int] = {}
+    for number, node in enumerate(graph.nodes):
+        for value in node.outputs:
+            if value.shape is not None and value.dtype is not None:
+                size = value.dtype.itemsize
+                for length in value.shape:
+                    size *= length
+                alive += size
+                ends[last[value]] = ends.get(last[value], 0) + size
+        most = max(most, alive)
+        alive -= ends.pop(number, 0)
+    return most // max(size_of(graph.example_inputs), 1)
+
+
+def _notes(plan: Plan, inexact: list[str], found: Outcome) -> list[str]:
+    total = sum(layer.total for layer in plan.layers)
+    notes = [f"{plan.removed} of {total} channels removed"]
+    if inexact:
+        notes.append(f"inexact where channels are mixed: {'; '.join(inexact)}")
+    changed = sum(bool(layer.changed) for layer in found.layers)
+    notes.append(f"{changed} layers refitted; error relative to the spread of each output, on images held out:")
+    return [*notes, *map(str, found.layers), *found.notes]
+
+
+def reconstruct(graph: G, plan: Plan, images: Any, **options: Any) -> G:
+    """Prune a graph as a plan says and refit its layers on images; see `Reconstruct`, whose fields are the options.
+
+    Raises:
+        OptionError: there is no such option, or it has an impossible value.
+    """
+    try:
+        made = Reconstruct(plan, images, **options)
+    except TypeError as error:
+        raise OptionError(
+            str(error).removeprefix("Reconstruct."), where="reconstruct", remedy="See the fields of irtool.Reconstruct."
+        ) from error
+    return made(graph).graph

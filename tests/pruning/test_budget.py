@@ -1,0 +1,120 @@
+"""Budgets: kept exactly, used up, under every condition; and what is said when they cannot be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import irtool
+from irtool.errors import DataError, PlanError
+
+
+def traced(name: str, size: int = 64) -> irtool.FxGraph:
+    torch.manual_seed(0)
+    return irtool.trace(torchvision.models.get_model(name, weights=None).eval(), torch.zeros(2, 3, size, size))
+
+
+@pytest.fixture(scope="module")
+def resnet() -> irtool.FxGraph:
+    return traced("resnet18")
+
+
+def shares(graph: irtool.FxGraph, plan: irtool.Plan) -> dict[str, float]:
+    before, after = irtool.cost(graph), irtool.cost(irtool.prune(graph, plan))
+    return {"macs": after.macs / before.macs, "params": after.params / before.params, "bytes": after.weight_bytes / before.weight_bytes}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "regnet_y_400mf", "shufflenet_v2_x0_5", "densenet121"])
+@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.4}, {"macs": 0.6, "params": 0.3}])
+@pytest.mark.parametrize("residual", ["couple", "select"])
+def test_is_kept_and_used(name: str, budget: dict[str, float], residual: str) -> None:
+    graph = traced(name)
+    found = shares(graph, irtool.plan(graph, "l2", residual=residual, budget=budget))
+    used = [found[kind] / share for kind, share in budget.items()]
+    assert max(used) <= 1 + 1e-9
+    assert max(used) >= 0.97
+
+
+def test_fisher_from_images(resnet: irtool.FxGraph) -> None:
+    plan = irtool.plan(resnet, budget={"macs": 0.5}, data=torch.randn(4, 3, 64, 64))
+    assert plan.criterion == "fisher"
+    assert 0.485 <= shares(resnet, plan)["macs"] <= 0.5
+
+
+class Two(nn.Module):
+    """A layer whose channels two layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        hidden = self.first(x)
+        return self.left(hidden) + self.right(torch.tanh(hidden))
+
+
+def test_fisher_is_the_square_of_the_sum_over_readers() -> None:
+    torch.manual_seed(0)
+    model, x = Two().eval(), torch.randn(50, 3)
+    plain = irtool.plan(irtool.trace(model, x[:2]), "fisher", budget={"macs": 0.9}, data=x)
+    hidden = model.first(x).detach()
+    gates = torch.ones(50, 4, requires_grad=True)
+    means = hidden.mean(0), hidden.tanh().mean(0)
+    scores = model.left(means[0] + gates * (hidden - means[0])) + model.right(means[1] + gates * (hidden.tanh() - means[1]))
+    drawn = torch.multinomial(scores.detach().double().softmax(1), 1, generator=torch.Generator().manual_seed(0))[:, 0]
+    nn.functional.cross_entropy(scores, drawn, reduction="sum").backward()
+    expected = gates.grad.square().sum(0)
+    assert plain.layers[0].removed == (int(expected.argmin()),)
+
+
+def test_a_criterion_without_its_images_is_refused(resnet: irtool.FxGraph) -> None:
+    with pytest.raises(DataError, match="Give data=images"):
+        irtool.plan(resnet, "fisher", budget={"macs": 0.5})
+
+
+def test_the_least_that_can_be_reached_is_told(resnet: irtool.FxGraph) -> None:
+    with pytest.raises(
+        PlanError, match=r"the least reachable is [\d,]+, .* % of the original, held up by .*ignore='layer4'.*or loosen ignore"
+    ):
+        irtool.plan(resnet, "l2", budget={"params": 0.1}, ignore="layer4")
+
+
+@pytest.mark.parametrize(
+    "budget", [{}, {"flops": 0.5}, {"macs": 0}, {"macs": -1.0}, {"macs": float("nan")}, {"macs": "50%"}, {"macs": True}, 0.5]
+)
+def test_impossible_budgets_are_refused(resnet: irtool.FxGraph, budget: object) -> None:
+    with pytest.raises(PlanError, match=r"Give shares or numbers|Choose among|Give a share"):
+        irtool.plan(resnet, "l2", budget=budget)  # type: ignore[arg-type]
+
+
+def test_conditions_hold(resnet: irtool.FxGraph) -> None:
+    plan = irtool.plan(
+        resnet, "l2", budget={"macs": 0.5}, round_to=8, min_channels=24, ignore="layer2", limits={"layer3.*": 0.25, "layer4": 0.5}
+    )
+    assert shares(resnet, plan)["macs"] <= 0.5
+    for layer in plan.layers:
+        assert layer.kept % 8 == 0 or not layer.removed
+        assert layer.kept >= 24
+        if layer.name.startswith("layer2"):
+            assert not layer.removed
+        if layer.name.startswith(("layer3", "layer4")):
+            assert len(layer.removed) <= layer.total * (0.25 if layer.name.startswith("layer3") else 0.5)
+
+
+def test_absolute_numbers(resnet: irtool.FxGraph) -> None:
+    plan = irtool.plan(resnet, "l2", budget={"params": 3_000_000, "bytes": 20e6})
+    after = irtool.cost(irtool.prune(resnet, plan))
+    assert 2_910_000 <= after.params <= 3_000_000
+
+
+def test_a_ratio_beside_a_budget_is_refused(resnet: irtool.FxGraph) -> None:
+    with pytest.raises(PlanError, match="Give one of them"):
+        irtool.plan(resnet, "l2", 0.3, budget={"macs": 0.5})
+
+
+def test_it_is_written_and_read(resnet: irtool.FxGraph) -> None:
+    plan = irtool.plan(resnet, "l2", budget={"macs": 0.5}, limits={"layer3": 0.5})
+    assert irtool.Plan.from_dict(plan.to_dict()) == plan
+    assert "macs 50 %" in plan.summary()

@@ -1,0 +1,52 @@
+"""The protocol of criteria."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import irtool
+from irtool.errors import OptionError, PlanError
+from irtool.models import VGG
+from irtool.pruning.criteria import CRITERIA
+
+
+@pytest.fixture
+def graph() -> irtool.FxGraph:
+    torch.manual_seed(0)
+    return irtool.trace(VGG(11, width=0.125).eval(), torch.zeros(2, 3, 32, 32))
+
+
+def last_first(groups, seed):  # type: ignore[no-untyped-def]
+    return -np.arange(groups.labels.count, dtype=float)
+
+
+def test_a_function_of_ones_own(graph: irtool.FxGraph) -> None:
+    plan = irtool.plan(graph, last_first, 0.2)
+    assert plan.criterion == "last_first"
+    assert plan.removed
+    assert irtool.plan(graph, last_first, budget={"macs": 0.5}).removed
+
+
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(OptionError, match="under another name"):
+        irtool.criterion("l1")(last_first)
+    assert CRITERIA["l1"].function is not last_first
+
+
+def test_scores_of_another_shape_are_refused(graph: irtool.FxGraph) -> None:
+    with pytest.raises(PlanError, match="for each of"):
+        irtool.plan(graph, lambda groups, seed: np.zeros(3), 0.5)
+
+
+@pytest.mark.parametrize("name", ["fisher", "taylor"])
+def test_gradients_leave_the_model_alone(graph: irtool.FxGraph, name: str) -> None:
+    before = {key: tensor.clone() for key, tensor in graph.module.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in graph.module.parameters()]
+    plan = irtool.plan(graph, name, 0.4, data=torch.randn(6, 3, 32, 32))
+    assert plan.removed
+    assert irtool.plan(graph, name, 0.4, data=torch.randn(6, 3, 32, 32).split(2)).criterion == name
+    assert all(torch.equal(before[key], tensor) for key, tensor in graph.module.state_dict().items())
+    assert flags == [parameter.requires_grad for parameter in graph.module.parameters()]
+    assert all(parameter.grad is None for parameter in graph.module.parameters())
