@@ -189,12 +189,14 @@ def _alone(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Map
 
 
 def _check_nesting(graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
-    """The inputs of an exported program, its arguments, and what its nodes read are as many. Raises GraphError."""
+    """The inputs of an exported program are nested as its arguments, and what its nodes read are as many. Raises GraphError."""
     if not isinstance(graph._codegen, _PyTreeCodeGen):
         return
     info = graph._codegen.pytree_info
     read = sum(node.op == "placeholder" for node in graph.nodes)
-    if not info.in_spec.num_leaves == len(pytree.tree_leaves(inputs)) == read or len(info.orig_args) != len(inputs):
+    forms: tuple[Any, ...] = (inputs, (inputs, {}))  # arguments by position, and torch.export's pair of these and of those by name
+    nested = any(info.in_spec == pytree.tree_structure(form) for form in forms)
+    if not nested or info.in_spec.num_leaves != read or len(info.orig_args) != len(inputs):
         raise GraphError("are nested in another way than the program's", where="the example inputs", remedy="Save it again.")
 
 

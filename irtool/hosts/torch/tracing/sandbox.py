@@ -180,7 +180,10 @@ def alike(now: Any, before: Any) -> bool:
 
 
 class _Numbers:
-    """What a model's buffers hold, kept in one tensor for each type: one by one the copies would take longer."""
+    """What a model's buffers hold, kept in one tensor for each type: one by one the copies would take longer.
+
+    Versions alone do not tell what was written: torch's batch norm counts none when it updates its statistics.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.kinds: dict[tuple[Any, Any], list[Tensor]] = {}
@@ -194,11 +197,15 @@ class _Numbers:
         """Undo; the buffers that were written."""
         found = []
         for kind, buffers in self.kinds.items():
-            if [buffer._version for buffer in buffers] == self.versions[kind]:
+            now = torch.cat([buffer.detach().reshape(-1) for buffer in buffers])
+            written = [buffer._version for buffer in buffers] != self.versions[kind]
+            if not written and (now.is_meta or torch.equal(now, self.copies[kind])):
                 continue
             parts = self.copies[kind].split([buffer.numel() for buffer in buffers])
             for buffer, version, part in zip(buffers, self.versions[kind], parts, strict=True):
-                if buffer._version != version and buffer.numel() == part.numel():
+                if buffer.numel() != part.numel():
+                    continue
+                if buffer._version != version or not (buffer.is_meta or torch.equal(buffer.reshape(-1), part)):
                     found.append(buffer)
                     with torch.no_grad():
                         buffer.copy_(part.view(buffer.shape))

@@ -43,6 +43,10 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if known else 0
 
 
+_STATISTICS = "batch_norm"
+"""In the names of the operators that write into their running statistics, though their schemas do not say so."""
+
+
 class _Watch(TorchDispatchMode):
     """Copies what is about to be written into, the whole of its memory."""
 
@@ -52,7 +56,7 @@ class _Watch(TorchDispatchMode):
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable:
+        if func._schema.is_mutable or _STATISTICS in func.__name__:
             for tensor in pytree.tree_leaves((args, kwargs)):
                 place = _place(tensor) if isinstance(tensor, Tensor) else 0
                 if place in self._held and place not in self.copies:
