@@ -191,7 +191,7 @@ constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2
 cumprod cumsum detach detach_ diag diag_embed diagonal div div_ dropout dropout_ einsum elu elu_ embedding eq erf exp exp_ expand expand_as expm1 eye
 feature_dropout fill fill_ flatten flip fliplr flipud floor floor_ floor_divide fmax fmin fmod frac full full_like gather ge gelu glu grid_sampler
 group_norm gt hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ hstack im2col index index_select instance_norm
-isfinite isinf isnan item layer_norm le leaky_relu leaky_relu_ lerp lift_fresh_copy linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid
+isfinite isinf isnan layer_norm le leaky_relu leaky_relu_ lerp lift_fresh_copy linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid
 log_softmax logical_and logical_not logical_or logical_xor logsumexp lt mT masked_fill masked_fill_ matmul max max_pool1d max_pool2d max_pool3d maximum
 mean median meshgrid min minimum mish mish_ mm movedim mul mul_ multiply nan_to_num narrow
 ne neg neg_ new_full new_ones new_zeros norm one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle pow pow_ prelu prod rand
