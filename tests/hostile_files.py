@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,33 +137,60 @@ def zip_of(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLAT
     return path
 
 
-def bomb(path: Path) -> Path:
-    """An image that inflates to 3 GB."""
-    block = bytes(1 << 24)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in tree().items():
-            archive.writestr(name, content)
-        with archive.open(zipfile.ZipInfo("train/cat/bomb.png"), "w", force_zip64=True) as file:
-            for _ in range(180):
-                file.write(block)
+@cache
+def _zeros(size: int) -> tuple[bytes, int]:
+    """Zeros as deflate packs them, and their CRC: a block of 16 MiB, repeated."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    block = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    check = 0
+    for _ in range(size >> 24):
+        check = zlib.crc32(bytes(1 << 24), check)
+    return block * (size >> 24) + packer.flush(), check
+
+
+def bomb(path: Path, size: int = 3 << 30, told: int | None = None, check: int | None = None) -> Path:
+    """An image that inflates to 3 GiB, of which the zip tells another size and CRC if they are given."""
+    packed, true_check = _zeros(size)
+    name = b"train/cat/bomb.png"
+    fields = struct.pack(
+        "<5H3L2H", 20, 0, 8, 0, 33, true_check if check is None else check, len(packed), size if told is None else told, len(name), 0
+    )
+    zip_of(path, {})
+    content = path.read_bytes()
+    directory = content.index(b"PK\1\2")
+    end = content.rindex(b"PK\5\6")
+    local = b"PK\3\4" + fields + name + packed
+    entry = b"PK\1\2\x14\0" + fields + struct.pack("<3H2L", 0, 0, 0, 0, directory) + name
+    count = struct.unpack_from("<H", content, end + 10)[0] + 1
+    body = content[:directory] + local + content[directory:end] + entry
+    tail = struct.pack("<4H2LH", 0, 0, count, count, len(body) - directory - len(local), directory + len(local), 0)
+    path.write_bytes(body + b"PK\5\6" + tail)
+    return path
+
+
+def many_entries(path: Path, count: int) -> Path:
+    """A zip whose list names one small file so many times."""
+    name = b"a.png"
+    entry = b"PK\1\2\x14\0" + struct.pack("<5H3L5H2L", 20, 0, 0, 0, 33, 0, 0, 0, len(name), 0, 0, 0, 0, 0, 0) + name
+    length = len(entry) * count
+    with path.open("wb") as file:
+        for begin in range(0, count, 100_000):
+            file.write(entry * min(100_000, count - begin))
+        file.write(b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, count, count, length, 0))
+        file.write(b"PK\6\7" + struct.pack("<LQL", 0, length, 1))
+        file.write(b"PK\5\6" + struct.pack("<4H2LH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0))
     return path
 
 
 def lying(path: Path) -> Path:
-    """The same, of which the directory says that it has a hundred bytes."""
-    bomb(path)
-    content = path.read_bytes()
-    place = content.rindex(b"PK\1\2")
-    path.write_bytes(content[: place + 24] + (100).to_bytes(4, "little") + content[place + 28 :])
-    return path
+    """The same, of which the zip says that it has a hundred bytes, and the CRC of a hundred zeros."""
+    return bomb(path, told=100, check=zlib.crc32(bytes(100)))
 
 
 def large_picture(width: int, height: int) -> bytes:
     """A PNG whose header speaks of many pixels."""
     made = bytearray(png((1, 2, 3)))
     made[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    import zlib
-
     made[29:33] = zlib.crc32(made[12:29]).to_bytes(4, "big")
     return bytes(made)
 
