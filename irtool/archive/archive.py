@@ -37,6 +37,7 @@ from irtool.archive.values import decode_inputs, encode_inputs
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
+from irtool.tensor_defaults import plain_tensors
 
 _CLASS_REMEDY = "Load it into the class: irtool.load(path, model=YourModel())."
 
@@ -63,6 +64,7 @@ class ArchiveInfo:
     incomplete: str | None
 
 
+@plain_tensors()
 def save(
     graph: FxGraph,
     path: str | os.PathLike[str],
@@ -118,6 +120,7 @@ def _json(name: str, value: Mapping[str, Any] | None) -> Any:
         raise OptionError(f"is not JSON data ({error})", where=name, remedy="Pass a dict of numbers, strings, lists and dicts.") from error
 
 
+@plain_tensors()
 def load(path: str | os.PathLike[str], model: nn.Module | FxGraph | None = None) -> FxGraph:
     """Read what `save` wrote, on the CPU; outputs are bit-equal to those of the graph that was saved.
 

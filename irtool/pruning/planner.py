@@ -34,6 +34,7 @@ from irtool.pruning.residual import stream_pins
 from irtool.pruning.slicing import rewrite
 from irtool.pruning.stages import check_stages, in_stages
 from irtool.pruning.widths import FINER, in_steps, steps_of
+from irtool.tensor_defaults import plain_tensors
 
 __all__ = ["LayerPlan", "Plan", "check_options", "plan"]
 
@@ -42,6 +43,7 @@ _RATIO = 0.5
 
 
 @uncollected()
+@plain_tensors()
 def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
          residual: Residual = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
          budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from irtool.archive import load
 from irtool.commit import settle
-from irtool.engines import OnnxSession
+from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.agreement import sample_inputs
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
@@ -33,6 +33,7 @@ from irtool.workflows.data import DataOptions
 from irtool.workflows.folders import require_finished
 from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
+from irtool.workflows.recorded import Recorded, require_no_code
 from irtool.workflows.smaller import calibration_batches
 from irtool.workflows.unlabelled import load_any
 
@@ -67,25 +68,32 @@ def verify(
 
 
 def _read_first(paths: list[Path]) -> None:
-    """Finish what was being moved; read .onnx files before an engine does: what asks for too much is refused, an engine would try it."""
+    """Finish what was being moved; read files before an engine does.
+
+    Of an .onnx file what asks for too much is refused; an engine would try it. MNN's first run is in a process of its own, since a
+    damaged file may end it.
+    """
     for folder in {path if path.is_dir() else path.parent for path in paths}:
         settle(folder)
         require_finished(folder)
     if len(paths) == 1 and paths[0].is_dir():
         read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such
-    for path in (path / FILES["onnx"] if path.is_dir() else path for path in paths):
+    for path in (file for one in paths for file in ((one / FILES["onnx"], one / FILES["mnn"]) if one.is_dir() else (one,))):
         if path.suffix == ".onnx" and path.is_file():
             load_onnx(path)
+        elif path.suffix == ".mnn" and path.is_file():
+            MnnSession(path, 1, probe=True)
 
 
 def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Reporter) -> Chain:
-    record = read_record(folder / FILES["report"])
-    from_onnx = "model" not in record["files"]
+    place = folder / FILES["report"]
+    record = Recorded.of(read_record(place), place)
+    from_onnx = "model" not in record.files
     return Chain((_onnx_folder if from_onnx else _torch_folder)(folder, record, model, weights, seed, progress))
 
 
 def _torch_folder(
-    folder: Path, record: Mapping[str, Any], model: str | None, weights: Path | None, seed: int, progress: Reporter
+    folder: Path, record: Recorded, model: str | None, weights: Path | None, seed: int, progress: Reporter
 ) -> tuple[Link, ...]:
     sliced = load(folder / FILES["model"])
     inputs = fitting_inputs(sliced, chain_inputs(sliced.example_inputs, seed=seed))
@@ -94,7 +102,7 @@ def _torch_folder(
     with progress.stage("check masked = sliced"):
         found = _original(record, model, weights, progress)
         if found is not None:
-            links += masked_links(found[0], plan, sliced, inputs, record["options"]["constants"], found[1])
+            links += masked_links(found[0], plan, sliced, inputs, record.constants, found[1])
     folded = fold_batchnorm(sliced)
     with progress.stage("check sliced = folded = ONNX = MNN"):
         links += folded_links(sliced, folded, inputs)
@@ -104,7 +112,7 @@ def _torch_folder(
 
 
 def _onnx_folder(
-    folder: Path, record: Mapping[str, Any], model: str | None, weights: Path | None, seed: int, progress: Reporter
+    folder: Path, record: Recorded, model: str | None, weights: Path | None, seed: int, progress: Reporter
 ) -> tuple[Link, ...]:
     """A run that began with an .onnx file: what it wrote is replayed from the original, and compared."""
     written = folder / FILES["onnx"]
@@ -113,14 +121,13 @@ def _onnx_folder(
     with progress.stage("check masked = sliced = folded = ONNX"):
         found = _original(record, model, weights, progress)
         if found is not None:
-            graph, plan, constants = found[0], Plan.from_json(folder / FILES["plan"]), record["options"]["constants"]
+            graph, plan, constants = found[0], Plan.from_json(folder / FILES["plan"]), record.constants
             inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
-            refit = record["options"].get("reconstruct", 0)
-            sliced = reconstruct(graph, plan, found[1]) if refit else prune(graph, plan, constants, found[1])
+            sliced = reconstruct(graph, plan, found[1]) if record.refits else prune(graph, plan, constants, found[1])
             folded = fold_batchnorm(sliced)
             links += [*masked_links(graph, plan, sliced, inputs, constants, found[1]), *folded_links(sliced, folded, inputs)]
             links.append(onnx_link(folded, written, inputs))
-    if "mnn" in record["files"]:
+    if "mnn" in record.files:
         with progress.stage("check ONNX = MNN"):
             links.append(mnn_link(written, folder / FILES["mnn"], inputs))
     if not links:
@@ -128,9 +135,7 @@ def _onnx_folder(
     return tuple(links)
 
 
-def _original(
-    record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Reporter
-) -> tuple[Graph, list[Any] | None] | None:
+def _original(record: Recorded, model: str | None, weights: Path | None, progress: Reporter) -> tuple[Graph, list[Any] | None] | None:
     """The graph before pruning, and the batches on which means were measured, if they were; None, said, if it is not there."""
     try:
         return _original_graph(record, model, weights, progress)
@@ -141,30 +146,22 @@ def _original(
         return None
 
 
-def _original_graph(
-    record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Reporter
-) -> tuple[Graph, list[Any] | None]:
-    source, options = record["source"], record["options"]
-    name = model or source["model"]
+def _original_graph(record: Recorded, model: str | None, weights: Path | None, progress: Reporter) -> tuple[Graph, list[Any] | None]:
+    name = model or record.model
     if name is None:
         raise OptionError("the report names no model that can be built again", remedy="Give --model.")
-    recorded = Path(source["weights"]) if source["weights"] else None
-    graph = graph_of(name, weights or recorded, [tuple(shape) for shape in source["inputs"]], values=source.get("values"))
-    if fingerprint(graph) != source["fingerprint"]:
+    if model is None:
+        require_no_code(name)
+    graph = graph_of(name, weights or record.weights, record.inputs, values=record.values)
+    if fingerprint(graph) != record.fingerprint:
         remedy = "Give --weights FILE: the checkpoint of that run."
         if isinstance(graph, OnnxGraph):
             remedy = "Give --model FILE: the .onnx file of that run."
         raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
-    count = options.get("reconstruct", 0) or options["calibrate"]
-    if not count or (options.get("reconstruct") and "model" in record["files"]):  # the archive has the refitted values
+    if not record.calibrate or (record.refits and "model" in record.files):  # the archive has the refitted values
         return graph, None
-    return graph, calibration_batches(graph, _data(record, name, progress), count)
-
-
-def _data(record: Mapping[str, Any], model: str, progress: Reporter) -> Any:
-    source, known = record["source"], record["preprocessing"]
-    mean, std = (",".join(map(str, known[name])) for name in ("mean", "std"))
-    return load_any(model, DataOptions(source["data"], mean, std, source["limit"], source["image_size"]), progress)
+    options = DataOptions(record.data, record.mean, record.std, record.limit, record.image_size)
+    return graph, calibration_batches(graph, load_any(name, options, progress), record.calibrate)
 
 
 def _files(paths: list[Path], seed: int, progress: Reporter) -> Chain:

@@ -260,7 +260,7 @@ def test_stdout_that_takes_nothing_costs_no_file(command: str, runs: Path, tmp_p
     os.close(reading)
     words = [sys.executable, "-m", "irtool", *commands(runs, tmp_path / "out")[command]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, timeout=900, check=False)
     os.close(writing)
     assert done.returncode == 1
     assert "rror" not in done.stderr

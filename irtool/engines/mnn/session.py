@@ -139,7 +139,7 @@ def mnn_module() -> Any:
         raise BackendError("MNN is not installed", remedy="pip install MNN") from error
 
 
-def _probe(path: Path, timeout: float = 120.0) -> None:
+def _probe(path: Path, timeout: float = 600.0) -> None:
     died, said = in_child(["probe", str(path.absolute())], path.absolute().parent, timeout)
     if died:
         raise FileError(

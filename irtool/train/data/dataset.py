@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
 from irtool.progress import Progress, silent
+from irtool.tensor_defaults import real_tensors
 from irtool.train.data.augment import Augment
 from irtool.train.data.image_files import FileTree, FolderTree, LabelledNames, ZipTree, arrange, decode
 from irtool.train.data.preprocessing import Preprocessing
-from irtool.train.data.sources import ArraySet, cifar, has_cifar, has_idx, idx, named_sets
+from irtool.train.data.sources import ArraySet, cifar, has_cifar, has_idx, idx, named_sets, torchvision_set
 from irtool.train.data.split import MemorySplit, Split, StreamedSplit, decode_all
 from irtool.train.settings import is_whole
 
@@ -76,6 +77,7 @@ class Data:
         return self.preprocessing.normalise(images)
 
 
+@real_tensors()
 def load_data(
     source: str | os.PathLike[str],
     *,
@@ -166,12 +168,14 @@ def _from_path(path: Path, wanted: _Wanted) -> Data:
         )
     if path.is_file():
         return _from_files(path.stem, ZipTree(path), str(path), wanted)
+    if not path.is_dir():  # a pipe would be waited for
+        raise DataError("is neither a folder nor a file", where=str(path), remedy="Give a folder of images, or a zip of one.")
     for recognised, read in ((has_idx, idx), (has_cifar, cifar)):
         if recognised(path):
             return _from_arrays(path.name, read(path), wanted)
     if (path / "cifar-10-batches-py").is_dir() or (path / "cifar-100-python").is_dir():
         kind = "cifar10" if (path / "cifar-10-batches-py").is_dir() else "cifar100"
-        return _from_arrays(kind, named_sets(path)[kind](), wanted)
+        return _from_arrays(kind, torchvision_set(kind, path, download=False), wanted)
     return _from_files(path.name, FolderTree(path), str(path), wanted)
 
 

@@ -188,7 +188,7 @@ class _Numbers:
     def __init__(self, model: nn.Module) -> None:
         self.kinds: dict[tuple[Any, Any], list[Tensor]] = {}
         for buffer in model.buffers():
-            if not nn.parameter.is_lazy(buffer) and buffer.layout is torch.strided:
+            if not nn.parameter.is_lazy(buffer) and buffer.layout is torch.strided and not buffer.is_inference():  # those cannot be written
                 self.kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
         self.versions = {kind: [_version(buffer) for buffer in buffers] for kind, buffers in self.kinds.items()}
         self.copies = {kind: torch.cat([buffer.detach().reshape(-1) for buffer in buffers]) for kind, buffers in self.kinds.items()}

@@ -31,9 +31,11 @@ from irtool.hosts.torch.tracing.submodule import capture
 from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
 from irtool.hosts.torch.tracing.train_modes import mend
 from irtool.hosts.torch.tracing.witness import Witness
+from irtool.tensor_defaults import real_tensors
 
 
 @uncollected()
+@real_tensors()
 def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] = (), within: str | None = None) -> FxGraph:
     """Turn a model into a graph.
 
