@@ -26,7 +26,7 @@ from torch import Tensor
 
 import irtool
 from irtool.models import PreResNet
-from irtool.pruning.plan import Rounding
+from irtool.pruning.plan import Residual, Rounding
 from irtool.train import load_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,12 +39,13 @@ NETS = (
 PUBLISHED = (("sparse", 0.35), ("normal", 0.5), ("normal", 0.75))
 
 
-def pairs(count: int, seed: int) -> Iterator[tuple[str, str, dict[str, float]]]:
+def pairs(count: int, seed: int) -> Iterator[tuple[str, Residual, dict[str, float]]]:
     """Random nets, residual modes and budgets; each kind of budget equally often."""
     draw = random.Random(seed)
     for number in range(count):
         kinds = (("macs",), ("params",), ("macs", "params"))[number % 3]
-        yield draw.choice(NETS), draw.choice(("couple", "select")), {kind: round(draw.uniform(0.25, 0.85), 2) for kind in kinds}
+        modes: tuple[Residual, ...] = ("couple", "select")
+        yield draw.choice(NETS), draw.choice(modes), {kind: round(draw.uniform(0.25, 0.85), 2) for kind in kinds}
 
 
 def on_pairs(count: int, seed: int, round_to: Rounding) -> list[dict[str, Any]]:

@@ -39,9 +39,9 @@ blocked layout where its channels are no multiple of 4: a depthwise block of 61 
 17 channels the time of 32. So pruning to any width can make a net slower. `round_to="auto"`, the default of `irtool.plan` and
 `irtool compress`, keeps each layer that loses channels at a multiple of
 
-| channels of the layer before | 64 and more | 32 to 63 | 8 to 31 | fewer |
-|---|---|---|---|---|
-| multiple | 16 | 8 | 4 | 1 |
+| channels of the layer before | 32 and more | 8 to 31 | fewer |
+|---|---|---|---|
+| multiple | 16 | 4 | 1 |
 
 where they count in total, not in each group. The groups of a grouped convolution lose equally many, and keep multiples of 16 of 32 and more,
 of 8 of 16 and more, of 4 of 8 and more; with many groups the multiple of the whole layer is halved until both can be had. Where these
@@ -63,8 +63,8 @@ def chain(layers: list[tuple[int, int]], width: int, size: int) -> onnx.ModelPro
         nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"], f"r{number}"))
         name = f"r{number}"
     shape = [1, channels, size, size]
-    values = [helper.make_tensor_value_info(end, TensorProto.FLOAT, shape) for end in ("x", name)]
-    graph = helper.make_graph(nodes, "chain", values[:1], values[1:], weights)
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, shape) for end in ("x", name)]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 

@@ -21,9 +21,9 @@ from irtool.pruning.plan import Rounding
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-_TOTAL = ((64, 16), (32, 8), (8, 4))
-"""A layer of at least so many channels keeps a multiple of this. Coarser steps would leave narrow layers no choice, and below 8 channels
-an engine's time grows evenly."""
+_TOTAL = ((32, 16), (8, 4))
+"""A layer of at least so many channels keeps a multiple of this. In onnxruntime 20 to 32 channels take the same time, so that finer
+steps of a wide layer gain nothing; coarser ones would leave narrow layers no choice, and below 8 channels time grows evenly."""
 _GROUP = ((32, 16), (16, 8), (8, 4))
 """The same for one group's channels, where there are groups."""
 FINER = "finer multiples of channels than engines like were needed to reach {}: narrow layers may run slowly"
