@@ -41,7 +41,7 @@ def table(outcome: Outcome, settings: Settings, images: Images) -> Table:
     for name in ("", "float", "int8", ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     before, after = outcome.before, outcome.after
-    label = f"accuracy ({len(images.scored):,} images)" if images.labelled else f"agreement with float ({len(images.scored):,} images)"
+    label = f"{outcome.measure} ({len(images.scored):,} images)"
     points = 100 * (after.accuracy - before.accuracy)
     shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
     shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
@@ -72,7 +72,7 @@ def borders(outcome: Outcome, backend: str) -> list[str]:
     return shown
 
 
-def verdict(outcome: Outcome, settings: Settings, images: Images, file: Path) -> str:
+def verdict(outcome: Outcome, settings: Settings, file: Path) -> str:
     """One line: whether int8 is worth it here, and if not, why."""
     drop = 100 * (outcome.before.accuracy - outcome.after.accuracy)
     worse = f"int8 is worse by {drop:.2f} points, within the {100 * settings.max_drop:.2f} allowed" if drop > 0 else "int8 is no worse"
@@ -80,7 +80,7 @@ def verdict(outcome: Outcome, settings: Settings, images: Images, file: Path) ->
         return f"{worse}, and {f'{1 / outcome.ratio:.2f}x' if outcome.ratio < 1 - NOISE else 'about'} as fast as float."
     if settings.weights_only:
         return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
-    times = ENGINES[settings.backend].times(file, next(images.batches(1)))
+    times = ENGINES[settings.backend].times(file, outcome.inputs)
     reasons = [
         f"{len(outcome.account.steps)} steps in and out of integers",
         "time goes to " + ", ".join(f"{op} {time:.2f} ms" for op, time in list(times.items())[:3]),
