@@ -13,7 +13,8 @@ from irtool.passmanager import Pass, Rewritten, register
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.bias import add_biases, no_gains
 from irtool.pruning.absorb.calibration import measured
-from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import find_rewrite
 
 Constants = Literal["absorb", "drop"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +17,17 @@ from irtool.ir.graph import G, Graph
 from irtool.passmanager import Pass, Rewritten, register
 from irtool.progress import Progress, silent
 from irtool.pruning.absorb.bias import add_to_biases, outputs_of
-from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.reconstruct.distil import Distillation
 from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
 from irtool.pruning.slicing import Rewrite
 
 CHUNK = 32
 """Images that run together."""
+RATE = 5e-5
+"""Of Adam. Refitted nets stand no more: at 1e-3 they are lost."""
 
 
 @register
@@ -50,6 +55,10 @@ class Reconstruct(Pass):
         memory: bytes that values of all images at one place of the net may take, and again the samples. Images beyond it are
             left out, with a note.
         seed: of the sampled positions.
+        distil: then let the whole net follow the original's outputs on all images (beyond `limit` too), each looked at so many times,
+            in small steps along the gradient, without labels. One batch in eight is held back; what does not gain there is undone. It
+            takes as long as training does, and needs a torch graph.
+        rate: the largest step of a parameter while distilling.
         original: the graph that the one to prune was made from by pruning, whose outputs are the aim then: where channels go in
             stages, the errors of the first are not copied by the next. None: the graph itself.
         progress: called with a `Status` as the work goes on.
@@ -66,14 +75,20 @@ class Reconstruct(Pass):
     limit: int = 512
     memory: int = 1 << 30
     seed: int = 0
+    distil: int = 0
+    rate: float = RATE
     original: Graph | None = None
     progress: Progress = silent
 
     def __post_init__(self) -> None:
-        for name, least in (("positions", 1), ("limit", 1), ("memory", 1 << 20), ("seed", 0)):
+        for name, least in (("positions", 1), ("limit", 1), ("memory", 1 << 20), ("seed", 0), ("distil", 0)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise OptionError(f"{name} {value!r} is no number to work with", remedy=f"Give a whole number of at least {least:,}.")
+        if isinstance(self.rate, bool) or not isinstance(self.rate, Real) or not 0 < float(self.rate) < 1:
+            raise OptionError(f"rate {self.rate!r} is no rate", remedy="Give a small number above 0, as 5e-5.")
+        if self.distil and not self.weights:
+            raise OptionError("distilling changes weights, and weights=False", where="distil", remedy="Leave one of them out.")
 
     def rewrite(self, graph: G) -> Rewritten[G]:
         """Prune and refit.
@@ -97,6 +112,13 @@ class Reconstruct(Pass):
         ).run()
         if found.gains:
             new = add_to_biases(new, found.gains)
+        if self.distil:
+            images = image_batches(graph, self.images, sys.maxsize, CHUNK)
+            seen = split_to_fit(rewrites[0].labels.graph, images)
+            notes = [
+                *notes,
+                Distillation(self.original or graph, new, seen, self.distil, self.rate, ignore, int(self.seed), self.progress).run(),
+            ]
         record = {"plan": self.plan.to_dict(), "biases": list(found.gains)}
         return Rewritten(new, (*notes, *_notes(self.plan, rewrite.inexact(), found)), record)
 

@@ -15,7 +15,8 @@ from irtool.errors import GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, Rewritten, register
-from irtool.pruning.planner import Plan, find_rewrite, plan
+from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.planner import Plan, plan
 
 Init = Literal["fresh", "best"]
 

@@ -10,7 +10,7 @@ import torchvision
 import irtool
 from irtool.analysis.width_cost import width_cost
 from irtool.channels.groups import channel_groups
-from irtool.pruning.planner import prepare
+from irtool.pruning.plan_rewrite import prepare
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "densenet121", "squeezenet1_0", "regnet_y_400mf"])

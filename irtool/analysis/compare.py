@@ -18,6 +18,7 @@ from irtool.hosts.torch.interpreter import cast, cast_module, run_with, seeded, 
 from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import Graph, Node
+from irtool.tensor_defaults import plain_tensors
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
@@ -131,6 +132,7 @@ class Comparison:
         return "; ".join(parts)
 
 
+@plain_tensors()
 def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) -> Comparison:
     """Run two programs on the same inputs.
 

@@ -14,7 +14,6 @@ import typer
 from irtool.analysis.randomness import require_repeatable
 from irtool.atomic_files import MAKE_ROOM, replacing
 from irtool.cli import options
-from irtool.cli.output import keep_inputs, model_files
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table
@@ -29,6 +28,7 @@ from irtool.passes import fold_batchnorm
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
 from irtool.workflows.compress_onnx import to_mnn
 from irtool.workflows.models import graph_of, input_shapes, onnx_file
+from irtool.workflows.output_folder import keep_inputs, model_files
 
 
 def export(

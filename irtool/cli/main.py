@@ -23,7 +23,6 @@ from irtool.cli.demo import demo
 from irtool.cli.diff import diff
 from irtool.cli.export import export
 from irtool.cli.inspect import inspect
-from irtool.cli.output import Interrupted
 from irtool.cli.quantize import quantize
 from irtool.cli.report import report
 from irtool.cli.screen import complain
@@ -31,6 +30,7 @@ from irtool.cli.simplify import simplify
 from irtool.cli.train import train
 from irtool.cli.verify import verify
 from irtool.errors import IrtoolError, OptionError
+from irtool.workflows.output_folder import Interrupted
 from irtool.workflows.user_code import Terminated
 
 TERMINATED = 143

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +10,6 @@ import typer
 
 LARGEST_SEED = (1 << 63) - 1
 """What torch's generators take."""
-MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
-"""Engines start as many threads as they are told to, and die where the system gives no more."""
-FEWER_THREADS = f"Give 1 to {MOST_THREADS} threads: this machine runs {os.cpu_count()} at once, and engines die of too many."
 
 MODEL_HELP = (
     "What to build or load: a built-in (PreResNet:depth=38, VGG:depth=16,width=0.5), a function or class in a module "
@@ -58,6 +54,7 @@ class Scope(StrEnum):
 
     GLOBAL = "global"
     LOCAL = "local"
+    ISOMORPHIC = "isomorphic"
 
 
 class Residual(StrEnum):

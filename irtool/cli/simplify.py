@@ -11,7 +11,6 @@ import typer
 
 from irtool.cli import options
 from irtool.cli.export import place
-from irtool.cli.output import keep_inputs, model_files
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
@@ -22,6 +21,7 @@ from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
 from irtool.passmanager import onnx_only
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, graph_link
 from irtool.workflows.models import graph_of, input_shapes, input_values, onnx_file
+from irtool.workflows.output_folder import keep_inputs, model_files
 
 _MORE = (1, 32)
 """How much longer free axes are in other comparisons: the first axis, and others."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from irtool.errors import GraphError
+from irtool.ir.descent import Descent
 from irtool.ir.frontier import Batch, Frontier, Seen, Stop
 from irtool.ir.text import text_of
 
@@ -260,6 +261,10 @@ class Graph:
             False if the loss depends on nothing that was read, or the program has no gradients (it is not `trainable`).
         """
         return False
+
+    def descent(self, names: Collection[str]) -> Descent | None:
+        """The graph with some of its parameters ready to be changed by their gradients; None where there are none."""
+        return None
 
     def text(self) -> str:
         """A stable text form: a line a node, sizes always, weights elided; the same for the same network in both hosts."""

@@ -22,8 +22,10 @@ from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
-from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.slicing import Rewrite
+from irtool.tensor_defaults import plain_tensors
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."
 _RELATIVE = frozenset({"chunk", "tensor_split"})
@@ -31,6 +33,7 @@ _RELATIVE = frozenset({"chunk", "tensor_split"})
 _TOLERANCE = 1e-9
 
 
+@plain_tensors()
 def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: Literal["drop", "absorb"] = "drop") -> nn.Module:
     """Remove a plan's channels from a model itself.
 

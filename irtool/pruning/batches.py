@@ -14,6 +14,11 @@ CHUNK = 64
 """Images that are run together."""
 
 
+def default_criterion(graph: Graph, data: Any) -> str:
+    """What a graph is planned with unless the user says: the best that it can tell from what there is."""
+    return "l1" if data is None else "fisher" if graph.trainable else "activation"
+
+
 def batches_for(graph: Graph, chosen: Criterion, data: Any) -> Batches:
     """The batches that a criterion will look at: none for one that reads parameters alone.
 

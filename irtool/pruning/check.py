@@ -26,9 +26,11 @@ from irtool.pruning.absorb.calibration import listed, measured
 from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
 from irtool.pruning.masked import masked_run
 from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
-from irtool.pruning.planner import Plan, find_rewrite
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
+from irtool.tensor_defaults import plain_tensors
 
 TOLERANCE = 1e-9
 TOLERANCE32 = 1e-5
@@ -77,6 +79,7 @@ class MaskedCheck:
         return max(self.relative, self.constants) <= self.tolerance and self.traced <= TRACED and not self.unresolved and not self.wrong
 
 
+@plain_tensors()
 def check_prune(
     graph: Graph,
     plan: Plan,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -100,13 +101,13 @@ def bn_scale(groups: ChannelGroups, seed: int) -> Scores:
 @criterion("l1")
 def l1(groups: ChannelGroups, seed: int) -> Scores:
     """Mean |w| of the filter that makes a channel, over the layer's mean (Li et al. 2017, made comparable between layers)."""
-    return _filter_norm(groups, 1)
+    return filter_scores(groups, partial(_entry_norms, order=1))
 
 
 @criterion("l2")
 def l2(groups: ChannelGroups, seed: int) -> Scores:
     """Root mean square of the filter that makes a channel, over the layer's mean."""
-    return _filter_norm(groups, 2)
+    return filter_scores(groups, partial(_entry_norms, order=2))
 
 
 @criterion("random")
@@ -154,22 +155,34 @@ def _means(groups: ChannelGroups, found: list[tuple[NDArray[np.int64], Scores]])
     return mean[groups.group]
 
 
-def _filter_norm(groups: ChannelGroups, order: int) -> Scores:
-    """Norms along output axes; along input axes for groups that have no output of their own (a channel selection's copies)."""
+Measure = Callable[[torch.Tensor], Scores]
+"""A score for each row of a table (entries of an axis, what each holds)."""
+
+
+def filter_scores(groups: ChannelGroups, measure: Measure, *, relative: bool = True) -> Scores:
+    """Filters scored along output axes; along input axes for groups that have no output of their own (a channel selection's copies).
+
+    Args:
+        groups: the channel groups.
+        measure: scores one weight's filters, given as rows.
+        relative: over the mean of each weight, which makes layers comparable.
+    """
     made = {layer.key for layer in groups.layers}
-    outputs = _axis_norms(groups, order, lambda key, labels: key in made)
+    outputs = _axis_scores(groups, measure, lambda key, labels: key in made, relative)
     scored = np.bincount(groups.group[~np.isnan(outputs)], minlength=groups.count) > 0
     lacking = ~scored & ~groups.pinned
     if not lacking.any():
         return outputs
     # The input axis of a grouped convolution is left out: its filters are scored where they are made.
-    inputs = _axis_norms(
-        groups, order, lambda key, labels: key not in made and isinstance(key[1], int) and bool(lacking[groups.group[labels]].any())
-    )
+
+    def reads(key: Key, labels: NDArray[np.int64]) -> bool:
+        return key not in made and isinstance(key[1], int) and bool(lacking[groups.group[labels]].any())
+
+    inputs = _axis_scores(groups, measure, reads, relative)
     return np.where(scored[groups.group], outputs, inputs)
 
 
-def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArray[np.int64]], bool]) -> Scores:
+def _axis_scores(groups: ChannelGroups, measure: Measure, wanted: Callable[[Key, NDArray[np.int64]], bool], relative: bool) -> Scores:
     found = []
     for key, labels in groups.labels.axes.items():
         name, axis = key
@@ -177,20 +190,21 @@ def _axis_norms(groups: ChannelGroups, order: int, wanted: Callable[[Key, NDArra
         if data is None or data.dim() < 2 or labels.numel() < 2:
             continue
         if wanted(key, labels.numpy()):
-            norm = _entry_norms(data, axis if isinstance(axis, int) else axis[0], order, labels.numel())
+            place = axis if isinstance(axis, int) else axis[0]
+            norm = measure((data if place == 0 else data.transpose(0, place)).flatten(1))
+            norm = norm if norm.size == labels.numel() else np.resize(norm, labels.numel())
             mean = float(norm.mean())
             if not np.isfinite(mean):
                 refuse_not_finite(name, data)
-            found.append((labels.numpy(), norm / max(mean, 1e-30)))
+            found.append((labels.numpy(), norm / max(mean, 1e-30) if relative else norm))
     return _means(groups, found)
 
 
-def _entry_norms(data: torch.Tensor, axis: int, order: int, entries: int) -> Scores:
-    """Mean |w| (order 1) or root mean square (order 2) of each entry of an axis; up to a factor that is the same for all."""
-    flat = (data if axis == 0 else data.transpose(0, axis)).flatten(1)
+def _entry_norms(flat: torch.Tensor, order: int) -> Scores:
+    """Mean |w| (order 1) or root mean square (order 2) of each row; up to a factor that is the same for all."""
     found = _sums_of_sizes(flat) if order == 1 else torch.linalg.vector_norm(flat, 2, dim=1)
     norm: Scores = found.detach().double().cpu().numpy() / flat.shape[1] ** (1 / order)
-    return norm if norm.size == entries else np.resize(norm, entries)
+    return norm
 
 
 _BLOCK = 1 << 17

@@ -65,7 +65,7 @@ def readings(labels: Labels) -> list[Reading]:
     return found
 
 
-def gate_gradients(groups: ChannelGroups, batches: Batches, seed: int, *, centred: bool) -> Iterator[Tensor]:
+def gate_gradients(groups: ChannelGroups, batches: Batches, seed: int, *, centred: bool, squared: bool = False) -> Iterator[Tensor]:
     """For each batch the gradient of every group's gate in every image, float64, shape (images, groups); NaN for groups that no layer reads.
 
     The loss is `sampled_loss`. Weights and buffers stay as they are.
@@ -75,10 +75,11 @@ def gate_gradients(groups: ChannelGroups, batches: Batches, seed: int, *, centre
         batches: images.
         seed: of the labels that are drawn.
         centred: switch channels to their mean instead of to 0: the mean goes into the next bias anyway.
+        squared: give the sum of squares of the single terms in place of their sum.
     """
-    graph, found = groups.graph, [reading for reading in readings(groups.labels) if _removable(groups, reading)]
+    graph, found = groups.graph, [reading for reading in readings(groups.labels) if removable(groups, reading)]
     means = calibrate(groups.labels, {reading.node.name: reading.node for reading in found}.values(), batches) if centred else {}
-    sums = _Sums(found, groups, means)
+    sums = _Sums(found, groups, means, squared)
     generator = torch.Generator().manual_seed(seed)
     unread = torch.ones(groups.count, dtype=torch.bool)
     for reading in found:
@@ -93,7 +94,8 @@ def gate_gradients(groups: ChannelGroups, batches: Batches, seed: int, *, centre
         yield gradients
 
 
-def _removable(groups: ChannelGroups, reading: Reading) -> bool:
+def removable(groups: ChannelGroups, reading: Reading) -> bool:
+    """Whether any channel that ends there can go."""
     ending = reading.labels[reading.labels >= 0].numpy()
     return bool((~groups.pinned[groups.group[ending]]).any())
 
@@ -129,8 +131,8 @@ def sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor | None:
 class _Sums:
     """Adds up, for every group, input times gradient at all that read it."""
 
-    def __init__(self, found: list[Reading], groups: ChannelGroups, means: dict[str, Tensor]) -> None:
-        self._count, self._means, self._groups = groups.count, means, torch.from_numpy(groups.group)
+    def __init__(self, found: list[Reading], groups: ChannelGroups, means: dict[str, Tensor], squared: bool) -> None:
+        self._squared, self._count, self._means, self._groups = squared, groups.count, means, torch.from_numpy(groups.group)
         self._readings: dict[str, list[Reading]] = {}
         for reading in found:
             self._readings.setdefault(reading.node.name, []).append(reading)
@@ -146,7 +148,8 @@ class _Sums:
             labels, images = reading.labels, len(self.gradients)
             if labels.shape[0] > 1 or read.shape[0] % images:
                 images = 1  # channels along the first axis, or a batch that was cut otherwise: no image by itself
-            summed = _summed(gradient * read, labels, images)
+            terms = gradient * read
+            summed = _summed(terms.square() if self._squared else terms, labels, images)
             mean = self._means.get(reading.node.name)
             if mean is not None and mean.shape == labels.shape:
                 summed = summed - mean.reshape(-1).to(summed) * _summed(gradient, labels, images)

@@ -19,68 +19,100 @@ from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_cha
 from irtool.channels.labels import Layer
 from irtool.errors import PlanError, ProofError
 from irtool.garbage import uncollected
-from irtool.ir.graph import G, Graph
+from irtool.ir.graph import Graph
+from irtool.progress import Progress, silent
 from irtool.pruning.allocation import Limits, settle, wanted
-from irtool.pruning.batches import batches_for
-from irtool.pruning.budget import check_budget
+from irtool.pruning.batches import batches_for, default_criterion
+from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import Budgeted, check_limits
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
-from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_once, check_positions, check_values
+from irtool.pruning.latency import plan_within
+from irtool.pruning.plan import LayerPlan, Plan, Residual, Rounding, Scope, check_choice, check_names, check_values
+from irtool.pruning.plan_rewrite import own_groups, place_of, prepare
 from irtool.pruning.proof import PlaceError
-from irtool.pruning.residual import insert_selects, stream_pins
-from irtool.pruning.slicing import Rewrite, rewrite
+from irtool.pruning.residual import stream_pins
+from irtool.pruning.slicing import rewrite
+from irtool.pruning.stages import check_stages, in_stages
+from irtool.pruning.widths import FINER, in_steps, steps_of
+from irtool.tensor_defaults import plain_tensors
 
-__all__ = ["LayerPlan", "Plan", "check_options", "find_rewrite", "plan", "prepare"]
+__all__ = ["LayerPlan", "Plan", "check_options", "plan"]
 
 
 _RATIO = 0.5
 
 
 @uncollected()
+@plain_tensors()
 def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
-         residual: Residual = "couple", min_channels: int = 1, round_to: int = 1, ignore: str | Sequence[str] = (), seed: int = 0, *,
-         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None) -> Plan:  # fmt: skip
+         residual: Residual = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
+         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,
+         threads: int = 1, progress: Progress = silent, stages: int = 1) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
         graph: a traced graph; it is not changed.
         criterion: a name in `CRITERIA`, or a function of (groups, seed) that scores every label. By default `fisher` where there is
-            `data`, else `l1`.
-        ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`) or of each
-            layer (`"local"`). What a condition below forbids stays. A budget takes its place.
+            `data` (`activation` on an ONNX graph, which has no gradients), else `l1`.
+        ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`), of each layer (`"local"`),
+            or of all layers together that are alike but for their sizes (`"isomorphic"`). What a condition below forbids stays. A
+            budget takes its place: then `local` and `isomorphic` find the least ratio that keeps to it.
         residual: streams that additions join are pruned with all that write to them (`"couple"`), kept (`"keep"`), or kept
             and selected from before each batch norm that reads them (`"select"`, the published arrangement).
         min_channels: no layer keeps fewer (or fewer than it has).
-        round_to: every layer keeps a multiple of this, where it can.
+        round_to: every layer that loses channels keeps a multiple of this, where it can. `"auto"` takes for each layer the multiple
+            that engines like at its width, 4 to 16 (below 8 channels any number), and a finer one where that does not reach what is
+            asked for. With a ratio as many channels go as single ones would make, as nearly as whole multiples allow.
         ignore: module paths, or one, whose layers stay as they are, sub-modules included.
         seed: for the random criterion, and for labels that a criterion draws.
         budget: in place of a ratio, what may be left: `macs`, `params`, `bytes`, one or several, each a share of the original (a
             number of at most 1) or a number. It holds exactly, as `cost` counts on the pruned graph; room for the biases that
-            absorbing and reconstruction give to layers without one is counted in.
+            absorbing and reconstruction give to layers without one is counted in. And `latency`, a share or milliseconds: the time at
+            batch 1 on this machine, in `engine`. It is planned by a table of layer times, which is kept, then measured on the whole
+            net, and planned again until it takes at most 5 % more than asked for.
         data: images for criteria that see data: a tensor, shape (N, ...), or a list of batches. No labels are needed.
         limits: with a budget, the largest fraction of its channels that a layer may lose, by module path or pattern
             (`{"layer3.*": 0.7}`); of several that fit, the least.
+        engine: what a latency budget is measured in, `onnxruntime` or `mnn`, with so many `threads`.
+        progress: told about what a latency budget takes.
+        stages: with a budget and data, the way there is gone in so many steps, equal as ratios of the cost: after each but the last the
+            layers are refitted on the data, and channels are scored again in what is left. Two are worth their time below three
+            quarters of the multiply-accumulates. The plan is one plan of this graph, which `reconstruct` carries out at once.
 
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
         DataError: the criterion needs data and there are none, or the graph does not run on them.
     """
-    chosen = find_criterion(criterion if criterion is not None else "l1" if data is None else "fisher")
+    chosen = find_criterion(criterion if criterion is not None else default_criterion(graph, data))
     check_values(ratio, scope, residual, min_channels, round_to, seed)
     if budget is not None and ratio != _RATIO:
         raise PlanError("a ratio and a budget", where="ratio", remedy="Give one of them: the budget decides how many channels go.")
     wish = {} if budget is None else check_budget(budget)
     if limits and not wish:
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
+    check_engine_wish(wish, engine, threads)
+    check_stages(stages, wish, data)
+    if stages > 1 and engine is not None:
+        raise PlanError("a latency is measured, not gone to in stages", where="stages", remedy="Leave stages out, or ask for macs.")
     batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
-    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), int(round_to), check_names("ignore", ignore), int(seed),
-                wish, check_limits(limits or {}))  # fmt: skip
+    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed),
+                wish, check_limits(limits or {}), int(stages))  # fmt: skip
+    if stages > 1:
+        return in_stages(
+            graph,
+            made,
+            data,
+            lambda stage: _Planner(stage.graph, prepare(stage.graph, residual), stage.options, chosen, batches, stage.widths).solve(),
+        )
     prepared = prepare(graph, residual)
-    return _Planner(graph, prepared, made, chosen, batches).solve()
+    planner = _Planner(graph, prepared, made, chosen, batches)
+    if engine is None:
+        return planner.solve()
+    return plan_within(graph, planner._budgeted, planner.solve, prepared, engine, threads, progress)
 
 
-def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:
+def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:
     """Refuse impossible options before any work is done.
 
     Raises:
@@ -90,16 +122,6 @@ def check_options(criterion: str, ratio: float, scope: str, residual: str, min_c
     check_values(ratio, scope, residual, min_channels, round_to, seed)
 
 
-def prepare(graph: G, residual: str) -> G:
-    """The graph that a plan with this `residual` speaks of: with selections inserted for `"select"`."""
-    if residual != "select":
-        return graph
-    if "selected" not in graph.analyses:
-        graph.analyses["selected"] = insert_selects(graph, shared=True)
-    found: G = graph.analyses["selected"]
-    return found
-
-
 @dataclass
 class _Planner:
     graph: Graph
@@ -107,17 +129,20 @@ class _Planner:
     options: Plan
     criterion: Criterion
     batches: Batches
+    widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Of each layer's channels, by its place: how many there were before an earlier stage took some."""
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
     together: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     """Labels that go together so that each channel keeps its place."""
     wish: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """The groups that the ratio asks for, before any condition."""
 
+    notes: tuple[str, ...] = ()
     _scored: dict[bytes, Scores] = field(default_factory=dict)
 
     @cached_property
     def _budgeted(self) -> Budgeted:
-        return Budgeted(self.graph, self.options)
+        return Budgeted(self.graph, self.options, widths=self.widths)
 
     def solve(self) -> Plan:
         """Plan, prove, and where the proof fails fall back: keep places, couple balanced families, then pin what cannot be proven."""
@@ -166,13 +191,23 @@ class _Planner:
         options = self.options
         if options.budget:
             self.wish = self._budgeted.allocate(groups, scores)
+            self.notes = self._budgeted.notes
             return self.wish
-        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive)
         listed = np.zeros(groups.count, bool)
         for found in groups.owned:
             listed[found] = True
-        self.wish &= listed  # what no layer makes has no place in a plan, and would be back when it is read from a file
-        return settle(groups, scores, self.wish, Limits(options.min_channels, options.round_to))
+
+        def settled(ratio: float, steps: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+            # what no layer makes has no place in a plan, and would be back when it is read from a file
+            wish = wanted(groups, scores, ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+            return settle(groups, scores, wish, Limits(options.min_channels, steps))
+
+        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+        if options.round_to != "auto":
+            return settled(options.ratio, steps_of(groups, options.round_to))
+        remove, finer = in_steps(groups, settled, options.ratio)
+        self.notes = (FINER.format("the ratio"),) if finer else ()
+        return remove
 
     def _pin_place(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> None:
         """Leave alone what flows into the node whose proof failed; all of it if the node is not known."""
@@ -222,9 +257,9 @@ class _Planner:
     def _describe(self, groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> Plan:
         layers: dict[tuple[str, int], LayerPlan] = {}
         for layer in groups.layers:
-            if _place(layer) in layers:
+            if place_of(layer) in layers:
                 continue  # called again, or its weight is another layer's too: the same channels
-            own = _own(groups, layer)
+            own = own_groups(groups, layer)
             gone = np.flatnonzero(remove[own])
             reason = ""
             pinned = np.flatnonzero(groups.pinned[own])
@@ -237,19 +272,36 @@ class _Planner:
                 reason = f"all its channels are one group, which cannot go{_joined(groups, layer)}"
             elif not gone.size and self.wish[own].any():
                 reason = self._unmet(groups, layer)
-            layers[_place(layer)] = LayerPlan(layer.node.location, *_place(layer), own.size, tuple(gone.tolist()), reason)
+            layers[place_of(layer)] = LayerPlan(layer.node.location, *place_of(layer), own.size, tuple(gone.tolist()), reason)
         total = sum(layer.total for layer in layers.values())
         ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
-        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio)
+        notes = _unseparated(groups, scores, remove) if self.criterion.name == "bn_scale" else ()
+        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=(*self.notes, *notes))
 
     def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
         own = layer.labels.numpy()
         balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
-        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) > 1]
+        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) != 1]
         if balanced is not None:
             return f"nothing can go that leaves {' and '.join(['all parts equally wide', *limits])} (at {balanced.location})"
         return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"
+
+
+_SEPARATED = 0.05
+"""Sparse training leaves next to nothing of the scales that go; without it they hold a fifth and more of the sum."""
+
+
+def _unseparated(groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> tuple[str, ...]:
+    """That the scales do not tell which channels are needed, if so."""
+    known = ~np.isnan(scores) & ~groups.pinned
+    share = float(scores[known & remove].sum()) / max(float(scores[known].sum()), 1e-300)
+    if share <= _SEPARATED:
+        return ()
+    return (
+        f"bn_scale removes scales that hold {100 * share:.0f} % of the sum of all: this net was not trained to separate them "
+        "(irtool.train.sparse does), and what goes is much like what stays; fisher with data=images tells them apart",
+    )
 
 
 def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
@@ -275,99 +327,3 @@ def _joined(groups: ChannelGroups, layer: Layer) -> str:
         return ""
     first = bisect.bisect_left(range(len(meetings) + 1), True, key=joined) - 1
     return f": they meet (at {meetings[first][0].location})"
-
-
-def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
-    """The proven rewrite for a plan: the one that planning made, or made anew for a plan from a file.
-
-    Raises:
-        PlanError: the plan belongs to another model.
-        ProofError: it cannot be carried out on this graph.
-    """
-    cached = graph.analyses.pop("rewrite", None)
-    if isinstance(cached, tuple) and cached[0] is plan:
-        found = cached[1]
-        assert isinstance(found, Rewrite)
-        return found
-    prepared = prepare(graph, plan.residual)
-    groups = channel_groups(prepared)
-    remove = _removed(plan, groups)
-    if (remove & groups.pinned).any():
-        group = int(np.flatnonzero(remove & groups.pinned)[0])
-        raise PlanError(f"the plan removes channels that must stay: {groups.reasons[group]}", remedy="Make the plan again for this model.")
-    try:
-        return rewrite(prepared, groups.labels, ~remove[groups.group])
-    except ProofError as error:  # planning proves what it makes: this plan was changed, or is another model's
-        uneven = _uneven(groups, remove)
-        what, where = (
-            (f"it removes {uneven[1]} channels of its groups, which must lose equally many", uneven[0])
-            if uneven
-            else (error.what, error.where)
-        )
-        remedy = "Make the plan again for this model, or correct it there."
-        raise ProofError(f"the plan cannot be carried out: {what}", where=where, remedy=remedy) from error
-
-
-def _uneven(groups: ChannelGroups, remove: NDArray[np.bool_]) -> tuple[str, str] | None:
-    """The first place whose parts lose different numbers of channels, and these numbers."""
-    for node, tensor in groups.labels.balances:
-        table = tensor.numpy()
-        lost = ((table >= 0) & remove[groups.group[table]]).sum(1)
-        if lost.min() < lost.max():
-            return node.location, ", ".join(map(str, lost.tolist()))
-    return None
-
-
-def _removed(plan: Plan, groups: ChannelGroups) -> NDArray[np.bool_]:
-    """Whether a plan removes each group; refuses one that another model has, or that its layers do not agree on."""
-    layers = {_place(layer): layer for layer in groups.layers}
-    remove = np.zeros(groups.count, bool)
-    check_once(plan.layers)
-    for entry in plan.layers:
-        layer = layers.get((entry.parameter, entry.axis))
-        if layer is None or layer.labels.numel() != entry.total:
-            have = "no such layer" if layer is None else f"{layer.labels.numel()} channels"
-            raise PlanError(
-                f"the plan speaks of {entry.total} channels, this model has {have}",
-                where=entry.name,
-                remedy="Use the plan with the model it was made for.",
-            )
-        check_positions(entry.removed, entry.total, entry.name)
-        if len(entry.removed) == entry.total:
-            raise PlanError(f"the plan removes all {entry.total} channels", where=entry.name, remedy="Leave at least one in each layer.")
-        remove[_own(groups, layer)[list(entry.removed)]] = True
-    entries = {(entry.parameter, entry.axis): entry for entry in plan.layers}
-    for place, layer in layers.items():
-        stays = remove[_own(groups, layer)]
-        stays[list(entries[place].removed) if place in entries else []] = False
-        if stays.any():
-            raise _disagreement(plan, groups, layer, int(np.flatnonzero(stays)[0]))
-    return remove
-
-
-def _disagreement(plan: Plan, groups: ChannelGroups, layer: Layer, stays: int) -> PlanError:
-    """One layer keeps a channel, and another removes one of its group."""
-    layers = {_place(layer): layer for layer in groups.layers}
-    group = _own(groups, layer)[stays]
-    other, goes = next(
-        (entry.name, position)
-        for entry in plan.layers
-        for position in entry.removed
-        if _own(groups, layers[entry.parameter, entry.axis])[position] == group
-    )
-    return PlanError(
-        f"the plan keeps channel {stays} of this layer and removes channel {goes} of {other}, which live and die together",
-        where=layer.node.location,
-        remedy="Remove both or neither, or make the plan again.",
-    )
-
-
-def _place(layer: Layer) -> tuple[str, int]:
-    """What a plan calls a layer by: its parameter, and the axis that makes the channels."""
-    name, axis = layer.key
-    return name, axis if isinstance(axis, int) else axis[0]
-
-
-def _own(groups: ChannelGroups, layer: Layer) -> NDArray[np.int64]:
-    """The group of each channel of a layer."""
-    return groups.group[layer.labels.numpy()]

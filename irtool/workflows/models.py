@@ -46,6 +46,7 @@ Shape = Sequence[int | None]
 """Sizes of an input; None: the model's own."""
 LARGEST_INPUT = 1 << 28
 """Numbers in an input: 1 GiB of float32, and a model holds many such values at once."""
+_LISTED = "torchvision.models"
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -157,6 +158,27 @@ def _require_arguments(module: nn.Module, examples: Sequence[torch.Tensor], mode
             raise OptionError(
                 f"its forward does not take {len(examples)} inputs ({error})", where=model, remedy="Give --input once for each input."
             ) from error
+
+
+def names_code(model: str) -> bool:
+    """Whether to build a model is to run code: of a .py file, or any function of a package.
+
+    Saved models, .onnx files, irtool's own models and those that torchvision registers are none.
+
+    Raises:
+        OptionError: it is no name of a model.
+        FileError: it looks like a file and is not there.
+    """
+    if saved_model(model) is not None:
+        return False
+    spec = ModelSpec.parse(model)
+    if spec.place != _LISTED:
+        return bool(spec.place)
+    try:
+        from torchvision.models import list_models
+    except ImportError:
+        return True
+    return spec.name not in list_models()
 
 
 def saved_model(model: str) -> Path | None:
@@ -301,7 +323,8 @@ def _imported(place: str, name: str) -> Any:
 
 def _from_package(place: str) -> Any:
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` has it: the user's own package lies in the working folder
+        # The user's own package lies in the working folder. It comes last: what irtool imports later is what is installed.
+        sys.path.append("")
     return _guarded(place, lambda: importlib.import_module(place))
 
 

@@ -15,7 +15,6 @@ import torch
 from onnx import ModelProto
 
 from irtool import load_onnx, save_onnx
-from irtool.cli.screen import Screen
 from irtool.engines import OnnxSession, export_onnx, latency_pairs
 from irtool.engines.onnxruntime.qdq import OLDEST
 from irtool.engines.table import ENGINES, Engine
@@ -26,6 +25,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
 from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
+from irtool.progress import Reporter
 from irtool.quant import Placement, Scheme, Statistics, calibrate, layers_of, place
 from irtool.quant.boundaries import Account, account
 from irtool.quant.prepare import prepared
@@ -115,7 +115,7 @@ class Outcome:
     inputs: tuple[np.ndarray, ...]
 
 
-def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, screen: Screen) -> Outcome:
+def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, reporter: Reporter) -> Outcome:
     """Write `float` and `int8` files of the engine into `folder`, and measure both.
 
     Raises:
@@ -127,21 +127,21 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     feed = feed_of(graph, images.preprocessing.input_shape)
     if feed.others and settings.backend == "mnn":
         raise OptionError("several inputs", where="--backend mnn", remedy="Fix the others with --set NAME=VALUE, or use --backend onnx.")
-    with screen.stage("write the float model"):
+    with reporter.stage("write the float model"):
         _write_float(graph, source, images, settings.opset)
         if engine.suffix != ".onnx":
             engine.convert(source, folder / f"float{engine.suffix}")
-    with screen.stage("prepare the graph"):
+    with reporter.stage("prepare the graph"):
         model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings, feed)
     if not layers_of(model):
         raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
-    stats = _calibrate(model, _fixed_batch(source, feed), settings.backend, images, screen, feed)
-    work = _Work(engine, settings, images, model, stats, folder, screen, feed)
+    stats = _calibrate(model, _fixed_batch(source, feed), settings.backend, images, reporter, feed)
+    work = _Work(engine, settings, images, model, stats, folder, reporter, feed)
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
     float_file, int8_file = (folder / f"{name}{engine.suffix}" for name in ("float", "int8"))
     one = np.repeat(next(images.batches(1)), work.batch or 1, axis=0)
-    with screen.stage("time both"):
+    with reporter.stage("time both"):
         sessions = [engine.session(path, settings.threads) for path in (float_file, int8_file)]
         times = latency_pairs(sessions, feed(one), runs=settings.runs, seconds=LATENCY_SECONDS)
         placement = work.placement(floating)
@@ -180,10 +180,10 @@ class _Work:
         model: ModelProto,
         stats: Mapping[str, Statistics],
         folder: Path,
-        screen: Screen,
+        reporter: Reporter,
         feed: Feed,
     ) -> None:
-        self.engine, self.settings, self.model, self.stats, self.folder, self.screen = engine, settings, model, stats, folder, screen
+        self.engine, self.settings, self.model, self.stats, self.folder, self.reporter = engine, settings, model, stats, folder, reporter
         self.missed: tuple[str, ...] = ()
         self.images, self.feed, self.batch = images, feed, _fixed_batch(folder / "float.onnx", feed)
         self.reference: Callable[[np.ndarray], list[np.ndarray]] | None = None
@@ -225,12 +225,12 @@ class _Work:
     def score(self, path: Path, task: str) -> float:
         """Accuracy on all scored images, as a share; of a model that is no classifier the agreement of its outputs with float."""
         if self.reference is None:
-            return evaluate(self._classifier(path), self.scored, SCORE_BATCH, progress=self.screen, task=task).accuracy
+            return evaluate(self._classifier(path), self.scored, SCORE_BATCH, progress=self.reporter, task=task).accuracy
         run, found, done = self._runner(path), list[tuple[float, int]](), 0
         for pixels in self._pixels():
             found.append((agreement(run(pixels), self.reference(pixels)), len(pixels)))
             done += len(pixels)
-            self.screen(Status(task, done, len(self.scored)))
+            self.reporter(Status(task, done, len(self.scored)))
         return sum(share * count for share, count in found) / done
 
     def search(self, before: float) -> tuple[tuple[str, ...], float, list[Sensitivity], float]:
@@ -264,7 +264,7 @@ class _Work:
         path = self.folder / f"int8{self.engine.suffix}"
         placement, total = self.placement(floating), len(layers_of(self.model))
         name = f"int8, {total - len(placement.layers)} of {total} layers in float"
-        with self.screen.stage(f"write {name}"):
+        with self.reporter.stage(f"write {name}"):
             if self.settings.weights_only:
                 self.engine.lighten(self.folder / "float.onnx", path, self.settings.scheme)
             else:
@@ -288,7 +288,7 @@ class _Work:
             feed=self.feed,
             batch=self.batch,
             threads=self.settings.threads,
-            told=lambda done: self.screen(Status("sensitivity of each layer", done, total)),
+            told=lambda done: self.reporter(Status("sensitivity of each layer", done, total)),
         )
         if labels is None:
             return found, 1.0
@@ -364,12 +364,14 @@ def _fixed_batch(path: Path, feed: Feed) -> int | None:
     return (OnnxSession(path).inputs[feed.place].shape or (None,))[0]
 
 
-def _calibrate(model: ModelProto, fixed: int | None, backend: str, images: Images, screen: Screen, feed: Feed) -> Mapping[str, Statistics]:
+def _calibrate(
+    model: ModelProto, fixed: int | None, backend: str, images: Images, reporter: Reporter, feed: Feed
+) -> Mapping[str, Statistics]:
     total = min(images.count, len(images.calibration))
     batches = images.batches(fixed or 32)
     whole = (feed(batch if fixed is None else np.resize(batch, (fixed, *batch.shape[1:]))) for batch in batches)
     return calibrate(
-        model, place(model, backend).tensors, whole, threads=1, told=lambda done: screen(Status("calibrate", min(done, total), total))
+        model, place(model, backend).tensors, whole, threads=1, told=lambda done: reporter(Status("calibrate", min(done, total), total))
     )
 
 

@@ -81,6 +81,10 @@ READ: dict[str, Callable[[Any, Tensor], Any]] = {
     "masked_fill": lambda net, y: net.b(y.masked_fill(y > 0, net.scale)),
     "clamp": lambda net, y: net.b(y.clamp(-net.pair[1].item(), net.scale.item())),
     "tolist": lambda net, y: net.b(y * max(net.pair.tolist())),
+    "whole numbers": lambda net, y: net.b(y)[..., : int(y.shape[3] / 2)] * float(y.shape[2]) / max(round(y.shape[2] * 0.5), 2),
+    "a spectrum": lambda net, y: net.b(torch.fft.fftn(y, dim=(2, 3)).real),
+    "unset memory": lambda net, y: net.b(y + torch.empty(y.shape).fill_(1.0)),
+    "sizes in a tensor": lambda net, y: net.b(y * torch.tensor([y.shape[2], y.shape[3]]).sum()),
     "flags": lambda net, y: net.b(torch.where(~(((y > 0) & (y < 1)) | (y > 2)) ^ (y < -2), y, -y)),
 }
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import irtool
 from irtool.cli.main import run
-from irtool.cli.options import MOST_THREADS
+from irtool.engines.threads import MOST_THREADS
 
 NET = "VGG:depth=11,width=0.0625"
 SIZE = ["--input", "2x3x32x32"]
@@ -224,7 +224,7 @@ def test_onnx_files_that_cannot_be_used_with_images(tmp_path: Path, fails: Fails
 
     file, out = tmp_path / "net.onnx", tmp_path / "out"
     for shape, words, expected in (
-        (["n", "h", "w", 3], ["quantize", file, "--calib", "digits"], "channels last"),
+        (["n", "h", "w", 3], ["compress", file, "--data", "digits"], "channels last"),
         ([1, 3, 8, 8], ["train", file, "--data", "digits"], "an ONNX file cannot be trained"),
     ):
         value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -31,7 +34,7 @@ def shares(graph: irtool.FxGraph, plan: irtool.Plan) -> dict[str, float]:
 @pytest.mark.parametrize("residual", ["couple", "select"])
 def test_is_kept_and_used(name: str, budget: dict[str, float], residual: str) -> None:
     graph = traced(name)
-    found = shares(graph, irtool.plan(graph, "l2", residual=residual, budget=budget))
+    found = shares(graph, irtool.plan(graph, "l2", residual=residual, round_to=1, budget=budget))
     used = [found[kind] / share for kind, share in budget.items()]
     assert max(used) <= 1 + 1e-9
     assert max(used) >= 0.97
@@ -104,7 +107,7 @@ def test_conditions_hold(resnet: irtool.FxGraph) -> None:
 
 
 def test_absolute_numbers(resnet: irtool.FxGraph) -> None:
-    plan = irtool.plan(resnet, "l2", budget={"params": 3_000_000, "bytes": 20e6})
+    plan = irtool.plan(resnet, "l2", budget={"params": 3_000_000, "bytes": 20e6}, round_to=1)
     after = irtool.cost(irtool.prune(resnet, plan))
     assert 2_910_000 <= after.params <= 3_000_000
 
@@ -118,3 +121,97 @@ def test_it_is_written_and_read(resnet: irtool.FxGraph) -> None:
     plan = irtool.plan(resnet, "l2", budget={"macs": 0.5}, limits={"layer3": 0.5})
     assert irtool.Plan.from_dict(plan.to_dict()) == plan
     assert "macs 50 %" in plan.summary()
+
+
+def small_net() -> irtool.FxGraph:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    return irtool.trace(net.eval(), torch.zeros(1, 3, 16, 16))
+
+
+def test_stages_give_one_plan_of_the_original() -> None:
+    graph, images = small_net(), torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    limits = {"0": 0.25, "3": 0.5}
+    plan = irtool.plan(graph, budget={"macs": 0.4}, data=images, stages=2, limits=limits)
+    once = irtool.plan(graph, budget={"macs": 0.4}, data=images, limits=limits)
+    assert plan.stages == 2
+    assert plan.budget == {"macs": 0.4}
+    assert plan.layers != once.layers
+    assert [(layer.name, layer.total) for layer in plan.layers] == [(layer.name, layer.total) for layer in once.layers]
+    for layer in plan.layers:
+        assert len(layer.removed) <= limits.get(layer.name, 1.0) * layer.total
+    again = irtool.Plan.from_dict(plan.to_dict())
+    assert again == plan
+    assert 0.9 * 0.4 <= shares(graph, again)["macs"] <= 0.4
+    assert irtool.check_prune(graph, again).ok
+
+
+def test_stages_need_a_budget_and_images() -> None:
+    graph = small_net()
+    with pytest.raises(PlanError, match="stages lead to a budget"):
+        irtool.plan(graph, "l1", stages=2)
+    with pytest.raises(DataError, match="refitted on images"):
+        irtool.plan(graph, "l1", budget={"macs": 0.5}, stages=2)
+    with pytest.raises(PlanError, match="no number of stages"):
+        irtool.plan(graph, "l1", budget={"macs": 0.5}, stages=0)
+
+
+def test_local_takes_equal_shares(resnet: irtool.FxGraph) -> None:
+    plan = irtool.plan(resnet, "l2", scope="local", budget={"macs": 0.5})
+    assert 0.97 * 0.5 <= shares(resnet, plan)["macs"] <= 0.5
+    lost = [len(layer.removed) / layer.total for layer in plan.layers if layer.removed]
+    assert max(lost) - min(lost) < 1 / 32  # two channels of the narrowest layer
+    assert plan.layers != irtool.plan(resnet, "l2", budget={"macs": 0.5}).layers
+
+
+def test_isomorphic_ranks_alike_layers_together() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        for number in (8, 10):
+            net[number].weight.mul_(1000)
+    graph = irtool.trace(net.eval(), torch.zeros(1, 3, 16, 16))
+    plan = irtool.plan(graph, lambda groups, seed: by_norm(groups), 0.5, scope="isomorphic")
+    lost = {layer.name: len(layer.removed) for layer in plan.layers}
+    assert lost["0"] + lost["2"] == 16  # convolutions read by convolutions: half of the two together
+    assert lost["8"] + lost["10"] == 20
+    assert not [
+        layer for layer in irtool.plan(graph, lambda groups, seed: by_norm(groups), 0.5).layers if layer.removed and layer.name == "8"
+    ]
+    assert 0.9 * 0.6 <= shares(graph, irtool.plan(graph, "l2", scope="isomorphic", budget={"macs": 0.6}))["macs"] <= 0.6
+
+
+def by_norm(groups):  # type: ignore[no-untyped-def]
+    found = np.full(groups.labels.count, np.nan)
+    for layer in groups.layers:
+        found[layer.labels.numpy()] = groups.graph.params[layer.key[0]].data.flatten(1).norm(dim=1).numpy()
+    return found
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.5}])
+def test_rounded_widths_keep_to_it(resnet: irtool.FxGraph, scope: str, budget: dict[str, float]) -> None:
+    plan = irtool.plan(resnet, "l2", scope=scope, budget=budget, round_to=8)
+    ((kind, share),) = budget.items()
+    assert 0.9 * share <= shares(resnet, plan)[kind] <= share
+    assert all(layer.kept % 8 == 0 or layer.kept == layer.total for layer in plan.layers)
+
+
+@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.4}, {"bytes": 0.5, "macs": 0.7}])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_onnx_graphs_keep_to_it(tmp_path: Path, budget: dict[str, float], scope: str) -> None:
+    irtool.export_onnx(small_net(), tmp_path / "m.onnx")
+    graph = irtool.load_onnx(tmp_path / "m.onnx")
+    plan = irtool.plan(graph, "l2", scope=scope, budget=budget)
+    before, after = irtool.cost(graph), irtool.cost(irtool.prune(graph, plan))
+    left = {"macs": after.macs / before.macs, "params": after.params / before.params, "bytes": after.weight_bytes / before.weight_bytes}
+    used = [left[kind] / share for kind, share in budget.items()]
+    assert 0.85 <= max(used) <= 1 + 1e-9

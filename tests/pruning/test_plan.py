@@ -41,7 +41,7 @@ def test_the_published_rule_is_reproduced(graph: irtool.FxGraph, ratio: float) -
     scales = [m.weight.data.abs() for m in graph.module.modules() if isinstance(m, nn.BatchNorm2d)]
     ranked = torch.cat(scales).sort().values
     threshold = ranked[int(len(ranked) * ratio)]
-    plan = irtool.plan(graph, "bn_scale", ratio)
+    plan = irtool.plan(graph, "bn_scale", ratio, round_to=1)
     assert [layer.kept for layer in plan.layers[:3]] == [int((scale > threshold).sum()) for scale in scales]
 
 
@@ -176,7 +176,7 @@ def test_every_pinned_layer_has_its_reason(graph: irtool.FxGraph) -> None:
 @pytest.mark.parametrize(
     ("net", "options", "reason"),
     [
-        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 32, 4, groups=16), nn.Conv2d(32, 4, 1)), {}, "all parts equally wide (at 1)"),
+        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 32, 4, groups=16), nn.Conv2d(32, 4, 1)), {"round_to": 1}, "all parts equally wide (at 1)"),
         (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)), {"min_channels": 16}, "nothing can go that leaves min_channels=16"),
     ],
     ids=["balanced", "limited"],
@@ -185,3 +185,21 @@ def test_a_layer_that_conditions_keep_whole_says_so(net: nn.Module, options: dic
     plan = irtool.plan(irtool.trace(net.eval(), torch.zeros(1, 3, 8, 8)), "l1", 0.5, "local", **options)
     assert not plan.layers[0].removed
     assert reason in plan.layers[0].reason
+
+
+def test_bn_scale_says_when_scales_do_not_separate() -> None:
+    torch.manual_seed(0)
+    net = irtool.models.VGG(11, width=0.25)
+    norms = [part for part in net.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1)
+    graph = irtool.trace(net.eval(), torch.zeros(1, 3, 32, 32))
+    plan = irtool.plan(graph, "bn_scale", 0.4)
+    assert "not trained to separate" in plan.notes[0]
+    assert plan.notes[0] in plan.summary()
+    assert irtool.Plan.from_dict(plan.to_dict()) == plan
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight[: len(norm.weight) // 2] *= 1e-4
+    assert not irtool.plan(irtool.trace(net.eval(), torch.zeros(1, 3, 32, 32)), "bn_scale", 0.4).notes

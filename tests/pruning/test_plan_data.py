@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import irtool
 from irtool.errors import FileError, PlanError
 from irtool.pruning import LayerPlan, Plan
-from irtool.pruning.planner import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite
 
 X = torch.zeros(1, 3, 9, 9)
 

@@ -229,7 +229,7 @@ def half_pruned() -> tuple[irtool.FxGraph, irtool.Plan]:
     model = PreResNet(11, width=0.25)
     parameters_drawn(model)
     graph = irtool.trace(model.eval(), torch.zeros(2, 3, 16, 16))
-    return graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select")
+    return graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select", round_to=1)
 
 
 def test_every_layer_of_a_residual_net_gains_on_other_images() -> None:
@@ -422,3 +422,42 @@ def test_a_net_whose_structure_is_wrong_does_not_pass_as_refitted() -> None:
     longest = max(selects, key=lambda module: len(module.index))
     longest.index = longest.index.flip(0)
     assert not check_refitted(graph, plan, wrong, x).ok
+
+
+def wide_net() -> irtool.FxGraph:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 6),
+    )  # fmt: skip
+    return irtool.trace(net.eval(), torch.zeros(1, 3, 8, 8))
+
+
+def test_distilling_comes_nearer_to_the_original_on_other_images() -> None:
+    graph, given, other = wide_net(), images((3, 8, 8), 256).float(), images((3, 8, 8), 256, seed=2).float()
+    plan = irtool.plan(graph, "l2", 0.5)
+    wanted = graph.module(other)
+    before = irtool.reconstruct(graph, plan, given)
+    made = irtool.Reconstruct(plan, given, distil=8, rate=1e-3)(graph)
+    errors = [float((net.module(other) - wanted).square().mean().detach()) for net in (before, made.graph)]
+    assert errors[1] < errors[0]
+    assert any(note.startswith("distilled: ") for note in made.notes)
+    assert check_refitted(graph, plan, made.graph, (other[:4],)).ok
+
+
+def test_distilling_that_gains_nothing_is_undone() -> None:
+    graph, given = wide_net(), images((3, 8, 8), 128).float()
+    plan = irtool.plan(graph, "l2", 0.5)
+    made = irtool.Reconstruct(plan, given, distil=1, rate=0.9)(graph)
+    assert any(note.startswith("distilling undone") for note in made.notes)
+    plain = irtool.reconstruct(graph, plan, given)
+    assert torch.equal(made.graph.module(given), plain.module(given))
+
+
+def test_distilling_leaves_ignored_layers_and_refuses_fixed_weights() -> None:
+    graph, given = wide_net(), images((3, 8, 8), 128).float()
+    plan = irtool.plan(graph, "l2", 0.5)
+    sliced, made = irtool.prune(graph, plan, "drop"), irtool.reconstruct(graph, plan, given, distil=2, rate=1e-3, ignore="8")
+    assert torch.equal(made.params["8.weight"].data, sliced.params["8.weight"].data)
+    with pytest.raises(OptionError, match="distilling changes weights"):
+        irtool.reconstruct(graph, plan, given, distil=1, weights=False)

@@ -12,7 +12,7 @@ import irtool
 from irtool.hosts.torch.interpreter import difference
 from irtool.ops.context import varying
 from irtool.pruning.masked import MaskedRun
-from irtool.pruning.planner import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite
 
 
 class SurvivingRun(MaskedRun):

@@ -23,6 +23,7 @@ from irtool.engines.mnn.workarounds import mended
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
+from irtool.tensor_defaults import plain_tensors
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
 TOLERANCE = 1e-3
@@ -46,6 +47,7 @@ class MnnExport:
     max_error: float | None
 
 
+@plain_tensors()
 def export_mnn(
     onnx_path: str | os.PathLike[str],
     path: str | os.PathLike[str],

@@ -20,6 +20,7 @@ from irtool.hosts.onnx.limits import check_extent
 from irtool.hosts.onnx.mend import settle_outputs
 from irtool.hosts.onnx.normalize import tidy
 from irtool.hosts.onnx.sequences import axis_sizes
+from irtool.tensor_defaults import plain_tensors
 
 LARGEST_INPUTS = 1 << 30
 """Bytes of all inputs of the example together."""
@@ -31,6 +32,7 @@ Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]
 """Shapes of inputs, by name or in order."""
 
 
+@plain_tensors()
 def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None, values: Given | None = None) -> OnnxGraph:
     """Read an .onnx file as a graph.
 
@@ -166,6 +168,7 @@ def _check_inputs(host: gs.Graph, sizes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+@plain_tensors()
 def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
     """Write a graph as an .onnx file that passes onnx.checker in full. Returns the bytes written.
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
 from irtool.hosts.torch.channel_select import ChannelSelect
+from irtool.hosts.torch.descent import TorchDescent
 from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.frontier import TorchFrontier, observe
 from irtool.hosts.torch.gradients import run_backward
@@ -261,6 +262,10 @@ class FxGraph(Graph):
     ) -> bool:
         """Run a batch forwards in eval mode and a loss of its outputs backwards; see `Graph.backward`."""
         return run_backward(self, reads, set(self.overwritten()), batch, loss, seen)
+
+    def descent(self, names: Collection[str]) -> TorchDescent:
+        """The graph with some of its parameters ready to be changed by their gradients."""
+        return TorchDescent(self, names)
 
     def value_of(self, node: fx.Node) -> Any:
         """The view's value (or nest of values) for a host node; None if it holds no tensor."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from irtool.errors import ProofError
 from irtool.hosts.torch.arguments import (
@@ -75,6 +76,9 @@ class Literals:
         node = self._sized.get(host.name)
         if node is None:
             return
+        if node.op == "Pad":
+            self._fix_pad(host, node, examples)
+            return
         if torch_name(host) == "unflatten":
             self._fix_unflatten(host, node, examples)
             return
@@ -97,6 +101,17 @@ class Literals:
         new = self.sizes(node.output)[start : start + len(found)]
         if any(size not in (-1, right) for size, right in zip(found, new, strict=True)):
             self.set_args(node, (host.args[0], dim, tuple(new)), {})
+
+    def _fix_pad(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
+        """The same for `F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))`: as many channels as are left of those that it adds."""
+        stated = host.args[1] if len(host.args) > 1 else host.kwargs.get("pad")
+        right = _amounts(self, node)
+        if not isinstance(stated, list | tuple) or len(stated) != len(right):
+            return
+        fixed = [amount if isinstance(arg, fx.Node) and examples[arg] != amount else arg for arg, amount in zip(stated, right, strict=True)]
+        if fixed != list(stated):
+            kwargs = {key: value for key, value in host.kwargs.items() if key != "pad"}
+            self.set_args(node, (host.args[0], fixed, *host.args[2:]), kwargs)
 
     def value(self, arg: Any) -> Any:
         """An argument as it was before slicing: a literal, or what the program computed for the example inputs."""
@@ -125,6 +140,8 @@ class Literals:
 
 def _lists_sizes(node: Node) -> bool:
     """Whether a call lists the sizes of its result: a factory, or a view."""
+    if node.op == "Pad" and node.host.op != "call_module":
+        return any(isinstance(arg, fx.Node) for arg in pytree.tree_leaves((node.host.args[1:], node.host.kwargs)))
     viewed = node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
     return viewed or node.op == "Constant"
 
@@ -259,8 +276,8 @@ def _select(edits: Literals, node: Node) -> None:
     owner.index = torch.from_numpy(old if kept is None else np.searchsorted(kept, old))
 
 
-def _pad(edits: Literals, node: Node) -> None:
-    host = edits.hosts[node.name]
+def _amounts(edits: Literals, node: Node) -> list[int]:
+    """How much is padded after slicing, as torch lists it."""
     new: list[int] = []
     for axis in sorted(pad_amounts(node), reverse=True):
         before, after = pad_amounts(node)[axis]
@@ -269,6 +286,11 @@ def _pad(edits: Literals, node: Node) -> None:
             size = node.input.sizes[axis]
             before, after = int((kept < before).sum()), int((kept >= before + size).sum())
         new += [before, after]
+    return new
+
+
+def _pad(edits: Literals, node: Node) -> None:
+    host, new = edits.hosts[node.name], _amounts(edits, node)
     if new == [amount for axis in sorted(pad_amounts(node), reverse=True) for amount in pad_amounts(node)[axis]]:
         return
     owner = edits.owner(node)

@@ -20,7 +20,7 @@ from irtool.errors import CheckError, IrtoolError, OptionError, PlanError
 from irtool.hosts.onnx.load import from_model
 from irtool.passmanager import Rewritten
 from irtool.pruning.onnx_check import masked_model
-from irtool.pruning.planner import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite
 
 REAL = ["basic_pitch_nmp", "light_densenet121", "light_inception_v1", "light_resnet50", "light_shufflenet", "light_squeezenet", "mtcnn_pnet", "mtcnn_rnet",
         "ppocr_cls_mobilenetv3", "ppocr_v4_det", "super_resolution_opset11", "ultraface_rfb_320", "yunet_n_320"]  # fmt: skip

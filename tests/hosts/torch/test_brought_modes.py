@@ -103,3 +103,12 @@ def test_a_model_is_checked_in_the_mode_that_it_was_traced_in(training: bool) ->
     assert check.traced <= 1e-6
     assert plan.removed == 4
     assert any("decide by self.training" in note for note in graph.notes)
+
+
+def test_a_model_that_was_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    graph = irtool.trace(model, torch.randn(1, 3, 8, 8))
+    plan = irtool.plan(graph, "l1", 0.5, "local")
+    assert plan.removed == 4
+    assert irtool.check_prune(graph, plan).ok

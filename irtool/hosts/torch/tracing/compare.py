@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modes import in_mode
@@ -38,7 +38,8 @@ def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None 
                 tree[path].training = mode
         try:
             with put_back_writes(module):
-                return module(*map_tensors(tuple(inputs), torch.clone))
+                called = module.forward if isinstance(module, fx.GraphModule) else module  # which prints what it raises
+                return called(*map_tensors(tuple(inputs), torch.clone))
         except Exception:  # the user's code, on inputs that it may not like
             return None
 
@@ -164,9 +165,15 @@ def _mapped(inputs: Sequence[Any], change: Any) -> tuple[Any, ...]:
 def like_weights(module: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Inputs where the weights are, and of their type."""
     like = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
-    made: tuple[Any, ...] = map_tensors(
-        tuple(inputs), lambda t: t if like is None else t.to(like) if t.is_floating_point() else t.to(like.device)
-    )
+    if like is None:
+        return tuple(inputs)
+
+    def placed(tensor: Tensor) -> Tensor:
+        if tensor.is_meta and not like.is_meta:  # made under a default device without memory
+            tensor = torch.zeros(tensor.shape, dtype=tensor.dtype, device=like.device)
+        return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+
+    made: tuple[Any, ...] = map_tensors(tuple(inputs), placed)
     return made
 
 

@@ -42,7 +42,7 @@ def refuse_unknown(model: nn.Module, leaf: Sequence[str | type]) -> None:
 
 def refuse_hidden(model: nn.Module) -> None:
     """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights,
-    layers that have none yet.
+    layers that have none yet, or some that nobody may change.
 
     A weight that a parametrisation computes has no entries of its own to slice.
     """
@@ -58,6 +58,13 @@ def refuse_hidden(model: nn.Module) -> None:
             where=type(model).__name__,
             remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
         )
+    for path, weight in model.named_parameters():
+        if weight.is_inference():
+            raise TraceError(
+                "was made under torch.inference_mode: nobody may change it or learn with it",
+                where=path,
+                remedy="Build the model outside of that block, or pass copy.deepcopy(model), made outside of it; torch.no_grad does no harm.",
+            )
     for path, module in modules_by_path(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(

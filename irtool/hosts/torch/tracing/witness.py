@@ -73,7 +73,7 @@ class Witness:
             generator = torch.Generator().manual_seed(0)
 
             def drawn(tensor: Tensor) -> Tensor:
-                return torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
+                return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) if tensor.is_floating_point() else tensor
 
             own = like_weights(self._model, self._inputs)
             inputs: tuple[Any, ...] = map_tensors(own, drawn)

@@ -1,0 +1,127 @@
+"""Distillation without labels: the whole net follows the original's outputs, after its layers were refitted one by one.
+
+A layer that is fitted by itself does not know which of its errors matter behind it. The outputs do. Steps are small, since what the
+regressions found is close, and a tenth of the rate that trains a net destroys it. Whether it was worth it is measured on images
+that were held back; if it was not, every value is put back.
+
+Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", with the teacher's term alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from irtool.ir.descent import Descent
+from irtool.ir.frontier import Batch
+from irtool.ir.graph import Graph
+from irtool.progress import Progress, Status, silent
+
+HELD_BACK = 8
+"""One batch in so many is not trained on."""
+TEMPERATURE = 2.0
+WARM_UP = 0.1
+"""Of the steps; the rate rises over it, and falls with a cosine behind."""
+
+
+@dataclass
+class Distillation:
+    """A refitted graph that follows its original.
+
+    Args:
+        original: what gives the aims.
+        new: the graph whose parameters change in place.
+        batches: arguments of both graphs.
+        epochs: how often each image is looked at.
+        rate: the largest step of a parameter (of Adam, Kingma and Ba 2015).
+        ignore: module paths whose parameters stay.
+        seed: of the order.
+        progress: told of it.
+    """
+
+    original: Graph
+    new: Graph
+    batches: Sequence[Batch]
+    epochs: int
+    rate: float
+    ignore: Sequence[str] = ()
+    seed: int = 0
+    progress: Progress = silent
+
+    def run(self) -> str:
+        """Distil, and say what came of it."""
+        names = [name for name in self.new.params if not any(name == path or name.startswith(f"{path}.") for path in self.ignore)]
+        descent = self.new.descent(names)
+        if descent is None:
+            return "not distilled: the graph has no gradients"
+        held = max(1, len(self.batches) // HELD_BACK)
+        if len(self.batches) < 2 or not descent.parameters:
+            return "not distilled: there is nothing to hold back, or nothing that may change"
+        aims = [self._aims(batch) for batch in self.batches]
+        pairs = list(zip(self.batches, aims, strict=True))
+        with descent.running():
+            before, old = self._loss(descent, pairs[-held:]), [data.detach().clone() for data in descent.parameters]
+            self._train(descent, pairs[:-held])
+            after = self._loss(descent, pairs[-held:])
+            gains = after < before  # false for NaN too
+            if not gains:
+                with torch.no_grad():
+                    for data, was in zip(descent.parameters, old, strict=True):
+                        data.copy_(was)
+        what = f"distance of the outputs on images held back {before:.4g} -> {after:.4g}"
+        return f"distilled: {what}" if gains else f"distilling undone, it gained nothing: {what}"
+
+    def _aims(self, batch: Batch) -> list[Tensor]:
+        with torch.no_grad():
+            found = pytree.tree_leaves(self.original.run(*batch))
+        return [leaf.detach() for leaf in found if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    @torch.no_grad()
+    def _loss(self, descent: Descent, pairs: Sequence[tuple[Batch, list[Tensor]]]) -> float:
+        return float(sum(float(distance(descent.outputs(batch), aim).detach()) for batch, aim in pairs)) / len(pairs)
+
+    def _train(self, descent: Descent, pairs: Sequence[tuple[Batch, list[Tensor]]]) -> None:
+        optimizer = torch.optim.Adam(descent.parameters, lr=self.rate)
+        generator, steps = torch.Generator().manual_seed(self.seed), self.epochs * len(pairs)
+        for number in range(steps):
+            if number % len(pairs) == 0:
+                order = torch.randperm(len(pairs), generator=generator).tolist()
+            batch, aim = pairs[order[number % len(pairs)]]
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate * _share(number, steps)
+            optimizer.zero_grad()
+            loss = distance(descent.outputs(batch), aim)
+            if not loss.requires_grad or not bool(torch.isfinite(loss.detach())):
+                return
+            loss.backward()
+            optimizer.step()
+            self.progress(Status("distil", number + 1, steps, float(loss.detach())))
+
+
+def _share(number: int, steps: int) -> float:
+    """Of the rate, at one step."""
+    rise = max(1, int(steps * WARM_UP))
+    return (number + 1) / rise if number < rise else 0.5 + 0.5 * math.cos(math.pi * (number - rise) / max(steps - rise, 1))
+
+
+def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
+    """How far outputs are from what they should be: a mean over images.
+
+    Where the only output is a table (images, classes): `T^2 KL(softmax(aim / T) || softmax(output / T))` with T = 2, classes being what
+    adds up to one, or is taken to. Other outputs: squared error over the aim's variance, summed over outputs.
+    """
+    if len(aims) == 1 and aims[0].dim() == 2 and aims[0].shape[1] > 1:
+        aim, output = aims[0], outputs[0]
+        if bool((aim >= 0).all() and ((aim.sum(1) - 1).abs() < 1e-3).all()):
+            aim, output = aim.clamp_min(1e-12).log(), output.clamp_min(1e-12).log()
+        got, wanted = (F.log_softmax(part.double() / TEMPERATURE, 1) for part in (output, aim))
+        return TEMPERATURE**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+    parts = [(output - aim).square().mean() / aim.var().clamp_min(1e-12) for output, aim in zip(outputs, aims, strict=True)]
+    return torch.stack(parts).sum()
