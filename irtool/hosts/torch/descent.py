@@ -27,7 +27,9 @@ class TorchDescent:
     def __init__(self, graph: FxGraph, names: Collection[str]) -> None:
         self.graph = graph
         self._all = list(graph.module.parameters())
-        self.parameters = [data for name, data in graph.module.named_parameters() if name in names and data.is_floating_point()]
+        self.parameters: Sequence[Tensor] = [
+            data for name, data in graph.module.named_parameters() if name in names and data.is_floating_point()
+        ]
 
     @contextmanager
     def running(self) -> Iterator[None]:
