@@ -119,7 +119,7 @@ def test_onnx_graphs_with_images_are_planned_by_forward_runs(tmp_path: Path) -> 
     graph = irtool.load_onnx(tmp_path / "m.onnx")
     plan = irtool.plan(graph, budget={"macs": 0.5}, data=images)
     assert plan.criterion == "activation"
-    assert 0.85 * 0.5 <= irtool.cost(irtool.prune(graph, plan)).macs / irtool.cost(graph).macs <= 0.5
+    assert 0.4 <= irtool.cost(irtool.prune(graph, plan)).macs / irtool.cost(graph).macs <= 0.5
     found = scores_of(graph, "activation", images[:128])
     wanted = scores_of(irtool.trace(net, torch.zeros(2, 3, 10, 10)), "activation", images[:128])
     np.testing.assert_allclose(found, wanted, rtol=1e-3)
