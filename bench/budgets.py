@@ -1,6 +1,7 @@
 """Budgets on random nets of torchvision, and what they keep of the published PreResNet-38.
 
     python bench/budgets.py                          40 random (net, budget) pairs: kept, and how much of the budget is used
+    python bench/budgets.py --round-to auto          the same at the widths that engines like
     python bench/budgets.py --preresnet [--images 512] [--test] [--stages 2] [--distil 1]
                                                      shares of MACs on the published nets, with absorbing and with reconstruction
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 import irtool
 from irtool.models import PreResNet
+from irtool.pruning.plan import Residual, Rounding
 from irtool.train import load_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,22 +39,23 @@ NETS = (
 PUBLISHED = (("sparse", 0.35), ("normal", 0.5), ("normal", 0.75))
 
 
-def pairs(count: int, seed: int) -> Iterator[tuple[str, str, dict[str, float]]]:
+def pairs(count: int, seed: int) -> Iterator[tuple[str, Residual, dict[str, float]]]:
     """Random nets, residual modes and budgets; each kind of budget equally often."""
     draw = random.Random(seed)
     for number in range(count):
         kinds = (("macs",), ("params",), ("macs", "params"))[number % 3]
-        yield draw.choice(NETS), draw.choice(("couple", "select")), {kind: round(draw.uniform(0.25, 0.85), 2) for kind in kinds}
+        modes: tuple[Residual, ...] = ("couple", "select")
+        yield draw.choice(NETS), draw.choice(modes), {kind: round(draw.uniform(0.25, 0.85), 2) for kind in kinds}
 
 
-def on_pairs(count: int, seed: int) -> list[dict[str, Any]]:
+def on_pairs(count: int, seed: int, round_to: Rounding) -> list[dict[str, Any]]:
     """Plan, prune and count."""
     rows = []
     for name, residual, budget in pairs(count, seed):
         torch.manual_seed(seed)
         graph = irtool.trace(torchvision.models.get_model(name, weights=None).eval(), torch.zeros(1, 3, 64, 64))
         start = time.process_time()
-        plan = irtool.plan(graph, "l2", residual=residual, budget=budget)
+        plan = irtool.plan(graph, "l2", residual=residual, budget=budget, round_to=round_to)
         seconds = time.process_time() - start
         before, after = irtool.cost(graph), irtool.cost(irtool.prune(graph, plan))
         used = {kind: getattr(after, kind) / (share * getattr(before, kind)) for kind, share in budget.items()}
@@ -83,7 +86,13 @@ def on_preresnet(options: argparse.Namespace) -> list[dict[str, Any]]:
         for criterion in options.criteria.split(","):
             start = time.process_time()
             plan = irtool.plan(
-                graph, criterion, residual=options.residual, budget={"macs": share}, data=calibration[:512], stages=options.stages
+                graph,
+                criterion,
+                residual=options.residual,
+                round_to=1,
+                budget={"macs": share},
+                data=calibration[:512],
+                stages=options.stages,
             )
             planned = time.process_time() - start
             for way in ("absorb", "reconstruct", "distil")[: 2 + (options.distil > 0)]:
@@ -121,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--round-to", default="1", help="1: single channels; auto: the widths that engines like")
     parser.add_argument("--preresnet", action="store_true")
     parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--distil", type=int, default=0)
@@ -131,10 +141,15 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = on_preresnet(options) if options.preresnet else on_pairs(options.count, options.seed)
+    rows = (
+        on_preresnet(options)
+        if options.preresnet
+        else on_pairs(options.count, options.seed, "auto" if options.round_to == "auto" else int(options.round_to))
+    )
     if options.preresnet and not options.test:
         return  # figures by which options were chosen are not kept
-    path = ROOT / "bench" / "results" / ("budgets-preresnet.json" if options.preresnet else "budgets.json")
+    kind = "-preresnet" if options.preresnet else "" if options.round_to == "1" else f"-{options.round_to}"
+    path = ROOT / "bench" / "results" / f"budgets{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1) + "\n")
 

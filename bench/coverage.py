@@ -45,7 +45,7 @@ def measure(name: str, scopes: Sequence[str]) -> Iterator[dict[str, Any]]:
     for scope in scopes:
         graph.analyses.clear()  # each scope pays for the whole analysis
         start = time.process_time()
-        plan = irtool.plan(graph, "l1", 0.5, scope)  # type: ignore[arg-type]
+        plan = irtool.plan(graph, "l1", 0.5, scope, round_to=1)  # type: ignore[arg-type]
         smaller = irtool.prune(graph, plan, "drop")
         seconds = traced + time.process_time() - start
         before, after = irtool.cost(graph), irtool.cost(smaller)

@@ -119,7 +119,7 @@ class Queue:
     def _pruned(self, graph: FxGraph, run: Run, data: Data) -> tuple[FxGraph, list[str]]:
         residual = "select" if run.line == "preresnet" else "couple"
         ratio = self._matching(graph, run, residual) if run.prune["ratio"] in self.runs else run.prune["ratio"]
-        plan = irtool.plan(graph, run.prune["criterion"], ratio, residual=residual, seed=run.seed)
+        plan = irtool.plan(graph, run.prune["criterion"], ratio, residual=residual, round_to=1, seed=run.seed)
         made = irtool.Prune(plan, run.prune["constants"])(graph)
         if not run.prune["recalibrate"]:
             return made.graph, list(made.notes)
@@ -131,7 +131,7 @@ class Queue:
         """The smallest ratio, in hundredths, that leaves at most as many parameters as another run has."""
         most = irtool.cost(self.result(run.prune["ratio"])).params
         for hundredths in range(1, 100):
-            plan = irtool.plan(graph, run.prune["criterion"], hundredths / 100, residual=residual, seed=run.seed)
+            plan = irtool.plan(graph, run.prune["criterion"], hundredths / 100, residual=residual, round_to=1, seed=run.seed)
             if irtool.cost(irtool.prune(graph, plan, "absorb")).params <= most:
                 return hundredths / 100
         raise SystemExit(f"{run.name}: no ratio is small enough")

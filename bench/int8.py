@@ -64,7 +64,7 @@ def graph_of(name: str, source: str | None, shared: Path) -> irtool.FxGraph:
     net = PreResNet(38)
     net.load_state_dict(torch.load(shared / "data" / "preresnet38" / "sparse.pth", weights_only=True)["state_dict"])
     graph = irtool.trace(net.eval(), example)
-    return irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select"), "drop"))
+    return irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select", round_to=1), "drop"))
 
 
 def data_of(name: str, source: str | None, path: str | None, shared: Path) -> Data | None:

@@ -33,7 +33,7 @@ def published(shared: Path, folder: Path) -> onnx.ModelProto:
     net = PreResNet(38)
     net.load_state_dict(torch.load(shared / "data" / "preresnet38" / "sparse.pth", weights_only=True)["state_dict"])
     graph = irtool.trace(net.eval(), torch.zeros(2, 3, 32, 32))
-    pruned = irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select"), "drop")
+    pruned = irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select", round_to=1), "drop")
     export_onnx(irtool.fold_batchnorm(pruned), folder / "float.onnx")
     base = irtool.load_onnx(folder / "float.onnx", [(1, 3, 32, 32)])
     irtool.save_onnx(LowerAffine()(WidenSelects(0.5)(base).graph).graph, folder / "passed.onnx")

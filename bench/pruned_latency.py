@@ -33,7 +33,7 @@ ENGINES: dict[str, Callable[[irtool.FxGraph, Path, int], Session]] = {
 
 def pruned(graph: irtool.FxGraph, ratio: float, scope: str = "local", **options: Any) -> irtool.FxGraph:
     """Pruned by l1 and folded."""
-    return irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "l1", ratio, scope, **options)))
+    return irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "l1", ratio, scope, **{"round_to": 1, **options})))
 
 
 def families() -> dict[str, tuple[tuple[int, ...], dict[str, irtool.FxGraph]]]:

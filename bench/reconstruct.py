@@ -68,7 +68,7 @@ def on_torch(options: argparse.Namespace) -> list[dict[str, Any]]:
         answers = classes(graph.module, images)
         rows.append(row(f"{name}, unpruned", answers, answers, labels, 0.0))
         criterion, ratio = ("bn_scale", 0.7) if name == "sparse" else ("l2", 0.42)
-        plan = irtool.plan(graph, criterion, ratio, "global", "select")
+        plan = irtool.plan(graph, criterion, ratio, "global", "select", round_to=1)
         ways: dict[str, Callable[[], irtool.FxGraph]] = {
             "drop": partial(irtool.prune, graph, plan, "drop"),
             "absorb": partial(irtool.prune, graph, plan),
@@ -110,7 +110,7 @@ def on_onnx(shared: Path) -> list[dict[str, Any]]:
         calibration, test = images[:128], images[128:]
         wanted = runs(graph, test)
         for ratio in (0.3, 0.5):
-            plan = irtool.plan(graph, "l2", ratio, "local")
+            plan = irtool.plan(graph, "l2", ratio, "local", round_to=1)
             before = error(wanted, runs(irtool.prune(graph, plan), test))
             start = time.process_time()
             pruned = irtool.reconstruct(graph, plan, calibration)

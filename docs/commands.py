@@ -1,4 +1,4 @@
-"""A hook of mkdocs: a page for each command, from what `--help` knows, and the list of decisions. Neither is written twice."""
+"""A hook of mkdocs: a page for each command, from what `--help` knows, the list of decisions, SECURITY.md. None is written twice."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from irtool.cli.main import app
 
 ROOT = typer.main.get_command(app)
 DECISIONS = Path(__file__).parent / "adr"
+SECURITY = Path(__file__).parents[1] / "SECURITY.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -37,6 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages["adr/index.md"] = "\n".join(
         ["# Decisions", "", "Choices that bind more than one part, and what was refused.", "", *decisions, ""]
     )
+    pages["security.md"] = SECURITY.read_text(encoding="utf-8").replace("(docs/", "(")
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
     return files

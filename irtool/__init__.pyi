@@ -28,18 +28,24 @@ from .passes import (
     fold_batchnorm,
     prune,
     reconstruct,
+    simplify,
 )
 from .passmanager import Pass, PassResult, Pipeline
 from .pruning import Plan, criterion, plan
 from .pruning.apply import apply
 from .pruning.check import MaskedCheck, check_prune
+from .workflows.compress_run import Compression, compress
+from .workflows.quantize_run import Quantisation, quantize
+from .workflows.recipe.run import RecipeRun, run_recipe
+from .workflows.verify import verify
 
 __version__: str
 
 __all__ = [
-    "ChannelGroups", "Comparison", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph",
+    "ChannelGroups", "Comparison", "Compression", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph",
     "InsertSelects", "LowerAffine", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult", "Pipeline", "Plan", "Prune",
-    "RecalibrateBatchNorm", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects", "apply", "channel_groups",
-    "check_prune", "compare", "cost", "criterion", "diff", "errors", "export_mnn", "export_onnx", "fold_batchnorm", "load", "load_onnx",
-    "models", "passes", "plan", "prune", "put_back", "quant", "read_info", "reconstruct", "save", "save_onnx", "trace", "train",
+    "Quantisation", "RecalibrateBatchNorm", "RecipeRun", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects",
+    "apply", "channel_groups", "check_prune", "compare", "compress", "cost", "criterion", "diff", "errors", "export_mnn",
+    "export_onnx", "fold_batchnorm", "load", "load_onnx", "models", "passes", "plan", "prune", "put_back", "quant", "quantize",
+    "read_info", "reconstruct", "run_recipe", "save", "save_onnx", "simplify", "trace", "train", "verify",
 ]  # fmt: skip

@@ -103,8 +103,11 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     try:
-        file = path.open("a")
+        file = _open_lock(path)
     except OSError as error:
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            remedy = f"Remove {LOCK} if it is not yours, or choose another folder."
+            raise FileError(f"its {LOCK} is no file that irtool made", where=str(folder), remedy=remedy) from error
         raise FileError(f"cannot write here ({error.strerror})", where=str(folder), remedy=MAKE_ROOM) from error
     with file:
         # The holder removes its file at the end: whoever opened that one just before holds nothing.
@@ -115,6 +118,19 @@ def locked(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):  # Windows keeps what is open: an empty file is left
                 path.unlink()
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Open the lock, which may be a stranger's: through a link a file elsewhere would be made, and a pipe would be waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return os.fdopen(handle, "r+")
 
 
 if sys.platform == "win32":

@@ -23,6 +23,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
 from irtool.pass_text import options_of, parse, text_of
+from irtool.tensor_defaults import plain_tensors
 
 ENTRY_POINTS = "irtool.passes"
 """The group of entry points by which another package ships passes: a name, and the module or class that registers it."""
@@ -70,6 +71,7 @@ class Pass(ABC):
     name: ClassVar[str] = ""
     exact: ClassVar[bool] = True
 
+    @plain_tensors()
     def __call__(self, graph: G) -> PassResult[G]:
         """Apply the pass: the given graph stays as it is, `changed` is true if and only if the result differs from it.
 
@@ -209,6 +211,7 @@ class Pipeline(Pass):
         """
         return cls(tuple(parse(text, find)), **settings)
 
+    @plain_tensors()
     def __call__(self, graph: G) -> PassResult[G]:
         """Apply all passes.
 
@@ -264,10 +267,12 @@ def _state(graph: Graph) -> tuple[str, tuple[tuple[str, int, int], ...]]:
 
 def _equal(a: Graph, b: Graph) -> bool:
     """Whether two graphs have the same program and the same values."""
+    ours, theirs = dict(_params(a)), dict(_params(b))
+    if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
+        return False  # seen at once, where the texts of large graphs take a while
     if a.program_size() != b.program_size() or a.text() != b.text():
         return False
-    ours, theirs = dict(_params(a)), dict(_params(b))
-    return ours.keys() == theirs.keys() and all(_same(ours[name].data, theirs[name].data) for name in ours)
+    return all(_same(ours[name].data, theirs[name].data) for name in ours)
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

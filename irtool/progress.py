@@ -6,9 +6,11 @@ plot it, and `silent` drops it.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class Progress(Protocol):
 
 def silent(status: Status, /) -> None:
     """The progress that nobody watches."""
+
+
+class Reporter:
+    """The progress of a whole workflow: stages of unknown length beside the counted work. This one drops all that it is told."""
+
+    def __call__(self, status: Status, /) -> None:
+        """Take note of a `Status`."""
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Hold for as long as `name` is being done."""
+        yield
+
+    def show(self, *results: Any) -> None:
+        """Take note of a result while the work goes on: plain text, or what the reporter can draw."""
 
 
 class Throttle:

@@ -12,6 +12,7 @@ from irtool.passes.recalibrate_batchnorm import RecalibrateBatchNorm
 from irtool.passes.reconstruct import Reconstruct, reconstruct
 from irtool.passes.reduce_width import ReduceWidth
 from irtool.passes.remove_identity import RemoveIdentity
+from irtool.passes.simplify import Simplify, simplify
 from irtool.passes.widen_selects import WidenSelects
 
 __all__ = [
@@ -27,8 +28,10 @@ __all__ = [
     "Reconstruct",
     "ReduceWidth",
     "RemoveIdentity",
+    "Simplify",
     "WidenSelects",
     "fold_batchnorm",
     "prune",
     "reconstruct",
+    "simplify",
 ]

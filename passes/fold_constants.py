@@ -13,7 +13,18 @@ from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, Rewritten, register
 
 _KEPT = frozenset(
-    {"Opaque", "Input", "Output", "Constant", "Dropout", "StochasticDepth", "BatchNormalization", "QuantizeLinear", "DequantizeLinear"}
+    {
+        "Opaque",
+        "Input",
+        "Output",
+        "Constant",
+        "Dropout",
+        "StochasticDepth",
+        "BatchNormalization",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "QuantizePerChannel",
+    }
 )
 """Operators that may be random, learn while they run, or say something that a constant would not: how a weight is stored."""
 

@@ -15,11 +15,11 @@ from torch import nn
 import irtool
 from irtool.atomic_files import locked, replacing
 from irtool.cli.main import run as command
-from irtool.cli.output import COMPRESS, output_folder
 from irtool.cli.train import keep
 from irtool.commit import settle
 from irtool.train import History, load_data
 from irtool.train.history import Record
+from irtool.workflows.output_folder import COMPRESS, output_folder
 
 _CHANGES = frozenset(
     {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink", "os.utime", "shutil.rmtree"}

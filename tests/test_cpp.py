@@ -61,7 +61,7 @@ def runner(built: Path) -> Runner:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=120,
+            timeout=900,
             env={**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1", "LSAN_OPTIONS": f"suppressions={known}:print_suppressions=0"},
         )
 

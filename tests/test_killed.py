@@ -19,7 +19,7 @@ from killed import NEW, OLD, killed_at, large_model, net, outputs, prepare, reci
 
 import irtool
 from irtool import temporary
-from irtool.atomic_files import locked, replacing
+from irtool.atomic_files import LOCK, locked, replacing
 from irtool.commit import committed, settle
 from irtool.engines import export_onnx
 from irtool.errors import FileError
@@ -237,6 +237,17 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
         with pytest.raises(FileError, match="another irtool"), locked(tmp_path):
             pass
     assert texts(tmp_path) == {"a": "a", "b": "c"}
+
+
+@pytest.mark.parametrize("make", [lambda lock: lock.symlink_to(lock.parents[1] / "far"), os.mkfifo, Path.mkdir])
+def test_a_lock_of_a_stranger_makes_no_file_elsewhere(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """Through a link a file would be made; a pipe would be waited for."""
+    (folder := tmp_path / "out").mkdir()
+    make(folder / LOCK)
+    (folder / MOVING).touch()
+    with pytest.raises(FileError, match=r"its \.irtool\.lock is no file that irtool made\. Remove"):
+        settle(folder)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from irtool.hosts.torch.interpreter import cast, cast_module, run_with, seeded, 
 from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import Graph, Node
+from irtool.tensor_defaults import plain_tensors
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
@@ -64,6 +65,8 @@ class Comparison:
         skipped: nodes that both have, with other shapes (channels were removed): not compared.
         sources: for each node of the reference, the nodes that it reads.
         tolerance: what `ok`, `first` and `text` go by unless told: 1e-9 where float64 was asked for, else 1e-4.
+        instead: outputs whose sizes are data, such as a number of detections, which a rounding may change: `outputs` holds what
+            goes into the operators that make such sizes.
     """
 
     outputs: tuple[Deviation, ...]
@@ -71,6 +74,7 @@ class Comparison:
     skipped: tuple[str, ...] = ()
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     tolerance: float = TOLERANCES[None]
+    instead: tuple[str, ...] = ()
 
     @property
     def max_abs(self) -> float:
@@ -128,6 +132,7 @@ class Comparison:
         return "; ".join(parts)
 
 
+@plain_tensors()
 def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) -> Comparison:
     """Run two programs on the same inputs.
 
@@ -186,15 +191,25 @@ def _compare_onnx(a: OnnxGraph, b: OnnxGraph, inputs: Sequence[Any], tolerance: 
     """Both in one run each, with the values of the nodes that both have as further outputs."""
     others = {value.name for node in b.nodes for value in node.outputs}
     shared = {value.name: node for node in a.nodes if node.host is not None for value in node.outputs if value.name in others}
+    able = set(a.runnable(list(shared))) & set(b.runnable(list(shared)))
+    shared = {name: node for name, node in shared.items() if name in able}
+    wanted = _compared(a, b)
     found = []
-    for graph in (a, b):
-        names = list(dict.fromkeys([*(value.name for value in graph.outputs), *shared]))
+    for graph, own in zip((a, b), wanted, strict=True):
+        names = list(dict.fromkeys([*own, *shared]))
         found.append(dict(zip(names, graph.run(*_leaves(inputs), values=names), strict=True)))
-    outputs = [[values[output.name] for output in graph.outputs] for graph, values in zip((a, b), found, strict=True)]
+    outputs = [[values[name] for name in own] for own, values in zip(wanted, found, strict=True)]
     same = {name: node for name, node in shared.items() if found[0][name].shape == found[1][name].shape}
     nodes = tuple(deviation(node.name, node.location, found[0][name], found[1][name]) for name, node in same.items())
     skipped = tuple(node.name for name, node in shared.items() if name not in same)
-    return Comparison(_outputs(*outputs), nodes, skipped, _sources(a), tolerance)
+    instead = a.hidden_outputs() if wanted[0] != [value.name for value in a.outputs] else ()
+    return Comparison(_outputs(*outputs), nodes, skipped, _sources(a), tolerance, instead)
+
+
+def _compared(a: OnnxGraph, b: OnnxGraph) -> list[list[str]]:
+    """What to compare of each graph: the outputs themselves where the two differ in what stands for them."""
+    found = [a.compared(), b.compared()]
+    return found if len(found[0]) == len(found[1]) else [[value.name for value in graph.outputs] for graph in (a, b)]
 
 
 def _run_module(module: nn.Module, dtype: torch.dtype | None) -> Callable[..., Any]:

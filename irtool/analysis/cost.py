@@ -22,6 +22,7 @@ from irtool.errors import OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import copy_module, empty_like
 from irtool.ir.graph import Graph, Node, Value
+from irtool.tensor_defaults import plain_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class Cost:
         return asdict(self)
 
 
+@plain_tensors()
 def cost(graph: Graph, *, batch: int | None = None) -> Cost:
     """Count parameters, multiply-accumulates and bytes.
 

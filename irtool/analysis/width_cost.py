@@ -32,7 +32,7 @@ class WidthCost:
     Attributes:
         sets: the label vectors, each an int64 array without -1, after a first one that is empty and stands for the constant 1.
         factors: shape (terms, most factors): indices into `sets`; 0 stands for no factor.
-        coefficients: by kind (`macs`, `params`, `bytes`), float64, shape (terms,).
+        coefficients: by kind (`macs`, `params`, `bytes`, `latency`), float64, shape (terms,).
         constant: by kind, what does not depend on any width.
     """
 
@@ -51,14 +51,15 @@ class WidthCost:
         return {kind: float(self.constant[kind] + table @ products) for kind, table in self.coefficients.items()}
 
 
-def width_cost(groups: ChannelGroups, biased: Iterable[Node] = ()) -> WidthCost:
+def width_cost(groups: ChannelGroups, biased: Iterable[Node] = (), latency: Iterable[tuple[float, Product]] = ()) -> WidthCost:
     """The costs of a labelled graph as functions of its widths, equal to those that `cost` counts on the sliced graph.
 
     Args:
         groups: the channel groups of the graph.
         biased: layers that may get a bias when they lose inputs. Room for it is counted.
+        latency: milliseconds for each unit of a product of axis lengths: the terms of the kind `latency`.
     """
-    return _Writer(groups.labels).written(biased)
+    return _Writer(groups.labels).written(biased, latency)
 
 
 class _Writer:
@@ -74,7 +75,7 @@ class _Writer:
             axis, count = place if isinstance(place, tuple) else (place, 1)
             self._axes.setdefault(name, []).append((axis, count, found))
 
-    def written(self, biased: Iterable[Node]) -> WidthCost:
+    def written(self, biased: Iterable[Node], latency: Iterable[tuple[float, Product]]) -> WidthCost:
         """Every node's work, and everything that is held."""
         graph = self.labels.graph
         batch = next((value.sizes[0] for value in graph.inputs if value.shape), 1) or 1
@@ -93,11 +94,14 @@ class _Writer:
             size, sets = self._product([(node.output, axis) for axis in varying(self.labels.of(node.output))])
             self._add(sets, "params", size)
             self._add(sets, "bytes", size * (node.output.dtype.itemsize if node.output.dtype is not None else 4))
+        for milliseconds, product in latency:
+            coefficient, sets = self._product(product)
+            self._add(sets, "latency", milliseconds * coefficient)
         constants = self._terms.pop((), {})
         width = max((len(sets) for sets in self._terms), default=1)
         factors = np.array([[*sets, *[0] * (width - len(sets))] for sets in self._terms], np.int64).reshape(-1, width)
-        tables = {kind: np.array([term.get(kind, 0.0) for term in self._terms.values()]) for kind in KINDS}
-        return WidthCost(self.sets, factors, tables, {kind: constants.get(kind, 0.0) for kind in KINDS})
+        tables = {kind: np.array([term.get(kind, 0.0) for term in self._terms.values()]) for kind in (*KINDS, "latency")}
+        return WidthCost(self.sets, factors, tables, {kind: constants.get(kind, 0.0) for kind in tables})
 
     def _add(self, sets: tuple[int, ...], kind: str, coefficient: float) -> None:
         term = self._terms.setdefault(tuple(sorted(sets)), {})

@@ -37,6 +37,7 @@ from irtool.archive.values import decode_inputs, encode_inputs
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
+from irtool.tensor_defaults import plain_tensors
 
 _CLASS_REMEDY = "Load it into the class: irtool.load(path, model=YourModel())."
 
@@ -63,6 +64,7 @@ class ArchiveInfo:
     incomplete: str | None
 
 
+@plain_tensors()
 def save(
     graph: FxGraph,
     path: str | os.PathLike[str],
@@ -118,6 +120,7 @@ def _json(name: str, value: Mapping[str, Any] | None) -> Any:
         raise OptionError(f"is not JSON data ({error})", where=name, remedy="Pass a dict of numbers, strings, lists and dicts.") from error
 
 
+@plain_tensors()
 def load(path: str | os.PathLike[str], model: nn.Module | FxGraph | None = None) -> FxGraph:
     """Read what `save` wrote, on the CPU; outputs are bit-equal to those of the graph that was saved.
 
@@ -186,12 +189,14 @@ def _alone(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Map
 
 
 def _check_nesting(graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
-    """The inputs of an exported program, its arguments, and what its nodes read are as many. Raises GraphError."""
+    """The inputs of an exported program are nested as its arguments, and what its nodes read are as many. Raises GraphError."""
     if not isinstance(graph._codegen, _PyTreeCodeGen):
         return
     info = graph._codegen.pytree_info
     read = sum(node.op == "placeholder" for node in graph.nodes)
-    if not info.in_spec.num_leaves == len(pytree.tree_leaves(inputs)) == read or len(info.orig_args) != len(inputs):
+    forms: tuple[Any, ...] = (inputs, (inputs, {}))  # arguments by position, and torch.export's pair of these and of those by name
+    nested = any(info.in_spec == pytree.tree_structure(form) for form in forms)
+    if not nested or info.in_spec.num_leaves != read or len(info.orig_args) != len(inputs):
         raise GraphError("are nested in another way than the program's", where="the example inputs", remedy="Save it again.")
 
 

@@ -143,7 +143,7 @@ class Budget:
         elif name in ("pow", "ipow"):
             power = args[1] if isinstance(node.args[1], int) else INTEGER_WORDS + 1
             size = sizes[0] * max(1, power)
-        elif name in ("ceil", "floor"):
+        elif name in ("ceil", "floor", "int", "round"):
             size = 16  # the largest float
         if size > (SEQUENCE_PARTS if lists else INTEGER_WORDS):
             raise Refused("lets an integer or a shape grow without end")

@@ -14,7 +14,7 @@ UNARY = """
 t F . : relu relu_ relu6 selu selu_ mish sigmoid sigmoid_ tanh tanh_ hardsigmoid hardswish silu : input=T inplace=b
 t F . : softsign logsigmoid tanhshrink exp exp_ log log2 log10 log1p expm1 sqrt sqrt_ rsqrt square abs abs_ neg neg_ negative : input=T
 t . : reciprocal sin cos tan erf sign floor floor_ ceil ceil_ trunc frac sinh cosh asin acos atan isnan isinf isfinite : input=T
-t . : logical_not bitwise_not positive real imag adjoint ravel : input=T
+t . : logical_not bitwise_not positive real imag angle conj adjoint ravel : input=T
 t . : round round_ : input=T decimals=i
 t F . : leaky_relu leaky_relu_ : input=T negative_slope=n inplace=b
 t F . : elu elu_ celu celu_ : input=T alpha=n inplace=b
@@ -64,6 +64,9 @@ op : setitem : a=T b=x c=nT
 t : _assert : condition=bT message=s
 math : ceil floor sqrt : x=n
 py : len : obj=STL
+py : int float : x=nT
+py : round : number=n ndigits=i0
+py : max min : *args=nS
 """
 PRODUCTS = """
 t . : matmul : input=T other=T
@@ -86,6 +89,8 @@ F : local_response_norm : input=T size=i alpha=n beta=n k=n
 F : max_pool1d max_pool2d max_pool3d : input=T kernel_size=I stride=I0 padding=I dilation=I ceil_mode=b return_indices=F
 t F : avg_pool1d : input=T kernel_size=I stride=I0 padding=I ceil_mode=b count_include_pad=b
 F : avg_pool2d avg_pool3d : input=T kernel_size=I stride=I0 padding=I ceil_mode=b count_include_pad=b divisor_override=i0
+F : max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices : input=T kernel_size=I stride=I0 padding=I dilation=I ceil_mode=b return_indices=b
+F : adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices : input=T output_size=J return_indices=b
 F : lp_pool1d lp_pool2d lp_pool3d : input=T norm_type=n kernel_size=I stride=I0 ceil_mode=b
 t F : adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d : input=T output_size=J
 F : adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d : input=T output_size=J return_indices=F
@@ -93,8 +98,10 @@ F : interpolate upsample : input=T size=I0 scale_factor=N0 mode=|nearest|linear|
 F : grid_sample : input=T grid=T mode=|bilinear|nearest|bicubic padding_mode=|zeros|border|reflection align_corners=b0
 F : affine_grid : theta=T size=I align_corners=b0
 tv : stochastic_depth : input=T p=n mode=|batch|row training=b
-fft : fft ifft rfft irfft : input=T n=i0 dim=i norm=0|forward|backward|ortho
+fft : fft ifft rfft irfft hfft ihfft : input=T n=i0 dim=i norm=0|forward|backward|ortho
 fft : fft2 ifft2 rfft2 irfft2 : input=T s=I0 dim=I norm=0|forward|backward|ortho
+fft : fftn ifftn rfftn irfftn : input=T s=I0 dim=I0 norm=0|forward|backward|ortho
+fft : fftshift ifftshift : input=T dim=I0
 """
 REDUCTIONS = """
 t . : mean sum amax amin prod all any logsumexp : input=T dim=I0 keepdim=b dtype=d0
@@ -169,6 +176,7 @@ t : zeros ones rand randn : *size=I size=S dtype=d0 device=v0 layout=l0 requires
 t : full : size=I fill_value=nT dtype=d0 device=v0 layout=l0 requires_grad=F
 t : arange : *bounds=n start=n end=n step=n dtype=d0 device=v0 layout=l0 requires_grad=F
 t : linspace : start=n end=n steps=i dtype=d0 device=v0 layout=l0 requires_grad=F
+t : hann_window hamming_window : window_length=i periodic=b dtype=d0 device=v0 layout=l0 requires_grad=F
 t : eye : n=i m=i dtype=d0 device=v0 layout=l0 requires_grad=F
 t : tensor scalar_tensor : data=N dtype=d0 device=v0 requires_grad=F
 . : new_zeros new_ones : input=T *size=I size=S dtype=d0 device=v0

@@ -22,6 +22,7 @@ from irtool.channels.explained import explain
 from irtool.channels.labels import Labels, Layer, label
 from irtool.channels.positions import mixed_axes
 from irtool.ir.graph import Graph, Node
+from irtool.tensor_defaults import plain_tensors
 
 Ints = NDArray[np.int64]
 
@@ -140,6 +141,7 @@ class ChannelGroups:
         return graph
 
 
+@plain_tensors()
 def channel_groups(graph: Graph) -> ChannelGroups:
     """The channel groups of a graph, computed once and kept with it."""
     analyses: dict[str, object] = getattr(graph, "analyses", {})

@@ -12,17 +12,18 @@ import torch
 import typer
 
 from irtool import trace
-from irtool.cli.output import output_folder
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table, comparison_table
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes.prune import Constants
 from irtool.train import Data, History, sparse
-from irtool.workflows.compress import FILES, Built, Compressed, Settings, compress_graph, original, report_of, timed, torch_threads
+from irtool.workflows.compress import FILES, Built, Compressed, compress_graph, original, report_of, timed, torch_threads
+from irtool.workflows.compress_settings import Settings
 from irtool.workflows.data import TRACE_BATCH
 from irtool.workflows.demo import Demo, demo_settings
 from irtool.workflows.models import fingerprint
+from irtool.workflows.output_folder import output_folder
 from irtool.workflows.run_folder import write_run_page
 
 _VARIANTS: tuple[tuple[float, Constants], ...] = ((0.5, "absorb"), (0.7, "drop"), (0.7, "absorb"))

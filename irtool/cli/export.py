@@ -14,7 +14,6 @@ import typer
 from irtool.analysis.randomness import require_repeatable
 from irtool.atomic_files import MAKE_ROOM, replacing
 from irtool.cli import options
-from irtool.cli.output import keep_inputs, model_files
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table
@@ -29,6 +28,7 @@ from irtool.passes import fold_batchnorm
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
 from irtool.workflows.compress_onnx import to_mnn
 from irtool.workflows.models import graph_of, input_shapes, onnx_file
+from irtool.workflows.output_folder import keep_inputs, model_files
 
 
 def export(
@@ -103,8 +103,8 @@ def _export(
             links.append(to_mnn(draft, _beside(draft), inputs))
     chain = Chain(tuple(links))
     chain.require()
-    _place(draft, onnx)
-    _place(_beside(draft), mnn)
+    place(draft, onnx)
+    place(_beside(draft), mnn)
     return chain
 
 
@@ -119,8 +119,8 @@ def _write(graph: OnnxGraph, source: Path | None, onnx: Path | None, mnn: Path |
         links: list[Link] = [files_link(source, draft, inputs), *([to_mnn(draft, _beside(draft), inputs)] if mnn is not None else [])]
     chain = Chain(tuple(links))
     chain.require()
-    _place(draft, onnx)
-    _place(_beside(draft), mnn)
+    place(draft, onnx)
+    place(_beside(draft), mnn)
     return chain
 
 
@@ -131,7 +131,7 @@ def _convert(source: Path, mnn: Path | None, scratch: Path, progress: Screen) ->
         load_onnx(source)  # refuses what asks for too much, which the engines would try
         chain = Chain((to_mnn(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
     chain.require()
-    _place(scratch / mnn.name, mnn)
+    place(scratch / mnn.name, mnn)
     return chain
 
 
@@ -140,7 +140,7 @@ def _beside(draft: Path) -> Path:
     return draft.with_name(f"{draft.name}.mnn")
 
 
-def _place(draft: Path, target: Path | None) -> None:
+def place(draft: Path, target: Path | None) -> None:
     """Move a finished file, and the weights that may lie beside it, to where it was asked for."""
     if target is None:
         return

@@ -15,8 +15,9 @@ from irtool.analysis.cost import Cost, cost
 from irtool.channels.groups import ChannelGroups, channel_groups
 from irtool.cli import options
 from irtool.cli.screen import out as console
+from irtool.cli.screen import screen
 from irtool.ir import Graph
-from irtool.workflows.models import graph_of, input_shapes
+from irtool.workflows.models import graph_of, input_shapes, input_values
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def inspect(
     model: options.ModelArgument,
     weights: options.Weights = None,
     inputs: options.Inputs = None,
+    values: options.Values = None,
     costs: Annotated[bool, typer.Option("--costs", help="Also show what each node costs.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Also show the graph as text.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -53,7 +55,8 @@ def inspect(
 
     [bold]Example[/]: irtool inspect torchvision.models:mobilenet_v2 --input 1x3x224x224
     """
-    graph = graph_of(model, weights, input_shapes(inputs), sound=False)
+    with screen() as progress, progress.stage("read", logged=False):
+        graph = graph_of(model, weights, input_shapes(inputs), sound=False, values=input_values(values))
     groups, price = channel_groups(graph), cost(graph)
     rows = list(layer_rows(groups))
     if as_json:
@@ -102,8 +105,13 @@ def _table(model: str, rows: list[LayerRow]) -> Table:
     return table
 
 
+_LISTED = 5
+
+
 def _unknown(graph: Graph) -> str:
-    return ", ".join(f"{node.callee} at {node.location}" for node in graph.nodes if node.op == "Opaque") or "none"
+    places = [f"{node.callee} at {node.location}" for node in graph.nodes if node.op == "Opaque"]
+    more = f" and {len(places) - _LISTED} more" if len(places) > _LISTED else ""
+    return ", ".join(places[:_LISTED]) + more if places else "none"
 
 
 def _plain(graph: Graph, rows: list[LayerRow], price: Cost) -> dict[str, Any]:

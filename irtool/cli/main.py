@@ -23,13 +23,14 @@ from irtool.cli.demo import demo
 from irtool.cli.diff import diff
 from irtool.cli.export import export
 from irtool.cli.inspect import inspect
-from irtool.cli.output import Interrupted
 from irtool.cli.quantize import quantize
 from irtool.cli.report import report
 from irtool.cli.screen import complain
+from irtool.cli.simplify import simplify
 from irtool.cli.train import train
 from irtool.cli.verify import verify
 from irtool.errors import IrtoolError, OptionError
+from irtool.workflows.output_folder import Interrupted
 from irtool.workflows.user_code import Terminated
 
 TERMINATED = 143
@@ -42,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (inspect, train, compress, quantize, report, diff, export, verify, demo):
+for command in (inspect, train, compress, quantize, report, diff, export, simplify, verify, demo):
     app.command(name=command.__name__)(command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +10,6 @@ import typer
 
 LARGEST_SEED = (1 << 63) - 1
 """What torch's generators take."""
-MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
-"""Engines start as many threads as they are told to, and die where the system gives no more."""
-FEWER_THREADS = f"Give 1 to {MOST_THREADS} threads: this machine runs {os.cpu_count()} at once, and engines die of too many."
 
 MODEL_HELP = (
     "What to build or load: a built-in (PreResNet:depth=38, VGG:depth=16,width=0.5), a function or class in a module "
@@ -32,6 +28,14 @@ Inputs = Annotated[
         "-i",
         help="The size of an input, e.g. 1x3x224x224; once for each input. With --data it is known; an .onnx file needs it for free axes only.",
         metavar="SIZES",
+    ),
+]
+Values = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A value for an input of an .onnx file, e.g. sr=16000: it is that for good, and no input any more.",
+        metavar="NAME=VALUE",
     ),
 ]
 Data = Annotated[

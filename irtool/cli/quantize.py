@@ -9,17 +9,14 @@ import typer
 
 from irtool.cli import options
 from irtool.cli.flags import with_flags
-from irtool.cli.output import QUANTIZE, keep_inputs, model_files, output_folder
-from irtool.cli.quantize_report import borders, table, verdict, write_report
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
-from irtool.engines.table import ENGINES
-from irtool.train import Data
-from irtool.workflows.calibration_images import load_images
-from irtool.workflows.data import DataOptions, example_shapes
-from irtool.workflows.models import graph_of, input_shapes
-from irtool.workflows.quantize import quantize_graph
+from irtool.cli.tables import int8_table
+from irtool.workflows.data import DataOptions
+from irtool.workflows.models import input_shapes
 from irtool.workflows.quantize_options import QuantizeOptions
+from irtool.workflows.quantize_report import borders
+from irtool.workflows.quantize_run import quantize as workflow
 
 
 @with_flags(QuantizeOptions, panel="Quantisation")
@@ -47,16 +44,10 @@ def quantize(
 
     [bold]Example[/]: irtool quantize small --calib cifar10.zip --backend mnn --max-drop 0.3 --out small-int8
     """
-    wanted = QuantizeOptions(**{name: value for name, value in chosen.items() if value is not None})
-    settings = wanted.settings()
-    keep_inputs((out / f"{kind}{engine.suffix}" for engine in ENGINES.values() for kind in ("float", "int8")), model_files(model, weights))
-    with output_folder(out, QUANTIZE) as folder, screen() as progress:
-        images = load_images(model, DataOptions(calib, mean, std, limit, image_size), data, wanted.images, progress)
-        with progress.stage("trace"):
-            shapes = example_shapes(Data("", images.calibration, images.scored), input_shapes(inputs), own_batch=model.endswith(".onnx"))
-            graph = graph_of(model, weights, shapes)
-        outcome = quantize_graph(graph, images, settings, folder, progress)
-        write_report(folder, outcome, images, settings)
-        judged = verdict(outcome, settings, images, folder / f"int8{ENGINES[settings.backend].suffix}")
-    for part in (*outcome.notes, table(outcome, settings, images), *borders(outcome, settings.backend), judged, f"written to {out}"):
+    calibration = DataOptions(calib, mean, std, limit, image_size)
+    with screen() as progress:
+        done = workflow(model, out, calib=calibration, data=data, weights=weights, inputs=input_shapes(inputs), progress=progress, **chosen)
+    shown = int8_table(done.outcome, done.settings, done.images)
+    steps = borders(done.outcome, done.settings.backend)
+    for part in (*done.outcome.notes, shown, *steps, done.verdict, f"written to {out}"):
         console().print(part, markup=False)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from irtool.cli.output import keep_inputs
 from irtool.cli.screen import out as console
+from irtool.workflows.output_folder import keep_inputs
 from irtool.workflows.run_folder import PAGE, write_page
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 
-from irtool.train import Status
+from irtool.progress import Reporter, Status
 
 
 def out() -> Console:
@@ -27,7 +27,7 @@ def complain(text: str) -> None:
     print(" ".join(text.split()), file=sys.stderr)
 
 
-class Screen:
+class Screen(Reporter):
     """A bar for each long piece of work, on a terminal; elsewhere a line for each stage.
 
     Calling it with a `Status` draws that; `stage` shows work of unknown length.
@@ -58,10 +58,11 @@ class Screen:
             self._bars.start()
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Show that this is being done."""
+    def stage(self, name: str, *, logged: bool = True) -> Iterator[None]:
+        """Show that this is being done; what is not `logged` is shown on a terminal alone, since it is short as a rule."""
         if self._bars is None:
-            print(f"{name} ...", file=sys.stderr, flush=True)
+            if logged:
+                print(f"{name} ...", file=sys.stderr, flush=True)
             yield
             return
         task = self._bars.add_task(name, total=None, note="")

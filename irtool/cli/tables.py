@@ -7,8 +7,12 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from irtool.quant import layers_of
+from irtool.workflows.calibration_images import Images
 from irtool.workflows.chain import Chain
+from irtool.workflows.quantize import Outcome, Settings
 from irtool.workflows.record import ENGINES, Measured
+from irtool.workflows.search import Trial
 
 _FILES = (("model", "model file"), ("onnx", "ONNX file"), ("mnn", "MNN file"))
 
@@ -33,12 +37,13 @@ def chain_table(chain: Chain) -> Table:
     return table
 
 
-def comparison_table(columns: Sequence[tuple[str, Measured]], title: str) -> Table:
+def comparison_table(columns: Sequence[tuple[str, Measured]], title: str, truth: str = "labels") -> Table:
     """Models side by side; each column after the first shows its share of the first.
 
     Args:
         columns: a heading and a model each; the first is the original.
         title: above the table.
+        truth: "answers" where accuracy is agreement with the original.
     """
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -46,7 +51,8 @@ def comparison_table(columns: Sequence[tuple[str, Measured]], title: str) -> Tab
         table.add_column(heading, justify="right", no_wrap=True)
     first = columns[0][1]
     if first.accuracy is not None:
-        table.add_row(f"accuracy ({first.images:,} images)", *(_percent(model.accuracy) for _, model in columns))
+        what = "agreement with the original" if truth == "answers" else "accuracy"
+        table.add_row(f"{what} ({first.images:,} images)", *(_percent(model.accuracy) for _, model in columns))
     for label, read in _COUNTS:
         base = read(first)
         table.add_row(label, *(_share(read(model), base, f"{read(model):,}") for _, model in columns))
@@ -84,3 +90,36 @@ def _bytes(size: int | None, base: int | None) -> str:
 
 def _time(milliseconds: float | None, base: float | None) -> str:
     return "" if milliseconds is None else _share(milliseconds, base, f"{milliseconds:.2f}")
+
+
+def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
+    """Float and int8 side by side."""
+    shown = Table(title=f"{settings.backend}: float and int8", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("", "float", "int8", ""):
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+    before, after = outcome.before, outcome.after
+    label = f"accuracy ({len(images.scored):,} images)" if images.labelled else f"agreement with float ({len(images.scored):,} images)"
+    points = 100 * (after.accuracy - before.accuracy)
+    shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
+    shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
+    shown.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
+    taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
+    kind = "weights alone are int8" if settings.weights_only else taken
+    shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
+    shown.caption_justify = "left"
+    return shown
+
+
+def trials_table(trials: Sequence[Trial]) -> Table:
+    """What a search tried: a row for each model, the choice marked."""
+    shown = Table(title="Tried", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    kinds = list(trials[0].cost)
+    for name in ("asked for", *kinds, "epochs", "points lost", ""):
+        shown.add_column(name, justify="left" if name in ("asked for", "") else "right", no_wrap=True)
+    for trial in trials:
+        asked = ", ".join(f"{kind} {100 * share:.3g} %" for kind, share in trial.budget.items())
+        costs = [f"{100 * trial.cost[kind]:.1f} %" for kind in kinds]
+        mark = ("holds" if trial.holds else "") + (", chosen" if trial.chosen else "")
+        lost = f"{100 * trial.drop:.2f} ± {100 * trial.error:.2f}"
+        shown.add_row(asked, *costs, str(trial.epochs), lost, mark.removeprefix(", "))
+    return shown

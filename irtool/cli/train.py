@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -20,20 +20,19 @@ from irtool.archive import save
 from irtool.atomic_files import replacing
 from irtool.cli import options
 from irtool.cli.flags import with_flags
-from irtool.cli.output import TRAIN, claimed, keep_inputs, model_files, read_object
 from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
 from irtool.commit import committed
-from irtool.errors import FileError, OptionError
+from irtool.errors import FileError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.train import Data, History, Settings
 from irtool.train.checkpoint import check_facts
-from irtool.train.data.image_files import content_of
-from irtool.train.data.sources import named_sets
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
-from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
-from irtool.workflows.models import MODEL_FILE, graph_of, input_shapes, onnx_file
+from irtool.workflows.data import DataOptions, known_preprocessing
+from irtool.workflows.models import MODEL_FILE, input_shapes
+from irtool.workflows.output_folder import TRAIN, claimed, keep_inputs, model_files, read_object
+from irtool.workflows.trainable import data_stamp, trainable
 
 HISTORY_FILE = "train.json"
 DATA_FILE = "train-data.json"
@@ -120,20 +119,6 @@ def train(
         console().print(f"written to {out}: {MODEL_FILE}, last.pt, best.pt, log.csv, {HISTORY_FILE}, {DATA_FILE}")
 
 
-def trainable(model: str, weights: Path | None, data: Data, given: Any = (), seed: int = 0) -> FxGraph:
-    """Build or load a model to train or to learn from. Fresh weights follow from the seed.
-
-    Raises:
-        OptionError: it is an ONNX file.
-        IrtoolError: see `graph_of`.
-    """
-    if onnx_file(model) is not None:
-        raise OptionError("an ONNX file cannot be trained", where=model, remedy="Name the PyTorch model that it came from.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cast(FxGraph, graph_of(model, weights, example_shapes(data, given)))
-
-
 def keep(graph: FxGraph, history: History, data: Data, folder: Path, facts: dict[str, Any]) -> None:
     """Write the trained model and what is known about its training.
 
@@ -210,11 +195,6 @@ def _same_data(out: Path, options: DataOptions) -> None:
         check_facts(path, begun, json.loads(text))
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def data_stamp(source: str | None) -> str | None:
-    """What tells that the data were changed; None for those that are known by name."""
-    return None if source is None or source.lower().replace("-", "") in named_sets() else content_of(Path(source))
 
 
 def _first_process() -> bool:

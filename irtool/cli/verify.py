@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from irtool.archive import load
 from irtool.cli import options
-from irtool.cli.screen import Screen, screen
 from irtool.cli.screen import out as console
+from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
-from irtool.commit import settle
-from irtool.engines import OnnxSession
-from irtool.engines.agreement import sample_inputs
-from irtool.errors import DataError, FileError, OptionError
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import load_onnx
-from irtool.ir import Graph
-from irtool.passes import fold_batchnorm, prune, reconstruct
-from irtool.pruning import Plan
-from irtool.workflows.chain import (
-    Chain,
-    Link,
-    chain_inputs,
-    files_link,
-    fitting_inputs,
-    folded_links,
-    masked_links,
-    mnn_link,
-    onnx_link,
-)
-from irtool.workflows.compress import FILES, calibration_batches
-from irtool.workflows.data import DataOptions
-from irtool.workflows.folders import require_finished
-from irtool.workflows.models import fingerprint, graph_of
-from irtool.workflows.record import read_record
+from irtool.workflows.verify import verify as workflow
 
 _REMEDY = "The files do not belong together, or one was changed: run irtool compress again."
 
@@ -65,155 +39,6 @@ def verify(
     [bold]Example[/]: irtool verify small
     """
     with screen() as progress:
-        _read_first(paths)
-        if len(paths) == 1 and paths[0].is_dir():
-            chain = _folder(paths[0], model, weights, seed, progress)
-        else:
-            chain = _files(paths, seed, progress)
+        chain = workflow(*paths, model=model, weights=weights, seed=seed, progress=progress)
     console().print(chain_table(chain))
     chain.require(_REMEDY, unchecked=allow_unchecked)
-
-
-def _read_first(paths: list[Path]) -> None:
-    """Finish what was being moved; read .onnx files before an engine does: what asks for too much is refused, an engine would try it."""
-    for folder in {path if path.is_dir() else path.parent for path in paths}:
-        settle(folder)
-        require_finished(folder)
-    for path in (path / FILES["onnx"] if path.is_dir() else path for path in paths):
-        if path.suffix == ".onnx" and path.is_file():
-            load_onnx(path)
-
-
-def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Screen) -> Chain:
-    record = read_record(folder / FILES["report"])
-    from_onnx = "model" not in record["files"]
-    return Chain((_onnx_folder if from_onnx else _torch_folder)(folder, record, model, weights, seed, progress))
-
-
-def _torch_folder(
-    folder: Path, record: Mapping[str, Any], model: str | None, weights: Path | None, seed: int, progress: Screen
-) -> tuple[Link, ...]:
-    sliced = load(folder / FILES["model"])
-    inputs = fitting_inputs(sliced, chain_inputs(sliced.example_inputs, seed=seed))
-    plan = Plan.from_json(folder / FILES["plan"])
-    links: list[Link] = []
-    with progress.stage("check masked = sliced"):
-        found = _original(record, model, weights, progress)
-        if found is not None:
-            links += masked_links(found[0], plan, sliced, inputs, record["options"]["constants"], found[1])
-    folded = fold_batchnorm(sliced)
-    with progress.stage("check sliced = folded = ONNX = MNN"):
-        links += folded_links(sliced, folded, inputs)
-        links.append(onnx_link(folded, folder / FILES["onnx"], inputs))
-        links.append(mnn_link(folder / FILES["onnx"], folder / FILES["mnn"], inputs))
-    return tuple(links)
-
-
-def _onnx_folder(
-    folder: Path, record: Mapping[str, Any], model: str | None, weights: Path | None, seed: int, progress: Screen
-) -> tuple[Link, ...]:
-    """A run that began with an .onnx file: what it wrote is replayed from the original, and compared."""
-    written = folder / FILES["onnx"]
-    inputs: tuple[Any, ...] = tuple(sample_inputs(OnnxSession(written).inputs))
-    links: list[Link] = []
-    with progress.stage("check masked = sliced = folded = ONNX"):
-        found = _original(record, model, weights, progress)
-        if found is not None:
-            graph, plan, constants = found[0], Plan.from_json(folder / FILES["plan"]), record["options"]["constants"]
-            inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
-            refit = record["options"].get("reconstruct", 0)
-            sliced = reconstruct(graph, plan, found[1]) if refit else prune(graph, plan, constants, found[1])
-            folded = fold_batchnorm(sliced)
-            links += [*masked_links(graph, plan, sliced, inputs, constants, found[1]), *folded_links(sliced, folded, inputs)]
-            links.append(onnx_link(folded, written, inputs))
-    if "mnn" in record["files"]:
-        with progress.stage("check ONNX = MNN"):
-            links.append(mnn_link(written, folder / FILES["mnn"], inputs))
-    if not links:
-        raise OptionError("nothing is left to compare", where=str(folder), remedy="Give --model FILE: the .onnx file it was made from.")
-    return tuple(links)
-
-
-def _original(
-    record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Screen
-) -> tuple[Graph, list[Any] | None] | None:
-    """The graph before pruning, and the batches on which means were measured, if they were; None, said, if it is not there."""
-    try:
-        return _original_graph(record, model, weights, progress)
-    except (FileError, OptionError, DataError) as error:
-        if model is not None or weights is not None:
-            raise
-        progress.show(f"masked = sliced is left out, for want of the original: {error}\n")
-        return None
-
-
-def _original_graph(record: Mapping[str, Any], model: str | None, weights: Path | None, progress: Screen) -> tuple[Graph, list[Any] | None]:
-    source, options = record["source"], record["options"]
-    name = model or source["model"]
-    if name is None:
-        raise OptionError("the report names no model that can be built again", remedy="Give --model.")
-    recorded = Path(source["weights"]) if source["weights"] else None
-    graph = graph_of(name, weights or recorded, [tuple(shape) for shape in source["inputs"]])
-    if fingerprint(graph) != source["fingerprint"]:
-        remedy = "Give --weights FILE: the checkpoint of that run."
-        if isinstance(graph, OnnxGraph):
-            remedy = "Give --model FILE: the .onnx file of that run."
-        raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
-    count = options.get("reconstruct", 0) or options["calibrate"]
-    if not count or (options.get("reconstruct") and "model" in record["files"]):  # the archive has the refitted values
-        return graph, None
-    return graph, calibration_batches(graph, _data(record, name, progress), count)
-
-
-def _data(record: Mapping[str, Any], model: str, progress: Screen) -> Any:
-    source, known = record["source"], record["preprocessing"]
-    mean, std = (",".join(map(str, known[name])) for name in ("mean", "std"))
-    return DataOptions(source["data"], mean, std, source["limit"], source["image_size"]).load(model, progress)
-
-
-def _files(paths: list[Path], seed: int, progress: Screen) -> Chain:
-    for path in paths:
-        if not path.is_file():
-            raise FileError("no such file", where=str(path), remedy="Give files that irtool wrote.")
-    links = _FILE_KINDS.get(tuple(sorted(path.suffix for path in paths)))
-    if links is None:
-        raise OptionError(
-            f"cannot compare {', '.join(map(str, paths))}",
-            where="verify",
-            remedy="Give a folder; an .onnx file; two of them; or one with a saved model, an .mnn file, or both.",
-        )
-    with progress.stage("check"):
-        return Chain(links(sorted(paths, key=lambda path: path.suffix), seed))
-
-
-def _read_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
-    """An .onnx file as irtool reads it, against the file."""
-    graph = load_onnx(paths[0])
-    return (onnx_link(graph, paths[0], fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed)), "read"),)
-
-
-def _two_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
-    first, second = paths
-    return (files_link(first, second, tuple(sample_inputs(OnnxSession(first).inputs))),)
-
-
-def _onnx_and_mnn(paths: list[Path], seed: int) -> tuple[Link, ...]:
-    mnn, onnx = paths
-    return (mnn_link(onnx, mnn, tuple(sample_inputs(OnnxSession(onnx).inputs))),)
-
-
-def _saved_and_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
-    *mnn, onnx, saved = paths
-    graph = load(saved)
-    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
-    return (onnx_link(fold_batchnorm(graph), onnx, inputs), *(mnn_link(onnx, file, inputs) for file in mnn))
-
-
-_FILE_KINDS: Mapping[tuple[str, ...], Callable[[list[Path], int], tuple[Link, ...]]] = {
-    (".onnx",): _read_onnx,
-    (".onnx", ".onnx"): _two_onnx,
-    (".mnn", ".onnx"): _onnx_and_mnn,
-    (".onnx", ".safetensors"): _saved_and_onnx,
-    (".mnn", ".onnx", ".safetensors"): _saved_and_onnx,
-}
-"""What is compared, by the suffixes of the files in order."""

@@ -12,8 +12,10 @@ from torch import Tensor
 class Descent(Protocol):
     """A graph whose parameters take gradients."""
 
-    parameters: Sequence[Tensor]
-    """Those that may change; an optimizer does it in place."""
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """Those that may change; an optimizer does it in place."""
+        ...
 
     def running(self) -> AbstractContextManager[Any]:
         """A block in which the graph may be run; flags are as before after it."""

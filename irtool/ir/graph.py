@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
+from irtool.errors import GraphError
 from irtool.ir.descent import Descent
 from irtool.ir.frontier import Batch, Frontier, Seen, Stop
 from irtool.ir.text import text_of
@@ -120,6 +121,10 @@ class Graph:
     example_inputs: tuple[Any, ...]
     tracer: str
     notes: tuple[str, ...] = ()
+    data_sized: frozenset[str] = frozenset()
+    """Names of values whose sizes are data, such as a number of detections."""
+    foreign: frozenset[tuple[str, str]] = frozenset()
+    """Operators (domain, name) that whatever runs the program does not have."""
     trainable: ClassVar[bool] = False
     """Whether the program can be trained: then dropout means something."""
     history: tuple[Mapping[str, Any], ...]
@@ -152,6 +157,18 @@ class Graph:
     def run(self, *inputs: Any) -> Any:
         """Run the program in eval mode on inputs of the example's types."""
         raise NotImplementedError
+
+    def runs_on(self, *inputs: Any) -> bool:
+        """Whether the program runs on inputs of these sizes."""
+        try:
+            self.run(*inputs)
+        except (RuntimeError, ValueError, GraphError):
+            return False
+        return True
+
+    def compared(self) -> list[str]:
+        """Names of the values by which two programs are compared: the outputs, unless a host has reason to name others."""
+        return [value.name for value in self.outputs]
 
     def clone(self: G) -> G:
         """A copy whose edits do not reach this graph."""

@@ -82,7 +82,8 @@ def inputs_first(node: Node) -> bool:
 def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
     """A convolution whose weight is computed from parameters in the graph (weight standardisation)."""
     groups = int(node.attrs.get("groups") or 1)
-    if node.op == "ConvTranspose" or node.attrs.get("transposed") or not ctx.is_constant(weight):
+    transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
+    if (transposed and groups > 1) or not ctx.is_constant(weight):
         _pin_all(node, ctx, weight)
         barrier(node, ctx, "its weight is computed, not a parameter")
         return
@@ -93,6 +94,8 @@ def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
     if depthwise:
         _copy(node, ctx, weight)
     along = _computed_axes(node, ctx, weight)
+    if transposed:
+        along = {0: along[1], 1: along[0]}
     if depthwise:
         ctx.unify(node, arriving.repeat_interleave(along[0].numel() // max(arriving.numel(), 1)), along[0])
     else:

@@ -23,7 +23,7 @@ from irtool.ops.context import (
     varying,
 )
 from irtool.ops.normalisation import mix, reduced_axes
-from irtool.ops.opaque import barrier
+from irtool.ops.opaque import barrier, short_name
 from irtool.ops.windows import first_space, implied_axis
 
 
@@ -224,3 +224,60 @@ def _is_fixed(value: Value) -> bool:
         return True
     maker = value.producer
     return maker is not None and maker.op != "Input" and not (maker.op == "Opaque" and maker.inputs) and all(map(_is_fixed, maker.inputs))
+
+
+def unpool(node: Node, ctx: Context) -> None:
+    """Values go back to the positions that a max pool took them from: each channel's positions are its own."""
+    labels, index = ctx.of(node.input), node.inputs[1]
+    met, _ = meet(node, ctx, labels, node.input.sizes, index, ctx.of(index))
+    space = first_space(node, labels.dim())
+    if any(axis >= space for axis in varying(met)):
+        ctx.pin(node, met.reshape(-1), f"{node.callee} works along an axis that carries channels")
+        met = none(labels.dim())
+    ctx.put(node.output, met)
+
+
+def pooled_regions(node: Node, ctx: Context) -> None:
+    """Regions of images: as many of them as there are boxes, each with all channels."""
+    labels = ctx.of(node.input)
+    for value in node.inputs[1:]:
+        if not value.is_param:
+            ctx.pin(node, ctx.of(value).reshape(-1), "says where to sample")
+    if any(axis != 1 for axis in varying(labels)):
+        ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
+        labels = none(labels.dim())
+    ctx.put(node.output, labels)
+
+
+def fourier(node: Node, ctx: Context) -> None:
+    """A Fourier transform mixes all entries of the axes that it works along, and leaves the others apart."""
+    labels = ctx.of(node.input)
+    axes = _transformed(node, labels.dim())
+    if any(axis in axes for axis in varying(labels)):
+        ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
+        labels = none(labels.dim())
+    ctx.put(node.output, labels)
+
+
+def _transformed(node: Node, rank: int) -> set[int]:
+    """The axes of a Fourier transform: the last one, the last two, or as the names that end in n have it, those of `s`, or all."""
+    dim, sizes, name = node.attrs.get("dim"), node.attrs.get("s"), short_name(node.callee)
+    if dim is None and name.endswith("2"):
+        dim = (-2, -1)
+    elif dim is None and name.endswith(("n", "shift")):
+        dim = tuple(range(-len(sizes), 0)) if isinstance(sizes, list | tuple) else tuple(range(rank))
+    elif dim is None:
+        dim = -1
+    return {axis % rank for axis in (dim if isinstance(dim, list | tuple) else (dim,))}
+
+
+def complex_view(node: Node, ctx: Context) -> None:
+    """Complex numbers as pairs on a last axis of their own, or the other way round."""
+    labels = ctx.of(node.input)
+    if len(node.output.sizes) > labels.dim():
+        ctx.put(node.output, labels.unsqueeze(-1))
+        return
+    if labels.shape[-1] > 1:
+        ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
+        labels = none(labels.dim())
+    ctx.put(node.output, labels.squeeze(-1))

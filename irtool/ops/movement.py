@@ -103,6 +103,29 @@ def _evaluate(node: Node, ctx: Context, labels: Mapping[Value, Tensor]) -> Seque
         return [found.long() - 1 for found in moved]
 
 
+def columns(node: Node, ctx: Context) -> None:
+    """Windows of an image as columns: each channel once for every place in the window."""
+    value, output = node.input, node.output
+    labels, axis = ctx.of(value), len(output.sizes) - 2
+    if any(place != axis for place in varying(labels)):
+        barrier(node, ctx, f"{node.callee} works along an axis that carries channels")
+        return
+    vector = labels.reshape(-1).repeat_interleave(output.sizes[axis] // value.sizes[axis]) if labels.numel() > 1 else labels
+    ctx.put(output, on_axis(vector, axis, len(output.sizes)))
+
+
+def images(node: Node, ctx: Context) -> None:
+    """The way back: columns are added up to images, so that a channel's places in the window live and die together."""
+    value, output = node.input, node.output
+    labels, axis = ctx.of(value), len(value.sizes) - 2
+    if any(place != axis for place in varying(labels)):
+        barrier(node, ctx, f"{node.callee} works along an axis that carries channels")
+        return
+    if labels.numel() > 1:
+        labels = flatten_others(node, ctx, labels.reshape(output.sizes[axis], -1), 0)
+    ctx.put(output, on_axis(labels, axis, len(output.sizes)))
+
+
 def _is_data(node: Node, value: Value) -> bool:
     """Whether an operand is moved, rather than an index that says where to."""
     index = value.dtype is not None and not value.dtype.is_floating_point

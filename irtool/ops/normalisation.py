@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops.context import Context, channel_vector, is_none, is_stored, none, on_axis, varying
+from irtool.ops.context import NONE, Context, channel_vector, flatten_others, is_none, is_stored, none, on_axis, varying
 from irtool.ops.opaque import short_name
 from irtool.ops.windows import first_space
 
@@ -79,6 +80,20 @@ def group_norm(node: Node, ctx: Context) -> None:
         if parameter is not None and parameter.is_param:
             ctx.read(node, parameter, 0, arriving)
     ctx.put(node.output, on_axis(arriving, 1, len(node.output.sizes)) if not is_none(arriving) else none(len(node.output.sizes)))
+
+
+def quantise_channels(node: Node, ctx: Context) -> None:
+    """QuantizeLinear and DequantizeLinear with a scale and a zero point for each entry of one axis, weights or what flows."""
+    axis, parts = node.attrs["dim"], ctx.parts(node.input)
+    arriving = torch.full((node.input.sizes[axis],), NONE, dtype=torch.int64)
+    for number, labels in enumerate(parts):
+        if ctx.decide(node, f"part {number}", labels.shape[axis] > 1):
+            arriving = flatten_others(node, ctx, labels, axis)
+    for role in ("scale", "zero_point"):
+        parameter = node.get(role)
+        if parameter is not None:
+            ctx.read(node, parameter, 0, arriving)
+    ctx.put_parts(node.output, parts)
 
 
 def across_channels(node: Node, ctx: Context) -> None:

@@ -12,6 +12,28 @@ REASONS = {
     **dict.fromkeys(
         ("cdist", "_cdist_forward", "cosine_similarity", "pairwise_distance", "CosineSimilarity", "PairwiseDistance"), _DISTANCE
     ),
+    **dict.fromkeys(("NonMaxSuppression", "NonZero", "Compress", "Unique"), "picks entries, how many the data say"),
+    **dict.fromkeys(
+        (
+            "QLinearConv",
+            "QLinearMatMul",
+            "ConvInteger",
+            "MatMulInteger",
+            "QLinearAdd",
+            "QLinearGlobalAveragePool",
+            "QLinearConcat",
+            "QLinearAveragePool",
+            "QLinearLeakyRelu",
+            "QLinearSigmoid",
+            "QLinearMul",
+            "QLinearSoftmax",
+            "QGemm",
+            "DynamicQuantizeLinear",
+            "DynamicQuantizeMatMul",
+            "MatMulIntegerToFloat",
+        ),
+        "is computed in integers with scales of its own: prune the float model, then quantise it",
+    ),
     **dict.fromkeys(("Bilinear", "bilinear"), "a bilinear layer multiplies every channel with every other"),
 }
 """Why operators that irtool knows, and cannot prune through, keep what flows into them; by their name in torch."""

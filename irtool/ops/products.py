@@ -18,11 +18,11 @@ from irtool.ir.graph import Node, Value
 from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, is_stored, none, varying
 from irtool.ops.opaque import barrier
 
-WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output"})
+WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output", "QuantizePerChannel"})
 """Operators whose rules look at all parts themselves."""
 BY_INPUT = frozenset(
     "Transpose Split Slice Gather Expand Roll Reshape Pad Reduce Softmax BatchNormalization LayerNormalization RMSNormalization "
-    "LpNormalization Cumsum Resize Pool Trilu".split()
+    "LpNormalization Cumsum Resize Pool Trilu Fourier Im2Col Col2Im ViewAsReal".split()
 )
 """Operators on one value: parts are those of the first input."""
 JOINING = frozenset({"Concat", "Stack"})
@@ -205,10 +205,19 @@ def matmul_parts(node: Node, ctx: Context, a: Value, b: Value) -> None:
         x, y = torch.broadcast_tensors(*batch)
         ctx.unify(node, x.reshape(-1), y.reshape(-1))
         kept = [batch[0]]
+    elif batch and ctx.decide(node, "one for all", _is_for_all(batch, b if left["batch"] else a, kept or left["inner"] or right["inner"])):
+        kept = batch
     elif batch:
         for labels in batch:
             ctx.pin(node, labels.reshape(-1), "weighs several channels at once")
     ctx.put_parts(node.output, kept or [none(rank)])
+
+
+def _is_for_all(batch: list[Tensor], other: Value, besides: list[Tensor]) -> bool:
+    """Whether the other factor is one matrix for all channels, which lie along a leading axis: each passes through by itself."""
+    labels, rank = batch[0], batch[0].dim()
+    sizes = (1,) * (rank - len(other.sizes)) + other.sizes
+    return len(batch) == 1 and not besides and all(sizes[axis] == 1 for axis in varying(labels))
 
 
 _STAYS = {"both": "a product of two axes that both carry one set of channels", "alone": "a single channel that is broadcast over others"}

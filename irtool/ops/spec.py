@@ -7,9 +7,9 @@ from irtool.hosts.torch.operators import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, deform_conv, embedding, linear, matmul
 from irtool.ops.einsum import einsum
-from irtool.ops.elementwise import channelwise, elementwise, glu, prelu, softmax
-from irtool.ops.movement import concat, filled, movement, pad, reshape, select, shuffle, stack, stretch
-from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, reduce
+from irtool.ops.elementwise import channelwise, complex_view, elementwise, fourier, glu, pooled_regions, prelu, softmax, unpool
+from irtool.ops.movement import columns, concat, filled, images, movement, pad, reshape, select, shuffle, stack, stretch
+from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, quantise_channels, reduce
 from irtool.ops.opaque import barrier, graph_input, graph_output
 from irtool.ops.products import by_parts
 from irtool.ops.recurrent import recurrent
@@ -29,12 +29,19 @@ _FAMILIES: dict[Rule, str] = {
     per_channel: "BatchNormalization InstanceNormalization",
     over_last_axes: "LayerNormalization RMSNormalization",
     group_norm: "GroupNormalization",
+    quantise_channels: "QuantizePerChannel",
     across_channels: "LRN Cumsum LpNormalization",
     reduce: "Reduce",
     glu: "Glu",
     softmax: "Softmax",
     prelu: "PRelu",
     channelwise: "Pool Resize Trilu",
+    unpool: "MaxUnpool",
+    pooled_regions: "RoiPool",
+    fourier: "Fourier",
+    complex_view: "ViewAsReal",
+    columns: "Im2Col",
+    images: "Col2Im",
     concat: "Concat",
     reshape: "Reshape",
     pad: "Pad",
@@ -42,7 +49,7 @@ _FAMILIES: dict[Rule, str] = {
     stack: "Stack",
     shuffle: "ChannelShuffle",
     stretch: "Expand",
-    movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold Im2Col",
+    movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold",
 }
 ELEMENTWISE = frozenset(
     {"StochasticDepth", "OwnBackward"}

@@ -48,11 +48,11 @@ function channels(data) {
 const FILES = [["model", "Model file"], ["onnx", "ONNX file"], ["mnn", "MNN file"]];
 
 function measured(data) {
-  const {before, after, ratios} = data.report;
+  const {before, after, ratios, truth} = data.report;
   const row = (label, read, say) => [label, say(read(before)), say(read(after)), fmt.change(read(before), read(after))];
   const rows = [];
   if (before.accuracy !== null && before.accuracy !== undefined) {
-    rows.push([`Accuracy, ${fmt.count(before.images)} images`, fmt.percent(before.accuracy, 2), fmt.percent(after.accuracy, 2), `${(100 * (after.accuracy - before.accuracy)).toFixed(2).replace("-", "−")} points`]);
+    rows.push([`${truth === "answers" ? "Agreement with the original" : "Accuracy"}, ${fmt.count(before.images)} images`, fmt.percent(before.accuracy, 2), fmt.percent(after.accuracy, 2), `${(100 * (after.accuracy - before.accuracy)).toFixed(2).replace("-", "−")} points`]);
   }
   rows.push(row("Parameters", (one) => one.params, fmt.count), row("MACs, one sample", (one) => one.macs, fmt.count), row("Weights, bytes", (one) => one.weight_bytes, fmt.count));
   for (const [kind, label] of FILES) {

@@ -20,10 +20,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Limits:
-    """What must hold for every layer: at least `min_channels` stay, and a multiple of `round_to` where reachable."""
+    """What must hold for every layer: at least `min_channels` stay, and a multiple of its step where reachable.
+
+    Attributes:
+        min_channels: for all layers.
+        steps: the multiple that each layer keeps, in the order of `ChannelGroups.layers`; 1 for all if None.
+    """
 
     min_channels: int = 1
-    round_to: int = 1
+    steps: Ints | None = None
 
 
 def wanted(groups: ChannelGroups, scores: Scores, ratio: float, scope: str, *, inclusive: bool) -> Mask:
@@ -82,7 +87,7 @@ def settle(groups: ChannelGroups, scores: Scores, remove: Mask, limits: Limits) 
     for balance in groups.balances:
         balanced[np.concatenate(balance.cells)] = True
     for balance in groups.balances:
-        _rebalance(balance, scores, remove, layers, limits)
+        _rebalance(balance, scores, remove, layers)
     for _ in range(groups.count + 2):
         changed = layers.give_back(scores, remove, balanced)
         changed |= floors.give_back(scores, remove, balanced)
@@ -97,17 +102,19 @@ class _Sets:
     Attributes:
         groups: group of every label of every set, one set after the other, shape (entries,).
         owner: which set each entry belongs to, shape (entries,).
-        starts: where each set begins, and `totals` how many labels it has; empty sets are left out.
+        starts: where each set begins, `totals` how many labels it has, and `steps` the multiple that it keeps; empty sets are left out.
     """
 
     def __init__(self, groups: ChannelGroups, sets: list[Ints], limits: Limits) -> None:
         found = [labels[labels >= 0] for labels in sets]
+        steps = np.ones(len(found), np.int64) if limits.steps is None else limits.steps
+        self.steps: Ints = steps[[labels.size > 0 for labels in found]]
         found = [labels for labels in found if labels.size]
         self.groups: Ints = groups.group[np.concatenate(found)] if found else np.zeros(0, np.int64)
         self.totals = np.array([labels.size for labels in found], np.int64)
         self.starts = np.cumsum(self.totals) - self.totals
         self.owner = np.repeat(np.arange(self.totals.size), self.totals)
-        self.limits = limits
+        self.least = limits.min_channels
 
     def of(self, index: int) -> Ints:
         """The group of each label of one set."""
@@ -139,21 +146,21 @@ class _Sets:
         changed, first = False, 0
         while first < self.totals.size:
             gone = np.add.reduceat(remove[self.groups[self.starts[first] :]], self.starts[first:] - self.starts[first], dtype=np.int64)
-            bad = np.flatnonzero((gone > 0) & ~_holds(self.totals[first:], self.totals[first:] - gone, self.limits))
+            bad = np.flatnonzero((gone > 0) & ~_holds(self.totals[first:], self.totals[first:] - gone, self.least, self.steps[first:]))
             if not bad.size:
                 break
             index = first + int(bad[0])
-            changed |= _give_back(self.of(index), scores, remove, balanced, self.limits)
+            changed |= _give_back(self.of(index), scores, remove, balanced, self.least, int(self.steps[index]))
             first = index + 1
         return changed
 
 
-def _give_back(groups: Ints, scores: Scores, remove: Mask, balanced: Mask, limits: Limits) -> bool:
+def _give_back(groups: Ints, scores: Scores, remove: Mask, balanced: Mask, least: int, step: int) -> bool:
     """Restore a set's most important groups until its limits hold. True if any was restored."""
     members, times = np.unique(groups, return_counts=True)
     total, gone = int(times.sum()), int(times[remove[members]].sum())
     changed = False
-    while gone and not bool(_holds(total, total - gone, limits)):
+    while gone and not bool(_holds(total, total - gone, least, step)):
         candidates = members[remove[members] & ~balanced[members]]
         if not candidates.size:
             break
@@ -164,9 +171,9 @@ def _give_back(groups: Ints, scores: Scores, remove: Mask, balanced: Mask, limit
     return changed
 
 
-def _holds(total: Any, kept: Any, limits: Limits) -> Any:
+def _holds(total: Any, kept: Any, least: int, step: Any) -> Any:
     """Whether the limits hold for numbers of channels, or for arrays of them."""
-    return (kept >= np.minimum(limits.min_channels, total)) & (kept > 0) & ((kept % limits.round_to == 0) | (kept == total))
+    return (kept >= np.minimum(least, total)) & (kept > 0) & ((kept % step == 0) | (kept == total))
 
 
 def _close_ties(groups: ChannelGroups, remove: Mask) -> bool:
@@ -183,7 +190,7 @@ def _close_ties(groups: ChannelGroups, remove: Mask) -> bool:
     return changed
 
 
-def _rebalance(balance: Balance, scores: Scores, remove: Mask, layers: _Sets, limits: Limits) -> None:
+def _rebalance(balance: Balance, scores: Scores, remove: Mask, layers: _Sets) -> None:
     """Replace the wish within a balanced family by the nearest one that keeps the balance: the lowest groups of each cell."""
     sizes = [len(cell) for cell in balance.cells]
     members, owner = np.concatenate(balance.cells), np.repeat(np.arange(len(sizes)), sizes)
@@ -192,7 +199,7 @@ def _rebalance(balance: Balance, scores: Scores, remove: Mask, layers: _Sets, li
     if not target.any():
         return
     rows = _Rows.of(balance, layers)
-    taken = (_nearest_alike if balance.alike else _nearest)(balance, target, rows, limits.round_to)
+    taken = (_nearest_alike if balance.alike else _nearest)(balance, target, rows)
     if taken is not None:
         _lowest_of_each(remove, members, owner, scores, taken)
 
@@ -203,28 +210,29 @@ class _Rows:
 
     Attributes:
         loss: channels lost for one group of each cell, shape (layers, cells).
-        total: their channels, and `limit` how many they may lose, shape (layers,).
+        total: their channels, `limit` how many they may lose, and `step` the multiple that they keep, shape (layers,).
     """
 
     loss: Ints
     total: Ints
     limit: Ints
+    step: Ints
 
     @classmethod
     def of(cls, balance: Balance, layers: _Sets) -> _Rows:
         """Those of a family."""
         touched, loss = layers.losses(balance.cells)
         total = layers.totals[touched]
-        return cls(loss, total, total - np.minimum(max(layers.limits.min_channels, 1), total))
+        return cls(loss, total, total - np.minimum(max(layers.least, 1), total), layers.steps[touched])
 
 
-def _nearest_alike(balance: Balance, target: Ints, layers: _Rows, round_to: int) -> Ints | None:
+def _nearest_alike(balance: Balance, target: Ints, layers: _Rows) -> Ints | None:
     """`_nearest` where every cell gives the same number: all numbers are tried. Of equally near ones, that with the total asked for."""
     cells = len(balance.cells)
     numbers = np.arange(min(map(len, balance.cells)) + 1)
     lost = layers.loss.sum(1)[:, None] * numbers
     allowed = (balance.rows.sum(1)[:, None] * numbers <= balance.room[:, None]).all(0)
-    allowed &= ((lost <= layers.limit[:, None]) & (((layers.total[:, None] - lost) % round_to == 0) | (lost == 0))).all(0)
+    allowed &= ((lost <= layers.limit[:, None]) & (((layers.total[:, None] - lost) % layers.step[:, None] == 0) | (lost == 0))).all(0)
     if not allowed.any():
         return None
     numbers = numbers[allowed]
@@ -233,12 +241,12 @@ def _nearest_alike(balance: Balance, target: Ints, layers: _Rows, round_to: int)
     return np.full(cells, best)
 
 
-def _nearest(balance: Balance, target: Ints, layers: _Rows, round_to: int) -> Ints | None:
+def _nearest(balance: Balance, target: Ints, layers: _Rows) -> Ints | None:
     """Integer counts nearest to `target` (least sum of distances) under all conditions; None, so that all stay, if there are none.
 
     Variables: counts, distances, and for rounding one multiple a layer. Solved by HiGHS through scipy.
     """
-    cells, extra = len(balance.cells), len(layers.total) if round_to > 1 else 0
+    cells, extra = len(balance.cells), len(layers.total) if (layers.step > 1).any() else 0
     width = 2 * cells + extra
     cost = np.concatenate([np.zeros(cells), np.ones(cells), np.zeros(extra)])
     eye = np.eye(cells)
@@ -248,11 +256,11 @@ def _nearest(balance: Balance, target: Ints, layers: _Rows, round_to: int) -> In
     ]
     rows.append((_pad(balance.equal, width), 0, 0))
     rows.append((_pad(balance.rows, width), -np.inf, balance.room))
-    for number, (loss, total, limit) in enumerate(zip(layers.loss, layers.total, layers.limit, strict=True)):
+    for number, (loss, total, limit, step) in enumerate(zip(layers.loss, layers.total, layers.limit, layers.step, strict=True)):
         rows.append((_pad(loss[None], width), -np.inf, limit))
         if extra:
             row = _pad(loss[None], width)
-            row[0, 2 * cells + number] = round_to
+            row[0, 2 * cells + number] = step
             rows.append((row, total, total))
     constraints = [LinearConstraint(matrix, low, high) for matrix, low, high in rows if len(matrix)]
     upper = np.concatenate([[len(cell) for cell in balance.cells], np.full(cells + extra, np.inf)])

@@ -16,16 +16,16 @@ from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import seeded
+from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_sizes
 from irtool.hosts.torch.modules import attribute, map_tensors
-from irtool.hosts.torch.operators import callee
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
-from irtool.pruning.layer_sizes import exported_sizes, layer_of, parameter_sizes
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.slicing import Rewrite
+from irtool.tensor_defaults import plain_tensors
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."
 _RELATIVE = frozenset({"chunk", "tensor_split"})
@@ -33,6 +33,7 @@ _RELATIVE = frozenset({"chunk", "tensor_split"})
 _TOLERANCE = 1e-9
 
 
+@plain_tensors()
 def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: Literal["drop", "absorb"] = "drop") -> nn.Module:
     """Remove a plan's channels from a model itself.
 
@@ -102,7 +103,7 @@ def _check_program(rewrite: Rewrite, model: nn.Module) -> list[Node]:
     edited = [nodes[name] for name in rewrite.edited]
     for node in edited:
         if _name(node) not in _RELATIVE and layer_of(node, model) is None:
-            raise PlanError(f"forward has a size written into it ({callee(node.host.target)})", where=_place(node), remedy=_REMEDY)
+            raise PlanError(f"forward has a size written into it ({node.callee})", where=_place(node), remedy=_REMEDY)
     for path, module in rewrite.graph.module.named_modules():
         before = rewrite.source.module.get_submodule(path)
         if isinstance(module, ChannelSelect) and isinstance(before, ChannelSelect) and not torch.equal(module.index, before.index):

@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from irtool.analysis.cost import Cost, cost
 from irtool.analysis.width_cost import KINDS, WidthCost
 from irtool.channels.groups import ChannelGroups
+from irtool.engines.speed.stopwatch import ENGINES, check_engine
 from irtool.errors import PlanError
 from irtool.ir.graph import Graph
 
+LATENCY = "latency"
+"""Milliseconds, where it is no share."""
 EXCESS = 1e-6
 """Costs are whole numbers; their shares of an original are not."""
 
 
 def check_budget(budget: Any) -> dict[str, float]:
-    """A budget as plain data: for each of `macs`, `params`, `bytes` a share of the original (at most 1) or a number.
+    """A budget as plain data: for each of `macs`, `params`, `bytes`, `latency` a share of the original (at most 1) or a number.
 
     Raises:
         PlanError: a key or value is impossible; it is named.
@@ -29,12 +32,29 @@ def check_budget(budget: Any) -> dict[str, float]:
     if not isinstance(budget, Mapping) or not budget:
         raise PlanError(f"{budget!r} is no budget", where="budget", remedy="Give shares or numbers by kind, as in {'macs': 0.5}.")
     for kind, value in budget.items():
-        if kind not in KINDS:
-            raise PlanError(f"budget {kind!r} does not exist", remedy=f"Choose among {', '.join(KINDS)}.")
+        if kind not in (*KINDS, LATENCY):
+            raise PlanError(f"budget {kind!r} does not exist", remedy=f"Choose among {', '.join((*KINDS, LATENCY))}.")
         if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < np.inf:
             remedy = "Give a share of the original of at most 1, as 0.5 for half, or a number above 1."
             raise PlanError(f"{value!r} is no budget", where=kind, remedy=remedy)
     return {kind: float(value) for kind, value in budget.items()}
+
+
+def check_engine_wish(budget: Mapping[str, float], engine: str | None, threads: int) -> None:
+    """Refuse a latency budget without an engine to measure it in, and an engine without a latency budget.
+
+    Raises:
+        PlanError: one is there without the other, or `threads` is less than 1.
+        OptionError: the engine cannot be timed.
+    """
+    if LATENCY in budget and engine is None:
+        raise PlanError("a latency budget needs an engine to measure in", where="engine", remedy=f"Give one of {', '.join(ENGINES)}.")
+    if LATENCY not in budget and engine is not None:
+        raise PlanError("an engine is for latency budgets", where="engine", remedy="Ask for latency in the budget, or leave engine out.")
+    if engine is not None:
+        check_engine(engine)
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise PlanError(f"{threads!r} threads", where="threads", remedy="Give 1 or more.")
 
 
 def costs_of(found: Cost) -> dict[str, int]:
@@ -52,17 +72,17 @@ class Targets:
     """
 
     most: dict[str, float]
-    original: dict[str, int]
+    original: dict[str, float]
 
     @classmethod
-    def of(cls, budget: Mapping[str, float], graph: Graph) -> Targets:
-        """Those of a graph. A value of at most 1 is a share of what the graph costs."""
-        original = costs_of(cost(graph))
+    def of(cls, budget: Mapping[str, float], graph: Graph, latency: float = 0.0) -> Targets:
+        """Those of a graph. A value of at most 1 is a share of what the graph costs; `latency` is its milliseconds by the table."""
+        original: dict[str, float] = {**costs_of(cost(graph)), LATENCY: latency}
         return cls({kind: value * original[kind] if value <= 1 else value for kind, value in budget.items()}, original)
 
     def hold(self, left: Mapping[str, float]) -> bool:
-        """Whether costs keep to them."""
-        return all(left[kind] <= most + EXCESS for kind, most in self.most.items())
+        """Whether costs keep to them, as far as they are known."""
+        return all(left[kind] <= most + EXCESS for kind, most in self.most.items() if kind in left)
 
     def unreachable(
         self, groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_], least: Mapping[str, float], hint: str

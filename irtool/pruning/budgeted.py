@@ -13,20 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irtool.analysis.cost import cost
-from irtool.analysis.width_cost import width_cost
+from irtool.analysis.width_cost import WidthCost, width_cost
 from irtool.channels.groups import ChannelGroups
+from irtool.engines.speed.layer_times import Term
 from irtool.errors import PlanError
 from irtool.ir.graph import Graph, Node
 from irtool.pruning.absorb.bias import takes_bias
 from irtool.pruning.absorb.contribution import LAYERS, outputs, weight_of
 from irtool.pruning.allocation import Limits
-from irtool.pruning.budget import Targets, costs_of
+from irtool.pruning.budget import LATENCY, Targets, costs_of
 from irtool.pruning.criteria import Scores
 from irtool.pruning.greedy import allocate
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import place_of
 from irtool.pruning.stacks import room_of, stacks_of
 from irtool.pruning.uniform import allocate_uniform
+from irtool.pruning.widths import FINER, finer_steps, steps_of
 
 
 def check_limits(limits: Any) -> dict[str, float]:
@@ -47,6 +49,14 @@ def check_limits(limits: Any) -> dict[str, float]:
     return {str(name): float(value) for name, value in limits.items()}
 
 
+class SlowError(Exception):
+    """No choice of channels leaves as little of the table's time as was aimed at; `least` is the share that can be reached."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(least)
+        self.least = least
+
+
 @dataclass
 class Budgeted:
     """Allocation of one plan to its budget.
@@ -54,20 +64,38 @@ class Budgeted:
     Attributes:
         graph: the graph as the user has it, whose costs shares are taken of.
         options: the plan's options.
+        notes: what the last allocation has to say.
+        terms: the time of the graph that is planned on, by products of axis lengths.
+        aim: what may be left of that time, a share of it; None where the budget has no latency.
+        reached: the share of it that the last allocation left, and `whole` the milliseconds that it is a share of.
         widths: the channels that layers had before an earlier stage took some, by their place in a plan; limits are shares of these.
     """
 
     graph: Graph
     options: Plan
+    notes: tuple[str, ...] = ()
+    reached: float = 1.0
+    whole: float = 0.0
     widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
     _offset: dict[str, float] = field(default_factory=dict)
     """What exact counts were above the polynomial ones."""
     _expected: dict[str, float] = field(default_factory=dict)
 
+    terms: tuple[Term, ...] = ()
+    aim: float | None = None
+
     @cached_property
     def targets(self) -> Targets:
-        """What the budget allows."""
-        return Targets.of(self.options.budget, self.graph)
+        """What the budget allows, latency aside."""
+        return Targets.of({kind: value for kind, value in self.options.budget.items() if kind != LATENCY}, self.graph)
+
+    def _most(self, costs: WidthCost) -> dict[str, float]:
+        """The targets of the next allocation, by the costs that it counts."""
+        most = {kind: value - self._offset.get(kind, 0.0) for kind, value in self.targets.most.items()}
+        if self.aim is not None:
+            self.whole = costs.total(np.array([1.0, *map(len, costs.sets[1:])]))[LATENCY]
+            most[LATENCY] = self.aim * self.whole
+        return most
 
     def allocate(self, groups: ChannelGroups, scores: Scores) -> NDArray[np.bool_]:
         """The groups that go, bool, shape (groups,).
@@ -76,17 +104,24 @@ class Budgeted:
             PlanError: no choice keeps to the budget.
         """
         options = self.options
-        costs = width_cost(groups, biased(groups.graph))
-        limits, shares = Limits(options.min_channels, options.round_to), self._shares(groups)
-        most = {kind: value - self._offset.get(kind, 0.0) for kind, value in self.targets.most.items()}
-        if options.scope == "global":
-            room = room_of(groups, costs, limits, shares)
-            found = allocate(stacks_of(groups, scores, room), room, costs, most, options.round_to)
-        else:
-            found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
+        costs = width_cost(groups, biased(groups.graph), self.terms)
+        shares, most = self._shares(groups), self._most(costs)
+        for finer in finer_steps(options.round_to):
+            limits = Limits(options.min_channels, steps_of(groups, options.round_to, finer))
+            if options.scope == "global":
+                room = room_of(groups, costs, limits, shares)
+                found = allocate(stacks_of(groups, scores, room), room, costs, most)
+            else:
+                found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
+            if found.reached:
+                break
+        self.notes = (FINER.format("the budget"),) if finer > 1 else ()
+        self.reached = found.cost.get(LATENCY, 0.0) / self.whole if self.whole else 1.0
+        if not found.reached and found.cost.get(LATENCY, 0.0) > most.get(LATENCY, np.inf):
+            raise SlowError(self.reached)
         if not found.reached:
             asked = [name for name in ("ignore", "limits") if getattr(options, name)]
-            asked += [name for name in ("min_channels", "round_to") if getattr(options, name) > 1]
+            asked += [name for name in ("min_channels", "round_to") if getattr(options, name) not in (1, "auto")]
             hint = f", or loosen {', '.join(asked)}" if asked else ""
             raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint)
         self._expected = found.cost

@@ -30,6 +30,7 @@ from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
+from irtool.tensor_defaults import plain_tensors
 
 TOLERANCE = 1e-9
 TOLERANCE32 = 1e-5
@@ -78,6 +79,7 @@ class MaskedCheck:
         return max(self.relative, self.constants) <= self.tolerance and self.traced <= TRACED and not self.unresolved and not self.wrong
 
 
+@plain_tensors()
 def check_prune(
     graph: Graph,
     plan: Plan,

@@ -6,6 +6,7 @@ that the others have by now, and the best of all stacks goes. What a channel sav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ class Outcome:
     reached: bool
 
 
-def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Mapping[str, float], round_to: int) -> Outcome:
+def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Mapping[str, float]) -> Outcome:
     """Remove units until no cost exceeds its target, then give back what still fits.
 
     Args:
@@ -44,18 +45,18 @@ def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Map
         room: the rows that it takes from.
         costs: the costs by widths, the first rows of `room`.
         targets: by kind of cost, the most that may be left.
-        round_to: rounded rows keep a multiple of this.
     """
-    return _Greedy(stacks, room, costs, dict(targets), round_to).run()
+    return _Greedy(stacks, room, costs, dict(targets)).run()
 
 
 class _Greedy:
-    def __init__(self, stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: dict[str, float], round_to: int) -> None:
-        self.stacks, self.room, self.costs, self.targets, self.round_to = stacks, room, costs, targets, round_to
+    def __init__(self, stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: dict[str, float]) -> None:
+        self.stacks, self.room, self.costs, self.targets = stacks, room, costs, targets
         self.level = room.level.copy()
         self.first = [0] * len(stacks)
         self.gone: list[list[int]] = [[] for _ in stacks]
         self.local = [_Local.of(stack, costs) for stack in stacks]
+        self.window = [LOOK_AHEAD * _period(stack, room) for stack in stacks]
         self.readers = _sharing(self.local, len(costs.factors))
         self.smallest = 1e-9 * float(np.mean([stack.loss.mean() for stack in stacks])) if stacks else 0.0
         self.products = self._products()
@@ -114,12 +115,12 @@ class _Greedy:
         """The least loss per saved cost over the next steps of a stack, and how many units that step takes."""
         stack, local = self.stacks[number], self.local[number]
         first = self.first[number] = self._next_that_fits(number)
-        window = LOOK_AHEAD * (self.round_to**2 if self.round_to > 1 else 1)
+        window = self.window[number]
         drop = stack.drop[first : first + window].cumsum(0)
         after = self.level[stack.touched] - drop
         fits = (after >= self.room.least[stack.touched]).all(1)
-        if self.round_to > 1:
-            fits &= (after[:, self.room.rounded[stack.touched]] % self.round_to == 0).all(1)
+        if window > LOOK_AHEAD:
+            fits &= self._rounded(stack, after)
         ends = np.flatnonzero(fits)[:LOOK_AHEAD]
         if not ends.size:
             return np.inf, 0
@@ -157,20 +158,41 @@ class _Greedy:
             self.left[kind] += float((now - self.products[terms]) @ self.costs.coefficients[kind][terms])
         self.products[terms] = now
 
+    def _rounded(self, stack: Stack, after: Floats) -> NDArray[np.bool_]:
+        """Whether all rows of a stack are multiples of their steps, or as wide as they were, shape (drops,)."""
+        found: NDArray[np.bool_] = ((after % self.room.step[stack.touched] == 0) | (after == self.room.level[stack.touched])).all(1)
+        return found
+
     def _give_back(self) -> None:
         """The last step of a stack may have been larger than needed: restore the units that lose most and still fit."""
         order = sorted(
             ((self.stacks[number].loss[unit], number, unit) for number, taken in enumerate(self.gone) for unit in taken), reverse=True
         )
-        for _, number, unit in order if self.round_to == 1 else ():
-            if unit != self.gone[number][-1]:
-                continue
-            change = self.stacks[number].drop[unit]
-            self._move(number, change)
-            if self._exceeded():
-                self._move(number, -change)
-            else:
-                self.gone[number].pop()
+        for _, number, unit in order:
+            if self.gone[number] and unit == self.gone[number][-1]:
+                self._restore(number)
+
+    def _restore(self, number: int) -> None:
+        """Give back as few of a stack's last units as its steps allow, if the budget still holds."""
+        stack, gone = self.stacks[number], self.gone[number]
+        back = stack.drop[gone[::-1][: self.window[number] // LOOK_AHEAD]].cumsum(0)
+        fits = np.flatnonzero(self._rounded(stack, self.level[stack.touched] + back))
+        if not fits.size:
+            return
+        change = back[fits[0]]
+        self._move(number, change)
+        if self._exceeded():
+            self._move(number, -change)
+        else:
+            del gone[-int(fits[0]) - 1 :]
+
+
+def _period(stack: Stack, room: Room) -> int:
+    """So many units apart, at most, the widths that a stack takes from are multiples of their steps."""
+    found, constant = 1, bool((stack.drop == stack.drop[0]).all())
+    for step, drop in zip(room.step[stack.touched].tolist(), stack.drop[0].astype(np.int64).tolist(), strict=True):
+        found = math.lcm(found, step // math.gcd(step, drop) if constant else step**2)
+    return min(found, len(stack.units))
 
 
 @dataclass(frozen=True)

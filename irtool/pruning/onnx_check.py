@@ -98,15 +98,17 @@ def _after(tensor: gs.Variable, op: str, constant: Array) -> gs.Node:
 
 
 def before_saturation(graph: OnnxGraph) -> list[str]:
-    """Where to compare: the outputs, or what goes into a sigmoid or softmax that makes one.
+    """Where to compare: the outputs (or what stands for them, see `OnnxGraph.compared`), or what goes into a sigmoid or softmax
+    that makes one.
 
     onnxruntime's float32 sigmoid is right to 1e-7 absolute, which is no measure where all of its results are near 0; a
     softmax that is sure of itself hides any difference.
     """
     found = []
-    for value in graph.outputs:
-        node = value.producer
-        found.append(node.input.name if node is not None and node.op in ("Sigmoid", "Softmax") else value.name)
+    makers = {value.name: node for node in graph.nodes for value in node.outputs}
+    for name in graph.compared():
+        node = makers.get(name)
+        found.append(node.input.name if node is not None and node.op in ("Sigmoid", "Softmax") else name)
     return found
 
 

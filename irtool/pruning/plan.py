@@ -15,6 +15,7 @@ from irtool.errors import FileError, PlanError
 
 Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
+Rounding = int | Literal["auto"]
 FORMAT = 1
 _REMEDY = "Pass a file that Plan.to_json wrote, or make the plan again."
 
@@ -51,11 +52,11 @@ class Plan:
     Attributes:
         layers: every layer that makes channels, in graph order; one that is called several times once.
         criterion, ratio, scope, residual, min_channels, round_to, ignore, seed: the options of `plan`. With a budget, `ratio` is
-            the fraction of channels that keeping to it removes.
+            the fraction of channels that keeping to it removes. `round_to` is a number, or `"auto"`.
         budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
         stages: in how many steps the channels were chosen.
-        notes: what one should know before carrying it out.
+        notes: what planning has to say about the plan as a whole.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -64,7 +65,7 @@ class Plan:
     scope: Scope = "global"
     residual: Residual = "couple"
     min_channels: int = 1
-    round_to: int = 1
+    round_to: Rounding = 1
     ignore: tuple[str, ...] = ()
     seed: int = 0
     budget: Mapping[str, float] = field(default_factory=dict, hash=False)
@@ -145,7 +146,7 @@ class Plan:
         lines.append(
             f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, {asked}, residual {self.residual}"
         )
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *self.notes])
 
 
 def _wish(value: float) -> str:
@@ -163,6 +164,7 @@ class _Kind:
 _TEXT = _Kind("a text", lambda value: isinstance(value, str))
 _NUMBER = _Kind("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool))
 _WHOLE = _Kind("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool))
+_STEP = _Kind('a whole number or "auto"', lambda value: value == "auto" if isinstance(value, str) else _WHOLE.fits(value))
 _COUNT = _Kind("a whole number from 0 up", lambda value: _WHOLE.fits(value) and value >= 0)
 
 
@@ -175,7 +177,7 @@ _LAYER = {
     "reason": _TEXT,
 }  # fmt: skip
 _OPTIONS = {
-    "ratio": _NUMBER, "scope": _TEXT, "residual": _TEXT, "min_channels": _WHOLE, "round_to": _WHOLE, "seed": _WHOLE,
+    "ratio": _NUMBER, "scope": _TEXT, "residual": _TEXT, "min_channels": _WHOLE, "round_to": _STEP, "seed": _WHOLE,
 }  # fmt: skip
 _NAMES = _list("a list of names", _TEXT)
 _TABLE = _Kind(
@@ -183,8 +185,8 @@ _TABLE = _Kind(
     lambda value: isinstance(value, Mapping) and all(_TEXT.fits(key) and _NUMBER.fits(entry) for key, entry in value.items()),
 )
 _PLAN = {
-    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE, "stages": _COUNT, "notes": _list("a list of texts", _TEXT),
-    **_OPTIONS,
+    "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE,
+    "stages": _COUNT, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
 }  # fmt: skip
 
 
@@ -246,7 +248,7 @@ def check_once(layers: Iterable[LayerPlan]) -> None:
         seen.add((layer.parameter, layer.axis))
 
 
-def check_values(ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:
+def check_values(ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:
     """Refuse options that no plan can have.
 
     Raises:
@@ -259,7 +261,7 @@ def check_values(ratio: float, scope: str, residual: str, min_channels: int, rou
     check_choice("residual", residual, ("couple", "select", "keep"))
     if not 0 <= ratio < 1:
         raise PlanError(f"ratio {ratio} is not a fraction of channels to remove", remedy="Give 0 <= ratio < 1, e.g. 0.5 to remove half.")
-    if min_channels < 1 or round_to < 1:
+    if min_channels < 1 or (round_to != "auto" and round_to < 1):
         raise PlanError(f"min_channels {min_channels} and round_to {round_to} must be at least 1", remedy="Leave them out for no limit.")
     if seed < 0:
         raise PlanError(f"seed {seed} is negative", remedy="Give 0 or a larger number.")

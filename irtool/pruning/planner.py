@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -11,23 +12,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
 from irtool.channels.labels import Layer
 from irtool.errors import PlanError, ProofError
 from irtool.garbage import uncollected
 from irtool.ir.graph import Graph
+from irtool.progress import Progress, silent
 from irtool.pruning.allocation import Limits, settle, wanted
 from irtool.pruning.batches import batches_for, default_criterion
-from irtool.pruning.budget import check_budget
+from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import Budgeted, check_limits
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
-from irtool.pruning.plan import LayerPlan, Plan, Residual, Scope, check_choice, check_names, check_values
+from irtool.pruning.latency import plan_within
+from irtool.pruning.plan import LayerPlan, Plan, Residual, Rounding, Scope, check_choice, check_names, check_values
 from irtool.pruning.plan_rewrite import own_groups, place_of, prepare
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.residual import stream_pins
 from irtool.pruning.slicing import rewrite
 from irtool.pruning.stages import check_stages, in_stages
+from irtool.pruning.widths import FINER, in_steps, steps_of
+from irtool.tensor_defaults import plain_tensors
 
 __all__ = ["LayerPlan", "Plan", "check_options", "plan"]
 
@@ -36,9 +43,11 @@ _RATIO = 0.5
 
 
 @uncollected()
+@plain_tensors()
 def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
-         residual: Residual = "couple", min_channels: int = 1, round_to: int = 1, ignore: str | Sequence[str] = (), seed: int = 0, *,
-         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, stages: int = 1) -> Plan:  # fmt: skip
+         residual: Residual = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
+         budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,
+         threads: int = 1, progress: Progress = silent, stages: int = 1) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
@@ -51,15 +60,21 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         residual: streams that additions join are pruned with all that write to them (`"couple"`), kept (`"keep"`), or kept
             and selected from before each batch norm that reads them (`"select"`, the published arrangement).
         min_channels: no layer keeps fewer (or fewer than it has).
-        round_to: every layer keeps a multiple of this, where it can.
+        round_to: every layer that loses channels keeps a multiple of this, where it can. `"auto"` takes for each layer the multiple
+            that engines like at its width, 4 to 16 (below 8 channels any number), and a finer one where that does not reach what is
+            asked for. With a ratio as many channels go as single ones would make, as nearly as whole multiples allow.
         ignore: module paths, or one, whose layers stay as they are, sub-modules included.
         seed: for the random criterion, and for labels that a criterion draws.
         budget: in place of a ratio, what may be left: `macs`, `params`, `bytes`, one or several, each a share of the original (a
             number of at most 1) or a number. It holds exactly, as `cost` counts on the pruned graph; room for the biases that
-            absorbing and reconstruction give to layers without one is counted in.
+            absorbing and reconstruction give to layers without one is counted in. And `latency`, a share or milliseconds: the time at
+            batch 1 on this machine, in `engine`. It is planned by a table of layer times, which is kept, then measured on the whole
+            net, and planned again until it takes at most 5 % more than asked for.
         data: images for criteria that see data: a tensor, shape (N, ...), or a list of batches. No labels are needed.
         limits: with a budget, the largest fraction of its channels that a layer may lose, by module path or pattern
             (`{"layer3.*": 0.7}`); of several that fit, the least.
+        engine: what a latency budget is measured in, `onnxruntime` or `mnn`, with so many `threads`.
+        progress: told about what a latency budget takes.
         stages: with a budget and data, the way there is gone in so many steps, equal as ratios of the cost: after each but the last the
             layers are refitted on the data, and channels are scored again in what is left. Two are worth their time below three
             quarters of the multiply-accumulates. The plan is one plan of this graph, which `reconstruct` carries out at once.
@@ -75,10 +90,13 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     wish = {} if budget is None else check_budget(budget)
     if limits and not wish:
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
+    check_engine_wish(wish, engine, threads)
     check_stages(stages, wish, data)
+    if stages > 1 and engine is not None:
+        raise PlanError("a latency is measured, not gone to in stages", where="stages", remedy="Leave stages out, or ask for macs.")
     batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
-    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), int(round_to), check_names("ignore", ignore), int(seed),
+    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed),
                 wish, check_limits(limits or {}), int(stages))  # fmt: skip
     if stages > 1:
         return in_stages(
@@ -87,10 +105,14 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
             data,
             lambda stage: _Planner(stage.graph, prepare(stage.graph, residual), stage.options, chosen, batches, stage.widths).solve(),
         )
-    return _Planner(graph, prepare(graph, residual), made, chosen, batches).solve()
+    prepared = prepare(graph, residual)
+    planner = _Planner(graph, prepared, made, chosen, batches)
+    if engine is None:
+        return planner.solve()
+    return plan_within(graph, planner._budgeted, planner.solve, prepared, engine, threads, progress)
 
 
-def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: int, seed: int = 0) -> None:
+def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:
     """Refuse impossible options before any work is done.
 
     Raises:
@@ -115,11 +137,12 @@ class _Planner:
     wish: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """The groups that the ratio asks for, before any condition."""
 
+    notes: tuple[str, ...] = ()
     _scored: dict[bytes, Scores] = field(default_factory=dict)
 
     @cached_property
     def _budgeted(self) -> Budgeted:
-        return Budgeted(self.graph, self.options, self.widths)
+        return Budgeted(self.graph, self.options, widths=self.widths)
 
     def solve(self) -> Plan:
         """Plan, prove, and where the proof fails fall back: keep places, couple balanced families, then pin what cannot be proven."""
@@ -168,13 +191,23 @@ class _Planner:
         options = self.options
         if options.budget:
             self.wish = self._budgeted.allocate(groups, scores)
+            self.notes = self._budgeted.notes
             return self.wish
-        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive)
         listed = np.zeros(groups.count, bool)
         for found in groups.owned:
             listed[found] = True
-        self.wish &= listed  # what no layer makes has no place in a plan, and would be back when it is read from a file
-        return settle(groups, scores, self.wish, Limits(options.min_channels, options.round_to))
+
+        def settled(ratio: float, steps: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+            # what no layer makes has no place in a plan, and would be back when it is read from a file
+            wish = wanted(groups, scores, ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+            return settle(groups, scores, wish, Limits(options.min_channels, steps))
+
+        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+        if options.round_to != "auto":
+            return settled(options.ratio, steps_of(groups, options.round_to))
+        remove, finer = in_steps(groups, settled, options.ratio)
+        self.notes = (FINER.format("the ratio"),) if finer else ()
+        return remove
 
     def _pin_place(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> None:
         """Leave alone what flows into the node whose proof failed; all of it if the node is not known."""
@@ -236,20 +269,20 @@ class _Planner:
             elif np.isnan(scores[own]).all():
                 reason = f"{self.options.criterion} has no score here"
             elif own.size > 1 and (own == own[0]).all():
-                reason = "all its channels are one group, which cannot go"
+                reason = f"all its channels are one group, which cannot go{_joined(groups, layer)}"
             elif not gone.size and self.wish[own].any():
                 reason = self._unmet(groups, layer)
             layers[place_of(layer)] = LayerPlan(layer.node.location, *place_of(layer), own.size, tuple(gone.tolist()), reason)
         total = sum(layer.total for layer in layers.values())
         ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
         notes = _unseparated(groups, scores, remove) if self.criterion.name == "bn_scale" else ()
-        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=notes)
+        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=(*self.notes, *notes))
 
     def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
         """Why a layer loses nothing though the ratio asks for some of its channels."""
         own = layer.labels.numpy()
         balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
-        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) > 1]
+        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) != 1]
         if balanced is not None:
             return f"nothing can go that leaves {' and '.join(['all parts equally wide', *limits])} (at {balanced.location})"
         return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"
@@ -277,3 +310,20 @@ def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
     members = np.concatenate([cell for balance in groups.balances for cell in balance.cells] or [np.zeros(0, np.int64)])
     lost = np.setdiff1d(members, np.concatenate(groups.owned or [members]))
     return np.flatnonzero(np.isin(groups.group, lost))
+
+
+def _joined(groups: ChannelGroups, layer: Layer) -> str:
+    """Where the first two of a layer's groups that became one met, for people; nothing if that was no single meeting."""
+    meetings, own, size = groups.labels.meetings, layer.labels.numpy(), groups.group.size
+    ends = [np.stack([part.reshape(-1) for part in np.broadcast_arrays(a.numpy(), b.numpy())]) for _, a, b in meetings]
+
+    def joined(count: int) -> bool:
+        pairs = np.concatenate([np.empty((2, 0), np.int64), *ends[:count]], 1)
+        pairs = pairs[:, (pairs >= 0).all(0)]
+        links = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(size, size))
+        return np.unique(connected_components(links, directed=False)[1][own]).size < own.size
+
+    if not joined(len(meetings)):
+        return ""
+    first = bisect.bisect_left(range(len(meetings) + 1), True, key=joined) - 1
+    return f": they meet (at {meetings[first][0].location})"

@@ -46,13 +46,13 @@ class Room:
     Attributes:
         level: how many are there before anything is removed, shape (rows,).
         least: how many must stay, shape (rows,).
-        rounded: whether a row must be a multiple of `round_to` once it has lost anything, shape (rows,).
+        step: the multiple that a row must be once it has lost anything, shape (rows,).
         takes: what each group takes from each row, shape (rows, groups).
     """
 
     level: Floats
     least: Floats
-    rounded: NDArray[np.bool_]
+    step: Ints
     takes: csc_array
 
 
@@ -75,8 +75,9 @@ def room_of(groups: ChannelGroups, costs: WidthCost, limits: Limits, shares: Map
         keeps = size - int(size * shares.get(number, 1.0) + 1e-9)
         least[widths + number] = min(max(limits.min_channels, keeps, 1), size)
     least[widths + len(layers) :] = np.minimum(1, level[widths + len(layers) :])
-    rounded = np.zeros(level.size, bool)
-    rounded[widths : widths + len(layers)] = limits.round_to > 1
+    step = np.ones(level.size, np.int64)
+    if limits.steps is not None:
+        step[widths : widths + len(layers)] = limits.steps
     owner = np.repeat(np.arange(1, level.size), level[1:].astype(np.int64))
     members = groups.group[np.concatenate(sets)] if sets else np.zeros(0, np.int64)
     values, extra = np.ones(members.size), level.size
@@ -84,9 +85,9 @@ def room_of(groups: ChannelGroups, costs: WidthCost, limits: Limits, shares: Map
         members, owner, values = _rows_of(balance, members, owner, values, extra)
         extra += len(balance.room)
         level, least = np.append(level, balance.room), np.append(least, np.zeros(len(balance.room)))
-        rounded = np.append(rounded, np.zeros(len(balance.room), bool))
+        step = np.append(step, np.ones(len(balance.room), np.int64))
     takes = csc_array((values, (owner, members)), shape=(level.size, groups.count))
-    return Room(level, least, rounded, takes)
+    return Room(level, least, step, takes)
 
 
 def _rows_of(balance: Balance, members: Ints, owner: Ints, values: Floats, first: int) -> tuple[Ints, Ints, Floats]:

@@ -13,6 +13,7 @@ from onnx import ModelProto
 from irtool.engines import OnnxSession
 from irtool.errors import DataError
 from irtool.quant.statistics import Statistics
+from irtool.tensor_defaults import plain_tensors
 
 Told = Callable[[int], None]
 """Called with the number of images done so far."""
@@ -36,6 +37,7 @@ def observed_model(model: ModelProto, tensors: Collection[str]) -> ModelProto:
     return copy
 
 
+@plain_tensors()
 def calibrate(
     model: ModelProto, tensors: Collection[str], batches: Iterable[np.ndarray], *, threads: int | None = None, told: Told = nobody
 ) -> dict[str, Statistics]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from irtool.errors import OptionError
 from irtool.progress import Progress, silent
+from irtool.tensor_defaults import real_tensors
 from irtool.train.data.dataset import Data
 from irtool.train.evaluate import logits_of, module_of, numpy_forward, predict, run_model
 from irtool.train.fit import Batch, OnEpoch, fit
@@ -35,6 +36,7 @@ def finetune(
     return fit(model, data, settings, on_epoch=on_epoch, facts={"stage": "finetune"}, progress=progress, **changes)
 
 
+@real_tensors()
 def distill(
     student: object,
     teacher: object,

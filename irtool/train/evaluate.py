@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
 from irtool.progress import Progress, Status, Throttle, silent
+from irtool.tensor_defaults import real_tensors
 from irtool.train.data.dataset import Data
 from irtool.train.data.split import Split, in_batches, labels_of
 from irtool.train.settings import is_whole
@@ -92,6 +93,7 @@ def scored_labels(split: Split) -> Tensor:
     return labels_of(split)
 
 
+@real_tensors()
 def evaluate(
     model: object,
     split: Split | Data,
@@ -127,6 +129,7 @@ def evaluate(
     return Evaluation(float(correct) / done, float(loss) / done, done, done / max(time.perf_counter() - begun, 1e-9))
 
 
+@real_tensors()
 def predict(model: object, split: Split, batch_size: int | None = None, *, progress: Progress = silent, task: str = "predict") -> Tensor:
     """A model's logits on a split, float32 (N, classes), on the CPU. Arguments and errors are those of `evaluate`."""
     throttle, begun, done, parts = Throttle(), time.perf_counter(), 0, []

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from irtool.errors import OptionError, TrainError
 from irtool.progress import Progress, Status, Throttle, silent
+from irtool.tensor_defaults import real_tensors
 from irtool.train.checkpoint import restore, save_checkpoint
 from irtool.train.data.dataset import Data
 from irtool.train.data.split import Part, labels_of
@@ -57,6 +58,7 @@ OnEpoch = Callable[[nn.Module, Record], Mapping[str, float] | None]
 """Called after each epoch; what it returns is added to the record's `extra`."""
 
 
+@real_tensors()
 def fit(
     model: object,
     data: Data,

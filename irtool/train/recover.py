@@ -13,6 +13,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import Prune, RecalibrateBatchNorm
 from irtool.progress import Progress, silent
 from irtool.pruning.planner import Plan
+from irtool.tensor_defaults import real_tensors
 from irtool.train.data.dataset import Data, balanced
 from irtool.train.data.split import Part
 from irtool.train.distill import FINETUNE, distill, finetune
@@ -52,6 +53,7 @@ class Recovery:
     history: History | None = None
 
 
+@real_tensors()
 def recover(
     graph: FxGraph,
     plan: Plan,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from irtool.errors import OptionError, TrainError
 from irtool.progress import Progress, Status, silent
+from irtool.tensor_defaults import real_tensors
 from irtool.train.checkpoint import load_checkpoint
 from irtool.train.data.dataset import Data, balanced
 from irtool.train.data.split import Part
@@ -146,6 +147,7 @@ def _at(strength: Strength, position: float) -> float:
     return float(strength(position)) if callable(strength) else float(strength)
 
 
+@real_tensors()
 def find_strength(
     model: object,
     data: Data,

@@ -15,6 +15,7 @@ from irtool.errors import FileError
 
 MOST_VALUES = 1_000_000
 """Values in a checkpoint, counted as often as they are reached: a list of twice the same list, thirty deep, has billions."""
+_WEIGHTS_ALONE = "Save the weights alone: torch.save(model.state_dict(), path), or safetensors."
 _REMEDY = "Do not trust this file; if it is yours, save the weights alone: torch.save(model.state_dict(), path), or safetensors."
 
 
@@ -29,6 +30,8 @@ def load_stored(path: Path) -> Any:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+        if any("/code/" in entry.filename for entry in entries):
+            raise FileError("a TorchScript program, not a torch checkpoint", where=str(path), remedy=_WEIGHTS_ALONE)
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > 2 * size:
             raise FileError("is packed: torch writes plain files, and these may be of any size", where=str(path), remedy=_REMEDY)
     with warnings.catch_warnings():

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from irtool.cli.screen import Screen
 from irtool.errors import DataError, OptionError
+from irtool.progress import Reporter
 from irtool.train import Preprocessing, load_data
-from irtool.train.data.dataset import balanced, statistics
-from irtool.train.data.image_files import FolderTree, decode
-from irtool.train.data.split import MemorySplit, Split, decode_all, in_batches
+from irtool.train.data.dataset import balanced
+from irtool.train.data.split import MemorySplit, Split, in_batches
 from irtool.workflows.data import DataOptions, known_preprocessing
+from irtool.workflows.unlabelled import flat_images, is_flat
 
 BATCH = 32
 """Images at a time in calibration."""
-UNLABELLED = 5000
-"""At most so many images of a folder without classes are used."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Images:
         return next(iter(self.calibration.batches([balanced(self.calibration.labels, self.count, 0)]))).numpy()
 
 
-def load_images(model: str, calibration: DataOptions, scored: str | None, count: int, screen: Screen) -> Images:
+def load_images(model: str, calibration: DataOptions, scored: str | None, count: int, reporter: Reporter) -> Images:
     """Read `--calib` and, if it is given, `--data`.
 
     The normalisation is `--mean` and `--std` if they are given, else what the model's file says, else the images' own.
@@ -76,41 +73,28 @@ def load_images(model: str, calibration: DataOptions, scored: str | None, count:
     if count < 1:
         raise OptionError(f"--images {count}", remedy="Calibrate with at least one image; a few hundred are usual.")
     calibration = known_preprocessing(model, calibration)
-    folder = Path(calibration.source or "")
-    if folder.is_dir() and _is_flat(folder):
-        return _unlabelled(model, folder, calibration, scored, count, screen)
-    data = calibration.load(model, screen)
+    if is_flat(calibration.source):
+        return _unlabelled(model, calibration, scored, count, reporter)
+    data = calibration.load(model, reporter)
     assert data is not None
     test = data.test
     if scored is not None:
-        test = _scored(scored, data.preprocessing, calibration.limit, screen)
+        test = _scored(scored, data.preprocessing, calibration.limit, reporter)
     return Images(data.train, count, test, labelled=True)
 
 
-def _is_flat(folder: Path) -> bool:
-    """Images, and no folders of them: nothing says what they show."""
-    names = FolderTree(folder).names()
-    return bool(names) and all("/" not in name for name in names)
-
-
-def _unlabelled(model: str, folder: Path, options: DataOptions, scored: str | None, count: int, screen: Screen) -> Images:
-    tree = FolderTree(folder)
-    names = tree.names()[:UNLABELLED]
-    wanted = replace(options, source=None).wanted(model)
-    first = decode(tree, names[0], wanted.channels, wanted.size)
-    pixels = decode_all(tree, names, first.shape[0], (first.shape[1], first.shape[2]), task="decode", progress=screen)
-    mean, std = statistics(pixels)
-    preprocessing = Preprocessing(wanted.mean or mean, wanted.std or std, (first.shape[1], first.shape[2]), first.shape[0])
-    labels = torch.zeros(len(names), dtype=torch.int64)
-    cut = min(count, max(1, len(names) - len(names) // 5))
+def _unlabelled(model: str, options: DataOptions, scored: str | None, count: int, reporter: Reporter) -> Images:
+    pixels, preprocessing = flat_images(model, options, reporter)
+    labels = torch.zeros(len(pixels), dtype=torch.int64)
+    cut = min(count, max(1, len(pixels) - len(pixels) // 5))
     whole = MemorySplit(pixels[:cut], labels[:cut], ("",), preprocessing)
     if scored is not None:
-        return Images(whole, count, _scored(scored, preprocessing, options.limit, screen), labelled=True)
-    rest = pixels[cut:] if cut < len(names) else pixels
+        return Images(whole, count, _scored(scored, preprocessing, options.limit, reporter), labelled=True)
+    rest = pixels[cut:] if cut < len(pixels) else pixels
     return Images(whole, count, MemorySplit(rest, labels[: len(rest)], ("",), preprocessing), labelled=False)
 
 
-def _scored(source: str, preprocessing: Preprocessing, limit: int | None, screen: Screen) -> Split:
+def _scored(source: str, preprocessing: Preprocessing, limit: int | None, reporter: Reporter) -> Split:
     found = load_data(
         source,
         mean=preprocessing.mean,
@@ -118,7 +102,7 @@ def _scored(source: str, preprocessing: Preprocessing, limit: int | None, screen
         image_size=preprocessing.size,
         channels=preprocessing.channels,
         limit=limit,
-        progress=screen,
+        progress=reporter,
     )
     if not len(found.test):
         raise DataError("no images to score on", where=source, remedy="Give a folder with a test split.")

@@ -7,7 +7,7 @@ diverges.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,8 @@ from torch import Tensor
 from irtool.analysis.compare import Comparison, compare
 from irtool.analysis.randomness import require_repeatable
 from irtool.engines import MnnSession, OnnxSession
-from irtool.errors import CheckError, GraphError, IrtoolError
+from irtool.errors import CheckError, IrtoolError
+from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
@@ -174,14 +175,19 @@ def _traced(graph: Graph, found: MaskedCheck) -> tuple[Link, ...]:
     return (Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note),)
 
 
+def _few(places: Sequence[str]) -> str:
+    """The first places of a list, and how many more there are."""
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
 def _masked(found: MaskedCheck, precision: str) -> Link:
     """Masked against sliced, with what the check has to say of it."""
-    notes = [f"inexact where channels are mixed: {', '.join(found.inexact)}"] if found.inexact else []
+    notes = [f"inexact where channels are mixed: {_few(found.inexact)}"] if found.inexact else []
     border = "constants are not exact at zero-padded borders, nor in single calls of a layer: that moves the outputs by"
     notes += [f"{border} {found.border:.1%}"] if found.border > found.tolerance else []
     wrong = found.constants > found.tolerance
     notes += ["what is absorbed is not what constant channels add"] if wrong else []
-    notes += [f"no reference for {', '.join(found.unresolved)}: only proven by labels"] if found.unresolved else []
+    notes += [f"no reference for {_few(found.unresolved)}: only proven by labels"] if found.unresolved else []
     return Link(
         "masked",
         "sliced",
@@ -209,13 +215,26 @@ def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple
 
 def onnx_link(folded: Graph, path: Path, inputs: tuple[Any, ...], name: str = "folded") -> Link:
     """The folded graph (or what `name` calls it) against its ONNX file in onnxruntime."""
-    link = _link(name, "ONNX", "float32", compare(folded, OnnxSession(path), inputs), FLOAT32)
+    if folded.data_sized or folded.foreign:
+        found = _before_data_sizes(cast(OnnxGraph, folded), path, inputs)
+    else:
+        found = compare(folded, OnnxSession(path), inputs)
+    link = _link(name, "ONNX", "float32", found, FLOAT32)
     if link.ok:
         return link
     if isinstance(folded, FxGraph):
         require_repeatable(folded)
         return _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
     return _placed(link, _first_node(folded, path, inputs))
+
+
+def _before_data_sizes(graph: OnnxGraph, path: Path, inputs: tuple[Any, ...]) -> Comparison:
+    """A graph against its file, by what goes into the operators that make sizes out of data."""
+    names = graph.compared()
+    if graph.foreign:
+        return compare(graph, load_onnx(path, [tuple(leaf.shape) for leaf in inputs]), inputs)
+    found = compare(lambda *given: graph.run(*given, values=names), OnnxSession(path, values=names), inputs)
+    return replace(found, instead=graph.hidden_outputs())
 
 
 def _first_node(graph: Graph, path: Path, inputs: tuple[Any, ...]) -> str:
@@ -227,9 +246,31 @@ def _first_node(graph: Graph, path: Path, inputs: tuple[Any, ...]) -> str:
     return first.where if first is not None else ""
 
 
+def graph_link(first: Graph, second: Graph, inputs: tuple[Any, ...]) -> Link:
+    """Two graphs of one host: before and after passes that keep numbers."""
+    return _link("original", "written", "float32", compare(first, second, inputs), FLOAT32)
+
+
 def files_link(first: Path, second: Path, inputs: tuple[Any, ...]) -> Link:
     """Two ONNX files in onnxruntime; `original` and `written` by name."""
-    return _link("original", "written", "float32", compare(OnnxSession(first), OnnxSession(second), inputs), FLOAT32)
+    found = _found_before_data_sizes(first, second, inputs) or compare(OnnxSession(first), OnnxSession(second), inputs)
+    return _link("original", "written", "float32", found, FLOAT32)
+
+
+def _found_before_data_sizes(first: Path, second: Path, inputs: tuple[Any, ...]) -> Comparison | None:
+    """The same by what goes into the operators that make sizes out of data; None if there are none, or irtool cannot tell."""
+    try:
+        graphs = [load_onnx(path, [tuple(leaf.shape) for leaf in inputs]) for path in (first, second)]
+    except IrtoolError:
+        return None  # a file that irtool cannot read may still be compared by its outputs
+    if all(graph.foreign for graph in graphs):
+        return compare(graphs[0], graphs[1], inputs)
+    names = [graph.compared() for graph in graphs]
+    if not all(graph.data_sized for graph in graphs) or len(names[0]) != len(names[1]):
+        return None
+    sessions = [OnnxSession(path, values=shown) for path, shown in zip((first, second), names, strict=True)]
+    found = compare(sessions[0], sessions[1], inputs)
+    return replace(found, instead=graphs[0].hidden_outputs())
 
 
 def mnn_link(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
@@ -270,7 +311,7 @@ def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batc
 
 def fitting_inputs(graph: Graph, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """`inputs`, or noise of the example's own shapes where the graph cannot run on them: it may hold its batch as a number."""
-    return inputs if _runs(graph, inputs) else own_inputs(graph)
+    return inputs if graph.runs_on(*inputs) else own_inputs(graph)
 
 
 def own_inputs(graph: Graph) -> tuple[Any, ...]:
@@ -280,15 +321,7 @@ def own_inputs(graph: Graph) -> tuple[Any, ...]:
 
 def takes_any_batch(graph: Graph) -> bool:
     """Whether the graph runs with one sample more than its example has."""
-    return _runs(graph, chain_inputs(graph.example_inputs, batch=_batch(graph) + 1))
-
-
-def _runs(graph: Graph, inputs: tuple[Any, ...]) -> bool:
-    try:
-        graph.run(*inputs)
-    except (RuntimeError, ValueError, GraphError):
-        return False
-    return True
+    return graph.runs_on(*chain_inputs(graph.example_inputs, batch=_batch(graph) + 1))
 
 
 def _batch(graph: Graph) -> int:
@@ -303,7 +336,11 @@ def _link(left: str, right: str, arithmetic: str, found: Comparison, tolerance: 
     error = found.relative if tolerance == EXACT else min(found.relative, found.max_abs)
     ok = error <= tolerance and not found.nonfinite and not any(output.note for output in found.outputs)
     first = None if ok else found.first(tolerance)
-    note = "; ".join(output.note for output in found.outputs if output.note)
+    notes = [output.note for output in found.outputs if output.note]
+    notes += [f"the sizes of {', '.join(found.instead)} are data: compared by what goes into the operators that make them"] * bool(
+        found.instead
+    )
+    note = "; ".join(notes)
     return Link(left, right, arithmetic, found.max_abs, found.relative, tolerance, ok, note, first.where if first is not None else "")
 
 

@@ -10,23 +10,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
-import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import save
-from irtool.cli.screen import Screen
 from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
-from irtool.errors import GraphError, OptionError
+from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
-from irtool.passes import FoldBatchNorm, Prune, Reconstruct
-from irtool.passes.prune import Constants
+from irtool.passes import FoldBatchNorm
 from irtool.passmanager import PassResult
-from irtool.pruning import CRITERIA, Plan
-from irtool.pruning.batches import default_criterion
+from irtool.progress import Reporter
+from irtool.pruning import Plan
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
     Chain,
@@ -39,11 +35,15 @@ from irtool.workflows.chain import (
     onnx_link,
     takes_any_batch,
 )
+from irtool.workflows.compress_settings import Settings
 from irtool.workflows.models import MODEL_FILE, ONNX_FILE
 from irtool.workflows.record import ENGINES, Measured, Report
 from irtool.workflows.run_folder import GRAPHS, PAGE
+from irtool.workflows.search import Found
+from irtool.workflows.search_report import plot_search, write_search
+from irtool.workflows.smaller import Smaller, smaller
 
-FILES = {
+FILES: dict[str, str] = {
     "model": MODEL_FILE,
     "plan": "plan.json",
     "onnx": ONNX_FILE,
@@ -52,38 +52,11 @@ FILES = {
     "graphs": GRAPHS,
     "page": PAGE,
 }
+SEARCH_FILES: dict[str, str] = {"search": "search.json", "plot": "search.png"}
+"""Written too where what is lost was bounded."""
 CHECK_IMAGES = 8
-SEEN = 512
-"""Training images that a criterion looks at unless told otherwise."""
 LATENCY_SECONDS = 5.0
 """For one engine, all models together."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to compress.
-
-    Attributes:
-        plan: arguments of `irtool.plan`.
-        constants: see `prune`.
-        calibrate: training images to measure removed channels' means on; 0: batch norm's statistics tell.
-        reconstruct: training images, without their labels, to refit every layer on after slicing (`constants` and `calibrate`
-            have no say then); 0: none.
-        opset: of the ONNX file.
-        runs: timed runs of each model in each engine.
-        threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
-            does, and a small net gains little.
-        unchecked: accept steps that have no reference in numbers, on the proof by labels alone.
-    """
-
-    plan: Mapping[str, Any] = field(default_factory=dict)
-    constants: Constants = "absorb"
-    calibrate: int = 0
-    reconstruct: int = 0
-    opset: int = 17
-    runs: int = 50
-    threads: int = 1
-    unchecked: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,35 +77,40 @@ class Built:
     @property
     def engines(self) -> tuple[str, ...]:
         """What can run it."""
-        able = {"torch": isinstance(self.graph, FxGraph), "onnxruntime": True, "mnn": self.mnn is not None}
+        able = {
+            "torch": isinstance(self.graph, FxGraph),
+            "onnxruntime": not self.graph.foreign,
+            "mnn": self.mnn is not None,
+        }
         return tuple(engine for engine in ENGINES if able[engine])
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a compression made: the smaller model, the plan behind it, the links that hold, the passes' notes, the files' names."""
+    """What a compression made: the smaller model, the plan behind it, the links that hold, the passes' notes, the files' names, the search."""
 
     built: Built
     plan: Plan
     chain: Chain
     notes: tuple[str, ...]
     files: Mapping[str, str] = field(default_factory=lambda: FILES)
+    found: Found | None = None
 
 
-def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, screen: Screen) -> Built:
+def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, reporter: Reporter) -> Built:
     """Export and measure the model as it came.
 
     Args:
         folder: where its ONNX and MNN files go.
     """
-    with screen.stage("export the original"):
+    with reporter.stage("export the original"):
         paths = _export(graph, folder, settings, {})
-    return _measured(graph, data, *paths, {}, "evaluate the original", screen)
+    return _measured(graph, data, *paths, {}, "evaluate the original", reporter)
 
 
 def sliced_and_folded(
-    graph: G, data: Data | None, settings: Settings, screen: Screen
-) -> tuple[Plan, tuple[Any, ...], PassResult[G], PassResult[G], list[Link]]:
+    graph: G, data: Data | None, settings: Settings, reporter: Reporter
+) -> tuple[Smaller[G], tuple[Any, ...], PassResult[G], list[Link]]:
     """The rewrite of either host: plan, slice, fold, each step compared with the one before it.
 
     Returns:
@@ -142,70 +120,49 @@ def sliced_and_folded(
         CheckError: a step is wrong.
         IrtoolError: a step cannot be taken.
     """
-    with screen.stage("plan"):
-        plan = irtool.plan(graph, **{**settings.plan, **_scored(graph, data, settings)})
+    made = smaller(graph, data, settings, reporter)
+    plan, sliced, calibration = made.plan, made.sliced, made.calibration
     images = data.sample(CHECK_IMAGES) if data is not None else None
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, images))
-    calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
-    with screen.stage("prune and fold"):
-        if settings.reconstruct and calibration is not None:
-            sliced = Reconstruct(plan, calibration, progress=screen)(graph)
-        else:
-            sliced = Prune(plan, settings.constants, calibration)(graph)
+    with reporter.stage("fold"):
         folded = FoldBatchNorm()(sliced.graph)
-    with screen.stage("check masked = sliced = folded"):
+    with reporter.stage("check masked = sliced = folded"):
         links = [
             *masked_links(graph, plan, sliced.graph, inputs, settings.constants, calibration),
             *folded_links(sliced.graph, folded.graph, inputs),
         ]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
-    return plan, inputs, sliced, folded, links
+    return made, inputs, folded, links
 
 
-def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:
-    """The criterion, and the images that it looks at if it does."""
-    name = settings.plan.get("criterion")
-    if name is None:
-        name = default_criterion(graph, data if settings.plan.get("budget") is not None else None)
-    if CRITERIA[name].reads == "parameters":
-        return {"criterion": name}
-    if data is None:
-        raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")
-    return {"criterion": name, "data": calibration_batches(graph, data, settings.calibrate or SEEN)}
-
-
-def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
-    """Training images to measure means on, in batches that the graph takes; None if none are asked for."""
-    if data is None or not count:
-        return None
-    images = data.sample(count)
-    whole = fitting_inputs(graph, (images,))
-    step = len(images) if whole[0] is images else len(graph.example_inputs[0])
-    return [(batch,) for batch in images.split(step) if len(batch) == step]
-
-
-def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, screen: Screen) -> Compressed:
+def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, reporter: Reporter) -> Compressed:
     """Plan, slice, fold and export into `folder`; every step is compared with the one before it.
 
     Raises:
         CheckError: a step is wrong; nothing more is done.
         IrtoolError: a step cannot be taken.
     """
-    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, screen)
-    with screen.stage("export to ONNX and MNN"):
+    made, inputs, folded, links = sliced_and_folded(graph, data, settings, reporter)
+    with reporter.stage("export to ONNX and MNN"):
         onnx, mnn = _export(folded.graph, folder, settings, _metadata(data))
-    with screen.stage("check folded = ONNX = MNN"):
+    with reporter.stage("check folded = ONNX = MNN"):
         links += [onnx_link(folded.graph, onnx, inputs), mnn_link(onnx, mnn, inputs)]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
-    _save(sliced.graph, data, folder / FILES["model"])
-    plan.to_json(folder / FILES["plan"])
+    _save(made.sliced.graph, data, folder / FILES["model"])
+    made.plan.to_json(folder / FILES["plan"])
     sizes = {"model": (folder / FILES["model"]).stat().st_size}
-    built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", screen)
+    built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", reporter)
     baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
-    return Compressed(built, plan, Chain(tuple(links)), (*graph.notes, *sliced.notes, *folded.notes, *baked))
+    files = dict(FILES)
+    if made.found is not None and settings.bound is not None:
+        files |= SEARCH_FILES
+        write_search(made.found, settings.bound, folder / SEARCH_FILES["search"])
+        plot_search(made.found, settings.bound, folder / SEARCH_FILES["plot"])
+    notes = (*graph.notes, *made.sliced.notes, *folded.notes, *baked)
+    return Compressed(built, made.plan, Chain(tuple(links)), notes, files, made.found)
 
 
-def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[list[Measured], list[dict[str, float]]]:
+def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> tuple[list[Measured], list[dict[str, float]]]:
     """Time models against each other at batch 1, engine by engine.
 
     Returns:
@@ -216,7 +173,7 @@ def timed(models: Sequence[Built], settings: Settings, screen: Screen) -> tuple[
     ratios: list[dict[str, float]] = [{} for _ in models]
     runs = 0
     for engine in [engine for engine in ENGINES if all(engine in model.engines for model in models)]:
-        with screen.stage(f"time {engine}"), torch_threads(settings.threads):
+        with reporter.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
         for index, (one, ratio) in enumerate(zip(found.latencies, found.ratios, strict=True)):
@@ -235,6 +192,7 @@ def report_of(
     source: Mapping[str, Any],
     settings: Settings,
     data: Data | None,
+    speed: tuple[str, ...] = (),
 ) -> Report:
     """Everything about one compressed model."""
     total = sum(layer.total for layer in done.plan.layers)
@@ -252,7 +210,7 @@ def report_of(
         source=source,
         options=options,
         preprocessing=data.preprocessing.to_dict() if data is not None else None,
-        classes=data.classes if data is not None else (),
+        classes=classes_of(data),
         tracer=done.built.graph.tracer,
         channels=(total, total - done.plan.removed),
         notes=done.notes,
@@ -261,6 +219,8 @@ def report_of(
         after=after,
         ratios=ratios,
         files=done.files,
+        truth=data.truth if data is not None else "labels",
+        speed=speed,
     )
 
 
@@ -271,9 +231,9 @@ def _export(graph: FxGraph, folder: Path, settings: Settings, metadata: Mapping[
     return onnx, mnn
 
 
-def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: Mapping[str, int], task: str, screen: Screen) -> Built:
+def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: Mapping[str, int], task: str, reporter: Reporter) -> Built:
     found = cost(graph)
-    score = evaluate(graph, data, progress=screen, task=task) if data is not None else None
+    score = evaluate(graph, data, progress=reporter, task=task) if data is not None and data.truth != "none" else None
     measured = Measured(
         params=found.params,
         macs=found.macs,
@@ -288,14 +248,24 @@ def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: M
 def _save(sliced: FxGraph, data: Data | None, path: Path) -> None:
     """Not the folded graph: with its batch norms it is what one trains on, and folding it again is cheap and checked."""
     preprocessing = data.preprocessing.to_dict() if data is not None else None
-    save(sliced, path, preprocessing=preprocessing, metadata={"classes": list(data.classes) if data is not None else []})
+    save(sliced, path, preprocessing=preprocessing, metadata={"classes": list(classes_of(data))})
 
 
 def _metadata(data: Data | None) -> dict[str, str]:
     """What a program that runs the ONNX file must know about its input."""
     if data is None:
         return {}
-    return {"irtool.preprocessing": json.dumps(data.preprocessing.to_dict()), "irtool.classes": json.dumps(list(data.classes))}
+    return {"irtool.preprocessing": json.dumps(data.preprocessing.to_dict()), **_named(data)}
+
+
+def _named(data: Data) -> dict[str, str]:
+    classes = classes_of(data)
+    return {"irtool.classes": json.dumps(list(classes))} if classes else {}
+
+
+def classes_of(data: Data | None) -> tuple[str, ...]:
+    """The names of classes, where labels are given ones: a model's own answers have none."""
+    return data.classes if data is not None and data.truth == "labels" else ()
 
 
 def _single(graph: Graph) -> list[Any]:

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from irtool.analysis.cost import cost
-from irtool.cli.screen import Screen
 from irtool.engines import OnnxSession, export_mnn
 from irtool.engines.session import Session
 from irtool.errors import BackendError, ExportError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
+from irtool.progress import Reporter
 from irtool.train import Data, evaluate
 from irtool.workflows.chain import Chain, Link, chain_inputs, fitting_inputs, mnn_link, onnx_link
-from irtool.workflows.compress import FILES, Built, Compressed, Settings, sliced_and_folded
+from irtool.workflows.compress import FILES, Built, Compressed, sliced_and_folded
+from irtool.workflows.compress_settings import Settings
 from irtool.workflows.record import Measured
 
 BATCH = 64
@@ -29,7 +30,7 @@ BATCH = 64
 _FILES = {kind: name for kind, name in FILES.items() if kind != "model"}
 
 
-def original_onnx(graph: OnnxGraph, source: Path, data: Data | None, folder: Path, screen: Screen) -> tuple[Built, str]:
+def original_onnx(graph: OnnxGraph, source: Path, data: Data | None, folder: Path, reporter: Reporter) -> tuple[Built, str]:
     """Measure the model as it came; also why there is no MNN file, else "".
 
     Args:
@@ -37,16 +38,16 @@ def original_onnx(graph: OnnxGraph, source: Path, data: Data | None, folder: Pat
         folder: where its MNN file goes.
     """
     mnn, reason = folder / FILES["mnn"], ""
-    with screen.stage("convert the original to MNN"):
+    with reporter.stage("convert the original to MNN"):
         try:
             link = to_mnn(source, mnn, fitting_inputs(graph, chain_inputs(graph.example_inputs)))
             reason = "" if link.ok else f"MNN's numbers differ from onnxruntime's by {link.relative:.0e} of the largest output"
         except (ExportError, BackendError) as error:
             reason = error.what
-    return _measured(graph, data, source, None if reason else mnn, "evaluate the original", screen), reason
+    return _measured(graph, data, source, None if reason else mnn, "evaluate the original", reporter), reason
 
 
-def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: Settings, no_mnn: str, screen: Screen) -> Compressed:
+def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: Settings, no_mnn: str, reporter: Reporter) -> Compressed:
     """Plan, slice, fold and write into `folder`; every step is compared with the one before it.
 
     Args:
@@ -56,19 +57,19 @@ def compress_onnx(graph: OnnxGraph, data: Data | None, folder: Path, settings: S
         CheckError: a step is wrong; nothing more is done.
         IrtoolError: a step cannot be taken.
     """
-    plan, inputs, sliced, folded, links = sliced_and_folded(graph, data, settings, screen)
+    made, inputs, folded, links = sliced_and_folded(graph, data, settings, reporter)
     path = folder / FILES["onnx"]
-    with screen.stage("write ONNX" if no_mnn else "write ONNX and MNN"):
+    with reporter.stage("write ONNX" if no_mnn else "write ONNX and MNN"):
         save_onnx(folded.graph, path)
         links.append(onnx_link(folded.graph, path, inputs))
         if not no_mnn:
             links.append(to_mnn(path, folder / FILES["mnn"], inputs))
         Chain(tuple(links)).require(unchecked=settings.unchecked)
-    plan.to_json(folder / FILES["plan"])
-    built = _measured(folded.graph, data, path, None if no_mnn else folder / FILES["mnn"], "evaluate the result", screen)
+    made.plan.to_json(folder / FILES["plan"])
+    built = _measured(folded.graph, data, path, None if no_mnn else folder / FILES["mnn"], "evaluate the result", reporter)
     left_out = (f"no MNN file: {no_mnn}",) if no_mnn else ()
     files = {kind: name for kind, name in _FILES.items() if kind != "mnn" or not no_mnn}
-    return Compressed(built, plan, Chain(tuple(links)), (*sliced.notes, *folded.notes, *left_out), files)
+    return Compressed(built, made.plan, Chain(tuple(links)), (*graph.notes, *made.sliced.notes, *folded.notes, *left_out), files)
 
 
 def to_mnn(onnx: Path, mnn: Path, inputs: tuple[Any, ...]) -> Link:
@@ -98,11 +99,11 @@ def classifier(session: Session, batch: int | None = None) -> Callable[[np.ndarr
     return run
 
 
-def _measured(graph: OnnxGraph, data: Data | None, onnx: Path, mnn: Path | None, task: str, screen: Screen) -> Built:
+def _measured(graph: OnnxGraph, data: Data | None, onnx: Path, mnn: Path | None, task: str, reporter: Reporter) -> Built:
     found = cost(graph)
     score = None
-    if data is not None:
-        score = evaluate(classifier(OnnxSession(onnx)), data, BATCH, progress=screen, task=task)
+    if data is not None and not graph.foreign and data.truth != "none":
+        score = evaluate(classifier(OnnxSession(onnx)), data, BATCH, progress=reporter, task=task)
     weights = onnx.with_name(f"{onnx.name}.data")
     sizes = {"onnx": onnx.stat().st_size + (weights.stat().st_size if weights.exists() else 0)}
     if mnn is not None:

@@ -11,9 +11,10 @@ from torch import nn
 
 from irtool.archive import read_info
 from irtool.atomic_files import parse_json
-from irtool.cli.screen import Screen
 from irtool.errors import DataError, FileError, IrtoolError, OptionError
 from irtool.hosts.onnx.file import declared_shapes, read_description
+from irtool.ir.graph import Graph
+from irtool.progress import Reporter
 from irtool.train import Data, Preprocessing, load_data
 from irtool.train.data.image_files import SUFFIXES
 from irtool.train.data.preprocessing import LARGEST_SIDE
@@ -43,7 +44,7 @@ class DataOptions:
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
 
-    def load(self, model: str, screen: Screen) -> Data | None:
+    def load(self, model: str | nn.Module | Graph, reporter: Reporter) -> Data | None:
         """The dataset, with as many channels as the model's first convolution reads; None if none is asked for.
 
         Raises:
@@ -61,17 +62,17 @@ class DataOptions:
             limit=self.limit,
             image_size=wanted.size,
             channels=wanted.channels,
-            progress=screen,
+            progress=reporter,
         )
 
-    def wanted(self, model: str) -> Wanted:
+    def wanted(self, model: str | nn.Module | Graph) -> Wanted:
         """What the options and the model together say about images.
 
         Raises:
             OptionError: a mean, std or size that can never work, or a model that takes no such images.
         """
         mean, std = _numbers(self.mean, "--mean"), _numbers(self.std, "--std")
-        file = onnx_file(model)
+        file = onnx_file(model) if isinstance(model, str) else None
         known, size = _image_of(file) if file is not None else (_channels(model), None)
         if self.image_size is not None:
             size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
@@ -126,15 +127,19 @@ def _refuse_image(source: Path) -> None:
         raise DataError("is one image", where=str(source), remedy="Give the folder that it lies in, or a zip of it.")
 
 
-def _channels(model: str) -> int | None:
+def _channels(model: str | nn.Module | Graph) -> int | None:
     """1 or 3, if the model's first convolution takes so many; None if it cannot be told."""
-    if Path(model).exists() and not model.endswith(".py"):
-        return None
-    try:
-        module = ModelSpec.parse(model).build()
-    except IrtoolError:
-        return None  # building it for tracing will say what is wrong
-    first = next((child for child in module.modules() if isinstance(child, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    if isinstance(model, Graph):
+        sizes = model.inputs[0].sizes
+        return sizes[1] if len(sizes) == 4 and sizes[1] in (1, 3) else None
+    if isinstance(model, str):
+        if Path(model).exists() and not model.endswith(".py"):
+            return None
+        try:
+            model = ModelSpec.parse(model).build()
+        except IrtoolError:
+            return None  # building it for tracing will say what is wrong
+    first = next((child for child in model.modules() if isinstance(child, nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     return first.in_channels if first is not None and first.in_channels in (1, 3) else None
 
 

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.agreement import relative_error
 from irtool.errors import IrtoolError
+from irtool.hosts.onnx.file import write_draft
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import steps
 
@@ -28,7 +29,7 @@ def first_in_onnx(graph: FxGraph, path: Path, inputs: tuple[Any, ...], tolerance
     """The module path of the first weighted layer whose result in the ONNX file is not the graph's; "" if none is found."""
     model = onnx.load(str(path))
     makers = {name: node.output[0] for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:2]}
-    exposed = _exposed(model, path, list(makers.values()), inputs)
+    exposed = _exposed(model, list(makers.values()), inputs)
     for node, _, value in steps(graph, inputs):
         weight = node.get("weight") if node is not None else None
         if node is None or weight is None or weight.name not in makers:
@@ -47,7 +48,7 @@ def first_in_mnn(onnx_path: Path, path: Path, inputs: tuple[Any, ...], tolerance
     """
     model = onnx.load(str(onnx_path))
     names = [(node.name or node.output[0], node.output[0]) for node in model.graph.node]
-    exposed = _exposed(model, onnx_path, [output for _, output in names], inputs)
+    exposed = _exposed(model, [output for _, output in names], inputs)
     arrays = _arrays(inputs)
     for name, output in names:
         expected = exposed.get(output)
@@ -74,7 +75,7 @@ def before_saturation(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> t
     if not any(output.name in sources for output in model.graph.output):
         return None
     arrays = _arrays(inputs)
-    exposed = _exposed(model, onnx_path, names, inputs)
+    exposed = _exposed(model, names, inputs)
     pairs = [(exposed.get(name), _mnn_value(path, name, arrays)) for name in names]
     absolute = relative = 0.0
     for expected, got in pairs:
@@ -85,15 +86,15 @@ def before_saturation(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> t
     return absolute, relative
 
 
-def _exposed(model: onnx.ModelProto, path: Path, names: list[str], inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+def _exposed(model: onnx.ModelProto, names: list[str], inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
     """The named values inside an ONNX model, run in onnxruntime."""
     have = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in have)
-    # Beside the original: weights in a file of their own are found by its folder.
-    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=path.parent, prefix=".") as file:
-        onnx.save(model, file.name)
+    with tempfile.TemporaryDirectory() as folder:  # not beside the original: where files are only checked, nothing is written
+        path = Path(folder) / "model.onnx"
+        write_draft(model, path)
         try:
-            session = OnnxSession(file.name)
+            session = OnnxSession(path)
             return dict(zip((spec.name for spec in session.outputs), session.run(*_arrays(inputs)), strict=True))
         except IrtoolError:
             return {}  # the search for a place must not hide the failure that it explains

@@ -28,6 +28,7 @@ from irtool import load_onnx, trace
 from irtool.archive import load
 from irtool.commit import settle
 from irtool.errors import FileError, OptionError, TraceError
+from irtool.hosts.onnx.given import Given
 from irtool.hosts.torch.tracing.errors import REFUSED, UNTRACEABLE
 from irtool.ir import Graph
 from irtool.models import MODELS
@@ -45,6 +46,7 @@ Shape = Sequence[int | None]
 """Sizes of an input; None: the model's own."""
 LARGEST_INPUT = 1 << 28
 """Numbers in an input: 1 GiB of float32, and a model holds many such values at once."""
+_LISTED = "torchvision.models"
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -108,20 +110,23 @@ _REMEDIES = {
 """What trace advises, in terms of a command."""
 
 
-def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape], *, sound: bool = True) -> Graph:
+def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape], *, sound: bool = True, values: Given | None = None) -> Graph:
     """Build or load a model and trace it, or read an ONNX file.
 
     Args:
         model: see the syntax above; or the path of a saved model, which needs no shapes, or of an .onnx file.
         weights: a state dict to load, or None for the weights that it is built with.
         shapes: of the inputs; for an ONNX file, of those with free axes that 1 for the batch and 64 do not suit.
+        values: numbers for inputs of an ONNX file, see `load_onnx`.
         sound: refuse weights that nothing can be computed with. Without it they can be looked at.
 
     Raises:
         IrtoolError: one of the many things that can be wrong; each says which.
     """
     saved = saved_model(model)
-    graph = _load(saved, weights, shapes) if saved is not None else _built(model, weights, shapes)
+    if values and (saved is None or saved.suffix != ".onnx"):
+        raise OptionError("a value for an input of a model that is no .onnx file", where="--set", remedy="Leave --set out.")
+    graph = _load(saved, weights, shapes, values) if saved is not None else _built(model, weights, shapes)
     if sound:
         require_sound(graph, str(weights or saved or model))
     return graph
@@ -153,6 +158,27 @@ def _require_arguments(module: nn.Module, examples: Sequence[torch.Tensor], mode
             raise OptionError(
                 f"its forward does not take {len(examples)} inputs ({error})", where=model, remedy="Give --input once for each input."
             ) from error
+
+
+def names_code(model: str) -> bool:
+    """Whether to build a model is to run code: of a .py file, or any function of a package.
+
+    Saved models, .onnx files, irtool's own models and those that torchvision registers are none.
+
+    Raises:
+        OptionError: it is no name of a model.
+        FileError: it looks like a file and is not there.
+    """
+    if saved_model(model) is not None:
+        return False
+    spec = ModelSpec.parse(model)
+    if spec.place != _LISTED:
+        return bool(spec.place)
+    try:
+        from torchvision.models import list_models
+    except ImportError:
+        return True
+    return spec.name not in list_models()
 
 
 def saved_model(model: str) -> Path | None:
@@ -189,12 +215,12 @@ def onnx_file(model: str) -> Path | None:
     return saved if saved is not None and saved.suffix == ".onnx" else None
 
 
-def _load(path: Path, weights: Path | None, shapes: Sequence[Shape]) -> Graph:
+def _load(path: Path, weights: Path | None, shapes: Sequence[Shape], values: Given | None) -> Graph:
     if weights is not None:
         raise OptionError("a saved model has its weights in it", where="--weights", remedy="Leave --weights out.")
     if path.suffix in (".pth", ".pt"):
         raise OptionError("weights alone are no model", where=str(path), remedy=f"Pass them as --weights and name the model. {_SYNTAX}")
-    return load_onnx(path, shapes) if path.suffix == ".onnx" else load(path)
+    return load_onnx(path, shapes, values) if path.suffix == ".onnx" else load(path)
 
 
 def fingerprint(graph: Graph) -> str:
@@ -205,6 +231,33 @@ def fingerprint(graph: Graph) -> str:
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def input_values(texts: Sequence[str] | None) -> dict[str, float | bool | list[float]]:
+    """Read `sr=16000`, `flag=true`, `size=640,640`.
+
+    Raises:
+        OptionError: it is not of that form.
+    """
+    found: dict[str, float | bool | list[float]] = {}
+    for text in texts or ():
+        name, _, written = text.rpartition("=")
+        try:
+            numbers = [_number(word.strip().lower()) for word in written.split(",")]
+        except ValueError as error:
+            raise OptionError(f"{text!r} gives no number", where="--set", remedy="Write it like sr=16000, or size=640,640.") from error
+        if not name or name in found:
+            raise OptionError(
+                f"{text!r} names no input, or one again", where="--set", remedy="Write it like sr=16000, once for each input."
+            )
+        found[name] = numbers[0] if len(numbers) == 1 else numbers
+    return found
+
+
+def _number(word: str) -> float | bool:
+    if word in ("true", "false"):
+        return word == "true"
+    return int(word) if re.fullmatch(r"[+-]?\d+", word) else float(word)
 
 
 def input_shapes(texts: Sequence[str] | None) -> list[tuple[int, ...]]:
@@ -270,7 +323,8 @@ def _imported(place: str, name: str) -> Any:
 
 def _from_package(place: str) -> Any:
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` has it: the user's own package lies in the working folder
+        # The user's own package lies in the working folder. It comes last: what irtool imports later is what is installed.
+        sys.path.append("")
     return _guarded(place, lambda: importlib.import_module(place))
 
 

@@ -15,7 +15,6 @@ import torch
 from onnx import ModelProto
 
 from irtool import load_onnx, save_onnx
-from irtool.cli.screen import Screen
 from irtool.engines import OnnxSession, export_onnx, latency_pairs
 from irtool.engines.onnxruntime.qdq import OLDEST
 from irtool.engines.table import ENGINES, Engine
@@ -26,6 +25,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
 from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
+from irtool.progress import Reporter
 from irtool.quant import Placement, Scheme, Statistics, calibrate, layers_of, place
 from irtool.quant.boundaries import Account, account
 from irtool.quant.prepare import prepared
@@ -109,7 +109,7 @@ class Outcome:
     missed: tuple[str, ...]
 
 
-def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, screen: Screen) -> Outcome:
+def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, reporter: Reporter) -> Outcome:
     """Write `float` and `int8` files of the engine into `folder`, and measure both.
 
     Raises:
@@ -118,21 +118,21 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     """
     engine = ENGINES[settings.backend]
     source = folder / "float.onnx"
-    with screen.stage("write the float model"):
+    with reporter.stage("write the float model"):
         _write_float(graph, source, images, settings.opset)
         if engine.suffix != ".onnx":
             engine.convert(source, folder / f"float{engine.suffix}")
-    with screen.stage("prepare the graph"):
+    with reporter.stage("prepare the graph"):
         model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings)
     if not layers_of(model):
         raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
-    stats = _calibrate(model, _fixed_batch(source), settings.backend, images, screen)
-    work = _Work(engine, settings, images, model, stats, folder, screen)
+    stats = _calibrate(model, _fixed_batch(source), settings.backend, images, reporter)
+    work = _Work(engine, settings, images, model, stats, folder, reporter)
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
     float_file, int8_file = (folder / f"{name}{engine.suffix}" for name in ("float", "int8"))
     one = next(images.batches(1))
-    with screen.stage("time both"):
+    with reporter.stage("time both"):
         sessions = [engine.session(path, settings.threads) for path in (float_file, int8_file)]
         times = latency_pairs(sessions, [one], runs=settings.runs, seconds=LATENCY_SECONDS)
         placement = work.placement(floating)
@@ -155,9 +155,9 @@ class _Work:
         model: ModelProto,
         stats: Mapping[str, Statistics],
         folder: Path,
-        screen: Screen,
+        reporter: Reporter,
     ) -> None:
-        self.engine, self.settings, self.model, self.stats, self.folder, self.screen = engine, settings, model, stats, folder, screen
+        self.engine, self.settings, self.model, self.stats, self.folder, self.reporter = engine, settings, model, stats, folder, reporter
         self.missed: tuple[str, ...] = ()
         self.images, self.batch = images, _fixed_batch(folder / "float.onnx")
         self.scored: Split = images.scored if images.labelled else self._answered(images.scored)
@@ -171,7 +171,7 @@ class _Work:
     def score(self, path: Path, task: str) -> float:
         """Accuracy on all scored images, as a share."""
         session = self.engine.session(path, self.settings.threads)
-        return evaluate(classifier(session, self.batch), self.scored, SCORE_BATCH, progress=self.screen, task=task).accuracy
+        return evaluate(classifier(session, self.batch), self.scored, SCORE_BATCH, progress=self.reporter, task=task).accuracy
 
     def search(self, before: float) -> tuple[tuple[str, ...], float, list[Sensitivity], float]:
         """The layers to leave in float, the accuracy with them, and the sensitivities if they were measured. The file is written."""
@@ -204,7 +204,7 @@ class _Work:
         path = self.folder / f"int8{self.engine.suffix}"
         placement, total = self.placement(floating), len(layers_of(self.model))
         name = f"int8, {total - len(placement.layers)} of {total} layers in float"
-        with self.screen.stage(f"write {name}"):
+        with self.reporter.stage(f"write {name}"):
             if self.settings.weights_only:
                 self.engine.lighten(self.folder / "float.onnx", path, self.settings.scheme)
             else:
@@ -224,7 +224,7 @@ class _Work:
             pixels,
             labels,
             threads=self.settings.threads,
-            told=lambda done: self.screen(Status("sensitivity of each layer", done, total)),
+            told=lambda done: self.reporter(Status("sensitivity of each layer", done, total)),
         )
         answers = classifier(OnnxSession(self.folder / "float.onnx", self.settings.threads))(pixels).argmax(1)
         return found, float((answers == labels).mean())
@@ -297,12 +297,12 @@ def _fixed_batch(path: Path) -> int | None:
     return (OnnxSession(path).inputs[0].shape or (None,))[0]
 
 
-def _calibrate(model: ModelProto, fixed: int | None, backend: str, images: Images, screen: Screen) -> Mapping[str, Statistics]:
+def _calibrate(model: ModelProto, fixed: int | None, backend: str, images: Images, reporter: Reporter) -> Mapping[str, Statistics]:
     total = min(images.count, len(images.calibration))
     batches = images.batches(fixed or 32)
     whole = (batch for batch in batches if fixed is None or len(batch) == fixed)
     return calibrate(
-        model, place(model, backend).tensors, whole, threads=1, told=lambda done: screen(Status("calibrate", min(done, total), total))
+        model, place(model, backend).tensors, whole, threads=1, told=lambda done: reporter(Status("calibrate", min(done, total), total))
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from irtool.cli.options import FEWER_THREADS, MOST_THREADS
 from irtool.engines.table import ENGINES
+from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.quant import Scheme
 from irtool.quant.affine import GRIDS

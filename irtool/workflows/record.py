@@ -63,6 +63,8 @@ class Report:
         before, after: the two models.
         ratios: by engine: the median over paired runs of the time after over the time before.
         files: the names of what was written, by kind.
+        truth: what accuracies are against: "labels", or "answers" of the original, where there are none.
+        speed: a sentence for each engine in which it became no faster: why, and what helps.
     """
 
     source: Mapping[str, Any]
@@ -77,6 +79,8 @@ class Report:
     after: Measured
     ratios: Mapping[str, float]
     files: Mapping[str, str]
+    truth: str = "labels"
+    speed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, with the versions that made it."""

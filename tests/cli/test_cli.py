@@ -335,6 +335,7 @@ def test_the_examples_are_all_commands() -> None:
         "quantize",
         "diff",
         "export",
+        "simplify",
         "report",
         "verify",
         "demo",

@@ -16,7 +16,7 @@ from PIL import Image
 
 import irtool
 from irtool.cli.main import run
-from irtool.cli.options import MOST_THREADS
+from irtool.engines.threads import MOST_THREADS
 
 NET = "VGG:depth=11,width=0.0625"
 SIZE = ["--input", "2x3x32x32"]

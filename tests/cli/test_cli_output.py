@@ -20,9 +20,9 @@ from irtool.archive import container
 from irtool.atomic_files import locked, replacing
 from irtool.cli import train as train_command
 from irtool.cli.main import run
-from irtool.cli.output import COMPRESS, QUANTIZE, RECIPE, TRAIN, claimed, makers, output_folder
 from irtool.errors import FileError
 from irtool.train.checkpoint import save_checkpoint
+from irtool.workflows.output_folder import COMPRESS, QUANTIZE, RECIPE, TRAIN, claimed, makers, output_folder
 
 ROOT = Path(__file__).parents[2]
 MODEL = "VGG:depth=11,width=0.0625"
@@ -260,7 +260,7 @@ def test_stdout_that_takes_nothing_costs_no_file(command: str, runs: Path, tmp_p
     os.close(reading)
     words = [sys.executable, "-m", "irtool", *commands(runs, tmp_path / "out")[command]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, timeout=900, check=False)
     os.close(writing)
     assert done.returncode == 1
     assert "rror" not in done.stderr

@@ -118,7 +118,7 @@ def test_the_same_command_under_torchrun(tmp_path: Path) -> None:
     small = [*SMALL[:-4], "--batch-size", "25", "--device", "cpu", "--seed", "3", "--lr", "0.05", "--out", str(tmp_path / "two")]
     words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", "-m", "irtool", "train", NET, *small]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, env=environment, check=False)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=900, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("written to") == 1
     assert run(["train", NET, *SMALL, "--out", str(tmp_path / "one"), "--seed", "3", "--lr", "0.05"]) == 0

@@ -207,7 +207,7 @@ def test_weights_beyond_the_limit_go_beside_the_model(tmp_path: Path, monkeypatc
     x = np.ones((3, 32), np.float32)
     assert np.abs(OnnxSession(export.path).run(x)[0] - TorchSession(module, torch.ones(1, 32)).run(x)[0]).max() < 1e-5
     (tmp_path / "big.onnx.data").unlink()
-    with pytest.raises(FileError, match=r"weights is missing.*Keep the \.data file beside"):
+    with pytest.raises(FileError, match=r"weights of 'weight' are missing.*Put it beside the model"):
         OnnxSession(export.path)
 
 

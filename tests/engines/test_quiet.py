@@ -27,7 +27,7 @@ print("after", sorted(record.lines))  # C writes what it holds at the end
 def test_what_c_buffers_is_captured_too() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # it unbuffers C as well
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=900, check=True, env=environment)
     before, chatter, after = done.stdout.splitlines()
     assert (before, chatter) == ("before", "from C, before")
     assert after == "after ['from C', 'from Python', 'from a descriptor']"

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from clock import Clock, clocked
 from torch import nn
 
 from irtool.engines import OnnxSession, TensorSpec, TorchSession, export_onnx, latency, latency_pairs
@@ -93,35 +94,34 @@ def test_relative_error_is_not_fooled() -> None:
 class Scripted:
     """A session that only sleeps, and notes who ran when."""
 
-    def __init__(self, name: str, pause: float, log: list[str]) -> None:
-        self.engine, self._pause, self._log = name, pause, log
+    def __init__(self, name: str, pause: float, log: list[str], clock: Clock) -> None:
+        self.engine, self._pause, self._log, self._clock = name, pause, log, clock
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        import time
-
         self._log.append(self.engine)
-        time.sleep(self._pause)
+        self._clock.sleep(self._pause)
         return []
 
 
-def test_latency_pairs_interleaves_and_compares_within_rounds() -> None:
+def test_latency_pairs_interleaves_and_compares_within_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    result = latency_pairs([Scripted("a", 0.004, log), Scripted("b", 0.002, log)], [], runs=4, warmup=1)
+    clock = clocked(monkeypatch, ["irtool.engines.latency"])
+    result = latency_pairs([Scripted("a", 0.004, log, clock), Scripted("b", 0.002, log, clock)], [], runs=4, warmup=1)
     assert "".join(log) == "ab" + "ab" + "ba" + "ab" + "ba"
     assert [entry.runs for entry in result.latencies] == [4, 4]
     assert result.ratios[0] == 1.0
-    assert 0.0 < result.ratios[1] < float("inf")
+    assert result.ratios[1] == pytest.approx(0.5)
     first = result.latencies[0]
-    assert 4.0 <= first.p10_ms <= first.median_ms <= first.p90_ms
+    assert [first.p10_ms, first.median_ms, first.p90_ms] == pytest.approx([4.0] * 3)
 
 
-def test_latency_stops_in_time_and_refuses_nonsense() -> None:
+def test_latency_stops_in_time_and_refuses_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
-    session = Scripted("a", 0.01, log)
-    timed = latency(session, [], runs=1000, warmup=2, seconds=0.05)
-    assert 1 <= timed.runs <= 5
+    session = Scripted("a", 0.01, log, clocked(monkeypatch, ["irtool.engines.latency"]))
+    timed = latency(session, [], runs=1000, warmup=2, seconds=0.045)
+    assert timed.runs == 5
     assert len(log) == timed.runs + 2
     assert latency(session, [], runs=9, warmup=0, seconds=1e-9).runs == 1
     for options, message in (({"runs": 0}, "at least one run"), ({"warmup": -1}, "0 times or more"), ({"seconds": 0.0}, "positive number")):

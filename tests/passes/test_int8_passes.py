@@ -64,7 +64,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> irtool.OnnxGraph:
             module.weight.data, module.bias.data = torch.rand_like(module.weight) + 0.1, torch.randn_like(module.bias) * 0.3
             module.running_mean, module.running_var = torch.randn_like(module.bias) * 0.3, torch.rand_like(module.bias) + 0.5
     graph = irtool.trace(net.eval(), torch.zeros(2, 3, 16, 16))
-    smaller = irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.4, "global", "select")))
+    smaller = irtool.fold_batchnorm(irtool.prune(graph, irtool.plan(graph, "bn_scale", 0.4, "global", "select", round_to=1)))
     folder = tmp_path_factory.mktemp("pruned")
     irtool.export_onnx(smaller, folder / "pruned.onnx")
     return irtool.load_onnx(folder / "pruned.onnx", [(2, 3, 16, 16)])

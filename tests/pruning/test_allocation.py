@@ -13,7 +13,7 @@ import irtool
 from irtool.channels.balance import Balance, balance_of
 from irtool.pruning.allocation import Limits, _nearest, _nearest_alike, _Rows, _Sets
 
-NONE = _Rows(np.zeros((0, 1), np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+NONE = _Rows(np.zeros((0, 1), np.int64), *[np.zeros(0, np.int64)] * 3)
 """No layer that the family touches."""
 
 
@@ -33,9 +33,9 @@ def test_both_ways_are_equally_near(seed: int) -> None:
     assert balance.alike
     target = draw.integers(0, width + 1, groups)
     total, least = groups * width, int(draw.integers(1, groups * width // 2 + 1))
-    layers = _Rows(np.ones((1, groups), np.int64), np.array([total]), np.array([total - least]))
     for rounding in (1, 2, groups):
-        closed, program = (solve(balance, target, layers, rounding) for solve in (_nearest_alike, _nearest))
+        layers = _Rows(np.ones((1, groups), np.int64), np.array([total]), np.array([total - least]), np.array([rounding]))
+        closed, program = (solve(balance, target, layers) for solve in (_nearest_alike, _nearest))
         assert (closed is None) == (program is None)
         if closed is not None and program is not None:
             assert np.abs(closed - target).sum() == np.abs(program - target).sum()
@@ -46,7 +46,7 @@ def test_both_ways_are_equally_near(seed: int) -> None:
 
 def test_of_equally_near_numbers_the_one_nearest_to_the_ratio_wins() -> None:
     balance = grouped(4, 16)
-    taken = _nearest_alike(balance, np.array([4, 6, 10, 12]), NONE, 1)
+    taken = _nearest_alike(balance, np.array([4, 6, 10, 12]), NONE)
     assert taken is not None
     assert taken.tolist() == [8, 8, 8, 8]
 
@@ -57,7 +57,7 @@ def test_a_shuffle_between_two_groupings_is_left_to_the_program() -> None:
     found = balance_of([table, shuffled], [table, shuffled], [table, shuffled])
     assert found is not None
     assert not found.alike
-    taken = _nearest(found, np.array([len(cell) // 2 for cell in found.cells]), NONE, 1)
+    taken = _nearest(found, np.array([len(cell) // 2 for cell in found.cells]), NONE)
     assert taken is not None
     assert not (found.equal @ taken).any()
 

@@ -34,7 +34,7 @@ def shares(graph: irtool.FxGraph, plan: irtool.Plan) -> dict[str, float]:
 @pytest.mark.parametrize("residual", ["couple", "select"])
 def test_is_kept_and_used(name: str, budget: dict[str, float], residual: str) -> None:
     graph = traced(name)
-    found = shares(graph, irtool.plan(graph, "l2", residual=residual, budget=budget))
+    found = shares(graph, irtool.plan(graph, "l2", residual=residual, round_to=1, budget=budget))
     used = [found[kind] / share for kind, share in budget.items()]
     assert max(used) <= 1 + 1e-9
     assert max(used) >= 0.97
@@ -107,7 +107,7 @@ def test_conditions_hold(resnet: irtool.FxGraph) -> None:
 
 
 def test_absolute_numbers(resnet: irtool.FxGraph) -> None:
-    plan = irtool.plan(resnet, "l2", budget={"params": 3_000_000, "bytes": 20e6})
+    plan = irtool.plan(resnet, "l2", budget={"params": 3_000_000, "bytes": 20e6}, round_to=1)
     after = irtool.cost(irtool.prune(resnet, plan))
     assert 2_910_000 <= after.params <= 3_000_000
 

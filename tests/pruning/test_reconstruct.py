@@ -229,7 +229,7 @@ def half_pruned() -> tuple[irtool.FxGraph, irtool.Plan]:
     model = PreResNet(11, width=0.25)
     parameters_drawn(model)
     graph = irtool.trace(model.eval(), torch.zeros(2, 3, 16, 16))
-    return graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select")
+    return graph, irtool.plan(graph, "bn_scale", 0.5, "global", "select", round_to=1)
 
 
 def test_every_layer_of_a_residual_net_gains_on_other_images() -> None:

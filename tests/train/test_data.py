@@ -178,6 +178,33 @@ def test_truncated_or_missing_idx_file(tmp_path: Path) -> None:
         load_data(root)
 
 
+@pytest.mark.parametrize("name", ["cifar-10-batches-py", "cifar-100-python"])
+def test_a_damaged_folder_of_pickles_is_refused_without_a_download(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision would unpack into the folder, through whatever links are there."""
+    import torchvision.datasets
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a download")
+
+    for kind in (torchvision.datasets.CIFAR10, torchvision.datasets.CIFAR100):
+        monkeypatch.setattr(kind, "download", refuse)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).symlink_to(tmp_path / "far")
+    with pytest.raises(DataError, match=r"its files are not complete\. Copy or download CIFAR10*"):
+        load_data(tmp_path / "data")
+    assert not list((tmp_path / "far").iterdir())
+
+
+def test_a_list_of_classes_that_is_no_text(tmp_path: Path) -> None:
+    rows = bytes([0]) + bytes(3072) + bytes([1]) + bytes(3072)
+    for file in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
+        (tmp_path / file).write_bytes(rows)
+    (tmp_path / "batches.meta.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="no list of classes"):
+        load_data(tmp_path)
+
+
 def test_cifar_binary_files(tmp_path: Path) -> None:
     row = bytes([3]) + bytes([10]) * 1024 + bytes([20]) * 1024 + bytes([30]) * 1024
     for name in (*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"):

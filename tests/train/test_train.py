@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clock import clocked
 from torch import nn
 from training import QUICK, net, same
 
@@ -248,7 +249,8 @@ def test_bf16_runs_and_learns(digits: Data) -> None:
     assert history.last.train_loss < history.records[0].train_loss
 
 
-def test_a_time_budget_ends_the_run_and_its_schedule(digits: Data) -> None:
+def test_a_time_budget_ends_the_run_and_its_schedule(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocked(monkeypatch, ["irtool.train.fit"], 0.01)
     history = fit(net(), digits, QUICK, epochs=10_000, time_budget=1.0)
     assert 1 <= len(history.records) < 10_000
     assert history.last.test_accuracy is not None

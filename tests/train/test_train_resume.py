@@ -68,7 +68,7 @@ def test_killed_in_mid_epoch_and_resumed_is_bit_equal_to_uninterrupted(digits: D
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     arguments = [str(tmp_path / "killed"), str(torch.get_num_threads()), str(Path(__file__).parents[1])]
     child = subprocess.run(
-        [sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert len(load_checkpoint(tmp_path / "killed" / "last.pt")["history"]["records"]) == 1
@@ -271,7 +271,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(digits: Data, tmp_pat
         str(Path(__file__).parents[1]),
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert child.returncode == 0, child.stderr
     two = json.loads(result.read_text())
     one = net()

@@ -55,7 +55,7 @@ def _select(x: Tensor, index: Tensor) -> Tensor:
 
 
 def test_half_pruned_has_the_published_widths_and_outputs(graph: irtool.FxGraph, published: dict, tmp_path: Path) -> None:
-    plan = irtool.plan(graph, "bn_scale", 0.5, "global", "select")
+    plan = irtool.plan(graph, "bn_scale", 0.5, "global", "select", round_to=1)
     inner = [layer.kept for layer in plan.layers if layer.name.startswith("select") or layer.name.endswith((".conv1", ".conv2"))]
     assert inner == published["cfg"]
     folded = irtool.fold_batchnorm(irtool.prune(graph, plan, "drop"))
@@ -77,7 +77,7 @@ def test_half_pruned_has_the_published_widths_and_outputs(graph: irtool.FxGraph,
 @pytest.mark.parametrize("ratio", [0.7, 0.95])
 @pytest.mark.parametrize("constants", ["drop", "absorb"])
 def test_higher_ratios_run_without_emptying_a_layer(graph: irtool.FxGraph, ratio: float, constants: str) -> None:
-    plan = irtool.plan(graph, "bn_scale", ratio, "global", "select")
+    plan = irtool.plan(graph, "bn_scale", ratio, "global", "select", round_to=1)
     assert min(layer.kept for layer in plan.layers) >= 1
     assert irtool.check_prune(graph, plan, constants=constants).relative <= 1e-9
     smaller = irtool.prune(graph, plan, constants)

@@ -258,7 +258,7 @@ def test_killed_in_the_middle_of_steps_it_ends_in_the_same_bytes(tmp_path: Path,
     # In the second epoch, before its checkpoint; and with the int8 file written, before it is timed.
     for module, name, times in (("irtool.train.fit", "save_checkpoint", 2), ("irtool.workflows.quantize", "latency_pairs", 1)):
         call = [sys.executable, "-c", KILLED, module, name, str(times), *command(path, killed)]
-        assert subprocess.run(call, capture_output=True, timeout=300).returncode == -signal.SIGKILL
+        assert subprocess.run(call, capture_output=True, timeout=900).returncode == -signal.SIGKILL
     assert not json.loads((killed / "06-int8" / "step.json").read_text())["done"]
     assert run(command(path, killed)) == 0
     shown = capsys.readouterr().out

@@ -16,6 +16,7 @@ from irtool.analysis.diff.replacements import Unmatched, find_replacements
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir.graph import Graph, Node
 from irtool.page import diff_page
+from irtool.tensor_defaults import plain_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ _COLORS: Mapping[str, str] = {"-": "\x1b[31m", "+": "\x1b[32m", "~": "\x1b[33m",
 _RESET = "\x1b[0m"
 
 
+@plain_tensors()
 def diff(a: Graph, b: Graph) -> Diff:
     """Compare two graphs of any hosts by structure, channels and numbers.
 

@@ -23,6 +23,7 @@ from irtool.engines.mnn.workarounds import mended
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
+from irtool.tensor_defaults import plain_tensors
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
 TOLERANCE = 1e-3
@@ -46,6 +47,7 @@ class MnnExport:
     max_error: float | None
 
 
+@plain_tensors()
 def export_mnn(
     onnx_path: str | os.PathLike[str],
     path: str | os.PathLike[str],
@@ -79,6 +81,7 @@ def export_mnn(
     source = model_file(onnx_path, ".onnx")
     flags = _flags(fp16, weight_bits, compression_params, timeout)
     model = _read(source)
+    _check_inputs(model, source)
     for module in ("MNN", "_tools"):
         if importlib.util.find_spec(module) is None:
             raise BackendError("MNN is not installed", where="export_mnn", remedy="pip install MNN")
@@ -116,6 +119,32 @@ def _read(source: Path) -> onnx.ModelProto:
             "the file names no operator set", where=str(source), remedy="Export it again; without an opset its operators have no meaning."
         )
     return model
+
+
+_TAKEN = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64, onnx.TensorProto.UINT8)
+"""Element types of inputs that MNN's Python interface writes; of 64-bit integers the converter makes 32-bit ones."""
+
+
+def _check_inputs(model: onnx.ModelProto, source: Path) -> None:
+    """Refuse inputs that MNN cannot be given. Raises ExportError."""
+    names, _ = _names(model)
+    for value in model.graph.input:
+        kind = value.type.tensor_type.elem_type
+        if value.name in names and kind not in _TAKEN:
+            told = _TYPES.get(kind, onnx.TensorProto.DataType.Name(kind).lower())
+            raise ExportError(
+                f"its input {value.name!r} is {told}: MNN takes float32, int32, int64 and uint8",
+                where=str(source),
+                remedy=_INPUT_REMEDIES.get(kind, "Export the model with an input of one of these types, and a Cast behind it."),
+            )
+
+
+_TYPES = {onnx.TensorProto.DOUBLE: "float64", onnx.TensorProto.UNDEFINED: "no tensor"}
+_INPUT_REMEDIES = {
+    onnx.TensorProto.FLOAT16: "Export the model in float32; fp16=True then stores its weights as half floats.",
+    onnx.TensorProto.DOUBLE: "Export the model in float32 (model.float()).",
+    onnx.TensorProto.BOOL: "Export it with a float or uint8 input, and a Cast to bool behind it.",
+}
 
 
 def _names(model: onnx.ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -25,6 +25,7 @@ class MnnSession:
     Args:
         path: the .mnn file.
         threads: threads; all cores if None.
+        inputs: names of the inputs to take, where `outputs` need no others.
         outputs: names of tensors to return in place of the model's outputs, to look inside; what the converter fused has none.
         probe: first load and run the file in another process, which takes about 0.3 s. MNN refuses truncated and foreign files by
             itself; a file with a few damaged bytes can end the process. Worth it for files from elsewhere.
@@ -37,22 +38,25 @@ class MnnSession:
     engine = "mnn"
 
     def __init__(
-        self, path: str | os.PathLike[str], threads: int | None = None, *, outputs: Sequence[str] | None = None, probe: bool = False
-    ) -> None:
+        self, path: str | os.PathLike[str], threads: int | None = None, *, inputs: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None, probe: bool = False,
+    ) -> None:  # fmt: skip
         self.path = model_file(path, ".mnn")
         count = thread_count(threads)
         self._mnn = mnn_module()
         if probe:
             _probe(self.path)
-        info = _load(self._mnn, str(self.path), [], [], count).get_info()
+        # With both ends named, MNN loads what lies between alone.
+        part = (list(inputs), list(outputs)) if inputs is not None and outputs is not None else ([], [])
+        info = _load(self._mnn, str(self.path), *part, count).get_info()
         self._output_names = list(info["outputNames"] if outputs is None else outputs)
-        self._module = _load(self._mnn, str(self.path), info["inputNames"], self._output_names, count)
-        self._formats = [held.data_format for held in info["inputs"]]
-        self._kinds = [held.dtype for held in info["inputs"]]
-        self._inputs = tuple(
-            TensorSpec(name, _free_batch(held.shape), self._dtype(held.dtype))
-            for name, held in zip(info["inputNames"], info["inputs"], strict=True)
-        )
+        held_inputs = {
+            name: held for name, held in zip(info["inputNames"], info["inputs"], strict=True) if inputs is None or name in inputs
+        }
+        self._module = _load(self._mnn, str(self.path), list(held_inputs), self._output_names, count)
+        self._formats = [held.data_format for held in held_inputs.values()]
+        self._kinds = [held.dtype for held in held_inputs.values()]
+        self._inputs = tuple(TensorSpec(name, _free_batch(held.shape), self._dtype(held.dtype)) for name, held in held_inputs.items())
         self._outputs: tuple[TensorSpec, ...] | None = None
         self._planned: set[tuple[tuple[int, ...], ...]] = set()
 
@@ -135,7 +139,7 @@ def mnn_module() -> Any:
         raise BackendError("MNN is not installed", remedy="pip install MNN") from error
 
 
-def _probe(path: Path, timeout: float = 120.0) -> None:
+def _probe(path: Path, timeout: float = 600.0) -> None:
     died, said = in_child(["probe", str(path.absolute())], path.absolute().parent, timeout)
     if died:
         raise FileError(

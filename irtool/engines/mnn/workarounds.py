@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
+
+from irtool.engines.mnn.rewrites import known_sizes, rewrite, whole_numbers
 
 _AXIS_ONE_BEFORE_13 = ("Softmax", "LogSoftmax", "Hardmax")
 
@@ -19,7 +20,7 @@ def mended(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
     """
     if any(tensor.external_data for tensor in model.graph.initializer):
         return source
-    if not any([_explicit_axes(model), _flips_by_index(model)]):
+    if not any([rewrite(model), _explicit_axes(model), _flips_by_index(model)]):
         return source
     path = folder / "mended.onnx"
     onnx.save(model, str(path))
@@ -40,10 +41,10 @@ def _flips_by_index(model: onnx.ModelProto) -> bool:
 
     Only where the sizes of the sliced axes are known; others are left, and found out when the file is run.
     """
-    constants = dict(_whole_numbers(model))
+    constants = dict(whole_numbers(model))
     if not any(_goes_back(node, constants) for node in model.graph.node):
         return False
-    sizes, nodes = _sizes(model), []
+    sizes, nodes = known_sizes(model), []
     for node in model.graph.node:
         nodes += (_gathers(node, constants, sizes, model) if _goes_back(node, constants) else None) or [node]
     copies = [helper.make_node("", [], []) for _ in nodes]
@@ -90,24 +91,3 @@ def _positions(start: int, end: int, step: int, size: int) -> range:
     low, high = (-1, size - 1) if step < 0 else (0, size)
     start, end = (bound + size if bound < 0 else bound for bound in (start, end))
     return range(min(max(start, 0), high), min(max(end, low), high), step)
-
-
-def _whole_numbers(model: onnx.ModelProto) -> Iterator[tuple[str, list[int]]]:
-    """The integer vectors that a file holds, by name."""
-    tensors = [(tensor.name, tensor) for tensor in model.graph.initializer]
-    tensors += [
-        (node.output[0], a.t) for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.name == "value"
-    ]
-    for name, tensor in tensors:
-        if tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32) and len(tensor.dims) == 1:
-            yield name, numpy_helper.to_array(tensor).tolist()
-
-
-def _sizes(model: onnx.ModelProto) -> dict[str, list[int | None]]:
-    """The shapes that are known, None for a free size."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    return {
-        value.name: [entry.dim_value if entry.HasField("dim_value") else None for entry in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info)
-        if value.type.tensor_type.HasField("shape")
-    }

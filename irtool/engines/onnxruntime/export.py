@@ -23,6 +23,7 @@ from irtool.engines.quiet import captured
 from irtool.errors import ExportError, OptionError
 from irtool.hosts.onnx.file import move_with_weights
 from irtool.temporary import folder_beside
+from irtool.tensor_defaults import plain_tensors
 
 # A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model.
 INLINE_LIMIT = 2**31 - 2**24
@@ -58,6 +59,7 @@ class OnnxExport:
     note: str
 
 
+@plain_tensors()
 def export_onnx(
     source: Source | nn.Module,
     path: str | os.PathLike[str],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from irtool.engines.quiet import captured
 from irtool.engines.session import TensorSpec, checked, model_file, thread_count
 from irtool.errors import BackendError, FileError
 from irtool.hosts.onnx.file import check_bounds
+from irtool.hosts.onnx.interpreter import showing
 
 # onnxruntime's type names that are not numpy's.
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -39,6 +41,7 @@ class OnnxSession:
         path: the .onnx file; weights in a file beside it are found.
         threads: threads per operator; all cores if None.
         profile: the beginning of a file name to profile under; see `end_profile`.
+        values: what `run` returns, by name, instead of the outputs: any values inside.
 
     Raises:
         FileError: missing, empty, truncated, not ONNX, or asking for more than any model does.
@@ -47,7 +50,8 @@ class OnnxSession:
 
     engine = "onnxruntime"
 
-    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, profile: Path | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int | None = None, *, profile: Path | None = None,
+                 values: Sequence[str] = ()) -> None:  # fmt: skip
         file = model_file(path, ".onnx")
         check_bounds(file)
         ort = onnxruntime()
@@ -57,13 +61,14 @@ class OnnxSession:
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
         try:
-            with captured():
-                self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            with captured(), showing(file, values) as source:
+                self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class below Exception
             raise _load_error(error, str(file)) from error
         self.path = file
         self._inputs = tuple(_spec(value) for value in self._session.get_inputs())
-        self._outputs = tuple(_spec(value) for value in self._session.get_outputs())
+        self._outputs = tuple(_spec(value) for value in self._session.get_outputs() if not values or value.name in values)
+        self._names = list(values) or None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -77,7 +82,7 @@ class OnnxSession:
         """One array per output."""
         feed = dict(zip((spec.name for spec in self._inputs), checked(self.engine, self._inputs, arrays), strict=True))
         try:
-            return [np.asarray(output) for output in self._session.run(None, feed)]
+            return [np.asarray(output) for output in self._session.run(self._names, feed)]
         except Exception as error:  # as above
             raise BackendError(
                 f"running failed: {_reason(error)}",

@@ -20,6 +20,10 @@ from irtool.errors import GraphError
 Array = NDArray[Any]
 Typed = tuple[int, tuple[int, ...]]
 """An element type (`TensorProto.DataType`) and a shape."""
+Open = tuple[int, tuple[int | None, ...]]
+"""The same with None for each size that is not known."""
+Seen = Typed | None
+"""What a run tells of a value: its type, or None for a sequence of tensors."""
 LARGEST = 1 << 28
 """Values above this many entries are refused: a file that asks for them is broken, or means to exhaust the memory."""
 MOST_AXES = 32
@@ -54,6 +58,11 @@ def element_type(dtype: Any) -> int:
 
 
 def infer(node: NodeProto, types: Mapping[str, Typed], known: Mapping[str, Array], opset: int) -> list[Typed | None]:
+    """`infer_open` where it tells all sizes of an output, else None."""
+    return [closed(found) for found in infer_open(node, types, known, opset)]
+
+
+def infer_open(node: NodeProto, types: Mapping[str, Open], known: Mapping[str, Array], opset: int) -> list[Open | None]:
     """Types and shapes of a node's outputs by ONNX's own shape inference; None where it cannot tell.
 
     Args:
@@ -80,16 +89,22 @@ def infer(node: NodeProto, types: Mapping[str, Typed], known: Mapping[str, Array
         ) from error
     except (KeyError, RuntimeError, ValueError, TypeError):
         return [None] * len(node.output)
-    return [_concrete(found.get(name)) for name in node.output]
+    return [_open(found.get(name)) for name in node.output]
 
 
-def _concrete(kind: TypeProto | None) -> Typed | None:
+def _open(kind: TypeProto | None) -> Open | None:
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None
     dims = kind.tensor_type.shape.dim
-    if not all(dim.HasField("dim_value") for dim in dims):
+    return kind.tensor_type.elem_type, tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+
+
+def closed(found: Open | None) -> Typed | None:
+    """A type all of whose sizes are known, or None."""
+    if found is None:
         return None
-    return kind.tensor_type.elem_type, tuple(dim.dim_value for dim in dims)
+    sizes = tuple(size for size in found[1] if size is not None)
+    return (found[0], sizes) if len(sizes) == len(found[1]) else None
 
 
 def check_size(shape: Sequence[int], where: str) -> None:

@@ -15,6 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from irtool.atomic_files import replacing
 from irtool.errors import FileError
 from irtool.hosts.onnx.limits import check_extent
+from irtool.hosts.onnx.mend import closed_outputs, mend
 from irtool.temporary import folder_beside
 
 INLINE_LIMIT = 2**31 - 2**24
@@ -27,7 +28,12 @@ _BROKEN = "Write the file again, or get a whole copy of it: onnx.checker names t
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelProto:
-    """The model in a file, weights included, checked by onnx.checker.
+    """The model in a file, as `read_mended` gives it."""
+    return read_mended(path)[0]
+
+
+def read_mended(path: str | os.PathLike[str]) -> tuple[ModelProto, list[str]]:
+    """The model in a file, weights included, checked by onnx.checker; and what had to be mended for that.
 
     Raises:
         FileError: no such file, not ONNX, cut off, malformed, without an operator set, or with weights outside its folder.
@@ -35,8 +41,15 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
     file = Path(path)
     model = read_description(file)
     _load_weights(model, file)
-    check(model, str(file))
-    return model
+    return model, checked(model, str(file))
+
+
+def checked(model: ModelProto, where: str) -> list[str]:
+    """Mend what onnxruntime does not mind, in place, and run onnx.checker. Returns what was mended; raises FileError."""
+    notes = mend(model)
+    with closed_outputs(model):
+        check(model, where)
+    return notes
 
 
 def read_description(path: str | os.PathLike[str]) -> ModelProto:
@@ -234,9 +247,12 @@ def write_model(model: ModelProto, path: str | os.PathLike[str]) -> int:
     target = Path(path)
     with replacing(target) as temporary, folder_beside(target.parent) as folder:
         draft = folder / target.name
-        write_draft(model, draft)
         try:
-            onnx.checker.check_model(str(draft), full_check=True)
+            with closed_outputs(model) as unknown:
+                write_draft(model, draft)
+                onnx.checker.check_model(str(draft), full_check=True)
+            if unknown and not is_large(model):  # nobody knows the shape: it stays unsaid
+                write_draft(model, draft)
         except Exception as error:  # the checker raises types of its own and of its C++ part
             raise FileError(
                 f"the graph does not pass onnx.checker: {_first_line(error)}", where=str(target), remedy="Please report it."

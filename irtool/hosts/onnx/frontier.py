@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import update_import_domains
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class OnnxFrontier:
         self._views = {node.host.name: node for node in graph.nodes if node.host is not None}
         place = {node.name: number for number, node in enumerate(self._hosts)}
         self._place = {stop.node.name: place[stop.node.host.name] for stop in stops}
-        self._next = 0
+        self._next, self._unseen = 0, graph.behind_foreign()
         self._outside = set(graph.host.tensors())
         self._last: dict[str, int] = {}
         end = max(self._place.values(), default=0)
@@ -53,8 +53,8 @@ class OnnxFrontier:
         ]
 
     def usable(self, stop: Stop) -> bool:
-        """Whether all that the stop looks at can be seen: every tensor has a name."""
-        return True
+        """Whether all that the stop looks at can be seen: every tensor has a name, and most can be run."""
+        return not any(value.name in self._unseen for value, _ in stop.reads)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -68,6 +68,7 @@ class OnnxFrontier:
         """Run all batches up to this stop."""
         place = self._place[node.name]
         hosts, self._next = self._hosts[self._next : place], place
+        hosts = [host for host in hosts if not any(output.name in self._unseen for output in host.outputs)]
         if not hosts:
             return
         made = [output.name for host in hosts for output in host.outputs if output.name]
@@ -118,11 +119,18 @@ class OnnxFrontier:
                 addition, constant = _added(proto, added.to(view.output.dtype or torch.float32))
                 protos.append(addition)
                 weights.append(constant)
-        inputs = [helper.make_tensor_value_info(name, element_type(live[name].dtype), [None] * live[name].ndim) for name in needed]
+        inputs = [_described(name, live[name]) for name in needed]
         outputs = [helper.make_empty_tensor_value_info(name) for name in wanted]
         graph = helper.make_graph(protos, "piece", inputs, outputs, weights)
         imports, version = update_import_domains(self.graph.host), max(self.graph.header.ir_version, 4)
         return helper.make_model(graph, opset_imports=imports, ir_version=version), list(needed)
+
+
+def _described(name: str, array: Array | list[Array]) -> ValueInfoProto:
+    """An input of a piece: a tensor of any sizes, or a sequence of some."""
+    if isinstance(array, list):
+        return helper.make_tensor_sequence_value_info(name, element_type(array[0].dtype) if array else TensorProto.FLOAT, None)
+    return helper.make_tensor_value_info(name, element_type(array.dtype), [None] * array.ndim)
 
 
 def _added(proto: NodeProto, data: Tensor) -> tuple[NodeProto, TensorProto]:

@@ -13,18 +13,18 @@ import torch
 from onnx import ModelProto, helper
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import Array, Typed, element_type, proto_of, run_node
+from irtool.hosts.onnx.data_sizes import instead_of_outputs
+from irtool.hosts.onnx.duplicates import merge_duplicates
+from irtool.hosts.onnx.edges import cleanup, redirect
+from irtool.hosts.onnx.evaluate import Array, Seen, proto_of, run_node
 from irtool.hosts.onnx.frontier import OnnxFrontier
-from irtool.hosts.onnx.interpreter import described, run_model
+from irtool.hosts.onnx.interpreter import described
 from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
-from irtool.hosts.onnx.static_shapes import settle_shapes
-from irtool.hosts.onnx.trial import observed_types
-from irtool.ir.frontier import Batch, Seen, Stop
+from irtool.hosts.onnx.runnable import Runnable
+from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
+from irtool.ir import frontier
 from irtool.ir.graph import Graph, Node, Value
-
-LOOP_SECONDS = 120.0
-"""How long a model with a Loop may take on the example after an edit: as it came from its file it has ended in a process of its own."""
 
 
 class OnnxGraph(Graph):
@@ -41,6 +41,8 @@ class OnnxGraph(Graph):
         history: the steps (JSON data) that made this graph out of the file's.
         fix: called before each host node is read; it may change the node's inputs.
         apart: whether nobody knows yet what the program does when it is run: if it must be, then in a process of its own.
+        foreign: the operators (domain, name) that onnxruntime does not run.
+        notes: what was mended in the file, or must be known of it, a line each.
 
     Raises:
         GraphError: the program does not fit the example's sizes.
@@ -48,11 +50,13 @@ class OnnxGraph(Graph):
 
     def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], header: ModelProto, *, filled: frozenset[str] = frozenset(),
                  selects: frozenset[str] = frozenset(), scalars: frozenset[str] | None = None, empty: frozenset[str] = frozenset(), history: Sequence[Mapping[str, Any]] = (),
-                 fix: Fix | None = None, apart: bool = False) -> None:  # fmt: skip
+                 fix: Fix | None = None, apart: bool = False, foreign: frozenset[tuple[str, str]] = frozenset(), notes: Sequence[str] = ()) -> None:  # fmt: skip
         self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
-        self.selects = set(selects)
+        self.selects, self._foreign, self.notes = set(selects), foreign, tuple(notes)
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.scalars = _scalars(host) if scalars is None else scalars
+        self.operators = len(host.nodes)
+        """How many operators the file has; of a graph that a pass made, those of its program."""
         self._apart = apart
         self.analyses: dict[str, Any] = {}
         """Results of analyses by name; they live as long as this graph, which never changes."""
@@ -62,11 +66,16 @@ class OnnxGraph(Graph):
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self.analyses.clear()
-        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix)
+        self._runnable = Runnable(self.host, self.header, self.sizes, self._foreign)
+        self.foreign, declared = self._runnable.foreign, self._runnable.declared
+        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix, declared)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.known, self._values, self.opset = reader.known, reader.values, reader.opset
+        self.data_sized = frozenset(reader.data_sized)
+        self.types = reader.output_types()
         self._quantised = {node.inputs[0].name: node for node in reader.quantised.values()}
-        self.example_inputs = tuple(torch.zeros(value.sizes, dtype=value.dtype) for value in self.inputs)
+        # A mask means something where it is true: of zeros nothing would come through.
+        self.example_inputs = tuple(torch.full(v.sizes, v.dtype == torch.bool, dtype=v.dtype) for v in self.inputs)
         self.tracer = f"ONNX, opset {self.opset}"
 
     def clone(self) -> OnnxGraph:
@@ -75,7 +84,8 @@ class OnnxGraph(Graph):
 
     def at(self, sizes: Mapping[str, tuple[int, ...]]) -> OnnxGraph:
         """The same program read for other example sizes."""
-        return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history)
+        return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history,
+                         foreign=self._foreign, notes=self.notes)  # fmt: skip
 
     def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
         """The same description over another program."""
@@ -89,6 +99,8 @@ class OnnxGraph(Graph):
             empty=empty,
             history=self.history,
             fix=fix,
+            foreign=self._foreign,
+            notes=self.notes,
         )
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
@@ -114,7 +126,7 @@ class OnnxGraph(Graph):
 
     def tidied(self) -> None:
         """Drop what nothing reads, and read the host again: the end of a series of edits."""
-        self.host.cleanup()
+        cleanup(self.host)
         self.refresh()
 
     def accepts_bias(self, node: Node) -> bool:
@@ -147,17 +159,15 @@ class OnnxGraph(Graph):
         node.host.inputs.clear()  # `cleanup` takes what makes nothing; `remove` compares node by node, which is slow
         if any(output is o for o in self.host.outputs):
             producer = source.inputs[0]
-            for reader in list(source.outputs):
-                _exchange(reader.inputs, source, output)
+            redirect(source, output)
             _exchange(producer.outputs, source, output)
             return
-        for reader in list(output.outputs):
-            _exchange(reader.inputs, output, source)
+        redirect(output, source)
 
     def drop_dead(self) -> list[str]:
         """Take out every operator that nobody reads; their names. `tidied` when done."""
         before = [node.name for node in self.host.nodes]
-        self.host.cleanup()
+        cleanup(self.host)
         left = {node.name for node in self.host.nodes}
         return [name for name in before if name not in left]
 
@@ -167,6 +177,16 @@ class OnnxGraph(Graph):
         gone = settle_shapes(self.host, self.proto)
         self.scalars |= _scalars(self.host) - before
         return gone
+
+    def simplify_sizes(self) -> int:
+        """Write down what sizes the program computes, as far as one example more or less cannot change them, and compute nothing
+        twice; how many operators went. `tidied` when done.
+        """
+        before, count = _scalars(self.host), len(self.host.nodes)
+        while settle_shapes(self.host, self.proto) + settle_reshapes(self.host, self.proto) + merge_duplicates(self.host):
+            pass
+        self.scalars |= _scalars(self.host) - before
+        return count - len(self.host.nodes)
 
     def is_constant(self, node: Node, constants: Set[Value]) -> bool:
         """Whether all that the node reads are parameters or `constants`."""
@@ -233,26 +253,53 @@ class OnnxGraph(Graph):
             GraphError: onnxruntime is absent, or refuses the model or the inputs.
         """
         feed = {tensor.name: _array(data) for tensor, data in zip(self.host.inputs, inputs, strict=True)}
-        found = run_model(self.proto, feed, values)
-        return tuple(torch.from_numpy(np.array(array)) for array in found)
+        names = list(values) or [value.name for value in self.outputs]
+        found = self._runnable.run(self.proto, feed, names)
+        return tuple(torch.from_numpy(np.array(found[name])) for name in names)
 
-    def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
+    def runs_on(self, *inputs: torch.Tensor) -> bool:
+        """Whether the program runs on inputs of these sizes, as far as onnxruntime has its operators."""
+        try:
+            self.run(*inputs, values=self.compared())
+        except (RuntimeError, ValueError, GraphError):
+            return False
+        return True
+
+    def runnable(self, names: Sequence[str]) -> list[str]:
+        """Those of some values that `run` can give: not what follows on an operator that onnxruntime does not have."""
+        return self._runnable.left(self.proto, names) if self.foreign else list(names)
+
+    def behind_foreign(self) -> set[str]:
+        """The names of the values that hang on an operator which onnxruntime does not have."""
+        return self._runnable.behind()
+
+    def observe(self, batch: frontier.Batch, names: Collection[str], seen: frontier.Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and output of each node named."""
         observed = [node for node in self.nodes if node.name in names]
         for node, value in zip(observed, self.run(*batch, values=[node.output.name for node in observed]), strict=True):
             seen(node.name, value)
 
-    def side_by_side(self, batches: Sequence[Batch], stops: Sequence[Stop]) -> OnnxFrontier:
+    def side_by_side(self, batches: Sequence[frontier.Batch], stops: Sequence[frontier.Stop]) -> OnnxFrontier:
         """Run the program on several batches at once, stopping before some nodes."""
         return OnnxFrontier(self, batches, stops)
 
-    def _observe(self, names: list[str]) -> Mapping[str, Typed]:
+    def _observe(self, names: list[str]) -> Mapping[str, Seen]:
         """Types of the example's values by running the whole model on ones, parameters that are still empty included."""
-        if self._apart:
-            return observed_types(self.proto, {t.name: (np.dtype(t.dtype).name, self.sizes[t.name]) for t in self.host.inputs}, names)
-        feed = {t.name: np.ones(self.sizes[t.name], t.dtype) for t in self.host.inputs}
-        found = run_model(self.proto, feed, names, LOOP_SECONDS)
-        return {name: (element_type(array.dtype), array.shape) for name, array in zip(names, found, strict=True)}
+        return self._runnable.observe(self.proto, names, apart=self._apart)
+
+    def compared(self) -> list[str]:
+        """The values by which this graph and another form of it are compared: its outputs, as far as no size of theirs is data,
+        and what goes into operators that onnxruntime does not run.
+        """
+        found = self.analyses.get("compared")
+        if found is None:
+            found = self.analyses["compared"] = instead_of_outputs(self, self.data_sized, frozenset(self._runnable.declared))
+        names: list[str] = found
+        return names
+
+    def hidden_outputs(self) -> tuple[str, ...]:
+        """The outputs that are not among `compared`."""
+        return tuple(dict.fromkeys(value.name for value in self.outputs if value.name not in self.compared()))
 
     def real(self, name: str) -> torch.Tensor | None:
         """A parameter in real numbers: a quantised weight is (integers - zero point) * scale."""

@@ -116,6 +116,19 @@ def _loadable(model: ModelProto) -> Iterator[bytes | str]:
         yield str(path)
 
 
+@contextmanager
+def showing(file: Path, values: Sequence[str]) -> Iterator[bytes | str]:
+    """What onnxruntime takes to run a file with some values inside among its outputs; the file itself if there are none."""
+    if not values:
+        yield str(file)
+        return
+    model = onnx.load(str(file))
+    present = {output.name for output in model.graph.output}
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in values if name not in present)
+    with _loadable(model) as source:
+        yield source
+
+
 def described(host: gs.Graph, header: ModelProto, filled: frozenset[str]) -> ModelProto:
     """The host as an ONNX model with the file's own description around it."""
     model: ModelProto = gs.export_onnx(host, do_type_check=False)
@@ -128,6 +141,8 @@ def described(host: gs.Graph, header: ModelProto, filled: frozenset[str]) -> Mod
         for value in mine:
             if value.name in described:
                 value.CopyFrom(described[value.name])
+    made = {name for node in model.graph.node for name in node.output} - {value.name for value in model.graph.output}
+    model.graph.value_info.extend(value for value in header.graph.value_info if value.name in made)
     _fill(model.graph, filled)
     return model
 

@@ -20,6 +20,8 @@ MOST_INLINED = 1 << 28
 """Bytes that inlining functions may add to a model."""
 MOST_DENSE = 1 << 27
 """Numbers that the sparse tensors of a model stand for."""
+MOST_AROUND = 1 << 27
+"""Bodies of control flow times the operators of the graph: each is read with the names of all that is around it."""
 _REMEDY = "Do not trust this file; if it is yours, export it with fewer or smaller functions."
 
 
@@ -53,8 +55,10 @@ class _Count:
         self.functions = {(_domain(f.domain), f.name, f.overload): f for f in model.functions}
         self.known: dict[int, _Extent] = {}
         self.open: set[int] = set()
-        self.dense = sum(math.prod(sparse.dims) for sparse in model.graph.sparse_initializer)
+        self.dense = sum(abs(math.prod(sparse.dims)) for sparse in model.graph.sparse_initializer)
         """Numbers that sparse tensors stand for."""
+        self.held = 0
+        """Bodies of control flow."""
 
     def check(self) -> None:
         for function in self.functions.values():
@@ -62,6 +66,7 @@ class _Count:
         found = self.nodes(self.model.graph.node, 0)
         self.require(found.nodes, MOST_NODES, "operators, its functions inlined")
         self.require(self.dense, MOST_DENSE, "numbers in sparse tensors, written out")
+        self.require(self.held * found.nodes, MOST_AROUND, "operators around bodies of control flow, once for each body")
         self.require(found.bodies, MOST_NESTED, "bodies of control flow within each other")
         if self.model.functions:
             self.require(found.bytes, MOST_INLINED, "bytes in calls of functions")
@@ -80,13 +85,14 @@ class _Count:
             parts = [self.function(function, calls + 1)] if function is not None else []
             if node.attribute:
                 parts += [self.body(body, calls) for body in bodies_of(node)]
-                self.dense += sum(math.prod(sparse.dims) for sparse in _sparse_of(node))
+                self.dense += sum(abs(math.prod(sparse.dims)) for sparse in _sparse_of(node))
             for part in parts:
                 count, bytes_, bodies = count + part.nodes, bytes_ + part.bytes, max(bodies, part.bodies)
         return _Extent(count, bodies, 0, bytes_)
 
     def body(self, graph: GraphProto, calls: int) -> _Extent:
-        self.dense += sum(math.prod(sparse.dims) for sparse in graph.sparse_initializer)
+        self.dense += sum(abs(math.prod(sparse.dims)) for sparse in graph.sparse_initializer)
+        self.held += 1
         found = self.nodes(graph.node, calls)
         return _Extent(found.nodes, found.bodies + 1, 0, found.bytes)
 

@@ -12,10 +12,15 @@ from onnx import ModelProto, inliner
 
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.hosts.onnx.evaluate import check_size
-from irtool.hosts.onnx.file import read_model, stored_bytes, write_model
+from irtool.hosts.onnx.file import read_mended, stored_bytes, write_model
+from irtool.hosts.onnx.foreign import foreign_operators, kept_descriptions
+from irtool.hosts.onnx.given import Given, dense_initialisers, set_inputs
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.limits import check_extent
+from irtool.hosts.onnx.mend import settle_outputs
 from irtool.hosts.onnx.normalize import tidy
+from irtool.hosts.onnx.sequences import axis_sizes
+from irtool.tensor_defaults import plain_tensors
 
 LARGEST_INPUTS = 1 << 30
 """Bytes of all inputs of the example together."""
@@ -27,22 +32,27 @@ Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]
 """Shapes of inputs, by name or in order."""
 
 
-def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None) -> OnnxGraph:
+@plain_tensors()
+def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None, values: Given | None = None) -> OnnxGraph:
     """Read an .onnx file as a graph.
 
     Args:
         path: the file; weights beside it are read too, weights outside its folder never.
         sizes: a shape for each input with free axes that the defaults do not suit, by name or in the file's order; None in a
             shape is the default of that axis: the file's size, or where that is free 1 for the first axis and 64 for others.
+        values: numbers for inputs by name, such as a sample rate: such an input becomes a constant, and a branch that hangs on it
+            takes the place of its If.
 
     Raises:
         FileError: the file is missing, malformed, of an unknown operator set, or unsafe.
-        OptionError: `sizes` names an input that does not exist, or contradicts the file.
+        OptionError: `sizes` or `values` names an input that does not exist, or contradicts the file.
         GraphError: the model does not fit the sizes.
     """
-    model = read_model(path)
+    model, mended = read_mended(path)
     try:
-        return from_model(model, sizes)
+        graph = from_model(model, sizes, values)
+        graph.notes = (*mended, *graph.notes)
+        return graph
     except IrtoolError as error:
         where = f"{path}: {error.where}" if error.where else str(path)
         raise type(error)(error.what, where=where, remedy=error.remedy) from error
@@ -54,18 +64,24 @@ def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None) -> OnnxG
         ) from error
 
 
-def from_model(model: ModelProto, sizes: Sizes | None = None) -> OnnxGraph:
+def from_model(model: ModelProto, sizes: Sizes | None = None, values: Given | None = None) -> OnnxGraph:
     """The same for a model in memory; it is not changed."""
     for value in (*model.graph.input, *model.graph.output):
-        if value.type.WhichOneof("value") != "tensor_type":
+        if value.type.WhichOneof("value") not in ("tensor_type", None):
             raise GraphError(
                 "an input or output that is no tensor", where=value.name, remedy="Export the part that takes and gives tensors."
             )
     check_extent(model, "the model")
     if model.functions:
         model = inliner.inline_local_functions(model)
+    given: list[str] = []
+    if values or model.graph.sparse_initializer:
+        model = _copy(model)
+        given = set_inputs(model, values or {})
+        dense_initialisers(model)
+    foreign = foreign_operators(model)
     host = gs.import_onnx(model)
-    filled = tidy(host, stored_bytes(model))
+    filled = tidy(host, stored_bytes(model), axis_sizes(model))
     header = ModelProto()
     header.CopyFrom(
         ModelProto(ir_version=model.ir_version, domain=model.domain, model_version=model.model_version, doc_string=model.doc_string)
@@ -74,7 +90,24 @@ def from_model(model: ModelProto, sizes: Sizes | None = None) -> OnnxGraph:
     header.metadata_props.extend(model.metadata_props)
     header.graph.input.extend(model.graph.input)
     header.graph.output.extend(model.graph.output)
-    return OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled, apart=True)
+    header.graph.value_info.extend(kept_descriptions(model, foreign))
+    graph = OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled, foreign=foreign, apart=True)
+    graph.operators = len(model.graph.node)
+    known = {value.name: graph.types[value.name] for value in graph.outputs if value.name in graph.types}
+    graph.notes = (*given, *settle_outputs(model, header, known), *_notes(foreign))
+    return graph
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _notes(foreign: frozenset[tuple[str, str]]) -> list[str]:
+    names = ", ".join(f"{domain}.{name}" if domain else name for domain, name in sorted(foreign))
+    what = "the rest is compared by what goes into them, and neither timed nor scored"
+    return [f"onnxruntime does not run {names}: {what}"] if foreign else []
 
 
 def _by_name(host: gs.Graph, sizes: Sizes) -> dict[str, Sequence[int | None]]:
@@ -90,10 +123,14 @@ def _by_name(host: gs.Graph, sizes: Sizes) -> dict[str, Sequence[int | None]]:
     return dict(zip(names, sizes, strict=False))
 
 
+def _is_numeric(dtype: np.dtype) -> bool:
+    return np.issubdtype(dtype, np.number) or dtype == np.bool_
+
+
 def _concrete(host: gs.Graph, given: dict[str, Sequence[int | None]]) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for tensor in host.inputs:
-        if tensor.dtype is None or tensor.shape is None or not np.issubdtype(np.dtype(tensor.dtype), np.number):
+        if tensor.dtype is None or tensor.shape is None or not _is_numeric(np.dtype(tensor.dtype)):
             raise GraphError(
                 "an input that is no tensor of numbers with a known rank", where=tensor.name, remedy="Export it with a typed input."
             )
@@ -131,6 +168,7 @@ def _check_inputs(host: gs.Graph, sizes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
+@plain_tensors()
 def save_onnx(graph: OnnxGraph, path: str | os.PathLike[str]) -> int:
     """Write a graph as an .onnx file that passes onnx.checker in full. Returns the bytes written.
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from irtool.errors import GraphError
+from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.evaluate import Budget, proto_of, run_constant
+from irtool.hosts.onnx.given import drop_empty_operands, settle_branches
+from irtool.hosts.onnx.sequences import unpack_sequences
 from irtool.hosts.onnx.subgraphs import bodies
 
 STANDARD = ("", "ai.onnx", None)
@@ -20,26 +24,32 @@ LARGE = 32
 """Filled constants of more entries are written as one ConstantOfShape node where they came as one."""
 
 
-def tidy(graph: gs.Graph, stored: int) -> frozenset[str]:
+def tidy(graph: gs.Graph, stored: int, sizes: Mapping[str, list[int | None]] | None = None) -> frozenset[str]:
     """Settle a freshly imported graph in place. Returns the constants that came as fills (ConstantOfShape).
-
-    Args:
-        graph: the program.
-        stored: bytes of the weights in the file, which are a measure of what it may have computed.
 
     - every node has a name of its own;
     - Constant nodes, and nodes whose inputs are all constants, become initialisers (an Identity becomes its source, so
       that two readers of one weight are seen to share it);
+    - sequences of a known number of tensors become Split and Concat, branches that a constant chooses take the If's place;
+    - constants without entries are taken out of Concat;
     - Gemm's alpha and beta are multiplied into its constants;
     - sizes noted between nodes go, since they are inferred anew and would be wrong after pruning.
+
+    Args:
+        graph: the program.
+        stored: bytes of the weights in the file, which are a measure of what it may have computed.
+        sizes: of what is split into sequences, where they are the same for every input.
     """
     _name_nodes(graph)
     budget = Budget(stored)
     filled = fold_constants(graph, budget)
+    while unpack_sequences(graph, sizes or {}) or settle_branches(graph):
+        filled |= fold_constants(graph, budget)
+    drop_empty_operands(graph)
     for node in graph.nodes:
         if node.op == "Gemm" and node.domain in STANDARD:
             _settle_gemm(node, budget)
-    graph.cleanup()
+    cleanup(graph)
     edges = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
     for tensor in graph.tensors().values():
         if isinstance(tensor, gs.Variable) and tensor.name not in edges:
@@ -78,6 +88,8 @@ def _constant_value(node: gs.Node) -> np.ndarray:
     for key in _CONSTANTS:
         if key in node.attrs:
             return np.asarray(node.attrs[key], np.float32 if "float" in key else np.int64)
+    if "sparse_value" in node.attrs and isinstance(node.attrs["sparse_value"], gs.Constant):
+        return np.asarray(node.attrs["sparse_value"].values)
     raise GraphError("a constant of strings or sparse data", where=node.name, remedy="irtool reads dense numbers; remove the node.")
 
 
@@ -91,7 +103,7 @@ def _foldable(node: gs.Node, graph: gs.Graph) -> bool:
 
 def _fold(graph: gs.Graph, node: gs.Node, filled: set[str], budget: Budget) -> None:
     if node.op == "Identity":
-        _redirect(graph, node.outputs[0], node.inputs[0])
+        redirect(node.outputs[0], node.inputs[0])
         node.outputs.clear()
         return
     arrays = {tensor.name: np.asarray(tensor.values) for tensor in node.inputs if tensor.name}
@@ -115,15 +127,7 @@ def settle(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
     outputs = list(node.outputs)
     node.outputs.clear()
     for output, result in zip([o for o in outputs if o.name], results, strict=True):
-        _redirect(graph, output, gs.Constant(output.name, np.asarray(result)))
-
-
-def _redirect(graph: gs.Graph, old: gs.Tensor, new: gs.Tensor) -> None:
-    """Every reader of `old` reads `new` instead; bodies of control flow included."""
-    for reader in {id(reader): reader for reader in old.outputs}.values():
-        for index, tensor in enumerate(reader.inputs):
-            if tensor is old:
-                reader.inputs[index] = new  # graphsurgeon keeps both ends of an edge, entry by entry only
+        redirect(output, gs.Constant(output.name, np.asarray(result)))
 
 
 def _settle_gemm(node: gs.Node, budget: Budget) -> None:

@@ -228,7 +228,7 @@ def _einsum(call: Call) -> Attrs:
 
 def _quantise(call: Call) -> Attrs:
     if len(call.shape(1)) == 1 and math.prod(call.shape(1)) > 1:
-        raise Unreadable("a scale a channel")
+        raise Unreadable("computed scales for each channel")
     if math.prod(call.shape(1)) > 1:
         raise Unreadable("a scale a block")
     return {}

@@ -11,49 +11,42 @@ import onnx_graphsurgeon as gs
 import torch
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import SIZES, Array, Budget, Typed, check_size, element_type, infer, proto_of, run_constant
+from irtool.hosts.onnx.evaluate import Array, Open, check_size, element_type
 from irtool.hosts.onnx.fits import check_fit
 from irtool.hosts.onnx.normalize import STANDARD
 from irtool.hosts.onnx.operators import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
 from irtool.hosts.onnx.subgraphs import bodies, captured
+from irtool.hosts.onnx.value_types import Observe, ValueTypes
 from irtool.ir.graph import Node, Value
 
 Fix = Callable[["Reader", gs.Node], None]
 """Called before a host node is read, with what is known so far; it may change the node's inputs."""
-Observe = Callable[[list[str]], Mapping[str, Typed]]
-"""Runs the whole model on the example sizes and tells the types of the values asked for, by name."""
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 """The axis of a weight that makes the outputs (Gemm: unless transB)."""
-_FROM_SHAPE = frozenset({"Shape", "Size"})
 _DTYPES: dict[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16,
     11: torch.float64, 16: torch.bfloat16,
 }  # fmt: skip
 
 
-class Reader:
+class Reader(ValueTypes):
     """One walk over the host.
 
     Attributes:
         nodes, inputs, outputs, params: the view.
         values: the view's value of each host tensor that flows, by name.
-        known: values computed from shapes (and constants they are computed with), by name.
     """
 
     def __init__(self, host: gs.Graph, sizes: Mapping[str, tuple[int, ...]], scalars: frozenset[str], selects: Set[str], empty: Set[str],
-                 observe: Observe, fix: Fix | None) -> None:  # fmt: skip
-        self.host, self.scalars, self.selects, self.empty, self._observe, self._fix = host, scalars, selects, empty, observe, fix
-        self.opset = int(host.opset)
+                 observe: Observe, fix: Fix | None, declared: Mapping[str, Open | None]) -> None:  # fmt: skip
+        super().__init__(host, empty, observe, declared)
+        self.scalars, self.selects = scalars, selects
         self.nodes: list[Node] = []
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
         self.params: dict[str, Value] = {}
         self.values: dict[str, Value] = {}
-        self.known: dict[str, Array] = {}
-        self.types: dict[str, Typed] = {}
         self.quantised: dict[str, gs.Node] = {}
-        self._observed: Mapping[str, Typed] = {}
-        self._budget = Budget()
         for tensor in host.inputs:
             self._input(tensor, sizes[tensor.name])
         for node in list(host.nodes):
@@ -78,18 +71,6 @@ class Reader:
         self.outputs = [self.value(tensor) for tensor in self.host.outputs]
         operands = {f"output_{index}": value for index, value in enumerate(self.outputs)}
         self.nodes.append(Node("output", "Output", operands, (), {}, "output", None, "output"))
-
-    def typed(self, tensor: gs.Tensor) -> Typed:
-        """The element type and shape of any tensor."""
-        if isinstance(tensor, gs.Constant):
-            return element_type(tensor.dtype), tuple(tensor.shape)
-        return self.types[tensor.name]
-
-    def constant(self, tensor: gs.Tensor) -> Array | None:
-        """The value of a tensor that does not flow; None for one that does, and for parameters whose data is still empty."""
-        if isinstance(tensor, gs.Constant):
-            return None if tensor.name in self.empty else np.asarray(tensor.values)
-        return self.known.get(tensor.name)
 
     def value(self, tensor: gs.Tensor) -> Value:
         """The view's value of a tensor; a node that makes a constant is put in for one that is computed from shapes."""
@@ -126,74 +107,16 @@ class Reader:
             self.types[node.outputs[0].name] = (element_type(node.inputs[1].dtype), tuple(node.inputs[0].shape))
             return
         standard = node.domain in STANDARD
-        if standard and present and self._depends_on_shapes(node, present) and self._compute(node, present):
+        if standard and present and self.depends_on_shapes(node, present) and self.compute(node, present):
             return
-        for output, typed in zip(node.outputs, self._types(node, present, standard), strict=True):
+        for output, typed in zip(node.outputs, self.type_of(node, present, standard), strict=True):
             if output.name:
                 self.types[output.name] = typed
         row = ROWS.get(node.op) if standard else None
-        self._view(node, self._refined(node, row))
-
-    def _depends_on_shapes(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
-        if node.op in _FROM_SHAPE:
-            return True
-        if bodies(node) or node.op == "DequantizeLinear":
-            return False
-        return all(self.constant(tensor) is not None for tensor in present) and any(tensor.name in self.known for tensor in present)
-
-    def _compute(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
-        """Note the value of what depends on shapes alone. False: nobody can tell how much there is to compute."""
-        arrays: list[Array] | None
-        if node.op in _FROM_SHAPE:
-            shape = np.array(self.typed(present[0])[1], np.int64)
-            arrays = [shape[node.attrs.get("start", 0) : node.attrs.get("end")] if node.op == "Shape" else np.array(shape.prod())]
+        if self.reads_data_sized(node):
+            self._view(node, None, f"{_qualified(node)} on values whose sizes are data")
         else:
-            inputs = {tensor.name: self.constant(tensor) for tensor in present}
-            try:
-                arrays = run_constant(proto_of(node), inputs, self.opset, self._budget)  # type: ignore[arg-type]
-            except GraphError:
-                raise
-            except Exception as error:  # whatever an operator raises on values that it does not take
-                text = " ".join(str(error).split())[:120]
-                raise GraphError(
-                    f"{node.op} fails on the example sizes ({text})", where=node.name, remedy="Give other example sizes."
-                ) from error
-            if arrays is None:
-                return False
-        for output, array in zip([o for o in node.outputs if o.name], arrays, strict=True):
-            found = np.asarray(array)
-            self.known[output.name] = found
-            self.types[output.name] = (element_type(found.dtype), found.shape)
-        return True
-
-    def _inferred(self, node: gs.Node, present: list[gs.Tensor]) -> list[Typed | None]:
-        known = {}
-        for tensor in present:
-            constant = self.constant(tensor)
-            if constant is not None and constant.size <= SIZES:
-                known[tensor.name] = constant
-        return infer(proto_of(node), {tensor.name: self.typed(tensor) for tensor in present}, known, self.opset)
-
-    def _types(self, node: gs.Node, present: list[gs.Tensor], standard: bool) -> list[Typed]:
-        """Types of all outputs, by inference, and where that cannot tell by running the model once."""
-        found = self._inferred(node, present) if standard and not bodies(node) else [None] * len(node.outputs)
-        complete: list[Typed] = []
-        for output, typed in zip(node.outputs, found, strict=True):
-            if typed is None and output.name:
-                typed = self._observation(output.name)
-            typed = typed or (1, ())
-            check_size(typed[1], node.name)
-            if 0 in typed[1]:
-                raise GraphError(f"an empty result of shape {typed[1]}", where=node.name, remedy="Give other example sizes.")
-            complete.append(typed)
-        return complete
-
-    def _observation(self, name: str) -> Typed:
-        if name not in self._observed:
-            self._observed = self._observe([o.name for node in self.host.nodes for o in node.outputs if o.name])
-        if name not in self._observed:
-            raise GraphError("its shape cannot be told", where=name, remedy="Run onnx.shape_inference on the model first.")
-        return self._observed[name]
+            self._view(node, self._refined(node, row))
 
     def _refined(self, node: gs.Node, row: Row | None) -> Row | None:
         """Two operators are read by what they are given: a product with a parameter is a linear layer, a lookup in one an embedding.
@@ -206,13 +129,16 @@ class Reader:
         if weight is not None and (isinstance(weight, gs.Constant) or weight.name in self.quantised) and len(self.typed(weight)[1]) == 2:
             if not isinstance(node.inputs[0], gs.Constant) and len(self.typed(node.inputs[0])[1]) > 1:
                 return Row("Gemm", ("input", "weight"), lambda call: {"transposed": True})
+        if node.op in ("QuantizeLinear", "DequantizeLinear") and _scales_channels(node):
+            axis = node.attrs.get("axis", 1) % len(self.typed(node.inputs[0])[1])
+            return Row("QuantizePerChannel", ("input", "scale", "zero_point"), lambda call: {"dim": axis})
         table = node.op == "Gather" and isinstance(node.inputs[0], gs.Constant) and node.attrs.get("axis", 0) == 0
         if table and len(node.inputs[0].shape) == 2 and node.inputs[1].name in self.values:
             return Row("Embedding", ("weight", "input"), lambda call: {})
         return row
 
-    def _view(self, node: gs.Node, row: Row | None) -> None:
-        reason, attrs = None, {}
+    def _view(self, node: gs.Node, row: Row | None, reason: str | None = None) -> None:
+        attrs: dict[str, Any] = {}
         if row is not None:
             try:
                 attrs = row.attrs(_Call(self, node))
@@ -285,6 +211,13 @@ def quantised_weight(node: gs.Node) -> bool:
         if scales > 1 and reader.op == "ConvTranspose" and reader.attrs.get("group", 1) > 1 and places == [1]:
             return False
     return True
+
+
+def _scales_channels(node: gs.Node) -> bool:
+    """Whether a quantisation has stored scales, one for each entry of an axis, and zero points of a type that can be read."""
+    parts = [tensor for tensor in node.inputs[1:] if tensor.name]
+    stored = all(isinstance(tensor, gs.Constant) and element_type(tensor.dtype) in _DTYPES for tensor in parts)
+    return stored and len(parts[0].shape) == 1 and parts[0].shape[0] > 1
 
 
 class _Call:

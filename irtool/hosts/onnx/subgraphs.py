@@ -26,3 +26,16 @@ def captured(node: gs.Node, outside: Set[str]) -> Iterator[gs.Tensor]:
             yield from (tensor for tensor in inner.inputs if tensor.name in outside)
             yield from captured(inner, outside)
         yield from (tensor for tensor in body.outputs if tensor.name in outside)
+
+
+def all_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
+    """The nodes of a graph and of the bodies in it."""
+    for node in graph.nodes:
+        yield node
+        for body in bodies(node):
+            yield from all_nodes(body)
+
+
+def has_inside(node: gs.Node, operators: Set[tuple[str, str]]) -> bool:
+    """Whether one of some operators (domain, name) is in a node's bodies."""
+    return any((inner.domain or "", inner.op) in operators for body in bodies(node) for inner in all_nodes(body))

@@ -23,38 +23,62 @@ _WORDS = {"time": "does not end: it was stopped after {} s of CPU time", "memory
 
 
 def observed_types(
-    model: Any, feed: Mapping[str, tuple[str, Sequence[int]]], names: Sequence[str]
-) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Run a model on ones in another process: the ONNX element type and the shape of each value asked for.
+    model: Any, feed: Mapping[str, tuple[str, Sequence[int]]], names: Sequence[str], given: Mapping[str, Any] | None = None
+) -> dict[str, tuple[int, tuple[int, ...]] | None]:
+    """Run a model on ones in another process: the ONNX element type and the shape of each value asked for, None for a sequence.
 
     Args:
         model: a `ModelProto`; unchanged afterwards.
         feed: numpy's name of the element type, and the shape, of each input.
         names: values anywhere in the main graph.
+        given: arrays for further inputs, where ones would not do.
 
     Raises:
         GraphError: onnxruntime is absent or refuses the model; or it takes too much memory, or does not end.
     """
+    from irtool.errors import GraphError
+
+    job = {"feed": {name: [kind, list(shape)] for name, (kind, shape) in feed.items()}, "names": list(names)}
+    found = _told(model, job, given or {})
+    if "types" in found:
+        return {name: (typed[0], tuple(typed[1])) if typed else None for name, typed in found["types"].items()}
+    raise GraphError(
+        f"onnxruntime cannot run the model: {found.get('said', 'it ended the process')}", remedy="Run onnx.checker on the file."
+    )
+
+
+def refusal(model: Any) -> str:
+    """What onnxruntime says against a model when it loads it, in another process; nothing if it takes it.
+
+    Raises:
+        GraphError: onnxruntime is absent; or loading takes too much memory, or does not end.
+    """
+    found = _told(model, {"load": True}, {})
+    return "" if found.get("loaded") else str(found.get("said", "it ended the process"))
+
+
+def _told(model: Any, job: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the other process says of a model. Raises GraphError where its limits ended it."""
+    import numpy as np
+
     from irtool.errors import GraphError
     from irtool.hosts.onnx.file import write_draft
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_draft(model, folder / "model.onnx")
-        job = {"feed": {name: [kind, list(shape)] for name, (kind, shape) in feed.items()}, "names": list(names), "seconds": SECONDS}
+        for index, array in enumerate(given.values()):
+            np.save(folder / f"given_{index}.npy", array, allow_pickle=False)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        (folder / "job.json").write_text(json.dumps({**job, "memory": MEMORY + 4 * size}), encoding="utf-8")
+        limits = {"seconds": SECONDS, "memory": MEMORY + 4 * size}
+        (folder / "job.json").write_text(json.dumps({**job, "given": list(given), **limits}), encoding="utf-8")
         found = _started(folder)
-    if "types" in found:
-        return {name: (kind, tuple(shape)) for name, (kind, shape) in found["types"].items()}
     if found.get("ended") in _WORDS:
         what = _WORDS[found["ended"]].format(SECONDS if found["ended"] == "time" else MEMORY >> 30)
         raise GraphError(f"the model {what}", remedy="Check the file, how often its loops run, or give smaller example sizes.")
     if found.get("ended") == "absent":
         raise GraphError("onnxruntime is not installed", remedy="pip install onnxruntime")
-    raise GraphError(
-        f"onnxruntime cannot run the model: {found.get('said', 'it ended the process')}", remedy="Run onnx.checker on the file."
-    )
+    return found
 
 
 def _started(folder: Path) -> dict[str, Any]:
@@ -103,19 +127,25 @@ def _run(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     _limit(job)
-    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
-    known = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in job["names"] if name not in known)
-    (folder / "observed.onnx").write_bytes(model.SerializeToString())
     try:
+        if job.get("load"):
+            ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+            return {"loaded": True}
+        model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+        known = {value.name for value in model.graph.output}
+        model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in job["names"] if name not in known)
+        (folder / "observed.onnx").write_bytes(model.SerializeToString())
         session = ort.InferenceSession(str(folder / "observed.onnx"), options, providers=["CPUExecutionProvider"])
-        found = session.run(job["names"], {name: np.ones(shape, kind) for name, (kind, shape) in job["feed"].items()})
+        feed = {name: np.ones(shape, kind) for name, (kind, shape) in job["feed"].items()}
+        feed |= {name: np.load(folder / f"given_{index}.npy", allow_pickle=False) for index, name in enumerate(job["given"])}
+        found = session.run(job["names"], feed)
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         said = " ".join(str(error).split())
         full = isinstance(error, MemoryError) or "bad_alloc" in said or "Failed to allocate memory" in said
         return {"ended": "memory"} if full else {"said": said[:200]}
     number = onnx.helper.np_dtype_to_tensor_dtype
-    return {"types": {n: [int(number(np.asarray(a).dtype)), list(np.shape(a))] for n, a in zip(job["names"], found, strict=True)}}
+    types = [None if isinstance(array, list) else [int(number(np.asarray(array).dtype)), list(np.shape(array))] for array in found]
+    return {"types": dict(zip(job["names"], types, strict=True))}
 
 
 def _answer(folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from irtool.hosts.onnx.edges import cleanup
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.reader import Reader
 from irtool.ir.graph import Node, Value
@@ -148,7 +149,7 @@ def resized(graph: OnnxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Size
 def complete(source: OnnxGraph, new: OnnxGraph) -> None:
     """Every parameter that nobody sliced is shared with the source already."""
     host = new.host
-    host.cleanup()
+    cleanup(host)
 
 
 def _sizes_of_result(edits: OnnxLiterals, node: Node) -> None:

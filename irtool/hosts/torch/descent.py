@@ -27,7 +27,7 @@ class TorchDescent:
     def __init__(self, graph: FxGraph, names: Collection[str]) -> None:
         self.graph = graph
         self._all = list(graph.module.parameters())
-        self.parameters: Sequence[Tensor] = [
+        self.parameters: list[Tensor] = [
             data for name, data in graph.module.named_parameters() if name in names and data.is_floating_point()
         ]
 

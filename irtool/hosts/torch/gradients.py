@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from irtool.hosts.torch.modes import evaluating
@@ -36,7 +37,7 @@ def run_backward(
         loss: of the outputs, a scalar; None if they have none.
         seen: what is called for each read.
     """
-    with evaluating(graph.module), frozen(graph.module):
+    with evaluating(graph.module), frozen(graph.module), torch.enable_grad():
         recorder = _Recorder(graph, reads, changing, seen)
         found = loss(recorder.run(*batch))
         recorder.env.clear()  # the hooks hold the recorder, and through the outputs it would hold them: a ring that Python does not see

@@ -43,14 +43,14 @@ hardtanh hardtanh_ hardsigmoid hardsigmoid_ hardswish hardswish_ softplus softsi
 threshold exp log log2 log10 log1p expm1 sqrt rsqrt square abs neg negative reciprocal sin cos erf sign round floor ceil clamp clip clamp_min
 clamp_max clamp_ nan_to_num contiguous clone detach float double half to type_as type alias zero_ fill_ identity dropout dropout_
 feature_dropout dropout1d dropout2d dropout3d alpha_dropout zeros_like ones_like full_like rrelu
-logical_not isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_copy detach_ stop_gradient _to_copy requires_grad_ cpu cuda bfloat16
+logical_not bitwise_not invert real imag angle conj conj_physical resolve_conj isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_copy detach_ stop_gradient _to_copy requires_grad_ cpu cuda bfloat16
 """
 BINARY = """
 add sub mul div truediv true_divide divide multiply subtract floordiv floor_divide mod remainder fmod pow maximum minimum where eq ne lt le gt ge
 iadd imul isub itruediv add_ sub_ mul_ div_ rsub logical_and logical_or masked_fill masked_fill_ addcmul addcdiv lerp lerp_ and_ or_ xor
-bitwise_and bitwise_or copy_ atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_ fmax fmin
+bitwise_and bitwise_or bitwise_xor logical_xor complex polar copy_ atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_ fmax fmin
 """
-RUN_DTYPE = frozenset("eq ne lt le gt ge logical_and logical_or logical_not isnan isinf isfinite and_ or_ xor bitwise_and bitwise_or to type type_as "
+RUN_DTYPE = frozenset("bitwise_not invert real imag angle conj conj_physical resolve_conj bitwise_xor logical_xor complex polar eq ne lt le gt ge logical_and logical_or logical_not isnan isinf isfinite and_ or_ xor bitwise_and bitwise_or to type type_as "
                       "_to_copy where float double half bfloat16".split())  # fmt: skip
 ONNX_NAMES = {
     "relu": "Relu", "relu6": "Clip", "hardtanh": "Clip", "clamp": "Clip", "clip": "Clip", "leaky_relu": "LeakyRelu", "elu": "Elu",
@@ -95,6 +95,13 @@ FUNCTIONS: dict[str, Spec] = {
     Cumsum | cumsum cumprod | input dim | same
     Pool | max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d | input kernel_size stride padding dilation ceil_mode | run
     Pool | adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d | input output_size | adaptive
+    Pool | max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices | input kernel_size stride padding dilation ceil_mode | run
+    MaxUnpool | max_unpool1d max_unpool2d max_unpool3d | input indices kernel_size stride padding output_size | run
+    Pool | adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices | input output_size | run
+    RoiPool | torchvision.roi_align torchvision.roi_pool | input rois spatial_scale | run
+    Fourier | fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft | input n dim norm | run
+    Fourier | fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn | input s dim norm | run
+    Fourier | fft_fftshift fft_ifftshift | input dim | run
     Pool | adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_max_pool2d | input output_size | run
     Resize | interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d upsample_bicubic2d | input size | run
     Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sample | input size | run
@@ -118,6 +125,8 @@ FUNCTIONS: dict[str, Spec] = {
     Pad | pad constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d replication_pad3d | input pad mode value | run
     Unfold | unfold | input *arguments | run
     Im2Col | im2col | input kernel_size dilation padding stride | run
+    Col2Im | col2im fold | input output_size kernel_size dilation padding stride | run
+    ViewAsReal | view_as_real view_as_complex | input | run
     Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace scalar_tensor eye | input | run
     Trilu | tril triu | input diagonal | same
     Embedding | embedding | weight input | run
@@ -149,6 +158,9 @@ MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
     (nn.GLU, Spec("Glu", ("dim",))),
     (nn.modules.pooling._AdaptiveAvgPoolNd, Spec("Pool", ("output_size",), "adaptive")),
     (_POOLS, Spec("Pool", ("kernel_size", "stride", "padding", "output_size"))),
+    (nn.modules.pooling._MaxUnpoolNd, Spec("MaxUnpool", ("kernel_size", "stride", "padding"))),
+    (nn.Unfold, Spec("Im2Col", ("kernel_size", "dilation", "padding", "stride"))),
+    (nn.Fold, Spec("Col2Im", ("output_size", "kernel_size", "dilation", "padding", "stride"))),
     (nn.Upsample, Spec("Resize", ("size", "scale_factor", "mode"))),
     ((nn.Flatten, nn.Unflatten), Spec("Reshape")),
     (nn.PixelShuffle, Spec("DepthToSpace", ("upscale_factor",))),
@@ -210,7 +222,7 @@ UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODU
 """What the parameter-free activation modules are."""
 
 
-_TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torch._C._linalg", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
+_TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torch._C._linalg", "torch._C._fft", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
 
 
 PAIRWISE = {"max": "maximum", "min": "minimum"}
@@ -230,6 +242,10 @@ def function_spec(target: Any, *, pairwise: bool = False) -> Spec | None:
     return found
 
 
+_SAME_NAME = {torch.nn.functional.unfold: "im2col"}
+"""Functions that share their name with a method that does something else."""
+
+
 def _row(target: Any) -> Spec | None:
     if isinstance(target, str):
         return FUNCTIONS.get(target)
@@ -241,8 +257,8 @@ def _row(target: Any) -> Spec | None:
     if isinstance(target, torch._ops.OpOverloadPacket):
         return FUNCTIONS.get(str(target)) if str(target).startswith("torchvision.") else None
     module = getattr(target, "__module__", None) or ""
-    known = module in _TRUSTED or getattr(torch, target.__name__, None) is target or getattr(torch._C._nn, target.__name__, None) is target
-    return FUNCTIONS.get(target.__name__) if known else None
+    known = module in _TRUSTED or any(getattr(space, target.__name__, None) is target for space in (torch, torch._C._nn))
+    return FUNCTIONS.get(_SAME_NAME.get(target, target.__name__)) if known else None
 
 
 _KEYWORDS = frozenset({"and_", "or_", "not_", "is_"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,10 @@ _MAKERS = frozenset("zeros ones empty rand randn new_zeros new_ones new_empty".s
 """What takes numbers for sizes alone, one by one."""
 
 
+_LISTING = frozenset({"tensor", "as_tensor", "max", "min"})
+"""What takes lists of numbers that are no sizes."""
+
+
 def _freeze_scalars(before: FxGraph, after: FxGraph) -> bool:
     """A number computed from a pruned size (`x / x.size(1)`) keeps the value it had. True if the program changed."""
     old = {node.name: node for node in before.nodes}
@@ -96,6 +100,8 @@ def _freeze_scalars(before: FxGraph, after: FxGraph) -> bool:
     for node in after.nodes:
         host = node.host
         if node.name in old and node.op not in _SIZED and host.op in ("call_function", "call_method") and torch_name(host) not in _MAKERS:
+            if torch_name(host) in _LISTING:
+                host.args = fx.map_arg(host.args, restate.for_reader(host))
             host.args = tuple(restate(arg, host) if isinstance(arg, fx.Node) else arg for arg in host.args)
             host.kwargs = {key: restate(arg, host) if isinstance(arg, fx.Node) else arg for key, arg in host.kwargs.items()}
     if restate.changed:
@@ -122,6 +128,10 @@ class _Restate:
     changed: bool = False
     _made: dict[fx.Node, Any] = field(default_factory=dict)
 
+    def for_reader(self, reader: fx.Node) -> Callable[[fx.Node], Any]:
+        """What a reader's arguments become, one by one."""
+        return lambda arg: self(arg, reader)
+
     def __call__(self, arg: fx.Node, reader: fx.Node) -> Any:
         """The argument that `reader` is to have in place of `arg`."""
         was = self.before.get(arg.name)
@@ -142,8 +152,10 @@ class _Restate:
                     return graph.call_function(operator.floordiv, (product, now // common))
             known = all(item.name in self.before for item in arg.all_input_nodes)
             if known and callable(arg.target) and getattr(arg.target, "__module__", "") in _ARITHMETIC:
-                args = tuple(self(item, arg) if isinstance(item, fx.Node) else item for item in arg.args)
-                last = max((item for item in args if isinstance(item, fx.Node)), default=None, key=list(graph.nodes).index)
+                args = fx.map_arg(arg.args, self.for_reader(arg))
+                used: list[fx.Node] = []
+                fx.map_arg(args, used.append)
+                last = max(used, default=None, key=list(graph.nodes).index)
                 with graph.inserting_after(last if last is not None else arg):
                     return graph.call_function(arg.target, args, arg.kwargs)
         return was
@@ -151,4 +163,4 @@ class _Restate:
 
 _COUNTS = ("numel", "nelement", math.prod)
 """What counts elements: of a tensor, or of some of its axes."""
-_ARITHMETIC = frozenset({"_operator", "operator", "math"})
+_ARITHMETIC = frozenset({"_operator", "operator", "math", "builtins"})

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from irtool.errors import ProofError
 from irtool.hosts.torch.arguments import (
@@ -25,7 +26,7 @@ from irtool.hosts.torch.arguments import (
     torch_name,
     unflattened,
     with_sizes,
-)
+)  # fmt: skip
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import set_attribute
 from irtool.hosts.torch.tracing.counts import sizes_of
@@ -51,14 +52,7 @@ class Literals:
     ) -> None:
         self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
-        self._sized = {
-            node.name: node
-            for node in graph.nodes
-            if (
-                node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
-            )
-            or node.op == "Constant"
-        }
+        self._sized = {node.name: node for node in graph.nodes if _lists_sizes(node)}
         self._originals = {node.name: node for node in graph.module.graph.nodes}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
@@ -81,6 +75,9 @@ class Literals:
         """
         node = self._sized.get(host.name)
         if node is None:
+            return
+        if node.op == "Pad":
+            self._fix_pad(host, node, examples)
             return
         if torch_name(host) == "unflatten":
             self._fix_unflatten(host, node, examples)
@@ -105,6 +102,17 @@ class Literals:
         if any(size not in (-1, right) for size, right in zip(found, new, strict=True)):
             self.set_args(node, (host.args[0], dim, tuple(new)), {})
 
+    def _fix_pad(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
+        """The same for `F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))`: as many channels as are left of those that it adds."""
+        stated = host.args[1] if len(host.args) > 1 else host.kwargs.get("pad")
+        right = _amounts(self, node)
+        if not isinstance(stated, list | tuple) or len(stated) != len(right):
+            return
+        fixed = [amount if isinstance(arg, fx.Node) and examples[arg] != amount else arg for arg, amount in zip(stated, right, strict=True)]
+        if fixed != list(stated):
+            kwargs = {key: value for key, value in host.kwargs.items() if key != "pad"}
+            self.set_args(node, (host.args[0], fixed, *host.args[2:]), kwargs)
+
     def value(self, arg: Any) -> Any:
         """An argument as it was before slicing: a literal, or what the program computed for the example inputs."""
         return self.graph.examples[self._originals[arg.name]] if isinstance(arg, fx.Node) else arg
@@ -128,6 +136,14 @@ class Literals:
         if (args, kwargs) != (host.args, dict(host.kwargs)):
             host.args, host.kwargs = args, kwargs
             self.edited.append(node.name)
+
+
+def _lists_sizes(node: Node) -> bool:
+    """Whether a call lists the sizes of its result: a factory, or a view."""
+    if node.op == "Pad" and node.host.op != "call_module":
+        return any(isinstance(arg, fx.Node) for arg in pytree.tree_leaves((node.host.args[1:], node.host.kwargs)))
+    viewed = node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*_LISTS_SIZES, "unflatten")
+    return viewed or node.op == "Constant"
 
 
 def _reshape(edits: Literals, node: Node) -> None:
@@ -260,8 +276,8 @@ def _select(edits: Literals, node: Node) -> None:
     owner.index = torch.from_numpy(old if kept is None else np.searchsorted(kept, old))
 
 
-def _pad(edits: Literals, node: Node) -> None:
-    host = edits.hosts[node.name]
+def _amounts(edits: Literals, node: Node) -> list[int]:
+    """How much is padded after slicing, as torch lists it."""
     new: list[int] = []
     for axis in sorted(pad_amounts(node), reverse=True):
         before, after = pad_amounts(node)[axis]
@@ -270,6 +286,11 @@ def _pad(edits: Literals, node: Node) -> None:
             size = node.input.sizes[axis]
             before, after = int((kept < before).sum()), int((kept >= before + size).sum())
         new += [before, after]
+    return new
+
+
+def _pad(edits: Literals, node: Node) -> None:
+    host, new = edits.hosts[node.name], _amounts(edits, node)
     if new == [amount for axis in sorted(pad_amounts(node), reverse=True) for amount in pad_amounts(node)[axis]]:
         return
     owner = edits.owner(node)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from torch.nn import functional
 
 from irtool.errors import DataError, OptionError
 from irtool.progress import Progress, silent
+from irtool.tensor_defaults import real_tensors
 from irtool.train.data.augment import Augment
 from irtool.train.data.image_files import FileTree, FolderTree, LabelledNames, ZipTree, arrange, decode
 from irtool.train.data.preprocessing import Preprocessing
-from irtool.train.data.sources import ArraySet, cifar, has_cifar, has_idx, idx, named_sets
+from irtool.train.data.sources import ArraySet, cifar, has_cifar, has_idx, idx, named_sets, torchvision_set
 from irtool.train.data.split import MemorySplit, Split, StreamedSplit, decode_all
 from irtool.train.settings import is_whole
 
@@ -39,12 +41,14 @@ class Data:
         train: the training split.
         test: the test split (a deterministic, stratified 20 % of the images where the source has only one split).
         flip: whether a mirrored image keeps its class; augmentation obeys it.
+        truth: what the labels are: given ones; a model's own answers, so that accuracy is agreement with it; or nothing.
     """
 
     name: str
     train: Split
     test: Split
     flip: bool = True
+    truth: Literal["labels", "answers", "none"] = "labels"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -73,6 +77,7 @@ class Data:
         return self.preprocessing.normalise(images)
 
 
+@real_tensors()
 def load_data(
     source: str | os.PathLike[str],
     *,
@@ -163,12 +168,14 @@ def _from_path(path: Path, wanted: _Wanted) -> Data:
         )
     if path.is_file():
         return _from_files(path.stem, ZipTree(path), str(path), wanted)
+    if not path.is_dir():  # a pipe would be waited for
+        raise DataError("is neither a folder nor a file", where=str(path), remedy="Give a folder of images, or a zip of one.")
     for recognised, read in ((has_idx, idx), (has_cifar, cifar)):
         if recognised(path):
             return _from_arrays(path.name, read(path), wanted)
     if (path / "cifar-10-batches-py").is_dir() or (path / "cifar-100-python").is_dir():
         kind = "cifar10" if (path / "cifar-10-batches-py").is_dir() else "cifar100"
-        return _from_arrays(kind, named_sets(path)[kind](), wanted)
+        return _from_arrays(kind, torchvision_set(kind, path, download=False), wanted)
     return _from_files(path.name, FolderTree(path), str(path), wanted)
 
 

@@ -26,6 +26,8 @@ READ_LIMIT = 1 << 28
 """Bytes of one file."""
 MOST_PIXELS, MOST_SIDE = 1 << 26, (1 << 16) - 1
 """Of one image: a file of a few kilobytes may stand for billions of pixels, and a single column for a huge scaled one."""
+LARGEST_DIRECTORY, MOST_ENTRIES = 1 << 28, 2_000_000
+"""Of a zip: bytes of its list of files, and files, which are all held in memory."""
 MOST_FOLDERS = 200_000
 """Folders in a tree; links may lead to the same ones again and again."""
 LAYOUT = "Expected train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split here."
@@ -76,6 +78,24 @@ class FolderTree:
         return str(self.root / name)
 
 
+class _ZipFile(io.BufferedReader):
+    """A zip's bytes. `zipfile` reads the whole list of files by one call, and makes an object of each: here both are bounded before."""
+
+    def __init__(self, path: Path) -> None:
+        self.is_listed = False
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.is_listed:
+            return super().read(size)
+        length = LARGEST_DIRECTORY + 1 if size is None or size < 0 else size
+        found = super().read(min(length, LARGEST_DIRECTORY + 1))
+        if len(found) > LARGEST_DIRECTORY or found.count(b"PK\1\2") > MOST_ENTRIES:
+            remedy = "Give an unzipped folder, or a zip of the images alone."
+            raise DataError(f"a zip of more than {MOST_ENTRIES:,} files", where=str(self.name), remedy=remedy)
+        return found
+
+
 class ZipTree:
     """The image files of a zip archive. May be read from several threads.
 
@@ -86,7 +106,9 @@ class ZipTree:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._archive = zipfile.ZipFile(path)
+            file = _ZipFile(path)
+            self._archive = zipfile.ZipFile(file)
+            file.is_listed = True
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise DataError(
                 f"not a complete zip file ({error})",

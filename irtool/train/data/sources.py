@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from irtool.atomic_files import read_text
 from irtool.errors import DataError
 
 MOST_BYTES = 1 << 30
@@ -139,8 +140,16 @@ def cifar(folder: Path) -> ArraySet:
         parts = [_read_cifar(folder / name, front) for name in files]
         splits[split] = (torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts]))
     count = 1 + int(splits["train"][1].max())
-    listed = (folder / names).read_text().split() if (folder / names).is_file() else []
+    listed = _names(folder / names)
     return ArraySet(splits, tuple(listed) if len(listed) == count else tuple(map(str, range(count))))
+
+
+def _names(path: Path) -> list[str]:
+    """The classes, a line each; none if there is no such file."""
+    try:
+        return read_text(path).split() if path.is_file() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"no list of classes ({error})", where=str(path), remedy="Copy the dataset again, or remove it.") from error
 
 
 def _read_cifar(path: Path, front: int) -> tuple[Tensor, Tensor]:
@@ -168,12 +177,13 @@ _TORCHVISION = {
 }
 
 
-def torchvision_set(name: str, root: Path | None = None) -> ArraySet:
+def torchvision_set(name: str, root: Path | None = None, *, download: bool = True) -> ArraySet:
     """A torchvision dataset by name, from `root` if it is there, else downloaded into it.
 
     Args:
         name: a key of `named_sets()`.
         root: default: `torchvision` below `$XDG_CACHE_HOME/irtool` (or `~/.cache/irtool`).
+        download: without it nothing is written into `root`, and a dataset that is not there, or is damaged, is refused.
 
     Raises:
         DataError: torchvision is not installed, or the download is impossible.
@@ -186,9 +196,11 @@ def torchvision_set(name: str, root: Path | None = None) -> ArraySet:
         raise DataError("torchvision is not installed", where=kind, remedy=f"pip install torchvision. {LOCAL}") from error
     try:
         # torchvision checks md5 sums before it unpickles CIFAR's Python version.
-        sets = {split: getattr(datasets, kind)(folder, train=split == "train", download=True) for split in ("train", "test")}
+        sets = {split: getattr(datasets, kind)(folder, train=split == "train", download=download) for split in ("train", "test")}
     except (OSError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(":")
+        if not download:
+            raise DataError("its files are not complete", where=str(folder), remedy=f"Copy or download {kind} again.") from error
         raise DataError(f"it is not in {folder} and cannot be downloaded ({reason})", where=kind, remedy=LOCAL) from error
     splits = {split: (_pixels(torch.as_tensor(one.data)), torch.as_tensor(one.targets, dtype=torch.int64)) for split, one in sets.items()}
     return ArraySet(splits, tuple(str(label) for label in sets["train"].classes), flip)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from irtool.cli.screen import Screen
 from irtool.hosts.torch.graph import FxGraph
+from irtool.progress import Reporter
 from irtool.train import Data
 from irtool.workflows.chain import chain_inputs, fitting_inputs
 from irtool.workflows.compress import CHECK_IMAGES
@@ -55,7 +55,7 @@ class Context:
     folder: Path
     results: Mapping[str, Path]
     seed: int
-    progress: Screen
+    progress: Reporter
 
     def inputs(self) -> tuple[Any, ...]:
         """What numeric checks run on."""

@@ -120,7 +120,7 @@ _PLAN = {
     "scope": str,
     "residual": str,
     "min_channels": int,
-    "round_to": int,
+    "round_to": int | str,
     "ignore": tuple[str, ...],
     "seed": int,
 }

@@ -26,12 +26,16 @@ from irtool.atomic_files import read_text
 from irtool.errors import FileError, IrtoolError, OptionError
 from irtool.train import Settings
 from irtool.workflows.data import DataOptions
-from irtool.workflows.models import ModelSpec, saved_model
+from irtool.workflows.models import ModelSpec, names_code, saved_model
 from irtool.workflows.recipe.kind import Kind
 from irtool.workflows.recipe.kinds import KINDS, SETTINGS
 
 LARGEST = 2**20
 """Bytes of a recipe."""
+_MOST_STEPS, _MOST_TOLD = 200, 50
+"""Steps, and mistakes of which an error tells."""
+_MOST_DOTS = 50
+"""In a line: tomllib takes memory by the square of the parts of a key."""
 BASE: dict[str, Any] = {"model": str, "weights": str, "data": str, "limit": int, "image_size": int, "mean": str, "std": str, "seed": int}
 """What may stand at the top of a recipe."""
 _TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list", list: "a list"}
@@ -52,7 +56,9 @@ class RecipeError(OptionError):
 
     def __init__(self, path: Path, mistakes: Sequence[Mistake]) -> None:
         self.mistakes = tuple(sorted(mistakes, key=lambda mistake: mistake.line))
-        listed = "; ".join(f"line {mistake.line}: {mistake.text}" for mistake in self.mistakes)
+        more = len(self.mistakes) - _MOST_TOLD
+        listed = "; ".join(f"line {mistake.line}: {mistake.text}" for mistake in self.mistakes[:_MOST_TOLD])
+        listed += f"; and {more:,} more" if more > 0 else ""
         super().__init__(listed, where=str(path))
 
 
@@ -95,6 +101,8 @@ def read_recipe(path: Path, data: str | None = None) -> Recipe:
     """
     try:
         text = read_text(path, LARGEST)
+        if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+            raise ValueError(f"a line with more than {_MOST_DOTS} dots")
         plain = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"\s*\(at line (\d+), column \d+\)|\s*\(at end of document\)", str(error))
@@ -126,6 +134,19 @@ def places(text: str) -> dict[Place, int]:
     return found
 
 
+def _require_model(model: str) -> None:
+    """Build what irtool or torchvision brings, to find mistakes. Code of a recipe's own is run when the recipe is: to read it runs nothing.
+
+    Raises:
+        IrtoolError: it cannot be, or is not there.
+    """
+    if not names_code(model):
+        if saved_model(model) is None:
+            ModelSpec.parse(model).build()
+    elif (place := ModelSpec.parse(model).place).endswith(".py") and not Path(place).is_file():
+        raise FileError("no such file", where=place, remedy="Paths in a recipe are relative to the working folder.")
+
+
 @dataclass
 class _Check:
     """The mistakes so far."""
@@ -148,6 +169,9 @@ class _Check:
         else:
             self.wrong(("", 0, "settings"), "settings must be a table: [settings]")
         steps = plain.get("step", [])
+        if isinstance(steps, list) and len(steps) > _MOST_STEPS:
+            self.wrong(("step", _MOST_STEPS, ""), f"{len(steps):,} steps: a recipe may have {_MOST_STEPS}")
+            steps = steps[:_MOST_STEPS]
         if not isinstance(steps, list) or not steps or not all(isinstance(step, Mapping) for step in steps):
             self.wrong(("", 0, "step"), f"no steps: write [[step]] with do = one of {', '.join(KINDS)}")
             steps = []
@@ -165,7 +189,7 @@ class _Check:
         if model is None:
             self.wrong(("", 0, "model"), 'no model: write model = "PreResNet:depth=38", say')
         elif isinstance(model, str):
-            self._try(("", 0, "model"), lambda: saved_model(model) or ModelSpec.parse(model).build())
+            self._try(("", 0, "model"), lambda: _require_model(model))
         if "data" not in base:
             self.wrong(("", 0, "data"), 'no data: write data = "cifar10.zip", say, or give --data')
         if isinstance(weights, str) and not Path(weights).is_file():

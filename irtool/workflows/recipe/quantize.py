@@ -6,11 +6,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from irtool.cli.quantize_report import borders, verdict, write_report
 from irtool.engines.table import ENGINES
 from irtool.workflows.calibration_images import Images
 from irtool.workflows.quantize import Outcome, quantize_graph
 from irtool.workflows.quantize_options import QuantizeOptions
+from irtool.workflows.quantize_report import borders, verdict, write_report
 from irtool.workflows.recipe.kind import Context, Kind, Made, Options
 
 

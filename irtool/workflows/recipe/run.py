@@ -11,66 +11,70 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 import irtool
 from irtool.analysis.cost import cost
 from irtool.archive import load, save
 from irtool.atomic_files import parse_json, read_text, replacing
-from irtool.cli.output import RECIPE, claimed, keep_inputs, model_files
-from irtool.cli.screen import Screen, complain, screen
-from irtool.cli.screen import out as console
-from irtool.cli.train import data_stamp, trainable
-from irtool.errors import FileError, OptionError
+from irtool.errors import FileError
 from irtool.hosts.torch.graph import FxGraph
+from irtool.progress import Reporter
 from irtool.temporary import new_name, sweep
 from irtool.train import Data, evaluate
 from irtool.workflows.compress import FILES
 from irtool.workflows.data import known_preprocessing
 from irtool.workflows.folders import STATE as STATE_FILE
 from irtool.workflows.folders import SUMMARY as SUMMARY_FILE
+from irtool.workflows.output_folder import RECIPE, claimed, keep_inputs, model_files
 from irtool.workflows.recipe.kind import Context, Made
 from irtool.workflows.recipe.kinds import KINDS
-from irtool.workflows.recipe.parse import Recipe, RecipeError, Step, read_recipe
+from irtool.workflows.recipe.parse import Recipe, Step, read_recipe
+from irtool.workflows.trainable import data_stamp, trainable
 
 FORMAT = 1
 """Part of every key: a step made by another version of this file is made again."""
 _ORIGINAL = Step("original", "original", {})
 
 
-def run_recipe(path: Path, out: Path, data: str | None = None) -> None:
-    """Check a recipe, run what is not done yet, and show each step's result.
+@dataclass(frozen=True)
+class RecipeRun:
+    """What `run_recipe` made.
+
+    Attributes:
+        folder: holds a folder for each step, and recipe.json.
+        steps: the state of each: its name, accuracy, params, macs, seconds, notes.
+        kept: the names of those that were done before.
+    """
+
+    folder: Path
+    steps: tuple[Mapping[str, Any], ...]
+    kept: tuple[str, ...]
+
+
+def run_recipe(path: Path, out: Path, data: str | None = None, progress: Reporter | None = None) -> RecipeRun:
+    """Check a recipe, and run what is not done yet.
+
+    Args:
+        path: the TOML file.
+        out: the folder for what the steps make.
+        data: in place of the recipe's own.
+        progress: is told what is being done.
 
     Raises:
-        OptionError: the recipe has mistakes; each was told on a line of its own, and nothing was run.
+        RecipeError: the recipe has mistakes, each with its line; nothing was run.
         IrtoolError: a step failed. The steps before it are kept.
     """
-    try:
-        recipe = read_recipe(path, data)
-    except RecipeError as error:
-        for mistake in error.mistakes:
-            complain(f"{path}, line {mistake.line}: {mistake.text}")
-        count = len(error.mistakes)
-        raise OptionError(
-            f"{count} mistake{'s' if count > 1 else ''}; nothing was run", where=str(path), remedy="Correct the lines above."
-        ) from error
-    with claimed(out, RECIPE, kept="What was finished is kept: the same command goes on there."), screen() as progress:
-        runner = _Runner(recipe, out, progress)
+    recipe = read_recipe(path, data)
+    with claimed(out, RECIPE, kept="What was finished is kept: the same command goes on there."):
+        runner = _Runner(recipe, out, progress or Reporter())
         states = runner.run()
-    for name in runner.kept:
-        console().print(f"{name}: done before", markup=False)
-    console().print(_table(states))
-    for state in states:
-        for note in state["notes"]:
-            console().print(f"{state['name']}: {note}", markup=False)
-    console().print(f"\nwritten to {out}: a folder for each step, {SUMMARY_FILE}")
+    return RecipeRun(out, tuple(states), tuple(runner.kept))
 
 
 @dataclass
 class _Runner:
     recipe: Recipe
     out: Path
-    progress: Screen
+    progress: Reporter
 
     def run(self) -> list[dict[str, Any]]:
         """All steps, done or to be done; returns their states. `kept` names those done before."""
@@ -183,14 +187,3 @@ def _prepare(folder: Path, key: str) -> None:
 def _write(folder: Path, state: Mapping[str, Any]) -> None:
     with replacing(folder / STATE_FILE) as temporary:
         temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-
-
-def _table(states: list[dict[str, Any]]) -> Table:
-    table = Table("step", "accuracy", "parameters", "MACs", "seconds", title="each step's result")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for state in states:
-        table.add_row(
-            state["name"], f"{100 * state['accuracy']:.2f} %", f"{state['params']:,}", f"{state['macs']:,}", f"{state['seconds']:.1f}"
-        )
-    return table

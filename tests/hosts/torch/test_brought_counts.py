@@ -21,6 +21,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.a, self.b, self.o = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(32, 16, 1), nn.Conv2d(16, 4, 1)
         self.few, self.wide = nn.Conv2d(20, 4, 1), nn.Conv2d(32, 4, 1)
+        self.broad = nn.Conv2d(16, 32, 3, padding=1)
         self.grid: Tensor | None = None
         self.register_buffer("own", torch.randn(1, 16, 1, 1))
         self.function = function
@@ -110,7 +111,75 @@ def _cached(net: Any, x: Tensor) -> Tensor:
     return net.o(y) + net.grid
 
 
-TIED = [_appended, _doubled, _ones, _filled, _twice, _joined, _listed, _last, _state, _fill_value, _keyword, _root, _expanded, _cached]
+def _whole(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    n, c, h, w = (int(y.shape[axis]) for axis in range(4))
+    return net.o(net.b(torch.cat([y, torch.zeros(n, c, h, w)], 1)))
+
+
+def _rounded(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    h, w = y.shape[2:]
+    y = nn.functional.interpolate(y, size=(round(h * 0.75), max(int(w / 2), 2)), mode="bilinear")
+    return net.o(y) / float(len(x) * h)
+
+
+def _missing(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    y = nn.functional.pad(y, (0, 0, 0, 0, 0, 32 - y.shape[1]))
+    return net.o(net.b(y))
+
+
+def _shortcut(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = net.broad(torch.relu(y))
+    return net.wide(z + nn.functional.pad(y, (0, 0, 0, 0, 0, z.shape[1] - y.shape[1])))
+
+
+def _filled_shortcut(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = net.broad(torch.relu(y))
+    return net.wide(z + torch.cat([y, y.new_zeros(y.size(0), z.size(1) - y.size(1), y.size(2), y.size(3))], 1))
+
+
+def _told(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(y * torch.tensor([y.shape[2], y.shape[3]]).sum())
+
+
+def _unset(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(y + torch.empty(y.shape).fill_(1.0))
+
+
+def _mixed_places(net: Any, x: Tensor) -> Tensor:
+    return net.o(net.a(x) @ torch.eye(x.shape[-1]))
+
+
+TIED = [
+    _whole,
+    _rounded,
+    _missing,
+    _shortcut,
+    _filled_shortcut,
+    _told,
+    _unset,
+    _mixed_places,
+    _appended,
+    _doubled,
+    _ones,
+    _filled,
+    _twice,
+    _joined,
+    _listed,
+    _last,
+    _state,
+    _fill_value,
+    _keyword,
+    _root,
+    _expanded,
+    _cached,
+]
 
 
 @pytest.mark.parametrize("function", TIED)

@@ -56,7 +56,12 @@ def _crop(net: Any, x: Tensor) -> Tensor:
     return net.b(y[:, :, cut[0], cut[1]])
 
 
-NETS = [_scatter, _gather, _only_first, _half_width, _scale, _crop]
+def _by_width(net: Any, x: Tensor) -> Tensor:
+    y = net.b(net.a(x))
+    return y if x.shape[-1] < 12 else y * 2
+
+
+NETS = [_by_width, _scatter, _gather, _only_first, _half_width, _scale, _crop]
 
 
 @pytest.mark.parametrize("function", NETS)
@@ -85,10 +90,10 @@ def test_at_every_size_right_or_refused_and_told(function: Callable[[Any, Tensor
 
 
 def test_the_note_says_by_which_line() -> None:
-    graph = irtool.trace(Net(_half_width).eval(), torch.randn(2, 3, 8, 8))
+    graph = irtool.trace(Net(_by_width).eval(), torch.randn(2, 3, 8, 8))
     assert graph.fixed
     assert graph.notes == (
-        "the image is fixed at 8 (axis 3 of input 0), by test_brought_sizes.py:46: the model takes other sizes, this graph does not",
+        "the image is fixed at 8 (axis 3 of input 0), by test_brought_sizes.py:61: the model takes other sizes, this graph does not",
     )
 
 
@@ -99,6 +104,11 @@ def test_a_file_claims_a_free_batch_only_where_numbers_are_equal(tmp_path: Path)
             irtool.export_onnx(made, tmp_path / "m.onnx")
         irtool.export_onnx(made, tmp_path / "m.onnx", dynamic_batch=False)
         assert onnx.load(tmp_path / "m.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+@pytest.mark.parametrize("function", [_half_width, _scale, _crop])
+def test_sizes_that_become_whole_numbers_are_computed_by_the_graph(function: Callable[[Any, Tensor], Any]) -> None:
+    assert not irtool.trace(Net(function).eval(), torch.randn(1, 3, 8, 8)).fixed
 
 
 def test_a_model_that_takes_one_size_has_no_note() -> None:

@@ -143,7 +143,23 @@ def _state(model: nn.Module) -> Any:
     return tensors, flags, hooks, {key: copy.copy(value) for key, value in vars(model).items() if key[0] != "_"}
 
 
-@pytest.mark.parametrize("kind", [Collects, PreHook, Counts, HoldsObject, Globals, Clips, Seeds, Plain, Frozen])
+class Normalises(Base):
+    """Batch norm's statistics, which torch updates without a word, beside a layer that only torch.export follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "act" not in self._modules:
+            self.act = nn.LeakyReLU(0.2)
+        y = self.b(self.act(self.norm(self.a(x))))
+        return F.batch_norm(y, self.mean, self.var, training=self.training)
+
+
+@pytest.mark.parametrize("kind", [Normalises, Collects, PreHook, Counts, HoldsObject, Globals, Clips, Seeds, Plain, Frozen])
 @pytest.mark.parametrize("training", [False, True])
 def test_tracing_leaves_no_mark(kind: Callable[[], nn.Module], training: bool) -> None:
     torch.manual_seed(0)

@@ -109,10 +109,6 @@ def _multiplied(net: Net, x: Tensor) -> Tensor:
     return net.head(net.a(x) + net.b(net.a(x)) * net.training)
 
 
-def _random(net: Net, x: Tensor) -> Tensor:
-    return net.head(F.rrelu(net.a(x), 0.1, 0.3, net.training))
-
-
 def _told(net: Net, x: Tensor) -> Tensor:
     return net.head(net.a(x) * (2 if str(net.training) == "True" else 1))
 
@@ -125,7 +121,7 @@ def _rate(net: Net, x: Tensor) -> Tensor:
     return net.head(F.dropout(net.a(x), 0.5 if net.training else 0.0))
 
 
-@pytest.mark.parametrize("function", [_compared, _looked_up, _indexed, _computed, _multiplied, _random, _told, _other_mode, _rate])
+@pytest.mark.parametrize("function", [_compared, _looked_up, _indexed, _computed, _multiplied, _told, _other_mode, _rate])
 def test_every_use_of_the_mode_is_told(function: Callable[[Any, Tensor], Any]) -> None:
     model = make(function)
     graph = irtool.trace(model, X)

@@ -11,6 +11,12 @@ from irtool.hosts.torch.operators import function_spec
 
 _FIRST = {"split": "tensor", "where": ""}
 """What a function calls its first argument, where that is not `input`; `torch.where` begins with its condition."""
+_ATTRIBUTES: dict[Any, tuple[Any, tuple[int, ...]]] = {
+    "real": (torch.real, ()),
+    "imag": (torch.imag, ()),
+    "mT": (torch.transpose, (-2, -1)),
+}
+"""Attributes of tensors that are operators, and their further arguments."""
 _ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
 """NumPy's names, which torch takes, too."""
 _UNBIASED = frozenset({"var", "std", "var_mean", "std_mean"})
@@ -21,6 +27,9 @@ def settle_calls(graph: fx.Graph) -> bool:
     """Rewrite calls in the form that everything else expects. True if one changed."""
     changed = False
     for node in graph.nodes:
+        if node.target is getattr and node.args[1] in _ATTRIBUTES:
+            node.target, rest = _ATTRIBUTES[node.args[1]]
+            node.args, changed = (node.args[0], *rest), True
         if node.op in ("call_function", "call_method") and (node.kwargs or len(node.args) == 2):
             form = _form(node)
             if form != (node.args, node.kwargs):

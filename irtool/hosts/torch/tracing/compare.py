@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.modes import evaluating
+from irtool.hosts.torch.modes import in_mode
 from irtool.hosts.torch.modules import map_tensors, modules_by_path
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
@@ -21,15 +21,16 @@ _ROUNDINGS = 64
 """The same for narrower types, in roundings of theirs."""
 
 
-def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None = None) -> Any:
-    """The outputs in eval mode, random numbers drawn from one seed, the module left as it was; None if it raises.
+def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None = None, *, training: bool = False) -> Any:
+    """The outputs in eval mode (or in train mode), random numbers drawn from one seed, the module left as it was; None if it raises.
 
     Args:
         module: the model, or a graph's module.
         inputs: the positional arguments; copied first.
         decided: for modules that decide by `self.training`, by path, the mode in which they are run.
+        training: run all others in train mode.
     """
-    with untouched(module, Asides(), flags=False), evaluating(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with untouched(module, Asides(), flags=False), in_mode(module, training=training), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if decided:
             tree = modules_by_path(module)
@@ -37,7 +38,8 @@ def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None 
                 tree[path].training = mode
         try:
             with put_back_writes(module):
-                return module(*map_tensors(tuple(inputs), torch.clone))
+                called = module.forward if isinstance(module, fx.GraphModule) else module  # which prints what it raises
+                return called(*map_tensors(tuple(inputs), torch.clone))
         except Exception:  # the user's code, on inputs that it may not like
             return None
 
@@ -163,9 +165,15 @@ def _mapped(inputs: Sequence[Any], change: Any) -> tuple[Any, ...]:
 def like_weights(module: nn.Module, inputs: Sequence[Any]) -> tuple[Any, ...]:
     """Inputs where the weights are, and of their type."""
     like = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
-    made: tuple[Any, ...] = map_tensors(
-        tuple(inputs), lambda t: t if like is None else t.to(like) if t.is_floating_point() else t.to(like.device)
-    )
+    if like is None:
+        return tuple(inputs)
+
+    def placed(tensor: Tensor) -> Tensor:
+        if tensor.is_meta and not like.is_meta:  # made under a default device without memory
+            tensor = torch.zeros(tensor.shape, dtype=tensor.dtype, device=like.device)
+        return tensor.to(like) if tensor.is_floating_point() else tensor.to(like.device)
+
+    made: tuple[Any, ...] = map_tensors(tuple(inputs), placed)
     return made
 
 

@@ -36,6 +36,8 @@ def count_of(arg: Any) -> Count | None:
         return _counted(arg.args[0], arg.args[1])
     if arg.target is operator.getitem and isinstance(arg.args[0], fx.Node) and _is_shape(arg.args[0]):
         return _counted(arg.args[0].args[0], arg.args[1])
+    if arg.target is int:
+        return count_of(arg.args[0])
     if arg.target is operator.mul:
         for factor, other in ((arg.args[0], arg.args[1]), (arg.args[1], arg.args[0])):
             found = count_of(factor) if isinstance(other, int) and other > 0 else None

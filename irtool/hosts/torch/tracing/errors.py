@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def refuse_unknown(model: nn.Module, leaf: Sequence[str | type]) -> None:
 
 def refuse_hidden(model: nn.Module) -> None:
     """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights,
-    layers that have none yet.
+    layers that have none yet, or some that nobody may change.
 
     A weight that a parametrisation computes has no entries of its own to slice.
     """
@@ -57,6 +58,13 @@ def refuse_hidden(model: nn.Module) -> None:
             where=type(model).__name__,
             remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
         )
+    for path, weight in model.named_parameters():
+        if weight.is_inference():
+            raise TraceError(
+                "was made under torch.inference_mode: nobody may change it or learn with it",
+                where=path,
+                remedy="Build the model outside of that block, or pass copy.deepcopy(model), made outside of it; torch.no_grad does no harm.",
+            )
     for path, module in modules_by_path(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
@@ -107,8 +115,12 @@ def _refusal(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
     return None
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What colours text in a terminal: torch.export writes it into its errors."""
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].removesuffix(", but expected one of:")[:160]
+    return (_COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0].removesuffix(", but expected one of:")[:160]
 
 
 def _source_lines(error: BaseException) -> Iterator[str]:

@@ -6,11 +6,12 @@ before it asks, and refuses what is no number.
 
 from __future__ import annotations
 
+import dis
 import functools
 import operator
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ from torch import fx, nn
 _FUNCTIONS: tuple[tuple[Any, str], ...] = (
     (
         torch,
-        "zeros ones empty full rand randn randint arange linspace eye narrow reshape broadcast_to tile roll repeat_interleave split chunk",
+        "tensor as_tensor scalar_tensor zeros ones full rand randn randint arange linspace eye hann_window hamming_window narrow reshape broadcast_to tile roll repeat_interleave split chunk",
     ),
+    (torch, "empty empty_like"),
     (F, "interpolate pad one_hot affine_grid"),
 )
+_DEFINITE = {"empty": torch.zeros, "empty_like": torch.zeros_like, "new_empty": "new_zeros"}
+"""Instead of memory as it is found, zeros are recorded: what is computed from them is the same each time."""
 _METHODS = (
     "expand view reshape repeat tile unflatten narrow select split chunk roll unfold repeat_interleave index_select "
     "new_zeros new_ones new_full new_empty"
@@ -42,27 +46,115 @@ def recorded_sizes(modules: Iterable[nn.Module]) -> Iterator[None]:
     for owner, names in _FUNCTIONS:
         for name in names.split():
             original = getattr(owner, name)
-            wrapped[id(original)] = made = _function(original)
+            wrapped[id(original)] = made = _function(original, _DEFINITE.get(name))
             _exchange(owner, name, made, done)
     for name in _METHODS.split():
-        _exchange(torch.Tensor, name, _method(name, getattr(torch.Tensor, name)), done)
+        _exchange(torch.Tensor, name, _method(_DEFINITE.get(name, name), getattr(torch.Tensor, name)), done)
     _exchange(torch.Tensor, "__getitem__", _item(torch.Tensor.__getitem__), done)
-    for place in {type(module).__module__ for module in modules}:
-        space = vars(sys.modules[place]) if place in sys.modules and not place.startswith("torch.") else {}
+    for space in _namespaces(modules):
         for name, held in list(space.items()):
             if id(held) in wrapped:
                 done.append((space, name, held))
                 space[name] = wrapped[id(held)]
+        if not _asks_for_the_class(space):
+            for name, made in _PYTHON.items():
+                if name not in space:
+                    done.append((space, name, _ABSENT))
+                    space[name] = made
     try:
         yield
     finally:
         for owner, name, before in reversed(done):
-            if isinstance(owner, dict):
+            if before is _ABSENT:
+                del owner[name]
+            elif isinstance(owner, dict):
                 owner[name] = before
             elif before is None:
                 delattr(owner, name)
             else:
                 setattr(owner, name, before)
+
+
+def _namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
+    """The globals of the methods of the user's classes, and of the functions of the same packages that they can call."""
+    kinds = {kind for module in modules for kind in type(module).__mro__ if not kind.__module__.startswith(_NOT_THE_USERS)}
+    waiting = [held.__globals__ for kind in kinds for held in vars(kind).values() if isinstance(held, FunctionType)]
+    packages = {str(space.get("__name__", "")).partition(".")[0] for space in waiting}
+    found: dict[int, dict[str, Any]] = {}
+    while waiting:
+        space = waiting.pop()
+        if id(space) not in found:
+            found[id(space)] = space
+            called = (held for held in list(space.values()) if isinstance(held, FunctionType))
+            waiting += [held.__globals__ for held in called if held.__module__.partition(".")[0] in packages]
+    return [space for space in found.values() if not str(space.get("__name__", "")).startswith(_NOT_THE_USERS)]
+
+
+_NOT_THE_USERS = ("torch.", "irtool.", "builtins")
+
+
+_ABSENT = object()
+"""Noted of a name that was not there before."""
+
+
+class _Number(type):
+    """`int` and `float` while a tracer is at work: what they make of a number of the program is recorded, all else is theirs."""
+
+    plain: type
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer(args)
+        return cls.plain(*args, **kwargs) if tracer is None else tracer.create_proxy("call_function", cls.plain, args, {})
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.plain)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, cls.plain)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls.plain
+
+    def __hash__(cls) -> int:
+        return hash(cls.plain)
+
+    def __getattr__(cls, name: str) -> Any:
+        return getattr(cls.plain, name)
+
+
+class _Int(metaclass=_Number):
+    plain = int
+
+
+class _Float(metaclass=_Number):
+    plain = float
+
+
+def _python(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = _tracer(args) if not kwargs else None
+        return original(*args, **kwargs) if tracer is None else tracer.python_call(original, args)
+
+    return call
+
+
+_PYTHON: dict[str, Any] = {"int": _Int, "float": _Float, **{made.__name__: _python(made) for made in (round, max, min, len)}}
+"""Functions of Python's own that programs compute sizes with: a module of the user's finds these first."""
+
+
+def _asks_for_the_class(space: dict[str, Any]) -> bool:
+    """Whether code of a module says `type(x) is int` or the like: nothing that stands for a class is the class itself."""
+    found = list(space.values())
+    held = [*found, *(member for kind in found if isinstance(kind, type) for member in vars(kind).values())]
+    codes = [function.__code__ for function in held if isinstance(function, FunctionType) and function.__globals__ is space]
+    for code in codes:
+        if "int" in code.co_names or "float" in code.co_names:
+            steps = list(dis.get_instructions(code))
+            for number, step in enumerate(steps):
+                if step.opname == "IS_OP" and any(before.argval in ("int", "float") for before in steps[max(0, number - 2) : number]):
+                    return True
+    return False
 
 
 def _exchange(owner: Any, name: str, made: Any, done: list[tuple[Any, str, Any]]) -> None:
@@ -87,16 +179,16 @@ def _tracer(args: Any) -> Any:
     return None
 
 
-def _function(original: Callable[..., Any]) -> Callable[..., Any]:
+def _function(original: Callable[..., Any], target: Any = None) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         tracer = _tracer((*args, *kwargs.values()))
-        return original(*args, **kwargs) if tracer is None else tracer.create_proxy("call_function", original, args, kwargs)
+        return original(*args, **kwargs) if tracer is None else tracer.create_proxy("call_function", target or original, args, kwargs)
 
     return call
 
 
-def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _method(name: Any, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         tracer = _tracer((*args, *kwargs.values()))

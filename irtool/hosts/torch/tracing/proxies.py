@@ -75,6 +75,15 @@ class ConcreteProxy(TracedProxy):
     value: Any
     tracer: Any
 
+    def __getattr__(self, name: str) -> Any:
+        """What an attribute is known, too (`x.shape`); methods are recorded when they are called."""
+        held = getattr(self.value, name, None) if "value" in self.__dict__ else None
+        if held is None or callable(held):
+            return super().__getattr__(name)
+        if isinstance(held, bool | torch.dtype | torch.layout):
+            return held
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
     def __len__(self) -> int:
         self.tracer.settled(self)
         return len(self.value)

@@ -180,26 +180,38 @@ def alike(now: Any, before: Any) -> bool:
 
 
 class _Numbers:
-    """What a model's buffers hold, kept in one tensor for each type: one by one the copies would take longer."""
+    """What a model's buffers hold, kept in one tensor for each type: one by one the copies would take longer.
+
+    Versions alone do not tell what was written: torch's batch norm counts none when it updates its statistics.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.kinds: dict[tuple[Any, Any], list[Tensor]] = {}
         for buffer in model.buffers():
-            if not nn.parameter.is_lazy(buffer) and buffer.layout is torch.strided:
+            if not nn.parameter.is_lazy(buffer) and buffer.layout is torch.strided and not buffer.is_inference():  # those cannot be written
                 self.kinds.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-        self.versions = {kind: [buffer._version for buffer in buffers] for kind, buffers in self.kinds.items()}
+        self.versions = {kind: [_version(buffer) for buffer in buffers] for kind, buffers in self.kinds.items()}
         self.copies = {kind: torch.cat([buffer.detach().reshape(-1) for buffer in buffers]) for kind, buffers in self.kinds.items()}
 
     def put_back(self) -> list[Tensor]:
         """Undo; the buffers that were written."""
         found = []
         for kind, buffers in self.kinds.items():
-            if [buffer._version for buffer in buffers] == self.versions[kind]:
+            now = torch.cat([buffer.detach().reshape(-1) for buffer in buffers])
+            written = [_version(buffer) for buffer in buffers] != self.versions[kind]
+            if not written and (now.is_meta or torch.equal(now, self.copies[kind])):
                 continue
             parts = self.copies[kind].split([buffer.numel() for buffer in buffers])
             for buffer, version, part in zip(buffers, self.versions[kind], parts, strict=True):
-                if buffer._version != version and buffer.numel() == part.numel():
+                if buffer.numel() != part.numel():
+                    continue
+                if _version(buffer) != version or not (buffer.is_meta or torch.equal(buffer.reshape(-1), part)):
                     found.append(buffer)
-                    with torch.no_grad():
+                    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                         buffer.copy_(part.view(buffer.shape))
         return found
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written into; torch does not count that for those made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version

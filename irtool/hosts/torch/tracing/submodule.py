@@ -16,6 +16,7 @@ from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import map_tensors
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.tensor_defaults import plain_tensors
 
 
 class _Reached(Exception):
@@ -51,6 +52,7 @@ def capture(model: nn.Module, inputs: Sequence[Any], path: str) -> tuple[nn.Modu
     return part, seen[0]
 
 
+@plain_tensors()
 def put_back(model: nn.Module, path: str, graph: FxGraph) -> nn.Module:
     """A copy of `model` with the part at `path` replaced by a graph's module.
 

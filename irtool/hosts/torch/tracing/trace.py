@@ -31,9 +31,11 @@ from irtool.hosts.torch.tracing.submodule import capture
 from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
 from irtool.hosts.torch.tracing.train_modes import mend
 from irtool.hosts.torch.tracing.witness import Witness
+from irtool.tensor_defaults import real_tensors
 
 
 @uncollected()
+@real_tensors()
 def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] = (), within: str | None = None) -> FxGraph:
     """Turn a model into a graph.
 
@@ -76,11 +78,19 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
-            return witness.settled(graph)
+            settled = witness.settled(graph)
+            return witness.settled(opaque) if opaque is not None and settled.fixed and not _hides(opaque) else settled
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
         return witness.settled(opaque)
     raise explained(model, inputs, failures)
+
+
+def _hides(graph: FxGraph) -> bool:
+    """Whether a function stayed whole that is the user's own, not one that torch has written in Python (`torch.stft`)."""
+    return any(
+        node.op == "Opaque" and not node.callee.startswith("torch.") and inspect.isfunction(node.host.target) for node in graph.nodes
+    )
 
 
 def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool) -> FxGraph:
@@ -88,7 +98,7 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, 
     module, asides = _program(model, inputs, leaf, name, asides, flags=flags)
     unhook(module, asides)
     plain = settle_writes(module, inputs)
-    graph = FxGraph(mend(module, inputs, asides if flags else None), inputs, tracer=name)
+    graph = FxGraph(mend(module, inputs, asides if flags else None, model), inputs, tracer=name)
     if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
         graph.module.recompile()
         graph.refresh()

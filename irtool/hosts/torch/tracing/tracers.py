@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, empty_like, map_tensors, meta, modules_by_path
@@ -67,6 +68,16 @@ class SymbolicTracer(fx.Tracer):
         own = kind.__module__.startswith("torch.nn")
         return self._has_rule[kind] or (own and not m._modules and not isinstance(m, nn.Sequential))
 
+    def path_of_module(self, mod: nn.Module) -> str:
+        """As torch's; a layer that forward itself makes on its first call is found, too."""
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            found = next((path for path, module in modules_by_path(self.root).items() if module is mod), None)
+            if found is None:
+                raise
+            return found
+
     def _is_named(self, m: nn.Module, path: str) -> bool:
         """Whether the user asked for the module to stay whole."""
         return bool(self._leaf) and (path in self._leaf or isinstance(m, tuple(kind for kind in self._leaf if isinstance(kind, type))))
@@ -74,6 +85,8 @@ class SymbolicTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
+        if isinstance(a, torch.Tensor) and a.grad_fn is not None:  # as a constant it would follow no training
+            raise TraceError("a tensor is computed from parameters that were not asked for by name", remedy="Read them as attributes.")
         if type(a) is OrderedDict:  # torch makes a plain dict of it
             return super().create_node("call_function", OrderedDict, ([(key, self.create_arg(value)) for key, value in a.items()],), {})
         if type(a) is tuple:  # most calls have a tuple of proxies and no keywords: torch looks at a dozen other kinds first
@@ -84,6 +97,8 @@ class SymbolicTracer(fx.Tracer):
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None, type_expr: Any = None
     ) -> fx.Node:
         """As torch's; nodes that one module's `forward` makes share one record of the modules around them."""
+        if kind == "call_method" and target == "new_empty":  # see factories.py
+            target = "new_zeros"
         node = add_node(self.graph, kind, target, args, kwargs, name, type_expr)
         if self.module_stack:
             call = next(reversed(self.module_stack))  # its name tells one call from another, and so all that lies around it
@@ -150,6 +165,10 @@ class SymbolicTracer(fx.Tracer):
             parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {}, proxy_factory_fn=factory)
         return parameter_proxy_cache[path]
 
+    def python_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Record what one of Python's own functions makes of numbers of the program; a length is needed at once."""
+        return len(args[0]) if function is len else self.create_proxy("call_function", function, args, {})
+
     def own_backward(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         """Record a call of a function with a backward of its own: the graph calls it too."""
         name = name_in(self.root, function)
@@ -181,7 +200,8 @@ class ConcreteTracer(SymbolicTracer):
             return self._feed.pop(0) if self._feed else (node.args[0] if node.args else None)
         if node.op == "get_attr":
             found = held_at(self.root, str(node.target))
-            return meta(found) if isinstance(found, torch.Tensor) else found
+            single = str(node.target).startswith("_tensor_constant") and isinstance(found, torch.Tensor) and found.dim() == 0
+            return meta(found) if isinstance(found, torch.Tensor) and not single else found  # a number that a factory may ask for
         if node.op == "output":
             return None
         args: Any = fx.node.map_aggregate(node.args, self._plain)
@@ -200,8 +220,17 @@ class ConcreteTracer(SymbolicTracer):
                 return call(self.root, node, args, kwargs)
             except AttributeError as error:  # in a property of a proxy, Python would ask for another attribute, without end
                 raise TraceError(str(error)) from error
+            except NotImplementedError:
+                return self._on_zeros(node, args, kwargs)
             except RuntimeError:  # what the program makes of sizes (anchors) is real, and meets values that are not
                 return call(self.root, node, map_tensors(args, meta), map_tensors(kwargs, meta))
+
+    def _on_zeros(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The shapes that an operator gives which cannot run without numbers; a number that it computes would be made up."""
+        found = call(self.root, node, map_tensors(args, _zeros), map_tensors(kwargs, _zeros))
+        if not all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(found)):
+            raise TraceError(f"{node.name} computes a number from the values of a tensor", remedy="Compute it outside of forward.")
+        return map_tensors(found, meta)
 
     def _plain(self, arg: Any) -> Any:
         return self._known(arg) if isinstance(arg, fx.Node) else arg.plain if isinstance(arg, Flag) else arg
@@ -211,6 +240,12 @@ class ConcreteTracer(SymbolicTracer):
         if node not in self._values:
             self._values[node] = self._value(node)
         return self._values[node]
+
+    def python_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """As above; a tensor's length is its first size."""
+        if function is len and isinstance(args[0], ConcreteProxy) and isinstance(args[0].value, torch.Tensor):
+            return args[0].size(0)
+        return super().python_call(function, args)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.settled(obj)
@@ -231,6 +266,10 @@ class ConcreteTracer(SymbolicTracer):
 
     def keys(self, obj: fx.Proxy) -> Any:
         return obj.value.keys()
+
+
+def _zeros(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
 NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])), "<")

@@ -17,10 +17,11 @@ from irtool.ir.graph import Value
 
 _DROPOUTS: dict[str, type[nn.Module]] = {
     "dropout": nn.Dropout, "dropout1d": nn.Dropout1d, "dropout2d": nn.Dropout2d, "dropout3d": nn.Dropout3d, "feature_dropout": nn.Dropout2d, "alpha_dropout": nn.AlphaDropout,
+    "feature_alpha_dropout": nn.FeatureAlphaDropout,
 }  # fmt: skip
 
 
-def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -> fx.GraphModule:
+def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None, model: nn.Module | None = None) -> fx.GraphModule:
     """Give functional dropout, stochastic depth and batch norm a module again, so that they follow `train()` and `eval()`.
 
     That is what a flag that came from `self.training` meant. A flag that the model's own code states stays as it states it.
@@ -30,6 +31,7 @@ def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -
         inputs: the example inputs.
         asides: who decided by `self.training`; None for a tracer that cannot tell, where a flag that equals the module's mode
             is taken to come from it.
+        model: what was traced; tells how its batch norms count, which no call says.
     """
     changed = [settle_calls(module.graph)]
     calls = [(node, name) for node in module.graph.nodes if (name := _functional(node)) in _FLAGS]
@@ -41,8 +43,13 @@ def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None) -
             if node not in following:
                 flags[0].asked()
             node.args, node.kwargs = (fx.node.map_aggregate(part, _plain) for part in (node.args, node.kwargs))
-    shapes = Reader(module, inputs, None).values if any(name == "batch_norm" for _, name in mended) else {}
-    changed += [_MENDERS.get(name, _mend_dropout)(module, node, name, shapes) for node, name in mended]
+    shapes = Reader(module, inputs, None).values if any(name in _NORMS for _, name in mended) else {}
+    held = dict(model.named_modules(remove_duplicate=False)) if model is not None else {}
+    for node, name in mended:
+        layer = held.get(_around(node))
+        changed.append(_MENDERS.get(name, _mend_dropout)(module, node, name, shapes))
+        if name == "batch_norm" and changed[-1] and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            _count_as(module, node.meta["mended"], layer)
     if any(changed):
         module.graph.lint()
         module.recompile()
@@ -114,8 +121,13 @@ def _mend_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str, sha
     )
 
 
-def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
-    """Rebuild `nn.BatchNorm` over the same tensors. Argument order differs between torch.nn.functional and ATen."""
+def _mend_rrelu(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+    lower, upper = (_argument(node, place, key, default) for place, key, default in ((1, "lower", 1 / 8), (2, "upper", 1 / 3)))
+    return _replace(module, node, f"mended_{node.name}", nn.RReLU(lower, upper).train(_mode(node, name)))
+
+
+def _mend_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+    """Rebuild a layer with statistics over the same tensors. Argument order differs between torch.nn.functional and ATen."""
     aten = isinstance(node.target, torch._ops.OpOverload)
     order = ("weight", "bias", "running_mean", "running_var") if aten else ("running_mean", "running_var", "weight", "bias")
     nodes = {role: _argument(node, index + 1, role, None) for index, role in enumerate(order)}
@@ -125,25 +137,54 @@ def _mend_batch_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: M
     momentum, eps = _argument(node, 6, "momentum", 0.1), _argument(node, 7, "eps", 1e-5)
     read = shapes.get(_argument(node, 0, "input", None))
     rank = len(read.sizes) if isinstance(read, Value) else 4
-    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(rank, nn.BatchNorm2d)
-    new = kind(tensors["running_mean"].numel(), eps=eps, momentum=momentum, affine=tensors["weight"] is not None, device="meta")
+    options = {} if name == "batch_norm" else {"track_running_stats": True}
+    new = _NORMS[name].get(rank, _NORMS[name][4])(
+        tensors["running_mean"].numel(), eps=eps, momentum=momentum, affine=tensors["weight"] is not None, device="meta", **options
+    )
     for role, tensor in tensors.items():
         setattr(new, role, tensor)
     new.num_batches_tracked = torch.zeros((), dtype=torch.long)
-    return _replace(module, node, _owner(module, nodes, node), new.train(_mode(node, name)))
+    node.meta["mended"] = _owner(module, nodes, node)
+    return _replace(module, node, node.meta["mended"], new.train(_mode(node, name)))
+
+
+def _count_as(module: fx.GraphModule, path: str, layer: nn.modules.batchnorm._BatchNorm) -> None:
+    """Let a batch norm average as the model's own does: without a momentum over all batches so far."""
+    new: Any = module.get_submodule(path)
+    new.momentum = layer.momentum
+    if layer.num_batches_tracked is not None:
+        new.num_batches_tracked = layer.num_batches_tracked
 
 
 def _owner(module: fx.GraphModule, nodes: dict[str, Any], node: fx.Node) -> str:
     """The path of the module that holds the statistics, if the new module can take its place, else a new path."""
     paths = {str(n.target).rpartition(".")[0] for n in nodes.values() if n is not None}
     path = next(iter(paths)) if len(paths) == 1 else ""
-    return path if path and not list(module.get_submodule(path).children()) else f"mended_{node.name}"
+    own = (
+        path
+        and not list(module.get_submodule(path).children())
+        and all(str(n.target) == f"{path}.{role}" for role, n in nodes.items() if n)
+    )
+    return path if own else f"mended_{node.name}"
 
 
-_MENDERS = {"dropout": _mend_dropout, "stochastic_depth": _mend_stochastic_depth, "batch_norm": _mend_batch_norm}
+_MENDERS = {
+    "dropout": _mend_dropout,
+    "stochastic_depth": _mend_stochastic_depth,
+    "batch_norm": _mend_norm,
+    "instance_norm": _mend_norm,
+    "rrelu": _mend_rrelu,
+}
+_NORMS: dict[str, dict[int, Any]] = {
+    "batch_norm": {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d},
+    "instance_norm": {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d},
+}
+"""The layers with statistics, by the rank of what they read."""
 _FLAGS: dict[str, tuple[int, str, bool]] = {
     **{name: (2, "training", name.startswith("dropout")) for name in _DROPOUTS},
     "batch_norm": (5, "training", False),
+    "instance_norm": (5, "use_input_stats", True),
+    "rrelu": (3, "training", False),
     "stochastic_depth": (3, "training", True),
 }
 """Where a function's flag stands: its position, its name, and what it is if left out."""

@@ -53,10 +53,19 @@ class Witness:
         _, inputs = self._on_example(graph.decided)
         fixed = fixed_axes(self._model, Program(graph.module, inputs, graph.sized), inputs, graph.decided)
         graph.fixed = fixed
-        graph.notes = (*graph.notes, *(note_of(entry, self._inputs) for entry in fixed))
+        graph.notes = (*graph.notes, *self._other_mode(graph, inputs), *(note_of(entry, self._inputs) for entry in fixed))
         if guard(graph.module, fixed, self._inputs):
             graph.refresh()
         return graph
+
+    def _other_mode(self, graph: FxGraph, inputs: tuple[Any, ...]) -> list[str]:
+        """A note if an exported graph, which cannot tell who asks for the mode, differs from the model in train mode."""
+        if graph.tracer != "export" or graph.decided:
+            return []
+        expected = observed(self._model, inputs, training=True)
+        if expected is None or apart(expected, observed(graph.module, inputs, training=True)) <= tolerance(expected):
+            return []
+        return [f"{type(self._model).__name__} computes something else in train mode: the graph follows torch's own layers alone"]
 
     def _on_example(self, decided: dict[str, bool]) -> tuple[Any, tuple[Any, ...]]:
         key = tuple(sorted(decided.items()))
@@ -64,7 +73,7 @@ class Witness:
             generator = torch.Generator().manual_seed(0)
 
             def drawn(tensor: Tensor) -> Tensor:
-                return torch.randn(tensor.shape, generator=generator).to(tensor) if tensor.is_floating_point() else tensor
+                return torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor) if tensor.is_floating_point() else tensor
 
             own = like_weights(self._model, self._inputs)
             inputs: tuple[Any, ...] = map_tensors(own, drawn)

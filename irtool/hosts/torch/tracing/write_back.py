@@ -32,8 +32,8 @@ def put_back_writes(module: nn.Module) -> Iterator[None]:
         for tensor, before, place in places:
             if tensor.untyped_storage().data_ptr() != place:  # `weight.data = other`
                 tensor.data = before
-        with torch.no_grad():
-            for whole, copy in watch.copies.values():
+        for whole, copy in watch.copies.values():
+            with torch.inference_mode(whole.is_inference()), torch.no_grad():
                 whole.copy_(copy)
 
 
@@ -43,16 +43,23 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if known else 0
 
 
+_STATISTICS = "batch_norm"
+"""In the names of the operators that write into their running statistics, though their schemas do not say so."""
+
+
 class _Watch(TorchDispatchMode):
     """Copies what is about to be written into, the whole of its memory."""
 
     def __init__(self, held: dict[int, Tensor]) -> None:
         super().__init__()
         self._held = held
+        self._writes: dict[Any, bool] = {}
         self.copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable:
+        if func not in self._writes:
+            self._writes[func] = func._schema.is_mutable or _STATISTICS in func.__name__
+        if self._writes[func]:
             for tensor in pytree.tree_leaves((args, kwargs)):
                 place = _place(tensor) if isinstance(tensor, Tensor) else 0
                 if place in self._held and place not in self.copies:

@@ -1,11 +1,9 @@
-"""What is told about an int8 model: the files beside it, a table, the steps between float and integers, and a verdict."""
+"""What is told about an int8 model: the files beside it, the steps between float and integers, and a verdict."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-
-from rich.table import Table
 
 from irtool.engines.table import ENGINES
 from irtool.quant import layers_of
@@ -33,24 +31,6 @@ def write_report(folder: Path, outcome: Outcome, images: Images, settings: Setti
         count = min(SENSITIVITY_IMAGES, len(images.scored))
         write_sensitivity(outcome.sensitivity, folder / "sensitivity.json", images=count, floating=outcome.floating)
         plot_sensitivity(outcome.sensitivity, folder / "sensitivity.png", expected=outcome.expected, floating=outcome.floating)
-
-
-def table(outcome: Outcome, settings: Settings, images: Images) -> Table:
-    """Float and int8 side by side."""
-    shown = Table(title=f"{settings.backend}: float and int8", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("", "float", "int8", ""):
-        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
-    before, after = outcome.before, outcome.after
-    label = f"accuracy ({len(images.scored):,} images)" if images.labelled else f"agreement with float ({len(images.scored):,} images)"
-    points = 100 * (after.accuracy - before.accuracy)
-    shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
-    shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
-    shown.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
-    taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
-    kind = "weights alone are int8" if settings.weights_only else taken
-    shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
-    shown.caption_justify = "left"
-    return shown
 
 
 def borders(outcome: Outcome, backend: str) -> list[str]:

@@ -12,7 +12,7 @@ from irtool.atomic_files import MAKE_ROOM, locked, parse_json, read_text
 from irtool.commit import committed, finish
 from irtool.errors import FileError, IrtoolError
 from irtool.temporary import MOVING
-from irtool.workflows.compress import FILES
+from irtool.workflows.compress import FILES, SEARCH_FILES
 from irtool.workflows.models import ModelSpec, saved_model
 
 COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
@@ -25,7 +25,7 @@ _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN
 
 _ENGINES = [f"{kind}{suffix}" for kind in ("float", "int8") for suffix in (".onnx", ".mnn", ".json")]
 _WRITES = {
-    COMPRESS: [*FILES.values(), f"{FILES['onnx']}.data"],
+    COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data"],
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
 }
 """What each writes, some of it not always."""

@@ -1,0 +1,104 @@
+"""Graphs in an engine, timed whole against each other."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from irtool.engines.latency import PairedLatency, latency_pairs
+from irtool.engines.mnn.export import export_mnn
+from irtool.engines.mnn.session import MnnSession
+from irtool.engines.onnxruntime.export import export_onnx
+from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.engines.session import Session
+from irtool.engines.speed.stopwatch import check_engine, clock_of
+from irtool.errors import GraphError
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.load import save_onnx
+from irtool.hosts.torch.modules import map_tensors
+from irtool.ir.graph import Graph
+
+SECONDS = 4.0
+"""Of one comparison."""
+_ROUNDS, _WARM = 400, 3
+
+
+def single_inputs(graph: Graph) -> tuple[Any, ...]:
+    """Inputs for one run: the first sample of the example, or the whole example where its batch is written into the graph."""
+    one: tuple[Any, ...] = map_tensors(graph.example_inputs, lambda tensor: tensor[:1])
+    try:
+        graph.run(*one)
+    except (RuntimeError, ValueError, GraphError):
+        return graph.example_inputs
+    return one
+
+
+def graph_session(graph: Graph, engine: str, folder: Path, threads: int = 1) -> Session:
+    """Open a graph in an engine, at batch 1 where it takes that. Its numbers are not checked.
+
+    Args:
+        graph: of either host.
+        engine: `onnxruntime` or `mnn`.
+        folder: where its files go; they may be deleted once it is open.
+        threads: of the engine.
+
+    Raises:
+        ExportError: the engine lacks an operator.
+        OptionError: another engine.
+    """
+    check_engine(engine)
+    file = folder / "graph.onnx"
+    if isinstance(graph, OnnxGraph):
+        save_onnx(graph, file)
+    else:
+        export_onnx(graph, file, example_inputs=single_inputs(graph), dynamic_batch=False, verify=False)  # type: ignore[arg-type]
+    if engine == "onnxruntime":
+        return OnnxSession(file, threads)
+    export_mnn(file, file.with_suffix(".mnn"), verify=False)
+    return MnnSession(file.with_suffix(".mnn"), threads)
+
+
+class GraphClock:
+    """The time of other graphs over that of one, in an engine.
+
+    Args:
+        graph: the original.
+        engine: `onnxruntime` or `mnn`.
+        threads: of the engine.
+
+    Use it as a context manager: it holds files.
+    """
+
+    def __init__(self, graph: Graph, engine: str, threads: int = 1) -> None:
+        self.engine, self.threads = engine, threads
+        self._scratch = tempfile.TemporaryDirectory()
+        self._arrays = [leaf.numpy() for leaf in pytree.tree_leaves(single_inputs(graph)) if isinstance(leaf, torch.Tensor)]
+        self._first = self._opened(graph, "original")
+
+    def __enter__(self) -> GraphClock:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._scratch.cleanup()
+
+    def alone(self) -> float:
+        """Median milliseconds of the original."""
+        return self._pairs([self._first], SECONDS / 2).latencies[0].median_ms
+
+    def compared(self, graph: Graph) -> PairedLatency:
+        """The original, and a graph that takes the same inputs."""
+        return self._pairs([self._first, self._opened(graph, "other")], SECONDS)
+
+    def _pairs(self, sessions: list[Session], seconds: float) -> PairedLatency:
+        clock = clock_of(self.threads)
+        return latency_pairs(sessions, self._arrays, runs=_ROUNDS, warmup=_WARM, seconds=seconds, clock=clock)
+
+    def _opened(self, graph: Graph, name: str) -> Session:
+        folder = Path(self._scratch.name) / name
+        folder.mkdir(exist_ok=True)
+        return graph_session(graph, self.engine, folder, self.threads)

@@ -1,0 +1,132 @@
+"""From a graph to a smaller one: what is planned, pruned, refitted and, where a bound asks for it, trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, cast
+
+from torch import Tensor
+
+import irtool
+from irtool.analysis.cost import cost
+from irtool.engines.speed.whole_graph import GraphClock
+from irtool.errors import OptionError
+from irtool.hosts.torch.graph import FxGraph
+from irtool.ir.graph import G, Graph
+from irtool.passes import Prune, Reconstruct, fold_batchnorm
+from irtool.passmanager import PassResult
+from irtool.progress import Reporter
+from irtool.pruning import CRITERIA, Plan
+from irtool.pruning.batches import default_criterion
+from irtool.pruning.budget import LATENCY, costs_of
+from irtool.train import Data
+from irtool.workflows.chain import fitting_inputs
+from irtool.workflows.compress_settings import Settings
+from irtool.workflows.search import Found, search
+
+SEEN = 512
+"""Training images that a criterion looks at unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Smaller(Generic[G]):
+    """What was planned and what came of it.
+
+    Attributes:
+        plan: what goes.
+        sliced: the smaller graph, with the notes on it.
+        calibration: the images that means were measured on, or layers refitted.
+        found: what was tried, where a bound was given.
+    """
+
+    plan: Plan
+    sliced: PassResult[G]
+    calibration: list[tuple[Tensor]] | None = None
+    found: Found | None = None
+
+
+def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter) -> Smaller[G]:
+    """Plan and slice: once as asked for, or over and over until what is lost is within the bound.
+
+    Raises:
+        OptionError: a bound without images, or on an ONNX file.
+        IrtoolError: a step cannot be taken.
+    """
+    calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
+    scored = _scored(graph, data, settings)
+
+    def once(wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
+        with reporter.stage("plan"):
+            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, "progress": reporter})
+        with reporter.stage("prune"):
+            if settings.reconstruct and calibration is not None:
+                return plan, Reconstruct(plan, calibration, progress=reporter)(graph)
+            return plan, Prune(plan, settings.constants, calibration)(graph)
+
+    if settings.bound is None:
+        return Smaller(*once({}), calibration)
+    if data is None or not graph.trainable:
+        raise OptionError(
+            "a bound on what is lost", where="--max-drop", remedy="Give --data, and the PyTorch model: it may have to be trained."
+        )
+    if data.truth == "none":
+        raise OptionError("the outputs are no scores of classes", where="--max-drop", remedy="Leave it out, and compare outputs yourself.")
+    engine = settings.plan.get("engine")
+    with GraphClock(graph, engine, settings.threads) if engine else nullcontext() as clock:
+        found = search(
+            cast(FxGraph, graph),
+            data,
+            lambda budget: _unpacked(*once({"budget": budget})),
+            lambda small: shares(small, graph, clock),
+            settings.bound,
+            as_shares(settings.plan.get("budget"), graph, clock),
+            kind=LATENCY if engine else "macs",
+            reporter=reporter,
+        )
+    return Smaller(found.plan, PassResult(cast(G, found.graph), True, found.notes), calibration, found)
+
+
+def _unpacked(plan: Plan, done: PassResult[Any]) -> tuple[Plan, FxGraph, tuple[str, ...]]:
+    return plan, done.graph, done.notes
+
+
+def shares(graph: FxGraph, original: Graph, clock: GraphClock | None = None) -> dict[str, float]:
+    """What a graph costs, as shares of what the original does: by macs, params and bytes, and with a clock by latency."""
+    small, whole = costs_of(cost(graph)), costs_of(cost(original))
+    found = {kind: small[kind] / max(whole[kind], 1) for kind in small}
+    return found if clock is None else found | {LATENCY: clock.compared(fold_batchnorm(graph)).ratios[1]}
+
+
+def as_shares(budget: Mapping[str, float] | None, graph: Graph, clock: GraphClock | None = None) -> dict[str, float] | None:
+    """A budget whose absolute numbers are shares of what the graph costs."""
+    if not budget:
+        return None
+    whole: dict[str, float] = {**costs_of(cost(graph))}
+    if clock is not None and budget.get(LATENCY, 0) > 1:
+        whole[LATENCY] = clock.alone()
+    return {kind: value if value <= 1 else min(1.0, value / max(whole[kind], 1e-9)) for kind, value in budget.items()}
+
+
+def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:
+    """The criterion, and the images that it looks at if it does."""
+    name = settings.plan.get("criterion")
+    if name is None:
+        wished = settings.plan.get("budget") is not None or settings.bound is not None
+        name = default_criterion(graph, data if wished else None)
+    if CRITERIA[name].reads == "parameters":
+        return {"criterion": name}
+    if data is None:
+        raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")
+    return {"criterion": name, "data": calibration_batches(graph, data, settings.calibrate or SEEN)}
+
+
+def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
+    """Training images to measure means on, in batches that the graph takes; None if none are asked for."""
+    if data is None or not count:
+        return None
+    images = data.sample(count)
+    whole = fitting_inputs(graph, (images,))
+    step = len(images) if whole[0] is images else len(graph.example_inputs[0])
+    return [(batch,) for batch in images.split(step) if len(batch) == step]

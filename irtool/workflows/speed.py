@@ -1,0 +1,76 @@
+"""What to say where a smaller model got no faster: the reason that its graph shows, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from irtool.analysis.cost import cost
+from irtool.ir.graph import Graph, Node
+
+SLOWER = 1.02
+"""Times over the original's up to this are noise."""
+_PART = 0.1
+"""As many of the convolutions must have a width that an engine dislikes before it is the reason."""
+_FEW_MACS = 20
+"""Multiply-accumulates for each element that is written: with fewer, memory decides."""
+_SMALL = 2_000_000
+"""Nets of so few multiply-accumulates take hardly more than what an engine takes for each operator."""
+
+
+def slower_sentences(graph: Graph, ratios: Mapping[str, float], threads: int) -> tuple[str, ...]:
+    """A sentence for each engine in which a model became slower.
+
+    Args:
+        graph: the smaller model.
+        ratios: its time over the original's, by engine.
+        threads: of the engines when they were timed.
+    """
+    slow = {engine: ratio for engine, ratio in ratios.items() if ratio > SLOWER}
+    if not slow:
+        return ()
+    why, remedy = reason(graph)
+    counted = f"{threads} thread{'s' * (threads > 1)}"
+    return tuple(
+        f"Slower than the original in {engine}: {ratio:.2f} times its time, {counted}. {why} {remedy}" for engine, ratio in slow.items()
+    )
+
+
+def reason(graph: Graph) -> tuple[str, str]:
+    """Why a graph is slow for its multiply-accumulates, and what helps, as two sentences."""
+    layers = [node for node in graph.nodes if node.op in ("Conv", "ConvTranspose") and node.output.shape is not None]
+    odd = [node for node in layers if node.output.sizes[1] % 4 or (node.input.sizes[1] % 4 and node.input.sizes[1] > 4)]
+    if len(odd) > _PART * len(layers):
+        what = f"{len(odd)} of {len(layers)} convolutions have widths that are no multiple of 4, as {odd[0].location} with "
+        return (
+            f"{what}{odd[0].output.sizes[1]}: engines compute in blocks of 4 to 16 channels, and leave their fastest layout there.",
+            "Leave --round-to at auto, or remove more channels.",
+        )
+    selects = [node for node in graph.nodes if node.op in ("ChannelSelect", "Gather")]
+    if len(selects) > _PART * max(len(layers), 1):
+        return (
+            f"{len(selects)} selections copy channels out of residual streams, and keep what follows from being fused.",
+            "Use --residual couple.",
+        )
+    macs, written = cost(graph).macs, sum(map(_elements, graph.nodes))
+    if macs < _SMALL:
+        return (
+            f"It has {macs:,} multiply-accumulates, and what an engine takes for each operator outweighs them.",
+            "Fewer layers would help, narrower ones do not.",
+        )
+    thin = [node for node in layers if int(node.attrs.get("groups", 1)) > 1]
+    if macs < _FEW_MACS * written or len(thin) > _PART * len(layers):
+        depth = f"{len(thin)} of {len(layers)} convolutions are depthwise or grouped, and " if thin else ""
+        return (
+            f"{depth}it has {macs / max(written, 1):.0f} multiply-accumulates for each element that it writes: memory takes the time.",
+            "Ask for the time itself: --budget latency=50% --engine ENGINE.",
+        )
+    return (
+        "Nothing in its graph says why.",
+        "Time it again on an idle machine, or ask for the time itself: --budget latency=50% --engine ENGINE.",
+    )
+
+
+def _elements(node: Node) -> int:
+    """Elements that a node writes for one sample."""
+    return prod(node.output.sizes[1:]) if node.outputs and node.output.shape and node.op not in ("Input", "Output") else 0

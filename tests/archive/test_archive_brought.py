@@ -1,0 +1,95 @@
+"""Archives of what people bring: results in classes of a library's own, tensors that forward reads numbers from, flags joined by operators."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import irtool
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+    hidden: Any = None
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    mean: Tensor
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.scale, self.pair = torch.tensor(2.0), torch.tensor([1.0, 3.0])
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, self.a(x))
+
+
+def there_and_back(function: Callable[[Any, Tensor], Any], path: Path) -> tuple[Any, Any]:
+    """The outputs of a pruned graph, and of what is loaded again."""
+    graph = irtool.trace(Net(function).eval(), X)
+    small = irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        irtool.save(small, path)
+    return small.module(X), irtool.load(path).module(X)
+
+
+def test_a_dataclass_comes_back_as_a_dict_of_what_it_holds(tmp_path: Path) -> None:
+    before, after = there_and_back(lambda net, y: Output(net.b(y), (Output(y.mean()), y)), tmp_path / "net.safetensors")
+    assert isinstance(before, Output)
+    assert set(after) == {"logits", "hidden"}
+    assert torch.equal(after["logits"], before.logits)
+    assert set(after["hidden"][0]) == {"logits"}  # the field that is None is left out
+    assert torch.equal(after["hidden"][0]["logits"], before.hidden[0].logits)
+    assert torch.equal(after["hidden"][1], before.hidden[1])
+
+
+def test_a_named_tuple_comes_back_as_a_tuple(tmp_path: Path) -> None:
+    before, after = there_and_back(lambda net, y: {"found": Pair(net.b(y), mean=y.mean())}, tmp_path / "net.safetensors")
+    assert isinstance(before["found"], Pair)
+    assert type(after["found"]) is tuple
+    assert all(map(torch.equal, after["found"], before["found"]))
+
+
+def test_loaded_into_the_model_it_is_of_its_class(tmp_path: Path) -> None:
+    model = Net(lambda net, y: Output(net.b(y))).eval()
+    graph = irtool.trace(model, X)
+    irtool.save(irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local")), tmp_path / "net.safetensors")
+    assert isinstance(irtool.load(tmp_path / "net.safetensors", model=model).module(X), Output)
+
+
+READ: dict[str, Callable[[Any, Tensor], Any]] = {
+    "item": lambda net, y: net.b(y * net.scale.item()),
+    "new_full": lambda net, y: net.b(y + y.new_full((1, 1, 1, 1), net.scale)),
+    "full_like": lambda net, y: net.b(y + torch.full_like(y, net.pair[1])),
+    "masked_fill": lambda net, y: net.b(y.masked_fill(y > 0, net.scale)),
+    "clamp": lambda net, y: net.b(y.clamp(-net.pair[1].item(), net.scale.item())),
+    "tolist": lambda net, y: net.b(y * max(net.pair.tolist())),
+    "whole numbers": lambda net, y: net.b(y)[..., : int(y.shape[3] / 2)] * float(y.shape[2]) / max(round(y.shape[2] * 0.5), 2),
+    "a spectrum": lambda net, y: net.b(torch.fft.fftn(y, dim=(2, 3)).real),
+    "unset memory": lambda net, y: net.b(y + torch.empty(y.shape).fill_(1.0)),
+    "sizes in a tensor": lambda net, y: net.b(y * torch.tensor([y.shape[2], y.shape[3]]).sum()),
+    "flags": lambda net, y: net.b(torch.where(~(((y > 0) & (y < 1)) | (y > 2)) ^ (y < -2), y, -y)),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_saved_loads_and_computes_the_same(name: str, tmp_path: Path) -> None:
+    before, after = there_and_back(READ[name], tmp_path / "net.safetensors")
+    assert torch.equal(after, before)

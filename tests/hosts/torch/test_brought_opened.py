@@ -1,0 +1,187 @@
+"""Known mathematics behind a closed door is pruned through, and a plan is one that prune carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.autograd import Function
+
+import irtool
+from irtool.hosts.torch.operators import works_by_element
+from irtool.hosts.torch.tracing.errors import explained
+
+X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Swish(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(x)
+        return grad * (gate * (1 + x * (1 - gate)))
+
+
+class Rounded(Function):
+    """With a context that is set up apart."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.mul(4).round() / 4
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Gated(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        return x * y.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, grad
+
+
+class Centred(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x - x.mean(1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class InPlace(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.o = (
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.Conv2d(3, 16, 1),
+            nn.Conv2d(16, 4, 1),
+        )
+        self.offset, self.mask = nn.Conv2d(16, 18, 3, padding=1), nn.Conv2d(16, 9, 3, padding=1)
+        self.deform = torchvision.ops.DeformConv2d(16, 16, 3, padding=1)
+        self.plain = torchvision.ops.DeformConv2d(16, 16, 3, padding=1, bias=False)
+        self.register_buffer("window", torch.hann_window(16))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def _gated_spectrum(net: Any, x: Tensor) -> Tensor:
+    y = net.b(net.a(x))
+    spectrum = torch.fft.rfft2(y) * torch.fft.rfft2(net.b.weight[:, 0], s=x.shape[-2:])
+    return net.o(torch.fft.irfft2(spectrum * spectrum.abs().sigmoid(), s=x.shape[-2:]) + torch.fft.fft(y).real)
+
+
+def _unpooled(net: Any, x: Tensor) -> Tensor:
+    y, index = nn.functional.max_pool2d(net.a(x), 2, return_indices=True)
+    return net.o(nn.functional.max_unpool2d(net.b(y), index, 2))
+
+
+def _unpooled_by_layers(net: Any, x: Tensor) -> Tensor:
+    y, index = nn.MaxPool2d(2, return_indices=True)(net.a(x))
+    return net.o(nn.MaxUnpool2d(2)(y.relu(), index, output_size=x.shape[-2:]))
+
+
+def _folded(net: Any, x: Tensor) -> Tensor:
+    patches = nn.functional.unfold(net.a(x), 3, padding=1)
+    weighed = patches.view(x.shape[0], 16, 9, -1) * patches.view(x.shape[0], 16, 9, -1).softmax(2)
+    return net.o(nn.functional.fold(weighed.flatten(1, 2), x.shape[-2:], 3, padding=1))
+
+
+def _spectrum(net: Any, x: Tensor) -> Tensor:
+    sound = net.b(net.a(x)).flatten(2).mean(1)
+    return torch.istft(torch.stft(sound, 16, window=net.window, return_complex=True), 16, window=net.window)
+
+
+OPENED: dict[str, Callable[[Any, Tensor], Any]] = {
+    "memory-saving swish": lambda net, x: net.o(Swish.apply(net.b(Swish.apply(net.a(x))))),
+    "rounding": lambda net, x: net.o(Rounded.apply(net.a(x))),
+    "two arguments": lambda net, x: net.o(Gated.apply(net.a(x), net.c(x))),
+    "deformable": lambda net, x: net.o(net.deform(y := net.a(x).relu(), net.offset(y)).relu()),
+    "deformable without bias": lambda net, x: net.o(net.plain(y := net.a(x).relu(), net.offset(y)).relu()),
+    "deformable with a mask": lambda net, x: net.o(net.deform(y := net.a(x).relu(), net.offset(y), net.mask(y).sigmoid())),
+    "unfold and fold": lambda net, x: net.o(
+        nn.functional.fold(nn.functional.unfold(net.b(net.a(x)), 3, padding=1), (16, 16), 3, padding=1)
+    ),
+    "fold of any size": _folded,
+    "unfold and fold as layers": lambda net, x: net.o(nn.Fold(16, 2, stride=2)(nn.Unfold(2, stride=2)(net.a(x)))),
+    "unpooling": _unpooled,
+    "unpooling by layers": _unpooled_by_layers,
+    "Fourier transforms": _gated_spectrum,
+    "pairs of a complex number": lambda net, x: net.o(torch.view_as_real(torch.fft.fft2(net.a(x))).sum(-1)),
+    "regions": lambda net, x: net.o(torchvision.ops.roi_align(net.a(x), [torch.tensor([[0.0, 0, 8, 8]])], 4)),
+    "a mask by bits": lambda net, x: net.o((y := net.a(x)) * ((y > 0) | ~(y < 1) ^ (y > 0.5))),
+    "a transform without a meta kernel": _spectrum,
+}
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_half_of_the_channels_go(name: str) -> None:
+    graph = irtool.trace(Net(OPENED[name]).eval(), X)
+    plan = irtool.plan(graph, "l1", 0.5, "local")
+    check = irtool.check_prune(graph, plan)
+    assert len(plan.layers[0].removed) in (7, 8)
+    assert check.ok
+    assert check.relative <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["deformable", "deformable without bias", "deformable with a mask"])
+def test_what_the_offsets_say_stays(name: str) -> None:
+    plan = irtool.plan(irtool.trace(Net(OPENED[name]).eval(), X), "l1", 0.5, "local")
+    offset = next(layer for layer in plan.layers if layer.parameter == "offset.weight")
+    assert offset.reason.startswith("says where a deformable convolution looks")
+
+
+def test_what_mixes_channels_or_writes_is_no_elementwise_function() -> None:
+    assert [works_by_element(kind) for kind in (Swish, Rounded, Gated, Centred, InPlace)] == [True, True, True, False, False]
+    graph = irtool.trace(Net(lambda net, x: net.o(Centred.apply(net.a(x)))).eval(), X)
+    assert irtool.plan(graph, "l1", 0.5, "local").layers[0].reason.startswith("flows into Centred.apply")
+
+
+def test_the_backward_of_ones_own_serves_after_pruning() -> None:
+    graph = irtool.trace(Net(OPENED["memory-saving swish"]).eval(), X)
+    module = irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local")).module
+    module(X).sum().backward()
+    assert module.a.weight.grad.abs().sum() > 0
+
+
+def test_channels_that_became_one_group_are_said_to_meet_somewhere() -> None:
+    graph = irtool.trace(Net(lambda net, x: net.o((y := net.a(x)) + y.roll(1, 1))).eval(), X)
+    assert irtool.plan(graph, "l1", 0.5, "local").layers[0].reason == "all its channels are one group, which cannot go: they meet (at add)"
+
+
+def test_an_error_shows_no_colour_codes() -> None:
+    error = explained(nn.Identity(), (X,), [("export", RuntimeError("\x1b[31mno\x1b[0m guard\nmore"))])
+    assert "(export: no guard)" in str(error)

@@ -1,0 +1,36 @@
+"""Where a smaller model got no faster, a sentence says so, why, and what helps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import irtool
+from irtool.workflows.speed import slower_sentences
+
+
+def net(*widths: int, groups: int = 1, size: int = 8) -> irtool.FxGraph:
+    layers = [nn.Conv2d(a, b, 3, padding=1, groups=groups if a > 3 else 1) for a, b in zip((3, *widths[:-1]), widths, strict=True)]
+    return irtool.trace(nn.Sequential(*layers).eval(), torch.zeros(1, 3, size, size))
+
+
+@pytest.mark.parametrize(
+    ("graph", "why", "remedy"),
+    [
+        (net(13, 15, 16), "3 of 3 convolutions have widths that are no multiple of 4, as 0 with 13", "--round-to at auto"),
+        (net(8, 8), "what an engine takes for each operator outweighs them", "Fewer layers"),
+        (net(16, 16, 16, groups=16, size=64), "2 of 3 convolutions are depthwise or grouped", "--budget latency=50%"),
+        (net(64, 64, size=32), "Nothing in its graph says why", "idle machine"),
+    ],
+    ids=["narrow", "small", "depthwise", "unknown"],
+)
+def test_the_reason_and_the_remedy(graph: irtool.FxGraph, why: str, remedy: str) -> None:
+    (said,) = slower_sentences(graph, {"torch": 0.9, "onnxruntime": 1.31, "mnn": 1.01}, 1)
+    assert said.startswith("Slower than the original in onnxruntime: 1.31 times its time, 1 thread. ")
+    assert why in said
+    assert remedy in said
+
+
+def test_nothing_is_said_of_what_is_faster() -> None:
+    assert slower_sentences(net(8, 8), {"onnxruntime": 0.7, "mnn": 1.0}, 1) == ()
