@@ -59,7 +59,7 @@ def ours(stages: int, distil: int) -> Tool:
 
     def run(model: nn.Module, share: float, given: Calibration) -> nn.Module:
         graph = irtool.trace(model, torch.zeros(EXAMPLE))
-        plan = irtool.plan(graph, residual="select", budget={"macs": share}, data=given.images, stages=stages, seed=given.seed)
+        plan = irtool.plan(graph, residual="select", budget={"macs": share}, data=given.images, stages=stages, seed=given.seed, round_to=1)
         module: nn.Module = irtool.reconstruct(graph, plan, given.images, distil=distil, seed=given.seed).module
         return module
 

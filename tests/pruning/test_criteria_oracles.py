@@ -21,7 +21,7 @@ def small() -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(
         nn.Conv2d(3, 10, 3, padding=1), nn.ReLU(), nn.Conv2d(10, 14, 3, stride=2, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(56, 6),
+        nn.AvgPool2d(2), nn.Flatten(), nn.Linear(56, 6),
     )  # fmt: skip
 
 
