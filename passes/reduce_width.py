@@ -73,7 +73,7 @@ class ReduceWidth(Pass):
             )
         # Ranking by the old weights would make fresh nets of different width depend on them; the order does not matter.
         criterion = self.criterion if self.init == "best" else "random"
-        made = plan(graph, criterion, 1 - self.ratio, "local", ignore=self.ignore, seed=self.seed)
+        made = plan(graph, criterion, 1 - self.ratio, "local", round_to=1, ignore=self.ignore, seed=self.seed)
         new = find_rewrite(graph, made).fill()
         notes = [f"{sum(layer.total for layer in made.layers) - made.removed} of {sum(layer.total for layer in made.layers)} channels stay"]
         if self.init == "fresh":

@@ -61,7 +61,7 @@ def latency(session: Session, inputs: Sequence[np.ndarray], *, runs: int = 50, w
 
 def latency_pairs(
     sessions: Sequence[Session], inputs: Sequence[np.ndarray], *, runs: int = 50, warmup: int = 5, seconds: float | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> PairedLatency:  # fmt: skip
     """Time sessions against each other: each round runs every session once, starting with another one each time.
 
@@ -81,15 +81,16 @@ def latency_pairs(
     for _ in range(warmup):
         for session in sessions:
             session.run(*inputs)
+    now = clock or time.perf_counter
     times: list[list[float]] = []
     end = None if seconds is None else time.perf_counter() + seconds
     while len(times) < runs and (end is None or not times or time.perf_counter() < end):
         row = [0.0] * len(sessions)
         for step in range(len(sessions)):
             which = (len(times) + step) % len(sessions)  # nobody always runs after the same neighbour's cache
-            start = clock()
+            start = now()
             sessions[which].run(*inputs)
-            row[which] = (clock() - start) * 1e3
+            row[which] = (now() - start) * 1e3
         times.append(row)
     table = np.array(times)  # rounds x sessions
     ratios = np.median(table / table[:, :1], axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -40,9 +41,16 @@ def refuse_unknown(model: nn.Module, leaf: Sequence[str | type]) -> None:
             raise TraceError(f"no module is called {name!r}", where="leaf", remedy=remedy)
 
 
+def changeable(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The model; or, if its weights were made under `torch.inference_mode`, where nobody may change them, a copy, and a note on that."""
+    if not any(not nn.parameter.is_lazy(weight) and weight.is_inference() for weight in model.parameters()):
+        return model, ()
+    return copy.deepcopy(model), ("the weights were made under torch.inference_mode, which lets nobody change them: the graph has copies",)
+
+
 def refuse_hidden(model: nn.Module) -> None:
     """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights,
-    layers that have none yet, or some that nobody may change.
+    layers that have none yet.
 
     A weight that a parametrisation computes has no entries of its own to slice.
     """
@@ -58,13 +66,6 @@ def refuse_hidden(model: nn.Module) -> None:
             where=type(model).__name__,
             remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
         )
-    for path, weight in model.named_parameters():
-        if weight.is_inference():
-            raise TraceError(
-                "was made under torch.inference_mode: nobody may change it or learn with it",
-                where=path,
-                remedy="Build the model outside of that block, or pass copy.deepcopy(model), made outside of it; torch.no_grad does no harm.",
-            )
     for path, module in modules_by_path(model).items():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(

@@ -21,7 +21,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
 from irtool.hosts.torch.tracing.autograd import own_backwards
 from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, observed, other_images
-from irtool.hosts.torch.tracing.errors import explained, refuse_hidden, refuse_unknown
+from irtool.hosts.torch.tracing.errors import changeable, explained, refuse_hidden, refuse_unknown
 from irtool.hosts.torch.tracing.factories import recorded_sizes
 from irtool.hosts.torch.tracing.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
@@ -60,6 +60,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     if within is not None:
         model, inputs = capture(model, inputs, within)
+    model, copied = changeable(model)
     refuse_hidden(model)
     refuse_unknown(model, leaf)
     failures: list[tuple[str, Exception]] = []
@@ -79,6 +80,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
             settled = witness.settled(graph)
+            settled.notes += copied
             return witness.settled(opaque) if opaque is not None and settled.fixed and not _hides(opaque) else settled
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
