@@ -90,7 +90,7 @@ class _ZipFile(io.BufferedReader):
             return super().read(size)
         length = LARGEST_DIRECTORY + 1 if size is None or size < 0 else size
         found = super().read(min(length, LARGEST_DIRECTORY + 1))
-        if len(found) > LARGEST_DIRECTORY or found.count(zipfile.stringCentralDir) > MOST_ENTRIES:
+        if len(found) > LARGEST_DIRECTORY or found.count(b"PK\1\2") > MOST_ENTRIES:
             remedy = "Give an unzipped folder, or a zip of the images alone."
             raise DataError(f"a zip of more than {MOST_ENTRIES:,} files", where=str(self.name), remedy=remedy)
         return found

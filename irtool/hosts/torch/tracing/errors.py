@@ -59,7 +59,7 @@ def refuse_hidden(model: nn.Module) -> None:
             remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
         )
     for path, weight in model.named_parameters():
-        if weight.is_inference():
+        if not nn.parameter.is_lazy(weight) and weight.is_inference():
             raise TraceError(
                 "was made under torch.inference_mode: nobody may change it or learn with it",
                 where=path,
