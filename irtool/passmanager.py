@@ -262,7 +262,12 @@ def replace_check(inner: Pipeline, inputs: tuple[Any, ...] | None) -> Pipeline:
 
 def _state(graph: Graph) -> tuple[str, tuple[tuple[str, int, int], ...]]:
     """What tells whether somebody edited a graph: its text, and where each parameter lies and how often it was written."""
-    return graph.text(), tuple((name, value.data.data_ptr(), value.data._version) for name, value in _params(graph))
+    return graph.text(), tuple((name, value.data.data_ptr(), _writes(value.data)) for name, value in _params(graph))
+
+
+def _writes(tensor: torch.Tensor) -> int:
+    """How often a tensor was written; those that inference mode made are not counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _equal(a: Graph, b: Graph) -> bool:

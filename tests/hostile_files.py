@@ -122,6 +122,13 @@ CODE = ["os:system:command='touch ran'", "spy:make", "spy.py:make", "{folder}/sp
 """Models that a report may not have run."""
 
 
+UNSOUND = ["VGG:depth={[]:1}", f"VGG:depth={'(' * 300}", f"VGG:depth={'-' * 3000}1", "VGG:depth=11,width=1e5", "VGG:depth=" + "9" * 4000,
+           "torchvision.models:mobilenet_v2:width_mult=100000", "torchvision.models:vit_b_16:image_size=32000",
+           "torchvision.models:mobilenet_v2:inverted_residual_setting=[[1,16,1000000000,1]]",
+           "torchvision.models:resnet18:weights=DEFAULT", "torchvision.models:resnet18:pretrained=True", "a/" * 2000, "/dev/zero", "."]  # fmt: skip
+"""Models that a report may not have built."""
+
+
 def write_json(path: Path, value: Any) -> Path:
     path.write_text(json.dumps(value))
     return path

@@ -30,14 +30,18 @@ NEW = {"report.json": '{"chain": "new"}', "plan.json": "new", "model.onnx": "new
 """A newer result, which has no MNN file."""
 
 
-def killed_at(number: int, work: str, folder: str) -> None:
-    """Do the work in a folder, and be killed before the n-th change of a file below it; not at all if there are fewer."""
-    if number:
-        _kill_at(number, os.path.realpath(folder))
+def killed_at(number: int, work: str, folder: str) -> int:
+    """Do the work in a folder, and be killed before the n-th change of a file below it; not at all if there are fewer.
+
+    Returns:
+        How many changes there were.
+    """
+    left = _kill_at(number, os.path.realpath(folder))
     WORK[work](Path(folder))
+    return number - left()
 
 
-def _kill_at(number: int, folder: str) -> None:
+def _kill_at(number: int, folder: str) -> Callable[[], int]:
     left = number
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -52,6 +56,7 @@ def _kill_at(number: int, folder: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+    return lambda: left
 
 
 def outputs(folder: Path, files: dict[str, str] = NEW) -> None:
@@ -104,6 +109,12 @@ def recipe(folder: Path, name: str = "new") -> None:
     assert command(["compress", "--recipe", str(path), "--out", str(folder)]) == 0
 
 
+def compress(folder: Path, ratio: float = 0.5) -> None:
+    """A whole run, with every file that it writes."""
+    arguments = ["compress", "VGG:depth=11,width=0.0625", "-i", "2x3x32x32", "--runs", "1", "--ratio", str(ratio), "--out", str(folder)]
+    assert command(arguments) == 0
+
+
 WORK: dict[str, Callable[[Path], None]] = {
     "outputs": outputs,
     "nested": nested,
@@ -112,6 +123,7 @@ WORK: dict[str, Callable[[Path], None]] = {
     "training": trained,
     "large model": large_model,
     "recipe": recipe,
+    "compress": compress,
 }
 
 

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from audited import Watch
-from killed import NEW, OLD, killed_at, large_model, net, outputs, prepare, recipe, trained
+from killed import NEW, OLD, compress, killed_at, large_model, net, outputs, prepare, recipe, trained
 
 import irtool
 from irtool import temporary
 from irtool.atomic_files import LOCK, locked, replacing
+from irtool.cli.main import run as command
+from irtool.cli.output import COMPRESS, claimed
 from irtool.commit import committed, settle
 from irtool.engines import export_onnx
 from irtool.errors import FileError
@@ -27,6 +29,7 @@ from irtool.temporary import MOVING, new_name, sweep
 from irtool.workflows.models import saved_model
 
 DIGEST = hashlib.sha256(b"precious").hexdigest()
+ENDLESS = 1_000_000
 MOST = 400
 """Operations of the longest work: a loop without end is no test."""
 
@@ -164,6 +167,31 @@ def test_a_model_with_its_weights_beside_it(watch: Watch, tmp_path: Path, monkey
             continue
         seen.add(next(seed for seed in results if np.allclose(found, results[seed], atol=1e-6)))
     assert seen == {0, 1, "none"}
+
+
+@pytest.mark.slow
+def test_a_compress_run(watch: Watch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run in place of an older one, killed while it makes files and at every third change while they are put in place."""
+    made = {"old": tmp_path / "old", "new": tmp_path / "whole" / "out"}
+    compress(made["old"], 0.3)
+    shutil.copytree(made["old"], made["new"])
+    changes = watch.call(killed_at, ENDLESS, "compress", str(made["new"])).value
+    same = ("model.safetensors", "model.onnx", "plan.json")  # a report tells times
+    results = {name: [(folder / file).read_bytes() for file in same] for name, folder in made.items()}
+    found = []
+    for number in (2, changes // 4, changes // 2, *range(changes - 26, changes + 1, 3)):
+        folder = tmp_path / str(number) / "out"
+        shutil.copytree(made["old"], folder)
+        assert watch.call(killed_at, number, "compress", str(folder)).ended == "signal SIGKILL"
+        assert command(["verify", str(folder)]) == 0, capsys.readouterr().err
+        read = [(folder / file).read_bytes() for file in same]
+        found.append(next(name for name, result in results.items() if result == read))
+        with claimed(folder, COMPRESS):  # as the next run does first
+            assert irtools(folder) == [LOCK]
+        assert sorted(os.listdir(folder)) == sorted(os.listdir(made["old"]))
+    assert len(found) == 12
+    assert found == sorted(found, reverse=True)
+    assert set(found) == {"old", "new"}
 
 
 @pytest.mark.slow

@@ -188,11 +188,12 @@ def saved_model(model: str) -> Path | None:
         FileError: it looks like a file and is not there.
     """
     path = Path(model)
-    if path.exists() and path.suffix != ".py":
+    there = _is_there(path)
+    if there and path.suffix != ".py":
         folder = path if path.is_dir() else path.parent
         settle(folder)
         require_finished(folder)
-    if path.is_dir():
+    if there and path.is_dir():
         path = next((path / name for name in (MODEL_FILE, ONNX_FILE) if (path / name).is_file()), path / MODEL_FILE)
         if not path.is_file():
             steps = step_folders(path.parent)
@@ -202,11 +203,18 @@ def saved_model(model: str) -> Path | None:
                 else "Give the --out folder of an irtool compress run."
             )
             raise FileError(f"holds no {MODEL_FILE}", where=model, remedy=remedy)
-    if path.is_file() and path.suffix != ".py":
+    if there and path.is_file() and path.suffix != ".py":
         return path
     if path.suffix in (".pth", ".pt", ".onnx", ".safetensors") or (":" not in model and path.name != model):
         raise FileError("no such file or folder", where=model, remedy=_SYNTAX)
     return None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def onnx_file(model: str) -> Path | None:
@@ -282,22 +290,25 @@ def input_shapes(texts: Sequence[str] | None) -> list[tuple[int, ...]]:
 def _arguments(text: str, whole: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"_({text})", mode="eval").body
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the others: no UTF-8, nested too deep
         raise OptionError(
-            f"cannot read the arguments of {whole!r}", where="MODEL", remedy="Write key=value, separated by commas."
+            f"cannot read the arguments of {whole[:200]!r}", where="MODEL", remedy="Write key=value, separated by commas."
         ) from error
     if not isinstance(call, ast.Call) or call.args or any(keyword.arg is None for keyword in call.keywords):
         raise OptionError(f"cannot read the arguments of {whole!r}", where="MODEL", remedy="Write key=value, separated by commas.")
     twice = next((name for name, count in Counter(keyword.arg for keyword in call.keywords).items() if count > 1), None)
     if twice is not None:
         raise OptionError(f"{twice} is given more than once in {whole!r}", where="MODEL", remedy="Give each argument once.")
-    return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+    try:
+        return {str(keyword.arg): _value(keyword.value) for keyword in call.keywords}
+    except RecursionError as error:
+        raise OptionError("an argument is nested too deep", where="MODEL", remedy="Write key=value, separated by commas.") from error
 
 
 def _value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):  # a list as a key is no literal, either
         word = ast.unparse(node)
         return _WORDS.get(word.lower(), word)
 

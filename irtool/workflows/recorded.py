@@ -6,12 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, Self
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from irtool.errors import FileError, OptionError
 from irtool.hosts.onnx.given import Given
-from irtool.workflows.models import LARGEST_INPUT, names_code
+from irtool.workflows.models import LARGEST_INPUT, ModelSpec, names_code, saved_model
 
+LARGEST_MODEL, MOST_PARAMETERS = 1 << 30, 20_000
+"""Numbers (4 GiB of float32) and tensors in a model that a report names by its arguments."""
+_DOWNLOADED = ("weights", "pretrained")
+"""How arguments of torchvision's models begin that name weights."""
 _MOST_IMAGES = 2**31
 
 
@@ -76,23 +84,68 @@ class Recorded:
         )
 
 
-def require_no_code(model: str) -> None:
-    """Refuse a model that a file names and that is code: only the user may say what is run.
+def require_harmless(model: str) -> None:
+    """Refuse a model that a file names and that is code, since only the user may say what is run, or that fits no memory.
 
     Raises:
-        OptionError: it is code, or no name of a model.
+        OptionError: it is code, a download, too large, cannot be built, or is no name of a model.
         FileError: it looks like a file and is not there.
     """
+    remedy = "If it is yours, name it: --model " + model[:200]
     if names_code(model):
-        raise OptionError(
-            "the report names code, and irtool runs none that a file names",
-            where=model[:200],
-            remedy="If it is yours, name it: --model " + model[:200],
-        )
+        raise OptionError("the report names code, and irtool runs none that a file names", where=model[:200], remedy=remedy)
+    if saved_model(model) is None:
+        spec = ModelSpec.parse(model)
+        if any(value for name, value in spec.arguments.items() if name.startswith(_DOWNLOADED)):
+            raise OptionError("the report names weights that torchvision downloads", where=model[:200], remedy=remedy)
+        with torch.random.fork_rng(devices=[]), _Bounded(f"{model[:200]} of a report", remedy):
+            spec.build()
+
+
+class _Bounded(TorchFunctionMode):
+    """While a model is built: its tensors, together, have at most `LARGEST_MODEL` numbers, and it has at most `MOST_PARAMETERS`."""
+
+    def __init__(self, model: str, remedy: str) -> None:
+        super().__init__()
+        self._model, self._remedy = model, remedy
+        self._numbers = self._parameters = 0
+
+    def __enter__(self) -> Self:
+        self._hook = register_module_parameter_registration_hook(self._count)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hook.remove()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Memory that `torch.empty` gives is taken when it is written to: by then its size has been seen here."""
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.numel() > LARGEST_MODEL:
+            self._refuse()
+        return made
+
+    def _count(self, _module: Any, _name: str, parameter: torch.Tensor | None) -> None:
+        self._parameters += 1
+        self._numbers += 0 if parameter is None else parameter.numel()
+        if self._parameters > MOST_PARAMETERS or self._numbers > LARGEST_MODEL:
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        what = f"has more than {LARGEST_MODEL:,} numbers or {MOST_PARAMETERS:,} parameters"
+        raise OptionError(what, where=self._model, remedy=self._remedy)
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and "\0" not in value and len(value) < 4096 else None
+    """A text that can be the name of a file."""
+    if not isinstance(value, str) or "\0" in value or len(value) >= 4096:
+        return None
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate
+        return None
+    return value
 
 
 def _count(value: Any) -> int | None:

@@ -33,7 +33,7 @@ from irtool.workflows.data import DataOptions
 from irtool.workflows.folders import require_finished
 from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
-from irtool.workflows.recorded import Recorded, require_no_code
+from irtool.workflows.recorded import Recorded, require_harmless
 from irtool.workflows.smaller import calibration_batches
 from irtool.workflows.unlabelled import load_any
 
@@ -151,7 +151,7 @@ def _original_graph(record: Recorded, model: str | None, weights: Path | None, p
     if name is None:
         raise OptionError("the report names no model that can be built again", remedy="Give --model.")
     if model is None:
-        require_no_code(name)
+        require_harmless(name)
     graph = graph_of(name, weights or record.weights, record.inputs, values=record.values)
     if fingerprint(graph) != record.fingerprint:
         remedy = "Give --weights FILE: the checkpoint of that run."

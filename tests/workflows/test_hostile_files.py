@@ -28,6 +28,7 @@ from hostile_files import (
     MALFORMED,
     RECIPES,
     SPY,
+    UNSOUND,
     ZIPS,
     json_file,
     long_file,
@@ -242,6 +243,18 @@ def test_a_report_runs_no_code(model: str, watch: Watch, scratch: Path, made: Pa
     assert "irtool runs none that a file names" in " ".join(said.split())
     assert not (folder / "ran").exists()
     assert not [event for event in found.events if "touch" in event]
+
+
+@pytest.mark.parametrize("model", UNSOUND)
+def test_a_report_names_no_model_that_is_no_model(model: str, watch: Watch, scratch: Path, made: Path, tmp_path: Path) -> None:
+    """One that fits no memory, would be downloaded, or cannot be read as a name: it is left out, in a sentence."""
+    folder = tmp_path / "run"
+    shutil.copytree(made, folder)
+    write_json(folder / "report.json", report(source__model=model))
+    code, said = read(watch, scratch, command, ["verify", str(folder)], str(scratch), place=folder).value
+    assert code == 0, said
+    assert "masked = sliced is left out" in said
+    assert "weights are not those" not in said  # it was not built
 
 
 def test_no_other_process(watch: Watch, scratch: Path, made: Path) -> None:

@@ -193,12 +193,12 @@ def _check_location(tensor: TensorProto, file: Path) -> tuple[Path, int]:
     lexical = PurePosixPath(location)
     if not location or "\0" in location or lexical.is_absolute() or ".." in lexical.parts or PureWindowsPath(location).anchor:
         raise _outside(tensor, location, file)
-    target = (folder / location).resolve()
+    target = Path(os.path.realpath(folder / location))
     if not target.is_relative_to(folder):
         raise _outside(tensor, location, file)
-    if not target.is_file():
+    if not os.path.isfile(target):  # nor is a name that is too long for one, or a link to itself
         raise FileError(
-            f"the weights of {tensor.name!r} are missing: no file {location!r}", where=str(file), remedy="Put it beside the model."
+            f"the weights of {tensor.name!r} are missing: no file {location[:200]!r}", where=str(file), remedy="Put it beside the model."
         )
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", 0))

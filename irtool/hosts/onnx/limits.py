@@ -20,7 +20,7 @@ MOST_INLINED = 1 << 28
 """Bytes that inlining functions may add to a model."""
 MOST_DENSE = 1 << 27
 """Numbers that the sparse tensors of a model stand for."""
-MOST_AROUND = 1 << 27
+MOST_AROUND = 1 << 28
 """Bodies of control flow times the operators of the graph: each is read with the names of all that is around it."""
 _REMEDY = "Do not trust this file; if it is yours, export it with fewer or smaller functions."
 
