@@ -51,31 +51,27 @@ class Program:
 
 
 def fixed_axes(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> tuple[Fixed, ...]:
-    """Compare a model and its program at other batches and at another image size: the axes where only the model goes along.
+    """Compare a model and its program at another image size and at other batches: the axes where only the model goes along.
 
-    Both at once first, at a smaller image; one by one where that does not agree.
+    A smaller image first, which costs least. Where that agrees, it is compared at other batches; where not, axis by axis.
     """
-    image = next((change for change in other_images(inputs) if observed(model, change.inputs, decided) is not None), None)
-    compared, wrong = 0, None
-    for change in other_batches(image.inputs if image is not None else inputs):
-        if (
-            compared < _PAIRS[len(program.module.graph.nodes) > _SMALL]
-            and (verdict := _verdict(model, program, change, decided)) is not None
-        ):
-            compared, wrong = compared + 1, wrong or (change if verdict else None)
-    if compared and wrong is None:
-        return ()
-    told = _told(model, program, other_batches(inputs), decided)
-    if image is not None:
-        by_axis = [_told(model, program, other_images(inputs, only=axis), decided) for axis in range(-1, -4, -1)]
-        told += [entry for found in by_axis for entry in found] or _told(model, program, [image], decided)
-    if not told and wrong is not None:  # each alone is right: without another batch there are not both
-        told = _told(model, program, [wrong], decided)
-    return tuple(told)
+    few = len(program.module.graph.nodes) > _SMALL
+    compared = ((change, _verdict(model, program, change, decided)) for change in other_images(inputs))
+    image, verdict = next(((change, found) for change, found in compared if found is not None), (None, ""))
+    told: list[Fixed] = []
+    if image is None or not verdict:
+        both = other_batches(image.inputs if image is not None else inputs, few=few)
+        wrong = _told(model, program, both, decided, few=few)
+        # each alone may be right: without another batch there are not both
+        return tuple(wrong and (_told(model, program, other_batches(inputs, few=few), decided, few=few) or wrong))
+    for axis in range(-1, -4, -1):
+        told += _told(model, program, other_images(inputs, only=axis), decided, few=few)
+    told = told or _told(model, program, [image], decided, few=few)
+    return (*_told(model, program, other_batches(inputs, few=few), decided, few=few), *told)
 
 
-_SMALL, _PAIRS = 300, (2, 1)
-"""Nodes of a program that is compared at two batches; a larger one at the first that its model takes."""
+_SMALL = 300
+"""Nodes of a program that is compared at all sizes that its model takes; a larger one, which takes long to run, at the first of them."""
 
 
 def _verdict(model: nn.Module, program: Program, change: Change, decided: Mapping[str, bool]) -> str | None:
@@ -89,12 +85,19 @@ def _verdict(model: nn.Module, program: Program, change: Change, decided: Mappin
     return "" if apart(expected, got) <= tolerance(expected) else "differs"
 
 
-def _told(model: nn.Module, program: Program, changes: Iterable[Change], decided: Mapping[str, bool]) -> list[Fixed]:
-    """What is to be said of some sizes of the same axes: that they are fixed, if the program is wrong at one of them."""
+def _told(model: nn.Module, program: Program, changes: Iterable[Change], decided: Mapping[str, bool], *, few: bool) -> list[Fixed]:
+    """What is to be said of some sizes of the same axes: that they are fixed, if the program is wrong at one of them.
+
+    Args:
+        few: look at the first alone that the model takes.
+    """
     wrong: dict[str, Change] = {}
     for change in changes:
-        if any(change.axes.values()) and (verdict := _verdict(model, program, change, decided)):
+        verdict = _verdict(model, program, change, decided) if any(change.axes.values()) else None
+        if verdict:
             wrong.setdefault(verdict, change)
+        if "differs" in wrong or (few and verdict is not None):
+            break
     if not wrong:
         return []
     change = wrong.get("differs") or wrong["raises"]
