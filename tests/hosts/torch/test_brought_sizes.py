@@ -138,3 +138,22 @@ def test_a_file_is_compared_at_an_odd_batch_too(traced: bool, tmp_path: Path) ->
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_graph_with_numbers_made_of_sizes_is_saved(tmp_path: Path) -> None:
+    """A slot that is written to leaves it to torch.export."""
+
+    def function(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x).clone()
+        y[:, :4] = y[:, :4].relu()
+        return net.b(y) * (int(x.shape[2] / 4) + max(x.shape[3], 12)) * float(x.shape[0])
+
+    model = Net(function).eval()
+    graph = irtool.trace(model, torch.randn(1, 3, 8, 8))
+    assert (graph.tracer, graph.fixed) == ("export", ())
+    irtool.save(graph, tmp_path / "m.irt")
+    loaded = irtool.load(tmp_path / "m.irt")
+    for shape in [(1, 3, 8, 8), (5, 3, 12, 20), (2, 3, 16, 8)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.run(x), model(x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import re
 import warnings
@@ -237,10 +238,17 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asid
     for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode
         child.training = modes.get(path, model.training)
     for node in list(module.graph.nodes):
+        node.target = _PLAIN.get(node.target, node.target) if node.op == "call_function" else node.target
         if not node.users and _is_guard(node):
             module.graph.erase_node(node)
     module.recompile()
     return module
+
+
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    torch.sym_float: float, torch.sym_int: int, math.trunc: int, torch.sym_max: max, torch.sym_min: min
+}  # fmt: skip
+"""What torch.export calls on sizes, by the names that archives know; on plain numbers they are the same."""
 
 
 def _is_guard(node: fx.Node) -> bool:
