@@ -135,7 +135,7 @@ def _prepare(
     batched = [dynamic_batch and t.dim() > 0 and first.dim() > 0 and t.shape[0] == first.shape[0] for t in flat.examples]
     batches = [list(flat.examples)]
     if any(batched):
-        batches.append([torch.cat([t, t]) if b else t for t, b in zip(flat.examples, batched, strict=True)])
+        batches += [[_longer(t, extra) if b else t for t, b in zip(flat.examples, batched, strict=True)] for extra in (0, 3)]
     cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
     result: Any = None
     with evaluating(flat):
@@ -145,11 +145,12 @@ def _prepare(
                 result = flat.nested(*fresh)
                 cases.append((fresh, tensors_of(result)))
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-                raise _run_failure(error, where, len(cases)) from error
+                if len(cases) < _NEEDED:
+                    raise _run_failure(error, where, len(cases)) from error
     outs = cases[0][1]
     if not outs:
         raise ExportError("the module returns no tensor", where=where, remedy="Return a tensor, or a tuple or dict of tensors.")
-    output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[-1][1], strict=True)]
+    output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[1 if any(batched) else 0][1], strict=True)]
     return Job(
         flat,
         _names("input_names", input_names, flat.input_names),
@@ -195,6 +196,16 @@ def _opset(opset: int) -> int:
     if opset not in _OPSETS:
         raise OptionError(f"opset={opset}", where="export_onnx", remedy=f"Choose {_OPSETS.start} to {_OPSETS.stop - 1}; 17 suits MNN.")
     return opset
+
+
+_NEEDED = 2
+"""Batches that a module must take. At an odd one, which shows a batch that is held where rows are put together, it may fail."""
+
+
+def _longer(tensor: torch.Tensor, extra: int) -> torch.Tensor:
+    """Twice as many along axis 0, and some."""
+    count = 2 * tensor.shape[0] + extra
+    return torch.cat([tensor] * -(-count // max(tensor.shape[0], 1)))[:count]
 
 
 def _order(exporter: str, opset: int) -> list[str]:

@@ -71,7 +71,7 @@ def _dynamo(job: Job, raw: Path) -> onnx.ModelProto:
     axes = tuple({0: torch.export.Dim("N")} if b else None for b in job.batched)
     program = torch.onnx.export(
         job.flat,
-        tuple(job.cases[-1][0]),  # an example batch of 1 would be taken for a constant
+        tuple(job.cases[:2][-1][0]),  # an example batch of 1 would be taken for a constant
         dynamo=True,
         opset_version=max(job.opset, _DYNAMO_MIN),
         input_names=job.input_names,

@@ -15,6 +15,7 @@ from irtool.hosts.onnx.write_attrs import Sizes
 from irtool.hosts.torch.arguments import torch_name
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import compiled, copy_module, modules_by_path
+from irtool.hosts.torch.views import keep_axes_apart
 from irtool.hosts.torch.write_attrs import Literals
 
 
@@ -29,9 +30,11 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
     module = copy_module(graph.module, empty)
     edits = Literals(graph, module, sizes.shape, sizes.kept)
     edits.edit()
+    notes = keep_axes_apart(graph.nodes, module, sizes.shape)
     for child in modules_by_path(module).values():
         sync_attributes(child)
     new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
+    new.notes = tuple(notes)
     if _freeze_scalars(graph, new):
         new.refresh()
     return new, edits.edited

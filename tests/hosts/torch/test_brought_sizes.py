@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,7 +94,7 @@ def test_the_note_says_by_which_line() -> None:
     graph = irtool.trace(Net(_by_width).eval(), torch.randn(2, 3, 8, 8))
     assert graph.fixed
     assert graph.notes == (
-        "the image is fixed at 8 (axis 3 of input 0), by test_brought_sizes.py:61: the model takes other sizes, this graph does not",
+        "the image is fixed at 8 (axis 3 of input 0), by test_brought_sizes.py:62: the model takes other sizes, this graph does not",
     )
 
 
@@ -115,3 +116,44 @@ def test_a_model_that_takes_one_size_has_no_note() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
     graph = irtool.trace(model, torch.randn(2, 3, 8, 8))
     assert (graph.notes, graph.fixed) == ((), ())
+
+
+def _by_fours(net: Any, x: Tensor) -> Tensor:
+    return net.b(net.a(x)) * (int(x.shape[0]) // 4 + 1)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_file_is_compared_at_an_odd_batch_too(traced: bool, tmp_path: Path) -> None:
+    """A number that is the same for one image and for two."""
+    model = Net(_by_fours).eval()
+    x = torch.randn(5, 3, 8, 8)
+    try:
+        if traced:
+            irtool.export_onnx(irtool.trace(model, x[:1]), tmp_path / "m.onnx")
+        else:
+            irtool.export_onnx(model, tmp_path / "m.onnx", example_inputs=x[:1])
+    except ExportError:
+        return
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_graph_with_numbers_made_of_sizes_is_saved(tmp_path: Path) -> None:
+    """A slot that is written to leaves it to torch.export."""
+
+    def function(net: Any, x: Tensor) -> Tensor:
+        y = net.a(x).clone()
+        y[:, :4] = y[:, :4].relu()
+        return net.b(y) * (int(x.shape[2] / 4) + max(x.shape[3], 12)) * float(x.shape[0])
+
+    model = Net(function).eval()
+    graph = irtool.trace(model, torch.randn(1, 3, 8, 8))
+    assert (graph.tracer, graph.fixed) == ("export", ())
+    irtool.save(graph, tmp_path / "m.irt")
+    loaded = irtool.load(tmp_path / "m.irt")
+    for shape in [(1, 3, 8, 8), (5, 3, 12, 20), (2, 3, 16, 8)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.run(x), model(x))

@@ -91,19 +91,32 @@ class Change:
     inputs: tuple[Any, ...]
 
 
-def larger_batch(inputs: Sequence[Any]) -> Change | None:
-    """Twice as many, along axis 0 of every tensor that has the first one's size there; None where there is no such axis."""
+def larger_batch(inputs: Sequence[Any], more: int = 0) -> Change | None:
+    """Twice as many and `more`, along axis 0 of every tensor that has the first one's size there; None where there is no such axis."""
     tensors = _tensors(inputs)
     first = next((tensor for tensor in tensors if tensor.dim() > 1), None)
     if first is None or not first.shape[0]:
         return None
     axes = {n: (0,) for n, tensor in enumerate(tensors) if tensor.dim() > 0 and tensor.shape[0] == first.shape[0]}
-    return Change("batch", axes, _mapped(inputs, lambda n, tensor: _with_others(tensor) if n in axes else tensor))
+    count = 2 * first.shape[0] + more
+    return Change("batch", axes, _mapped(inputs, lambda n, tensor: _with_others(tensor, count) if n in axes else tensor))
 
 
-def _with_others(tensor: Tensor) -> Tensor:
-    """As many again, which are not the same."""
-    return torch.cat([tensor, tensor.roll(1, -1) if tensor.is_floating_point() and tensor.dim() > 1 else tensor])
+def other_batches(inputs: Sequence[Any], *, few: bool = False) -> list[Change]:
+    """An odd number of images, then twice as many: a size that is held where torch.export ran on twice as many shows at the first alone.
+
+    Args:
+        inputs: the example.
+        few: an odd number that is not much larger.
+    """
+    return [change for more in (1 if few else 3, 0) if (change := larger_batch(inputs, more)) is not None]
+
+
+def _with_others(tensor: Tensor, count: int) -> Tensor:
+    """So many, none of which is the same as another."""
+    turned = tensor.is_floating_point() and tensor.dim() > 1
+    parts = [tensor.roll(number, -1) if turned and number else tensor for number in range(-(-count // tensor.shape[0]))]
+    return torch.cat(parts)[:count]
 
 
 def other_images(inputs: Sequence[Any], only: int | None = None) -> Iterator[Change]:

@@ -56,23 +56,50 @@ def recorded_sizes(modules: Iterable[nn.Module]) -> Iterator[None]:
             if id(held) in wrapped:
                 done.append((space, name, held))
                 space[name] = wrapped[id(held)]
-        if not _asks_for_the_class(space):
-            for name, made in _PYTHON.items():
-                if name not in space:
-                    done.append((space, name, _ABSENT))
-                    space[name] = made
+        _lend(space, _PYTHON, done)
     try:
         yield
     finally:
-        for owner, name, before in reversed(done):
-            if before is _ABSENT:
-                del owner[name]
-            elif isinstance(owner, dict):
-                owner[name] = before
-            elif before is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, before)
+        _put_back(done)
+
+
+@contextmanager
+def symbolic_numbers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While torch.export is at work, `int(n / 16)` and the like stay functions of the sizes: plain `int` asks for a number, and
+    torch then holds the example's.
+
+    Args:
+        modules: the model's.
+    """
+    done: list[tuple[Any, str, Any]] = []
+    for space in _namespaces(modules):
+        _lend(space, _PYTHON, done)
+    try:
+        yield
+    finally:
+        _put_back(done)
+
+
+def _lend(space: dict[str, Any], names: dict[str, Any], done: list[tuple[Any, str, Any]]) -> None:
+    """Let the code of a module find these before Python's own, where it has none of that name."""
+    if _asks_for_the_class(space):
+        return
+    for name, made in names.items():
+        if name not in space:
+            done.append((space, name, _ABSENT))
+            space[name] = made
+
+
+def _put_back(done: list[tuple[Any, str, Any]]) -> None:
+    for owner, name, before in reversed(done):
+        if before is _ABSENT:
+            del owner[name]
+        elif isinstance(owner, dict):
+            owner[name] = before
+        elif before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
 
 
 def _namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
@@ -101,8 +128,11 @@ class _Number(type):
     """`int` and `float` while a tracer is at work: what they make of a number of the program is recorded, all else is theirs."""
 
     plain: type
+    symbolic: Callable[[Any], Any]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and isinstance(args[0], _SYMBOLS):
+            return cls.symbolic(args[0])
         tracer = _tracer(args)
         return cls.plain(*args, **kwargs) if tracer is None else tracer.create_proxy("call_function", cls.plain, args, {})
 
@@ -122,17 +152,28 @@ class _Number(type):
         return getattr(cls.plain, name)
 
 
+_SYMBOLS = (torch.SymInt, torch.SymFloat)
+"""What torch.export has in place of sizes."""
+
+
 class _Int(metaclass=_Number):
     plain = int
+    symbolic = staticmethod(torch.sym_int)
 
 
 class _Float(metaclass=_Number):
     plain = float
+    symbolic = staticmethod(torch.sym_float)
+
+
+_EXTREMES: dict[Any, Callable[[Any, Any], Any]] = {max: torch.sym_max, min: torch.sym_min}
 
 
 def _python(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if original in _EXTREMES and not kwargs and len(args) == 2 and any(isinstance(arg, _SYMBOLS) for arg in args):
+            return _EXTREMES[original](*args)
         tracer = _tracer(args) if not kwargs else None
         return original(*args, **kwargs) if tracer is None else tracer.python_call(original, args)
 

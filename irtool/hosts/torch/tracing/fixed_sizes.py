@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modes import evaluating
 from irtool.hosts.torch.modules import attribute, map_tensors
-from irtool.hosts.torch.tracing.compare import Change, apart, larger_batch, observed, other_images, tolerance
+from irtool.hosts.torch.tracing.compare import Change, apart, observed, other_batches, other_images, tolerance
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 
@@ -51,51 +51,57 @@ class Program:
 
 
 def fixed_axes(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> tuple[Fixed, ...]:
-    """Compare a model and its program at another batch and at another image size: the axes where only the model goes along.
+    """Compare a model and its program at another image size and at other batches: the axes where only the model goes along.
 
-    Both at once first, at a smaller image; one by one where that does not agree.
+    A smaller image first, which costs least. Where that agrees, it is compared at other batches; where not, axis by axis.
     """
-    image = next(
-        ((change, found) for change in other_images(inputs) if (found := observed(model, change.inputs, decided)) is not None), None
-    )
-    batch = larger_batch(inputs)
-    both = larger_batch(image[0].inputs) if image is not None else batch
-    if both is None and image is None:
-        return ()
-    if both is not None:
-        expected = observed(model, both.inputs, decided)
-        if expected is not None and _verdict(expected, program, both) is None:
-            return ()
+    few = len(program.module.graph.nodes) > _SMALL
+    compared = ((change, _verdict(model, program, change, decided)) for change in other_images(inputs))
+    image, verdict = next(((change, found) for change, found in compared if found is not None), (None, ""))
     told: list[Fixed] = []
-    if batch is not None and (expected := observed(model, batch.inputs, decided)) is not None:
-        told += _told(_verdict(expected, program, batch), batch, program)
-    if image is not None and _verdict(image[1], program, image[0]) is not None:
-        told += _by_axis(model, program, inputs, decided) or _told(_verdict(image[1], program, image[0]), image[0], program)
-    return tuple(told)
-
-
-def _by_axis(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> list[Fixed]:
-    """The same for height and width alone. Empty where a model takes only both."""
-    found: list[Fixed] = []
+    if image is None or not verdict:
+        both = other_batches(image.inputs if image is not None else inputs, few=few)
+        wrong = _told(model, program, both, decided, few=few)
+        # each alone may be right: without another batch there are not both
+        return tuple(wrong and (_told(model, program, other_batches(inputs, few=few), decided, few=few) or wrong))
     for axis in range(-1, -4, -1):
-        for change in other_images(inputs, only=axis):
-            expected = observed(model, change.inputs, decided) if any(change.axes.values()) else None
-            if expected is not None:
-                found += _told(_verdict(expected, program, change), change, program)
-                break
-    return found
+        told += _told(model, program, other_images(inputs, only=axis), decided, few=few)
+    told = told or _told(model, program, [image], decided, few=few)
+    return (*_told(model, program, other_batches(inputs, few=few), decided, few=few), *told)
 
 
-def _verdict(expected: Any, program: Program, change: Change) -> str | None:
-    """None where the program agrees, else how it does not: it `raises`, or it is silent and `differs`."""
+_SMALL = 300
+"""Nodes of a program that is compared at all sizes that its model takes; a larger one, which takes long to run, at the first of them."""
+
+
+def _verdict(model: nn.Module, program: Program, change: Change, decided: Mapping[str, bool]) -> str | None:
+    """Empty where the program agrees, else how it does not: it `raises`, or it is silent and `differs`. None where the model raises."""
+    expected = observed(model, change.inputs, decided)
+    if expected is None:
+        return None
     got = observed(program.module, change.inputs)
     if got is None:
         return "raises"
-    return None if apart(expected, got) <= tolerance(expected) else "differs"
+    return "" if apart(expected, got) <= tolerance(expected) else "differs"
 
 
-def _told(verdict: str | None, change: Change, program: Program) -> list[Fixed]:
-    return [] if verdict is None else [Fixed(change.what, change.axes, verdict == "differs", _line(program, change))]
+def _told(model: nn.Module, program: Program, changes: Iterable[Change], decided: Mapping[str, bool], *, few: bool) -> list[Fixed]:
+    """What is to be said of some sizes of the same axes: that they are fixed, if the program is wrong at one of them.
+
+    Args:
+        few: look at the first alone that the model takes.
+    """
+    wrong: dict[str, Change] = {}
+    for change in changes:
+        verdict = _verdict(model, program, change, decided) if any(change.axes.values()) else None
+        if verdict:
+            wrong.setdefault(verdict, change)
+        if "differs" in wrong or (few and verdict is not None):
+            break
+    if not wrong:
+        return []
+    change = wrong.get("differs") or wrong["raises"]
+    return [Fixed(change.what, change.axes, "differs" in wrong, _line(program, change))]
 
 
 def _line(program: Program, change: Change) -> str:

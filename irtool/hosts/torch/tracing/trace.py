@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import re
 import warnings
@@ -22,7 +23,7 @@ from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
 from irtool.hosts.torch.tracing.autograd import own_backwards
 from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, observed, other_images
 from irtool.hosts.torch.tracing.errors import changeable, explained, refuse_hidden, refuse_unknown
-from irtool.hosts.torch.tracing.factories import recorded_sizes
+from irtool.hosts.torch.tracing.factories import recorded_sizes, symbolic_numbers
 from irtool.hosts.torch.tracing.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
@@ -228,7 +229,8 @@ def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Cha
 
 def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asides) -> fx.GraphModule:
     """The program of torch.export, without its guards, in the modes of the model."""
-    with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False):
+    numbers = symbolic_numbers(modules_by_path(model).values())
+    with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
         warnings.simplefilter("ignore")
         module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
@@ -238,10 +240,17 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asid
     for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode
         child.training = modes.get(path, model.training)
     for node in list(module.graph.nodes):
+        node.target = _PLAIN.get(node.target, node.target) if node.op == "call_function" else node.target
         if not node.users and _is_guard(node):
             module.graph.erase_node(node)
     module.recompile()
     return module
+
+
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    torch.sym_float: float, torch.sym_int: int, math.trunc: int, torch.sym_max: max, torch.sym_min: min
+}  # fmt: skip
+"""What torch.export calls on sizes, by the names that archives know; on plain numbers they are the same."""
 
 
 def _is_guard(node: fx.Node) -> bool:
