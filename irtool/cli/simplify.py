@@ -17,7 +17,7 @@ from irtool.cli.tables import chain_table
 from irtool.errors import IrtoolError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
-from irtool.passes import RemoveIdentity, Simplify
+from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
 from irtool.passmanager import onnx_only
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, graph_link
 from irtool.workflows.models import graph_of, input_shapes, input_values, onnx_file
@@ -32,6 +32,9 @@ def simplify(
     out: Annotated[Path, typer.Option("--out", "-o", help="Write the simpler file here.", metavar="FILE")],
     inputs: options.Inputs = None,
     values: options.Values = None,
+    fold: Annotated[
+        bool, typer.Option("--fold-batchnorm", help="Fold batch norms into convolutions, too: equal but for rounding.")
+    ] = False,
 ) -> None:
     """Fold the sizes that an .onnx file computes, and take out operators that are dead, repeated or do nothing.
 
@@ -49,6 +52,7 @@ def simplify(
             graph = onnx_only(graph_of(model, None, input_shapes(inputs), values=given), Simplify.name)
         with progress.stage("simplify"):
             simple = RemoveIdentity()(Simplify()(graph).graph).graph
+            simple = FoldBatchNorm()(simple).graph if fold else simple
         draft = Path(scratch) / out.name
         save_onnx(simple, draft)
         with progress.stage("compare at several sizes"):

@@ -98,7 +98,7 @@ def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
     for name in ("", "float", "int8", ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     before, after = outcome.before, outcome.after
-    label = f"accuracy ({len(images.scored):,} images)" if images.labelled else f"agreement with float ({len(images.scored):,} images)"
+    label = f"{outcome.measure} ({len(images.scored):,} images)"
     points = 100 * (after.accuracy - before.accuracy)
     shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
     shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")

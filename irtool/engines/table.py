@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Engine:
             could not take in integers.
         lighten: writes a file with integer weights alone from the float ONNX file.
         account: where an int8 file computes in what, from the prepared model, its placement and one image.
-        times: where the time of a file goes, from one image: milliseconds by kind of operator.
+        times: where the time of a file goes, from the inputs of one run: milliseconds by kind of operator.
     """
 
     suffix: str
@@ -45,7 +45,7 @@ class Engine:
     write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], tuple[str, ...]]
     lighten: Callable[[Path, Path, Scheme], object]
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
-    times: Callable[[Path, np.ndarray], dict[str, float]]
+    times: Callable[[Path, Sequence[np.ndarray]], dict[str, float]]
 
 
 def _write_onnx(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ ENGINES = {
             weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path)
         ),
         lambda path, model, placement, x: account(model, placement),
-        lambda path, x: operator_times(path, [x]),
+        lambda path, inputs: operator_times(path, list(inputs)),
     ),
     "mnn": Engine(
         ".mnn",
@@ -78,6 +78,6 @@ ENGINES = {
         _write_mnn,
         lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
         lambda path, model, placement, x: mnn_account(mnn_profile(path, x)),
-        mnn_times,
+        lambda path, inputs: mnn_times(path, inputs[0]),
     ),
 }

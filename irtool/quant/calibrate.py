@@ -39,14 +39,19 @@ def observed_model(model: ModelProto, tensors: Collection[str]) -> ModelProto:
 
 @plain_tensors()
 def calibrate(
-    model: ModelProto, tensors: Collection[str], batches: Iterable[np.ndarray], *, threads: int | None = None, told: Told = nobody
+    model: ModelProto,
+    tensors: Collection[str],
+    batches: Iterable[np.ndarray | tuple[np.ndarray, ...]],
+    *,
+    threads: int | None = None,
+    told: Told = nobody,
 ) -> dict[str, Statistics]:
     """What each tensor is like over the images, in onnxruntime in float. Memory does not grow with the number of images.
 
     Args:
-        model: a float model with one input.
-        tensors: names; the input may be among them.
-        batches: float32 arrays for the input, images along axis 0.
+        model: a float model.
+        tensors: names; inputs may be among them.
+        batches: float32 arrays for the input, images along axis 0; of a model with several inputs tuples of arrays, in its order.
         threads: of onnxruntime.
         told: progress.
 
@@ -66,12 +71,13 @@ def calibrate(
         onnx.save(observed_model(model, wanted), str(path))
         session = OnnxSession(path, threads)
         names = [spec.name for spec in session.outputs]
-        given = session.inputs[0].name
+        given = [spec.name for spec in session.inputs]
         for batch in batches:
-            values = dict(zip(names, session.run(batch), strict=True)) | {given: batch}
+            arrays = batch if isinstance(batch, tuple) else (batch,)
+            values = dict(zip(names, session.run(*arrays), strict=True)) | dict(zip(given, arrays, strict=True))
             for name, stats in found.items():
                 stats.update(values[name])
-            done += len(batch)
+            done += max(len(array) if array.ndim else 1 for array in arrays)
             told(done)
     if not done:
         raise DataError("no images", where="calibration", remedy="Give at least one image; a few hundred are usual.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class DataOptions:
     std: str | None = None
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
+    last: bool = False
+    """Whether what follows can give a model images with the channels last."""
 
     def load(self, model: str | nn.Module | Graph, reporter: Reporter) -> Data | None:
         """The dataset, with as many channels as the model's first convolution reads; None if none is asked for.
@@ -73,7 +75,7 @@ class DataOptions:
         """
         mean, std = _numbers(self.mean, "--mean"), _numbers(self.std, "--std")
         file = onnx_file(model) if isinstance(model, str) else None
-        known, size = _image_of(file) if file is not None else (_channels(model), None)
+        known, size = _image_of(file, last=self.last) if file is not None else (_channels(model), None)
         if self.image_size is not None:
             size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
             if not all(1 <= side <= LARGEST_SIDE for side in size):
@@ -103,23 +105,59 @@ def example_shapes(data: Data | None, given: Sequence[Shape], *, own_batch: bool
     return given or [(None if own_batch else TRACE_BATCH, *image)]
 
 
+def file_shapes(file: Path, image: tuple[int, ...], fixed: Collection[str] = ()) -> list[Shape]:
+    """The shapes to read an ONNX file with: the images' for the input that takes them, free axes of others left to the file.
+
+    Args:
+        file: the .onnx file.
+        image: (C, H, W); an input with the channels last gets (H, W, C).
+        fixed: inputs that have a value and are none any more.
+    """
+    shapes = {name: shape for name, shape in declared_shapes(read_description(file)).items() if name not in fixed}
+    place = _image_input(shapes)
+    found: list[Shape] = []
+    for name, shape in shapes.items():
+        if shape is not None and name == place:
+            found.append((None, *((*image[1:], image[0]) if _is_last(shape) else image)))
+        else:
+            found.append((None,) * len(shape or ()))
+    return found
+
+
+def _image_input(shapes: Mapping[str, Sequence[int | None] | None]) -> str | None:
+    """The first input of four axes that is higher and wider than one pixel."""
+    for name, shape in shapes.items():
+        if shape is not None and len(shape) == 4:
+            sides = shape[1:3] if _is_last(shape) else shape[2:]
+            if 1 not in sides:
+                return name
+    return None
+
+
 def _sizes(shape: Shape) -> str:
     return "x".join(map(str, shape))
 
 
-def _image_of(file: Path) -> tuple[int | None, tuple[int, int] | None]:
-    """How many channels an ONNX file's first input has (None unless 1 or 3), and its height and width if they are fixed."""
-    shape = next(iter(declared_shapes(read_description(file)).values()), None)
-    if shape is None or len(shape) != 4:
+def _image_of(file: Path, *, last: bool = False) -> tuple[int | None, tuple[int, int] | None]:
+    """How many channels an ONNX file's input of images has (None unless 1 or 3), and its height and width if they are fixed."""
+    shapes = declared_shapes(read_description(file))
+    shape = shapes.get(_image_input(shapes) or "")
+    if shape is None:
         return None, None
     _, channels, height, width = shape
-    if width in (1, 3) and channels not in (1, 3):
-        raise OptionError(
-            f"takes images with the channels last (N, H, W, {width}); irtool gives them first (N, C, H, W)",
-            where=str(file),
-            remedy="Export the model with NCHW inputs.",
-        )
+    if _is_last(shape):
+        if not last:
+            raise OptionError(
+                f"takes images with the channels last (N, H, W, {width}); irtool gives them first (N, C, H, W)",
+                where=str(file),
+                remedy="Export the model with NCHW inputs.",
+            )
+        channels, height, width = width, channels, height
     return channels if channels in (1, 3) else None, (height, width) if height is not None and width is not None else None
+
+
+def _is_last(shape: Sequence[int | None]) -> bool:
+    return len(shape) == 4 and shape[3] in (1, 3) and shape[1] not in (1, 3)
 
 
 def _refuse_image(source: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from irtool import load_onnx, save_onnx
 from irtool.engines import OnnxSession, export_onnx, latency_pairs
 from irtool.engines.onnxruntime.qdq import OLDEST
 from irtool.engines.table import ENGINES, Engine
-from irtool.errors import CheckError, ExportError
+from irtool.errors import CheckError, ExportError, OptionError
 from irtool.hosts.onnx.file import opset_of
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
@@ -31,16 +31,18 @@ from irtool.quant.boundaries import Account, account
 from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
 from irtool.train import Status, evaluate
-from irtool.train.data.split import MemorySplit, Split
+from irtool.train.data.split import MemorySplit, Split, in_batches
 from irtool.workflows.calibration_images import Images
 from irtool.workflows.chain import Chain, files_link, takes_any_batch
-from irtool.workflows.compress_onnx import classifier
+from irtool.workflows.feeds import Feed, agreement, feed_of, is_classifier, runner
 from irtool.workflows.sensitivity import Sensitivity, sensitivities
 
 SCORE_BATCH = 64
 RENEWED = 17
 """The operator set that older files are converted to."""
 SENSITIVITY_IMAGES = 512
+AGREED_IMAGES = 64
+"""The same where whole outputs are compared, of which there may be millions of numbers an image."""
 LATENCY_SECONDS = 10.0
 
 
@@ -94,6 +96,8 @@ class Outcome:
         notes: what the passes did.
         account: where the int8 file goes into integers and out again, and why.
         missed: the layers that the engine could not take in integers.
+        measure: what `accuracy` is: of the labels, of the float model's answers, or the agreement of all outputs.
+        inputs: those of one run, of one image where the batch is free.
     """
 
     before: Measured
@@ -107,6 +111,8 @@ class Outcome:
     notes: tuple[str, ...]
     account: Account
     missed: tuple[str, ...]
+    measure: str
+    inputs: tuple[np.ndarray, ...]
 
 
 def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, reporter: Reporter) -> Outcome:
@@ -118,30 +124,49 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     """
     engine = ENGINES[settings.backend]
     source = folder / "float.onnx"
+    feed = feed_of(graph, images.preprocessing.input_shape)
+    if feed.others and settings.backend == "mnn":
+        raise OptionError("several inputs", where="--backend mnn", remedy="Fix the others with --set NAME=VALUE, or use --backend onnx.")
     with reporter.stage("write the float model"):
         _write_float(graph, source, images, settings.opset)
         if engine.suffix != ".onnx":
             engine.convert(source, folder / f"float{engine.suffix}")
     with reporter.stage("prepare the graph"):
-        model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings)
+        model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings, feed)
     if not layers_of(model):
         raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
-    stats = _calibrate(model, _fixed_batch(source), settings.backend, images, reporter)
-    work = _Work(engine, settings, images, model, stats, folder, reporter)
+    stats = _calibrate(model, _fixed_batch(source, feed), settings.backend, images, reporter, feed)
+    work = _Work(engine, settings, images, model, stats, folder, reporter, feed)
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
     float_file, int8_file = (folder / f"{name}{engine.suffix}" for name in ("float", "int8"))
-    one = next(images.batches(1))
+    one = np.repeat(next(images.batches(1)), work.batch or 1, axis=0)
     with reporter.stage("time both"):
         sessions = [engine.session(path, settings.threads) for path in (float_file, int8_file)]
-        times = latency_pairs(sessions, [one], runs=settings.runs, seconds=LATENCY_SECONDS)
+        times = latency_pairs(sessions, feed(one), runs=settings.runs, seconds=LATENCY_SECONDS)
         placement = work.placement(floating)
-        found_steps = account(model, placement) if settings.weights_only else engine.account(int8_file, model, placement, one)
+        found_steps = (
+            account(model, placement) if settings.weights_only else engine.account(int8_file, model, placement, feed(one)[feed.place])
+        )
     first, second = (
         Measured(path.stat().st_size, accuracy, time.median_ms)
         for path, accuracy, time in zip((float_file, int8_file), (before, after), times.latencies, strict=True)
     )
-    return Outcome(first, second, times.ratios[1], placement, model, floating, tuple(found), expected, notes, found_steps, work.missed)
+    return Outcome(
+        first,
+        second,
+        times.ratios[1],
+        placement,
+        model,
+        floating,
+        tuple(found),
+        expected,
+        notes,
+        found_steps,
+        work.missed,
+        work.measure,
+        feed(one),
+    )
 
 
 class _Work:
@@ -156,11 +181,40 @@ class _Work:
         stats: Mapping[str, Statistics],
         folder: Path,
         reporter: Reporter,
+        feed: Feed,
     ) -> None:
         self.engine, self.settings, self.model, self.stats, self.folder, self.reporter = engine, settings, model, stats, folder, reporter
         self.missed: tuple[str, ...] = ()
-        self.images, self.batch = images, _fixed_batch(folder / "float.onnx")
-        self.scored: Split = images.scored if images.labelled else self._answered(images.scored)
+        self.images, self.feed, self.batch = images, feed, _fixed_batch(folder / "float.onnx", feed)
+        self.reference: Callable[[np.ndarray], list[np.ndarray]] | None = None
+        """The float model, where it is no classifier: its outputs are what int8 is compared with."""
+        self.measure = "accuracy" if images.labelled else "agreement with float"
+        self.scored: Split = images.scored
+        run = self._runner(folder / f"float{engine.suffix}")
+        first = run(next(self._pixels()))
+        if not is_classifier(first, min(SCORE_BATCH, len(self.scored))):
+            self.measure = "agreement of outputs"
+            self.reference = run
+        elif not images.labelled:
+            self.scored = self._answered(images.scored)
+
+    def _runner(self, path: Path) -> Callable[[np.ndarray], list[np.ndarray]]:
+        return runner(self.engine.session(path, self.settings.threads), self.feed, self.batch)
+
+    def _pixels(self) -> Iterator[np.ndarray]:
+        """The scored images, normalised."""
+        split = self.scored
+        for pixels in split.batches(in_batches(len(split), SCORE_BATCH)):
+            yield split.preprocessing.normalise(pixels).numpy()
+
+    def _classifier(self, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+        run = self._runner(path)
+
+        def scores(images: np.ndarray) -> np.ndarray:
+            (found,) = run(images)
+            return found.reshape(found.shape[:2])
+
+        return scores
 
     def placement(self, floating: tuple[str, ...]) -> Placement:
         """Where integers are, in the file with these layers in float."""
@@ -169,9 +223,15 @@ class _Work:
         return place(self.model, self.settings.backend, floating)
 
     def score(self, path: Path, task: str) -> float:
-        """Accuracy on all scored images, as a share."""
-        session = self.engine.session(path, self.settings.threads)
-        return evaluate(classifier(session, self.batch), self.scored, SCORE_BATCH, progress=self.reporter, task=task).accuracy
+        """Accuracy on all scored images, as a share; of a model that is no classifier the agreement of its outputs with float."""
+        if self.reference is None:
+            return evaluate(self._classifier(path), self.scored, SCORE_BATCH, progress=self.reporter, task=task).accuracy
+        run, found, done = self._runner(path), list[tuple[float, int]](), 0
+        for pixels in self._pixels():
+            found.append((agreement(run(pixels), self.reference(pixels)), len(pixels)))
+            done += len(pixels)
+            self.reporter(Status(task, done, len(self.scored)))
+        return sum(share * count for share, count in found) / done
 
     def search(self, before: float) -> tuple[tuple[str, ...], float, list[Sensitivity], float]:
         """The layers to leave in float, the accuracy with them, and the sensitivities if they were measured. The file is written."""
@@ -212,10 +272,12 @@ class _Work:
         return self.score(path, f"score {name}")
 
     def _sensitivities(self) -> tuple[list[Sensitivity], float]:
-        some = np.linspace(0, len(self.scored) - 1, min(SENSITIVITY_IMAGES, len(self.scored))).astype(int)
+        count = min(SENSITIVITY_IMAGES if self.reference is None else AGREED_IMAGES, len(self.scored))
+        some = np.linspace(0, len(self.scored) - 1, count).astype(int)
         index = torch.from_numpy(some)
         pixels = self.scored.preprocessing.normalise(next(iter(self.scored.batches([index])))).numpy()
-        labels, total = self.scored.labels[index].numpy(), len(self.placement(()).layers)
+        labels = None if self.reference is not None else self.scored.labels[index].numpy()
+        total = len(self.placement(()).layers)
         found = sensitivities(
             self.model,
             self.settings.backend,
@@ -223,17 +285,20 @@ class _Work:
             self.settings.scheme,
             pixels,
             labels,
+            feed=self.feed,
+            batch=self.batch,
             threads=self.settings.threads,
             told=lambda done: self.reporter(Status("sensitivity of each layer", done, total)),
         )
-        answers = classifier(OnnxSession(self.folder / "float.onnx", self.settings.threads))(pixels).argmax(1)
-        return found, float((answers == labels).mean())
+        if labels is None:
+            return found, 1.0
+        answers = runner(OnnxSession(self.folder / "float.onnx", self.settings.threads), self.feed, self.batch)(pixels)[0]
+        return found, float((answers.reshape(len(labels), -1).argmax(1) == labels).mean())
 
     def _answered(self, split: Split) -> Split:
         """Unlabelled images, with the float model's answers for labels: accuracy is then agreement."""
-        session = self.engine.session(self.folder / f"float{self.engine.suffix}", self.settings.threads)
         pixels = next(iter(split.batches([torch.arange(len(split))])))
-        scores = classifier(session, self.batch)(split.preprocessing.normalise(pixels).numpy())
+        scores = self._classifier(self.folder / f"float{self.engine.suffix}")(split.preprocessing.normalise(pixels).numpy())
         classes = tuple(map(str, range(scores.shape[1])))
         return MemorySplit(pixels, torch.from_numpy(scores.argmax(1)), classes, split.preprocessing)
 
@@ -261,7 +326,9 @@ def _write_float(graph: Graph, path: Path, images: Images, opset: int) -> None:
         )
 
 
-def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path, settings: Settings) -> tuple[ModelProto, tuple[str, ...]]:
+def _prepare(
+    graph: Graph, source: Path, sample: np.ndarray, folder: Path, settings: Settings, feed: Feed
+) -> tuple[ModelProto, tuple[str, ...]]:
     """The float file with the passes that make int8 worth it, shown to compute the same."""
     file = folder / "prepared.onnx"
     shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
@@ -271,9 +338,9 @@ def _prepare(graph: Graph, source: Path, sample: np.ndarray, folder: Path, setti
     save_onnx(done.graph, file)
     model = prepared(_renewed(onnx.load(str(file))))
     onnx.save(model, str(file))
-    step = _fixed_batch(source)
+    step = _fixed_batch(source, feed)
     whole = sample if step is None else np.resize(sample, (step, *sample.shape[1:]))
-    Chain((files_link(source, file, (torch.from_numpy(whole),)),)).require()
+    Chain((files_link(source, file, tuple(map(torch.from_numpy, feed(whole)))),)).require()
     file.unlink()
     return model, done.notes
 
@@ -292,15 +359,17 @@ def _renewed(model: ModelProto) -> ModelProto:
         ) from error
 
 
-def _fixed_batch(path: Path) -> int | None:
+def _fixed_batch(path: Path, feed: Feed) -> int | None:
     """The batch that is written into a file; None if it is free."""
-    return (OnnxSession(path).inputs[0].shape or (None,))[0]
+    return (OnnxSession(path).inputs[feed.place].shape or (None,))[0]
 
 
-def _calibrate(model: ModelProto, fixed: int | None, backend: str, images: Images, reporter: Reporter) -> Mapping[str, Statistics]:
+def _calibrate(
+    model: ModelProto, fixed: int | None, backend: str, images: Images, reporter: Reporter, feed: Feed
+) -> Mapping[str, Statistics]:
     total = min(images.count, len(images.calibration))
     batches = images.batches(fixed or 32)
-    whole = (batch for batch in batches if fixed is None or len(batch) == fixed)
+    whole = (feed(batch if fixed is None else np.resize(batch, (fixed, *batch.shape[1:]))) for batch in batches)
     return calibrate(
         model, place(model, backend).tensors, whole, threads=1, told=lambda done: reporter(Status("calibrate", min(done, total), total))
     )
@@ -314,6 +383,7 @@ def record(outcome: Outcome, images: Images, settings: Settings) -> dict[str, An
         "preprocessing": images.preprocessing.to_dict(),
         "classes": list(images.classes),
         "images": {"calibration": min(images.count, len(images.calibration)), "scored": len(images.scored), "labelled": images.labelled},
+        "measure": outcome.measure,
         "float": vars(outcome.before),
         "int8": vars(outcome.after),
         "latency_ratio": outcome.ratio,

@@ -8,7 +8,7 @@ from pathlib import Path
 from irtool.engines.table import ENGINES
 from irtool.quant import layers_of
 from irtool.workflows.calibration_images import Images
-from irtool.workflows.quantize import SENSITIVITY_IMAGES, Outcome, Settings, record
+from irtool.workflows.quantize import AGREED_IMAGES, SENSITIVITY_IMAGES, Outcome, Settings, record
 from irtool.workflows.sensitivity_plot import plot_sensitivity, write_sensitivity
 
 NOISE = 0.05
@@ -28,7 +28,7 @@ def write_report(folder: Path, outcome: Outcome, images: Images, settings: Setti
         for name in ("float.json", "int8.json"):
             (folder / name).write_text(beside, encoding="utf-8")
     if outcome.sensitivity:
-        count = min(SENSITIVITY_IMAGES, len(images.scored))
+        count = min(AGREED_IMAGES if outcome.measure == "agreement of outputs" else SENSITIVITY_IMAGES, len(images.scored))
         write_sensitivity(outcome.sensitivity, folder / "sensitivity.json", images=count, floating=outcome.floating)
         plot_sensitivity(outcome.sensitivity, folder / "sensitivity.png", expected=outcome.expected, floating=outcome.floating)
 
@@ -52,7 +52,7 @@ def borders(outcome: Outcome, backend: str) -> list[str]:
     return shown
 
 
-def verdict(outcome: Outcome, settings: Settings, images: Images, file: Path) -> str:
+def verdict(outcome: Outcome, settings: Settings, file: Path) -> str:
     """One line: whether int8 is worth it here, and if not, why."""
     drop = 100 * (outcome.before.accuracy - outcome.after.accuracy)
     worse = f"int8 is worse by {drop:.2f} points, within the {100 * settings.max_drop:.2f} allowed" if drop > 0 else "int8 is no worse"
@@ -60,7 +60,7 @@ def verdict(outcome: Outcome, settings: Settings, images: Images, file: Path) ->
         return f"{worse}, and {f'{1 / outcome.ratio:.2f}x' if outcome.ratio < 1 - NOISE else 'about'} as fast as float."
     if settings.weights_only:
         return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
-    times = ENGINES[settings.backend].times(file, next(images.batches(1)))
+    times = ENGINES[settings.backend].times(file, outcome.inputs)
     reasons = [
         f"{len(outcome.account.steps)} steps in and out of integers",
         "time goes to " + ", ".join(f"{op} {time:.2f} ms" for op, time in list(times.items())[:3]),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from irtool.engines.table import ENGINES
+from irtool.hosts.onnx.given import Given
 from irtool.progress import Reporter
 from irtool.train import Data
 from irtool.workflows.calibration_images import Images, load_images
-from irtool.workflows.data import DataOptions, example_shapes
-from irtool.workflows.models import Shape, graph_of
+from irtool.workflows.data import DataOptions, example_shapes, file_shapes
+from irtool.workflows.models import Shape, graph_of, onnx_file
 from irtool.workflows.options import read_options
 from irtool.workflows.output_folder import QUANTIZE, keep_inputs, model_files, output_folder
 from irtool.workflows.quantize import Outcome, Settings, quantize_graph
@@ -47,6 +48,7 @@ def quantize(
     data: str | Path | None = None,
     weights: str | Path | None = None,
     inputs: Sequence[Shape] = (),
+    values: Given | None = None,
     progress: Reporter | None = None,
     **options: Any,
 ) -> Quantisation:
@@ -59,6 +61,7 @@ def quantize(
         data: labelled images to score on; by default the test split of `calib`.
         weights: a state dict's file.
         inputs: sizes of the inputs, where the data do not tell them.
+        values: numbers for inputs of an .onnx file, by name, which are inputs no more.
         progress: is told what is being done.
         **options: the fields of `QuantizeOptions`: backend, max_drop, method, weights_only ...
 
@@ -73,14 +76,18 @@ def quantize(
     own_weights = None if weights is None else Path(weights)
     suffixes = [engine.suffix for engine in ENGINES.values()]
     keep_inputs((out / f"{kind}{suffix}" for suffix in suffixes for kind in ("float", "int8")), model_files(name, own_weights))
-    calibration = calib if isinstance(calib, DataOptions) else DataOptions(str(calib))
+    calibration = replace(calib if isinstance(calib, DataOptions) else DataOptions(str(calib)), last=True)
     with output_folder(out, QUANTIZE) as folder:
         images = load_images(name, calibration, None if data is None else str(data), wanted.images, reporter)
         with reporter.stage("trace"):
-            shapes = example_shapes(Data("", images.calibration, images.scored), inputs, own_batch=name.endswith(".onnx"))
-            graph = graph_of(name, own_weights, shapes)
+            source = onnx_file(name)
+            if source is not None and not inputs:
+                shapes: Sequence[Shape] = file_shapes(source, images.preprocessing.input_shape, values or {})
+            else:
+                shapes = example_shapes(Data("", images.calibration, images.scored), inputs, own_batch=source is not None)
+            graph = graph_of(name, own_weights, shapes, values=values)
         outcome = quantize_graph(graph, images, settings, folder, reporter)
         write_report(folder, outcome, images, settings)
         file = f"int8{ENGINES[settings.backend].suffix}"
-        judged = verdict(outcome, settings, images, folder / file)
+        judged = verdict(outcome, settings, folder / file)
     return Quantisation(out / file, outcome, judged, images, settings)

@@ -17,6 +17,10 @@ from irtool.quant.calibrate import Told, nobody
 from irtool.quant.placement import place
 from irtool.quant.scales import Scheme, make_recipe
 from irtool.quant.statistics import Statistics
+from irtool.workflows.feeds import Feed, agreement, runner
+
+STEP = 64
+"""Images at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Sensitivity:
         layer: its name.
         op: its operator.
         sqnr_db: power of the model's output over power of the error, in decibels: the higher the better.
-        accuracy: share of images that are right, in [0, 1].
+        accuracy: share of images that are right, in [0, 1]; of a model that is no classifier the agreement of its outputs.
         weights: entries of its weight.
     """
 
@@ -44,20 +48,24 @@ def sensitivities(
     stats: Mapping[str, Statistics],
     scheme: Scheme,
     images: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     *,
+    feed: Feed | None = None,
+    batch: int | None = None,
     threads: int | None = None,
     told: Told = nobody,
 ) -> list[Sensitivity]:
-    """Quantise each layer alone and look at the model's first output, in onnxruntime; the most sensitive layer first.
+    """Quantise each layer alone and look at the model's outputs, in onnxruntime; the most sensitive layer first.
 
     Args:
         model: as `prepared` returns it.
         engine: whose habits the placement has; an MNN recipe is simulated by onnxruntime too, which is near enough to rank.
         stats: of all tensors of the engine's placement.
         scheme: the options.
-        images: float32, what the model takes.
-        labels: int64 (N,).
+        images: float32 (N, C, H, W).
+        labels: int64 (N,); None of a model that is no classifier.
+        feed: how the model takes images; by default as they are.
+        batch: the batch that is written into the model; None if it is free.
         threads: of onnxruntime.
         told: called with the number of layers done.
     """
@@ -66,12 +74,21 @@ def sensitivities(
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        expected = _outputs(model, Path(folder), images, threads)
+
+        def outputs(some: ModelProto) -> list[np.ndarray]:
+            path = Path(folder) / "model.onnx"
+            onnx.save(some, str(path))
+            run = runner(OnnxSession(path, threads), feed or Feed(), batch)
+            parts = [run(images[start : start + STEP]) for start in range(0, len(images), STEP)]
+            return [np.concatenate([np.atleast_1d(array) for array in arrays]) for arrays in zip(*parts, strict=True)]
+
+        expected = outputs(model)
         for done, layer in enumerate(layers, start=1):
             alone = place(model, engine, [name for name in everything if name != layer.name], joins=False)
-            got = _outputs(to_qdq(model, make_recipe(model, alone, stats, scheme)), Path(folder), images, threads)
-            accuracy = float((got.reshape(len(got), -1).argmax(1) == labels).mean())
-            found.append(Sensitivity(layer.name, layer.op, sqnr(got, expected), accuracy, sizes[layer.weight]))
+            got = outputs(to_qdq(model, make_recipe(model, alone, stats, scheme)))
+            right = agreement(got, expected) if labels is None else float((got[0].reshape(len(labels), -1).argmax(1) == labels).mean())
+            pairs = [(a, b) for a, b in zip(got, expected, strict=True) if a.shape == b.shape]
+            found.append(Sensitivity(layer.name, layer.op, min(sqnr(a, b) for a, b in pairs), right, sizes[layer.weight]))
             told(done)
     return sorted(found, key=lambda entry: entry.sqnr_db)
 
@@ -81,13 +98,3 @@ def sqnr(result: np.ndarray, reference: np.ndarray) -> float:
     signal = float((reference.astype(np.float64) ** 2).sum())
     noise = float(((result.astype(np.float64) - reference) ** 2).sum())
     return min(200.0, 10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-300))))
-
-
-def _outputs(model: ModelProto, folder: Path, images: np.ndarray, threads: int | None) -> np.ndarray:
-    path = folder / "model.onnx"
-    onnx.save(model, str(path))
-    session = OnnxSession(path, threads)
-    fixed = (session.inputs[0].shape or (None,))[0]
-    step = fixed or 64
-    whole = len(images) // step * step if fixed else len(images)
-    return np.concatenate([session.run(images[start : start + step])[0] for start in range(0, whole, step)])

@@ -224,7 +224,7 @@ def test_onnx_files_that_cannot_be_used_with_images(tmp_path: Path, fails: Fails
 
     file, out = tmp_path / "net.onnx", tmp_path / "out"
     for shape, words, expected in (
-        (["n", "h", "w", 3], ["quantize", file, "--calib", "digits"], "channels last"),
+        (["n", "h", "w", 3], ["compress", file, "--data", "digits"], "channels last"),
         ([1, 3, 8, 8], ["train", file, "--data", "digits"], "an ONNX file cannot be trained"),
     ):
         value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]

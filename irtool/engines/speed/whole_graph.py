@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from irtool.engines.flat_module import Source
 from irtool.engines.latency import PairedLatency, latency_pairs
 from irtool.engines.mnn.export import export_mnn
 from irtool.engines.mnn.session import MnnSession
@@ -18,7 +19,6 @@ from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import Session
 from irtool.engines.speed.stopwatch import check_engine, clock_of
 from irtool.errors import GraphError
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
 from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import Graph
@@ -53,10 +53,10 @@ def graph_session(graph: Graph, engine: str, folder: Path, threads: int = 1) -> 
     """
     check_engine(engine)
     file = folder / "graph.onnx"
-    if isinstance(graph, OnnxGraph):
-        save_onnx(graph, file)
+    if isinstance(graph, Source):
+        export_onnx(graph, file, example_inputs=single_inputs(graph), dynamic_batch=False, verify=False)
     else:
-        export_onnx(graph, file, example_inputs=single_inputs(graph), dynamic_batch=False, verify=False)  # type: ignore[arg-type]
+        save_onnx(graph, file)  # type: ignore[arg-type]  # what holds no module is an ONNX graph, or refused by name
     if engine == "onnxruntime":
         return OnnxSession(file, threads)
     export_mnn(file, file.with_suffix(".mnn"), verify=False)

@@ -176,8 +176,8 @@ class _Check:
             self.wrong(("", 0, "step"), f"no steps: write [[step]] with do = one of {', '.join(KINDS)}")
             steps = []
         made = [self._step(number, step, steps[:number], base, settings) for number, step in enumerate(steps)]
-        names = ("source", "mean", "std", "limit", "image_size")
-        options = DataOptions(*(base.get(name if name != "source" else "data") for name in names))
+        source, mean, std, limit, size = (base.get(name) for name in ("data", "mean", "std", "limit", "image_size"))
+        options = DataOptions(source, mean, std, limit, size)
         weights = base.get("weights")
         return Recipe(
             str(base.get("model", "")), Path(weights) if isinstance(weights, str) else None, options, base.get("seed", 0), tuple(made)

@@ -19,7 +19,7 @@ def _quantize(context: Context, options: Options) -> Made:
     settings, images = wanted.settings(), Images(context.data.train, wanted.images, context.data.test, labelled=True)
     outcome = quantize_graph(context.graph, images, settings, context.folder, context.progress)
     write_report(context.folder, outcome, images, settings)
-    judged = verdict(outcome, settings, images, context.folder / f"int8{ENGINES[settings.backend].suffix}")
+    judged = verdict(outcome, settings, context.folder / f"int8{ENGINES[settings.backend].suffix}")
     notes = (*outcome.notes, _line(wanted.backend, outcome), *borders(outcome, wanted.backend), judged)
     return Made(context.graph, outcome.after.accuracy, notes)
 

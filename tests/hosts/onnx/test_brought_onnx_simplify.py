@@ -121,3 +121,11 @@ def test_a_model_that_is_no_onnx_file_is_refused(cli: Run, tmp_path: Path) -> No
     assert "not an .onnx file" in err
     with pytest.raises(OptionError, match="works on ONNX graphs"):
         irtool.simplify(irtool.trace(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 4, 4)))
+
+
+def test_batch_norms_are_folded_where_it_is_asked_for(cli: Run, tmp_path: Path) -> None:
+    onnx.save(shuffles(), tmp_path / "net.onnx")
+    code, out, err = cli("simplify", tmp_path / "net.onnx", "--fold-batchnorm", "--out", tmp_path / "simple.onnx")
+    assert code == 0, err
+    assert out.count("holds") == 2
+    assert {node.op_type for node in onnx.load(tmp_path / "simple.onnx").graph.node}.isdisjoint({"BatchNormalization", "Shape"})

@@ -1,0 +1,132 @@
+"""How images become the inputs of a model, and how near the outputs of two of its forms are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from irtool.engines.session import Session
+from irtool.errors import CheckError, OptionError
+from irtool.ir import Graph
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Images, float32 (N, C, H, W), as the inputs of a model.
+
+    Attributes:
+        place: which input takes the images.
+        last: whether it takes them with the channels last.
+        others: what the other inputs get, by place: for one image where they have a batch.
+        batched: which of the others have a batch.
+    """
+
+    place: int = 0
+    last: bool = False
+    others: Mapping[int, np.ndarray] = field(default_factory=dict)
+    batched: frozenset[int] = frozenset()
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The inputs in the model's order."""
+        found = dict(self.others)
+        for place in self.batched:
+            found[place] = np.concatenate([self.others[place]] * len(images))
+        found[self.place] = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.last else images
+        return tuple(found[place] for place in sorted(found))
+
+
+def feed_of(graph: Graph, image: tuple[int, ...]) -> Feed:
+    """How a graph is fed: the first input of the images' sizes takes them, others are ones, so that masks let all through.
+
+    Args:
+        graph: an ONNX graph or a traced model.
+        image: (C, H, W).
+
+    Raises:
+        OptionError: no input takes such images.
+    """
+    sizes = [value.sizes for value in graph.inputs]
+    last = (*image[1:], image[0])
+    found = [(place, tuple(shape[1:]) == last) for place, shape in enumerate(sizes) if tuple(shape[1:]) in (image, last)]
+    if not found:
+        raise OptionError(
+            f"no input takes images of {'x'.join(map(str, image))}: {', '.join('x'.join(map(str, shape)) for shape in sizes)}",
+            where="quantize",
+            remedy="Give --image-size.",
+        )
+    place = found[0][0]
+    batch = sizes[place][0]
+    batched = frozenset(other for other, shape in enumerate(sizes) if other != place and shape and shape[0] == batch)
+    others = {}
+    for other, value in enumerate(graph.inputs):
+        if other != place:
+            shape = (1, *value.sizes[1:]) if other in batched else value.sizes
+            others[other] = np.ones(shape, str(value.dtype).removeprefix("torch."))
+    return Feed(place, found[0][1] and tuple(sizes[place][1:]) != image, others, batched)
+
+
+def runner(session: Session, feed: Feed, batch: int | None) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """An engine as a function from any number of images to all its outputs.
+
+    Args:
+        session: an engine with a model.
+        feed: how the model takes images.
+        batch: the batch that is written into the model; None if it is free.
+    """
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        step, parts = batch or len(images), list[list[np.ndarray]]()
+        for start in range(0, len(images), step):
+            some = images[start : start + step]
+            padded = np.concatenate([some, np.repeat(some[-1:], step - len(some), axis=0)])
+            results = session.run(*feed(padded))
+            parts.append([array[: len(some)] if array.ndim and len(array) == step else array for array in results])
+        return [_joined(list(arrays)) for arrays in zip(*parts, strict=True)]
+
+    return run
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    if len(arrays) == 1:
+        return arrays[0]
+    same = all(array.ndim and array.shape[1:] == arrays[0].shape[1:] for array in arrays)
+    return np.concatenate(arrays) if same else np.concatenate([array.reshape(-1) for array in arrays])
+
+
+def agreement(results: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
+    """How much of the outputs is the same in two forms of a model: 1 - |result - reference|^2 / |reference|^2, of the worst output.
+
+    It is 1 for equal outputs, and 0.997 where the noise is 25 dB below the signal. Integers are compared entry by entry: the
+    share that is equal. Outputs whose sizes differ (how many detections there are is data) are left out.
+
+    Raises:
+        CheckError: no output is left.
+    """
+    pairs = [(a, b) for a, b in zip(results, references, strict=True) if a.shape == b.shape and a.size]
+    if not pairs:
+        raise CheckError(
+            "no output has the same sizes in float and in int8",
+            where="quantize",
+            remedy="Quantise the part of the model before its NonMaxSuppression.",
+        )
+    return min(_same(a, b) for a, b in pairs)
+
+
+def _same(result: np.ndarray, reference: np.ndarray) -> float:
+    if not np.issubdtype(reference.dtype, np.floating):
+        return float((result == reference).mean())
+    signal = float((reference.astype(np.float64) ** 2).sum())
+    noise = float(((result.astype(np.float64) - reference) ** 2).sum())
+    return max(0.0, 1.0 - noise / max(signal, 1e-30))
+
+
+def is_classifier(outputs: Sequence[np.ndarray], images: int) -> bool:
+    """Whether a model gives one row of scores for each image, and nothing else."""
+    return (
+        len(outputs) == 1
+        and outputs[0].ndim >= 2
+        and len(outputs[0]) == images
+        and outputs[0].size == outputs[0].shape[0] * outputs[0].shape[1]
+    )

@@ -1,0 +1,124 @@
+"""`irtool quantize` for models that are no classifiers of (N, C, H, W): detectors, segmenters, other layouts, inputs and batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_nets import Net
+from PIL import Image
+
+from irtool.errors import CheckError
+from irtool.workflows.feeds import Feed, agreement
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder, rng = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(12):
+        pixels = rng.normal(128, 30, (1, 1, 3)) + rng.normal(0, 40, (16, 16, 3))
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{number:02}.png")
+    return folder
+
+
+def trunk(n: Net, x: str) -> str:
+    return n.cbr(n.cbr(x, 3, 12), 12, 12)
+
+
+def segmenter(batch: int | str = "N") -> onnx.ModelProto:
+    n = Net(17, (batch, 3, 16, 16))
+    return n.model(n.conv(trunk(n, "x"), 12, 5, 1), ranks=[4])
+
+
+def detector() -> onnx.ModelProto:
+    """Boxes and scores for each position."""
+    n = Net(17, ("N", 3, 16, 16))
+    x = trunk(n, "x")
+    boxes, scores = (n.op("Transpose", n.op("Reshape", n.conv(x, 12, width), n.const([0, width, 256])), perm=[0, 2, 1]) for width in (4, 3))
+    return n.model(boxes, n.op("Sigmoid", scores), ranks=[3, 3])
+
+
+def channels_last() -> onnx.ModelProto:
+    n = Net(17, ("N", 16, 16, 3))
+    return n.model(n.head(trunk(n, n.op("Transpose", "x", perm=[0, 3, 1, 2])), 12))
+
+
+def two_inputs() -> onnx.ModelProto:
+    """A factor for each image comes first."""
+    n = Net(17, ("N", 3, 16, 16))
+    y = n.op("Mul", n.conv(trunk(n, "x"), 12, 5, 1), "factor")
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *rest]) for name, *rest in (("factor", 1, 1, 1), ("x", 3, 16, 16))
+    ]
+    weights = [numpy_helper.from_array(array, name) for name, array in n.weights.items()]
+    graph = helper.make_graph(n.nodes, "net", inputs, [helper.make_tensor_value_info(y, TensorProto.FLOAT, [None] * 4)], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+NETS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
+    "a segmenter": (segmenter, "agreement of outputs"),
+    "a fixed batch": (lambda: segmenter(2), "agreement of outputs"),
+    "a detector": (detector, "agreement of outputs"),
+    "channels last": (channels_last, "agreement with float"),
+    "two inputs": (two_inputs, "agreement of outputs"),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_any_model_is_quantised(name: str, images: Path, tmp_path: Path, cli: Run) -> None:
+    make, measure = NETS[name]
+    onnx.save(make(), tmp_path / "net.onnx")
+    code, out, err = cli("quantize", tmp_path / "net.onnx", "--calib", images, "--out", tmp_path / "int8", "--images", 8, "--runs", 1)
+    assert code == 0, err
+    assert f"{measure} (4 images)" in out
+    report = json.loads((tmp_path / "int8" / "report.json").read_text())
+    assert report["measure"] == measure
+    assert 1 - report["int8"]["accuracy"] <= 0.003
+    sessions = [ort.InferenceSession(str(tmp_path / "int8" / f"{kind}.onnx")) for kind in ("float", "int8")]
+    feed = {
+        spec.name: np.random.default_rng(0).normal(size=[s if isinstance(s, int) else 2 for s in spec.shape]).astype(np.float32)
+        for spec in sessions[0].get_inputs()
+    }
+    expected, got = (session.run(None, feed) for session in sessions)
+    for a, b in zip(got, expected, strict=True):
+        assert a.shape == b.shape
+        assert not np.array_equal(a, b)  # it is rounded
+        assert float(np.abs(a - b).max()) <= 0.1 * float(np.abs(b).max())
+
+
+def test_a_value_takes_the_place_of_an_input(images: Path, tmp_path: Path, cli: Run) -> None:
+    onnx.save(two_inputs(), tmp_path / "net.onnx")
+    command = ("quantize", tmp_path / "net.onnx", "--calib", images, "--images", 8, "--runs", 1, "--backend", "mnn")
+    code, _, err = cli(*command, "--out", tmp_path / "int8")
+    assert code
+    assert "several inputs. Fix the others with --set NAME=VALUE" in err
+    code, _, err = cli(*command, "--set", "factor=2", "--out", tmp_path / "int8")
+    assert code == 0, err
+
+
+def test_the_bound_counts_the_noise_in_the_outputs() -> None:
+    x = np.array([[3.0, 4.0]])
+    assert agreement([x], [x]) == 1
+    assert agreement([np.array([[3.0, 4.5]])], [x]) == pytest.approx(1 - 0.25 / 25)
+    assert agreement([x, np.array([1, 2, 3, 4])], [x, np.array([1, 2, 3, 5])]) == 0.75
+    assert agreement([x, np.zeros((3, 7))], [x, np.zeros((2, 7))]) == 1  # another number of detections
+    with pytest.raises(CheckError, match="before its NonMaxSuppression"):
+        agreement([np.zeros((3, 7))], [np.zeros((2, 7))])
+
+
+def test_inputs_are_fed_in_the_models_order() -> None:
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    scale, size = np.ones((1, 1), np.float32), np.array([7])
+    first, x, last = Feed(1, True, {0: scale, 2: size}, frozenset({0}))(images)
+    assert first.shape == (2, 1)
+    assert last is size
+    np.testing.assert_array_equal(x, images.transpose(0, 2, 3, 1))
