@@ -77,14 +77,16 @@ def torch_pruning(importance: str, *, inside: bool, isomorphic: bool = False) ->
 
         made = {
             "hessian": tp.importance.GroupHessianImportance, "taylor": tp.importance.GroupTaylorImportance,
-            "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2), "bn_scale": tp.importance.BNScaleImportance,
+            "obd": lambda: tp.importance.OBDCImportance(num_classes=10), "bn_scale": tp.importance.BNScaleImportance,
+            "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1), "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
             "fpgm": tp.importance.FPGMImportance, "lamp": lambda: tp.importance.LAMPImportance(p=2), "random": tp.importance.RandomImportance,
         }  # fmt: skip
         original, model = macs(model), _without_selections(model)
         kept = [model.fc if hasattr(model, "fc") else [part for part in model.modules() if isinstance(part, nn.Linear)][-1]]
         names = _streams(model) if inside else []
         torch.manual_seed(given.seed)
-        slopes = _gradients(model, given, squared=importance == "hessian") if importance in ("hessian", "taylor") else {}
+        squared = importance in ("hessian", "obd")
+        slopes = _gradients(model, given, squared=squared) if squared or importance == "taylor" else {}
 
         def at(ratio: float) -> nn.Module:
             new = copy.deepcopy(model)
@@ -95,8 +97,12 @@ def torch_pruning(importance: str, *, inside: bool, isomorphic: bool = False) ->
             if importance == "hessian":
                 rated._accu_grad = {parameter: slopes[name].clone() for name, parameter in new.named_parameters()}
                 rated._counter = {parameter: len(given.images) // 2 for parameter in new.parameters()}
+            if squared:  # the importances ask whether there is a gradient, and read the sums
                 for name, parameter in new.named_parameters():
                     parameter.grad = slopes[name].sqrt()
+            if importance == "obd":
+                rated.steps = len(given.images) // 2
+                rated.Fisher = {table[name.removesuffix(".weight")]: slopes[name].flatten(1) for name in slopes if name.endswith("weight")}
             ignored = [table[name] for name, part in model.named_modules() if any(part is one for one in kept) or name in names]
             tp.pruner.BasePruner(new, torch.zeros(EXAMPLE), rated, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.95,
                                  isomorphic=isomorphic, ignored_layers=ignored).step()  # fmt: skip
@@ -178,19 +184,17 @@ def _bisected(at: Callable[[float], nn.Module], target: float) -> nn.Module:
     return best
 
 
+IMPORTANCES = ("hessian", "obd", "taylor", "bn_scale", "l1", "l2", "fpgm", "lamp", "random")
+OURS = "irtool, fisher, 2 stages"
+"""What is compared to the best of the peers, named before anything was measured."""
+
 TOOLS: dict[str, Tool] = {
-    "irtool, fisher, 2 stages": ours(2, 0),
+    OURS: ours(2, 0),
     "irtool, fisher, 1 stage": ours(1, 0),
     "irtool, fisher, 2 stages, distilled": ours(2, 4),
-    "TP hessian, all": torch_pruning("hessian", inside=False),
-    "TP hessian, inside": torch_pruning("hessian", inside=True),
-    "TP hessian, inside, isomorphic": torch_pruning("hessian", inside=True, isomorphic=True),
-    "TP taylor, inside": torch_pruning("taylor", inside=True),
-    "TP bn_scale, inside": torch_pruning("bn_scale", inside=True),
-    "TP l2, all": torch_pruning("l2", inside=False),
-    "TP fpgm, all": torch_pruning("fpgm", inside=False),
-    "TP lamp, all": torch_pruning("lamp", inside=False),
-    "TP random, all": torch_pruning("random", inside=False),
+    **{f"TP {name}, inside": torch_pruning(name, inside=True) for name in IMPORTANCES},
+    **{f"TP {name}, all": torch_pruning(name, inside=False) for name in IMPORTANCES},
+    **{f"TP {name}, all, isomorphic": torch_pruning(name, inside=False, isomorphic=True) for name in ("hessian", "taylor", "l2")},
     "kirigami l2": kirigami("l2"),
     "kirigami taylor": kirigami("taylor"),
 }
@@ -270,27 +274,48 @@ class World:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: the better of plain and recalibrated of each tool by its mean, best peer and ours; rows that are lost say so."""
-    lines = ["| net | MACs | tool | plain: right, as unpruned | recalibrated | seeds | CPU s | |", "|---|---|---|---|---|---|---|---|"]
-    for net, share in sorted({(row["net"], row["share"]) for row in rows}, key=lambda pair: (pair[0], -pair[1])):
-        found = []
-        for tool in TOOLS:
-            mine = [row for row in rows if (row["tool"], row["net"], row["share"]) == (tool, net, share)]
-            if good := [row for row in mine if "plain" in row]:
-                best = max(statistics.mean(row[way][1] for row in good) for way in ("plain", "recalibrated"))
-                found.append((best, tool, good))
-            elif mine:
-                lines.append(f"| {net} | {100 * share:g} % | {tool} | failed: {mine[0]['failed']} | | {len(mine)} | | |")
-        own = max((score for score, tool, _ in found if tool.startswith("irtool")), default=0.0)
-        peer = max((score for score, tool, _ in found if not tool.startswith("irtool")), default=0.0)
-        for score, tool, good in sorted(found, key=lambda entry: -entry[0]):
-            word = ""
-            if tool.startswith("irtool") and score == own:
-                word = "ahead" if own > peer else "LOST"
-            cells = [" / ".join(_spread([row[way][place] for row in good]) for place in (0, 1)) for way in ("plain", "recalibrated")]
-            seconds = statistics.mean(row["seconds"] for row in good)
-            lines.append(f"| {net} | {100 * share:g} % | {tool} | {cells[0]} | {cells[1]} | {len(good)} | {seconds:.0f} | {word} |")
-    return "\n".join(lines)
+    """Markdown: what irtool gave beside the best peer, then every tool. Rows that are lost say so."""
+    cells = sorted({(row["net"], row["share"]) for row in rows}, key=lambda pair: (pair[0], -pair[1]))
+    lines = ["| net | MACs | irtool: right | best peer | | as unpruned | best peer | |", "|---|---|---|---|---|---|---|---|"]
+    lines += [_verdict(rows, *cell) for cell in cells]
+    lines += ["", "| net | MACs | tool | as returned: right, as unpruned | recalibrated | seeds | CPU s |", "|---|---|---|---|---|---|---|"]
+    return "\n".join(lines + [line for cell in cells for line in _tools(rows, *cell)])
+
+
+def _verdict(rows: list[dict[str, Any]], net: str, share: float) -> str:
+    """Ours as it was returned against the peer that is best on these very images, as returned or recalibrated."""
+    line = f"| {net} | {100 * share:g} % |"
+    for place in (0, 1):
+        own = [row["plain"][place] for row in _of(rows, OURS, net, share)]
+        peers = [(_best(_of(rows, tool, net, share), place), tool) for tool in TOOLS if not tool.startswith("irtool")]
+        best, tool = max(peers)
+        word = "" if not own else "ahead" if statistics.mean(own) > best else "**LOST**"
+        line += f" {_spread(own) if own else ''} | {best:.1f} ({tool}) | {word} |"
+    return line
+
+
+def _tools(rows: list[dict[str, Any]], net: str, share: float) -> list[str]:
+    """Every tool at one budget, best first."""
+    lines, found = [], []
+    for tool in TOOLS:
+        if good := _of(rows, tool, net, share):
+            found.append((max(statistics.mean(row[way][0] for row in good) for way in ("plain", "recalibrated")), tool, good))
+        for row in rows:
+            if (row["tool"], row["net"], row["share"]) == (tool, net, share) and "failed" in row:
+                lines.append(f"| {net} | {100 * share:g} % | {tool} | failed: {row['failed']} | | | |")
+    for _, tool, good in sorted(found, key=lambda entry: -entry[0]):
+        ways = [" / ".join(_spread([row[way][place] for row in good]) for place in (0, 1)) for way in ("plain", "recalibrated")]
+        seconds = statistics.mean(row["seconds"] for row in good)
+        lines.append(f"| {net} | {100 * share:g} % | {tool} | {ways[0]} | {ways[1]} | {len(good)} | {seconds:.0f} |")
+    return lines
+
+
+def _of(rows: list[dict[str, Any]], tool: str, net: str, share: float) -> list[dict[str, Any]]:
+    return [row for row in rows if (row["tool"], row["net"], row["share"]) == (tool, net, share) and "plain" in row]
+
+
+def _best(rows: list[dict[str, Any]], place: int) -> float:
+    return max((statistics.mean(row[way][place] for row in rows) for way in ("plain", "recalibrated") if rows), default=-1.0)
 
 
 def _spread(values: list[float]) -> str:
