@@ -102,7 +102,7 @@ def torch_pruning(importance: str, *, inside: bool, isomorphic: bool = False) ->
                     parameter.grad = slopes[name].sqrt()
             if importance == "obd":
                 rated.steps = len(given.images) // 2
-                rated.Fisher = {table[name.removesuffix(".weight")]: slopes[name].flatten(1) for name in slopes if name.endswith("weight")}
+                rated.Fisher = {table[name.removesuffix(".weight")]: slopes[name].flatten(1) for name in slopes if slopes[name].dim() > 1}
             ignored = [table[name] for name, part in model.named_modules() if any(part is one for one in kept) or name in names]
             tp.pruner.BasePruner(new, torch.zeros(EXAMPLE), rated, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.95,
                                  isomorphic=isomorphic, ignored_layers=ignored).step()  # fmt: skip
