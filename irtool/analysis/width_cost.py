@@ -17,7 +17,6 @@ from torch import Tensor
 
 from irtool.analysis.cost import PRODUCTS, Product, holdings, measured_macs
 from irtool.channels.groups import ChannelGroups
-from irtool.channels.labels import Labels
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import varying
 
@@ -59,19 +58,19 @@ def width_cost(groups: ChannelGroups, biased: Iterable[Node] = (), latency: Iter
         biased: layers that may get a bias when they lose inputs. Room for it is counted.
         latency: milliseconds for each unit of a product of axis lengths: the terms of the kind `latency`.
     """
-    return _Writer(groups.labels).written(biased, latency)
+    return _Writer(groups).written(biased, latency)
 
 
 class _Writer:
     """Collects terms, and numbers the label vectors by content."""
 
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
+    def __init__(self, groups: ChannelGroups) -> None:
+        self.groups, self.labels = groups, groups.labels
         self.sets: list[Ints] = [np.zeros(0, np.int64)]
         self._numbers: dict[bytes, int] = {}
         self._terms: dict[tuple[int, ...], dict[str, float]] = {}
         self._axes: dict[str, list[tuple[int, int, Tensor]]] = {}
-        for (name, place), found in labels.axes.items():
+        for (name, place), found in self.labels.axes.items():
             axis, count = place if isinstance(place, tuple) else (place, 1)
             self._axes.setdefault(name, []).append((axis, count, found))
 
@@ -152,13 +151,17 @@ class _Writer:
         return coefficient, tuple(sets)
 
     def _value(self, value: Value, axes: list[int]) -> tuple[float, list[int]]:
-        """The product of a value's sizes along some axes. Labels along several axes fill a box, of which the others keep their length."""
+        """The product of a value's sizes along some axes. Labels along several axes fill a box, as heads and what each of them holds do."""
         left, coefficient, sets = set(axes), 1.0, []
         for labels in self.labels.parts(value):
             box = varying(labels)
             shared = left.intersection(box)
             if not shared or labels.numel() != prod(value.sizes[axis] for axis in box):
                 continue
+            if shared != set(box):
+                shrinking = {axis for axis in box if not self._is_even(labels, axis)}
+                if shrinking and not shared & shrinking:
+                    continue  # they keep their length
             factor, found = self._set(labels)
             if found is None:
                 continue
@@ -166,6 +169,26 @@ class _Writer:
             sets.append(found)
             left -= shared
         return coefficient * prod(value.sizes[axis] for axis in left), sets
+
+    def _is_even(self, labels: Tensor, axis: int) -> bool:
+        """Whether all slices across an axis keep equally many labels, so that none of them goes: they hold the same groups, or are parts
+        of one balance."""
+        slices = self.groups.group[labels.movedim(axis, 0).reshape(labels.shape[axis], -1).numpy()]
+        if (np.sort(slices, 1) == np.sort(slices[0])).all():
+            return True
+        return any(_are_parts(slices, self.groups.group[table.numpy()]) for _, table in self.labels.balances if bool((table >= 0).all()))
+
+
+def _are_parts(slices: Ints, parts: Ints) -> bool:
+    """Whether each slice, of shape (slices, entries), is made of whole parts, of shape (parts, entries)."""
+    part, size = np.arange(len(parts)).repeat(parts.shape[1]), parts.shape[1]
+    order = np.argsort(parts.reshape(-1), kind="stable")
+    known = parts.reshape(-1)[order]
+    place = np.searchsorted(known, slices).clip(max=known.size - 1)
+    if (known[place] != slices).any() or (np.diff(known) == 0).any():
+        return False
+    found = part[order][place]
+    return all((np.bincount(row)[np.unique(row)] == size).all() for row in found)
 
 
 KINDS = ("macs", "params", "bytes")

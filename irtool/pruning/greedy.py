@@ -2,6 +2,9 @@
 
 The order is greedy with look-ahead: of every stack the prefix of units with the least loss per saved cost is found, at the widths
 that the others have by now, and the best of all stacks goes. What a channel saves shrinks as its neighbours do.
+
+Steps differ in size, so that the last of them may leave a part of the budget unused that no single unit fits into. Then units are
+exchanged: some of one stack come back, and some of another go.
 """
 
 from __future__ import annotations
@@ -18,6 +21,13 @@ from irtool.pruning.stacks import Room, Stack
 
 LOOK_AHEAD = 12
 """So many steps of a stack are looked at together: one important channel must not hide the cheap ones behind it."""
+USED = 0.97
+"""Of the tightest target. Below it units are exchanged."""
+_EXCHANGES = 16
+_CANDIDATES = 32
+"""Stacks that may get units back, and as many that may lose them, in one exchange."""
+_BACK = 4
+"""Steps that come back in one exchange, at most."""
 _REFRESH = 0.05
 """Where several budgets are exceeded, their weights are set anew when an excess has changed by this fraction."""
 
@@ -84,6 +94,9 @@ class _Greedy:
         reached = not self._exceeded()
         if reached:
             self._give_back()
+            for _ in range(_EXCHANGES):
+                if self._used() >= USED or not self._exchange():
+                    break
         remove = np.zeros(self.room.takes.shape[1], bool)
         for stack, taken in zip(self.stacks, self.gone, strict=True):
             for unit in taken:
@@ -139,8 +152,13 @@ class _Greedy:
 
     def _saved(self, local: _Local, drop: Floats) -> Floats:
         """The weighted cost that each of some drops saves, shape (drops,)."""
+        found: Floats = self._shrunk(local, drop) @ self.weights[local.terms]
+        return found
+
+    def _shrunk(self, local: _Local, drop: Floats) -> Floats:
+        """What each of some drops takes from each product, shape (drops, terms)."""
         widths = self.level[self.costs.factors[local.terms]] - np.concatenate([np.zeros((len(drop), 1)), drop], 1)[:, local.columns]
-        found: Floats = (self.products[local.terms] - widths.prod(2)) @ self.weights[local.terms]
+        found: Floats = self.products[local.terms] - widths.prod(2)
         return found
 
     def _take(self, number: int, units: int) -> None:
@@ -185,6 +203,72 @@ class _Greedy:
             self._move(number, -change)
         else:
             del gone[-int(fits[0]) - 1 :]
+
+    def _used(self) -> float:
+        """The share of the tightest target that is used."""
+        return max((self.left[kind] / max(target, 1.0) for kind, target in self.targets.items()), default=1.0)
+
+    def _exchange(self) -> bool:
+        """Restore some units of one stack and remove some of another, so that more of the budget is used. False if nothing does.
+
+        What reaches `USED` with the least loss is taken, else what comes nearest. Where widths are rounded, only what loses less.
+        """
+        removed = [number for number, gone in enumerate(self.gone) if gone]
+        removed.sort(key=lambda number: -float(self.stacks[number].loss[self.gone[number][-1]]))
+        open_now = [number for number in range(len(self.stacks)) if self._start(number) < len(self.stacks[number].units)]
+        open_now.sort(key=lambda number: float(self.stacks[number].loss[self._start(number)]))
+        before, best = self._used(), None
+        for back in removed[:_CANDIDATES]:
+            for count in self._restorable(back):
+                units = self.gone[back][-count:]
+                change = self.stacks[back].drop[units].sum(0)
+                self._move(back, change)
+                for other in open_now[:_CANDIDATES]:
+                    found = self._fitting(other) if other != back else None
+                    if found is None:
+                        continue
+                    more, used = found
+                    start = self._start(other)
+                    loss = float(self.stacks[other].loss[start : start + more].sum() - self.stacks[back].loss[units].sum())
+                    rounded = max(self.window[back], self.window[other]) > LOOK_AHEAD
+                    key = (used < USED, loss if used >= USED else -used)
+                    if used > before + 1e-9 and (loss < 0 or not rounded) and (best is None or key < best[0]):
+                        best = key, back, count, other, more
+                self._move(back, -change)
+        if best is None:
+            return False
+        _, back, count, other, more = best
+        self._move(back, self.stacks[back].drop[self.gone[back][-count:]].sum(0))
+        del self.gone[back][-count:]
+        self.first[other] = self._start(other)
+        self._take(other, more)
+        return True
+
+    def _start(self, number: int) -> int:
+        """The first unit of a stack that comes after those that are gone."""
+        return self.gone[number][-1] + 1 if self.gone[number] else 0
+
+    def _restorable(self, number: int) -> list[int]:
+        """How many of a stack's last units may come back together."""
+        stack, most = self.stacks[number], _BACK * (self.window[number] // LOOK_AHEAD)
+        after = self.level[stack.touched] + stack.drop[self.gone[number][::-1][:most]].cumsum(0)
+        fits = self._rounded(stack, after) & (after >= self.room.least[stack.touched]).all(1)
+        return [int(end) + 1 for end in np.flatnonzero(fits)]
+
+    def _fitting(self, number: int) -> tuple[int, float] | None:
+        """The fewest of a stack's next units without which the budget holds, and the share of it that is used then."""
+        stack, local, first = self.stacks[number], self.local[number], self._start(number)
+        drop = stack.drop[first : first + self.window[number]].cumsum(0)
+        after = self.level[stack.touched] - drop
+        ends = np.flatnonzero((after >= self.room.least[stack.touched]).all(1) & self._rounded(stack, after))
+        if not ends.size:
+            return None
+        shrunk, used = self._shrunk(local, drop[ends]), np.zeros(ends.size)
+        for kind, target in self.targets.items():
+            left = self.left[kind] - shrunk @ self.costs.coefficients[kind][local.terms]
+            used = np.maximum(used, np.where(left > target + 1e-6, np.inf, left / max(target, 1.0)))
+        holds = np.flatnonzero(np.isfinite(used))
+        return (int(ends[holds[0]]) + 1, float(used[holds[0]])) if holds.size else None
 
 
 def _period(stack: Stack, room: Room) -> int:

@@ -203,6 +203,7 @@ def report_of(
         "constants": settings.constants,
         "calibrate": settings.calibrate,
         "reconstruct": settings.reconstruct,
+        "distil": settings.distil,
         "opset": settings.opset,
     }
     options["ignore"] = list(options.get("ignore", ()))

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, cast
 
+import torch
 from torch import Tensor
 
 import irtool
@@ -28,6 +29,10 @@ from irtool.workflows.search import Found, search
 
 SEEN = 512
 """Training images that a criterion looks at unless told otherwise."""
+FOLLOWED = 8192
+"""Training images that a refitted net follows its original on, where they fit into memory: fewer gain less (ADR 17)."""
+FOLLOWED_BYTES = 1 << 30
+"""What these images may take."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +61,15 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
     """
     calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
     scored = _scored(graph, data, settings)
+    followed = _followed(graph, data, settings)
 
     def once(wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
         with reporter.stage("plan"):
             plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, "progress": reporter})
         with reporter.stage("prune"):
             if settings.reconstruct and calibration is not None:
-                return plan, Reconstruct(plan, calibration, progress=reporter)(graph)
+                images = [*calibration, *followed]
+                return plan, Reconstruct(plan, images, limit=settings.reconstruct, distil=settings.distil, progress=reporter)(graph)
             return plan, Prune(plan, settings.constants, calibration)(graph)
 
     if settings.bound is None:
@@ -122,11 +129,31 @@ def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, An
     return {"criterion": name, "data": calibration_batches(graph, data, settings.calibrate or SEEN)}
 
 
+def _followed(graph: Graph, data: Data | None, settings: Settings) -> list[tuple[Tensor]]:
+    """More images to distil on, in an order that does not go by classes: whole batches are held back.
+
+    Raises:
+        OptionError: the graph has no gradients.
+    """
+    if data is None or not settings.distil:
+        return []
+    if not graph.trainable:
+        raise OptionError("an ONNX file is not trained", where="--distil", remedy="Leave it out, or give the PyTorch model.")
+    one = data.sample(1)
+    images = data.sample(max(1, min(FOLLOWED, FOLLOWED_BYTES // (one.numel() * one.element_size()))), seed=1)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return _batches(graph, images[order])
+
+
 def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:
     """Training images to measure means on, in batches that the graph takes; None if none are asked for."""
     if data is None or not count:
         return None
-    images = data.sample(count)
-    whole = fitting_inputs(graph, (images,))
-    step = len(images) if whole[0] is images else len(graph.example_inputs[0])
+    return _batches(graph, data.sample(count))
+
+
+def _batches(graph: Graph, images: Tensor) -> list[tuple[Tensor]]:
+    own = len(graph.example_inputs[0])
+    some = images[: own + 1]  # thousands need not run at once to see that the batch is free
+    step = len(images) if fitting_inputs(graph, (some,))[0] is some else own
     return [(batch,) for batch in images.split(step) if len(batch) == step]

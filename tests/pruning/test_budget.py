@@ -216,4 +216,14 @@ def test_onnx_graphs_keep_to_it(tmp_path: Path, budget: dict[str, float], scope:
     before, after = irtool.cost(graph), irtool.cost(irtool.prune(graph, plan))
     left = {"macs": after.macs / before.macs, "params": after.params / before.params, "bytes": after.weight_bytes / before.weight_bytes}
     used = [left[kind] / share for kind, share in budget.items()]
-    assert 0.85 <= max(used) <= 1 + 1e-9
+    least = 0.97 if scope == "global" else 0.85  # equal shares of twelve channels are coarse
+    assert least <= max(used) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.6, 0.8])
+def test_units_are_exchanged_until_a_small_net_uses_its_budget(kind: str, share: float) -> None:
+    """One channel of the first layer is a tenth of this net: what is left over fits no single one."""
+    graph = small_net()
+    found = shares(graph, irtool.plan(graph, "l2", budget={kind: share}, round_to=1))
+    assert 0.97 * share <= found[kind] <= share

@@ -15,6 +15,7 @@ from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.models import PreResNet
 from irtool.progress import Status
 from irtool.pruning.check import check_refitted
+from irtool.pruning.reconstruct.distil import Distillation
 
 
 class Chain(nn.Module):
@@ -461,3 +462,18 @@ def test_distilling_leaves_ignored_layers_and_refuses_fixed_weights() -> None:
     assert torch.equal(made.params["8.weight"].data, sliced.params["8.weight"].data)
     with pytest.raises(OptionError, match="distilling changes weights"):
         irtool.reconstruct(graph, plan, given, distil=1, weights=False)
+
+
+def test_distilling_holds_back_batches_from_all_over() -> None:
+    """Images may come class by class: the last eighth would be of the last class alone."""
+    held: list[list[float]] = []
+
+    class Looking(Distillation):
+        def _loss(self, descent, pairs):  # type: ignore[no-untyped-def]
+            held.append([float(batch[0].mean()) for batch, _ in pairs])
+            return super()._loss(descent, pairs)
+
+    model = nn.Linear(4, 3).eval()
+    graph = irtool.trace(model, torch.zeros(2, 4))
+    Looking(graph, graph, [(torch.full((2, 4), float(number)),) for number in range(32)], 1, 1e-4).run()
+    assert held[0] == [7.0, 15.0, 23.0, 31.0]

@@ -146,3 +146,28 @@ def test_every_option_of_the_command_is_one_in_python() -> None:
     flags = set(inspect.signature(compress).parameters)
     assert set(CompressOptions.__dataclass_fields__) - {"limits"} <= flags
     assert "layer_limit" in flags
+
+
+def test_compress_goes_in_stages_and_distils(tmp_path: Path) -> None:
+    data, heard = irtool.train.load_data("digits", channels=3, limit=128), Heard()
+    done = irtool.compress(SMALL, tmp_path / "small", data=data, budget={"macs": 0.6}, stages=2, distil=2, runs=1, progress=heard)
+    assert done.plan.stages == 2
+    assert (done.report.options["stages"], done.report.options["distil"]) == (2, 2)
+    assert done.report.after.macs <= 0.6 * done.report.before.macs
+    assert "distil" in heard.tasks
+    assert any(note.startswith("distil") for note in done.report.notes)
+    done.report.chain.require()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"distil": 2, "inputs": SHAPE}, "--distil: no images"),
+        ({"stages": 2, "budget": {"macs": 0.5}, "inputs": SHAPE}, "--stages: no images"),
+        ({"distil": 2, "constants": "drop", "data": "digits"}, "distilling follows refitting"),
+        ({"distil": -1, "data": "digits"}, "--distil"),
+    ],
+)
+def test_distilling_and_stages_need_their_images(arguments: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(irtool.errors.IrtoolError, match=expected):
+        irtool.compress(SMALL, tmp_path / "small", **arguments)

@@ -61,15 +61,17 @@ class Distillation:
         descent = self.new.descent(names)
         if descent is None:
             return "not distilled: the graph has no gradients"
-        held = max(1, len(self.batches) // HELD_BACK)
         if len(self.batches) < 2 or not descent.parameters:
             return "not distilled: there is nothing to hold back, or nothing that may change"
         aims = [self._aims(batch) for batch in self.batches]
         pairs = list(zip(self.batches, aims, strict=True))
+        step = min(HELD_BACK, len(pairs))
+        held = pairs[step - 1 :: step]  # from all over: images may come class by class
+        shown = [pair for number, pair in enumerate(pairs) if number % step != step - 1]
         with descent.running():
-            before, old = self._loss(descent, pairs[-held:]), [data.detach().clone() for data in descent.parameters]
-            self._train(descent, pairs[:-held])
-            after = self._loss(descent, pairs[-held:])
+            before, old = self._loss(descent, held), [data.detach().clone() for data in descent.parameters]
+            self._train(descent, shown)
+            after = self._loss(descent, held)
             gains = after < before  # false for NaN too
             if not gains:
                 with torch.no_grad():
