@@ -20,7 +20,7 @@ from irtool.workflows.compress_options import CompressOptions
 from irtool.workflows.compress_run import Compression
 from irtool.workflows.compress_run import compress as workflow
 from irtool.workflows.data import DataOptions
-from irtool.workflows.models import input_shapes, input_values
+from irtool.workflows.model_inputs import input_shapes, input_values
 
 
 @with_flags(CompressOptions, leave_out=("budget", "limits", "round_to"), defaults={"ratio": " Default 0.5."}, panel="Compression")

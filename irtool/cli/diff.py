@@ -16,7 +16,8 @@ from irtool.cli import options
 from irtool.errors import IrtoolError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
-from irtool.workflows.models import graph_of, input_shapes, saved_model
+from irtool.workflows.model_inputs import input_shapes
+from irtool.workflows.models import graph_of, saved_model
 
 
 def diff(

@@ -27,7 +27,8 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import fold_batchnorm
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
 from irtool.workflows.compress_onnx import to_mnn
-from irtool.workflows.models import graph_of, input_shapes, onnx_file
+from irtool.workflows.model_inputs import input_shapes
+from irtool.workflows.models import graph_of, onnx_file
 from irtool.workflows.output_folder import keep_inputs, model_files
 
 

@@ -13,7 +13,7 @@ from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import int8_table
 from irtool.workflows.data import DataOptions
-from irtool.workflows.models import input_shapes, input_values
+from irtool.workflows.model_inputs import input_shapes, input_values
 from irtool.workflows.quantize_options import QuantizeOptions
 from irtool.workflows.quantize_report import borders
 from irtool.workflows.quantize_run import quantize as workflow

@@ -20,7 +20,8 @@ from irtool.hosts.onnx.load import save_onnx
 from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
 from irtool.passmanager import onnx_only
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, graph_link
-from irtool.workflows.models import graph_of, input_shapes, input_values, onnx_file
+from irtool.workflows.model_inputs import input_shapes, input_values
+from irtool.workflows.models import graph_of, onnx_file
 from irtool.workflows.output_folder import keep_inputs, model_files
 
 _MORE = (1, 32)

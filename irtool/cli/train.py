@@ -30,7 +30,8 @@ from irtool.train.checkpoint import check_facts
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
 from irtool.workflows.data import DataOptions, known_preprocessing
-from irtool.workflows.models import MODEL_FILE, input_shapes
+from irtool.workflows.model_inputs import input_shapes
+from irtool.workflows.models import MODEL_FILE
 from irtool.workflows.output_folder import TRAIN, claimed, keep_inputs, model_files, read_object
 from irtool.workflows.trainable import data_stamp, trainable
 

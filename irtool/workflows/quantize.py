@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import onnx
-import onnx.version_converter
 import torch
 from onnx import ModelProto
 
-from irtool import load_onnx, save_onnx
-from irtool.engines import OnnxSession, export_onnx, latency_pairs
-from irtool.engines.onnxruntime.qdq import OLDEST
+from irtool.engines import OnnxSession, latency_pairs
 from irtool.engines.table import ENGINES, Engine
-from irtool.errors import CheckError, ExportError, OptionError
-from irtool.hosts.onnx.file import opset_of
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.torch.graph import FxGraph
+from irtool.errors import CheckError, OptionError
 from irtool.ir import Graph
-from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
-from irtool.passmanager import Pipeline
 from irtool.progress import Reporter
-from irtool.quant import Placement, Scheme, Statistics, calibrate, layers_of, place
+from irtool.quant import Placement, Scheme, Statistics, layers_of, place
 from irtool.quant.boundaries import Account, account
-from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
 from irtool.train import Status, evaluate
 from irtool.train.data.split import MemorySplit, Split, in_batches
 from irtool.workflows.calibration_images import Images
-from irtool.workflows.chain import Chain, files_link, takes_any_batch
 from irtool.workflows.feeds import Feed, agreement, feed_of, is_classifier, runner
+from irtool.workflows.quantize_prepare import calibrated, fixed_batch, prepare, write_float
 from irtool.workflows.sensitivity import Sensitivity, sensitivities
 
 SCORE_BATCH = 64
-RENEWED = 17
-"""The operator set that older files are converted to."""
 SENSITIVITY_IMAGES = 512
 AGREED_IMAGES = 64
 """The same where whole outputs are compared, of which there may be millions of numbers an image."""
@@ -128,14 +115,14 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     if feed.others and settings.backend == "mnn":
         raise OptionError("several inputs", where="--backend mnn", remedy="Fix the others with --set NAME=VALUE, or use --backend onnx.")
     with reporter.stage("write the float model"):
-        _write_float(graph, source, images, settings.opset)
+        write_float(graph, source, images, settings.opset)
         if engine.suffix != ".onnx":
             engine.convert(source, folder / f"float{engine.suffix}")
     with reporter.stage("prepare the graph"):
-        model, notes = _prepare(graph, source, next(images.batches(8)), folder, settings, feed)
+        model, notes = prepare(graph, source, next(images.batches(8)), folder, settings.backend, settings.equalise, feed)
     if not layers_of(model):
         raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
-    stats = _calibrate(model, _fixed_batch(source, feed), settings.backend, images, reporter, feed)
+    stats = calibrated(model, fixed_batch(source, feed), settings.backend, images, reporter, feed)
     work = _Work(engine, settings, images, model, stats, folder, reporter, feed)
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
@@ -185,7 +172,7 @@ class _Work:
     ) -> None:
         self.engine, self.settings, self.model, self.stats, self.folder, self.reporter = engine, settings, model, stats, folder, reporter
         self.missed: tuple[str, ...] = ()
-        self.images, self.feed, self.batch = images, feed, _fixed_batch(folder / "float.onnx", feed)
+        self.images, self.feed, self.batch = images, feed, fixed_batch(folder / "float.onnx", feed)
         self.reference: Callable[[np.ndarray], list[np.ndarray]] | None = None
         """The float model, where it is no classifier: its outputs are what int8 is compared with."""
         self.measure = "accuracy" if images.labelled else "agreement with float"
@@ -301,78 +288,6 @@ class _Work:
         scores = self._classifier(self.folder / f"float{self.engine.suffix}")(split.preprocessing.normalise(pixels).numpy())
         classes = tuple(map(str, range(scores.shape[1])))
         return MemorySplit(pixels, torch.from_numpy(scores.argmax(1)), classes, split.preprocessing)
-
-
-def metadata(images: Images) -> dict[str, str]:
-    """What a program that runs the file must know about its input."""
-    found = {"irtool.preprocessing": json.dumps(images.preprocessing.to_dict())}
-    return found | ({"irtool.classes": json.dumps(list(images.classes))} if images.classes else {})
-
-
-def _write_float(graph: Graph, path: Path, images: Images, opset: int) -> None:
-    folded = FoldBatchNorm()(graph).graph
-    if isinstance(folded, OnnxGraph):
-        save_onnx(folded, path)
-        model = onnx.load(str(path))
-        onnx.helper.set_model_props(model, {e.key: e.value for e in model.metadata_props} | metadata(images))
-        onnx.save(model, str(path))
-    else:
-        export_onnx(
-            cast(FxGraph, folded),
-            path,
-            opset=opset,
-            dynamic_batch=takes_any_batch(cast(FxGraph, folded)),
-            metadata=metadata(images),
-        )
-
-
-def _prepare(
-    graph: Graph, source: Path, sample: np.ndarray, folder: Path, settings: Settings, feed: Feed
-) -> tuple[ModelProto, tuple[str, ...]]:
-    """The float file with the passes that make int8 worth it, shown to compute the same."""
-    file = folder / "prepared.onnx"
-    shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
-    passes = [FoldConstants(), FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5)]
-    passes += [LowerAffine()] if ENGINES[settings.backend].lowers else []
-    done = Pipeline([*passes, *([Equalise()] if settings.equalise else [])])(load_onnx(source, shapes))
-    save_onnx(done.graph, file)
-    model = prepared(_renewed(onnx.load(str(file))))
-    onnx.save(model, str(file))
-    step = _fixed_batch(source, feed)
-    whole = sample if step is None else np.resize(sample, (step, *sample.shape[1:]))
-    Chain((files_link(source, file, tuple(map(torch.from_numpy, feed(whole)))),)).require()
-    file.unlink()
-    return model, done.notes
-
-
-def _renewed(model: ModelProto) -> ModelProto:
-    """The model in an operator set whose quantise steps take one scale a channel."""
-    if (opset_of(model) or OLDEST) >= OLDEST:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, RENEWED)
-    except Exception as error:  # the converter's C++ part raises types of its own
-        raise ExportError(
-            f"operator set {opset_of(model)} cannot be converted to {RENEWED}",
-            where="quantize",
-            remedy=f"Export the model with opset {OLDEST} or newer.",
-        ) from error
-
-
-def _fixed_batch(path: Path, feed: Feed) -> int | None:
-    """The batch that is written into a file; None if it is free."""
-    return (OnnxSession(path).inputs[feed.place].shape or (None,))[0]
-
-
-def _calibrate(
-    model: ModelProto, fixed: int | None, backend: str, images: Images, reporter: Reporter, feed: Feed
-) -> Mapping[str, Statistics]:
-    total = min(images.count, len(images.calibration))
-    batches = images.batches(fixed or 32)
-    whole = (feed(batch if fixed is None else np.resize(batch, (fixed, *batch.shape[1:]))) for batch in batches)
-    return calibrate(
-        model, place(model, backend).tensors, whole, threads=1, told=lambda done: reporter(Status("calibrate", min(done, total), total))
-    )
 
 
 def record(outcome: Outcome, images: Images, settings: Settings) -> dict[str, Any]:
