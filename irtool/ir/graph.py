@@ -162,7 +162,7 @@ class Graph:
         """Whether the program runs on inputs of these sizes."""
         try:
             self.run(*inputs)
-        except (RuntimeError, ValueError, GraphError):
+        except (RuntimeError, ValueError, AssertionError, GraphError):
             return False
         return True
 

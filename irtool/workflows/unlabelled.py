@@ -95,7 +95,7 @@ def _answers(graph: Graph, split: Split) -> tuple[Tensor, int] | None:
         images = split.preprocessing.normalise(next(iter(split.batches([index]))))
         try:
             scores = _scores(graph, images)
-        except (IrtoolError, RuntimeError, ValueError):
+        except (IrtoolError, RuntimeError, ValueError, AssertionError):
             scores = torch.cat([_scores(graph, _padded(part, step))[: len(part)] for part in images.split(step)])
         if scores.ndim != 2 or len(scores) != len(images) or scores.shape[1] < 2:
             return None

@@ -118,7 +118,7 @@ class _Frame:
             if self.dtype is not None and host.op == "call_method" and host.target in ("float", "half", "bfloat16"):
                 return args[0].to(self.dtype)
             return self._widened(call(self.module, host, args, kwargs))
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             where = view.location if view is not None else host.name
             raise GraphError(

@@ -68,6 +68,8 @@ class _Split:
         alone = j - i == 1 and p - o == 1 and listed[o] != -1
         computed = all(isinstance(size, fx.Node) for size in listed[o:p])
         found += [] if alone or computed else ["channels"]
+        if -1 not in listed and [place for place, size in enumerate(listed) if isinstance(size, int)] in [[k] for k in range(o, p)]:
+            return []  # all but the number of channels is computed from sizes
         return found if len(found) > 1 else []
 
 

@@ -31,7 +31,7 @@ def measured(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any]
     """
     try:
         return absorption(labels, keep, None if calibration is None else listed(calibration))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
         if calibration is None:
             raise
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
