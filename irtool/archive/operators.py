@@ -65,7 +65,7 @@ t : _assert : condition=bT message=s
 math : ceil floor sqrt : x=n
 py : len : obj=STL
 py : int float : x=nT
-py : round : number=n ndigits=i0
+py : round : number=n ndigits=0
 py : max min : *args=nS
 """
 PRODUCTS = """

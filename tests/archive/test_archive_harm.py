@@ -158,6 +158,10 @@ MEMORY: dict[str, Edit] = {
 }  # fmt: skip
 ENDLESS: dict[str, Edit] = {
     "factorial": program(function("math.factorial", 10**8)),
+    "rounded to a hundred million digits before the point": program(function("builtins.round", 5, -(10**8))),
+    "a window of a terabyte": program(function("torch.hann_window", 10**12)),
+    "a transform to a terabyte": program(function("torch.fft.fftn", X, [10**12])),
+    "the largest of what is no number": program(function("builtins.max", "a", "b")),
     "power": program(function("builtins.pow", 10, 10**10)),
     "operator.pow": program(function("operator.pow", 10, 10**10)),
     "sum of a range": program(function("builtins.range", 10**11), function("builtins.sum", n(0))),
