@@ -35,7 +35,7 @@ def _verdict(rows: list[dict[str, Any]], net: str, share: float) -> str:
         best, tool = max(peers)
         gap = statistics.mean(own) - best if own else 0.0
         word = "" if not own else "equal" if abs(gap) < 1e-9 else "ahead" if gap > 0 else "**LOST**"
-        line += f" {_spread(own) if own else ''} | {best:.1f} ({tool}) | {word} |"
+        line += f" {_spread(own) if own else ''} | {best:.2f} ({tool}) | {word} |"
     return line
 
 
@@ -73,8 +73,8 @@ def _scores(rows: list[dict[str, Any]], way: str, place: int) -> list[float]:
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values) if values else math.nan:.1f}".replace("nan", "far less") + (
-        f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values) if values else math.nan:.2f}".replace("nan", "far less") + (
+        f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     )
 
 
