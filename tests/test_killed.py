@@ -21,12 +21,12 @@ import irtool
 from irtool import temporary
 from irtool.atomic_files import LOCK, locked, replacing
 from irtool.cli.main import run as command
-from irtool.cli.output import COMPRESS, claimed
 from irtool.commit import committed, settle
 from irtool.engines import export_onnx
 from irtool.errors import FileError
 from irtool.temporary import MOVING, new_name, sweep
 from irtool.workflows.models import saved_model
+from irtool.workflows.output_folder import COMPRESS, claimed
 
 DIGEST = hashlib.sha256(b"precious").hexdigest()
 ENDLESS = 1_000_000

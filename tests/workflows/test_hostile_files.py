@@ -268,7 +268,9 @@ def test_no_other_process(watch: Watch, scratch: Path, made: Path) -> None:
 
 
 def test_a_named_model_is_run(tmp_path: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "net.py").write_text("from irtool.models import VGG\ndef make():\n    return VGG(11, width=0.0625)\n")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom irtool.models import VGG\ndef make():\n    torch.manual_seed(99)\n    return VGG(11, width=0.0625)\n"
+    )
     assert run(["verify", str(made), "--model", f"{tmp_path / 'net.py'}:make"]) == 1
     assert "its weights are not those that were compressed" in capsys.readouterr().err
 
