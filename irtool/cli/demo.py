@@ -64,7 +64,7 @@ def _name(ratio: float, constants: str) -> str:
 
 
 def _settings(ratio: float, constants: Constants, *, quick: bool) -> Settings:
-    return Settings({"criterion": "bn_scale", "ratio": ratio, "scope": "global"}, constants, runs=20 if quick else 50)
+    return Settings({"criterion": "bn_scale", "ratio": ratio, "scope": "global", "round_to": 1}, constants, runs=20 if quick else 50)
 
 
 def _trained(ingredients: Demo, data: Data, progress: Screen) -> tuple[FxGraph, History]:
