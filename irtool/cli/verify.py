@@ -18,7 +18,10 @@ _REMEDY = "The files do not belong together, or one was changed: run irtool comp
 
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(help="A compress run's folder; an .onnx file; or two or three of a saved model, .onnx and .mnn files.")
+        list[Path],
+        typer.Argument(
+            help="A compress run's folder; an .onnx file; or two or three of a saved model, an .onnx file and an engine's file of it."
+        ),
     ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The original; default: what the folder's report names.", metavar="MODEL")
@@ -29,7 +32,7 @@ def verify(
         bool, typer.Option("--allow-unchecked", help="Accept steps that no reference in numbers exists for, on the proof by labels alone.")
     ] = False,
 ) -> None:
-    """Check the chain of equality from the files: masked = sliced = folded = ONNX = MNN.
+    """Check the chain of equality from the files: masked = sliced = folded = ONNX = engines.
 
     An .onnx file alone is checked by onnx.checker, and what irtool reads in it is compared with the file in onnxruntime.
 

@@ -1,4 +1,4 @@
-"""The chain of equality: masked = sliced = folded = ONNX = MNN, each link measured, each with its tolerance.
+"""The chain of equality: masked = sliced = folded = ONNX = each engine's file, each link measured, each with its tolerance.
 
 The first two links are shown twice: in float64, where rounding cannot hide a wrong rewrite, and in float32 between the very
 graphs that are written. Nothing may be written while a link is broken: `Chain.require` says so, with the first node that
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from irtool.analysis.compare import Comparison, compare
 from irtool.analysis.randomness import require_repeatable
-from irtool.engines import MnnSession, OnnxSession
+from irtool.engines import OnnxSession
+from irtool.engines.engine import Engine
+from irtool.engines.table import REFERENCE
 from irtool.errors import CheckError, IrtoolError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
@@ -31,12 +33,10 @@ from irtool.pruning import Plan
 from irtool.pruning.check import TOLERANCE as EXACT
 from irtool.pruning.check import MaskedCheck, check_prune, check_refitted
 from irtool.pruning.reconstruct.restored import is_refitted
-from irtool.workflows.divergence import before_saturation, first_in_mnn, first_in_onnx
+from irtool.workflows.divergence import before_saturation, first_in_engine, first_in_onnx
 
 FLOAT32 = 1e-4
 """Two float32 programs of the same formula: sums in another order."""
-ENGINE = 1e-3
-"""MNN's Winograd convolutions and approximate activations."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Link:
     """Two neighbours in the chain, run on the same inputs.
 
     Attributes:
-        left, right: what is compared: `masked`, `sliced`, `refitted`, `folded`, `ONNX`, `MNN`.
+        left, right: what is compared: `masked`, `sliced`, `refitted`, `folded`, `ONNX`, or an engine's title, as `MNN`.
         arithmetic: `float64` or `float32`.
         max_abs: the largest absolute difference of any output element.
         relative: that, over the largest absolute output on the left.
@@ -273,16 +273,17 @@ def _found_before_data_sizes(first: Path, second: Path, inputs: tuple[Any, ...])
     return replace(found, instead=graphs[0].hidden_outputs())
 
 
-def mnn_link(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
-    """The ONNX file in onnxruntime against the MNN file in MNN."""
-    link = _link("ONNX", "MNN", "float32", compare(OnnxSession(onnx_path), MnnSession(path), inputs), ENGINE)
+def engine_link(engine: Engine, onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
+    """The ONNX file in onnxruntime against an engine's file of it, in that engine."""
+    allowed = engine.tolerance
+    link = _link(REFERENCE.title, engine.title, "float32", compare(OnnxSession(onnx_path), engine.session(path, None), inputs), allowed)
     if link.ok:
         return link
-    raw = before_saturation(onnx_path, path, inputs)
-    if raw is not None and raw[1] <= ENGINE:
+    raw = before_saturation(engine, onnx_path, path, inputs)
+    if raw is not None and raw[1] <= allowed:
         note = f"compared before the softmax or sigmoid at the end, after which it is {link.max_abs:.1e} absolute"
-        return Link("ONNX", "MNN", "float32", *raw, ENGINE, True, note)
-    return _placed(link, first_in_mnn(onnx_path, path, inputs, ENGINE))
+        return Link(link.left, link.right, "float32", *raw, allowed, True, note)
+    return _placed(link, first_in_engine(engine, onnx_path, path, inputs))
 
 
 def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batch: int = 8, seed: int = 0) -> tuple[Any, ...]:

@@ -297,10 +297,10 @@ def test_diff_has_the_exit_codes_of_diff(made: Path, weights: Path, cli: Run) ->
 
 def test_export_writes_both_files_and_converts_onnx(weights: Path, tmp_path: Path, cli: Run) -> None:
     onnx_file, mnn_file, again = (tmp_path / "files" / name for name in ("net.onnx", "net.mnn", "again.mnn"))
-    code, printed, _ = cli("export", MODEL, "-w", weights, "-i", "2x3x32x32", "--onnx", onnx_file, "--mnn", mnn_file)
+    code, printed, _ = cli("export", MODEL, "-w", weights, "-i", "2x3x32x32", "--out", onnx_file, "--out", mnn_file)
     assert code == 0
     assert "folded = ONNX" in printed
-    assert cli("export", onnx_file, "--mnn", again)[0] == 0
+    assert cli("export", onnx_file, "--out", again)[0] == 0
     assert sorted(file.name for file in onnx_file.parent.iterdir()) == ["again.mnn", "net.mnn", "net.onnx"]
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(str(onnx_file)).graph.node}
 

@@ -17,7 +17,8 @@ from onnx_nets import Net
 
 from irtool.cli.main import run
 from irtool.engines import export_mnn
-from irtool.workflows.chain import mnn_link
+from irtool.engines.table import ENGINES
+from irtool.workflows.chain import engine_link
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -167,7 +168,7 @@ def test_inspect_and_diff(made: Path, net: Path, cli: Run) -> None:
 
 def test_export_folds_and_converts(net: Path, tmp_path: Path, cli: Run) -> None:
     onnx_file, mnn_file = tmp_path / "files" / "net.onnx", tmp_path / "files" / "net.mnn"
-    code, printed, _ = cli("export", net, "--onnx", onnx_file, "--mnn", mnn_file)
+    code, printed, _ = cli("export", net, "--out", onnx_file, "--out", mnn_file)
     assert code == 0
     assert printed.count("holds") == 2
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(str(onnx_file)).graph.node}
@@ -212,7 +213,7 @@ def test_mnn_is_compared_before_a_softmax_that_magnifies_rounding(error: float, 
         export_mnn(tmp_path / f"{name}.onnx", tmp_path / f"{name}.mnn", verify=False)
         paths.append(tmp_path / f"{name}.mnn")
     inputs = (torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
-    assert mnn_link(tmp_path / "a.onnx", paths[0], inputs).note == ""
-    link = mnn_link(tmp_path / "a.onnx", paths[1], inputs)
+    assert engine_link(ENGINES["mnn"], tmp_path / "a.onnx", paths[0], inputs).note == ""
+    link = engine_link(ENGINES["mnn"], tmp_path / "a.onnx", paths[1], inputs)
     assert link.ok is holds
     assert ("compared before the softmax" in link.note) is holds

@@ -15,6 +15,7 @@ from torch import nn
 import irtool
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import relative_error
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.errors import OptionError
 from irtool.hosts.torch.interpreter import difference
 from irtool.models import PreResNet
@@ -22,7 +23,6 @@ from irtool.passes import Equalise, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import make
 from irtool.quant import place
 from irtool.quant.boundaries import account, steps
-from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
 
 
