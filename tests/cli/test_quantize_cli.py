@@ -44,7 +44,7 @@ def test_quantize_writes_a_smaller_file_that_answers_alike(
     assert f"{100 * report['int8']['accuracy']:.2f} %" in said
     assert ("SLOWER" in said) == (report["latency_ratio"] > 1.05)
     layers = json.loads((out / "sensitivity.json").read_text())["layers"]
-    assert len(layers) == {"onnxruntime": 9, "mnn": 8}[engine.name]
+    assert len(layers) == {"mnn": 8}.get(engine.name, 9)
     assert ("its result is the model's, which 8 bits would round too much" in said) == (engine.name == "mnn")
     assert f"{len(layers)} of 9 layers in int8" in said
     assert [layer["sqnr_db"] for layer in layers] == sorted(layer["sqnr_db"] for layer in layers)
