@@ -8,9 +8,10 @@ from types import MappingProxyType
 from irtool.engines.engine import Engine
 from irtool.engines.mnn.engine import ENGINE as MNN
 from irtool.engines.onnxruntime.engine import ENGINE as ONNXRUNTIME
+from irtool.engines.openvino.engine import ENGINE as OPENVINO
 from irtool.errors import OptionError
 
-ENGINES: Mapping[str, Engine] = MappingProxyType({row.name: row for row in (ONNXRUNTIME, MNN)})
+ENGINES: Mapping[str, Engine] = MappingProxyType({row.name: row for row in (ONNXRUNTIME, MNN, OPENVINO)})
 """By name. The first is the reference: the others are compared with it."""
 REFERENCE = next(iter(ENGINES.values()))
 OTHERS = tuple(row for row in ENGINES.values() if row is not REFERENCE)
