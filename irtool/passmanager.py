@@ -20,8 +20,8 @@ from irtool.analysis.randomness import without_dropout
 from irtool.errors import CheckError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
+from irtool.nests import map_tensors
 from irtool.pass_text import options_of, parse, text_of
 from irtool.tensor_defaults import plain_tensors
 

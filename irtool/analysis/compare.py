@@ -14,10 +14,10 @@ from torch.utils import _pytree as pytree
 from irtool.errors import CheckError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import cast, cast_module, run_with, seeded, steps
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import map_tensors
+from irtool.hosts.torch.interpreter import cast_module, run_with, seeded, steps
 from irtool.ir.graph import Graph, Node
+from irtool.modes import evaluating
+from irtool.nests import cast, map_tensors
 from irtool.tensor_defaults import plain_tensors
 
 FLOOR = 1e-6

@@ -17,9 +17,10 @@ from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import seeded
 from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_sizes
-from irtool.hosts.torch.modules import attribute, map_tensors
+from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
+from irtool.nests import map_tensors
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.plan import Plan

@@ -17,10 +17,10 @@ from irtool.errors import GraphError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import difference, seeded
-from irtool.hosts.torch.modules import map_tensors
 from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
 from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
 from irtool.ir.graph import Graph, Node
+from irtool.nests import map_tensors
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.absorb.calibration import listed, measured
 from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch

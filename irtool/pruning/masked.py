@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from irtool.channels.labels import Labels, mixes
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import Node, Value
+from irtool.modes import evaluating
 from irtool.ops.mixing import on_survivors
 
 

@@ -24,9 +24,9 @@ from irtool.errors import CheckError, IrtoolError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
 from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
 from irtool.ir.graph import Graph
+from irtool.nests import map_tensors
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.pruning import Plan

@@ -18,8 +18,8 @@ from irtool.engines import Session, TorchSession, export_onnx, latency_pairs
 from irtool.engines.table import ENGINES, REFERENCE
 from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
+from irtool.nests import map_tensors
 from irtool.passes import FoldBatchNorm
 from irtool.passmanager import PassResult
 from irtool.progress import Reporter

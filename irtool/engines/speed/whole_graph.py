@@ -18,8 +18,8 @@ from irtool.engines.speed.stopwatch import clock_of
 from irtool.engines.table import engine as find_engine
 from irtool.errors import GraphError
 from irtool.hosts.onnx.load import save_onnx
-from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import Graph
+from irtool.nests import map_tensors
 
 SECONDS = 4.0
 """Of one comparison."""

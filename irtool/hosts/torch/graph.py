@@ -15,12 +15,13 @@ from irtool.hosts.torch.descent import TorchDescent
 from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.frontier import TorchFrontier, observe
 from irtool.hosts.torch.gradients import run_backward
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
+from irtool.hosts.torch.modules import call, copy_module, modules_by_path, set_attribute
 from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
+from irtool.modes import evaluating
+from irtool.nests import look_into, map_tensors
 
 
 class FxGraph(Graph):

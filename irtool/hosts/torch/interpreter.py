@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import attribute, call, copy_module, map_tensors
+from irtool.hosts.torch.modules import attribute, call, copy_module
 from irtool.ir.graph import Node
+from irtool.modes import evaluating
+from irtool.nests import cast, map_tensors
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
@@ -25,11 +26,6 @@ has no node of its own (a parameter that is fetched, a size, a member picked out
 def cast_module(module: nn.Module, dtype: torch.dtype) -> Any:
     """A copy of the module with floating parameters and buffers in `dtype`."""
     return copy_module(module, lambda name, tensor: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone())
-
-
-def cast(structure: Any, dtype: torch.dtype) -> Any:
-    """The same nest with its floating tensors in `dtype`."""
-    return map_tensors(structure, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def run_with(graph: FxGraph, inputs: Sequence[Any], hook: Hook | None = None, dtype: torch.dtype | None = None) -> Any:

@@ -13,12 +13,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
-from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
+from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec
 from irtool.hosts.torch.shapes import infer_shape
 from irtool.hosts.torch.tracing.counts import counts_of, sizes_of
 from irtool.hosts.torch.tracing.hooks import hooked
 from irtool.ir.graph import Node, Value
+from irtool.nests import look_into, map_tensors
 
 Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
 """Called before a host node is read, with the example values so far."""

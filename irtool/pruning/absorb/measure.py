@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from irtool.channels.labels import Labels
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import Node, Value
+from irtool.modes import evaluating
 
 
 def calibrate(labels: Labels, layers: Iterable[Node], batches: Iterable[Any]) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from irtool.channels.labels import Labels
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import Graph, Node, Value
+from irtool.modes import evaluating
 from irtool.ops.batch_norm import computed_values
 from irtool.ops.context import on_axis
 from irtool.ops.contraction import channel_axis, inputs_first

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from irtool.channels.labels import Labels
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import Node, Value
+from irtool.modes import evaluating
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.contribution import channel_axis
 from irtool.pruning.absorb.moments import Moments, expectations
