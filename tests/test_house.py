@@ -12,7 +12,6 @@ HOST_CHECK = re.compile(r"isinstance\([^)]*(FxGraph|OnnxGraph)")
 HOST_CHECKS = 45
 """Questions outside of the hosts which host a graph lies on."""
 READS_A_HOST = {
-    "irtool/analysis/cost.py",
     "irtool/pruning/absorb/measure.py",
     "irtool/pruning/absorb/reference.py",
     "irtool/pruning/masked.py",

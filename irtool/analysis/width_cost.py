@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.analysis.cost import PRODUCTS, Product, holdings, measured_macs
+from irtool.analysis.cost import PRODUCTS, Product, holdings
 from irtool.channels.groups import ChannelGroups
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import varying
@@ -80,7 +80,7 @@ class _Writer:
         batch = next((value.sizes[0] for value in graph.inputs if value.shape), 1) or 1
         for node in graph.nodes:
             if node.op == "Opaque":
-                self._add((), "macs", (measured_macs(graph, node) or 0) / batch)
+                self._add((), "macs", (graph.counted_macs(node) or 0) / batch)
             for product in PRODUCTS[node.op](node) if node.op in PRODUCTS else ():
                 coefficient, sets = self._product(product)
                 self._add(sets, "macs", coefficient / batch)

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import seeded
 from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_sizes
 from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.tracing.trace import trace
@@ -26,7 +25,7 @@ from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.slicing import Rewrite
-from irtool.tensor_defaults import plain_tensors
+from irtool.tensor_defaults import plain_tensors, seeded
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."
 _RELATIVE = frozenset({"chunk", "tensor_split"})

@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from irtool.analysis.randomness import random_nodes, without_dropout
+from irtool.analysis.randomness import without_dropout
 from irtool.errors import GraphError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import difference, seeded
+from irtool.hosts.torch.interpreter import difference
 from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
 from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
 from irtool.ir.graph import Graph, Node
@@ -30,7 +30,7 @@ from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
-from irtool.tensor_defaults import plain_tensors
+from irtool.tensor_defaults import plain_tensors, seeded
 
 TOLERANCE = 1e-9
 TOLERANCE32 = 1e-5
@@ -144,7 +144,7 @@ def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants:
 def _drawn(graph: FxGraph, rewrite: Rewrite[FxGraph]) -> list[str]:
     """The operators that draw random numbers in eval mode, and whose sizes the slicing changed: they draw others then."""
     sizes = {node.name: _sizes(node) for node in rewrite.graph.nodes}
-    return [f"{node.location} (draws random numbers)" for node in random_nodes(graph) if sizes.get(node.name) != _sizes(node)]
+    return [f"{node.location} (draws random numbers)" for node in graph.drawing() if sizes.get(node.name) != _sizes(node)]
 
 
 def _sizes(node: Node) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
 import torch
@@ -15,17 +15,11 @@ from torch import Tensor
 from irtool.channels.kept import Survivors
 from irtool.channels.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
-from irtool.hosts.onnx import write_attrs as onnx_literals
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.torch import resize as fx_slicing
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G, Graph, Value
 from irtool.ops.context import Axis, varying
 from irtool.pruning.proof import Replay
 
 Ints = NDArray[np.int64]
-HOSTS: dict[type[Graph], Any] = {FxGraph: fx_slicing, OnnxGraph: onnx_literals}
-"""What of slicing depends on the host: `resized(graph, shapes, sizes)` and `complete(source, new)` of these modules."""
 
 
 @dataclass
@@ -104,7 +98,7 @@ class Rewrite(Generic[G]):
             if old is None or value.data is None or not value.data.is_meta:
                 continue
             self.graph.set_param(name, self.parameter(name))
-        HOSTS[type(self.source)].complete(self.source, self.graph)
+        self.graph.complete(self.source)
         return self.graph
 
 
@@ -206,7 +200,7 @@ def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
     sizes = _Sizes(labels, surviving)
     new_shapes = _parameter_shapes(graph, labels, surviving)
     try:
-        new, edited = HOSTS[type(graph)].resized(graph, new_shapes, sizes)
+        new, edited = graph.resized(new_shapes, sizes)
     except IrtoolError as error:
         raise ProofError(
             f"sizes do not fit after slicing: {error.what}",

@@ -6,32 +6,25 @@ One row an operator of the view. Sizes that the program computes from shapes are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from irtool.hosts.onnx.edges import cleanup
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.reader import Reader
-from irtool.ir.graph import Node, Value
+from irtool.ir.graph import Node
+from irtool.ir.sizes import Sizes
+
+if TYPE_CHECKING:
+    from irtool.hosts.onnx.graph import OnnxGraph
 
 Ints = NDArray[np.int64]
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Which input holds the sizes of the result."""
 _SIZED = frozenset({"Reshape", "Expand", "Resize", "Upsample", "Split", "Slice", "Gather", "Pad", "Tile", "Squeeze", "Unsqueeze"})
 """Operators whose computed arguments are sizes and positions; a computed number anywhere else keeps the value it had."""
-
-
-class Sizes(Protocol):
-    """What slicing leaves of each value."""
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape after slicing."""
-
-    def kept(self, value: Value, axis: int) -> Ints | None:
-        """The positions along an axis that stay, or None if all do."""
 
 
 class OnnxLiterals:

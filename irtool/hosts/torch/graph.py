@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -11,17 +12,23 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
 from irtool.hosts.torch.channel_select import ChannelSelect
+from irtool.hosts.torch.counting import counted_macs
 from irtool.hosts.torch.descent import TorchDescent
 from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.frontier import TorchFrontier, observe
 from irtool.hosts.torch.gradients import run_backward
+from irtool.hosts.torch.initialise import initialise
+from irtool.hosts.torch.interpreter import run_with, steps
 from irtool.hosts.torch.modules import call, copy_module, modules_by_path, set_attribute
 from irtool.hosts.torch.purity import is_pure
+from irtool.hosts.torch.randomness import drawing_nodes
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
+from irtool.hosts.torch.resize import complete, resized
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.sizes import Sizes
 from irtool.modes import evaluating
-from irtool.nests import look_into, map_tensors
+from irtool.nests import look_into, map_tensors, tensors_in
 
 
 class FxGraph(Graph):
@@ -81,6 +88,63 @@ class FxGraph(Graph):
         """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
         with evaluating(self.module), torch.no_grad():
             return self.module(*inputs)
+
+    def run_as(self, inputs: Sequence[Any], dtype: torch.dtype | None = None) -> Any:
+        """Run the program in eval mode without touching its inputs, in `dtype` if that is given; see `Graph.run_as`."""
+        return run_with(self, inputs, dtype=dtype)
+
+    def run_nodes(
+        self, inputs: Sequence[Any], names: Collection[str] | None = None, dtype: torch.dtype | None = None
+    ) -> Generator[tuple[Node, list[torch.Tensor]], None, Any]:
+        """Run the program, and yield each node with the tensors that it gave; see `Graph.run_nodes`."""
+        run = steps(self, inputs, dtype=dtype)
+        while True:
+            try:
+                node, _, value = next(run)
+            except StopIteration as stop:
+                return stop.value
+            if node is not None and (names is None or node.name in names):
+                yield node, tensors_in(value)
+            del value
+
+    def widened(self) -> FxGraph:
+        """A copy in float64."""
+        return self.to(torch.float64)
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """A block in which the module is in eval mode."""
+        return evaluating(self.module)
+
+    def drawing(self) -> Sequence[Node]:
+        """The nodes that draw random numbers on the example in eval mode."""
+        found = self.analyses.get("random")
+        if found is None:
+            found = self.analyses["random"] = drawing_nodes(self)
+        nodes: list[Node] = found
+        return nodes
+
+    def counted_macs(self, node: Node) -> int | None:
+        """Multiply-accumulates of an operator by torch's counter; None where it does not run on tensors without data."""
+        return counted_macs(self, node)
+
+    def holder(self, node: Node) -> nn.Module | None:
+        """The module that a node calls; None if it calls a function or a method."""
+        if node.host is None or node.host.op != "call_module":
+            return None
+        return self.module.get_submodule(str(node.host.target))
+
+    def initialise(self, seed: int) -> list[str]:
+        """Give every parameter a new first value, in place; see `Graph.initialise`."""
+        return initialise(self, seed)
+
+    def resized(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[FxGraph, list[str]]:
+        """A copy for parameters of other shapes, which are on the meta device; see `Graph.resized`."""
+        return resized(self, shapes, sizes)
+
+    def complete(self, source: Graph) -> None:
+        """Fill in what no node reads, and generate the program's code."""
+        assert isinstance(source, FxGraph)
+        complete(source, self)
 
     def clone(self, data: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> FxGraph:
         """A copy that shares nothing with this graph; `data` maps each parameter and buffer (a dtype change, say)."""

@@ -48,13 +48,6 @@ def run_with(graph: FxGraph, inputs: Sequence[Any], hook: Hook | None = None, dt
     return drain(steps(graph, inputs, hook, dtype))
 
 
-def seeded(run: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call with random numbers from one seed: operators that draw as many in both runs draw the same ones."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return run(*args, **options)
-
-
 def drain(run: Generator[Any, None, Any]) -> Any:
     """What a generator returns at its end."""
     while True:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,12 +27,14 @@ from irtool.hosts.torch.arguments import (
     unflattened,
     with_sizes,
 )  # fmt: skip
-from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import set_attribute
 from irtool.hosts.torch.tracing.counts import sizes_of
 from irtool.ir.graph import Node, Value
 from irtool.ops.contraction import channel_axis
 from irtool.ops.movement import pad_amounts
+
+if TYPE_CHECKING:
+    from irtool.hosts.torch.graph import FxGraph
 
 Ints = NDArray[np.int64]
 

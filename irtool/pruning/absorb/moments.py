@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from irtool.channels.labels import Labels
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph, Node, Value
-from irtool.modes import evaluating
 from irtool.ops.batch_norm import computed_values
 from irtool.ops.context import on_axis
 from irtool.ops.contraction import channel_axis, inputs_first
@@ -51,7 +48,7 @@ def expectations(labels: Labels, *, constant: bool = False) -> dict[Value, Momen
     graph = labels.graph
     real = expectations(labels) if constant else {}
     found: dict[Value, Moments] = {}
-    with evaluating(graph.module) if isinstance(graph, FxGraph) else nullcontext(), torch.no_grad():
+    with graph.evaluating(), torch.no_grad():
         for node in graph.nodes:
             # A batch norm gives its mean: what its input then is, though constant here, is none of the data's.
             known = [real[node.output]] if real and node.op == "BatchNormalization" else _moments(graph, node, found)
