@@ -263,8 +263,20 @@ class Graph(ABC):
         """Whether a convolution or linear layer has a place for a bias in the host."""
 
     @abstractmethod
+    def takes_own_bias(self, node: Node) -> bool:
+        """Whether `give_bias` can give a layer a bias that no other layer reads, instead of the one that it has, if any."""
+
+    @abstractmethod
     def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
         """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
+
+    @abstractmethod
+    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Put an addition of a constant, called `name`, between a node's first output and all that read it. `tidied` when done."""
+
+    @abstractmethod
+    def observe_inputs(self, batch: Batch, nodes: Sequence[Node], seen: Seen) -> None:
+        """Run the program in eval mode on one batch, and call `seen` with a node's name and its first input, as it is when the node reads it."""
 
     @abstractmethod
     def bypass(self, node: Node) -> None:

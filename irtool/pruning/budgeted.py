@@ -18,7 +18,6 @@ from irtool.channels.groups import ChannelGroups
 from irtool.engines.speed.layer_times import Term
 from irtool.errors import PlanError
 from irtool.ir.graph import Graph, Node
-from irtool.pruning.absorb.bias import takes_bias
 from irtool.pruning.absorb.contribution import LAYERS, outputs, weight_of
 from irtool.pruning.allocation import Limits
 from irtool.pruning.budget import LATENCY, Targets, costs_of
@@ -162,9 +161,8 @@ def biased(graph: Graph) -> list[Node]:
         weight = weight_of(node) if node.op in LAYERS else None
         if weight is None or not weight.is_param or node.input.is_param or node.get("bias") is not None or weight in seen:
             continue
-        if takes_bias(graph, node):
-            seen.add(weight)
-            found.append(node)
+        seen.add(weight)
+        found.append(node)
     return found
 
 

@@ -136,6 +136,22 @@ class OnnxGraph(Graph):
         """Always: a product by MatMul gets an Add."""
         return True
 
+    def takes_own_bias(self, node: Node) -> bool:
+        """Whether the bias that it has is no computed value."""
+        bias = node.get("bias")
+        return bias is None or bias.is_param
+
+    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Put an Add of a constant between a node and all that read its first output. `tidied` when done."""
+        self._add_after(node.host, gs.Constant(self.free_name(name), _array(data)))
+
+    def observe_inputs(self, batch: frontier.Batch, nodes: Sequence[Node], seen: frontier.Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and first input of each node."""
+        values = list(dict.fromkeys(node.input.name for node in nodes))
+        found = dict(zip(values, self.run(*batch, values=values), strict=True)) if values else {}
+        for node in nodes:
+            seen(node.name, found[node.input.name])
+
     def _add_after(self, host: gs.Node, constant: gs.Constant) -> None:
         output, product = host.outputs[0], gs.Variable(self.free_name(f"{host.outputs[0].name}.product"))
         host.outputs[0] = product

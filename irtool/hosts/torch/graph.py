@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -231,6 +232,13 @@ class FxGraph(Graph):
         """Whether the node is a module or a function: methods take none."""
         return node.host.op in ("call_module", "call_function")
 
+    def takes_own_bias(self, node: Node) -> bool:
+        """Whether the node is a module whose bias no function reads, or a function without one."""
+        bias = node.get("bias")
+        if node.host.op == "call_module":
+            return bias is None or all(self.holder(use) is not None for use in bias.uses)
+        return node.host.op == "call_function" and bias is None and node.op != "MatMul"
+
     def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
         """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
         host: fx.Node = node.host
@@ -244,6 +252,29 @@ class FxGraph(Graph):
             host.args = (*host.args[:2], bias, *host.args[3:])
         else:  # by name: the weight before it may be given so
             host.kwargs = {**host.kwargs, "bias": bias}
+
+    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Put an addition of a parameter between a node and all that read it. `tidied` when done."""
+        while hasattr(self.module, name):
+            name += "_"
+        self.module.register_parameter(name, nn.Parameter(data))
+        host: fx.Node = node.host
+        with self.module.graph.inserting_after(host):
+            constant = self.module.graph.get_attr(name)
+        with self.module.graph.inserting_after(constant):
+            total = self.module.graph.call_function(operator.add, (host, constant))
+        host.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+
+    def observe_inputs(self, batch: Batch, nodes: Sequence[Node], seen: Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and first input of each node, when it is read."""
+        wanted = set(nodes)
+        ordered = [node for node in self.nodes if node in wanted]
+        frontier = TorchFrontier(self, [batch], stops := [Stop(node, [(node.input, node)]) for node in ordered])
+        with frontier.running(), torch.no_grad():
+            for stop in stops:
+                if frontier.usable(stop):
+                    frontier.advance(stop.node)
+                    seen(stop.node.name, frontier.value(0, stop.node.input))
 
     def bypass(self, node: Node) -> None:
         """Take out a node: whoever read its output reads its first input. `tidied` when done."""

@@ -141,8 +141,11 @@ _UNARY_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.
                   nn.Threshold, nn.Identity, nn.RReLU)  # fmt: skip
 
 MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
-    (nn.modules.conv._ConvTransposeNd, Spec("ConvTranspose", ("stride", "padding", "output_padding", "groups", "dilation"))),
-    (nn.modules.conv._ConvNd, Spec("Conv", ("stride", "padding", "dilation", "groups"), "conv")),
+    (
+        nn.modules.conv._ConvTransposeNd,
+        Spec("ConvTranspose", ("stride", "padding", "output_padding", "groups", "dilation", "padding_mode")),
+    ),
+    (nn.modules.conv._ConvNd, Spec("Conv", ("stride", "padding", "dilation", "groups", "padding_mode"), "conv")),
     (nn.Linear, Spec("Gemm", (), "linear")),
     (nn.modules.batchnorm._BatchNorm, Spec("BatchNormalization", ("eps",), "same")),
     (nn.modules.instancenorm._InstanceNorm, Spec("InstanceNormalization", ("eps",), "same")),

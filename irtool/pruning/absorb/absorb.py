@@ -21,7 +21,7 @@ from irtool.channels.labels import Labels
 from irtool.ir.graph import Node
 from irtool.ops.context import expand
 from irtool.ops.opaque import short_name
-from irtool.pruning.absorb.bias import calls_of, takes_bias
+from irtool.pruning.absorb.bias import calls_of
 from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, gain, has_plain_window, shares, weight_of
 from irtool.pruning.absorb.measure import calibrate
 from irtool.pruning.absorb.moments import expectations
@@ -105,7 +105,7 @@ def _takes_up(node: Node, labels: Labels) -> bool:
     own = labels.of(node.input)
     plain = own.numel() == own.shape[channel_axis(node, node.input)] and len(labels.parts(node.input)) == 1
     product = node.op == "MatMul" and (len(weight.sizes) != 2 or len(node.inputs) != 2)
-    return plain and not product and has_plain_window(labels.graph, node) and takes_bias(labels.graph, node)
+    return plain and not product and has_plain_window(node)
 
 
 def _removed(node: Node, labels: Labels, keep: Tensor, mean: Tensor | None) -> tuple[Tensor, bool]:
@@ -122,7 +122,7 @@ def _removed(node: Node, labels: Labels, keep: Tensor, mean: Tensor | None) -> t
 
 def _absorb(calls: Sequence[Node], labels: Labels, removed: Sequence[tuple[Tensor, bool]], found: Absorption) -> None:
     """One bias serves all calls of a layer: it gains the mean of what each of them lost, which is all of it where they agree."""
-    first, graph = calls[0], labels.graph
+    first = calls[0]
     means = torch.stack([mean for mean, _ in removed])
     unknown = means.isnan().any(0)
     if bool(unknown.any()):
@@ -130,8 +130,8 @@ def _absorb(calls: Sequence[Node], labels: Labels, removed: Sequence[tuple[Tenso
     means = torch.where(unknown, 0.0, means)
     if not bool(means.any()):
         return
-    counted = [shares(graph, call) for call in calls]
-    gains = torch.stack([gain(graph, call, mean, share) for call, mean, share in zip(calls, means, counted, strict=True)])
+    counted = [shares(call) for call in calls]
+    gains = torch.stack([gain(call, mean, share) for call, mean, share in zip(calls, means, counted, strict=True)])
     found.biases[first.name], found.calls[first.name] = gains.mean(0), tuple(call.name for call in calls)
     for call, mean in zip(calls, means, strict=True):
         axis = channel_axis(call, call.input)

@@ -195,7 +195,7 @@ class Reconstruction:
             places, images, aim = taken.places[::step], taken.images[::step] + first, taken.aim[::step].double()
             first += size_of(batch)
             x = frontier.value(number, node.input)
-            read = inputs_at(self.new, node, x, taken.made, places).double()
+            read = inputs_at(node, x, taken.made, places).double()
             made = torch.einsum("rgi,goi->rgo", read, blocks).flatten(1) + old
             if task.other is None:
                 aim = aim * scale + shift

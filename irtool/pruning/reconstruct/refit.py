@@ -113,7 +113,7 @@ def _unfit(rewrite: Rewrite[Any], graph: Graph, node: Node) -> str | None:
         return "its bias is computed"
     if node.input.is_param or (node.op in ("Gemm", "MatMul") and len(weight.sizes) != 2):
         return "it is no plain layer"
-    if not has_plain_window(graph, node) or rewrite.labels.decisions.get((node.name, "slides")):
+    if not has_plain_window(node) or rewrite.labels.decisions.get((node.name, "slides")):
         return "its window cannot be told"
     return None
 
