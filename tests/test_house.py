@@ -15,8 +15,6 @@ READS_A_HOST = {
     "irtool/pruning/absorb/measure.py",
     "irtool/pruning/absorb/reference.py",
     "irtool/pruning/masked.py",
-    "irtool/pruning/onnx_check.py",
-    "irtool/pruning/onnx_kept.py",
     "passes/lower_affine.py",
     "passes/recalibrate_batchnorm.py",
     "passes/widen_selects.py",

@@ -261,6 +261,20 @@ def deviation(name: str, where: str, reference: Tensor, other: Tensor) -> Deviat
     return Deviation(name, where, largest, largest / max(scale, FLOOR), int((nans | torch.isinf(gap)).sum()))
 
 
+def difference(expected: Any, got: Any) -> tuple[float, float]:
+    """Largest absolute difference over all output tensors, and that over the largest absolute expected value; infinite if shapes differ."""
+    worst, scale = 0.0, 0.0
+    first, second = tensors_in(expected), tensors_in(got)
+    if [a.shape for a in first] != [b.shape for b in second]:
+        return float("inf"), float("inf")
+    for a, b in zip(first, second, strict=True):
+        if a.numel():
+            gap = float((a.double() - b.double()).abs().max())
+            worst = max(worst, gap if gap == gap else float("inf"))
+            scale = max(scale, float(a.double().abs().max()))
+    return worst, worst / scale if scale else worst
+
+
 def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:
     return {node.name: tuple(value.producer.name for value in node.inputs if value.producer is not None) for node in graph.nodes}
 

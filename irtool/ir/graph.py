@@ -17,6 +17,7 @@ import torch
 from irtool.errors import GraphError
 from irtool.ir.descent import Descent
 from irtool.ir.frontier import Batch, Frontier, Seen, Stop
+from irtool.ir.hooks import Hook
 from irtool.ir.sizes import Sizes
 from irtool.ir.text import text_of
 
@@ -128,6 +129,8 @@ class Graph(ABC):
     """Names of values whose sizes are data, such as a number of detections."""
     foreign: frozenset[tuple[str, str]] = frozenset()
     """Operators (domain, name) that whatever runs the program does not have."""
+    arithmetic: ClassVar[torch.dtype] = torch.float32
+    """The widest type that the host computes in: in float64 no rounding hides a wrong rewrite."""
     trainable: ClassVar[bool] = False
     """Whether the program can be trained: then dropout means something."""
     history: tuple[Mapping[str, Any], ...]
@@ -185,6 +188,32 @@ class Graph(ABC):
             names: of the nodes to be shown; None: all that can be.
             dtype: as for `run_as`.
         """
+
+    @abstractmethod
+    def run_hooked(self, inputs: Sequence[Any], hook: Hook, names: Sequence[str] = ()) -> Any:
+        """Run the program in eval mode, node by node, with a hook in the place of each node that the view has.
+
+        Args:
+            inputs: the positional arguments; not cloned.
+            hook: see `irtool.ir.hooks.Hook`.
+            names: values to return, as a list, in place of the outputs.
+        """
+
+    @abstractmethod
+    def values(self, inputs: Sequence[Any], names: Sequence[str]) -> list[torch.Tensor]:
+        """Run the program in eval mode, and return values inside, by name."""
+
+    @abstractmethod
+    def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
+        """What a layer gives for another input, as it runs in the program."""
+
+    def against_model(self, inputs: Sequence[Any]) -> float:
+        """The relative difference between the program and the model that it was read from, where that is another thing; else 0."""
+        return 0.0
+
+    def fixed_elsewhere(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The axes of the inputs that the model takes in other sizes, and the program does not, or with other numbers (`silent`)."""
+        return ()
 
     def widened(self: G) -> G:
         """A copy in the widest arithmetic that the host computes in, so that rounding hides no error; the graph itself if it has none wider."""

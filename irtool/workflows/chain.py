@@ -24,14 +24,13 @@ from irtool.errors import CheckError, IrtoolError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
 from irtool.ir.graph import Graph
 from irtool.nests import map_tensors
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.pruning import Plan
 from irtool.pruning.check import TOLERANCE as EXACT
-from irtool.pruning.check import MaskedCheck, check_prune, check_refitted
+from irtool.pruning.check import TRACED, MaskedCheck, check_prune, check_refitted
 from irtool.pruning.reconstruct.restored import is_refitted
 from irtool.workflows.divergence import before_saturation, first_in_engine, first_in_onnx
 

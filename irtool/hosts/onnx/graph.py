@@ -18,6 +18,7 @@ from irtool.hosts.onnx.duplicates import merge_duplicates
 from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.evaluate import Array, Seen, proto_of, run_node
 from irtool.hosts.onnx.frontier import OnnxFrontier
+from irtool.hosts.onnx.hooked import run_hooked
 from irtool.hosts.onnx.interpreter import described
 from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
@@ -26,6 +27,7 @@ from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
 from irtool.hosts.onnx.write_attrs import complete, resized
 from irtool.ir import frontier
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.hooks import Hook
 from irtool.ir.sizes import Sizes
 from irtool.nests import tensors_in
 
@@ -306,6 +308,18 @@ class OnnxGraph(Graph):
             if given:
                 yield node, given
         return tuple(found[name] for name in ends)
+
+    def run_hooked(self, inputs: Sequence[Any], hook: Hook, names: Sequence[str] = ()) -> list[torch.Tensor]:
+        """Run the graph node by node in onnxruntime, with a hook in the place of each; see `Graph.run_hooked`."""
+        return run_hooked(self, tensors_in(tuple(inputs)), hook, names or self.compared())
+
+    def values(self, inputs: Sequence[Any], names: Sequence[str]) -> list[torch.Tensor]:
+        """Run the graph in onnxruntime, and return values inside, by name."""
+        return list(self.run(*tensors_in(tuple(inputs)), values=names)) if names else []
+
+    def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
+        """What a layer gives for another input, in onnxruntime's float32; returned in float64."""
+        return OnnxFrontier(self, [], []).output(node, x.to(torch.float32)).double()
 
     def like(self, other: Graph) -> OnnxGraph:
         """The same program read at another graph's example sizes, where its free axes allow that."""

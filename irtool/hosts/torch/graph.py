@@ -18,6 +18,7 @@ from irtool.hosts.torch.descent import TorchDescent
 from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.frontier import TorchFrontier, observe
 from irtool.hosts.torch.gradients import run_backward
+from irtool.hosts.torch.hooked import run_hooked
 from irtool.hosts.torch.initialise import initialise
 from irtool.hosts.torch.interpreter import run_with, steps
 from irtool.hosts.torch.modules import call, copy_module, modules_by_path, set_attribute
@@ -25,8 +26,10 @@ from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.randomness import drawing_nodes
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
 from irtool.hosts.torch.resize import complete, resized
+from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.hooks import Compute, Hook
 from irtool.ir.sizes import Sizes
 from irtool.modes import evaluating
 from irtool.nests import look_into, map_tensors, tensors_in
@@ -67,6 +70,7 @@ class FxGraph(Graph):
         self.refresh(fix)
 
     trainable: ClassVar[bool] = True
+    arithmetic: ClassVar[torch.dtype] = torch.float64
 
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
@@ -107,6 +111,39 @@ class FxGraph(Graph):
             if node is not None and (names is None or node.name in names):
                 yield node, tensors_in(value)
             del value
+
+    def run_hooked(self, inputs: Sequence[Any], hook: Hook, names: Sequence[str] = ()) -> Any:
+        """Run the program with a hook in the place of each node; see `Graph.run_hooked`."""
+        if not names:
+            return run_hooked(self, inputs, hook)
+        found: dict[str, torch.Tensor] = {}
+
+        def noting(node: Node, reads: Mapping[Value, torch.Tensor], compute: Compute) -> list[torch.Tensor]:
+            made = hook(node, reads, compute)
+            found.update({value.name: tensor for value, tensor in zip(node.outputs, made, strict=False) if value.name in names})
+            return made
+
+        run_hooked(self, inputs, noting)
+        return [found[name] for name in names]
+
+    def values(self, inputs: Sequence[Any], names: Sequence[str]) -> list[torch.Tensor]:
+        """Run the program, and return values inside, by name."""
+        found: dict[str, torch.Tensor] = {}
+        for node, tensors in self.run_nodes(inputs):
+            found.update({value.name: tensor for value, tensor in zip(node.outputs, tensors, strict=False) if value.name in names})
+        return [found[name] for name in names]
+
+    def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
+        """What a layer gives for another input."""
+        return self.evaluate(node, {node.input: x})[0]
+
+    def against_model(self, inputs: Sequence[Any]) -> float:
+        """The largest relative difference between the traced model's outputs and the graph's; see `tracing.faithful`."""
+        return against_model(self, inputs)
+
+    def fixed_elsewhere(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The axes whose sizes the trace fixed, though the model takes others; see `tracing.faithful`."""
+        return fixed_elsewhere(self, inputs)
 
     def widened(self) -> FxGraph:
         """A copy in float64."""

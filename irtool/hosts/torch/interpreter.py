@@ -6,8 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from irtool.errors import GraphError
 from irtool.hosts.torch.modules import attribute, call, copy_module
@@ -147,21 +146,3 @@ class _Frame:
         if host.args:
             return host.args[0]
         raise GraphError("no value for this input", where=host.name, remedy="Pass one for each argument of forward.")
-
-
-def difference(expected: Any, got: Any) -> tuple[float, float]:
-    """Largest absolute difference over all output tensors, and that over the largest absolute expected value; infinite if shapes differ."""
-    worst, scale = 0.0, 0.0
-    first, second = _tensors(expected), _tensors(got)
-    if [a.shape for a in first] != [b.shape for b in second]:
-        return float("inf"), float("inf")
-    for a, b in zip(first, second, strict=True):
-        if a.numel():
-            gap = float((a.double() - b.double()).abs().max())
-            worst = max(worst, gap if gap == gap else float("inf"))
-            scale = max(scale, float(a.double().abs().max()))
-    return worst, worst / scale if scale else worst
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
