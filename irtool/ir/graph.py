@@ -73,6 +73,7 @@ class Node:
         location: module path or source position, for messages.
         host: the host's own node.
         callee: the host's name for the operator, for messages about `Opaque` nodes.
+        writes: the value that the operator writes into (`x` of `x.add_(y)`); None if it writes nothing.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Node:
     location: str
     host: Any
     callee: str
+    writes: Value | None = None
 
     @property
     def inputs(self) -> tuple[Value, ...]:
