@@ -22,6 +22,7 @@ from irtool.channels.explained import explain
 from irtool.channels.labels import Labels, Layer, label
 from irtool.channels.positions import mixed_axes
 from irtool.ir.graph import Graph, Node
+from irtool.ops.properties import KEEPS_HEADS
 from irtool.tensor_defaults import plain_tensors
 
 Ints = NDArray[np.int64]
@@ -217,7 +218,7 @@ class _Grouping:
         """A split axis must shrink along one of its parts. True if meetings were added."""
         added = False
         self._balanced = [(node, table.numpy()) for node, table in self.labels.balances]
-        heads = {row.tobytes() for node, table in self._balanced if node.op in _HEADS for row in table}
+        heads = {row.tobytes() for node, table in self._balanced if node.op in KEEPS_HEADS for row in table}
         for node, tensor in self.labels.boxes:
             table = tensor.numpy().reshape([size for size in tensor.shape if size > 1])
             ids = np.where(table >= 0, groups.group[table], -1)
@@ -273,10 +274,6 @@ class _Grouping:
         if changed:
             groups.balances.clear()
         return changed
-
-
-_HEADS = frozenset({"MatMul", "Einsum", "Attention"})
-"""Operators whose results have all heads, but no channels along them."""
 
 
 def _within(table: Ints, axis: int, heads: set[bytes]) -> bool:

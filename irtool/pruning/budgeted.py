@@ -18,7 +18,8 @@ from irtool.channels.groups import ChannelGroups
 from irtool.engines.speed.layer_times import Term
 from irtool.errors import PlanError
 from irtool.ir.graph import Graph, Node
-from irtool.pruning.absorb.contribution import LAYERS, outputs, weight_of
+from irtool.ops.properties import LAYERS
+from irtool.pruning.absorb.contribution import outputs, weight_of
 from irtool.pruning.allocation import Limits
 from irtool.pruning.budget import LATENCY, Targets, costs_of
 from irtool.pruning.criteria import Scores

@@ -22,14 +22,13 @@ from irtool.errors import IrtoolError
 from irtool.hosts.onnx.file import write_draft
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import steps
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+from irtool.ops.properties import HAS_WEIGHT
 
 
 def first_in_onnx(graph: FxGraph, path: Path, inputs: tuple[Any, ...], tolerance: float) -> str:
     """The module path of the first weighted layer whose result in the ONNX file is not the graph's; "" if none is found."""
     model = onnx.load(str(path))
-    makers = {name: node.output[0] for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:2]}
+    makers = {name: node.output[0] for node in model.graph.node if node.op_type in HAS_WEIGHT for name in node.input[1:2]}
     exposed = _exposed(model, list(makers.values()), inputs)
     for node, _, value in steps(graph, inputs):
         weight = node.get("weight") if node is not None else None

@@ -21,13 +21,11 @@ from irtool.channels.labels import Labels
 from irtool.ir.graph import Node
 from irtool.ops.context import expand
 from irtool.ops.opaque import short_name
+from irtool.ops.properties import LAYERS, SUMS_CHANNELS, WINDOWED
 from irtool.pruning.absorb.bias import calls_of
-from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, gain, has_plain_window, shares, weight_of
+from irtool.pruning.absorb.contribution import channel_axis, gain, has_plain_window, shares, weight_of
 from irtool.pruning.absorb.measure import calibrate
 from irtool.pruning.absorb.moments import expectations
-
-_ENDINGS = LAYERS | {"Einsum", "Attention", "LSTM", "GRU", "RNN"}
-"""Operators that sum over channels, where what a removed one adds ends."""
 
 
 @dataclass
@@ -84,7 +82,7 @@ def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[An
 def _loses_inputs(node: Node, labels: Labels, keep: Tensor) -> bool:
     """Whether removed channels flow in and end here."""
     summed = node.op == "Reduce" and short_name(node.callee) == "sum" and labels.decisions.get((node.name, "alone"))
-    if (node.op not in _ENDINGS and not summed) or labels.decisions.get((node.name, "depthwise")) or not keep.numel():
+    if (node.op not in SUMS_CHANNELS and not summed) or labels.decisions.get((node.name, "depthwise")) or not keep.numel():
         return False
     flowing = next((value for value in node.inputs if not value.is_param), None)
     if flowing is None:

@@ -9,9 +9,7 @@ from torch.nn import functional
 from irtool.ir.graph import Node, Value
 from irtool.ops import contraction
 from irtool.ops.contraction import inputs_first
-
-WINDOWED = frozenset({"Conv", "ConvTranspose"})
-LAYERS = WINDOWED | {"Gemm", "MatMul"}
+from irtool.ops.properties import WINDOWED
 
 
 def weight_of(node: Node) -> Value | None:

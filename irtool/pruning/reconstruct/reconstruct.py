@@ -18,8 +18,9 @@ from torch import Tensor
 from irtool.errors import DataError
 from irtool.ir.frontier import Batch, Frontier
 from irtool.ir.graph import Graph, Node
+from irtool.ops.properties import WINDOWED
 from irtool.progress import Progress, Status, silent
-from irtool.pruning.absorb.contribution import WINDOWED, channel_axis, weight_of
+from irtool.pruning.absorb.contribution import channel_axis, weight_of
 from irtool.pruning.reconstruct.images import size_of
 from irtool.pruning.reconstruct.least_squares import KEPT_ROWS, WIDE, Fit, Regression
 from irtool.pruning.reconstruct.refit import Task, tasks

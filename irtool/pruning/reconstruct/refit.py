@@ -14,7 +14,8 @@ from irtool.ir.frontier import Stop
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.ops.contraction import inputs_first
-from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, has_plain_window, weight_of
+from irtool.ops.properties import LAYERS, WINDOWED
+from irtool.pruning.absorb.contribution import channel_axis, has_plain_window, weight_of
 from irtool.pruning.slicing import Rewrite
 
 

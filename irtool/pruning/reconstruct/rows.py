@@ -13,7 +13,8 @@ from torch import Tensor
 
 from irtool.ir.graph import Node
 from irtool.ops.contraction import inputs_first
-from irtool.pruning.absorb.contribution import WINDOWED, attribute, begins, channel_axis, padded, per_axis, weight_of
+from irtool.ops.properties import WINDOWED
+from irtool.pruning.absorb.contribution import attribute, begins, channel_axis, padded, per_axis, weight_of
 
 
 @dataclass(frozen=True)
