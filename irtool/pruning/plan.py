@@ -16,6 +16,7 @@ from irtool.errors import FileError, PlanError
 Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
 Rounding = int | Literal["auto"]
+GroupKind = Literal["auto", "whole", "even"]
 FORMAT = 1
 _REMEDY = "Pass a file that Plan.to_json wrote, or make the plan again."
 
@@ -56,6 +57,7 @@ class Plan:
         budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
         stages: in how many steps the channels were chosen.
+        groups: whether whole groups of grouped convolutions go, or equally many channels of each.
         notes: what planning has to say about the plan as a whole.
     """
 
@@ -71,6 +73,7 @@ class Plan:
     budget: Mapping[str, float] = field(default_factory=dict, hash=False)
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
     stages: int = 1
+    groups: GroupKind = "auto"
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +81,8 @@ class Plan:
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
         asked: dict[str, Any] = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
         asked |= {"stages": self.stages} if self.stages > 1 else {}
-        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages", "notes")}
+        asked |= {"groups": self.groups} if self.groups != "auto" else {}
+        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages", "groups", "notes")}
         asked |= {"notes": list(self.notes)} if self.notes else {}
         return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
@@ -101,6 +105,7 @@ class Plan:
         made = cls(layers, **{**fields, **{name: tuple(fields.get(name, ())) for name in ("ignore", "notes")}})
         # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
         check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
+        check_choice("groups", made.groups, get_args(GroupKind))
         return made
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -186,7 +191,7 @@ _TABLE = _Kind(
 )
 _PLAN = {
     "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE,
-    "stages": _COUNT, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
+    "stages": _COUNT, "groups": _TEXT, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
 }  # fmt: skip
 
 

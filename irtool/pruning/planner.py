@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
-from irtool.channels.labels import Layer
 from irtool.errors import PlanError, ProofError
 from irtool.garbage import uncollected
 from irtool.ir.graph import Graph
@@ -26,10 +22,12 @@ from irtool.pruning.batches import batches_for, default_criterion
 from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import Budgeted, check_limits
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
-from irtool.pruning.latency import plan_within
-from irtool.pruning.plan import LayerPlan, Plan, Residual, Rounding, Scope, check_choice, check_names, check_values
+from irtool.pruning.group_kinds import channels_at_once, whole_groups
+from irtool.pruning.latency import Way, plan_within
+from irtool.pruning.plan import GroupKind, LayerPlan, Plan, Residual, Rounding, Scope, check_choice, check_names, check_values
 from irtool.pruning.plan_rewrite import own_groups, place_of, prepare
 from irtool.pruning.proof import PlaceError
+from irtool.pruning.reasons import reason_of, unseparated
 from irtool.pruning.residual import stream_pins
 from irtool.pruning.slicing import rewrite
 from irtool.pruning.stages import check_stages, in_stages
@@ -47,7 +45,7 @@ _RATIO = 0.5
 def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
          residual: Residual = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
          budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,
-         threads: int = 1, progress: Progress = silent, stages: int = 1) -> Plan:  # fmt: skip
+         threads: int = 1, progress: Progress = silent, stages: int = 1, groups: GroupKind = "auto") -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
@@ -78,6 +76,9 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         stages: with a budget and data, the way there is gone in so many steps, equal as ratios of the cost: after each but the last the
             layers are refitted on the data, and channels are scored again in what is left. Two are worth their time below three
             quarters of the multiply-accumulates. The plan is one plan of this graph, which `reconstruct` carries out at once.
+        groups: what grouped convolutions lose: whole groups, so that those that stay keep their width (`"whole"`), or equally many
+            channels of each group (`"even"`). `"auto"`: whole groups with a budget and `round_to="auto"` where groups are narrower
+            than 32 channels, which no narrower width makes faster; with a latency budget what loses less by the engine's times.
 
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
@@ -92,12 +93,13 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
     check_engine_wish(wish, engine, threads)
     check_stages(stages, wish, data)
+    check_choice("groups", groups, get_args(GroupKind))
     if stages > 1 and engine is not None:
         raise PlanError("a latency is measured, not gone to in stages", where="stages", remedy="Leave stages out, or ask for macs.")
     batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
     made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed),
-                wish, check_limits(limits or {}), int(stages))  # fmt: skip
+                wish, check_limits(limits or {}), int(stages), groups)  # fmt: skip
     if stages > 1:
         return in_stages(
             graph,
@@ -109,7 +111,8 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     planner = _Planner(graph, prepared, made, chosen, batches)
     if engine is None:
         return planner.solve()
-    return plan_within(graph, planner._budgeted, planner.solve, prepared, engine, threads, progress)
+    found = plan_within(graph, [_way(one) for one in planner.by_kind()], prepared, engine, threads, progress)
+    return dataclasses.replace(found, groups=groups)
 
 
 def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:
@@ -120,6 +123,10 @@ def check_options(criterion: str, ratio: float, scope: str, residual: str, min_c
     """
     check_choice("criterion", criterion, CRITERIA)
     check_values(ratio, scope, residual, min_channels, round_to, seed)
+
+
+def _way(planner: _Planner) -> Way:
+    return Way(planner._budgeted, planner.solve, planner.loss, planner.whole)
 
 
 @dataclass
@@ -141,22 +148,42 @@ class _Planner:
     _scored: dict[bytes, Scores] = field(default_factory=dict)
 
     @cached_property
+    def whole(self) -> frozenset[str]:
+        """The grouped convolutions whose groups go as a whole."""
+        return whole_groups(channel_groups(self.prepared), self.options.groups, self.options.budget, self.options.round_to)
+
+    @cached_property
     def _budgeted(self) -> Budgeted:
         return Budgeted(self.graph, self.options, widths=self.widths)
 
+    def by_kind(self) -> list[_Planner]:
+        """This planner, or one for whole groups and one for channels of each where that is left open."""
+        if self.options.groups != "auto" or not self.whole:
+            return [self]
+        kinds: tuple[GroupKind, ...] = ("whole", "even")
+        return [dataclasses.replace(self, options=dataclasses.replace(self.options, groups=kind), _scored={}) for kind in kinds]
+
+    def loss(self) -> float:
+        """What the scores expect to lose by the next allocation, before it is proven."""
+        labels = channel_groups(self.prepared).labels
+        groups = group_channels(labels, pins=stream_pins(labels, self.options.residual) + self._ignored(), whole=self.whole)
+        scores = self._scores(groups)
+        return float(np.nansum(self._weighed(groups, scores)[self._allocate(groups, scores)]))
+
     def solve(self) -> Plan:
-        """Plan, prove, and where the proof fails fall back: keep places, couple balanced families, then pin what cannot be proven."""
+        """Plan, prove, and where the proof fails fall back: keep places, leave groups whole, couple balanced families, then pin what cannot
+        be proven."""
         labels = channel_groups(self.prepared).labels
         base = stream_pins(labels, self.options.residual) + self._ignored()
-        couple = False
+        couple, whole = False, self.whole
         for attempt in range(12):
             pins = base + self.pins
             groups = channel_groups(self.prepared)
-            if attempt or pins:
-                groups = group_channels(labels, couple=couple, pins=pins, together=self.together)
+            if attempt or pins or whole:
+                groups = group_channels(labels, couple=couple, pins=pins, together=self.together, whole=whole)
             if (nameless := _nameless(groups)).size:
                 pin = Pin("is balanced with channels that no layer makes", groups.labels.balances[0][0].location)
-                groups = group_channels(labels, couple=couple, pins=[*pins, (nameless, pin)], together=self.together)
+                groups = group_channels(labels, couple=couple, pins=[*pins, (nameless, pin)], together=self.together, whole=whole)
             scores = self._scores(groups)
             remove = self._allocate(groups, scores)
             try:
@@ -165,6 +192,9 @@ class _Planner:
                 self.together += error.pairs
                 continue
             except ProofError as error:
+                if whole:
+                    whole = frozenset()
+                    continue
                 if couple or not groups.balances:
                     self._pin_place(error, groups, remove)
                 couple = True
@@ -187,10 +217,14 @@ class _Planner:
             check_finite(groups, self.options.criterion)
         return self._scored[key]
 
+    def _weighed(self, groups: ChannelGroups, scores: Scores) -> Scores:
+        """Losses that can be added up: norms are means over channels, while criteria that see data score all of a group at once."""
+        return scores * channels_at_once(groups) if self.criterion.reads == "parameters" else scores
+
     def _allocate(self, groups: ChannelGroups, scores: Scores) -> NDArray[np.bool_]:
         options = self.options
         if options.budget:
-            self.wish = self._budgeted.allocate(groups, scores)
+            self.wish = self._budgeted.allocate(groups, self._weighed(groups, scores))
             self.notes = self._budgeted.notes
             return self.wish
         listed = np.zeros(groups.count, bool)
@@ -261,47 +295,12 @@ class _Planner:
                 continue  # called again, or its weight is another layer's too: the same channels
             own = own_groups(groups, layer)
             gone = np.flatnonzero(remove[own])
-            reason = ""
-            pinned = np.flatnonzero(groups.pinned[own])
-            if pinned.size:
-                reason = str(groups.reasons[int(own[pinned[0]])])
-                reason = reason if pinned.size == own.size else f"{pinned.size} channels stay: {reason}"
-            elif np.isnan(scores[own]).all():
-                reason = f"{self.options.criterion} has no score here"
-            elif own.size > 1 and (own == own[0]).all():
-                reason = f"all its channels are one group, which cannot go{_joined(groups, layer)}"
-            elif not gone.size and self.wish[own].any():
-                reason = self._unmet(groups, layer)
+            reason = reason_of(groups, scores, layer, asked=bool(self.wish[own].any()), gone=bool(gone.size), options=vars(self.options))
             layers[place_of(layer)] = LayerPlan(layer.node.location, *place_of(layer), own.size, tuple(gone.tolist()), reason)
         total = sum(layer.total for layer in layers.values())
         ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
-        notes = _unseparated(groups, scores, remove) if self.criterion.name == "bn_scale" else ()
+        notes = unseparated(groups, scores, remove) if self.criterion.name == "bn_scale" else ()
         return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=(*self.notes, *notes))
-
-    def _unmet(self, groups: ChannelGroups, layer: Layer) -> str:
-        """Why a layer loses nothing though the ratio asks for some of its channels."""
-        own = layer.labels.numpy()
-        balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
-        limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(self.options, name)) != 1]
-        if balanced is not None:
-            return f"nothing can go that leaves {' and '.join(['all parts equally wide', *limits])} (at {balanced.location})"
-        return f"nothing can go that leaves {' and '.join(limits) or 'the axes whole that its channels are split into'}"
-
-
-_SEPARATED = 0.05
-"""Sparse training leaves next to nothing of the scales that go; without it they hold a fifth and more of the sum."""
-
-
-def _unseparated(groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> tuple[str, ...]:
-    """That the scales do not tell which channels are needed, if so."""
-    known = ~np.isnan(scores) & ~groups.pinned
-    share = float(scores[known & remove].sum()) / max(float(scores[known].sum()), 1e-300)
-    if share <= _SEPARATED:
-        return ()
-    return (
-        f"bn_scale removes scales that hold {100 * share:.0f} % of the sum of all: this net was not trained to separate them "
-        "(irtool.train.sparse does), and what goes is much like what stays; fisher with data=images tells them apart",
-    )
 
 
 def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
@@ -310,20 +309,3 @@ def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
     members = np.concatenate([cell for balance in groups.balances for cell in balance.cells] or [np.zeros(0, np.int64)])
     lost = np.setdiff1d(members, np.concatenate(groups.owned or [members]))
     return np.flatnonzero(np.isin(groups.group, lost))
-
-
-def _joined(groups: ChannelGroups, layer: Layer) -> str:
-    """Where the first two of a layer's groups that became one met, for people; nothing if that was no single meeting."""
-    meetings, own, size = groups.labels.meetings, layer.labels.numpy(), groups.group.size
-    ends = [np.stack([part.reshape(-1) for part in np.broadcast_arrays(a.numpy(), b.numpy())]) for _, a, b in meetings]
-
-    def joined(count: int) -> bool:
-        pairs = np.concatenate([np.empty((2, 0), np.int64), *ends[:count]], 1)
-        pairs = pairs[:, (pairs >= 0).all(0)]
-        links = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(size, size))
-        return np.unique(connected_components(links, directed=False)[1][own]).size < own.size
-
-    if not joined(len(meetings)):
-        return ""
-    first = bisect.bisect_left(range(len(meetings) + 1), True, key=joined) - 1
-    return f": they meet (at {meetings[first][0].location})"

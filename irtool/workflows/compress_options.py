@@ -12,7 +12,7 @@ from irtool.errors import OptionError
 from irtool.passes.prune import Constants
 from irtool.pruning.budget import LATENCY, check_budget, check_engine_wish
 from irtool.pruning.budgeted import check_limits
-from irtool.pruning.plan import Residual, Rounding, Scope
+from irtool.pruning.plan import GroupKind, Residual, Rounding, Scope
 from irtool.pruning.planner import check_options
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.search import Bound
@@ -43,6 +43,7 @@ class CompressOptions:
         distil: After refitting, let the whole net follow the original's outputs, without labels, on up to 8,192 training images, each looked
             at so many times. It takes as long as training does; 4 suits. What gains nothing on images held back is undone.
         round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
+        groups: What grouped convolutions lose: whole groups, or equally many channels of each (even); auto: what suits budget and widths.
         engine: What a latency budget is measured in: onnxruntime or mnn.
         min_channels: Keep at least so many channels in each layer.
         ignore: A layer or module to leave alone; may be repeated.
@@ -69,6 +70,7 @@ class CompressOptions:
     reconstruct: bool | None = None
     distil: int = 0
     round_to: Rounding = "auto"
+    groups: GroupKind = "auto"
     engine: str | None = None
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
@@ -103,7 +105,7 @@ class CompressOptions:
             raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
         self._check_numbers()
         plan: dict[str, Any] = {
-            name: getattr(self, name) for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages")
+            name: getattr(self, name) for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages", "groups")
         }
         plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}
