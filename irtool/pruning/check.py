@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from irtool.analysis.randomness import random_nodes, without_dropout
+from irtool.channels.groups import channel_groups
 from irtool.errors import GraphError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
@@ -24,10 +25,11 @@ from irtool.ir.graph import Graph, Node
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.absorb.calibration import listed, measured
 from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
-from irtool.pruning.masked import masked_run
-from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
+from irtool.pruning.branches import chosen_branches, cut, set_constants
+from irtool.pruning.masked import held_run, masked_run
+from irtool.pruning.onnx_check import before_saturation, held_model, masked_model, on_onnxruntime
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
 from irtool.tensor_defaults import plain_tensors
@@ -116,6 +118,7 @@ def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants:
     """The same for a torch graph, the model that it came from left aside."""
     # Slicing picks entries, so that it may come before the change of type; what is absorbed is computed after it.
     rewrite = find_rewrite(graph if constants == "drop" else graph.to(torch.float64), plan)
+    put_constants(rewrite, plan, _tuples(batches), drop=constants == "drop")
     labels, keep = rewrite.labels, rewrite.keep
     found = measured(labels, keep, batches) if constants == "absorb" else None
     sliced = rewrite.fill()
@@ -136,7 +139,7 @@ def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants:
         border = difference(masked(fills=found.fills, survivors=True).outputs, expected.outputs)[1]
     if found is not None and found.fills and batches is None:
         off = deviation(labels, found.fills, inputs)
-    apart = difference(expected.outputs, got)
+    apart = _larger(difference(expected.outputs, got), _cut_difference(graph.to(torch.float64), plan, inputs))
     unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > TOLERANCE else ()))
     return MaskedCheck(*apart, inexact, effect, border, unresolved, constants=off)
 
@@ -170,8 +173,10 @@ def _check_onnx(
     examples = graph.example_inputs
     inputs = inputs or tuple(made.to(like.dtype) for made, like in zip(random_inputs(examples, seed), examples, strict=True))
     rewrite = find_rewrite(graph, plan)
+    batches = None if calibration is None else list(listed(calibration))
+    put_constants(rewrite, plan, _tuples(batches), drop=constants == "drop")
     labels, keep = rewrite.labels, rewrite.keep
-    found = measured(labels, keep, calibration) if constants == "absorb" else None
+    found = measured(labels, keep, batches) if constants == "absorb" else None
     sliced = rewrite.fill()
     if found is not None and found.biases:
         sliced = add_biases(sliced, labels, keep, found.biases)
@@ -184,7 +189,33 @@ def _check_onnx(
     masked, unresolved = masked_model(reference, labels, stays, added)
     if inexact:
         effect = difference(masked_model(reference, labels, stays, added, survivors=False)[0].run(*inputs, values=places), got)[1]
-    return MaskedCheck(*difference(masked.run(*inputs, values=places), got), inexact, effect, 0.0, unresolved, TOLERANCE32)
+    apart = _larger(difference(masked.run(*inputs, values=places), got), _cut_difference(graph, plan, inputs))
+    return MaskedCheck(*apart, inexact, effect, 0.0, unresolved, TOLERANCE32)
+
+
+def _cut_difference(graph: Graph, plan: Plan, inputs: tuple[Any, ...]) -> tuple[float, float]:
+    """The largest difference, absolute and relative, between the graph without the plan's branches and the original in which they give
+    constants; both with random ones. 0 without branches."""
+    if not plan.branches:
+        return 0.0, 0.0
+    labels, draw, found = channel_groups(graph).labels, torch.Generator().manual_seed(0), chosen_branches(graph, plan.branches)
+    shapes = {branch.name: labels.of(graph.node(branch.name).output).shape for branch in found}
+    constants = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
+    left = cut(graph, plan.branches)
+    set_constants(left, found, constants)
+    if isinstance(graph, OnnxGraph):
+        places = before_saturation(graph)
+        return difference(held_model(graph, constants).run(*inputs, values=places), cast(OnnxGraph, left).run(*inputs, values=places))
+    return difference(seeded(held_run, cast(FxGraph, graph), constants, inputs), seeded(left.run, *inputs))
+
+
+def _larger(*found: tuple[float, float]) -> tuple[float, float]:
+    """The worst of some differences, absolute and relative."""
+    return max(apart for apart, _ in found), max(relative for _, relative in found)
+
+
+def _tuples(batches: list[Any] | None) -> list[tuple[Any, ...]] | None:
+    return None if batches is None else [tuple(batch) if isinstance(batch, tuple | list) else (batch,) for batch in batches]
 
 
 def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any, ...]) -> MaskedCheck:
@@ -203,7 +234,8 @@ def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any,
     labels, keep = rewrite.labels, torch.from_numpy(rewrite.keep)
     expected = seeded(masked_run, reference.to(torch.float64), labels, keep, wide, added, survivors=True)
     got = seeded(without_dropout(cast(FxGraph, refitted)).to(torch.float64).run, *wide)
-    return MaskedCheck(*difference(expected.outputs, got), tuple(rewrite.inexact()), unresolved=expected.unresolved)
+    apart = _larger(difference(expected.outputs, got), _cut_difference(cast(FxGraph, graph).to(torch.float64), plan, wide))
+    return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=expected.unresolved)
 
 
 def _refitted_onnx(graph: OnnxGraph, plan: Plan, refitted: OnnxGraph, inputs: tuple[Any, ...]) -> MaskedCheck:
@@ -212,7 +244,9 @@ def _refitted_onnx(graph: OnnxGraph, plan: Plan, refitted: OnnxGraph, inputs: tu
     reference, gains = restored(rewrite, refitted)
     added = {name: gain.float().numpy() for name, gain in gains.items()}
     masked, unresolved = masked_model(reference, rewrite.labels, torch.from_numpy(rewrite.keep), added)
-    apart = difference(masked.run(*inputs, values=places), refitted.run(*inputs, values=places))
+    apart = _larger(
+        difference(masked.run(*inputs, values=places), refitted.run(*inputs, values=places)), _cut_difference(graph, plan, inputs)
+    )
     return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=unresolved, tolerance=TOLERANCE32)
 
 

@@ -137,5 +137,23 @@ def masked_run(graph: FxGraph, labels: Labels, keep: Tensor, inputs: tuple[Any, 
     return Masked(outputs, tuple(runner.unresolved))
 
 
+class _HeldRun(fx.Interpreter):
+    """Runs a program in which some nodes give a constant in the place of their result."""
+
+    def __init__(self, graph: FxGraph, constants: Mapping[str, Tensor]) -> None:
+        super().__init__(graph.module)
+        self._constants = constants
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        return self._constants[n.name].to(result).expand_as(result).clone() if n.name in self._constants else result
+
+
+def held_run(graph: FxGraph, constants: Mapping[str, Tensor], inputs: tuple[Any, ...]) -> Any:
+    """The outputs in eval mode where some nodes give constants (of shapes that broadcast to their results), by name."""
+    with evaluating(graph.module), torch.no_grad():
+        return _HeldRun(graph, constants).run(*(pytree.tree_leaves(inputs) if _is_flat(graph) else inputs))
+
+
 def _is_flat(graph: FxGraph) -> bool:
     return isinstance(graph.module.graph._codegen, fx.graph._PyTreeCodeGen)

@@ -134,3 +134,19 @@ def _run_layer(graph: OnnxGraph, node: Node, x: Array) -> Array:
     body = helper.make_graph([proto_of(host)], "layer", [data, *infos], [helper.make_empty_tensor_value_info(host.outputs[0].name)])
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=8)
     return run_model(model, {host.inputs[0].name: x, **{t.name: t.values for t in weights}}, [host.outputs[0].name])[0]
+
+
+def held_model(graph: OnnxGraph, constants: Mapping[str, Tensor]) -> OnnxGraph:
+    """A copy in which some nodes give constants, by name: their results are multiplied by zero, and the constants added."""
+    host = graph.host.copy()
+    for node in list(host.nodes):
+        if node.name not in constants:
+            continue
+        output = node.outputs[0]
+        made, none = (gs.Variable(f"{output.name}.{part}", output.dtype, output.shape) for part in ("made", "none"))
+        node.outputs[0] = made
+        zero, constant = (gs.Constant(f"{output.name}.{part}", data.numpy().astype("float32"))
+                          for part, data in (("zero", torch.zeros(())), ("constant", constants[node.name])))  # fmt: skip
+        host.nodes += [gs.Node("Mul", f"{node.name}.none", {}, [made, zero], [none]), gs.Node("Add", f"{node.name}.held", {}, [none, constant], [output])]  # fmt: skip
+    host.toposort()
+    return graph.with_host(host)

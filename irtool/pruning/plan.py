@@ -21,6 +21,10 @@ FORMAT = 1
 _REMEDY = "Pass a file that Plan.to_json wrote, or make the plan again."
 
 
+_WHERE_SAID = ("budget", "limits", "stages", "groups", "branches", "notes")
+"""Fields that are written only where they say something."""
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """One layer in a plan.
@@ -58,6 +62,7 @@ class Plan:
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
         stages: in how many steps the channels were chosen.
         groups: whether whole groups of grouped convolutions go, or equally many channels of each.
+        branches: what additions add that goes as a whole, each by the name of the node that gives it. Its layers are not among `layers`.
         notes: what planning has to say about the plan as a whole.
     """
 
@@ -74,6 +79,7 @@ class Plan:
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
     stages: int = 1
     groups: GroupKind = "auto"
+    branches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,8 +88,8 @@ class Plan:
         asked: dict[str, Any] = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
         asked |= {"stages": self.stages} if self.stages > 1 else {}
         asked |= {"groups": self.groups} if self.groups != "auto" else {}
-        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages", "groups", "notes")}
-        asked |= {"notes": list(self.notes)} if self.notes else {}
+        plain = {name: value for name, value in vars(self).items() if name not in _WHERE_SAID}
+        asked |= {name: list(value) for name in ("branches", "notes") if (value := getattr(self, name))}
         return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
     @classmethod
@@ -102,7 +108,7 @@ class Plan:
         del fields["format"]
         layers = tuple(_layer(layer, f"layers[{number}]") for number, layer in enumerate(fields.pop("layers")))
         check_once(layers)
-        made = cls(layers, **{**fields, **{name: tuple(fields.get(name, ())) for name in ("ignore", "notes")}})
+        made = cls(layers, **{**fields, **{name: tuple(fields.get(name, ())) for name in ("ignore", "branches", "notes")}})
         # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
         check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
         check_choice("groups", made.groups, get_args(GroupKind))
@@ -151,7 +157,8 @@ class Plan:
         lines.append(
             f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, {asked}, residual {self.residual}"
         )
-        return "\n".join([*lines, *self.notes])
+        gone = [f"{name}: what it adds goes, with all that only it needs" for name in self.branches]
+        return "\n".join([*lines, *gone, *self.notes])
 
 
 def _wish(value: float) -> str:
@@ -191,7 +198,7 @@ _TABLE = _Kind(
 )
 _PLAN = {
     "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE,
-    "stages": _COUNT, "groups": _TEXT, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
+    "stages": _COUNT, "groups": _TEXT, "branches": _NAMES, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,15 @@ from irtool.ir.graph import Graph
 from irtool.progress import Progress, silent
 from irtool.pruning.allocation import Limits, settle, wanted
 from irtool.pruning.batches import batches_for, default_criterion
+from irtool.pruning.branches import chosen_branches, mean_outputs, set_constants
 from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import Budgeted, check_limits
+from irtool.pruning.choices import Choice, check_depth
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
 from irtool.pruning.group_kinds import channels_at_once, whole_groups
 from irtool.pruning.latency import Way, plan_within
 from irtool.pruning.plan import GroupKind, LayerPlan, Plan, Residual, Rounding, Scope, check_choice, check_names, check_values
-from irtool.pruning.plan_rewrite import own_groups, place_of, prepare
+from irtool.pruning.plan_rewrite import own_groups, place_of, prepare, whole_rewrite
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.reasons import reason_of, unseparated
 from irtool.pruning.residual import stream_pins
@@ -43,9 +45,10 @@ _RATIO = 0.5
 @uncollected()
 @plain_tensors()
 def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None = None, ratio: float = _RATIO, scope: Scope = "global",
-         residual: Residual = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
+         residual: Residual | Literal["auto"] = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
          budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,
-         threads: int = 1, progress: Progress = silent, stages: int = 1, groups: GroupKind = "auto") -> Plan:  # fmt: skip
+         threads: int = 1, progress: Progress = silent, stages: int = 1, groups: GroupKind = "auto",
+         depth: bool | Sequence[str] = False) -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
@@ -56,7 +59,8 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
             or of all layers together that are alike but for their sizes (`"isomorphic"`). What a condition below forbids stays. A
             budget takes its place: then `local` and `isomorphic` find the least ratio that keeps to it.
         residual: streams that additions join are pruned with all that write to them (`"couple"`), kept (`"keep"`), or kept
-            and selected from before each batch norm that reads them (`"select"`, the published arrangement).
+            and selected from before each batch norm that reads them (`"select"`, the published arrangement). `"auto"`: with a budget and
+            data, what loses less once it is refitted, by trial on images held back; else `"couple"`.
         min_channels: no layer keeps fewer (or fewer than it has).
         round_to: every layer that loses channels keeps a multiple of this, where it can. `"auto"` takes for each layer the multiple
             that engines like at its width, 4 to 16 (below 8 channels any number), and a finer one where that does not reach what is
@@ -79,13 +83,16 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         groups: what grouped convolutions lose: whole groups, so that those that stay keep their width (`"whole"`), or equally many
             channels of each group (`"even"`). `"auto"`: whole groups with a budget and `round_to="auto"` where groups are narrower
             than 32 channels, which no narrower width makes faster; with a latency budget what loses less by the engine's times.
+        depth: whether branches of additions may go as a whole (`y = x + f(x)` becomes `y = x + c`), with all layers that only they need.
+            They are tried in the order of what each alone loses for what it saves, refitted, and go as long as that loses less than
+            channels elsewhere would. Or the names of those that go.
 
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
         DataError: the criterion needs data and there are none, or the graph does not run on them.
     """
     chosen = find_criterion(criterion if criterion is not None else default_criterion(graph, data))
-    check_values(ratio, scope, residual, min_channels, round_to, seed)
+    check_values(ratio, scope, "couple" if residual == "auto" else residual, min_channels, round_to, seed)
     if budget is not None and ratio != _RATIO:
         raise PlanError("a ratio and a budget", where="ratio", remedy="Give one of them: the budget decides how many channels go.")
     wish = {} if budget is None else check_budget(budget)
@@ -98,21 +105,17 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         raise PlanError("a latency is measured, not gone to in stages", where="stages", remedy="Leave stages out, or ask for macs.")
     batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
-    made = Plan((), chosen.name, float(ratio), scope, residual, int(min_channels), round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed),
-                wish, check_limits(limits or {}), int(stages), groups)  # fmt: skip
-    if stages > 1:
-        return in_stages(
-            graph,
-            made,
-            data,
-            lambda stage: _Planner(stage.graph, prepare(stage.graph, residual), stage.options, chosen, batches, stage.widths).solve(),
-        )
-    prepared = prepare(graph, residual)
-    planner = _Planner(graph, prepared, made, chosen, batches)
-    if engine is None:
-        return planner.solve()
-    found = plan_within(graph, [_way(one) for one in planner.by_kind()], prepared, engine, threads, progress)
-    return dataclasses.replace(found, groups=groups)
+    made = Plan((), chosen.name, float(ratio), scope, "couple" if residual == "auto" else residual, int(min_channels),
+                round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed), wish,
+                check_limits(limits or {}), int(stages), groups)  # fmt: skip
+    made = dataclasses.replace(made, branches=check_depth(graph, depth, made, data))
+    job = _Job(graph, chosen, data, engine, threads, progress)
+    if depth is not True and (residual != "auto" or engine is not None or not wish or data is None):
+        return job.solve(made, batches)
+    choice = Choice(graph, data, job.solve, progress)
+    made = choice.of(made, streams=residual == "auto", depth=depth is True)
+    found = job.solve(made, batches)
+    return job.noted(found, choice.notes)
 
 
 def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:
@@ -127,6 +130,47 @@ def check_options(criterion: str, ratio: float, scope: str, residual: str, min_c
 
 def _way(planner: _Planner) -> Way:
     return Way(planner._budgeted, planner.solve, planner.loss, planner.whole)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Plans one graph by any options."""
+
+    graph: Graph
+    criterion: Criterion
+    data: Any
+    engine: str | None
+    threads: int
+    progress: Progress
+
+    def solve(self, options: Plan, batches: Batches) -> Plan:
+        """Plan and prove."""
+        graph = self.graph
+        if options.stages > 1:
+            return in_stages(
+                graph, options, self.data, lambda stage: self._planner(stage.graph, stage.options, batches, stage.widths).solve()
+            )
+        planner = self._planner(graph, options, batches, {})
+        if self.engine is None:
+            return planner.solve()
+        ways = [_way(one) for one in planner.by_kind()]
+        found = plan_within(graph, ways, planner.prepared, self.engine, self.threads, self.progress)
+        return dataclasses.replace(found, groups=options.groups)
+
+    def _planner(self, graph: Graph, options: Plan, batches: Batches, widths: Mapping[tuple[str, int], int]) -> _Planner:
+        prepared = prepare(graph, options.residual, options.branches)
+        if options.branches:
+            gone = chosen_branches(graph, options.branches)
+            set_constants(prepared, gone, mean_outputs(graph, gone, batches or None))
+        return _Planner(graph, prepared, options, self.criterion, batches, widths)
+
+    def noted(self, plan: Plan, notes: tuple[str, ...]) -> Plan:
+        """The plan with more to say; its rewrite goes with it."""
+        found = dataclasses.replace(plan, notes=(*plan.notes, *notes))
+        known = self.graph.analyses.get("rewrite")
+        if isinstance(known, tuple) and known[0] is plan:
+            self.graph.analyses["rewrite"] = (found, known[1])
+        return found
 
 
 @dataclass
@@ -202,7 +246,7 @@ class _Planner:
             if self.options.budget and not self._budgeted.keeps(done.graph):
                 continue
             made = self._describe(groups, scores, remove)
-            self.graph.analyses["rewrite"] = (made, done)
+            self.graph.analyses["rewrite"] = (made, whole_rewrite(self.graph, made, done))
             return made
         if self.options.budget:
             remedy = "Name the layers that cannot be followed in ignore=, and please report this model."

@@ -38,6 +38,7 @@ class Rewrite(Generic[G]):
         orders: for each parameter axis the positions of the entries that stay, in their new order; None if it is as it was.
         edited: nodes whose arguments in the program had to change.
         keep: whether each label stays.
+        origin: the graph before whole branches were taken out of it, whose values a refitted graph is to give; None if it is `source`.
     """
 
     source: G
@@ -46,6 +47,7 @@ class Rewrite(Generic[G]):
     orders: dict[Key, Tensor | None]
     edited: list[str]
     keep: NDArray[np.bool_]
+    origin: G | None = None
     _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
     _scratch: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
 
