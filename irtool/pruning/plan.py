@@ -17,11 +17,12 @@ Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
 Rounding = int | Literal["auto"]
 GroupKind = Literal["auto", "whole", "even"]
+Allocator = Literal["greedy", "measured"]
 FORMAT = 1
 _REMEDY = "Pass a file that Plan.to_json wrote, or make the plan again."
 
 
-_WHERE_SAID = ("budget", "limits", "stages", "groups", "branches", "notes")
+_WHERE_SAID = ("budget", "limits", "stages", "groups", "allocator", "branches", "notes")
 """Fields that are written only where they say something."""
 
 
@@ -62,6 +63,7 @@ class Plan:
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
         stages: in how many steps the channels were chosen.
         groups: whether whole groups of grouped convolutions go, or equally many channels of each.
+        allocator: how a budget was shared among layers.
         branches: what additions add that goes as a whole, each by the name of the node that gives it. Its layers are not among `layers`.
         notes: what planning has to say about the plan as a whole.
     """
@@ -79,6 +81,7 @@ class Plan:
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
     stages: int = 1
     groups: GroupKind = "auto"
+    allocator: Allocator = "greedy"
     branches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -87,7 +90,7 @@ class Plan:
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
         asked: dict[str, Any] = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
         asked |= {"stages": self.stages} if self.stages > 1 else {}
-        asked |= {"groups": self.groups} if self.groups != "auto" else {}
+        asked |= {name: value for name, usual in (("groups", "auto"), ("allocator", "greedy")) if (value := getattr(self, name)) != usual}
         plain = {name: value for name, value in vars(self).items() if name not in _WHERE_SAID}
         asked |= {name: list(value) for name in ("branches", "notes") if (value := getattr(self, name))}
         return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
@@ -112,6 +115,7 @@ class Plan:
         # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
         check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
         check_choice("groups", made.groups, get_args(GroupKind))
+        check_choice("allocator", made.allocator, get_args(Allocator))
         return made
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -198,7 +202,7 @@ _TABLE = _Kind(
 )
 _PLAN = {
     "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE,
-    "stages": _COUNT, "groups": _TEXT, "branches": _NAMES, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
+    "stages": _COUNT, "groups": _TEXT, "allocator": _TEXT, "branches": _NAMES, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
 }  # fmt: skip
 
 

@@ -21,18 +21,20 @@ from irtool.pruning.allocation import Limits, settle, wanted
 from irtool.pruning.batches import batches_for, default_criterion
 from irtool.pruning.branches import chosen_branches, mean_outputs, set_constants
 from irtool.pruning.budget import check_budget, check_engine_wish
-from irtool.pruning.budgeted import Budgeted, check_limits
+from irtool.pruning.budgeted import Budgeted, check_allocator, check_limits
 from irtool.pruning.choices import Choice, check_depth
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, check_finite, find_criterion, group_scores
 from irtool.pruning.group_kinds import channels_at_once, whole_groups
 from irtool.pruning.latency import Way, plan_within
-from irtool.pruning.plan import GroupKind, LayerPlan, Plan, Residual, Rounding, Scope, check_choice, check_names, check_values
+from irtool.pruning.plan import Allocator, GroupKind, LayerPlan, Plan, Residual, Rounding, Scope, check_choice, check_names, check_values
 from irtool.pruning.plan_rewrite import own_groups, place_of, prepare, whole_rewrite
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.reasons import reason_of, unseparated
+from irtool.pruning.reconstruct.images import image_batches, split_to_fit
 from irtool.pruning.residual import stream_pins
+from irtool.pruning.sensitivity import sensitivity
 from irtool.pruning.slicing import rewrite
-from irtool.pruning.stages import check_stages, in_stages
+from irtool.pruning.stages import CHUNK, IMAGES, check_stages, in_stages
 from irtool.pruning.widths import FINER, in_steps, steps_of
 from irtool.tensor_defaults import plain_tensors
 
@@ -48,7 +50,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
          residual: Residual | Literal["auto"] = "couple", min_channels: int = 1, round_to: Rounding = "auto", ignore: str | Sequence[str] = (), seed: int = 0, *,
          budget: Mapping[str, float] | None = None, data: Any = None, limits: Mapping[str, float] | None = None, engine: str | None = None,
          threads: int = 1, progress: Progress = silent, stages: int = 1, groups: GroupKind = "auto",
-         depth: bool | Sequence[str] = False) -> Plan:  # fmt: skip
+         depth: bool | Sequence[str] = False, allocator: Allocator = "greedy") -> Plan:  # fmt: skip
     """Decide which channels go. Every plan that is returned has been proven on the graph: `prune` cannot fail on it.
 
     Args:
@@ -86,6 +88,8 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         depth: whether branches of additions may go as a whole (`y = x + f(x)` becomes `y = x + c`), with all layers that only they need.
             They are tried in the order of what each alone loses for what it saves, refitted, and go as long as that loses less than
             channels elsewhere would. Or the names of those that go.
+        allocator: how a budget is shared among families of layers: by the scores, channel by channel (`"greedy"`), or by what pruning each
+            family alone was measured to lose on the data, and an integer program (`"measured"`, global scope).
 
     Raises:
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
@@ -101,13 +105,14 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     check_engine_wish(wish, engine, threads)
     check_stages(stages, wish, data)
     check_choice("groups", groups, get_args(GroupKind))
+    check_allocator(allocator, wish, scope, data)
     if stages > 1 and engine is not None:
         raise PlanError("a latency is measured, not gone to in stages", where="stages", remedy="Leave stages out, or ask for macs.")
     batches = batches_for(graph, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
     made = Plan((), chosen.name, float(ratio), scope, "couple" if residual == "auto" else residual, int(min_channels),
                 round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed), wish,
-                check_limits(limits or {}), int(stages), groups)  # fmt: skip
+                check_limits(limits or {}), int(stages), groups, allocator)  # fmt: skip
     made = dataclasses.replace(made, branches=check_depth(graph, depth, made, data))
     job = _Job(graph, chosen, data, engine, threads, progress)
     if depth is not True and (residual != "auto" or engine is not None or not wish or data is None):
@@ -162,7 +167,10 @@ class _Job:
         if options.branches:
             gone = chosen_branches(graph, options.branches)
             set_constants(prepared, gone, mean_outputs(graph, gone, batches or None))
-        return _Planner(graph, prepared, options, self.criterion, batches, widths)
+        images = batches if options.allocator == "measured" else None
+        if images is not None and not images:  # the criterion looks at none
+            images = split_to_fit(graph, image_batches(graph, self.data, IMAGES, CHUNK))
+        return _Planner(graph, prepared, options, self.criterion, batches, widths, images)
 
     def noted(self, plan: Plan, notes: tuple[str, ...]) -> Plan:
         """The plan with more to say; its rewrite goes with it."""
@@ -182,6 +190,8 @@ class _Planner:
     batches: Batches
     widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Of each layer's channels, by its place: how many there were before an earlier stage took some."""
+    images: Batches | None = None
+    """What families are measured on, if they are."""
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
     together: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     """Labels that go together so that each channel keeps its place."""
@@ -198,7 +208,9 @@ class _Planner:
 
     @cached_property
     def _budgeted(self) -> Budgeted:
-        return Budgeted(self.graph, self.options, widths=self.widths)
+        images = self.images
+        measure = None if images is None else lambda groups, stacks, room: sensitivity(groups, stacks, room, images)
+        return Budgeted(self.graph, self.options, widths=self.widths, measure=measure)
 
     def by_kind(self) -> list[_Planner]:
         """This planner, or one for whole groups and one for channels of each where that is left open."""
