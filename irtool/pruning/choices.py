@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from irtool.analysis.cost import cost
 from irtool.errors import DataError, PlanError
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
@@ -26,17 +29,19 @@ from irtool.pruning.branches import Branch, branches, chosen_branches, cut, mean
 from irtool.pruning.plan import Plan, Residual, check_names
 from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.distil import distance
-from irtool.pruning.reconstruct.images import image_batches, split_to_fit
+from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Reconstruction
 
-SHOWN, HELD = 128, 256
-"""Images that a trial scores channels and refits layers on, and images that it is measured on, at most."""
+SHOWN, HELD, LEAST = 128, 256, 32
+"""Images that a trial scores channels and refits layers on, and images that it is measured on, at most; both together, at least."""
+_WORK = 6e11
+"""Multiply-accumulates that all these images may take in one run of the original."""
 CHUNK = 32
 """Images that are run together."""
 _WAYS: tuple[Residual, ...] = ("couple", "select")
 """What residual streams may do. To keep them (`keep`) is `select` without selections: it never lost less."""
 _PATIENCE = 2
-"""So many branches more are tried after one that gained nothing."""
+"""So many branches more are tried after one that gained nothing, which stays."""
 
 
 @dataclass
@@ -45,27 +50,36 @@ class Choice:
 
     Args:
         graph: the graph as the user has it.
-        data: images; every second batch of them is held back from trials.
+        shown, held: batches that trials plan and refit on, and that they are measured on.
         solve: makes a plan of options on batches.
         progress: told about each trial.
     """
 
     graph: Graph
-    data: Any
+    shown: Sequence[Batch]
+    held: Sequence[Batch]
     solve: Callable[[Plan, Sequence[Batch]], Plan]
     progress: Progress = silent
     tried: list[tuple[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        found = split_to_fit(self.graph, image_batches(self.graph, self.data, SHOWN + HELD, CHUNK))
-        if len(found) < 2:
-            found = split_to_fit(self.graph, image_batches(self.graph, self.data, SHOWN + HELD, max(len(found[0][0]) // 2, 1)))
-        if len(found) < 2:
-            raise DataError("one image cannot be both planned with and measured on", where="data", remedy="Give more images.")
-        step = 3 if len(found) > 2 else 2
-        self.shown = [batch for number, batch in enumerate(found) if number % step == 0]  # from all over: images may come class by class
-        self.held = [batch for number, batch in enumerate(found) if number % step]
         self._aims = [_outputs(self.graph, batch) for batch in self.held]
+
+    @classmethod
+    def on(cls, graph: Graph, data: Any, solve: Callable[[Plan, Sequence[Batch]], Plan], progress: Progress) -> Choice | None:
+        """That of a graph on images, fewer where it computes much; None where they are too few to tell anything."""
+        macs = max(cost(graph).macs, 1)
+        most = int(min(max(_WORK / macs, LEAST), SHOWN + HELD))
+        images = image_batches(graph, data, sys.maxsize, CHUNK)
+        count = sum(map(size_of, images))
+        if count < LEAST:
+            return None
+        size = min(CHUNK, min(count, most) // 3)
+        found = image_batches(graph, images, sys.maxsize, size)
+        # Batches from all over: images may come class by class.
+        taken = np.linspace(0, len(found) - 1, min(most // size, len(found))).round().astype(int)
+        shown, held = ([found[place] for number, place in enumerate(taken) if (number % 3 == 0) is first] for first in (True, False))
+        return cls(graph, split_to_fit(graph, shown), split_to_fit(graph, held), solve, progress)
 
     def of(self, options: Plan, *, streams: bool, depth: bool) -> Plan:
         """The options that lose least.
@@ -83,19 +97,18 @@ class Choice:
         return self._shallower(best, least) if depth else best
 
     def _shallower(self, options: Plan, least: float) -> Plan:
-        """Take out one branch after the other, in the order of what each alone costs for what it saves, as long as that gains."""
+        """Take out one branch after the other where that gains, in the order of what each alone costs for what it saves."""
         order = self._ranked(options)
         if order and least == math.inf:
             least = self.distance(options, "every branch")
-        best, gone, misses = options, list[str](), 0
+        best, misses, known = options, 0, {branch.name: branch for branch in order}
         for branch in order:
             if misses > _PATIENCE:
                 break
-            found = dataclasses.replace(options, branches=(*gone, branch.name))
+            if any(known[name].addition == branch.addition or branch.name in known[name].nodes for name in best.branches):
+                continue  # its addition has nothing else left, or it went with another one
+            found = dataclasses.replace(options, branches=(*best.branches, branch.name))
             lost = self.distance(found, f"without {', '.join(found.branches)}")
-            if lost == math.inf:
-                continue
-            gone.append(branch.name)
             misses = 0 if lost < least else misses + 1
             best, least = (found, lost) if lost < least else (best, least)
         return best
@@ -115,7 +128,7 @@ class Choice:
         """What the outputs lack on the images held back once the plan is carried out and refitted; infinite where there is no plan."""
         self.progress(Status(f"try {name}", len(self.tried), len(self.tried) + 1))
         try:
-            plan = self.solve(options, self.shown)
+            plan = self.solve(dataclasses.replace(options, stages=1), self.shown)
         except PlanError:
             return math.inf
         rewrite = find_rewrite(self.graph, plan)

@@ -15,6 +15,7 @@ from irtool.errors import FileError, PlanError
 
 Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
+ResidualWish = Literal["auto", "couple", "select", "keep"]
 Rounding = int | Literal["auto"]
 GroupKind = Literal["auto", "whole", "even"]
 Allocator = Literal["greedy", "measured"]

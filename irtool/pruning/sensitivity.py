@@ -26,7 +26,7 @@ from irtool.pruning.reconstruct.distil import distance
 from irtool.pruning.slicing import rewrite
 from irtool.pruning.stacks import Room, Stack
 
-SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+SHARES = (0.125, 0.25, 0.5, 0.75, 0.875, 1.0)
 """Parts of what may go of a family that are measured."""
 BATCHES = 2
 """Batches that it is measured on, at most."""

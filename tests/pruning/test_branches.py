@@ -171,5 +171,7 @@ def test_what_cannot_be_asked_for() -> None:
         irtool.plan(graph, depth=True, data=torch.randn(8, 3, 6, 6))
     with pytest.raises(DataError, match="Give data=images"):
         irtool.plan(graph, "l2", depth=True, budget={"macs": 0.5})
+    with pytest.raises(DataError, match="Give more, or name the branches"):
+        irtool.plan(graph, depth=True, budget={"macs": 0.5}, data=torch.randn(8, 3, 6, 6))
     with pytest.raises(PlanError, match="forward adds it"):
         irtool.apply(irtool.plan(graph, "l2", depth=["one_bn"]), Net().eval(), torch.zeros(2, 3, 6, 6))
