@@ -175,3 +175,14 @@ def test_what_cannot_be_asked_for() -> None:
         irtool.plan(graph, depth=True, budget={"macs": 0.5}, data=torch.randn(8, 3, 6, 6))
     with pytest.raises(PlanError, match="forward adds it"):
         irtool.apply(irtool.plan(graph, "l2", depth=["one_bn"]), Net().eval(), torch.zeros(2, 3, 6, 6))
+
+
+def test_an_onnx_graph_is_tried_too(tmp_path: Path) -> None:
+    irtool.export_onnx(traced(), tmp_path / "m.onnx")
+    graph, x = irtool.load_onnx(tmp_path / "m.onnx"), torch.randn(96, 3, 6, 6)
+    plan = irtool.plan(graph, budget={"macs": 0.35}, data=list(x.split(2)), round_to=1, depth=True)
+    assert plan.criterion == "activation"
+    assert "residual couple" in plan.notes[-1]
+    assert "without" in plan.notes[-1]
+    refitted = irtool.reconstruct(graph, plan, list(x.split(2)))
+    assert irtool.cost(refitted).macs <= 0.35 * irtool.cost(graph).macs
