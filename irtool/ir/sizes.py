@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from irtool.ir.graph import Value
+    from irtool.ir.graph import Node, Value
 
 
 class Sizes(Protocol):
@@ -19,3 +19,6 @@ class Sizes(Protocol):
 
     def kept(self, value: Value, axis: int) -> NDArray[np.intp] | None:
         """The positions along an axis that stay, or None if all do."""
+
+    def groups(self, node: Node) -> int:
+        """How many groups a convolution has after slicing."""

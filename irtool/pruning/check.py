@@ -14,15 +14,17 @@ from torch import Tensor
 
 from irtool.analysis.compare import difference
 from irtool.analysis.randomness import without_dropout
+from irtool.channels.groups import channel_groups
 from irtool.errors import GraphError
 from irtool.ir.graph import Graph, Node
 from irtool.nests import cast, map_tensors
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.absorb.calibration import listed, measured
 from irtool.pruning.absorb.reference import added_by_layers, deviation
-from irtool.pruning.masked import masked_run
+from irtool.pruning.branches import chosen_branches, cut, set_constants
+from irtool.pruning.masked import held_run, masked_run
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
 from irtool.tensor_defaults import plain_tensors, seeded
@@ -105,6 +107,7 @@ def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str,
     """Masked against sliced, the model that the graph came from left aside."""
     # Slicing picks entries, so that it may come before the change of type; what is absorbed is computed after it.
     rewrite = find_rewrite(graph if constants == "drop" else graph.widened(), plan)
+    put_constants(rewrite, plan, _tuples(batches), drop=constants == "drop")
     labels, keep = rewrite.labels, rewrite.keep
     found = measured(labels, keep, batches) if constants == "absorb" else None
     sliced = rewrite.fill()
@@ -125,7 +128,7 @@ def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str,
         border = difference(masked(fills=found.fills, survivors=True).outputs, expected.outputs)[1]
     if found is not None and found.fills and batches is None:
         off = deviation(labels, found.fills, inputs)
-    apart, tolerance = difference(expected.outputs, got), TOLERANCES[graph.arithmetic]
+    apart, tolerance = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, inputs)), TOLERANCES[graph.arithmetic]
     unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > tolerance else ()))
     return MaskedCheck(*apart, inexact, effect, border, unresolved, tolerance, constants=off)
 
@@ -172,6 +175,29 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
+def _cut_difference(graph: Graph, plan: Plan, inputs: tuple[Any, ...]) -> tuple[float, float]:
+    """The largest difference, absolute and relative, between the graph without the plan's branches and the original in which they give
+    constants; both with random ones. 0 without branches."""
+    if not plan.branches:
+        return 0.0, 0.0
+    graph, places = graph.widened(), _places(graph)
+    labels, draw, found = channel_groups(graph).labels, torch.Generator().manual_seed(0), chosen_branches(graph, plan.branches)
+    shapes = {branch.name: labels.of(graph.node(branch.name).output).shape for branch in found}
+    constants = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
+    left = cut(graph, plan.branches)
+    set_constants(left, found, constants)
+    return difference(seeded(held_run, graph, constants, inputs, places), seeded(_run, left, inputs, places))
+
+
+def _larger(*found: tuple[float, float]) -> tuple[float, float]:
+    """The worst of some differences, absolute and relative."""
+    return max(apart for apart, _ in found), max(relative for _, relative in found)
+
+
+def _tuples(batches: list[Any] | None) -> list[tuple[Any, ...]] | None:
+    return None if batches is None else [tuple(batch) if isinstance(batch, tuple | list) else (batch,) for batch in batches]
+
+
 def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any, ...]) -> MaskedCheck:
     """Compare a refitted graph with the masked original that has its values: in float64, ONNX graphs in onnxruntime.
 
@@ -186,7 +212,7 @@ def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any,
     labels, keep = rewrite.labels, torch.from_numpy(rewrite.keep)
     expected = seeded(masked_run, reference.widened(), labels, keep, given, added, survivors=True, places=places)
     got = seeded(_run, without_dropout(refitted).widened(), given, places)
-    apart = difference(expected.outputs, got)
+    apart = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, given))
     return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=expected.unresolved, tolerance=TOLERANCES[graph.arithmetic])
 
 

@@ -121,3 +121,14 @@ def masked_run(graph: Graph, labels: Labels, keep: Tensor, inputs: tuple[Any, ..
     """
     hook = Masking(graph, labels, keep, added, fills=fills, survivors=survivors, inputs=inputs)
     return Masked(graph.run_hooked(inputs, hook, places), tuple(hook.unresolved))
+
+
+def held_run(graph: Graph, constants: Mapping[str, Tensor], inputs: tuple[Any, ...], places: Sequence[str] = ()) -> Any:
+    """The outputs, or the values named, in eval mode where some nodes give constants (of shapes that broadcast to their results), by name."""
+
+    def hook(node: Node, reads: Mapping[Value, Tensor], compute: Compute) -> list[Tensor]:
+        first, *rest = compute({})
+        held = constants.get(node.name)
+        return [first if held is None else held.to(first).expand_as(first).clone(), *rest]
+
+    return graph.run_hooked(inputs, hook, places)

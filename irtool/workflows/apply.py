@@ -63,6 +63,8 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
         )
     if constants not in ("drop", "absorb"):
         raise OptionError(f"constants {constants!r} does not exist", remedy="Choose absorb or drop.")
+    if plan.branches:
+        raise PlanError("the plan takes out what an addition adds, and forward adds it", where=plan.branches[0], remedy=_REMEDY)
     graph = trace(model, example_inputs)
     rewrite = find_rewrite(graph, plan)
     doubtful = _check_program(rewrite, model)

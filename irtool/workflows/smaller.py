@@ -63,9 +63,12 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
     scored = _scored(graph, data, settings)
     followed = _followed(graph, data, settings)
 
+    settled: dict[str, Any] = {}  # what becomes of residual streams is tried once, and holds for all budgets of a search
+
     def once(wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
         with reporter.stage("plan"):
-            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, "progress": reporter})
+            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, **settled, "progress": reporter})
+            settled["residual"] = plan.residual
         with reporter.stage("prune"):
             if settings.reconstruct and calibration is not None:
                 images = [*calibration, *followed]
@@ -122,7 +125,8 @@ def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, An
     if name is None:
         wished = settings.plan.get("budget") is not None or settings.bound is not None
         name = default_criterion(graph, data if wished else None)
-    if CRITERIA[name].reads == "parameters":
+    chooses = bool(settings.plan.get("depth")) or settings.plan.get("allocator") == "measured"
+    if CRITERIA[name].reads == "parameters" and not chooses:
         return {"criterion": name}
     if data is None:
         raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")

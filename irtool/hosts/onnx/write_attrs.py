@@ -236,9 +236,9 @@ def _pad(edits: OnnxLiterals, node: Node) -> None:
 
 
 def _conv(edits: OnnxLiterals, node: Node) -> None:
-    """A depthwise convolution has as many groups as input channels."""
-    if node.attrs["groups"] == node.input.sizes[1] > 1:
-        edits.set_attr(node, "group", edits.sizes.shape(node.input)[1])
+    """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
+    if node.attrs["groups"] > 1:
+        edits.set_attr(node, "group", edits.sizes.groups(node))
 
 
 def _group_norm(edits: OnnxLiterals, node: Node) -> None:

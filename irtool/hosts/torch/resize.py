@@ -30,7 +30,7 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
         return torch.empty(shapes.get(name, tuple(tensor.shape)), dtype=tensor.dtype, device="meta")
 
     module = copy_module(graph.module, empty)
-    edits = Literals(graph, module, sizes.shape, sizes.kept)
+    edits = Literals(graph, module, sizes)
     edits.edit()
     notes = keep_axes_apart(graph.nodes, module, sizes.shape)
     for child in modules_by_path(module).values():

@@ -52,19 +52,29 @@ class Absorption:
     averaged: list[str] = field(default_factory=list)
 
 
-def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None = None) -> Absorption:
+def measured_means(labels: Labels, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """The means of what every layer reads that could take up constants, by its name: `absorption` picks those that it needs."""
+    able = [node for node in labels.graph.nodes if node.op in LAYERS and not node.input.is_param and _takes_up(node, labels)]
+    return calibrate(labels, able, batches)
+
+
+def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None = None, *,
+               means: Mapping[str, Tensor] | None = None) -> Absorption:  # fmt: skip
     """Work out, for every convolution and linear layer that loses inputs, what those inputs add on average.
 
     Args:
         labels: the first walk over the original graph.
         keep: whether each label stays, bool, shape (labels,).
         calibration: batches of inputs; where given, means are measured, else batch norm's statistics tell.
+        means: by a layer's name, if they were measured before.
     """
     stays = torch.from_numpy(keep)
     losing = [node for node in labels.graph.nodes if _loses_inputs(node, labels, stays)]
     taking = {node.name: node for node in losing if _takes_up(node, labels)}
-    if calibration is not None:
-        means: Mapping[str, Tensor] = calibrate(labels, taking.values(), calibration)
+    if means is not None:
+        pass
+    elif calibration is not None:
+        means = calibrate(labels, taking.values(), calibration)
     else:
         known = expectations(labels) if taking else {}
         means = {name: known[node.input][0] for name, node in taking.items()}

@@ -143,7 +143,7 @@ class Reconstruction:
                 for place, task in aims[name]:
                     self._samples[task.node.name, number] = self._sample(task, value, size, each, (place << 24) + number)
 
-            self.rewrites[0].labels.graph.observe(batch, set(aims), seen)
+            (self.rewrites[0].origin or self.rewrites[0].labels.graph).observe(batch, set(aims), seen)
 
     def _sample(self, task: Task, value: Tensor, size: int, each: int, seed: int) -> _Sample:
         value = task.aligned(value)

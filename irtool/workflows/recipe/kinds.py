@@ -14,6 +14,7 @@ from irtool.engines import export_onnx
 from irtool.engines.table import ENGINES, OTHERS, REFERENCE
 from irtool.errors import OptionError
 from irtool.passes import FoldBatchNorm, Prune, RecalibrateBatchNorm, ReduceWidth
+from irtool.pruning.plan import GroupKind, check_choice
 from irtool.pruning.planner import check_options
 from irtool.train import Settings, evaluate, recover
 from irtool.train.sparse import strength_of
@@ -123,6 +124,7 @@ _PLAN = {
     "residual": str,
     "min_channels": int,
     "round_to": int | str,
+    "groups": str,
     "ignore": tuple[str, ...],
     "seed": int,
 }
@@ -147,6 +149,8 @@ def _check_prune(name: str, value: Any) -> None:
         raise OptionError(f"constants {value!r} does not exist", remedy="Choose absorb or drop.")
     defaults = {name: parameter.default for name, parameter in inspect.signature(check_options).parameters.items()}
     usual: dict[str, Any] = {"criterion": "l1", "ratio": 0.5, "scope": "global", "residual": "couple", "min_channels": 1, "round_to": 1}
+    if name == "groups":
+        check_choice("groups", value, typing.get_args(GroupKind))
     if name in defaults:
         check_options(**{**usual, name: value})
 
