@@ -28,6 +28,9 @@ def verify(
     ] = None,
     weights: options.Weights = None,
     seed: Annotated[int, typer.Option(help="Of the inputs, which are normal noise.", min=0, max=options.LARGEST_SEED)] = 1,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Run the .onnx file in this engine too, as openvino; may be repeated.", metavar="NAME")
+    ] = None,
     allow_unchecked: Annotated[
         bool, typer.Option("--allow-unchecked", help="Accept steps that no reference in numbers exists for, on the proof by labels alone.")
     ] = False,
@@ -42,6 +45,6 @@ def verify(
     [bold]Example[/]: irtool verify small
     """
     with screen() as progress:
-        chain = workflow(*paths, model=model, weights=weights, seed=seed, progress=progress)
+        chain = workflow(*paths, model=model, weights=weights, seed=seed, engines=engine or (), progress=progress)
     console().print(chain_table(chain))
     chain.require(_REMEDY, unchecked=allow_unchecked)

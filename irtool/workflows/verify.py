@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from irtool.archive import load
 from irtool.commit import settle
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import sample_inputs
-from irtool.engines.table import ENGINES, OTHERS, by_suffix
+from irtool.engines.table import ENGINES, OTHERS, REFERENCE, by_suffix, engine
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
@@ -45,6 +46,7 @@ def verify(
     model: str | None = None,
     weights: str | Path | None = None,
     seed: int = 1,
+    engines: Sequence[str] = (),
     progress: Reporter | None = None,
 ) -> Chain:
     """Check the chain of equality from files: masked = sliced = folded = ONNX = each engine's file.
@@ -54,6 +56,8 @@ def verify(
         model: the original; by default what the folder's report names.
         weights: its state dict.
         seed: of the inputs, which are normal noise.
+        engines: names of engines that read ONNX files as they are, which are to run the .onnx file too. None by default, since an engine that
+            a report did not ask for should not meet a stranger's file.
         progress: is told what is being done.
 
     Returns:
@@ -65,8 +69,25 @@ def verify(
     files, reporter = [Path(path) for path in paths], progress or Reporter()
     _read_first(files)
     if len(files) == 1 and files[0].is_dir():
-        return _folder(files[0], model, None if weights is None else Path(weights), seed, reporter)
-    return _files(files, seed, reporter)
+        chain = _folder(files[0], model, None if weights is None else Path(weights), seed, reporter)
+        written = files[0] / FILES["onnx"]
+    else:
+        chain = _files(files, seed, reporter)
+        written = next((path for path in files if path.suffix == REFERENCE.suffix), files[0])
+    return Chain((*chain.links, *_read_by(tuple(engines), written, reporter)))
+
+
+def _read_by(names: tuple[str, ...], onnx: Path, progress: Reporter) -> list[Link]:
+    """An ONNX file in onnxruntime against engines that read it as it is."""
+    rows = [engine(name) for name in names]
+    for row in rows:
+        if row.convert is not None or row is REFERENCE:
+            raise OptionError(
+                f"{row.name} has files of its own, or is what others are compared with", where="engines", remedy="Give its file."
+            )
+    inputs = tuple(sample_inputs(OnnxSession(onnx).inputs)) if rows else ()
+    with progress.stage("check ONNX in other engines") if rows else nullcontext():
+        return [engine_link(row, onnx, onnx, inputs) for row in rows]
 
 
 def _read_first(paths: list[Path]) -> None:
@@ -80,7 +101,7 @@ def _read_first(paths: list[Path]) -> None:
         require_finished(folder)
     if len(paths) == 1 and paths[0].is_dir():
         read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such
-    probes = {row.suffix: row.probe for row in ENGINES.values()}
+    probes = {row.suffix: row.probe for row in ENGINES.values() if row is REFERENCE or row.convert is not None}
     for path in (file for one in paths for file in ([one / name for name in ENGINE_FILES.values()] if one.is_dir() else [one])):
         if path.suffix in probes and path.is_file():
             probes[path.suffix](path)
@@ -136,10 +157,9 @@ def _onnx_folder(
 
 
 def _engine_links(folder: Path, record: Recorded, inputs: tuple[Any, ...]) -> list[Link]:
-    """The ONNX file of a run against each engine's own file that the run wrote, and in each installed engine that reads ONNX files."""
-    onnx = folder / FILES["onnx"]
-    rows = [row for row in OTHERS if (row.installed if row.convert is None else row.kind in record.files)]
-    return [engine_link(row, onnx, folder / FILES[row.kind], inputs) for row in rows]
+    """The ONNX file of a run against each engine's own file that the run wrote."""
+    rows = [row for row in OTHERS if row.convert is not None and row.kind in record.files]
+    return [engine_link(row, folder / FILES["onnx"], folder / FILES[row.kind], inputs) for row in rows]
 
 
 def _original(record: Recorded, model: str | None, weights: Path | None, progress: Reporter) -> tuple[Graph, list[Any] | None] | None:

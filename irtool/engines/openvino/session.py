@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from irtool.engines.quiet import captured
 from irtool.engines.session import TensorSpec, checked, model_file, thread_count
 from irtool.errors import BackendError
 from irtool.hosts.onnx.file import check_bounds
+
+_TELEMETRY = "openvino_telemetry"
 
 
 class OpenvinoSession:
@@ -94,9 +98,31 @@ class OpenvinoSession:
 def openvino() -> Any:
     """The package, or a BackendError that says how to get it."""
     try:
-        return importlib.import_module("openvino")  # importing irtool must not need it
+        with _untold():
+            return importlib.import_module("openvino")  # importing irtool must not need it
     except ImportError as error:
         raise BackendError("OpenVINO is not installed", remedy="pip install 'irtool[openvino]'") from error
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """A block in which OpenVINO's telemetry seems absent.
+
+    Where it is installed, importing OpenVINO starts a process that reports the import to a server of its makers'. Nobody who uses
+    irtool has asked for that. OpenVINO has a stand-in that does nothing, and takes it where the package cannot be imported.
+    """
+    if "openvino" in sys.modules:
+        yield
+        return
+    held = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == _TELEMETRY}
+    for name in held:
+        del sys.modules[name]
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # how Python marks what cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
+        sys.modules.update(held)
 
 
 def probe(path: Path) -> None:

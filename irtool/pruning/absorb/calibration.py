@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irtool.channels.labels import Labels
-from irtool.errors import DataError
+from irtool.errors import DataError, GraphError
 from irtool.pruning.absorb.absorb import Absorption, absorption
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import put_constants
@@ -57,6 +57,7 @@ def _explained() -> Iterator[None]:
     """What a model raises on batches that it does not take, as an error of ours."""
     try:
         yield
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, GraphError) as error:
+        said = error.what.removeprefix("cannot run: ") if isinstance(error, GraphError) else str(error).strip()
+        text = (said.splitlines() or [type(error).__name__])[0][:160]
         raise DataError(f"the model does not run on a batch ({text})", where="calibration", remedy=_REMEDY) from error
