@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from irtool.channels.labels import Labels, mixes
 from irtool.ir.graph import Graph, Node, Value
@@ -64,8 +63,9 @@ class Masking:
         masks = self._masks(self._labels.parts(own.input)) if own.name in self._mixers else []
         if masks:
             found = on_survivors(own, reads[node.input], masks, lambda x: _nest(compute({node.input: x})), self._parameter)
-            if found is not None:
-                return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor)]
+            made = tensors_in(found) if found is not None else []
+            if made and not any(value.uses for value in own.outputs[len(made) :]):
+                return made
             self.unresolved.append(own.location)
         return compute({})
 

@@ -311,7 +311,9 @@ class OnnxGraph(Graph):
 
     def run_hooked(self, inputs: Sequence[Any], hook: Hook, names: Sequence[str] = ()) -> list[torch.Tensor]:
         """Run the graph node by node in onnxruntime, with a hook in the place of each; see `Graph.run_hooked`."""
-        return run_hooked(self, tensors_in(tuple(inputs)), hook, names or self.compared())
+        arrays = tensors_in(tuple(inputs))
+        sizes = {tensor.name: tuple(x.shape) for tensor, x in zip(self.host.inputs, arrays, strict=True)}
+        return run_hooked(self, arrays, hook, names or self.compared(), *self._runnable.given(self.proto, sizes))
 
     def values(self, inputs: Sequence[Any], names: Sequence[str]) -> list[torch.Tensor]:
         """Run the graph in onnxruntime, and return values inside, by name."""

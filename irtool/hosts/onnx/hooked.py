@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +20,19 @@ if TYPE_CHECKING:
     from irtool.hosts.onnx.graph import OnnxGraph
 
 
-def run_hooked(graph: OnnxGraph, inputs: Sequence[Any], hook: Hook, names: Sequence[str]) -> list[Tensor]:
-    """Run a graph, and return the values named; see `Graph.run_hooked`."""
+def run_hooked(
+    graph: OnnxGraph, inputs: Sequence[Any], hook: Hook, names: Sequence[str], made: Mapping[str, Array], left: Set[str]
+) -> list[Tensor]:
+    """Run a graph, and return the values named; see `Graph.run_hooked`.
+
+    Args:
+        graph, inputs, hook: what is run.
+        names: the values to return.
+        made: numbers in the place of results that onnxruntime cannot make.
+        left: the values that can be run.
+    """
     runner = _Hooked(graph, inputs, hook, names)
+    runner.given(made, left)
     return runner.run()
 
 
@@ -40,11 +50,16 @@ class _Hooked(OnnxFrontier):
         self._last |= dict.fromkeys(self._names, len(self._hosts))
         self._values = {value.name: value for node in graph.nodes for value in (*node.inputs, *node.outputs) if not value.is_param}
 
+    def given(self, made: Mapping[str, Array], left: Set[str]) -> None:
+        """Take numbers in the place of what cannot be run."""
+        self._live[0] |= made
+        self._left = left - set(made)
+
     def run(self) -> list[Tensor]:
         """The values asked for."""
         live = self._live[0]
         for number, host in enumerate(self._hosts):
-            if any(output.name in self._unseen for output in host.outputs):
+            if not any(output.name in self._left for output in host.outputs):
                 continue
             node = self._views.get(host.name)
             live |= self._computed(host, {}) if node is None else self._hooked(host, node)
@@ -70,7 +85,10 @@ class _Hooked(OnnxFrontier):
         names = [value.name for value in node.outputs]
         found = self._hook(node, given, compute)
         shown = [name for name in names if not held or isinstance(held.get(name), np.ndarray)]
-        return {**held, **{name: x.detach().cpu().numpy() for name, x in zip(shown, found, strict=True)}}
+        return {
+            **held,
+            **{name: x.detach().cpu().numpy() for name, x in zip(shown, found, strict=False)},
+        }  # what nobody reads may be missing
 
     def _computed(self, host: gs.Node, instead: Mapping[str, Array]) -> dict[str, Array]:
         """A node's own results."""
