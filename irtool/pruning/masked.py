@@ -48,7 +48,9 @@ class Masking:
 
     def __call__(self, node: Node, reads: Mapping[Value, Tensor], compute: Compute) -> list[Tensor]:
         """What flows on from a node."""
-        own = self._nodes[node.name]
+        own = self._nodes.get(node.name)
+        if own is None:  # a change of type, of a copy in another one
+            return compute({})
         found = self._computed(node, own, reads, compute)
         tensors = [self._masked(tensor, value) for tensor, value in zip(found, own.outputs, strict=False)]
         return [*tensors, *found[len(tensors) :]]
