@@ -58,6 +58,7 @@ class Engine:
         tolerance: the error of outputs that is allowed against onnxruntime on the same ONNX file, relative to the largest output.
         session: opens a file with so many threads; all cores if None.
         convert: writes its file from an ONNX file, and compares the two if the third argument is true; None if it reads ONNX files as they are.
+        exact: opens a file as `session` does, so that it rounds as little as the engine can; None if it has one way only.
         inside: opens a file so that it returns one named value from inside; None if the engine shows none.
         between: opens of a file, with so many threads, only what lies between one input and one output; None if it cannot.
         probe: opens a file from elsewhere without harm to this process.
@@ -73,6 +74,7 @@ class Engine:
     tolerance: float
     session: Callable[[Path, int | None], Session]
     convert: Callable[[Path, Path, bool], object] | None
+    exact: Callable[[Path], Session] | None
     inside: Callable[[Path, str], Session] | None
     between: Callable[[Path, int, str, str], Session] | None
     probe: Callable[[Path], object]

@@ -40,6 +40,7 @@ ENGINE = Engine(
     tolerance=1e-4,
     session=OnnxSession,
     convert=None,
+    exact=None,
     inside=lambda path, name: OnnxSession(path, values=[name]),
     between=None,
     probe=load_onnx,

@@ -20,6 +20,7 @@ ENGINE = Engine(
     tolerance=1e-3,  # Winograd convolutions, and approximate exponentials
     session=OpenvinoSession,
     convert=None,
+    exact=None,
     inside=lambda path, name: OpenvinoSession(path, value=name),
     between=None,
     probe=probe,
