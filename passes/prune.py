@@ -56,12 +56,15 @@ class Prune(Pass):
         with uncollected():
             rewrite = find_rewrite(graph, self.plan)
             new = rewrite.fill()
+            guarded = new.notes
         labels, keep = rewrite.labels, rewrite.keep
         found = measured(labels, keep, self.calibration) if self.constants == "absorb" else Absorption()
         if found.biases:
             new = add_biases(new, labels, keep, found.biases)
+            new.notes = guarded
         record = {"plan": self.plan.to_dict(), "biases": sorted(found.biases)}
-        return Rewritten(new, _notes(self.plan, rewrite.inexact(), found), record)
+        told = [note for note in guarded if note not in graph.notes]
+        return Rewritten(new, [*_notes(self.plan, rewrite.inexact(), found), *told], record)
 
     def options(self) -> dict[str, Any]:
         """The plan is recorded with the biases that it led to; where these came from does not matter when it is repeated."""
