@@ -85,6 +85,7 @@ class Pass(ABC):
         notes = tuple(made.notes)
         if made.graph is graph or _equal(graph, made.graph):
             return PassResult(graph, False, notes)
+        made.graph.notes = tuple(dict.fromkeys((*graph.notes, *made.graph.notes)))  # what was fixed by the trace still is
         made.graph.history = (*graph.history, {"step": self.name, **self.options(), **made.record})
         return PassResult(made.graph, True, notes)
 

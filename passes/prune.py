@@ -57,14 +57,16 @@ class Prune(Pass):
             rewrite = find_rewrite(graph, self.plan)
             unknown = constants_of_branches(rewrite, self.plan, self.calibration, drop=self.constants == "drop")
             new = rewrite.fill()
+            guarded = new.notes
         labels, keep = rewrite.labels, rewrite.keep
         found = measured(labels, keep, self.calibration) if self.constants == "absorb" else Absorption()
         if found.biases:
             new = add_biases(new, labels, keep, found.biases)
+            new.notes = guarded
         record = {"plan": self.plan.to_dict(), "biases": sorted(found.biases)}
         notes = _notes(self.plan, rewrite.inexact(), found)
         notes += [f"nothing tells the mean of what {name} added: dropped (calibration data would tell)" for name in unknown]
-        return Rewritten(new, notes, record)
+        return Rewritten(new, [*notes, *(note for note in guarded if note not in graph.notes)], record)
 
     def options(self) -> dict[str, Any]:
         """The plan is recorded with the biases that it led to; where these came from does not matter when it is repeated."""

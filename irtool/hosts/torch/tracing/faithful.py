@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from irtool.hosts.torch.tracing.compare import TOLERANCE, apart, like_weights, observed, shares_weights
+from irtool.hosts.torch.tracing.compare import TOLERANCE, apart_from, like_weights, observed, shares_weights
 from irtool.hosts.torch.tracing.fixed_sizes import Fixed, Program, fixed_axes
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def against_model(graph: FxGraph, inputs: Sequence[Any]) -> float:
         return 0.0
     own = like_weights(graph.module, inputs)
     expected = observed(graph.origin, own, graph.decided)
-    return 0.0 if expected is None else apart(expected, observed(graph.module, own))
+    if expected is None:
+        return 0.0
+    return apart_from(graph.origin, graph.module, own, graph.decided, expected, observed(graph.module, own))
 
 
 def fixed_elsewhere(graph: FxGraph, inputs: Sequence[Any]) -> tuple[Fixed, ...]:
