@@ -39,7 +39,7 @@ _WORK = 6e11
 CHUNK = 32
 """Images that are run together."""
 _WAYS: tuple[Residual, ...] = ("couple", "select")
-"""What residual streams may do. To keep them (`keep`) is `select` without selections: it never lost less."""
+"""What may become of residual streams. To keep them is left out: whatever may go then may go with selections, too."""
 _PATIENCE = 2
 """So many branches more are tried after one that gained nothing, which stays."""
 
@@ -136,6 +136,7 @@ class Choice:
         new = rewrite.fill()
         gains = Reconstruction([rewrite], new, self.shown).run().gains
         lost = self._apart(add_to_biases(new, gains) if gains else new)
+        self.graph.analyses.pop("prepared", None)  # a copy of the program each, of an ONNX file's weights too
         self.tried.append((name, lost))
         return lost
 

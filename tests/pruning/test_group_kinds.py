@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.errors import PlanError, ProofError
+from irtool.pruning import latency
 from irtool.pruning.check import check_prune, check_refitted
 
 
@@ -217,3 +220,39 @@ def test_an_unknown_kind_is_refused() -> None:
         irtool.plan(graph, groups="half")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="Choose one of auto, whole, even"):
         irtool.Plan.from_dict({**irtool.plan(graph, "l2").to_dict(), "groups": "half"})
+
+
+class MacsClock:
+    """Measures multiply-accumulates in place of time."""
+
+    def __init__(self, graph: irtool.Graph, engine: str, threads: int) -> None:
+        self.engine, self.macs = engine, irtool.cost(graph).macs
+
+    def __enter__(self) -> MacsClock:
+        return self
+
+    def __exit__(self, *args: object) -> None: ...
+
+    def compared(self, graph: irtool.Graph) -> SimpleNamespace:
+        return SimpleNamespace(ratios=(1.0, irtool.cost(graph).macs / self.macs))
+
+
+@pytest.mark.parametrize("liked", ["whole", "even"])
+def test_a_latency_budget_takes_the_kind_that_loses_less_by_the_table(liked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table says that narrower groups take as long as before, or that fewer do."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=8), nn.ReLU(), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 4, 1)]
+    graph = traced(nn.Sequential(*layers), 1, 3, 8, 8)
+
+    def terms(graph: irtool.Graph, watch: object, whole: Collection[str] = ()) -> list[tuple[float, list[tuple[object, int]]]]:
+        ends = [(node.output, 1) for node in graph.nodes if node.op == "Conv"]
+        fits = bool(whole) == (liked == "whole")
+        return [(1.0 if number != 1 or fits else 0.0, [end]) for number, end in enumerate(ends)] + [(64.0 * (1 - fits), [])]
+
+    monkeypatch.setattr(latency, "GraphClock", MacsClock)
+    monkeypatch.setattr(latency, "layer_terms", terms)
+    plan = irtool.plan(graph, "l2", budget={"latency": 0.6}, engine="mnn")
+    (found,) = grouped(irtool.prune(graph, plan))
+    assert (found[0] < 8) == (liked == "whole")
+    assert (found[1] < 8) == (liked == "even")
+    assert plan.groups == "auto"
