@@ -9,7 +9,7 @@ on it here, once, into `--work`. All tools get the same calibration images (512 
 counter (`irtool.cost` on the traced result), budgets by bisection where a tool knows ratios alone (the nearest below the budget), and
 the same recalibration of batch norms on the same images.
 
-Three sets of images are disjoint: those that tools see; 1,000 held-back training images, on which the best peer of each net, budget and seed, and its
+Three sets of images are disjoint: those that tools see; 600 held-back training images, on which the best peer of each net, budget and seed, and its
 better way (as returned, or recalibrated), are chosen; and the 10,000 test images, which score irtool and that peer alone. With the first
 seed all peers are tried, later the best few of them. What is measured is in the file at once, and is not measured again. One thread.
 """
@@ -32,10 +32,11 @@ from quality_tools import OURS, PEERS, SLOW, Calibration, Tool, macs, streams
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
-CHOOSING = 1000
-SCREENED, FAR = 250, 15.0
-"""Images that tell whether a net is so many points behind the best so far; then it is looked at no further."""
-FINALISTS = 3
+CHOOSING = 600
+SCREENED, FAR, HOPELESS = 250, 6.0, 8.0
+"""Images that tell whether a net is `FAR` points behind the best so far: then it is looked at no further. A peer that is `HOPELESS` points
+behind the best is not tried at smaller budgets of that net."""
+FINALISTS = 1
 """Peers that are tried with further seeds: the best of the first."""
 RATES = (0.001, 0.01)
 """Of the epoch; the better on the choosing images counts, for each tool."""
@@ -123,8 +124,20 @@ class Bench:
         first = [row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, share, 0) and "chosen" in row]
         ranked = sorted((row for row in first if row["tool"] in PEERS), key=lambda row: -_right(row))
         whole = bool(streams(self.nets.model(net)))
-        peers = PEERS if seed == 0 else {row["tool"]: PEERS[row["tool"]] for row in ranked[:FINALISTS]}
+        peers = self._hopeful(net, share) if seed == 0 else {row["tool"]: PEERS[row["tool"]] for row in ranked[:FINALISTS]}
         return found | {name: tool for name, tool in peers.items() if whole or "inside" not in name}
+
+    def _hopeful(self, net: str, share: float) -> dict[str, Tool]:
+        """Peers that were not far behind at a larger budget."""
+        larger = {row["share"] for row in self.rows if row["net"] == net and row["seed"] == 0 and share < row["share"] < 1}
+        lost = {
+            row["tool"]
+            for one in larger
+            for found in [[row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, one, 0) and row["tool"] in PEERS]]
+            for row in found
+            if "chosen" in row and _right(row) < max(_right(other) for other in found if "chosen" in other) - HOPELESS
+        }
+        return {name: tool for name, tool in PEERS.items() if name not in lost}
 
     def _try(self, name: str, tool: Tool, where: tuple[str, float, int], model: nn.Module, given: Calibration, world: World) -> None:
         """Make a net, and see what it does on the images that choose."""
@@ -154,12 +167,10 @@ class Bench:
                 and row["tool"] in PEERS and "chosen" in row and not row["far"]]  # fmt: skip
 
     def _best(self, net: str, share: float, seed: int) -> list[str]:
-        """The better irtool, and the best peers by what is right and by what is as unpruned, on the choosing images."""
+        """The better irtool, and the best peer, by what is right on the choosing images."""
         here = [row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, share, seed) and "chosen" in row]
         mine = sorted((row for row in here if row["tool"] in OURS), key=lambda row: -_right(row))[:1]
-        peers = self._peers(net, share, seed)
-        found = [*mine, *(max(peers, key=lambda row: row["chosen"][row["way"]][place]) for place in (0, 1) if peers)]
-        return list(dict.fromkeys(row["tool"] for row in found))
+        return [row["tool"] for row in (*mine, *sorted(self._peers(net, share, seed), key=lambda row: -_right(row))[:1])]
 
     def _module(self, row: Row, model: nn.Module, given: Calibration) -> nn.Module:
         """A row's net, made again if it is not at hand."""

@@ -17,7 +17,7 @@ import irtool
 
 EXAMPLE = (1, 3, 32, 32)
 BISECTIONS = 9
-STEPS = 4
+STEPS = 3
 """Of an iterative schedule: equal ratios of the multiply-accumulates, gradients taken anew before each."""
 KIRIGAMI_SECONDS = 150.0
 """CPU seconds after which torch-kirigami is given up."""

@@ -203,6 +203,7 @@ def report_of(
         "constants": settings.constants,
         "calibrate": settings.calibrate,
         "reconstruct": settings.reconstruct,
+        "noise": data is None and any(step["step"] == "reconstruct" for step in done.built.graph.history),
         "distil": settings.distil,
         "opset": settings.opset,
     }

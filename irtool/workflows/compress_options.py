@@ -38,8 +38,8 @@ class CompressOptions:
         residual: Residual streams: select from them, couple all that write to them, or keep them.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
-        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave. The default with --data,
-            unless --constants or --calibrate is given.
+        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave; without --data on noise, by the
+            statistics of batch norms. The default, unless --constants or --calibrate is given, or there is neither.
         distil: After refitting, let the whole net follow the original's outputs, without labels, on up to 8,192 training images, each looked
             at so many times. It takes as long as training does; 4 suits. What gains nothing on images held back is undone.
         round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
@@ -111,7 +111,7 @@ class CompressOptions:
         check_engine_wish(found, self.engine, self.threads)
         plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
         plan |= {"limits": check_limits(self.limits)} if self.limits else {}
-        refits = self.reconstruct if self.reconstruct is not None else data and self.constants is None and self.calibrate is None
+        refits = self.reconstruct if self.reconstruct is not None else data and not self._reforms
         if self.distil and not refits:
             raise OptionError(
                 "distilling follows refitting, which is turned off",
@@ -123,6 +123,7 @@ class CompressOptions:
             self.constants or "absorb",
             self.calibrate or 0,
             IMAGES if refits else 0,
+            not data and not self._reforms,
             self.distil,
             self.opset,
             self.runs,
@@ -145,9 +146,8 @@ class CompressOptions:
             return
         if self.max_drop is not None:
             raise OptionError("no images to lose accuracy on", where="--max-drop", remedy="Give --data too.")
-        for name in ("reconstruct", "distil"):
-            if getattr(self, name):
-                raise OptionError("no images", where=f"--{name}", remedy="Give --data too, or leave it out.")
+        if self.distil:
+            raise OptionError("no images", where="--distil", remedy="Give --data too, or leave it out.")
         if self.stages > 1:
             raise OptionError("no images to refit on between stages", where="--stages", remedy="Give --data too, or leave it out.")
         if self.calibrate is not None and self.calibrate > 0:

@@ -20,6 +20,7 @@ class Settings:
         calibrate: training images to measure removed channels' means on; 0: batch norm's statistics tell.
         reconstruct: training images, without their labels, to refit every layer on after slicing (`constants` and `calibrate`
             have no say then); 0: none.
+        noise: without images, refit on noise where batch norms tell enough; else `constants` has its say.
         distil: how often each image is looked at while the refitted net follows the original's outputs; 0: it does not.
         opset: of the ONNX file.
         runs: timed runs of each model in each engine.
@@ -33,6 +34,7 @@ class Settings:
     constants: Constants = "absorb"
     calibrate: int = 0
     reconstruct: int = 0
+    noise: bool = False
     distil: int = 0
     opset: int = 17
     runs: int = 50

@@ -22,6 +22,7 @@ from irtool.progress import Reporter
 from irtool.pruning import CRITERIA, Plan
 from irtool.pruning.batches import default_criterion
 from irtool.pruning.budget import LATENCY, costs_of
+from irtool.pruning.reconstruct.stand_in import can_stand_in
 from irtool.train import Data
 from irtool.workflows.chain import fitting_inputs
 from irtool.workflows.compress_settings import Settings
@@ -67,9 +68,9 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
         with reporter.stage("plan"):
             plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, "progress": reporter})
         with reporter.stage("prune"):
-            if settings.reconstruct and calibration is not None:
-                images = [*calibration, *followed]
-                return plan, Reconstruct(plan, images, limit=settings.reconstruct, distil=settings.distil, progress=reporter)(graph)
+            if settings.reconstruct or (settings.noise and can_stand_in(graph)):
+                images = None if calibration is None else [*calibration, *followed]
+                return plan, Reconstruct(plan, images, limit=settings.reconstruct if images else SEEN, distil=settings.distil, progress=reporter)(graph)
             return plan, Prune(plan, settings.constants, calibration)(graph)
 
     if settings.bound is None:
@@ -121,8 +122,8 @@ def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, An
     name = settings.plan.get("criterion")
     if name is None:
         wished = settings.plan.get("budget") is not None or settings.bound is not None
-        name = default_criterion(graph, data if wished else None)
-    if CRITERIA[name].reads == "parameters":
+        name = default_criterion(graph, data if wished else None, budget=wished)
+    if CRITERIA[name].reads == "parameters" or (data is None and can_stand_in(graph)):
         return {"criterion": name}
     if data is None:
         raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")

@@ -100,7 +100,7 @@ def test_compress_takes_loaded_data(tmp_path: Path) -> None:
     [
         ({"ratoi": 0.5}, "ratoi: is no option. Did you mean ratio?"),
         ({"ratio": 0.5, "budget": {"macs": 0.5}}, "a ratio and a budget"),
-        ({"reconstruct": True}, "no images"),
+        ({"distil": 2}, "no images"),
         ({"budget": {"flops": 0.5}}, "flops"),
     ],
 )
