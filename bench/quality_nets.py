@@ -122,7 +122,9 @@ FRESH = {"vgg16": lambda: VGG(16, 0.25), "mobilenetv2": _mobile}
 assert EXAMPLE[1:] == (3, 32, 32)
 
 
-def train_epoch(net: nn.Module, images: Tensor, labels: Tensor, rate: float, *, seed: int = 0, span: tuple[float, float] = (0.0, 1.0)) -> None:
+def train_epoch(
+    net: nn.Module, images: Tensor, labels: Tensor, rate: float, *, seed: int = 0, span: tuple[float, float] = (0.0, 1.0)
+) -> None:
     """One epoch of SGD (Nesterov 0.9, weight decay 5e-4, batches of 64, images mirrored at random, one-cycle rate); the same for every net.
 
     Args:

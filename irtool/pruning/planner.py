@@ -53,7 +53,8 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     Args:
         graph: a traced graph; it is not changed.
         criterion: a name in `CRITERIA`, or a function of (groups, seed) that scores every label. By default `fisher` where there is
-            `data` (`activation` on an ONNX graph, which has no gradients), or a budget and batch norms; else `l1`.
+            `data` (`activation` on an ONNX graph, which has no gradients), else `l1`. With a budget and no data `fisher` looks at noise,
+            in a copy whose batch norms are told that it is what they were trained on, where there are batch norms.
         ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`), of each layer (`"local"`),
             or of all layers together that are alike but for their sizes (`"isomorphic"`). What a condition below forbids stays. A
             budget takes its place: then `local` and `isomorphic` find the least ratio that keeps to it.
@@ -70,8 +71,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
             absorbing and reconstruction give to layers without one is counted in. And `latency`, a share or milliseconds: the time at
             batch 1 on this machine, in `engine`. It is planned by a table of layer times, which is kept, then measured on the whole
             net, and planned again until it takes at most 5 % more than asked for.
-        data: images for criteria that see data: a tensor, shape (N, ...), or a list of batches. No labels are needed. Without, such
-            criteria look at noise, in a copy whose batch norms are told that it is what they were trained on, if there are any.
+        data: images for criteria that see data: a tensor, shape (N, ...), or a list of batches. No labels are needed.
         limits: with a budget, the largest fraction of its channels that a layer may lose, by module path or pattern
             (`{"layer3.*": 0.7}`); of several that fit, the least.
         engine: what a latency budget is measured in, `onnxruntime` or `mnn`, with so many `threads`.
@@ -92,7 +92,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     if limits and not wish:
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
     check_engine_wish(wish, engine, threads)
-    if data is None and (chosen.reads != "parameters" or stages != 1) and can_stand_in(graph):
+    if criterion is None and data is None and chosen.reads != "parameters":
         graph, data = without_images(graph, int(seed))
     check_stages(stages, wish, data)
     if stages > 1 and engine is not None:

@@ -200,6 +200,7 @@ def report_of(
         **settings.plan,
         "criterion": done.plan.criterion,
         "ratio": done.plan.ratio,
+        "stages": done.plan.stages,
         "constants": settings.constants,
         "calibrate": settings.calibrate,
         "reconstruct": settings.reconstruct,

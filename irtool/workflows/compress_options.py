@@ -30,7 +30,8 @@ class CompressOptions:
     Args:
         ratio: The fraction of channels to remove, 0 to below 1; default 0.5.
         budget: In place of a ratio, what may be left: shares of the original up to 1, or numbers, by macs, params, bytes, latency (in ms).
-        stages: With a budget and --data, score channels again so many times on the way there, in the refitted net.
+        stages: With a budget and --data, score channels again so many times on the way there, in the refitted net. By default 2 are
+            tried where that takes seconds. Kept only if it gains on training images that were held back.
         limits: With a budget, the largest part of its channels that a layer may lose, by name or pattern.
         criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or from training images: fisher, hessian,
             taylor, activation, apoz. By default fisher for a budget with --data, else l1.
@@ -41,7 +42,8 @@ class CompressOptions:
         reconstruct: Refit every layer on 128 training images, without labels, to what the original gave; without --data on noise, by the
             statistics of batch norms. The default, unless --constants or --calibrate is given, or there is neither.
         distil: After refitting, let the whole net follow the original's outputs, without labels, on up to 8,192 training images, each looked
-            at so many times. It takes as long as training does; 4 suits. What gains nothing on images held back is undone.
+            at so many times. It takes as long as training does; 4 suits. By default once, with a budget and --data, where that takes about
+            a minute at most. What gains nothing on images held back is undone.
         round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
         engine: What a latency budget is measured in: onnxruntime or mnn.
         min_channels: Keep at least so many channels in each layer.
@@ -60,14 +62,14 @@ class CompressOptions:
     ratio: float | None = None
     budget: Mapping[str, float] | None = None
     limits: Mapping[str, float] | None = None
-    stages: int = 1
+    stages: int | None = None
     criterion: str | None = None
     scope: Scope = "global"
     residual: Residual = "couple"
     constants: Constants | None = None
     calibrate: int | None = None
     reconstruct: bool | None = None
-    distil: int = 0
+    distil: int | None = None
     round_to: Rounding = "auto"
     engine: str | None = None
     min_channels: int = 1
@@ -124,7 +126,7 @@ class CompressOptions:
             self.calibrate or 0,
             IMAGES if refits else 0,
             not data and not self._reforms,
-            self.distil,
+            self.distil if self.distil is not None or refits else 0,
             self.opset,
             self.runs,
             self.threads,
@@ -148,7 +150,7 @@ class CompressOptions:
             raise OptionError("no images to lose accuracy on", where="--max-drop", remedy="Give --data too.")
         if self.distil:
             raise OptionError("no images", where="--distil", remedy="Give --data too, or leave it out.")
-        if self.stages > 1:
+        if (self.stages or 1) > 1:
             raise OptionError("no images to refit on between stages", where="--stages", remedy="Give --data too, or leave it out.")
         if self.calibrate is not None and self.calibrate > 0:
             raise OptionError(f"{self.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")

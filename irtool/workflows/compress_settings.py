@@ -21,7 +21,8 @@ class Settings:
         reconstruct: training images, without their labels, to refit every layer on after slicing (`constants` and `calibrate`
             have no say then); 0: none.
         noise: without images, refit on noise where batch norms tell enough; else `constants` has its say.
-        distil: how often each image is looked at while the refitted net follows the original's outputs; 0: it does not.
+        distil: how often each image is looked at while the refitted net follows the original's outputs; 0: it does not; None: where that
+            is a minute's work (see `irtool.workflows.gains`).
         opset: of the ONNX file.
         runs: timed runs of each model in each engine.
         threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
@@ -35,7 +36,7 @@ class Settings:
     calibrate: int = 0
     reconstruct: int = 0
     noise: bool = False
-    distil: int = 0
+    distil: int | None = 0
     opset: int = 17
     runs: int = 50
     threads: int = 1
