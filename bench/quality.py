@@ -72,6 +72,7 @@ class Bench:
 
     nets: Nets
     path: Path
+    peers: dict[str, Tool]
     rows: list[Row] = field(default_factory=list)
     _answers: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _made: dict[str, nn.Module] = field(default_factory=dict)
@@ -137,7 +138,7 @@ class Bench:
             for row in found
             if "chosen" in row and _right(row) < max(_right(other) for other in found if "chosen" in other) - HOPELESS
         }
-        return {name: tool for name, tool in PEERS.items() if name not in lost}
+        return {name: tool for name, tool in self.peers.items() if name not in lost}
 
     def _try(self, name: str, tool: Tool, where: tuple[str, float, int], model: nn.Module, given: Calibration, world: World) -> None:
         """Make a net, and see what it does on the images that choose."""
@@ -198,7 +199,11 @@ class Bench:
     def _shares(self, module: nn.Module, net: str, images: tuple[Tensor, Tensor], kind: str, count: int | None = None) -> list[float]:
         """How many images a net gets right, and how many as the unpruned one does, in %."""
         if (net, kind) not in self._answers:
-            self._answers[net, kind] = classes(self.nets.model(net), images[0])
+            path = self.nets.work / f"{net}-{kind}.pt"  # a minute's work, for whoever resumes
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(classes(self.nets.model(net), images[0]), path)
+            self._answers[net, kind] = torch.load(path, weights_only=True)
         got = classes(module, images[0][:count])
         return [100 * float((got == other[:count]).double().mean()) for other in (images[1], self._answers[net, kind])]
 
@@ -229,6 +234,9 @@ def main() -> None:
     parser.add_argument("--nets", default=",".join((*PUBLISHED, *FRESH)))
     parser.add_argument("--shares", default="75,50,35,25")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--peers", default="", help="parts of peers' names, with ; between, that are tried with the first seed; all if left out"
+    )
     parser.add_argument("--epoch", action="store_true", help="train irtool's and the best peer's net for one epoch too")
     parser.add_argument("--slow", action="store_true", help="try torch-kirigami too, once a net, at the first of the budgets")
     parser.add_argument("--table", action="store_true")
@@ -238,7 +246,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "quality.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(Nets(options.shared, options.data, options.work), options.json)
+    words = [word.strip() for word in options.peers.split(";") if word.strip()]
+    peers = {name: tool for name, tool in PEERS.items() if not words or any(word in name for word in words)}
+    bench = Bench(Nets(options.shared, options.data, options.work), options.json, peers)
     bench.rows = json.loads(options.json.read_text()) if options.json.exists() else []
     if not options.table:
         shares = [float(part) / 100 for part in options.shares.split(",")]
