@@ -13,7 +13,7 @@ from irtool.errors import DataError, OptionError
 from irtool.models import PreResNet
 from irtool.ops.batch_norm import scale_and_shift
 from irtool.pruning.check import check_refitted
-from irtool.pruning.reconstruct.stand_in import noise, noise_batches, norms_of, with_statistics_of
+from irtool.pruning.reconstruct.stand_in import gaussian_noise, leaves, noise, noise_batches, norms_of, with_statistics_of
 
 
 def photographs(count: int, size: int, seed: int) -> Tensor:
@@ -115,14 +115,22 @@ def test_on_noise_every_batch_norm_gives_the_moments_that_it_gives_on_the_real_i
         torch.testing.assert_close(made.std(1, correction=0), read, rtol=1e-3, atol=1e-4)
 
 
-def test_noise_has_the_spectrum_of_photographs() -> None:
+def test_noise_is_smooth_and_has_edges_and_one_colour() -> None:
     x = noise((64, 3, 32, 32), seed=0)
     assert torch.equal(x, noise((64, 3, 32, 32), seed=0))
     assert not torch.equal(x, noise((64, 3, 32, 32), seed=1))
-    assert abs(float(x.std()) - 1) < 1e-3
-    near, far = (float((x * x.roll(step, 3)).mean()) for step in (1, 8))
-    assert near > 0.6 > 2 * far
-    assert float((x[:, 0] * x[:, 1]).mean()) > 0.7
+    for part in (
+        gaussian_noise((64, 3, 32, 32), torch.Generator().manual_seed(0)),
+        leaves((64, 3, 32, 32), torch.Generator().manual_seed(0)),
+    ):
+        assert abs(float(part.std()) - 1) < 1e-3
+        near, far = (float((part[..., step:] * part[..., :-step]).mean()) for step in (1, 16))
+        assert near > 0.6 > 2 * far
+        assert float((part[:, 0] * part[:, 1]).mean()) > 0.7
+    flat = (leaves((64, 3, 32, 32), torch.Generator().manual_seed(0)).diff(dim=3) == 0).double().mean()
+    assert float(flat) > 0.5
+    assert noise((8, 5)).shape == (8, 5)
+    assert noise((8, 1, 64)).shape == (8, 1, 64)
 
 
 def test_the_result_saves_and_loads(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ found holds in the graph itself, with its own statistics. That covariances can b
 "Unified Data-Free Compression"), Neuron Merging (Kim et al., 2020) and model folding (Wang et al., 2025), in closed form and layer by
 layer; here they are sampled, so that whatever lies between layers counts.
 
-The noise has the power spectrum of photographs, amplitude over frequency (Field, 1987), and colours that mostly vary together.
+Half of the noise has the power spectrum of photographs, amplitude over frequency (Field, 1987), and half their edges: shapes of all sizes that
+hide one another ("dead leaves": Lee, Mumford and Huang, 2001; that nets learn from both: Baradad et al., 2021). Colours mostly vary together.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ FEWEST, WORK = 32, 50e9
 """Of a large net fewer: as many as take so many multiply-accumulates, and at least so many."""
 SHARED = 0.9
 """How much of the variance of a channel of the input is common to all of them, as in photographs."""
+LEAVES = 40
+"""Shapes in an image."""
 REMEDY = "Give images (no labels are needed), or use prune, which absorbs what is constant."
 
 
@@ -73,10 +76,18 @@ def noise_batches(graph: Graph, count: int, chunk: int, seed: int = 0, memory: i
 
 
 def noise(shape: Sequence[int], seed: int = 0) -> Tensor:
-    """Gaussian noise (N, C, ...) whose amplitude falls with spatial frequency, of mean 0 and variance 1, float32."""
+    """Noise (N, C, ...) of variance 1, float32: with two axes behind the channels both kinds in random order, else the Gaussian one alone."""
     generator = torch.Generator().manual_seed(seed)
-    common, own = torch.randn(shape[0], 1, *shape[2:], generator=generator), torch.randn(*shape, generator=generator)
-    white = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own if shape[1] > 1 else own
+    if len(shape) != 4:
+        return gaussian_noise(shape, generator)
+    half = shape[0] // 2
+    both = torch.cat([gaussian_noise((shape[0] - half, *shape[1:]), generator), leaves((half, *shape[1:]), generator)])
+    return both[torch.randperm(shape[0], generator=generator)]
+
+
+def gaussian_noise(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Gaussian noise (N, C, ...) whose amplitude falls with spatial frequency."""
+    white = _colours((shape[0], *shape[1:]), generator)
     axes = tuple(range(2, len(shape)))
     if not axes:
         return white
@@ -86,6 +97,27 @@ def noise(shape: Sequence[int], seed: int = 0) -> Tensor:
     amplitude = squares.sqrt().clamp_min(1 / max(shape[2:])).reciprocal()
     found = torch.fft.ifftn(torch.fft.fftn(white, dim=axes) * amplitude, dim=axes).real
     return found / found.std().clamp_min(1e-12)
+
+
+def leaves(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Discs and boxes (N, C, H, W) of random places, sizes and colours, each in front of those before it."""
+    count, _, height, width = shape
+    found = torch.zeros(tuple(shape))
+    down, across = torch.arange(height)[None, :, None], torch.arange(width)[None, None]
+    for _ in range(LEAVES):
+        drawn = torch.rand(4, count, 1, 1, generator=generator)
+        radius = max(height, width) / 2 * (drawn[0] + 1 / max(height, width)).clamp(max=1) ** 1.5
+        away = (down - drawn[1] * height).abs(), (across - drawn[2] * width).abs()
+        disc, box = away[0].square() + away[1].square() < radius.square(), (away[0] < 0.7 * radius) & (away[1] < radius)
+        inside = torch.where(drawn[3] < 0.5, disc, box)
+        found = torch.where(inside[:, None], _colours((count, shape[1], 1, 1), generator), found)
+    return found / found.std().clamp_min(1e-12)
+
+
+def _colours(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Independent normal values, but that channels vary together."""
+    common, own = torch.randn(shape[0], 1, *shape[2:], generator=generator), torch.randn(tuple(shape), generator=generator)
+    return SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own if shape[1] > 1 else own
 
 
 @torch.no_grad()
