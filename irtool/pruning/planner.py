@@ -12,7 +12,7 @@ from irtool.errors import DataError, PlanError
 from irtool.garbage import uncollected
 from irtool.ir.graph import Graph
 from irtool.progress import Progress, silent
-from irtool.pruning.batches import batches_for, default_criterion
+from irtool.pruning.batches import batches_for, default_criterion, without_images
 from irtool.pruning.branches import chosen_branches, mean_outputs, set_constants
 from irtool.pruning.budget import check_budget, check_engine_wish
 from irtool.pruning.budgeted import check_allocator, check_limits
@@ -55,7 +55,8 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     Args:
         graph: a traced graph; it is not changed.
         criterion: a name in `CRITERIA`, or a function of (groups, seed) that scores every label. By default `fisher` where there is
-            `data` (`activation` on an ONNX graph, which has no gradients), else `l1`.
+            `data` (`activation` on an ONNX graph, which has no gradients), else `l1`. With a budget and no data `fisher` looks at noise,
+            in a copy whose batch norms are told that it is what they were trained on, where there are batch norms.
         ratio: the fraction of channels to remove, 0 <= ratio < 1: of all prunable channels (`scope="global"`), of each layer (`"local"`),
             or of all layers together that are alike but for their sizes (`"isomorphic"`). What a condition below forbids stays. A
             budget takes its place: then `local` and `isomorphic` find the least ratio that keeps to it.
@@ -95,7 +96,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         PlanError: an option has an impossible value, or names a layer that does not exist; or no choice of channels keeps to the budget.
         DataError: the criterion needs data and there are none, or the graph does not run on them.
     """
-    chosen = find_criterion(criterion if criterion is not None else default_criterion(graph, data))
+    chosen = find_criterion(criterion if criterion is not None else default_criterion(graph, data, budget=budget is not None))
     check_values(ratio, scope, "couple" if residual == "auto" else residual, min_channels, round_to, seed)
     if budget is not None and ratio != _RATIO:
         raise PlanError("a ratio and a budget", where="ratio", remedy="Give one of them: the budget decides how many channels go.")
@@ -103,6 +104,9 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     if limits and not wish:
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
     check_engine_wish(wish, engine, threads)
+    shown = data is not None  # noise is good enough to score channels by, and no reason to choose between plans
+    if criterion is None and data is None and chosen.reads != "parameters":
+        graph, data = without_images(graph, int(seed))
     check_stages(stages, wish, data)
     check_choice("groups", groups, get_args(GroupKind))
     check_allocator(allocator, wish, scope, data)
@@ -115,9 +119,9 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     made = Plan((), chosen.name, float(ratio), scope, "couple" if residual == "auto" else residual, int(min_channels),
                 round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed), wish,
                 check_limits(limits or {}), int(stages), groups, allocator)  # fmt: skip
-    made = dataclasses.replace(made, branches=check_depth(graph, depth, made, data))
+    made = dataclasses.replace(made, branches=check_depth(graph, depth, made, data if shown else None))
     job = _Job(graph, chosen, data, engine, threads, progress)
-    streams = residual == "auto" and engine is None and bool(wish) and data is not None
+    streams = residual == "auto" and engine is None and bool(wish) and shown
     choice = Choice.on(graph, data, job.solve, progress) if depth is True or streams else None
     if choice is None and depth is True:
         raise DataError(

@@ -206,9 +206,11 @@ def report_of(
         **settings.plan,
         "criterion": done.plan.criterion,
         "ratio": done.plan.ratio,
+        "stages": done.plan.stages,
         "constants": settings.constants,
         "calibrate": settings.calibrate,
         "reconstruct": settings.reconstruct,
+        "noise": data is None and any(step["step"] == "reconstruct" for step in done.built.graph.history),
         "distil": settings.distil,
         "opset": settings.opset,
     }

@@ -30,7 +30,8 @@ class CompressOptions:
     Args:
         ratio: The fraction of channels to remove, 0 to below 1; default 0.5.
         budget: In place of a ratio, what may be left: shares of the original up to 1, or numbers, by macs, params, bytes, latency (in ms).
-        stages: With a budget and --data, score channels again so many times on the way there, in the refitted net.
+        stages: With a budget and --data, score channels again so many times on the way there, in the refitted net. By default 2 are
+            tried where that takes seconds. Kept only if it gains on training images that were held back.
         limits: With a budget, the largest part of its channels that a layer may lose, by name or pattern.
         criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or from training images: fisher, hessian,
             taylor, activation, apoz. By default fisher for a budget with --data, else l1.
@@ -39,10 +40,11 @@ class CompressOptions:
             less, by trial, else couple.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
-        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave. The default with --data,
-            unless --constants or --calibrate is given.
+        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave; without --data on noise, by the
+            statistics of batch norms. The default, unless --constants or --calibrate is given, or there is neither.
         distil: After refitting, let the whole net follow the original's outputs, without labels, on up to 8,192 training images, each looked
-            at so many times. It takes as long as training does; 4 suits. What gains nothing on images held back is undone.
+            at so many times. It takes as long as training does; 4 suits. By default once, with a budget and --data, where that takes about
+            a minute at most. What gains nothing on images held back is undone.
         round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
         groups: What grouped convolutions lose: whole groups, or equally many channels of each (even); auto: what suits budget and widths.
         depth: For a budget with --data, take out whole residual branches too where that loses less, by trial.
@@ -64,14 +66,14 @@ class CompressOptions:
     ratio: float | None = None
     budget: Mapping[str, float] | None = None
     limits: Mapping[str, float] | None = None
-    stages: int = 1
+    stages: int | None = None
     criterion: str | None = None
     scope: Scope = "global"
     residual: ResidualWish = "auto"
     constants: Constants | None = None
     calibrate: int | None = None
     reconstruct: bool | None = None
-    distil: int = 0
+    distil: int | None = None
     round_to: Rounding = "auto"
     groups: GroupKind = "auto"
     depth: bool = False
@@ -120,7 +122,7 @@ class CompressOptions:
         check_engine_wish(found, self.engine, self.threads)
         plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
         plan |= {"limits": check_limits(self.limits)} if self.limits else {}
-        refits = self.reconstruct if self.reconstruct is not None else data and self.constants is None and self.calibrate is None
+        refits = self.reconstruct if self.reconstruct is not None else data and not self._reforms
         if self.distil and not refits:
             raise OptionError(
                 "distilling follows refitting, which is turned off",
@@ -132,7 +134,8 @@ class CompressOptions:
             self.constants or "absorb",
             self.calibrate or 0,
             IMAGES if refits else 0,
-            self.distil,
+            not data and not self._reforms,
+            self.distil if self.distil is not None or refits else 0,
             self.opset,
             self.runs,
             self.threads,
@@ -154,13 +157,12 @@ class CompressOptions:
             return
         if self.max_drop is not None:
             raise OptionError("no images to lose accuracy on", where="--max-drop", remedy="Give --data too.")
-        for name in ("reconstruct", "distil"):
-            if getattr(self, name):
-                raise OptionError("no images", where=f"--{name}", remedy="Give --data too, or leave it out.")
+        if self.distil:
+            raise OptionError("no images", where="--distil", remedy="Give --data too, or leave it out.")
         if self.depth or self.allocator == "measured":
             flag = "--depth" if self.depth else "--allocator"
             raise OptionError("no images to choose by", where=flag, remedy="Give --data too, or leave it out.")
-        if self.stages > 1:
+        if (self.stages or 1) > 1:
             raise OptionError("no images to refit on between stages", where="--stages", remedy="Give --data too, or leave it out.")
         if self.calibrate is not None and self.calibrate > 0:
             raise OptionError(f"{self.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")
