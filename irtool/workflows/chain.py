@@ -152,17 +152,15 @@ def masked_links(
         constants, calibration = "drop", None
     batches = None if calibration is None else list(calibration)
     found = check_prune(graph, plan, inputs, constants, batches)
-    precision = "float64" if isinstance(graph, FxGraph) else "float32"
+    precision = "float64" if graph.arithmetic is torch.float64 else "float32"
     masked = _masked(found, precision)
     if refitted:
         own = replace(_masked(check_refitted(graph, plan, sliced, inputs), precision), right="refitted")
         return (*_traced(graph, found), masked, own)
-    if not isinstance(sliced, FxGraph):
+    if sliced.arithmetic is not torch.float64:
         return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
-    stored = compare(
-        prune(cast(FxGraph, graph).to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64
-    )
+    stored = compare(prune(graph.widened(), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
     return (*_traced(graph, found), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
 
 
@@ -202,9 +200,9 @@ def _masked(found: MaskedCheck, precision: str) -> Link:
 
 def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
     """Sliced against folded: the rewrite in float64 (of torch graphs), and the two graphs as they are in float32."""
-    if not isinstance(sliced, FxGraph):
+    if sliced.arithmetic is not torch.float64:
         return (_link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),)
-    wide = sliced.to(torch.float64)
+    wide = sliced.widened()
     exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
     return (
         _link("sliced", "folded", "float64", exact, EXACT),
@@ -221,9 +219,9 @@ def onnx_link(folded: Graph, path: Path, inputs: tuple[Any, ...], name: str = "f
     link = _link(name, "ONNX", "float32", found, FLOAT32)
     if link.ok:
         return link
-    if isinstance(folded, FxGraph):
+    if folded.trainable:
         require_repeatable(folded)
-        return _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
+        return _placed(link, first_in_onnx(cast(FxGraph, folded), path, inputs, FLOAT32))
     return _placed(link, _first_node(folded, path, inputs))
 
 
