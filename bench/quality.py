@@ -1,7 +1,7 @@
 """irtool against Torch-Pruning and torch-kirigami at equal multiply-accumulates: without labels and training, then after one epoch.
 
     python bench/quality.py [--nets sparse,normal,vgg16,mobilenetv2] [--shares 75,50,35,25] [--seeds 0,1,2] [--data FOLDER] [--epoch] [--slow]
-    python bench/quality.py --table            print the tables, and draw the plot, from the file of results alone
+    python bench/quality.py --table            write the tables into docs/quality.md, and draw the plot, from the file of results alone
 
 Peers are no dependencies. They are used where they can be imported: make an environment that sees this one's packages too, and
 `pip install --no-deps torch-pruning==1.6.1 torch-kirigami==0.2.1` there. `--data` is the folder of Fashion-MNIST's idx files; two nets are trained
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from quality_nets import EPOCH_IMAGES, FRESH, PUBLISHED, Nets, World, train_epoch
-from quality_table import plot, table
+from quality_table import plot, table, write
 from quality_tools import OURS, PEERS, SLOW, Calibration, Tool, macs, streams
 from torch import Tensor, nn
 
@@ -258,7 +258,8 @@ def main() -> None:
             if options.slow and seed == 0 and share == shares[0]:
                 bench.slow(net, share)
     print(table(bench.rows))
-    if bench.rows:
+    if options.table:
+        write(bench.rows, ROOT / "docs" / "quality.md")
         plot(bench.rows, ROOT / "docs" / "quality.png")
 
 

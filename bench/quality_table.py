@@ -16,8 +16,29 @@ TITLES = {"normal": "PreResNet-38, trained as usual", "sparse": "PreResNet-38, s
 
 def table(rows: list[Row]) -> str:
     """Markdown: irtool beside the best peer as returned and after an epoch, then every peer on the images that chose."""
-    parts = [_verdicts(rows, lambda row: row.get("scored")), _verdicts(rows, lambda row: row.get("epoch", {}).get("scored")), _tools(rows)]
-    return "\n\n".join("\n".join(part) for part in parts if part)
+    parts = {
+        "## As returned, without training": _verdicts(rows, lambda row: row.get("scored")),
+        "## After one epoch with labels": _verdicts(rows, lambda row: row.get("epoch", {}).get("scored")),
+        "## Every tool, on the images that chose": _tools(rows),
+    }
+    return "\n\n".join("\n".join([title, "", *part]) for title, part in parts.items() if part)
+
+
+MARKS = "<!-- bench/quality.py: begin -->", "<!-- bench/quality.py: end -->"
+
+
+def write(rows: list[Row], path: Path) -> None:
+    """Put the tables between the marks of a document.
+
+    Raises:
+        ValueError: it has no marks.
+    """
+    text = path.read_text()
+    before, _, rest = text.partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        raise ValueError(f"{path} has no marks {MARKS}")
+    path.write_text(f"{before}{MARKS[0]}\n\n{table(rows)}\n\n{MARKS[1]}{after}")
 
 
 def _cells(rows: list[Row]) -> list[tuple[str, float]]:

@@ -82,10 +82,15 @@ def test_verify_names_the_broken_link_of_a_refitted_model(refitted: Path, tmp_pa
     assert complaint.splitlines()[-1].startswith("folded = ONNX: differ by")
 
 
-def test_refitting_without_images_is_refused(tmp_path: Path, cli: Run) -> None:
-    code, _, complaint = cli("compress", MODEL, "--reconstruct", "--out", tmp_path / "out")
-    assert code == 1
-    assert "--reconstruct: no images" in complaint
+def test_without_images_layers_are_refitted_on_noise(tmp_path: Path, cli: Run) -> None:
+    code, _, complaint = cli("compress", MODEL, "--input", "1x3x32x32", "--ratio", "0.3", "--runs", "1", "--out", tmp_path / "out")
+    assert code == 0, complaint
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["options"]["noise"] is True
+    assert any(note.startswith("no images: refitted on") for note in report["notes"])
+    code, _, _ = cli("compress", MODEL, "--input", "1x3x32x32", "--no-reconstruct", "--runs", "1", "--out", tmp_path / "dropped")
+    assert code == 0
+    assert json.loads((tmp_path / "dropped" / "report.json").read_text())["options"]["noise"] is False
 
 
 def test_compress_writes_all_files_and_nothing_else(made: Path) -> None:
