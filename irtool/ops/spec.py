@@ -28,7 +28,7 @@ _FAMILIES: dict[Rule, str] = {
     over_last_axes: "LayerNormalization RMSNormalization",
     group_norm: "GroupNormalization",
     quantise_channels: "QuantizePerChannel",
-    across_channels: "LRN Cumsum LpNormalization",
+    across_channels: "LRN Cumsum LogCumsumExp LpNormalization",
     reduce: "Reduce",
     glu: "Glu",
     softmax: "Softmax",

@@ -96,6 +96,7 @@ FUNCTIONS: dict[str, Spec] = {
     Softmax | softmax log_softmax softmin _softmax | input dim | same
     Glu | glu | input dim | run
     Cumsum | cumsum cumprod | input dim | same
+    LogCumsumExp | logcumsumexp | input dim | same
     Pool | max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d | input kernel_size stride padding dilation ceil_mode | run
     Pool | adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d | input output_size | adaptive
     Pool | max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices | input kernel_size stride padding dilation ceil_mode | run
