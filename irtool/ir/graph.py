@@ -311,7 +311,7 @@ class Graph(ABC):
 
     @abstractmethod
     def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads its first input. `tidied` when done."""
+        """Take out a node: whoever read its output reads the first of its inputs that is no parameter. `tidied` when done."""
 
     def is_pure(self, node: Node) -> bool:
         """Whether the operator does nothing but compute its result."""

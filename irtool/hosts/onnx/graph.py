@@ -171,11 +171,12 @@ class OnnxGraph(Graph):
         node.host.inputs.append(constant)
 
     def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads its input. `tidied` when done.
+        """Take out a node: whoever read its output reads the first of its inputs that is no constant. `tidied` when done.
 
         The names of graph outputs stay: where the node made one, the node before it makes it now.
         """
-        source, output = node.host.inputs[0], node.host.outputs[0]
+        source = next((tensor for tensor in node.host.inputs if not isinstance(tensor, gs.Constant)), node.host.inputs[0])
+        output = node.host.outputs[0]
         node.host.outputs.clear()
         node.host.inputs.clear()  # `cleanup` takes what makes nothing; `remove` compares node by node, which is slow
         if any(output is o for o in self.host.outputs):

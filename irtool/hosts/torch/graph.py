@@ -314,9 +314,10 @@ class FxGraph(Graph):
                     seen(stop.node.name, frontier.value(0, stop.node.input))
 
     def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads its first input. `tidied` when done."""
+        """Take out a node: whoever read its output reads the first of its inputs that is no parameter. `tidied` when done."""
         host: fx.Node = node.host
-        host.replace_all_uses_with(host.all_input_nodes[0])
+        flowing = [used for used in host.all_input_nodes if isinstance(value := self.value_of(used), Value) and not value.is_param]
+        host.replace_all_uses_with((flowing or host.all_input_nodes)[0])
         self.module.graph.erase_node(host)
 
     def is_pure(self, node: Node) -> bool:
