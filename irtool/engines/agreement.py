@@ -21,6 +21,23 @@ def relative_error(result: np.ndarray, reference: np.ndarray) -> float:
     return float(np.max(np.nan_to_num(gap, nan=np.inf, posinf=np.inf), initial=0.0)) / scale
 
 
+def row_error(result: np.ndarray, reference: np.ndarray) -> float:
+    """The same where rows (along the last axis but one) may come in another order: each row beside the one that is nearest to it.
+
+    Rows of all leading axes are taken together. Results without rows, and those of more than `MOST_ROWS`, are compared as they stand.
+    """
+    if result.ndim < 2 or result.shape != reference.shape or not 0 < result[..., 0].size <= MOST_ROWS:
+        return relative_error(result, reference)
+    a, b = (np.asarray(array, dtype=np.float64).reshape(-1, array.shape[-1]) for array in (result, reference))
+    scale = max(1e-3, float(np.abs(b[np.isfinite(b)]).max(initial=0.0)))
+    gaps = np.stack([np.nan_to_num(np.abs(row - b).max(-1), nan=np.inf) for row in a])
+    return float(max(gaps.min(0).max(), gaps.min(1).max())) / scale
+
+
+MOST_ROWS = 4096
+"""Rows that are compared with all others."""
+
+
 def sample_inputs(specs: Sequence[TensorSpec], *, batch: int = 2, size: int = 64) -> list[np.ndarray]:
     """Arrays that fit the inputs: standard normal floats, zeros of other types, always the same.
 

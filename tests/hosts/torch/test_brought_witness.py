@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import irtool
+from irtool.engines.agreement import row_error
 from irtool.errors import TraceError
+from irtool.hosts.torch.tracing.compare import apart, apart_from, observed
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -130,3 +133,49 @@ def test_numbers_that_no_two_runs_agree_on_are_not_compared() -> None:
             return y + torch.randn_like(y) * 0.1
 
     assert irtool.trace(Draws().eval(), X).tracer == "symbolic"
+
+
+class Best(nn.Module):
+    """Candidates, best first; three nearly equal numbers are added from one side or the other."""
+
+    def __init__(self, first: bool, offset: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.offset = first, offset
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, c, rest = x.unbind(2)
+        score = (a + b) + c if self.first else a + (b + c)
+        return rest.gather(1, score.topk(2000).indices)[..., None] + self.offset
+
+
+def test_an_order_that_rounding_decides_is_no_difference() -> None:
+    x = torch.rand(1, 2000, 4, generator=torch.Generator().manual_seed(0))
+    x[..., :3] = 1 + x[..., :3] / 1000
+    model = Best(True)
+    for offset, equal in ((0.0, True), (0.1, False)):
+        other = torch.fx.symbolic_trace(Best(False, offset))
+        expected, found = observed(model, (x,)), observed(other, (x,))
+        assert apart(expected, found) > 1e-2
+        assert (apart_from(model, other, (x,), None, expected, found) < 1e-9) == equal
+        assert (row_error(found.numpy(), expected.numpy()) < 1e-6) == equal
+    assert row_error(expected.flip(1).numpy(), expected.numpy()) == 0
+    assert row_error(expected[:, :1].expand_as(expected).numpy(), expected.numpy()) > 1e-2
+
+
+def test_a_detector_whose_queries_change_places_is_exported(tmp_path: Path) -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.score = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 1, 1)
+            self.score.weight.data *= 1e-5  # nearly equal numbers
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.stem(x).relu()
+            best = (1 + self.score(y)).flatten(1).topk(576).indices
+            return y.flatten(2).transpose(1, 2).gather(1, best[..., None].expand(-1, -1, 16))
+
+    torch.manual_seed(0)
+    graph = irtool.trace(Queries().eval(), torch.randn(1, 3, 24, 24))
+    made = irtool.export_onnx(irtool.prune(graph, irtool.plan(graph, "l1", 0.3)), tmp_path / "queries.onnx")
+    assert made.dynamic_batch
+    assert made.max_error < 1e-3
