@@ -18,7 +18,7 @@ from irtool.passmanager import Pass, Rewritten, register
 from irtool.progress import Progress, silent
 from irtool.pruning.absorb.bias import add_to_biases, outputs_of
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.distil import Distillation
 from irtool.pruning.reconstruct.images import image_batches, live_bytes, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
@@ -112,9 +112,10 @@ class Reconstruct(Pass):
             return self._without_images(graph)
         with uncollected():
             rewrite = find_rewrite(graph, self.plan)
+            batches = split_to_fit(self.original or graph, image_batches(graph, self.images, self.limit, CHUNK))
+            put_constants(rewrite, self.plan, batches)
             new = rewrite.fill()
         rewrites: list[Rewrite[Any]] = [*_before(self.original, graph), rewrite]
-        batches = split_to_fit(rewrites[0].labels.graph, image_batches(graph, self.images, self.limit, CHUNK))
         batches, notes = self._within_memory(new, batches)
         new, found = self._refit(rewrites, new, batches)
         if self.distil:

@@ -8,7 +8,7 @@ from torch import Tensor
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
 from irtool.ops.opaque import barrier, pin_value, short_name
-from irtool.ops.products import heads_stay, matmul_parts, source_of
+from irtool.ops.products import heads_stay, matmul_parts, meeting, source_of
 
 
 def conv(node: Node, ctx: Context) -> None:
@@ -125,10 +125,15 @@ def _pin_all(node: Node, ctx: Context, weight: Value | None) -> None:
             ctx.pin(node, labels.reshape(-1), "its weight is computed from what flows in")
 
 
-def _computed_axes(node: Node, ctx: Context, weight: Value) -> dict[int, Tensor]:
-    """The labels along the output and input axis of a weight that is computed from parameters."""
+def _computed_axes(node: Node, ctx: Context, weight: Value, arriving: Tensor | None = None) -> dict[int, Tensor]:
+    """The labels along the output and input axis of a weight that is computed from parameters; `arriving`: what meets the latter."""
     along = {axis: torch.full((weight.sizes[axis],), NONE, dtype=torch.int64) for axis in (0, 1)}
-    for number, labels in enumerate(ctx.parts(weight)):
+    parts = dict(enumerate(ctx.parts(weight)))
+    inner = [number for number, labels in parts.items() if ctx.decide(node, f"weight {number} arrives", varying(labels) == [1])]
+    matched = meeting(node, ctx, [parts[number] for number in inner], [arriving]) if arriving is not None and len(inner) > 1 else None
+    if matched is not None:
+        parts = {number: labels for number, labels in parts.items() if number not in inner or number == inner[matched[0]]}
+    for number, labels in parts.items():
         axes = varying(labels)
         for axis in range(len(weight.sizes)):
             if ctx.decide(node, f"weight {number} at {axis}", axes == [axis]):
@@ -151,8 +156,9 @@ def _make(node: Node, ctx: Context, weight: Value, out: Tensor) -> None:
 
 def computed_linear(node: Node, ctx: Context, weight: Value) -> None:
     """A linear layer whose weight is computed from parameters (a tied decoder's transpose)."""
-    along = _computed_axes(node, ctx, weight)
-    ctx.unify(node, channel_vector(node, ctx, node.input, len(node.input.sizes) - 1), along[1])
+    arriving = channel_vector(node, ctx, node.input, len(node.input.sizes) - 1)
+    along = _computed_axes(node, ctx, weight, arriving)
+    ctx.unify(node, arriving, along[1])
     _make(node, ctx, weight, along[0])
     _finish(node, ctx, along[0], axis=len(node.output.sizes) - 1)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import NONE, Context, is_none, none, varying
 from irtool.ops.opaque import barrier
+from irtool.ops.products import meeting
 
 Entry = tuple[int, Tensor]
 """The number of an operand, and one of its label tensors over all letters."""
@@ -93,6 +94,10 @@ def _meet(node: Node, ctx: Context, letter: str, entries: list[Entry], terms: li
         if letter in term and ctx.decide(node, f"{letter} in {index}", value.sizes[term.index(letter)] > 1)
     ]
     if len(set(numbers)) < len(numbers):
+        sides = [[entry for entry in entries if entry[0] == number] for number in sorted(set(numbers))]
+        matched = meeting(node, ctx, *[[labels for _, labels in side] for side in sides]) if len(sides) == 2 else None
+        if matched is not None:
+            return _meet(node, ctx, letter, [side[place] for side, place in zip(sides, matched, strict=True)], terms, result)
         for _, labels in entries:
             ctx.pin(node, labels.reshape(-1), "einsum over two channels along one axis")
         return None

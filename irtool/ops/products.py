@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -260,6 +261,10 @@ def _meet_inner(node: Node, ctx: Context, left: list[Tensor], right: list[Tensor
     if not left and not right:
         return
     if len(left) > 1 or len(right) > 1:
+        matched = meeting(node, ctx, left, right)
+        if matched is not None:
+            _meet_inner(node, ctx, [left[matched[0]]], [right[matched[1]]])
+            return
         for labels in left + right:
             ctx.pin(node, labels.reshape(-1), "a product over an axis that carries two channels")
         return
@@ -272,6 +277,29 @@ def _meet_inner(node: Node, ctx: Context, left: list[Tensor], right: list[Tensor
         return
     x, y = torch.broadcast_tensors(x, y)
     ctx.unify(node, x.reshape(-1), y.reshape(-1))
+
+
+def meeting(node: Node, ctx: Context, left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[int, int] | None:
+    """Find which of several parts along an axis meets the one of the other factor: that in which the same entries are alike.
+
+    The parts beside it are no channels, such as the taps of a kernel that was flattened with its channels, and stay.
+    """
+    if min(len(left), len(right)) != 1:
+        return None
+    several, (one,) = (left, right) if len(left) > 1 else (right, left)
+    for number, part in enumerate(several):
+        if ctx.decide(node, f"part {number} of {len(several)} meets", torch.equal(_pattern(part), _pattern(one))):
+            for other in several:
+                if other is not part:
+                    ctx.pin(node, other.reshape(-1), "lies beside channels along one axis")
+            return (number, 0) if len(left) > 1 else (0, number)
+    return None
+
+
+def _pattern(labels: Tensor) -> Tensor:
+    """Numbers of the labels in the order in which they appear."""
+    _, places, numbers = np.unique(labels.numpy().reshape(-1), return_index=True, return_inverse=True)
+    return torch.from_numpy(places[numbers.reshape(-1)])
 
 
 def _outer(node: Node, ctx: Context, parts: list[Tensor], value: Value, other: Value) -> list[Tensor]:

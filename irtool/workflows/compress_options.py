@@ -12,7 +12,7 @@ from irtool.errors import OptionError
 from irtool.passes.prune import Constants
 from irtool.pruning.budget import LATENCY, check_budget, check_engine_wish
 from irtool.pruning.budgeted import check_limits
-from irtool.pruning.plan import Residual, Rounding, Scope
+from irtool.pruning.plan import Allocator, GroupKind, ResidualWish, Rounding, Scope
 from irtool.pruning.planner import check_options
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.search import Bound
@@ -36,7 +36,8 @@ class CompressOptions:
         criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or from training images: fisher, hessian,
             taylor, activation, apoz. By default fisher for a budget with --data, else l1.
         scope: Rank over all layers, in each, or among those that are alike but for their sizes.
-        residual: Residual streams: select from them, couple all that write to them, or keep them.
+        residual: Residual streams: select from them, couple all that write to them, or keep them; auto: for a budget with --data what loses
+            less, by trial, else couple.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
         reconstruct: Refit every layer on 128 training images, without labels, to what the original gave; without --data on noise, by the
@@ -45,6 +46,9 @@ class CompressOptions:
             at so many times. It takes as long as training does; 4 suits. By default once, with a budget and --data, where that takes about
             a minute at most. What gains nothing on images held back is undone.
         round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
+        groups: What grouped convolutions lose: whole groups, or equally many channels of each (even); auto: what suits budget and widths.
+        depth: For a budget with --data, take out whole residual branches too where that loses less, by trial.
+        allocator: How a budget is shared among layers: greedy, by scores; or measured, by what pruning each alone was measured to lose.
         engine: What a latency budget is measured in: onnxruntime or mnn.
         min_channels: Keep at least so many channels in each layer.
         ignore: A layer or module to leave alone; may be repeated.
@@ -65,12 +69,15 @@ class CompressOptions:
     stages: int | None = None
     criterion: str | None = None
     scope: Scope = "global"
-    residual: Residual = "couple"
+    residual: ResidualWish = "auto"
     constants: Constants | None = None
     calibrate: int | None = None
     reconstruct: bool | None = None
     distil: int | None = None
     round_to: Rounding = "auto"
+    groups: GroupKind = "auto"
+    depth: bool = False
+    allocator: Allocator = "greedy"
     engine: str | None = None
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
@@ -105,9 +112,11 @@ class CompressOptions:
             raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
         self._check_numbers()
         plan: dict[str, Any] = {
-            name: getattr(self, name) for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages")
+            name: getattr(self, name)
+            for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages", "groups", "allocator")
         }
         plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
+        plan |= {"depth": True} if self.depth else {}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}
         found = {LATENCY: 0.5} if self.max_drop is not None and self.engine is not None and not self.budget else self.budget or {}
         check_engine_wish(found, self.engine, self.threads)
@@ -150,13 +159,17 @@ class CompressOptions:
             raise OptionError("no images to lose accuracy on", where="--max-drop", remedy="Give --data too.")
         if self.distil:
             raise OptionError("no images", where="--distil", remedy="Give --data too, or leave it out.")
+        if self.depth or self.allocator == "measured":
+            flag = "--depth" if self.depth else "--allocator"
+            raise OptionError("no images to choose by", where=flag, remedy="Give --data too, or leave it out.")
         if (self.stages or 1) > 1:
             raise OptionError("no images to refit on between stages", where="--stages", remedy="Give --data too, or leave it out.")
         if self.calibrate is not None and self.calibrate > 0:
             raise OptionError(f"{self.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")
 
     def _check_numbers(self) -> None:
-        check_options(self.criterion or "l1", self._ratio, self.scope, self.residual, self.min_channels, self.round_to)
+        residual = "couple" if self.residual == "auto" else self.residual
+        check_options(self.criterion or "l1", self._ratio, self.scope, residual, self.min_channels, self.round_to)
         if self.runs < 1 or self.threads < 1:
             raise OptionError(
                 f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."

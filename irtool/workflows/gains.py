@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from irtool.analysis.cost import cost
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
 from irtool.pruning.reconstruct.distil import distance
@@ -88,7 +87,7 @@ def stages_of(graph: Graph, settings: Settings, images: int) -> int:
     asked: Any = settings.plan.get("stages")
     if asked is not None:
         return int(asked)
-    small = isinstance(graph, FxGraph) and images > 0 and cost(graph).macs * images <= STAGE_WORK
+    small = graph.trainable and images > 0 and cost(graph).macs * images <= STAGE_WORK
     planned = settings.plan.get("budget") is not None and settings.bound is None
     return STAGES if small and planned and settings.plan.get("engine") is None else 1
 
@@ -103,7 +102,7 @@ def distilled_on(graph: Graph, settings: Settings, most: int) -> tuple[int, int]
     """
     if settings.distil is not None:
         return settings.distil, most if settings.distil else 0
-    if not isinstance(graph, FxGraph) or settings.plan.get("budget") is None or settings.bound is not None or not settings.reconstruct:
+    if not graph.trainable or settings.plan.get("budget") is None or settings.bound is not None or not settings.reconstruct:
         return 0, 0
     count = min(most, int(DISTIL_WORK / max(3 * cost(graph).macs, 1)))  # forwards of both, and backwards of a smaller one
     return (1, count) if count >= FEWEST else (0, 0)

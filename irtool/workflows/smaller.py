@@ -69,10 +69,13 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
     scored = _scored(graph, shown, settings)
     times, count = distilled_on(graph, settings, FOLLOWED)
     followed = _followed(graph, shown, count)
+    settled: dict[str, Any] = {}  # what becomes of residual streams is tried once, and holds for all budgets of a search
 
     def planned(wish: Mapping[str, Any], stages: int) -> Plan:
         with reporter.stage("plan" if stages == 1 else f"plan in {stages} stages"):
-            return irtool.plan(graph, **{**settings.plan, **scored, **wish, "stages": stages, "progress": reporter})
+            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, **settled, "stages": stages, "progress": reporter})
+        settled["residual"] = plan.residual
+        return plan
 
     def pruned(plan: Plan, distil: int = 0) -> PassResult[G]:
         with reporter.stage("prune"):
@@ -145,7 +148,8 @@ def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, An
         if data is None and wished:
             return {}
         name = default_criterion(graph, data if wished else None)
-    if CRITERIA[name].reads == "parameters":
+    chooses = bool(settings.plan.get("depth")) or settings.plan.get("allocator") == "measured"
+    if CRITERIA[name].reads == "parameters" and not chooses:
         return {"criterion": name}
     if data is None:
         raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")

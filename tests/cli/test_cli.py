@@ -11,6 +11,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from installed import ADDED, LINKS, OWN_LINKS
 from onnx import numpy_helper
 
 import irtool
@@ -100,7 +101,7 @@ def test_compress_writes_all_files_and_nothing_else(made: Path) -> None:
 def test_the_report_says_what_the_files_are(made: Path) -> None:
     report = json.loads((made / "report.json").read_text())
     assert [link["name"] for link in report["chain"]] == [
-        "model = traced", "masked = sliced", "sliced = stored", "sliced = folded", "sliced = folded", "folded = ONNX", "ONNX = MNN",
+        "model = traced", "masked = sliced", "sliced = stored", "sliced = folded", "sliced = folded", "folded = ONNX", *LINKS,
     ]  # fmt: skip
     assert all(link["ok"] for link in report["chain"])
     assert report["chain"][1]["relative"] <= 1e-9
@@ -109,7 +110,7 @@ def test_the_report_says_what_the_files_are(made: Path) -> None:
     assert after["macs"] < before["macs"]
     assert before["images"] == after["images"] == 60
     assert after["file_bytes"] == {kind: (made / FILES[kind]).stat().st_size for kind in ("model", "onnx", "mnn")}
-    assert set(after["latency_ms"]) == set(report["ratios"]) == {"torch", "onnxruntime", "mnn"}
+    assert set(after["latency_ms"]) == set(report["ratios"]) == {"torch", "onnxruntime", *ADDED}
     assert Preprocessing.from_dict(report["preprocessing"]).input_shape == (3, 32, 32)
     assert report["classes"] == list("0123456789")
 
@@ -177,7 +178,7 @@ def test_compress_prints_the_plan_the_chain_and_the_table(weights: Path, tmp_pat
 def test_verify_goes_through_the_whole_chain_again(made: Path, cli: Run) -> None:
     code, printed, _ = cli("verify", made)
     assert code == 0
-    assert printed.count("holds") == 7
+    assert printed.count("holds") == 6 + len(OWN_LINKS)
 
 
 def test_verify_without_the_original_says_what_it_leaves_out(made: Path, tmp_path: Path, cli: Run) -> None:
@@ -188,7 +189,7 @@ def test_verify_without_the_original_says_what_it_leaves_out(made: Path, tmp_pat
     code, printed, _ = cli("verify", moved)
     assert code == 0
     assert "masked = sliced is left out" in printed
-    assert printed.count("holds") == 4
+    assert printed.count("holds") == 3 + len(OWN_LINKS)
 
 
 def test_verify_tells_a_changed_checkpoint_from_a_broken_link(made: Path, weights: Path, tmp_path: Path, cli: Run) -> None:
@@ -302,10 +303,10 @@ def test_diff_has_the_exit_codes_of_diff(made: Path, weights: Path, cli: Run) ->
 
 def test_export_writes_both_files_and_converts_onnx(weights: Path, tmp_path: Path, cli: Run) -> None:
     onnx_file, mnn_file, again = (tmp_path / "files" / name for name in ("net.onnx", "net.mnn", "again.mnn"))
-    code, printed, _ = cli("export", MODEL, "-w", weights, "-i", "2x3x32x32", "--onnx", onnx_file, "--mnn", mnn_file)
+    code, printed, _ = cli("export", MODEL, "-w", weights, "-i", "2x3x32x32", "--out", onnx_file, "--out", mnn_file)
     assert code == 0
     assert "folded = ONNX" in printed
-    assert cli("export", onnx_file, "--mnn", again)[0] == 0
+    assert cli("export", onnx_file, "--out", again)[0] == 0
     assert sorted(file.name for file in onnx_file.parent.iterdir()) == ["again.mnn", "net.mnn", "net.onnx"]
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(str(onnx_file)).graph.node}
 
@@ -313,7 +314,7 @@ def test_export_writes_both_files_and_converts_onnx(weights: Path, tmp_path: Pat
 def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     code, printed, _ = cli("demo", "--quick", "--out", tmp_path / "demo")
     assert code == 0
-    assert printed.count("holds") == 7
+    assert printed.count("holds") == 6 + len(LINKS)
     assert "[/]" not in printed
     for expected in ("accuracy (359 images)", "absorb 0.5", "drop 0.7", "absorb 0.7", "mnn, ms"):
         assert expected in printed

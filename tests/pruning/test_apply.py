@@ -54,7 +54,7 @@ class Baked(nn.Module):
         ways: dict[str, Callable[[Tensor], Tensor]] = {
             "view": lambda x: x.view(-1, 8, x.shape[2] * x.shape[3])[..., None],
             "split": lambda x: torch.cat(torch.split(x, [3, 5], dim=1), 1),
-            "slice": lambda x: torch.cat((x[:, :3], x[:, 3:8]), 1),
+            "slice": lambda x: torch.cat((x[:, 3:8], x[:, :3]), 1),
             "size": lambda x: x.flatten(2).view(x.size(0), x.size(1), -1)[..., None],
         }
         return self.head(self.b(ways[self.kind](x)).relu().mean((2, 3)))

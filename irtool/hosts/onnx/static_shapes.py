@@ -30,7 +30,7 @@ def settle_shapes(host: gs.Graph, proto: ModelProto) -> int:
     if is_large(proto):
         return 0  # onnx cannot infer shapes in a model of that size
     before = len(host.nodes)
-    found = _known(host, _dimensions(proto), {})
+    found = _known(host, dimensions(proto), {})
     for node in list(host.nodes):
         pair = found.get(node.outputs[0].name) if node.outputs else None
         if pair is not None and np.array_equal(*pair) and not any(output in host.outputs for output in node.outputs):
@@ -47,7 +47,7 @@ def settle_reshapes(host: gs.Graph, proto: ModelProto) -> int:
     """
     if is_large(proto):
         return 0
-    sizes, seen = _dimensions(proto), dict[str, tuple[int, int]]()
+    sizes, seen = dimensions(proto), dict[str, tuple[int, int]]()
     found = _known(host, sizes, seen)
     names = {pair[0]: name for name, pair in seen.items()}
     count = 0
@@ -74,7 +74,7 @@ def _written(pair: tuple[Array, Array], before: Dims, names: dict[int, str]) -> 
     return np.array(written, np.int64) if written.count(-1) <= 1 else None
 
 
-def _dimensions(proto: ModelProto) -> dict[str, Dims]:
+def dimensions(proto: ModelProto) -> dict[str, Dims]:
     """The sizes of every value, by name where they depend on the inputs."""
     try:
         graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph

@@ -28,7 +28,8 @@ from irtool.hosts.onnx.subgraphs import bodies
 
 Observe = Callable[[list[str]], Mapping[str, Seen]]
 """Runs the whole model on the example sizes and tells the types of the values asked for, by name."""
-_FROM_SHAPE = frozenset({"Shape", "Size"})
+FROM_SHAPE = frozenset({"Shape", "Size"})
+"""Operators that give the sizes of a value."""
 _MAY_BE_EMPTY = frozenset(
     {"Slice", "Split", "Gather", "Concat", "Expand", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 )
@@ -78,7 +79,7 @@ class ValueTypes:
         return self.known.get(tensor.name)
 
     def depends_on_shapes(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
-        if node.op in _FROM_SHAPE:
+        if node.op in FROM_SHAPE:
             return present[0].name not in self.data_sized
         if bodies(node) or node.op == "DequantizeLinear":
             return False
@@ -87,7 +88,7 @@ class ValueTypes:
     def compute(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
         """Note the value of what depends on shapes alone. False: nobody can tell how much there is to compute."""
         arrays: list[Array] | None
-        if node.op in _FROM_SHAPE:
+        if node.op in FROM_SHAPE:
             shape = np.array(self.typed(present[0])[1], np.int64)
             arrays = [shape[node.attrs.get("start", 0) : node.attrs.get("end")] if node.op == "Shape" else np.array(shape.prod())]
         else:

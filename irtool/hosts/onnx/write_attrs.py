@@ -6,32 +6,28 @@ One row an operator of the view. Sizes that the program computes from shapes are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from irtool.hosts.onnx.computed import OriginalNumbers, scaled
 from irtool.hosts.onnx.edges import cleanup
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.reader import Reader
-from irtool.ir.graph import Node, Value
+from irtool.hosts.onnx.views import ViewGuards
+from irtool.ir.graph import Node
+from irtool.ir.sizes import Sizes
+
+if TYPE_CHECKING:
+    from irtool.hosts.onnx.graph import OnnxGraph
 
 Ints = NDArray[np.int64]
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Which input holds the sizes of the result."""
 _SIZED = frozenset({"Reshape", "Expand", "Resize", "Upsample", "Split", "Slice", "Gather", "Pad", "Tile", "Squeeze", "Unsqueeze"})
 """Operators whose computed arguments are sizes and positions; a computed number anywhere else keeps the value it had."""
-
-
-class Sizes(Protocol):
-    """What slicing leaves of each value."""
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape after slicing."""
-
-    def kept(self, value: Value, axis: int) -> Ints | None:
-        """The positions along an axis that stay, or None if all do."""
 
 
 class OnnxLiterals:
@@ -47,6 +43,9 @@ class OnnxLiterals:
         self.graph, self.host, self.sizes = graph, host, sizes
         self.hosts: dict[str, gs.Node] = {node.name: node for node in host.nodes}
         self._views = {node.name: node for node in graph.nodes}
+        self._taken: dict[str, gs.Tensor] = host.tensors()
+        self._originals: OriginalNumbers | None = None
+        self._guards: ViewGuards | None = None
         self.edited: list[str] = []
         """Names of nodes whose arguments changed."""
 
@@ -94,43 +93,44 @@ class OnnxLiterals:
         view = self._views.get(host.name)
         if view is None:
             return
+        insert = partial(self._insert, reader)
         if host.op in _TARGETS and len(host.inputs) > _TARGETS[host.op]:
             self._fix_sizes(reader, host, view, _TARGETS[host.op])
         elif host.op not in _SIZED:
-            self._freeze(reader, host)
+            originals = self._originals or OriginalNumbers(self.graph.known, insert)
+            for index, tensor in enumerate(host.inputs):
+                host.inputs[index] = originals.of(reader, host, tensor)
+            self._originals = originals
+        self._guards = self._guards or ViewGuards(self.graph, self.sizes.shape, insert)
+        self._guards.guard(host, view)
+
+    def notes(self) -> list[str]:
+        """What must be known of the sliced program, a line each."""
+        return self._guards.notes if self._guards is not None else []
+
+    def _insert(self, reader: Reader, host: gs.Node, nodes: Sequence[gs.Node]) -> None:
+        """Put nodes in front of another one, and read them. A graph that was sliced before has some of their names already."""
+        place = next(index for index, node in enumerate(self.host.nodes) if node is host)
+        self.host.nodes[place:place] = nodes
+        for node in nodes:
+            while node.name in self.hosts:
+                node.name += "_"
+            for tensor in (*node.inputs, *node.outputs):
+                while self._taken.setdefault(tensor.name, tensor) is not tensor:
+                    tensor.name += "_"
+            reader.read(node)
+        self.edited.append(host.name)
 
     def _fix_sizes(self, reader: Reader, host: gs.Node, view: Node, index: int) -> None:
-        """Entries that come out wrong become numbers: `computed * mask + numbers`, so that the free axes stay free."""
+        """Entries that come out wrong are scaled, so that the free axes stay free."""
         tensor = host.inputs[index]
         computed, before = reader.known.get(tensor.name), self.graph.known.get(tensor.name)
         new = self.sizes.shape(view.output)
         if computed is None or before is None or computed.shape != (len(new),) or before.shape != computed.shape:
             return
         stated = (before == np.array(view.output.sizes)) & (before > 0)
-        wrong = stated & (computed != np.array(new))
-        if not wrong.any():
-            return
-        mask, numbers = (~wrong).astype(computed.dtype), np.where(wrong, new, 0).astype(computed.dtype)
-        names = [f"{host.name}.{part}" for part in ("mask", "masked", "numbers", "sizes")]
-        masked, fixed = gs.Variable(names[1]), gs.Variable(names[3])
-        nodes = [
-            gs.Node("Mul", f"{names[1]}.Mul", inputs=[tensor, gs.Constant(names[0], mask)], outputs=[masked]),
-            gs.Node("Add", f"{names[3]}.Add", inputs=[masked, gs.Constant(names[2], numbers)], outputs=[fixed]),
-        ]
-        place = next(index for index, node in enumerate(self.host.nodes) if node is host)
-        self.host.nodes[place:place] = nodes
-        for node in nodes:
-            reader.read(node)
-        host.inputs[index] = fixed
-        self.edited.append(host.name)
-
-    def _freeze(self, reader: Reader, host: gs.Node) -> None:
-        for index, tensor in enumerate(host.inputs):
-            computed, before = reader.known.get(tensor.name), self.graph.known.get(tensor.name)
-            if computed is None or before is None or computed.shape != before.shape or np.array_equal(computed, before):
-                continue
-            host.inputs[index] = gs.Constant(f"{host.name}.frozen_{index}", before)
-            self.edited.append(host.name)
+        target = np.where(stated, new, computed).astype(computed.dtype)
+        host.inputs[index] = scaled(host, tensor, target, computed, f"{host.name}.sizes", partial(self._insert, reader))
 
 
 def resized(graph: OnnxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[OnnxGraph, list[str]]:
@@ -143,6 +143,7 @@ def resized(graph: OnnxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Size
         if name in changed:
             tensor.values = np.broadcast_to(np.zeros((), tensor.dtype), shapes[name])  # one entry, whatever the shape
     new = graph.with_host(host, empty=changed, fix=edits.fix)
+    new.notes = (*graph.notes, *edits.notes())
     return new, edits.edited
 
 
@@ -243,9 +244,9 @@ def _pad(edits: OnnxLiterals, node: Node) -> None:
 
 
 def _conv(edits: OnnxLiterals, node: Node) -> None:
-    """A depthwise convolution has as many groups as input channels."""
-    if node.attrs["groups"] == node.input.sizes[1] > 1:
-        edits.set_attr(node, "group", edits.sizes.shape(node.input)[1])
+    """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
+    if node.attrs["groups"] > 1:
+        edits.set_attr(node, "group", edits.sizes.groups(node))
 
 
 def _group_norm(edits: OnnxLiterals, node: Node) -> None:

@@ -6,10 +6,8 @@ channels at more positions. Slicing whole channels means nothing there, so that 
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import fx
 
 from irtool.hosts.torch.arguments import sizes_argument, torch_name
 from irtool.ir.graph import Node, Value
+from irtool.ops.view_axes import ViewAxes, view_axes
 
 _VIEWS = frozenset({"view", "reshape", "_unsafe_view"})
 Sizes = Callable[[Value], tuple[int, ...]]
@@ -47,46 +46,11 @@ def keep_axes_apart(nodes: Sequence[Node], module: fx.GraphModule, sizes: Sizes)
     return notes
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The axes around the channels of a view: before `first` and from `last` on, of its input and of its output."""
-
-    first: tuple[int, int]
-    last: tuple[int, int]
-    ranks: tuple[int, int]
-
-    def open(self, listed: Sequence[Any]) -> list[str]:
-        """The parts of which the call does not say how large they are; empty where the number of elements settles them.
-
-        That is so for one part: the product of all is given, and the others are computed from sizes, or are the channels alone.
-        """
-        if len(listed) != self.ranks[1]:
-            return []
-        (i, o), (j, p) = self.first, self.last
-        parts = {"before": (i, listed[:o]), "after": (self.ranks[0] - j, listed[p:])}
-        found = [name for name, (axes, stated) in parts.items() if any(isinstance(size, int) for size in stated) or (axes and not stated)]
-        alone = j - i == 1 and p - o == 1 and listed[o] != -1
-        computed = all(isinstance(size, fx.Node) for size in listed[o:p])
-        found += [] if alone or computed else ["channels"]
-        if -1 not in listed and [place for place, size in enumerate(listed) if isinstance(size, int)] in [[k] for k in range(o, p)]:
-            return []  # all but the number of channels is computed from sizes
-        return found if len(found) > 1 else []
-
-
-def _split(node: Node, sizes: Sizes) -> _Split | None:
+def _split(node: Node, sizes: Sizes) -> ViewAxes | None:
     """Where the channels of a view begin and end. None if none were cut."""
-    shapes = node.input.sizes, node.output.sizes
-    cut = [
-        [axis for axis, (old, new) in enumerate(zip(value.sizes, sizes(value), strict=True)) if old != new]
-        for value in (node.input, node.output)
-    ]
-    if not all(cut):
-        return None
-    products = [[math.prod(shape[:place]) for place in range(len(shape) + 1)] for shape in shapes]
-    pairs = [(i, o) for i, one in enumerate(products[0]) for o, other in enumerate(products[1]) if one == other]
-    first = max((pair for pair in pairs if pair[0] <= cut[0][0] and pair[1] <= cut[1][0]), default=(0, 0))
-    last = min((pair for pair in pairs if pair[0] > cut[0][-1] and pair[1] > cut[1][-1]), default=(len(shapes[0]), len(shapes[1])))
-    return _Split(first, last, (len(shapes[0]), len(shapes[1])))
+    pairs = [(value.sizes, sizes(value)) for value in (node.input, node.output)]
+    before, after = ([axis for axis, (old, new) in enumerate(zip(*pair, strict=True)) if old != new] for pair in pairs)
+    return view_axes(node.input.sizes, node.output.sizes, (before, after))
 
 
 def _moves(host: fx.Node) -> bool:
@@ -102,7 +66,7 @@ def _moves(host: fx.Node) -> bool:
     return False
 
 
-def _refuse(graph: fx.Graph, host: fx.Node, found: _Split) -> None:
+def _refuse(graph: fx.Graph, host: fx.Node, found: ViewAxes) -> None:
     """Flatten by name where that says it all, else compare the sizes around the channels; a second pruning finds them there."""
     listed = sizes_argument(host)[1]
     tensor: Any = host.args[0] if host.args else host.kwargs["input"]

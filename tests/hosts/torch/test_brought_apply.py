@@ -71,3 +71,60 @@ def test_a_size_that_forward_says_is_still_refused(tracer: str, monkeypatch: pyt
     with pytest.raises(PlanError, match="forward has a size written into it"):
         irtool.apply(plan, model, X)
     assert torch.equal(model(X), before)
+
+
+def _halves(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return a * b.sigmoid()
+
+
+def _split_by_count(x: Tensor) -> Tensor:
+    a, b = x.split(x.shape[1] // 2, 1)
+    return a + b
+
+
+def _viewed_by_count(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).sum(1)
+
+
+def _eights(x: Tensor) -> Tensor:
+    a, b = x.split(8, 1)
+    return a + b
+
+
+class Halved(nn.Module):
+    """Sizes that forward computes from the widths, and that a tracer with values writes down as numbers."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.a, self.o, self.function = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 4, 1), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.o(self.function(self.a(x)))
+
+
+@pytest.mark.parametrize("tracer", ["concrete", "export"])
+@pytest.mark.parametrize("function", [_halves, _split_by_count, _viewed_by_count])
+def test_a_size_that_forward_computes_is_none_that_it_says(function: Any, tracer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "ATTEMPTS", ((tracer, tracer != "export"),))
+    torch.manual_seed(0)
+    model = Halved(function).eval()
+    graph = irtool.trace(model, X)
+    plan = irtool.plan(graph, "l1", 0.5, "local")
+    assert plan.removed >= 7
+    expected = irtool.prune(graph, plan).module(X)
+    irtool.apply(plan, model, X)
+    torch.testing.assert_close(model(X), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tracer", ["symbolic", "concrete", "export"])
+@pytest.mark.parametrize("function", [_eights, lambda x: x.view(-1, 2, 8, 8, 8).sum(1)])
+def test_a_split_or_view_of_a_written_size_is_refused(function: Any, tracer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "ATTEMPTS", ((tracer, tracer != "export"),))
+    model = Halved(function).eval()
+    before = model(X)
+    plan = irtool.plan(irtool.trace(model, X), "l1", 0.5, "local")
+    with pytest.raises(PlanError, match="forward has a size written into it"):
+        irtool.apply(plan, model, X)
+    assert torch.equal(model(X), before)

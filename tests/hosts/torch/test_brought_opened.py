@@ -120,6 +120,14 @@ def _folded(net: Any, x: Tensor) -> Tensor:
     return net.o(nn.functional.fold(weighed.flatten(1, 2), x.shape[-2:], 3, padding=1))
 
 
+def _columns(net: Any, x: Tensor) -> Tensor:
+    return nn.functional.unfold(net.a(x), 3, padding=1)
+
+
+def _as_image(net: Any, rows: Tensor) -> Tensor:
+    return net.o(rows.unflatten(2, (16, 16)))
+
+
 def _spectrum(net: Any, x: Tensor) -> Tensor:
     sound = net.b(net.a(x)).flatten(2).mean(1)
     return torch.istft(torch.stft(sound, 16, window=net.window, return_complex=True), 16, window=net.window)
@@ -137,6 +145,14 @@ OPENED: dict[str, Callable[[Any, Tensor], Any]] = {
     ),
     "fold of any size": _folded,
     "unfold and fold as layers": lambda net, x: net.o(nn.Fold(16, 2, stride=2)(nn.Unfold(2, stride=2)(net.a(x)))),
+    "a flattened kernel times columns": lambda net, x: _as_image(net, net.b.weight.view(16, -1) @ _columns(net, x)),
+    "columns times a flattened kernel": lambda net, x: _as_image(
+        net, (_columns(net, x).transpose(1, 2) @ net.b.weight.flatten(1).t()).transpose(1, 2)
+    ),
+    "an Einstein sum of both": lambda net, x: _as_image(net, torch.einsum("ok,nkl->nol", net.b.weight.view(16, -1), _columns(net, x))),
+    "a linear layer of both": lambda net, x: _as_image(
+        net, nn.functional.linear(_columns(net, x).transpose(1, 2), net.b.weight.view(16, -1)).transpose(1, 2)
+    ),
     "unpooling": _unpooled,
     "unpooling by layers": _unpooled_by_layers,
     "Fourier transforms": _gated_spectrum,

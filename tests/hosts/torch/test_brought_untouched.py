@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import random
 from collections.abc import Callable
@@ -157,6 +158,37 @@ class Normalises(Base):
             self.act = nn.LeakyReLU(0.2)
         y = self.b(self.act(self.norm(self.a(x))))
         return F.batch_norm(y, self.mean, self.var, training=self.training)
+
+
+class Makes(collections.OrderedDict[str, Any]):
+    """A table that makes what it is asked for, as packages' tables of activations do."""
+
+    def __getitem__(self, key: str) -> Any:
+        kind, options = super().__getitem__(key)
+        return kind(**options)
+
+    def values(self) -> Any:
+        raise AssertionError("asked for all that it could make")
+
+
+MAKES = Makes(swish=(nn.SiLU, {}), parts=(nn.Bilinear, {}), last=(list, {}))
+
+
+class Looks(Base):
+    """A layer that is fetched from such a table, whose order forward changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        MAKES.move_to_end("swish")
+        MAKES["seen"] = (dict, {})
+        out: Tensor = self.b(MAKES["swish"](self.a(x)))
+        return out
+
+
+def test_a_table_that_makes_what_it_is_asked_for_is_put_back() -> None:
+    before, model = list(MAKES), Looks().eval()
+    graph = irtool.trace(model, X)
+    assert list(MAKES) == before
+    assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
 
 
 @pytest.mark.parametrize("kind", [Normalises, Collects, PreHook, Counts, HoldsObject, Globals, Clips, Seeds, Plain, Frozen])

@@ -107,3 +107,21 @@ def test_pruned_again_saved_and_exported(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="mixed with other axes"):
         loaded.module.forward(torch.randn(1, 3, 16, 32))
     irtool.export_onnx(again, tmp_path / "m.onnx")
+
+
+class Fixed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.a(x).relu() * (2 if x.shape[-1] in (16, 32) else 1))
+
+
+def test_what_the_trace_told_is_told_of_the_pruned_graph_and_what_is_made_of_it() -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(Fixed(_joined).eval(), torch.randn(1, 3, 16, 16))
+    assert any("the image is fixed" in note for note in graph.notes)
+    done = irtool.Prune(irtool.plan(graph, "l1", 0.5))(graph)
+    folded = irtool.fold_batchnorm(done.graph)
+    for made in (done.graph, irtool.RemoveIdentity()(done.graph).graph, folded):
+        assert set(graph.notes) < set(made.notes)
+        assert any("refused at sizes" in note for note in made.notes)
+    assert any("refused at sizes" in note for note in done.notes)
+    assert not set(graph.notes) & set(done.notes)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.compare import TOLERANCE, apart, like_weights, observed, shares_weights
+from irtool.hosts.torch.tracing.compare import TOLERANCE, apart_from, like_weights, observed, shares_weights
 from irtool.hosts.torch.tracing.fixed_sizes import Fixed, Program, fixed_axes
+
+if TYPE_CHECKING:
+    from irtool.hosts.torch.graph import FxGraph
 
 __all__ = ["TOLERANCE", "against_model", "fixed_elsewhere"]
 
@@ -22,7 +24,9 @@ def against_model(graph: FxGraph, inputs: Sequence[Any]) -> float:
         return 0.0
     own = like_weights(graph.module, inputs)
     expected = observed(graph.origin, own, graph.decided)
-    return 0.0 if expected is None else apart(expected, observed(graph.module, own))
+    if expected is None:
+        return 0.0
+    return apart_from(graph.origin, graph.module, own, graph.decided, expected, observed(graph.module, own))
 
 
 def fixed_elsewhere(graph: FxGraph, inputs: Sequence[Any]) -> tuple[Fixed, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
@@ -51,19 +51,20 @@ def _contents(value: Any, seen: set[int]) -> Iterator[tuple[Any, Any]]:
 
 
 def content_of(value: Any) -> Any:
-    """A shallow copy of what a container holds."""
+    """A shallow copy of what a container holds; methods of a subclass, which may compute what they give, are not asked."""
     if isinstance(value, dict):
-        return dict(value)
-    if isinstance(value, (list, deque)):
-        return list(value)
-    return set(value) if isinstance(value, set) else dict(vars(value))
+        return dict(zip(dict.keys(value), dict.values(value), strict=True))
+    for kind in (list, deque):
+        if isinstance(value, kind):
+            return list(kind.__iter__(value))  # type: ignore[arg-type]
+    return set(set.__iter__(value)) if isinstance(value, set) else dict(vars(value))
 
 
 def same(now: Any, before: Any) -> bool:
-    """Whether a container holds the very objects that it held."""
-    if isinstance(now, Mapping):
+    """Whether two contents are of the very same objects."""
+    if isinstance(now, dict):
         return list(now) == list(before) and all(now[key] is before[key] for key in now)
-    if isinstance(now, Sequence):
+    if isinstance(now, list):
         return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
     return bool({id(member) for member in now} == {id(member) for member in before})
 
@@ -71,8 +72,12 @@ def same(now: Any, before: Any) -> bool:
 def refill(value: Any, content: Any) -> bool:
     """Let a container hold again what it held."""
     held: Any = value if isinstance(value, _CONTAINERS) and not isinstance(value, SimpleNamespace) else vars(value)
-    held.clear()
-    held.extend(content) if isinstance(held, (list, deque)) else held.update(content)
+    kind: Any = next(kind for kind in (OrderedDict, dict, list, deque, set) if isinstance(held, kind))
+    kind.clear(held)
+    if not isinstance(held, dict):
+        kind.extend(held, content) if isinstance(held, (list, deque)) else kind.update(held, content)
+    for key, member in content.items() if isinstance(held, dict) else ():
+        kind.__setitem__(held, key, member)
     return True
 
 
@@ -107,7 +112,7 @@ class Surroundings:
             if table.get(name) is not value:
                 owner.__setitem__(name, value) if isinstance(owner, dict) else setattr(owner, name, value)
         for value, content in self._contents:
-            if not same(content_of(value) if not isinstance(value, _CONTAINERS) else value, content):
+            if not same(content_of(value), content):
                 refill(value, content)
         for (put, before), (get, _) in zip(self._state, _STATE, strict=True):
             now = get()

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
-from irtool.hosts.torch.tracing.compare import apart, like_weights, observed, tolerance
+from irtool.hosts.torch.tracing.compare import apart, apart_from, like_weights, observed, tolerance
 from irtool.hosts.torch.tracing.fixed_sizes import Program, fixed_axes, guard, note_of
+from irtool.nests import map_tensors
 
 _SPECIALISED = frozenset({"concrete", "export"})
 """Tracers that decide by the example's sizes."""
@@ -42,7 +42,7 @@ class Witness:
         expected, inputs = self._on_example(graph.decided)
         if expected is None:
             return
-        off = apart(expected, observed(graph.module, inputs))
+        off = apart_from(self._model, graph.module, inputs, graph.decided, expected, observed(graph.module, inputs))
         if off > tolerance(expected) and apart(expected, observed(self._model, inputs, graph.decided)) <= tolerance(expected):
             raise TraceError(f"the graph computes something else than the model (relative difference {off:.2g})")
 

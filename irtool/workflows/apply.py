@@ -15,17 +15,17 @@ from torch.utils import _pytree as pytree
 from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import seeded
 from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_sizes
-from irtool.hosts.torch.modules import attribute, map_tensors
+from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
+from irtool.nests import map_tensors
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.slicing import Rewrite
-from irtool.tensor_defaults import plain_tensors
+from irtool.tensor_defaults import plain_tensors, seeded
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."
 _RELATIVE = frozenset({"chunk", "tensor_split"})
@@ -63,6 +63,8 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
         )
     if constants not in ("drop", "absorb"):
         raise OptionError(f"constants {constants!r} does not exist", remedy="Choose absorb or drop.")
+    if plan.branches:
+        raise PlanError("the plan takes out what an addition adds, and forward adds it", where=plan.branches[0], remedy=_REMEDY)
     graph = trace(model, example_inputs)
     rewrite = find_rewrite(graph, plan)
     doubtful = _check_program(rewrite, model)
@@ -98,12 +100,12 @@ class _Changes:
 
 
 def _check_program(rewrite: Rewrite, model: nn.Module) -> list[Node]:
-    """Refuse a rewrite that had to edit the program; returns the edits that only the outputs can tell about."""
+    """Refuse selections that the class does not have; returns the edits of the program that only the outputs can tell about.
+
+    A size in the program may stand in `forward`, or be what `forward` computed from the sizes of the example.
+    """
     nodes = {node.name: node for node in rewrite.source.nodes}
     edited = [nodes[name] for name in rewrite.edited]
-    for node in edited:
-        if _name(node) not in _RELATIVE and layer_of(node, model) is None:
-            raise PlanError(f"forward has a size written into it ({node.callee})", where=_place(node), remedy=_REMEDY)
     for path, module in rewrite.graph.module.named_modules():
         before = rewrite.source.module.get_submodule(path)
         if isinstance(module, ChannelSelect) and isinstance(before, ChannelSelect) and not torch.equal(module.index, before.index):
@@ -198,9 +200,12 @@ def _check_outputs(model: nn.Module, pruned: FxGraph, doubtful: Sequence[Node]) 
         equal, error = False, caught
     if equal:
         return
-    where = _place(doubtful[0]) if doubtful else type(model).__name__
+    written = [node for node in doubtful if _name(node) not in _RELATIVE and layer_of(node, model) is None]
+    where = _place([*written, *doubtful][0]) if doubtful else type(model).__name__
     what = "the sliced class does not compute what the pruned graph computes"
-    if error is not None:
+    if written:
+        what = f"forward has a size written into it ({written[0].callee})"
+    elif error is not None:
         what = f"forward fails on the sliced sizes ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})"
     raise PlanError(f"{what}; it was put back as it was", where=where, remedy=_REMEDY) from error
 
