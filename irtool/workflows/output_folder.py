@@ -11,7 +11,7 @@ from typing import Any
 from irtool.atomic_files import MAKE_ROOM, locked, parse_json, read_text
 from irtool.commit import committed, finish
 from irtool.engines.table import ENGINES
-from irtool.errors import FileError, IrtoolError
+from irtool.errors import FileError, Interrupted
 from irtool.temporary import MOVING
 from irtool.workflows.compress import FILES, SEARCH_FILES
 from irtool.workflows.models import ModelSpec, saved_model
@@ -30,10 +30,6 @@ _WRITES = {
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
 }
 """What each writes, some of it not always."""
-
-
-class Interrupted(IrtoolError):
-    """Ctrl-C in a command that keeps what it has finished."""
 
 
 @contextmanager

@@ -258,7 +258,9 @@ def test_termination_leaves_nothing(tmp_path: Path) -> None:
 def test_ctrl_c_while_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(3600)\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    with subprocess.Popen([sys.executable, "-m", "irtool", "--help"], stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "irtool", "inspect", "--help"], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "importing\n"
         process.send_signal(signal.SIGINT)
