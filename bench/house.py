@@ -40,10 +40,16 @@ def sources(root: Path) -> dict[str, ast.Module]:
     return found
 
 
-def imports(tree: ast.Module, modules: set[str]) -> set[str]:
-    """What a module imports: modules of the package as modules, names of others with the module that has them."""
-    found = set()
+def imports(tree: ast.Module, modules: set[str], *, types: bool = True) -> set[str]:
+    """What a module imports: modules of the package as modules, names of others with the module that has them.
+
+    Without `types`, imports that only a type checker sees are left out.
+    """
+    found, only_types = set(), set[ast.AST]()
     for node in ast.walk(tree):
+        if not types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            only_types.update(inner for part in node.body for inner in ast.walk(part))
+    for node in [node for node in ast.walk(tree) if node not in only_types]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -108,7 +114,8 @@ def measure(root: Path) -> dict[str, Any]:
     cuts = quantiles(spans, n=100)
     public = [node for node in functions(trees) if not node.name.startswith("_")]
     lines = {module: len(ast.unparse(tree)) for module, tree in trees.items()}
-    graph = nx.DiGraph((a, b) for a, names in reads.items() for b in names if b in modules and a != b)
+    runs = {module: imports(tree, modules, types=False) for module, tree in trees.items()}
+    graph = nx.DiGraph((a, b) for a, names in runs.items() for b in names if b in modules and a != b)
     tables = operator_tables(trees, vocabulary(trees))
     folders = Counter(module.rsplit(".", 1)[0] for module in modules)
     text = {module: ast.unparse(tree) for module, tree in trees.items()}
@@ -139,7 +146,7 @@ def measure(root: Path) -> dict[str, Any]:
             for file in (root / "bench").glob("*.py")
         ),
         "largest folders": dict(folders.most_common(6)),
-        "cycles of imports": [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1],
+        "cycles of imports when run": [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1],
         "largest module, characters": max(lines.items(), key=lambda item: item[1])[0],
     }
 

@@ -17,30 +17,34 @@ import torch
 import irtool
 import irtool.engines.mnn.int8_form
 from irtool.engines import MnnSession, OnnxSession, Session, export_mnn, export_onnx, latency_pairs
+from irtool.engines.mnn.account import mnn_account
 from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.layers import mnn_operators, mnn_scaled
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
 from irtool.engines.mnn.quantizer import mnn_own_int8
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.profile import operator_times
 from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.engines.table import ENGINES
 from irtool.passes import Equalise, LowerAffine, WidenSelects
-from irtool.quant import Placement, Scheme, Statistics, calibrate, make_recipe, observe, place
+from irtool.quant import Placement, Scheme, Statistics, make_recipe, observe, place
 from irtool.quant.affine import grid
-from irtool.quant.boundaries import account, mnn_account
+from irtool.quant.boundaries import account
 from irtool.quant.placement import Wiring, rectified
-from irtool.quant.prepare import prepared
 from irtool.train import Data, Preprocessing
 
 SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}
-DEFAULTS = {"onnx": Scheme(weight_bits=7), "mnn": Scheme("int8", symmetric=True)}
+ROWS = {"onnx": ENGINES["onnxruntime"], "mnn": ENGINES["mnn"]}
+"""By the suffix of their files."""
+DEFAULTS = {kind: row.int8.scheme for kind, row in ROWS.items()}
 TITLES = {"onnx": "onnxruntime", "mnn": "MNN"}
 
 
 def _passed(graph: irtool.OnnxGraph, engine: str, least: float) -> irtool.OnnxGraph:
     """As `irtool quantize` prepares a graph; selections of less than a share of the channels stay."""
     widened = WidenSelects(least)(graph).graph
-    return LowerAffine()(widened).graph if ENGINES[engine].lowers else widened
+    return LowerAffine()(widened).graph if ROWS[engine].int8.lowers else widened
 
 
 # What the passes make of the exported graph, for an engine.
@@ -124,7 +128,7 @@ class Bench:
     def stats(self, graph: str, engine: str, order: str) -> Mapping[str, Statistics]:
         """Of the calibration images."""
         model = self.model(graph, engine)
-        names = place(model, engine).tensors
+        names = place(model, ROWS[engine].int8.policy).tensors
         batches = [ORDERS[order](part, self.preprocessing).numpy() for part in self.pixels.split(32)]
         return calibrate(model, names, batches, threads=1)
 
@@ -135,7 +139,7 @@ class Bench:
             self.stats(trial.graph, engine, trial.calibrated),
             replace(DEFAULTS[engine], **trial.changes),
         )
-        placement, path = place(model, engine), self.folder / f"{name}.{engine}"
+        placement, path = place(model, ROWS[engine].int8.policy), self.folder / f"{name}.{engine}"
         if trial.one_scale:
             placement = with_one_scale(model, placement, stats, scheme)
         recipe = make_recipe(model, placement, stats, scheme)

@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 import irtool
 from irtool.engines import OnnxSession, export_onnx
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.models import PreResNet
 from irtool.passes import LowerAffine, WidenSelects
-from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.quant.prepare import prepared
+from irtool.quant import Scheme, make_recipe, place
 from irtool.train import load_data
 
 COUNTS = (2, 8, 32, 128, 512)

@@ -33,10 +33,12 @@ import irtool
 from irtool.atomic_files import replacing
 from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.mnn.int8 import export_mnn_int8
+from irtool.engines.mnn.int8_policy import MNN_POLICY
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.errors import IrtoolError
-from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.quant.prepare import prepared
+from irtool.quant import Scheme, make_recipe, place
 from irtool.workflows.sensitivity import sqnr
 
 RESULTS = Path(__file__).parent / "results" / "mnn_operators.json"
@@ -138,7 +140,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     try:
         irtool.export_onnx(irtool.trace(net.eval(), torch.zeros(4, 3, *case.size)), folder / "float.onnx")
         model = prepared(onnx.load(str(folder / "float.onnx")))
-        placement = place(model, "mnn")
+        placement = place(model, MNN_POLICY)
         recipe = make_recipe(model, placement, calibrate(model, placement.tensors, batches, threads=1), SCHEME)
         export_mnn_int8(model, recipe, folder / "int8.mnn")
         expected = OnnxSession(folder / "float.onnx", 1).run(batches[0])[0]

@@ -1,14 +1,17 @@
-"""irtool against Torch-Pruning and torch-kirigami at equal multiply-accumulates, without labels and without training.
+"""irtool against Torch-Pruning and torch-kirigami at equal multiply-accumulates: without labels and training, then after one epoch.
 
-    python bench/quality.py [--nets sparse,normal] [--shares 75,50,35,25] [--seeds 3] [--test 10000] [--tools 'NAME;NAME'] [--shared ../shared]
-    python bench/quality.py --table            print the table, and draw the plot, from the file of results alone
+    python bench/quality.py [--nets sparse,normal,vgg16,mobilenetv2] [--shares 75,50,35,25] [--seeds 0,1,2] [--data FOLDER] [--epoch] [--slow]
+    python bench/quality.py --table            write the tables into docs/quality.md, and draw the plot, from the file of results alone
 
 Peers are no dependencies. They are used where they can be imported: make an environment that sees this one's packages too, and
-`pip install --no-deps torch-pruning==1.6.1 torch-kirigami==0.2.1` there. All tools get the same calibration images (512 of the training
-split, another draw each seed), the same counter (`irtool.cost` on the traced result), budgets by bisection where a tool knows
-ratios alone (the nearest below the budget), and the same recalibration of batch norms on the same images. Rows that are measured are
-in the file at once, and are not measured again. The score is accuracy on the JPEG test images and agreement with the unpruned
-net there; no choice was made on them. One thread.
+`pip install --no-deps torch-pruning==1.6.1 torch-kirigami==0.2.1` there. `--data` is the folder of Fashion-MNIST's idx files; two nets are trained
+on it here, once, into `--work`. All tools get the same calibration images (512 training images without labels, another draw each seed), the same
+counter (`irtool.cost` on the traced result), budgets by bisection where a tool knows ratios alone (the nearest below the budget), and
+the same recalibration of batch norms on the same images.
+
+Three sets of images are disjoint: those that tools see; 600 held-back training images, on which the best peer of each net, budget and seed, and its
+better way (as returned, or recalibrated), are chosen; and the 10,000 test images, which score irtool and that peer alone. With the first
+seed all peers are tried, later the best few of them. What is measured is in the file at once, and is not measured again. One thread.
 """
 
 from __future__ import annotations
@@ -18,187 +21,27 @@ import copy
 import itertools
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from quality_table import OURS, plot, table
+from quality_nets import EPOCH_IMAGES, FRESH, PUBLISHED, Nets, World, train_epoch
+from quality_table import plot, table, write
+from quality_tools import OURS, PEERS, SLOW, Calibration, Tool, macs, streams
 from torch import Tensor, nn
 
-import irtool
-from irtool.models import PreResNet
-from irtool.train import load_data
-
 ROOT = Path(__file__).resolve().parents[1]
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGES = 512
-EXAMPLE = (1, 3, 32, 32)
-BISECTIONS = 9
-SCREENED = 500
-"""Test images that tell whether a net as returned, or recalibrated, is ten points behind the other way; then it is scored no further."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What every tool may look at: images, and a seed. There are no labels."""
-
-    images: Tensor
-    seed: int
-
-
-Tool = Callable[[nn.Module, float, Calibration], nn.Module]
-
-
-def macs(module: nn.Module) -> int:
-    """By the one counter."""
-    return irtool.cost(irtool.trace(module.eval(), torch.zeros(EXAMPLE))).macs
-
-
-def ours(stages: int, distil: int) -> Tool:
-    """One call of plan and one of reconstruct."""
-
-    def run(model: nn.Module, share: float, given: Calibration) -> nn.Module:
-        graph = irtool.trace(model, torch.zeros(EXAMPLE))
-        plan = irtool.plan(graph, residual="select", budget={"macs": share}, data=given.images, stages=stages, seed=given.seed, round_to=1)
-        module: nn.Module = irtool.reconstruct(graph, plan, given.images, distil=distil, seed=given.seed).module
-        return module
-
-    return run
-
-
-def torch_pruning(importance: str, *, inside: bool, isomorphic: bool = False) -> Tool:
-    """Torch-Pruning's basic pruner with one of its importances, by bisection over its ratio.
-
-    Gradients are of losses with labels drawn from the net's own predictions, as there are none; for the Hessian image by image.
-    """
-
-    def run(model: nn.Module, share: float, given: Calibration) -> nn.Module:
-        import torch_pruning as tp
-
-        made = {
-            "hessian": tp.importance.GroupHessianImportance, "taylor": tp.importance.GroupTaylorImportance,
-            "obd": lambda: tp.importance.OBDCImportance(num_classes=10), "bn_scale": tp.importance.BNScaleImportance,
-            "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1), "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
-            "fpgm": tp.importance.FPGMImportance, "lamp": lambda: tp.importance.LAMPImportance(p=2), "random": tp.importance.RandomImportance,
-        }  # fmt: skip
-        original, model = macs(model), _without_selections(model)
-        kept = [model.fc if hasattr(model, "fc") else [part for part in model.modules() if isinstance(part, nn.Linear)][-1]]
-        names = _streams(model) if inside else []
-        torch.manual_seed(given.seed)
-        squared = importance in ("hessian", "obd")
-        slopes = _gradients(model, given, squared=squared) if squared or importance == "taylor" else {}
-
-        def at(ratio: float) -> nn.Module:
-            new = copy.deepcopy(model)
-            table, rated = dict(new.named_modules()), made[importance]()
-            for name, parameter in new.named_parameters():
-                if name in slopes and importance == "taylor":
-                    parameter.grad = slopes[name].clone()
-            if importance == "hessian":
-                rated._accu_grad = {parameter: slopes[name].clone() for name, parameter in new.named_parameters()}
-                rated._counter = {parameter: len(given.images) // 2 for parameter in new.parameters()}
-            if squared:  # the importances ask whether there is a gradient, and read the sums
-                for name, parameter in new.named_parameters():
-                    parameter.grad = slopes[name].sqrt()
-            if importance == "obd":
-                rated.steps = len(given.images) // 2
-                rated.Fisher = {table[name.removesuffix(".weight")]: slopes[name].flatten(1) for name in slopes if slopes[name].dim() > 1}
-            ignored = [table[name] for name, part in model.named_modules() if any(part is one for one in kept) or name in names]
-            tp.pruner.BasePruner(new, torch.zeros(EXAMPLE), rated, global_pruning=True, pruning_ratio=ratio, max_pruning_ratio=0.95,
-                                 isomorphic=isomorphic, ignored_layers=ignored).step()  # fmt: skip
-            return new
-
-        return _bisected(at, share * original)
-
-    return run
-
-
-def _without_selections(model: nn.Module) -> nn.Module:
-    """Peers have no channel selection; of all channels it does nothing."""
-    for part in list(model.modules()):
-        if getattr(part, "select", None) is not None:
-            part.select = nn.Identity()
-    return model
-
-
-def _streams(model: nn.Module) -> list[str]:
-    """Convolutions that write to the residual stream."""
-    return [name for name, part in model.named_modules() if isinstance(part, nn.Conv2d) and (
-        name in ("conv1", "stem") or name.endswith(("conv3", "shortcut", "shortcut.0", "downsample.0", "downsample")))]  # fmt: skip
-
-
-def _gradients(model: nn.Module, given: Calibration, *, squared: bool) -> dict[str, Tensor]:
-    """Sums of parameters' gradients, or of their squares image by image (then of half of the images)."""
-    model.eval()
-    found = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    images = given.images[: len(given.images) // 2] if squared else given.images
-    for part in images.split(1 if squared else 64):
-        model.zero_grad()
-        outputs = model(part)
-        drawn = torch.multinomial(outputs.detach().softmax(1), 1)[:, 0]
-        nn.functional.cross_entropy(outputs, drawn, reduction="sum").backward()
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                found[name] += parameter.grad.square() if squared else parameter.grad
-    model.zero_grad()
-    return found
-
-
-def kirigami(metric: str) -> Tool:
-    """torch-kirigami's greedy pruner with one of its scores, by bisection over its ratio of channels (it knows no multiply-accumulates)."""
-
-    def run(model: nn.Module, share: float, given: Calibration) -> nn.Module:
-        from torch_kirigami import DependencyGraph
-        from torch_kirigami.pruning import ChannelRatio, Greedy, GroupMagnitude, Pruner, WeightTaylor
-
-        original, model = macs(model), _without_selections(model)
-        torch.manual_seed(given.seed)
-        slopes = _gradients(model, given, squared=False) if metric == "taylor" else {}
-
-        def at(ratio: float) -> nn.Module:
-            new = copy.deepcopy(model).eval()
-            for name, parameter in new.named_parameters():
-                parameter.grad = slopes[name].clone() if name in slopes else None
-            pruner = Pruner(new, graph=DependencyGraph.build(new, args=(torch.zeros(EXAMPLE),)))
-            strategy = Greedy(WeightTaylor() if metric == "taylor" else GroupMagnitude(p=2))
-            done: nn.Module = pruner.prune(pruner.discover_candidates(), budget=ChannelRatio(ratio, "global"), strategy=strategy)[0]
-            return done
-
-        return _bisected(at, share * original)
-
-    return run
-
-
-def _bisected(at: Callable[[float], nn.Module], target: float) -> nn.Module:
-    """The result of the smallest ratio whose multiply-accumulates keep to the target."""
-    low, high, best = 0.0, 0.98, None
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        made = at(middle)
-        if macs(made) <= target:
-            best, high = made, middle
-        else:
-            low = middle
-    if best is None:
-        raise ValueError("no ratio reaches the budget")
-    return best
-
-
-IMPORTANCES = ("hessian", "obd", "taylor", "bn_scale", "l1", "l2", "fpgm", "lamp", "random")
-TOOLS: dict[str, Tool] = {
-    "unpruned": lambda model, share, given: model,
-    OURS: ours(2, 0),
-    "irtool, fisher, 1 stage": ours(1, 0),
-    "irtool, fisher, 2 stages, distilled": ours(2, 4),
-    **{f"TP {name}, inside": torch_pruning(name, inside=True) for name in IMPORTANCES},
-    **{f"TP {name}, all": torch_pruning(name, inside=False) for name in IMPORTANCES},
-    **{f"TP {name}, all, isomorphic": torch_pruning(name, inside=False, isomorphic=True) for name in ("hessian", "taylor", "l2")},
-    "kirigami l2": kirigami("l2"),
-    "kirigami taylor": kirigami("taylor"),
-}
+CHOOSING = 600
+SCREENED, FAR, HOPELESS = 250, 6.0, 8.0
+"""Images that tell whether a net is `FAR` points behind the best so far: then it is looked at no further. A peer that is `HOPELESS` points
+behind the best is not tried at smaller budgets of that net."""
+FINALISTS = 1
+"""Peers that are tried with further seeds: the best of the first."""
+RATES = (0.001, 0.01)
+"""Of the epoch; the better on the choosing images counts, for each tool."""
+WAYS = ("plain", "recalibrated")
+Row = dict[str, Any]
 
 
 @torch.no_grad()
@@ -223,99 +66,201 @@ def recalibrated(module: nn.Module, images: Tensor) -> nn.Module:
     return new.eval()
 
 
-def measured(name: str, net: str, share: float, seed: int, world: World) -> dict[str, Any]:
-    """One row."""
-    order = np.random.default_rng(seed).permutation(18_000)  # the last 2,000 training images are for choices
-    given = Calibration(world.training(order[:IMAGES]), seed)
-    model = world.model(net)
-    row: dict[str, Any] = {"tool": name, "net": net, "share": share, "seed": seed}
-    start = time.process_time()
-    try:
-        made = TOOLS[name](copy.deepcopy(model), share, given)
-    except Exception as error:  # a peer that fails is a result
-        return {**row, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"}
-    row["seconds"] = time.process_time() - start
-    row["macs"] = macs(made) / macs(model)
-    ways = {"plain": made, "recalibrated": recalibrated(made, given.images)}
-    first = {
-        way: float((classes(module, world.images[:SCREENED]) == world.labels[:SCREENED]).double().mean()) for way, module in ways.items()
-    }
-    for way, module in ways.items():
-        if (way == "plain" and name == OURS) or first[way] > max(first.values()) - 0.1:
-            got = classes(module, world.images)
-            row[way] = [100 * float((got == other).double().mean()) for other in (world.labels, world.answers(net))]
-        else:
-            row[way] = None
-    return row
+@dataclass
+class Bench:
+    """All rows so far, and what makes more."""
+
+    nets: Nets
+    path: Path
+    peers: dict[str, Tool]
+    rows: list[Row] = field(default_factory=list)
+    _answers: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _made: dict[str, nn.Module] = field(default_factory=dict)
+    """Of this cell, by tool."""
+
+    def cell(self, net: str, share: float, seed: int, *, epoch: bool) -> None:
+        """Try the tools at one budget with one seed; then score irtool and the best peer, or train them."""
+        self._made = {}
+        model, world = self.nets.model(net), self.nets.world(net)
+        given = Calibration(world.calibration(seed), seed)
+        for name, tool in self._tools(net, share, seed).items():
+            if self.row(name, net, share, seed) is None:
+                self._try(name, tool, (net, share, seed), model, given, world)
+        for name in self._best(net, share, seed):
+            row = self.row(name, net, share, seed)
+            assert row is not None
+            if "scored" not in row:
+                row["scored"] = self._shares(self._module(row, model, given), net, world.test, "test")
+                self._write(row)
+            if epoch and "epoch" not in row:
+                self._epoch(row, self._module(row, model, given), world)
+
+    def row(self, name: str, net: str, share: float, seed: int) -> Row | None:
+        """What is known of a tool."""
+        key = (name, net, share, seed)
+        return next((row for row in self.rows if (row["tool"], row["net"], row["share"], row["seed"]) == key), None)
+
+    def unpruned(self, net: str) -> None:
+        """Score a net as it is, and recalibrated."""
+        if self.row("unpruned", net, 1.0, 0) is None:
+            model, world = self.nets.model(net), self.nets.world(net)
+            again = recalibrated(model, world.calibration(0))
+            row: Row = {"tool": "unpruned", "net": net, "share": 1.0, "seed": 0, "seconds": 0.0, "macs": 1.0, "way": "plain"}
+            row["chosen"] = {way: self._shares(one, net, world.validation, "validation")
+                             for way, one in (("plain", model), ("recalibrated", again))}  # fmt: skip
+            row["scored"] = self._shares(model, net, world.test, "test")
+            row["recalibrated"] = self._shares(again, net, world.test, "test")
+            self._write(row)
+
+    def slow(self, net: str, share: float) -> None:
+        """The tools that are tried once a net."""
+        model, world = self.nets.model(net), self.nets.world(net)
+        for name, tool in SLOW.items():
+            if self.row(name, net, share, 0) is None:
+                self._try(name, tool, (net, share, 0), model, Calibration(world.calibration(0), 0), world)
+
+    def _tools(self, net: str, share: float, seed: int) -> dict[str, Tool]:
+        kinds = OURS if net in PUBLISHED else {name: tool for name, tool in OURS.items() if net != "vgg16" or name == "irtool, select"}
+        found = {name: tool for name, tool in kinds.items() if "distilled" not in name and (net not in PUBLISHED or "couple" not in name)}
+        first = [row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, share, 0) and "chosen" in row]
+        ranked = sorted((row for row in first if row["tool"] in PEERS), key=lambda row: -_right(row))
+        whole = bool(streams(self.nets.model(net)))
+        peers = self._hopeful(net, share) if seed == 0 else {row["tool"]: PEERS[row["tool"]] for row in ranked[:FINALISTS]}
+        return found | {name: tool for name, tool in peers.items() if whole or "inside" not in name}
+
+    def _hopeful(self, net: str, share: float) -> dict[str, Tool]:
+        """Peers that were not far behind at a larger budget."""
+        larger = {row["share"] for row in self.rows if row["net"] == net and row["seed"] == 0 and share < row["share"] < 1}
+        lost = {
+            row["tool"]
+            for one in larger
+            for found in [[row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, one, 0) and row["tool"] in PEERS]]
+            for row in found
+            if "chosen" in row and _right(row) < max(_right(other) for other in found if "chosen" in other) - HOPELESS
+        }
+        return {name: tool for name, tool in self.peers.items() if name not in lost}
+
+    def _try(self, name: str, tool: Tool, where: tuple[str, float, int], model: nn.Module, given: Calibration, world: World) -> None:
+        """Make a net, and see what it does on the images that choose."""
+        net, share, seed = where
+        row: Row = {"tool": name, "net": net, "share": share, "seed": seed}
+        had, start = set(given.slopes), time.process_time()
+        try:
+            made = tool(copy.deepcopy(model), share, given)
+        except Exception as error:  # a peer that fails is a result
+            self._write({**row, "failed": f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"})
+            return
+        row["seconds"] = time.process_time() - start + sum(given.slopes[kind][1] for kind in had if _reads(name) is kind)
+        row["macs"] = macs(made) / macs(model)
+        ways = {"plain": made} if name in OURS else {"plain": made, "recalibrated": recalibrated(made, given.images)}
+        best = max((_right(other) for other in self._peers(*where)), default=0.0)
+        first = {way: self._shares(one, net, world.validation, "validation", SCREENED) for way, one in ways.items()}
+        near = [way for way in ways if first[way][0] > max(best, *(one[0] for one in first.values())) - FAR or name in OURS]
+        row["chosen"] = first | {way: self._shares(ways[way], net, world.validation, "validation", CHOOSING) for way in near}
+        row["far"] = not near
+        row["way"] = max(near or ways, key=lambda way: row["chosen"][way][0])
+        self._write(row)
+        if name in OURS or _right(row) >= best:
+            self._made[name] = ways[row["way"]]
+
+    def _peers(self, net: str, share: float, seed: int) -> list[Row]:
+        return [row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, share, seed)
+                and row["tool"] in PEERS and "chosen" in row and not row["far"]]  # fmt: skip
+
+    def _best(self, net: str, share: float, seed: int) -> list[str]:
+        """The better irtool, and the best peer, by what is right on the choosing images."""
+        here = [row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, share, seed) and "chosen" in row]
+        mine = sorted((row for row in here if row["tool"] in OURS), key=lambda row: -_right(row))[:1]
+        return [row["tool"] for row in (*mine, *sorted(self._peers(net, share, seed), key=lambda row: -_right(row))[:1])]
+
+    def _module(self, row: Row, model: nn.Module, given: Calibration) -> nn.Module:
+        """A row's net, made again if it is not at hand."""
+        name = row["tool"]
+        if name not in self._made:
+            made = (OURS | PEERS)[name](copy.deepcopy(model), row["share"], given)
+            self._made[name] = recalibrated(made, given.images) if row["way"] == "recalibrated" else made
+        return self._made[name]
+
+    def _epoch(self, row: Row, module: nn.Module, world: World) -> None:
+        """One epoch with labels at each rate; the one that chooses better is scored."""
+        images, labels = world.labelled(EPOCH_IMAGES, row["seed"])
+        found = {}
+        for rate in RATES:
+            net = copy.deepcopy(module)
+            for parameter in net.parameters():
+                parameter.requires_grad_(True)
+            train_epoch(net, images, labels, rate, seed=row["seed"])
+            found[rate] = self._shares(net, row["net"], world.validation, "validation", CHOOSING), net
+        rate = max(found, key=lambda one: found[one][0][0])
+        row["epoch"] = {"rate": rate, "chosen": {str(one): found[one][0] for one in found},
+                        "scored": self._shares(found[rate][1], row["net"], world.test, "test")}  # fmt: skip
+        self._write(row)
+
+    def _shares(self, module: nn.Module, net: str, images: tuple[Tensor, Tensor], kind: str, count: int | None = None) -> list[float]:
+        """How many images a net gets right, and how many as the unpruned one does, in %."""
+        if (net, kind) not in self._answers:
+            path = self.nets.work / f"{net}-{kind}.pt"  # a minute's work, for whoever resumes
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(classes(self.nets.model(net), images[0]), path)
+            self._answers[net, kind] = torch.load(path, weights_only=True)
+        got = classes(module, images[0][:count])
+        return [100 * float((got == other[:count]).double().mean()) for other in (images[1], self._answers[net, kind])]
+
+    def _write(self, row: Row) -> None:
+        if not any(row is other for other in self.rows):
+            self.rows.append(row)
+        print(json.dumps(row), flush=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".part")
+        temporary.write_text("[\n" + ",\n".join(json.dumps(one) for one in self.rows) + "\n]\n")
+        temporary.replace(self.path)
 
 
-class World:
-    """The nets, and the images that score them."""
+def _right(row: Row) -> float:
+    """By the better way."""
+    found: float = row["chosen"][row["way"]][0]
+    return found
 
-    def __init__(self, shared: Path, test: int) -> None:
-        self.shared, self.data = shared, load_data(shared / "data" / "cifar10-jpeg.zip", mean=MEAN, std=STD)
-        chosen = np.random.default_rng(1).permutation(len(self.data.test.labels))[:test]  # they lie class by class
-        self.images = self._of(self.data.test, chosen)
-        self.labels = torch.as_tensor(np.asarray(self.data.test.labels)[chosen])
-        self._answers: dict[str, Tensor] = {}
 
-    def training(self, chosen: Any) -> Tensor:
-        """Training images, by their numbers in the order that the other benches hold 2,000 back by."""
-        order = np.random.default_rng(0).permutation(len(self.data.train.labels))
-        return self._of(self.data.train, order[chosen])
-
-    def model(self, name: str) -> nn.Module:
-        """A published net."""
-        net = PreResNet(38)
-        net.load_state_dict(torch.load(self.shared / "data" / "preresnet38" / f"{name}.pth", weights_only=True)["state_dict"])
-        return net.eval()
-
-    def answers(self, name: str) -> Tensor:
-        """What the unpruned net says."""
-        if name not in self._answers:
-            self._answers[name] = classes(self.model(name), self.images)
-        return self._answers[name]
-
-    def _of(self, split: Any, chosen: Any) -> Tensor:
-        found: Tensor = self.data.preprocessing.normalise(next(iter(split.batches([np.asarray(chosen)]))))
-        return found
+def _reads(name: str) -> bool | None:
+    """Which gradients of the unpruned net a peer reads: squared ones, plain ones, none."""
+    return True if " hessian" in name or " obd" in name else False if " taylor" in name else None
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", default="sparse,normal")
+    parser.add_argument("--nets", default=",".join((*PUBLISHED, *FRESH)))
     parser.add_argument("--shares", default="75,50,35,25")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--test", type=int, default=10_000)
-    parser.add_argument("--tools", default="", help="names of tools, with ; between, in the order in which they are measured")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--peers", default="", help="parts of peers' names, with ; between, that are tried with the first seed; all if left out"
+    )
+    parser.add_argument("--epoch", action="store_true", help="train irtool's and the best peer's net for one epoch too")
+    parser.add_argument("--slow", action="store_true", help="try torch-kirigami too, once a net, at the first of the budgets")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--data", type=Path, help="the folder of Fashion-MNIST's idx files")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "quality.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
+    words = [word.strip() for word in options.peers.split(";") if word.strip()]
+    peers = {name: tool for name, tool in PEERS.items() if not words or any(word in name for word in words)}
+    bench = Bench(Nets(options.shared, options.data, options.work), options.json, peers)
+    bench.rows = json.loads(options.json.read_text()) if options.json.exists() else []
     if not options.table:
-        world = World(options.shared, options.test)
-        words = [word.strip() for word in options.tools.split(";")]
-        wanted = [tool for word in words for tool in TOOLS if tool == word or not word]
-        cells = itertools.product(
-            range(options.first_seed, options.first_seed + options.seeds),
-            wanted,
-            options.nets.split(","),
-            (float(part) / 100 for part in options.shares.split(",")),
-        )
-        for seed, tool, net, share in cells:
-            if any((row["tool"], row["net"], row["share"], row["seed"]) == (tool, net, share, seed) for row in rows):
-                continue
-            rows.append(measured(tool, net, share, seed, world))
-            print(json.dumps(rows[-1]), flush=True)
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
-    if rows:
-        plot(rows, ROOT / "docs" / "quality.png")
+        shares = [float(part) / 100 for part in options.shares.split(",")]
+        for seed, net, share in itertools.product(map(int, options.seeds.split(",")), options.nets.split(","), shares):
+            bench.unpruned(net)
+            bench.cell(net, share, seed, epoch=options.epoch)
+            if options.slow and seed == 0 and share == shares[0]:
+                bench.slow(net, share)
+    print(table(bench.rows))
+    if options.table:
+        write(bench.rows, ROOT / "docs" / "quality.md")
+        plot(bench.rows, ROOT / "docs" / "quality.png")
 
 
 if __name__ == "__main__":

@@ -1,100 +1,123 @@
-"""The table and the plot of `bench/quality.py`."""
+"""The tables and the plot of `bench/quality.py`."""
 
 from __future__ import annotations
 
-import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-OURS = "irtool, fisher, 2 stages"
-"""What is compared to the best of the peers, named before anything was measured."""
-WAYS = ("plain", "recalibrated")
-"""The net as it was returned, and with its batch norms' statistics measured anew."""
+Row = dict[str, Any]
+Scores = Callable[[Row], list[float] | None]
+"""From a row to what is right and what is as unpruned, in %; None where that was not measured."""
+TITLES = {"normal": "PreResNet-38, trained as usual", "sparse": "PreResNet-38, sparse", "vgg16": "VGG-16, Fashion-MNIST",
+          "mobilenetv2": "MobileNetV2, Fashion-MNIST"}  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: what irtool gave beside the best peer, then every tool. Rows that are lost say so."""
-    cells = sorted({(row["net"], row["share"]) for row in rows if row["share"] < 1}, key=lambda pair: (pair[0], -pair[1]))
-    lines = ["| net | MACs | irtool: right | best peer | | as unpruned | best peer | |", "|---|---|---|---|---|---|---|---|"]
-    lines += [_verdict(rows, *cell) for cell in cells]
-    lines += [
-        "",
-        "| net | MACs | tool | as returned: right, as unpruned | recalibrated | MACs kept | CPU s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    return "\n".join(lines + [line for cell in cells for line in _tools(rows, *cell)])
+def table(rows: list[Row]) -> str:
+    """Markdown: irtool beside the best peer as returned and after an epoch, then every peer on the images that chose."""
+    parts = {
+        "## As returned, without training": _verdicts(rows, lambda row: row.get("scored")),
+        "## After one epoch with labels": _verdicts(rows, lambda row: row.get("epoch", {}).get("scored")),
+        "## Every tool, on the images that chose": _tools(rows),
+    }
+    return "\n\n".join("\n".join([title, "", *part]) for title, part in parts.items() if part)
 
 
-def _verdict(rows: list[dict[str, Any]], net: str, share: float) -> str:
-    """Ours as it was returned against the peer that is best on these very images, as returned or recalibrated."""
-    line = f"| {net} | {100 * share:g} % |"
-    for place in (0, 1):
-        own = [row["plain"][place] for row in _of(rows, OURS, net, share)]
-        peers = [(_best(_of(rows, tool, net, share), place), tool) for tool in _names(rows) if not tool.startswith(("irtool", "unpruned"))]
-        best, tool = max(peers)
-        gap = statistics.mean(own) - best if own else 0.0
-        word = "" if not own else "equal" if abs(gap) < 1e-9 else "ahead" if gap > 0 else "**LOST**"
-        line += f" {_spread(own) if own else ''} | {best:.2f} ({tool}) | {word} |"
-    return line
+MARKS = "<!-- bench/quality.py: begin -->", "<!-- bench/quality.py: end -->"
 
 
-def _tools(rows: list[dict[str, Any]], net: str, share: float) -> list[str]:
-    """Every tool at one budget, best first."""
-    lines, found = [], []
-    for tool in _names(rows):
-        if good := _of(rows, tool, net, share):
-            found.append((_best(good, 0), tool, good))
-        for row in rows:
-            if (row["tool"], row["net"], row["share"]) == (tool, net, share) and "failed" in row:
-                lines.append(f"| {net} | {100 * share:g} % | {tool} | failed: {row['failed']} | | | |")
-    for _, tool, good in sorted(found, key=lambda entry: -entry[0]):
-        ways = [" / ".join(_spread(_scores(good, way, place)) for place in (0, 1)) for way in WAYS]
-        seconds, kept = (statistics.mean(row[key] for row in good) for key in ("seconds", "macs"))
-        lines.append(f"| {net} | {100 * share:g} % | {tool} | {ways[0]} | {ways[1]} | {100 * kept:.1f} % | {seconds:.0f} |")
-    return lines
+def write(rows: list[Row], path: Path) -> None:
+    """Put the tables between the marks of a document.
+
+    Raises:
+        ValueError: it has no marks.
+    """
+    text = path.read_text()
+    before, _, rest = text.partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        raise ValueError(f"{path} has no marks {MARKS}")
+    path.write_text(f"{before}{MARKS[0]}\n\n{table(rows)}\n\n{MARKS[1]}{after}")
 
 
-def _names(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(row["tool"] for row in rows))
+def _cells(rows: list[Row]) -> list[tuple[str, float]]:
+    nets = list(dict.fromkeys(row["net"] for row in rows))
+    return sorted({(row["net"], row["share"]) for row in rows if row["share"] < 1}, key=lambda pair: (nets.index(pair[0]), -pair[1]))
 
 
-def _of(rows: list[dict[str, Any]], tool: str, net: str, share: float) -> list[dict[str, Any]]:
-    return [row for row in rows if (row["tool"], row["net"], row["share"]) == (tool, net, share) and "plain" in row]
+def _verdicts(rows: list[Row], scores: Scores) -> list[str]:
+    """A line a budget: means over seeds and their standard deviation."""
+    lines = []
+    for net, share in _cells(rows):
+        found = [row for row in rows if (row["net"], row["share"]) == (net, share) and scores(row)]
+        mine, peers = ([row for row in found if row["tool"].startswith("irtool") is own] for own in (True, False))
+        if not mine or not peers:
+            continue
+        names = ", ".join(dict.fromkeys(f"{row['tool']}{'' if row['way'] == 'plain' else ', recalibrated'}" for row in peers))
+        line = f"| {net} | {100 * share:g} % | {len(mine)} |"
+        for place in (0, 1):
+            own, other = ([(scores(row) or [])[place] for row in part] for part in (mine, peers))
+            line += f" {_spread(own)} | {_spread(other)} | {_word(own, other)} |"
+        lines.append(f"{line} {names} |")
+    head = ["| net | MACs | seeds | irtool: right | best peer | | irtool: as unpruned | best peer | | which peer |", "|" + "---|" * 10]
+    return head + lines if lines else []
 
 
-def _best(rows: list[dict[str, Any]], place: int) -> float:
-    """The better of both ways; -1 where nothing was measured."""
-    return max((statistics.mean(scores) for way in WAYS if (scores := _scores(rows, way, place))), default=-1.0)
-
-
-def _scores(rows: list[dict[str, Any]], way: str, place: int) -> list[float]:
-    return [row[way][place] for row in rows if row[way] is not None]
+def _word(own: list[float], other: list[float]) -> str:
+    """Whether the difference is more than the spread over seeds of both together."""
+    gap, spread = statistics.mean(own) - statistics.mean(other), sum(statistics.stdev(part) for part in (own, other) if len(part) > 1)
+    if gap > spread:
+        return "ahead"
+    return "**within the spread**" if abs(gap) <= spread and spread else "**equal**" if not gap else "**LOST**"
 
 
 def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values) if values else math.nan:.2f}".replace("nan", "far less") + (
-        f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    )
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Agreement with the unpruned net over what is left, the best peer and ours, a panel a net."""
+def _tools(rows: list[Row]) -> list[str]:
+    """Every tool at one budget with the first seed, best first, on the images that chose."""
+    lines = []
+    for net, share in _cells(rows):
+        here = [row for row in rows if (row["net"], row["share"], row["seed"]) == (net, share, 0)]
+        lines += [f"| {net} | {100 * share:g} % | {row['tool']} | failed: {row['failed']} | | | |" for row in here if "failed" in row]
+        for row in sorted((row for row in here if "chosen" in row), key=lambda row: -row["chosen"][row["way"]][0]):
+            right, same = row["chosen"][row["way"]]
+            way = "as returned" if row["way"] == "plain" else "recalibrated"
+            seen = " (250 images)" if row.get("far") else ""
+            lines.append(f"| {net} | {100 * share:g} % | {row['tool']} | {right:.1f} / {same:.1f}{seen} | {way} "
+                         f"| {100 * row['macs']:.1f} % | {row['seconds']:.0f} |")  # fmt: skip
+    head = [
+        "| net | MACs | tool | choosing images: right / as unpruned | better way | MACs kept | CPU s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return head + lines if lines else []
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Agreement with the unpruned net over what is left, irtool and the best peer, a panel a net; bars from the least to the most over seeds."""
     import matplotlib.pyplot as plt
 
-    nets = sorted({row["net"] for row in rows})
-    figure, panels = plt.subplots(1, len(nets), figsize=(5 * len(nets), 3.6), sharey=True, squeeze=False)
+    scored = [row for row in rows if "scored" in row and row["share"] < 1]
+    nets = list(dict.fromkeys(row["net"] for row in scored))
+    if not nets:
+        return
+    figure, panels = plt.subplots(1, len(nets), figsize=(4.2 * len(nets), 3.6), sharey=True, squeeze=False)
     for net, panel in zip(nets, panels[0], strict=True):
-        for tool in _names(rows):
+        for mine, colour, label in ((True, "tab:blue", "irtool"), (False, "tab:orange", "best peer")):
             points: dict[float, list[float]] = {}
-            for row in rows:
-                if row["net"] == net and row["tool"] == tool and "plain" in row and row["share"] < 1:
-                    points.setdefault(row["share"], []).append(_best([row], 1))
-            if points:
-                xs = sorted(points)
-                style = {"color": "tab:blue", "linewidth": 2.2} if tool.startswith("irtool") else {"alpha": 0.7, "linewidth": 1.0}
-                panel.plot([100 * x for x in xs], [statistics.mean(points[x]) for x in xs], marker="o", label=tool, **style)
-        panel.set(title=f"PreResNet-38, {net}", xlabel="MACs left, %", ylabel="same class as the unpruned net, %")
-        panel.legend(fontsize=6)
+            for row in scored:
+                if row["net"] == net and row["tool"].startswith("irtool") is mine:
+                    points.setdefault(100 * row["share"], []).append(row["scored"][1])
+            xs = sorted(points)
+            means = [statistics.mean(points[x]) for x in xs]
+            ends = [[mean - min(points[x]) for x, mean in zip(xs, means, strict=True)],
+                    [max(points[x]) - mean for x, mean in zip(xs, means, strict=True)]]  # fmt: skip
+            panel.errorbar(xs, means, ends, marker="o", capsize=3, color=colour, label=label)
+        panel.set(title=TITLES.get(net, net), xlabel="MACs left, %")
+    panels[0][0].set_ylabel("same class as the unpruned net, %")
+    panels[0][0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+    plt.close(figure)

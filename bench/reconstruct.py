@@ -1,11 +1,12 @@
 """What reconstruction gives on the published PreResNet-38, and on trained ONNX files.
 
-    python bench/reconstruct.py [--shared ../shared] [--images 128] [--test 10000] [--onnx-only | --torch-only] [--held-out]
+    python bench/reconstruct.py [--shared ../shared] [--images 128] [--test 10000] [--parts published,noise,onnx] [--held-out]
 
-Prints tables and writes bench/results/reconstruct.json. The torch table: accuracy in % on the JPEG test images and agreement with
-the unpruned net, for the published plan (bn_scale, global, select, ratio 0.7). With --held-out the figures are of 2,000 training
-images that are no calibration images, by which options were chosen. The ONNX table: root mean square error of the outputs
-against the original, relative to the outputs' own, on images that were not calibrated on.
+Prints tables and writes them into bench/results/reconstruct.json. `published`: accuracy in % on the JPEG test images and agreement with the
+unpruned net, for the published plan (bn_scale, global, select, ratio 0.7). `noise`: the same without images, beside absorbing, at three
+ratios (bn_scale, and l2 for the net whose scales say nothing) and at three budgets planned without images. With --held-out the figures are
+of 2,000 training images that are no calibration images, by which options were chosen. `onnx`: root mean square error of the
+outputs against the original, relative to the outputs' own, on images that were not calibrated on.
 """
 
 from __future__ import annotations
@@ -37,49 +38,88 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--test", type=int, default=10_000)
     parser.add_argument("--held-out", action="store_true")
-    parser.add_argument("--onnx-only", action="store_true")
-    parser.add_argument("--torch-only", action="store_true")
+    parser.add_argument("--parts", default="published,noise,onnx")
+    parser.add_argument("--nets", default="sparse,normal")
     parser.add_argument("--json", type=Path, default=ROOT / "bench" / "results" / "reconstruct.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    if not options.onnx_only:
-        found["torch"] = on_torch(options)
-    if not options.torch_only:
-        found["onnx"] = on_onnx(options.shared)
-    if not options.held_out:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "published": lambda: on_published(Images(options)),
+        "noise": lambda: without_images(Images(options)),
+        "onnx": lambda: on_onnx(options.shared),
+    }
+    for part in options.parts.split(","):
+        found[part] = parts[part]()
+        if not options.held_out:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def on_torch(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The published plan of the published net."""
-    data = load_data(options.shared / "data" / "cifar10-jpeg.zip", mean=MEAN, std=STD)
-    order = np.random.default_rng(0).permutation(len(data.train.labels))
-    calibration = normalised(data, data.train, order[: options.images])
-    split, chosen = (data.train, order[-2000:]) if options.held_out else (data.test, np.arange(len(data.test.labels)))
-    chosen = chosen[: options.test]
-    images, labels = normalised(data, split, chosen), torch.as_tensor(np.asarray(split.labels)[chosen])
-    rows = []
-    for name in ("sparse", "normal"):
+class Images:
+    """What is calibrated on, and what scores, of the published nets."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.nets, self._shared = options.nets.split(","), options.shared
+        data = load_data(options.shared / "data" / "cifar10-jpeg.zip", mean=MEAN, std=STD)
+        order = np.random.default_rng(0).permutation(len(data.train.labels))
+        self.calibration = normalised(data, data.train, order[: options.images])
+        shuffled = np.random.default_rng(1).permutation(len(data.test.labels))  # they lie class by class
+        split, chosen = (data.train, order[-2000:]) if options.held_out else (data.test, shuffled)
+        chosen = chosen[: options.test]
+        self.images, self.labels = normalised(data, split, chosen), torch.as_tensor(np.asarray(split.labels)[chosen])
+
+    def graph(self, name: str) -> irtool.FxGraph:
+        """A published net."""
         net = PreResNet(38)
-        net.load_state_dict(torch.load(options.shared / "data" / "preresnet38" / f"{name}.pth", weights_only=True)["state_dict"])
-        graph = irtool.trace(net.eval(), torch.zeros(1, 3, 32, 32))
-        answers = classes(graph.module, images)
-        rows.append(row(f"{name}, unpruned", answers, answers, labels, 0.0))
-        criterion, ratio = ("bn_scale", 0.7) if name == "sparse" else ("l2", 0.42)
-        plan = irtool.plan(graph, criterion, ratio, "global", "select", round_to=1)
-        ways: dict[str, Callable[[], irtool.FxGraph]] = {
-            "drop": partial(irtool.prune, graph, plan, "drop"),
-            "absorb": partial(irtool.prune, graph, plan),
-            "biases alone": partial(irtool.reconstruct, graph, plan, calibration, weights=False),
-            "least squares": partial(irtool.reconstruct, graph, plan, calibration),
-        }
+        net.load_state_dict(torch.load(self._shared / "data" / "preresnet38" / f"{name}.pth", weights_only=True)["state_dict"])
+        return irtool.trace(net.eval(), torch.zeros(1, 3, 32, 32))
+
+    def rows(self, name: str, graph: irtool.FxGraph, ways: dict[str, Callable[[], irtool.FxGraph]]) -> list[dict[str, Any]]:
+        """Score the unpruned net and what each way gives."""
+        answers = classes(graph.module, self.images)
+        found = [row(f"{name}, unpruned", answers, answers, self.labels, 0.0)]
         for way, make in ways.items():
             start = time.process_time()
             pruned = make()
             seconds = time.process_time() - start
-            rows.append(row(f"{name}, {way}", classes(pruned.module, images), answers, labels, seconds))
+            found.append(row(f"{name}, {way}", classes(pruned.module, self.images), answers, self.labels, seconds))
+        return found
+
+
+def on_published(given: Images) -> list[dict[str, Any]]:
+    """The published plan of the published net, and one like it of the other."""
+    rows = []
+    for name in given.nets:
+        graph = given.graph(name)
+        criterion, ratio = ("bn_scale", 0.7) if name == "sparse" else ("l2", 0.42)
+        plan = irtool.plan(graph, criterion, ratio, "global", "select", round_to=1)
+        rows += given.rows(name, graph, {
+            "drop": partial(irtool.prune, graph, plan, "drop"),
+            "absorb": partial(irtool.prune, graph, plan),
+            "biases alone": partial(irtool.reconstruct, graph, plan, given.calibration, weights=False),
+            "noise": partial(irtool.reconstruct, graph, plan),
+            "least squares": partial(irtool.reconstruct, graph, plan, given.calibration),
+        })  # fmt: skip
+    return rows
+
+
+def without_images(given: Images) -> list[dict[str, Any]]:
+    """Absorbing beside noise: the same plan; and a budget planned by weights, and on noise."""
+    rows = []
+    for name in given.nets:
+        graph, criterion = given.graph(name), "bn_scale" if name == "sparse" else "l2"
+        ways: dict[str, Callable[[], irtool.FxGraph]] = {}
+        for ratio in (0.3, 0.5, 0.7):
+            plan = irtool.plan(graph, criterion, ratio, "global", "select", round_to=1)
+            ways[f"{criterion} {ratio}, absorb"] = partial(irtool.prune, graph, plan)
+            ways[f"{criterion} {ratio}, noise"] = partial(irtool.reconstruct, graph, plan)
+        for share in (0.75, 0.5):
+            plan = irtool.plan(graph, criterion, residual="select", round_to=1, budget={"macs": share})
+            ways[f"MACs {share:.0%}, {criterion}, absorb"] = partial(irtool.prune, graph, plan)
+            plan = irtool.plan(graph, residual="select", round_to=1, budget={"macs": share})
+            ways[f"MACs {share:.0%}, {plan.criterion} on noise, noise"] = partial(irtool.reconstruct, graph, plan)
+        rows += given.rows(name, graph, ways)
     return rows
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from irtool.cli.main import app
+from irtool.cli.lazy import COMMANDS, command
 
-ROOT = typer.main.get_command(app)
 DECISIONS = Path(__file__).parent / "adr"
 SECURITY = Path(__file__).parents[1] / "SECURITY.md"
 
@@ -45,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _commands() -> dict[str, Any]:
-    return dict(sorted(ROOT.commands.items()))  # type: ignore[attr-defined]
+    return {name: command(name) for name in sorted(COMMANDS)}
 
 
 def _decisions() -> list[tuple[str, str]]:

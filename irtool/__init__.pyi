@@ -32,8 +32,8 @@ from .passes import (
 )
 from .passmanager import Pass, PassResult, Pipeline
 from .pruning import Plan, criterion, plan
-from .pruning.apply import apply
 from .pruning.check import MaskedCheck, check_prune
+from .workflows.apply import apply
 from .workflows.compress_run import Compression, compress
 from .workflows.quantize_run import Quantisation, quantize
 from .workflows.recipe.run import RecipeRun, run_recipe

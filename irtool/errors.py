@@ -70,3 +70,7 @@ class TrainError(IrtoolError):
 
 class OptionError(IrtoolError):
     """An option has a value that can never work."""
+
+
+class Interrupted(IrtoolError):
+    """Ctrl-C in a command that keeps what it has finished."""

@@ -19,9 +19,8 @@ from irtool.analysis.compare import TOLERANCES, compare
 from irtool.analysis.randomness import without_dropout
 from irtool.errors import CheckError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
+from irtool.nests import map_tensors
 from irtool.pass_text import options_of, parse, text_of
 from irtool.tensor_defaults import plain_tensors
 
@@ -242,9 +241,9 @@ class Pipeline(Pass):
     def _check(self, step: Pass, before: G, after: G, inputs: tuple[Any, ...]) -> None:
         before, after = without_dropout(before), without_dropout(after)
         pairs: list[tuple[Graph, Graph, torch.dtype | None, float]] = [(before, after, None, TOLERANCES[None])]
-        if isinstance(before, FxGraph):
+        wide = before.widened()
+        if wide is not before:
             # In float64 from the start: weights that a pass computes in float32 are rounded there, and that is no fault of the pass.
-            wide = before.to(torch.float64)
             pairs.insert(0, (wide, step(wide).graph, torch.float64, self.tolerance))
         for reference, other, dtype, tolerance in pairs:
             found = compare(reference, other, inputs, dtype=dtype)

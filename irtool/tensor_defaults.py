@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -32,3 +33,10 @@ def real_tensors() -> Iterator[None]:
     """The same for a block that runs a user's own code: of the default device only "meta", on which nothing is computed, is set aside."""
     with plain_tensors(unless="cpu" if (kind := torch.get_default_device().type) == "meta" else kind):
         yield
+
+
+def seeded(run: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call with random numbers from one seed: operators that draw as many in both runs draw the same ones."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return run(*args, **options)

@@ -5,6 +5,7 @@ from irtool.passes.equalise import Equalise
 from irtool.passes.fold_batchnorm import FoldBatchNorm, fold_batchnorm
 from irtool.passes.fold_constants import FoldConstants
 from irtool.passes.fold_norm_forward import FoldNormForward
+from irtool.passes.fold_scale import FoldScale
 from irtool.passes.insert_selects import InsertSelects
 from irtool.passes.lower_affine import LowerAffine
 from irtool.passes.prune import Prune, prune
@@ -21,6 +22,7 @@ __all__ = [
     "FoldBatchNorm",
     "FoldConstants",
     "FoldNormForward",
+    "FoldScale",
     "InsertSelects",
     "LowerAffine",
     "Prune",

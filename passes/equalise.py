@@ -13,10 +13,8 @@ from torch import Tensor
 from irtool.errors import OptionError
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import float_param, grouped_inputs
+from irtool.ops.properties import HOMOGENEOUS
 from irtool.passmanager import ChangesValues, Pass, Rewritten, register
-
-_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Pool", "Dropout", "Identity"})
-"""f(s x) = s f(x) for s > 0, channel by channel."""
 
 
 @register
@@ -65,7 +63,7 @@ def _reader(graph: Graph, node: Node, readers: Counter[str]) -> Node | None:
         after = value.uses[0]
         if after.op == "Conv" and after.input is value and _own(after, readers):
             return after
-        if after.op not in _HOMOGENEOUS or after.input is not value or len(after.outputs) != 1:
+        if after.op not in HOMOGENEOUS or after.input is not value or len(after.outputs) != 1:
             return None
         value = after.output
     return None

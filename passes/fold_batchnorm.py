@@ -11,9 +11,8 @@ from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
+from irtool.ops.properties import AFFINE
 from irtool.passmanager import Pass, Rewritten, register
-
-_FOLDABLE = frozenset({"Conv", "ConvTranspose", "Gemm"})
 
 
 @register
@@ -55,7 +54,7 @@ class FoldBatchNorm(Pass):
 def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
     """Why a batch norm stays; an empty reason for one that simply has no convolution before it."""
     source = node.input.producer
-    if source is None or source.op not in _FOLDABLE or not graph.accepts_bias(source):
+    if source is None or source.op not in AFFINE or not graph.accepts_bias(source):
         return ""
     weight = source.get("weight")
     if weight is None or not weight.is_param:

@@ -10,23 +10,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node, Value
+from irtool.ops.properties import NEVER_CONSTANT
 from irtool.passmanager import Pass, Rewritten, register
-
-_KEPT = frozenset(
-    {
-        "Opaque",
-        "Input",
-        "Output",
-        "Constant",
-        "Dropout",
-        "StochasticDepth",
-        "BatchNormalization",
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "QuantizePerChannel",
-    }
-)
-"""Operators that may be random, learn while they run, or say something that a constant would not: how a weight is stored."""
 
 
 @register
@@ -67,7 +52,7 @@ def _computed(graph: Graph) -> dict[Value, Tensor]:
     found: dict[Value, Tensor] = {}
     for node in graph.nodes:
         single = len(node.outputs) == 1 and node.output not in graph.outputs
-        if node.op not in _KEPT and single and graph.is_constant(node, found.keys()):
+        if node.op not in NEVER_CONSTANT and single and graph.is_constant(node, found.keys()):
             data = _drawing_nothing(graph, node, found)
             if data is not None:
                 found[node.output] = data

@@ -12,7 +12,7 @@ from irtool.ir.graph import G
 from irtool.passmanager import Pass, Rewritten, register
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.bias import add_biases, no_gains
-from irtool.pruning.absorb.calibration import measured
+from irtool.pruning.absorb.calibration import constants_of_branches, measured
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import find_rewrite
 
@@ -55,6 +55,7 @@ class Prune(Pass):
         """
         with uncollected():
             rewrite = find_rewrite(graph, self.plan)
+            unknown = constants_of_branches(rewrite, self.plan, self.calibration, drop=self.constants == "drop")
             new = rewrite.fill()
             guarded = new.notes
         labels, keep = rewrite.labels, rewrite.keep
@@ -63,8 +64,9 @@ class Prune(Pass):
             new = add_biases(new, labels, keep, found.biases)
             new.notes = guarded
         record = {"plan": self.plan.to_dict(), "biases": sorted(found.biases)}
-        told = [note for note in guarded if note not in graph.notes]
-        return Rewritten(new, [*_notes(self.plan, rewrite.inexact(), found), *told], record)
+        notes = _notes(self.plan, rewrite.inexact(), found)
+        notes += [f"nothing tells the mean of what {name} added: dropped (calibration data would tell)" for name in unknown]
+        return Rewritten(new, [*notes, *(note for note in guarded if note not in graph.notes)], record)
 
     def options(self) -> dict[str, Any]:
         """The plan is recorded with the biases that it led to; where these came from does not matter when it is repeated."""
@@ -83,6 +85,7 @@ class Prune(Pass):
 def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
     total = sum(layer.total for layer in plan.layers)
     notes = [f"{plan.removed} of {total} channels removed"]
+    notes += [f"taken out as a whole: {', '.join(plan.branches)}"] if plan.branches else []
     if inexact:
         notes.append(f"inexact where channels are mixed: {'; '.join(inexact)}")
     if found.biases:

@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from irtool.errors import GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import steps
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import G, Graph, Node
+from irtool.modes import evaluating
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.passmanager import ChangesValues, Pass, Rewritten, register
 

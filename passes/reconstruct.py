@@ -18,10 +18,11 @@ from irtool.passmanager import Pass, Rewritten, register
 from irtool.progress import Progress, silent
 from irtool.pruning.absorb.bias import add_to_biases, outputs_of
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.distil import Distillation
-from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
+from irtool.pruning.reconstruct.images import image_batches, live_bytes, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
+from irtool.pruning.reconstruct.stand_in import IMAGES, noise_batches, statistics, with_statistics_of
 from irtool.pruning.slicing import Rewrite
 
 CHUNK = 32
@@ -41,13 +42,17 @@ class Reconstruct(Pass):
     which are held out; where nothing fits better than what slicing left, that stays. Statistics of batch norms stay. See
     `irtool.pruning.reconstruct.reconstruct` for the formula and its sources.
 
+    Without images noise takes their place in a graph whose batch norms are told that it is what they were trained on. See
+    `irtool.pruning.reconstruct.stand_in`. It gains less than images do, and more than absorbing constants does.
+
     Given:  %conv1 = Conv(%x:1x3x8x8, @conv1.weight:4x3x3x3); %conv2 = Conv(%conv1, @conv2.weight:8x4x3x3)
     Result: %conv1 = Conv(%x:1x3x8x8, @conv1.weight:2x3x3x3); %conv2 = Conv(%conv1, @conv2.weight:8x2x3x3, @absorbed_conv2:8)
 
     Attributes:
         plan: what goes.
         images: calibration images, prepared as for inference: a tensor (N, C, H, W), a list of batches, a DataLoader; a tuple
-            holds the arguments of `forward` first, and what follows (labels) is not looked at. 128 are enough.
+            holds the arguments of `forward` first, and what follows (labels) is not looked at. 128 are enough. None: noise and the
+            statistics of batch norms.
         weights: refit weights and biases. False: biases alone, which then hold what is missing on average.
         ignore: module paths, or one, whose layers keep the values that slicing leaves.
         positions: of each layer's output, sampled from each image.
@@ -68,7 +73,7 @@ class Reconstruct(Pass):
     exact: ClassVar[bool] = False
 
     plan: Plan
-    images: Any
+    images: Any = None
     weights: bool = True
     ignore: str | tuple[str, ...] = ()
     positions: int = 128
@@ -89,6 +94,9 @@ class Reconstruct(Pass):
             raise OptionError(f"rate {self.rate!r} is no rate", remedy="Give a small number above 0, as 5e-5.")
         if self.distil and not self.weights:
             raise OptionError("distilling changes weights, and weights=False", where="distil", remedy="Leave one of them out.")
+        if self.images is None and (self.distil or self.original is not None):
+            name = "distil" if self.distil else "original"
+            raise OptionError("there are no images", where=name, remedy="Give images (no labels are needed), or leave it out.")
 
     def rewrite(self, graph: G) -> Rewritten[G]:
         """Prune and refit.
@@ -96,29 +104,54 @@ class Reconstruct(Pass):
         Raises:
             PlanError: the plan belongs to another model.
             OptionError: `original` is not what the graph was pruned from.
-            DataError: these are no images for this model, or there are none.
+            DataError: these are no images for this model, or there are none; or none are given, and noise cannot take their place.
             LayerError: a name in `ignore` that no layer has.
             ProofError: the slicing could not be proven; nothing is returned.
         """
+        if self.images is None:
+            return self._without_images(graph)
         with uncollected():
             rewrite = find_rewrite(graph, self.plan)
+            batches = split_to_fit(self.original or graph, image_batches(graph, self.images, self.limit, CHUNK))
+            put_constants(rewrite, self.plan, batches)
             new = rewrite.fill()
         rewrites: list[Rewrite[Any]] = [*_before(self.original, graph), rewrite]
-        batches = split_to_fit(rewrites[0].labels.graph, image_batches(graph, self.images, self.limit, CHUNK))
         batches, notes = self._within_memory(new, batches)
-        ignore = (self.ignore,) if isinstance(self.ignore, str) else tuple(self.ignore)
-        found = Reconstruction(
-            rewrites, new, batches, self.weights, ignore, self.positions, self.memory, int(self.seed), self.progress
-        ).run()
-        if found.gains:
-            new = add_to_biases(new, found.gains)
+        new, found = self._refit(rewrites, new, batches)
         if self.distil:
             images = image_batches(graph, self.images, sys.maxsize, CHUNK)
             seen = split_to_fit(rewrites[0].labels.graph, images)
             notes = [
                 *notes,
-                Distillation(self.original or graph, new, seen, self.distil, self.rate, ignore, int(self.seed), self.progress).run(),
+                Distillation(self.original or graph, new, seen, self.distil, self.rate, self._left, int(self.seed), self.progress).run(),
             ]
+        return self._result(new, rewrite, found, notes)
+
+    def _without_images(self, graph: G) -> Rewritten[G]:
+        """Refit in a graph whose batch norms have the statistics of noise, and put the real ones back."""
+        batches = noise_batches(graph, min(self.limit, IMAGES), CHUNK, int(self.seed), self.memory)
+        with uncollected():
+            rewrite = find_rewrite(with_statistics_of(graph, batches, self.progress), self.plan)
+            new = rewrite.fill()
+        new, found = self._refit([rewrite], new, batches)
+        for name, data in statistics(graph).items():
+            new.set_param(name, rewrite.sliced(name, data))
+        used = sum(map(size_of, batches))
+        return self._result(new, rewrite, found, [f"no images: refitted on {used} of noise, by the statistics of batch norms"])
+
+    @property
+    def _left(self) -> tuple[str, ...]:
+        """Layers that keep their values."""
+        return (self.ignore,) if isinstance(self.ignore, str) else tuple(self.ignore)
+
+    def _refit(self, rewrites: list[Rewrite[Any]], new: G, batches: list[Batch]) -> tuple[G, Outcome]:
+        """The walk; layers get the biases that it found."""
+        found = Reconstruction(
+            rewrites, new, batches, self.weights, self._left, self.positions, self.memory, int(self.seed), self.progress
+        ).run()
+        return (add_to_biases(new, found.gains) if found.gains else new), found
+
+    def _result(self, new: G, rewrite: Rewrite[Any], found: Outcome, notes: list[str]) -> Rewritten[G]:
         record = {"plan": self.plan.to_dict(), "biases": list(found.gains)}
         return Rewritten(new, (*notes, *_notes(self.plan, rewrite.inexact(), found)), record)
 
@@ -135,7 +168,7 @@ class Reconstruct(Pass):
 
     def _within_memory(self, graph: Graph, batches: list[Batch]) -> tuple[list[Batch], list[str]]:
         """As many batches as may be held side by side."""
-        most, each = max(1, self.memory // max(_live_bytes(graph), 1)), list(map(size_of, batches))
+        most, each = max(1, self.memory // max(live_bytes(graph), 1)), list(map(size_of, batches))
         kept = [batch for number, batch in enumerate(batches) if number == 0 or sum(each[: number + 1]) <= most]
         if len(kept) == len(batches):
             return kept, []
@@ -161,24 +194,6 @@ def _before(original: Graph | None, graph: Graph) -> list[Rewrite[Graph]]:
     return found
 
 
-def _live_bytes(graph: Graph) -> int:
-    """Bytes of the values that are alive together at most, for each image of the example."""
-    last = {value: number for number, node in enumerate(graph.nodes) for value in (*node.inputs, *node.outputs) if not value.is_param}
-    alive = most = 0
-    ends: dict[int, int] = {}
-    for number, node in enumerate(graph.nodes):
-        for value in node.outputs:
-            if value.shape is not None and value.dtype is not None:
-                size = value.dtype.itemsize
-                for length in value.shape:
-                    size *= length
-                alive += size
-                ends[last[value]] = ends.get(last[value], 0) + size
-        most = max(most, alive)
-        alive -= ends.pop(number, 0)
-    return most // max(size_of(graph.example_inputs), 1)
-
-
 def _notes(plan: Plan, inexact: list[str], found: Outcome) -> list[str]:
     total = sum(layer.total for layer in plan.layers)
     notes = [f"{plan.removed} of {total} channels removed"]
@@ -189,8 +204,8 @@ def _notes(plan: Plan, inexact: list[str], found: Outcome) -> list[str]:
     return [*notes, *map(str, found.layers), *found.notes]
 
 
-def reconstruct(graph: G, plan: Plan, images: Any, **options: Any) -> G:
-    """Prune a graph as a plan says and refit its layers on images; see `Reconstruct`, whose fields are the options.
+def reconstruct(graph: G, plan: Plan, images: Any = None, **options: Any) -> G:
+    """Prune a graph as a plan says and refit its layers on images, or without any; see `Reconstruct`, whose fields are the options.
 
     Raises:
         OptionError: there is no such option, or it has an impossible value.

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
 from irtool.errors import GraphError, OptionError
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, Rewritten, register
 from irtool.pruning.plan_rewrite import find_rewrite
@@ -67,7 +62,7 @@ class ReduceWidth(Pass):
             PlanError: an unknown criterion, or an unknown name in `ignore`.
             GraphError: fresh weights for an ONNX graph.
         """
-        if self.init == "fresh" and not isinstance(graph, FxGraph):
+        if self.init == "fresh" and not graph.trainable:
             raise GraphError(
                 "an ONNX graph does not say how its layers are initialised", remedy='Reduce the torch model, or use init="best".'
             )
@@ -77,43 +72,11 @@ class ReduceWidth(Pass):
         new = find_rewrite(graph, made).fill()
         notes = [f"{sum(layer.total for layer in made.layers) - made.removed} of {sum(layer.total for layer in made.layers)} channels stay"]
         if self.init == "fresh":
-            assert isinstance(new, FxGraph)
-            left = _restart(new, self.seed)
-            notes += [f"{name}: nothing tells how it is initialised: it keeps its values" for name in left]
+            notes += [f"{name}: nothing tells how it is initialised: it keeps its values" for name in new.initialise(self.seed)]
+            new.tidied()
         return Rewritten(new, notes, {"plan": made.to_dict()})
 
     @classmethod
     def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
         """Slice as the recorded plan says."""
         return find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
-
-
-def _restart(graph: FxGraph, seed: int) -> list[str]:
-    """Give every parameter a new first value, in place; returns the names of those that keep the old one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        restarted = {id(tensor) for module in graph.module.modules() for tensor in _reset(module)}
-        left = []
-        for name, parameter in graph.module.named_parameters():
-            if id(parameter) in restarted:
-                continue
-            if parameter.dim() < 2 or not _is_weight(graph, name):
-                left.append(name)
-            else:  # a functional call's weight: as torch's own convolutions and linear layers begin
-                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-    graph.tidied()
-    return left
-
-
-def _reset(module: nn.Module) -> Collection[Tensor]:
-    """Call a module's own initialisation, if it has one; returns the parameters that are its own."""
-    reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
-    if not callable(reset):
-        return ()
-    reset()
-    return tuple(module.parameters(recurse=False))
-
-
-def _is_weight(graph: FxGraph, name: str) -> bool:
-    value = graph.params.get(name)
-    return value is not None and any(node.get("weight") is value and node.op in ("Conv", "ConvTranspose", "Gemm") for node in value.uses)

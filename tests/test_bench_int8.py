@@ -11,9 +11,10 @@ import torch
 from quant_nets import Mixed, exported, images
 
 import irtool
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.models import VGG
-from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.quant.prepare import prepared
+from irtool.quant import Scheme, make_recipe, place
 from irtool.train import load_data
 
 BENCH = Path(__file__).parent.parent / "bench"

@@ -20,9 +20,11 @@ from PIL import Image
 import irtool
 from irtool.engines import MnnSession
 from irtool.engines.mnn.int8 import export_mnn_int8
+from irtool.engines.mnn.int8_policy import MNN_POLICY
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.models import VGG
-from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.quant.prepare import prepared
+from irtool.quant import Scheme, make_recipe, place
 from irtool.train import Preprocessing
 from irtool.train.data.image_files import FolderTree, decode
 
@@ -77,7 +79,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     irtool.export_onnx(graph, folder / "float.onnx")
     irtool.export_mnn(folder / "float.onnx", folder / "float.mnn")
     model = prepared(onnx.load(str(folder / "float.onnx")))
-    placement = place(model, "mnn")
+    placement = place(model, MNN_POLICY)
     noise = np.random.default_rng(0).normal(size=(2, 16, 3, 32, 32)).astype(np.float32)
     recipe = make_recipe(model, placement, calibrate(model, placement.tensors, noise, threads=1), Scheme("int8", symmetric=True))
     export_mnn_int8(model, recipe, folder / "int8.mnn")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import irtool
+from irtool.engines.onnxruntime.calibrate import calibrate
 from irtool.errors import PlanError
-from irtool.quant import calibrate
 from irtool.train import Settings, fit, load_data
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import CheckError, OptionError
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import cast, cast_module, run_with, seeded, steps
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import map_tensors
-from irtool.ir.graph import Graph, Node
-from irtool.tensor_defaults import plain_tensors
+from irtool.hosts.torch.interpreter import cast_module
+from irtool.ir.graph import Graph
+from irtool.modes import evaluating
+from irtool.nests import cast, map_tensors, tensors_in
+from irtool.tensor_defaults import plain_tensors, seeded
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
@@ -155,14 +153,19 @@ def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) ->
     """
     arguments = _arguments(inputs)
     tolerance = TOLERANCES[torch.float64 if dtype is torch.float64 else None]
-    if isinstance(a, FxGraph) and isinstance(b, FxGraph):
-        lockstep = _Lockstep(a, b, arguments, dtype)
-        results = lockstep.run()
-        return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a), tolerance)
-    if isinstance(a, OnnxGraph) and isinstance(b, OnnxGraph) and dtype is None:
-        return _compare_onnx(a, b, arguments, tolerance)
+    if isinstance(a, Graph) and isinstance(b, Graph) and type(a) is type(b):
+        return _compare_graphs(a, b, arguments, dtype, tolerance)
     first, second = (seeded(runner(program, dtype), *arguments) for program in (a, b))
     return Comparison(_outputs(first, second), tolerance=tolerance)
+
+
+def _compare_graphs(a: Graph, b: Graph, inputs: Sequence[Any], dtype: torch.dtype | None, tolerance: float) -> Comparison:
+    """Two graphs of one host, node by node; by their outputs alone where they differ in what stands for outputs."""
+    if len(a.compared()) != len(b.compared()):
+        return Comparison(_outputs(a.run_as(inputs, dtype), b.run_as(inputs, dtype)), tolerance=tolerance)
+    lockstep = _Lockstep(a, b, inputs, dtype)
+    results = lockstep.run()
+    return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a), tolerance, a.hidden_outputs())
 
 
 def runner(program: Any, dtype: torch.dtype | None = None) -> Callable[..., Any]:
@@ -177,39 +180,8 @@ def runner(program: Any, dtype: torch.dtype | None = None) -> Callable[..., Any]
     raise OptionError(f"{type(program).__name__} cannot be run", remedy="Pass a graph, an nn.Module, a session or a function of tensors.")
 
 
-def _run_graph(graph: FxGraph, dtype: torch.dtype | None) -> Callable[..., Any]:
-    return lambda *inputs: run_with(graph, inputs, dtype=dtype)
-
-
-def _run_onnx(graph: OnnxGraph, dtype: torch.dtype | None) -> Callable[..., Any]:
-    if dtype is not None:
-        raise OptionError(f"an ONNX graph computes in the types that it states, not in {dtype}", remedy="Leave dtype out.")
-    return lambda *inputs: graph.run(*_leaves(inputs))
-
-
-def _compare_onnx(a: OnnxGraph, b: OnnxGraph, inputs: Sequence[Any], tolerance: float) -> Comparison:
-    """Both in one run each, with the values of the nodes that both have as further outputs."""
-    others = {value.name for node in b.nodes for value in node.outputs}
-    shared = {value.name: node for node in a.nodes if node.host is not None for value in node.outputs if value.name in others}
-    able = set(a.runnable(list(shared))) & set(b.runnable(list(shared)))
-    shared = {name: node for name, node in shared.items() if name in able}
-    wanted = _compared(a, b)
-    found = []
-    for graph, own in zip((a, b), wanted, strict=True):
-        names = list(dict.fromkeys([*own, *shared]))
-        found.append(dict(zip(names, graph.run(*_leaves(inputs), values=names), strict=True)))
-    outputs = [[values[name] for name in own] for own, values in zip(wanted, found, strict=True)]
-    same = {name: node for name, node in shared.items() if found[0][name].shape == found[1][name].shape}
-    nodes = tuple(deviation(node.name, node.location, found[0][name], found[1][name]) for name, node in same.items())
-    skipped = tuple(node.name for name, node in shared.items() if name not in same)
-    instead = a.hidden_outputs() if wanted[0] != [value.name for value in a.outputs] else ()
-    return Comparison(_outputs(*outputs), nodes, skipped, _sources(a), tolerance, instead)
-
-
-def _compared(a: OnnxGraph, b: OnnxGraph) -> list[list[str]]:
-    """What to compare of each graph: the outputs themselves where the two differ in what stands for them."""
-    found = [a.compared(), b.compared()]
-    return found if len(found[0]) == len(found[1]) else [[value.name for value in graph.outputs] for graph in (a, b)]
+def _run_graph(graph: Graph, dtype: torch.dtype | None) -> Callable[..., Any]:
+    return lambda *inputs: graph.run_as(inputs, dtype)
 
 
 def _run_module(module: nn.Module, dtype: torch.dtype | None) -> Callable[..., Any]:
@@ -222,7 +194,7 @@ def _run_module(module: nn.Module, dtype: torch.dtype | None) -> Callable[..., A
 
 
 def _run_session(session: Any, dtype: torch.dtype | None) -> Callable[..., Any]:
-    return lambda *inputs: session.run(*(leaf.detach().cpu().numpy() for leaf in _leaves(inputs)))
+    return lambda *inputs: session.run(*(leaf.detach().cpu().numpy() for leaf in tensors_in(inputs)))
 
 
 def _run_function(function: Callable[..., Any], dtype: torch.dtype | None) -> Callable[..., Any]:
@@ -234,11 +206,10 @@ def _run_function(function: Callable[..., Any], dtype: torch.dtype | None) -> Ca
 
 
 _RUNNERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, torch.dtype | None], Callable[..., Any]]], ...] = (
-    (lambda program: isinstance(program, FxGraph), _run_graph),
-    (lambda program: isinstance(program, OnnxGraph), _run_onnx),
+    (lambda program: isinstance(program, Graph), _run_graph),
     (lambda program: isinstance(program, nn.Module), _run_module),
     # By what it has, not by its class: the engines lie above this layer.
-    (lambda program: callable(getattr(program, "run", None)) and not isinstance(program, Graph), _run_session),
+    (lambda program: callable(getattr(program, "run", None)), _run_session),
     (callable, _run_function),
 )
 
@@ -246,10 +217,6 @@ _RUNNERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, torch.dtype | None],
 def _arguments(inputs: Any) -> tuple[Any, ...]:
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     return pytree.tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, given)
-
-
-def _leaves(inputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _tensors(result: Any) -> dict[str, Tensor]:
@@ -294,6 +261,20 @@ def deviation(name: str, where: str, reference: Tensor, other: Tensor) -> Deviat
     return Deviation(name, where, largest, largest / max(scale, FLOOR), int((nans | torch.isinf(gap)).sum()))
 
 
+def difference(expected: Any, got: Any) -> tuple[float, float]:
+    """Largest absolute difference over all output tensors, and that over the largest absolute expected value; infinite if shapes differ."""
+    worst, scale = 0.0, 0.0
+    first, second = tensors_in(expected), tensors_in(got)
+    if [a.shape for a in first] != [b.shape for b in second]:
+        return float("inf"), float("inf")
+    for a, b in zip(first, second, strict=True):
+        if a.numel():
+            gap = float((a.double() - b.double()).abs().max())
+            worst = max(worst, gap if gap == gap else float("inf"))
+            scale = max(scale, float(a.double().abs().max()))
+    return worst, worst / scale if scale else worst
+
+
 def _sources(graph: Graph) -> dict[str, tuple[str, ...]]:
     return {node.name: tuple(value.producer.name for value in node.inputs if value.producer is not None) for node in graph.nodes}
 
@@ -305,10 +286,10 @@ Step = tuple[str, str, list[Tensor]]
 class _Lockstep:
     """Runs two graphs at once, each up to the next node that both have."""
 
-    def __init__(self, a: FxGraph, b: FxGraph, inputs: Sequence[Any], dtype: torch.dtype | None) -> None:
+    def __init__(self, a: Graph, b: Graph, inputs: Sequence[Any], dtype: torch.dtype | None) -> None:
         names = [{node.name for node in graph.nodes} for graph in (a, b)]
-        self._common = names[0] & names[1]
-        self._runs = (steps(a, inputs, dtype=dtype), steps(b, inputs, dtype=dtype))
+        common = names[0] & names[1]
+        self._runs = (a.run_nodes(inputs, common, dtype), b.run_nodes(inputs, common, dtype))
         self._results: list[Any] = [None, None]
         self._running = [True, True]
         self._pending: tuple[dict[str, Step], dict[str, Step]] = ({}, {})
@@ -340,15 +321,12 @@ class _Lockstep:
             self._pending[side][step[0]] = step
 
     def _next(self, side: int) -> Step | None:
-        run: Generator[tuple[Node | None, Any, Any], None, Any] = self._runs[side]
-        while True:
-            try:
-                node, _, value = next(run)
-            except StopIteration as stop:
-                self._running[side], self._results[side] = False, stop.value
-                return None
-            if node is not None and node.name in self._common:
-                return node.name, node.location, [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        try:
+            node, tensors = next(self._runs[side])
+        except StopIteration as stop:
+            self._running[side], self._results[side] = False, stop.value
+            return None
+        return node.name, node.location, tensors
 
     def _compare(self, a: Step, b: Step) -> None:
         name, where, _ = a

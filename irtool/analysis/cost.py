@@ -13,14 +13,9 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor, fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from irtool.errors import OptionError
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import copy_module, empty_like
 from irtool.ir.graph import Graph, Node, Value
 from irtool.tensor_defaults import plain_tensors
 
@@ -119,7 +114,7 @@ def cost(graph: Graph, *, batch: int | None = None) -> Cost:
     for node in graph.nodes:
         if node.op == "Output":
             continue
-        whole = measured_macs(graph, node) if node.op == "Opaque" else macs_of(node)
+        whole = graph.counted_macs(node) if node.op == "Opaque" else macs_of(node)
         if whole is None:
             uncounted.append(node.location)
         macs = round((whole or 0) / samples)
@@ -226,24 +221,6 @@ def _peak(graph: Graph) -> int:
 
 def _bytes(value: Value) -> int:
     return prod(value.shape) * value.dtype.itemsize if value.shape is not None and value.dtype is not None else 0
-
-
-def measured_macs(graph: Graph, node: Node) -> int | None:
-    """MACs of an unknown operator, by torch's counter on the meta device; None where it does not run there."""
-    if not isinstance(graph, FxGraph):
-        return None
-    inputs = {value: torch.empty(value.sizes, dtype=value.dtype, device="meta") for value in node.inputs}
-    try:
-        # Attention is a matrix product or two only in its plain form; the fused kernels are not all in the counter's table.
-        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            if node.host.op == "call_module":
-                args, kwargs = (fx.map_arg(part, graph.examples.__getitem__) for part in (node.host.args, node.host.kwargs))
-                copy_module(graph.module.get_submodule(str(node.host.target)), empty_like).eval()(*args, **kwargs)
-            else:
-                graph.evaluate(node, inputs)
-    except Exception:  # whatever a foreign operator raises on tensors without data
-        return None
-    return counter.get_total_flops() // 2
 
 
 Product = list[tuple[Value, int]]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.analysis.cost import PRODUCTS, Product, holdings, measured_macs
+from irtool.analysis.cost import PRODUCTS, Product, holdings
 from irtool.channels.groups import ChannelGroups
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import varying
@@ -66,6 +66,7 @@ class _Writer:
 
     def __init__(self, groups: ChannelGroups) -> None:
         self.groups, self.labels = groups, groups.labels
+        self._whole = {weight.name for node in self.labels.graph.nodes if node.name in groups.whole and (weight := node.get("weight"))}
         self.sets: list[Ints] = [np.zeros(0, np.int64)]
         self._numbers: dict[bytes, int] = {}
         self._terms: dict[tuple[int, ...], dict[str, float]] = {}
@@ -80,7 +81,7 @@ class _Writer:
         batch = next((value.sizes[0] for value in graph.inputs if value.shape), 1) or 1
         for node in graph.nodes:
             if node.op == "Opaque":
-                self._add((), "macs", (measured_macs(graph, node) or 0) / batch)
+                self._add((), "macs", (graph.counted_macs(node) or 0) / batch)
             for product in PRODUCTS[node.op](node) if node.op in PRODUCTS else ():
                 coefficient, sets = self._product(product)
                 self._add(sets, "macs", coefficient / batch)
@@ -127,6 +128,8 @@ class _Writer:
     def _along(self, name: str, axis: int, size: int) -> tuple[float, list[int]]:
         """The length of a parameter's axis: a factor, and the set that it is as long as, if any."""
         for number, groups, labels in self._axes.get(name, ()):
+            if groups > 1 and number == axis and name in self._whole:
+                break  # groups go, and those that stay keep their width
             if number == axis and labels.numel() == size * groups:
                 factor, found = self._set(labels)
                 return factor / groups, [] if found is None else [found]

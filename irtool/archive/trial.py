@@ -15,9 +15,10 @@ from irtool.archive.limits import PARTS, TRIED_BYTES, Budget, bytes_of
 from irtool.archive.operators import ATTRIBUTES
 from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import call, copy_module, empty_like, map_tensors, meta, modules_by_path
+from irtool.hosts.torch.modules import call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec
 from irtool.hosts.torch.reader import Reader
+from irtool.nests import map_tensors
 
 _META = torch.device("meta")
 

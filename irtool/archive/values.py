@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.archive.allowed import NotData, Refused
 from irtool.archive.limits import check_inputs
-from irtool.hosts.torch.modules import map_tensors
+from irtool.nests import map_tensors
 
 _DEVICE = re.compile(r"(cpu|cuda|meta|mps|xpu)(:\d{1,3})?")
 Walk = Callable[[Any], Any]

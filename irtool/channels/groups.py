@@ -7,7 +7,7 @@ graph. Conditions that depend on the groups (boxes, balances) are settled by add
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,7 +21,9 @@ from irtool.channels.balance import Balance, balance_of, sharing
 from irtool.channels.explained import explain
 from irtool.channels.labels import Labels, Layer, label
 from irtool.channels.positions import mixed_axes
+from irtool.channels.whole import tied
 from irtool.ir.graph import Graph, Node
+from irtool.ops.properties import KEEPS_HEADS
 from irtool.tensor_defaults import plain_tensors
 
 Ints = NDArray[np.int64]
@@ -48,6 +50,7 @@ class ChannelGroups:
         count: number of groups.
         pinned: whether each group must stay, shape (groups,).
         balances: families of groups that must be removed in equal shares.
+        whole: names of the grouped convolutions whose groups go as a whole, each one channel group with what it reads and makes.
     """
 
     labels: Labels
@@ -56,6 +59,7 @@ class ChannelGroups:
     pinned: NDArray[np.bool_]
     balances: list[Balance] = field(default_factory=list)
     _pins: list[tuple[Ints, Pin]] = field(default_factory=list)
+    whole: frozenset[str] = frozenset()
 
     @property
     def graph(self) -> Graph:
@@ -152,8 +156,8 @@ def channel_groups(graph: Graph) -> ChannelGroups:
 
 
 def group_channels(
-    labels: Labels, *, couple: bool = False, pins: Iterable[tuple[Ints, Pin]] = (), together: Iterable[tuple[Ints, Ints]] = ()
-) -> ChannelGroups:
+    labels: Labels, *, couple: bool = False, pins: Iterable[tuple[Ints, Pin]] = (), together: Iterable[tuple[Ints, Ints]] = (),
+    whole: Collection[str] = ()) -> ChannelGroups:  # fmt: skip
     """Group labelled channels.
 
     Args:
@@ -161,8 +165,9 @@ def group_channels(
         couple: in balanced families remove the same position from every row, instead of each its own.
         pins: labels that must stay, with reasons, beside those that the walk found.
         together: pairs of labels that go together, beside those that met.
+        whole: names of grouped convolutions whose groups go as a whole, in place of equally many channels of each.
     """
-    return _Grouping(labels, couple, list(pins), list(together)).solve()
+    return _Grouping(labels, couple, list(pins), list(together), frozenset(whole)).solve()
 
 
 def distinct(numbers: Ints) -> Ints:
@@ -174,8 +179,9 @@ def distinct(numbers: Ints) -> Ints:
 
 
 class _Grouping:
-    def __init__(self, labels: Labels, couple: bool, pins: list[tuple[Ints, Pin]], together: list[tuple[Ints, Ints]]) -> None:
-        self.labels, self.couple, self.pins, self.extra = labels, couple, pins, together
+    def __init__(self, labels: Labels, couple: bool, pins: list[tuple[Ints, Pin]], together: list[tuple[Ints, Ints]],
+                 whole: frozenset[str]) -> None:  # fmt: skip
+        self.labels, self.couple, self.pins, self.extra, self.whole = labels, couple, pins, [*together, *tied(labels, whole)], whole
         self._balanced: list[tuple[Node, Ints]] = []
         firsts, seconds = [a.numpy() for _, a, _ in labels.meetings], [b.numpy() for _, _, b in labels.meetings]
         self.pins += [(found.numpy(), Pin(reason, node.location)) for node, found, reason in labels.pins]
@@ -211,13 +217,13 @@ class _Grouping:
         pins = [(distinct(group[found]), pin) for found, pin in self.pins if found.size]
         for groups, _ in pins:
             pinned[groups] = True
-        return ChannelGroups(self.labels, group, int(number), pinned, [], pins)
+        return ChannelGroups(self.labels, group, int(number), pinned, [], pins, self.whole)
 
     def _settle_boxes(self, groups: ChannelGroups) -> bool:
         """A split axis must shrink along one of its parts. True if meetings were added."""
         added = False
-        self._balanced = [(node, table.numpy()) for node, table in self.labels.balances]
-        heads = {row.tobytes() for node, table in self._balanced if node.op in _HEADS for row in table}
+        self._balanced = [(node, table.numpy()) for node, table in self.labels.balances if node.name not in self.whole]
+        heads = {row.tobytes() for node, table in self._balanced if node.op in KEEPS_HEADS for row in table}
         for node, tensor in self.labels.boxes:
             table = tensor.numpy().reshape([size for size in tensor.shape if size > 1])
             ids = np.where(table >= 0, groups.group[table], -1)
@@ -273,10 +279,6 @@ class _Grouping:
         if changed:
             groups.balances.clear()
         return changed
-
-
-_HEADS = frozenset({"MatMul", "Einsum", "Attention"})
-"""Operators whose results have all heads, but no channels along them."""
 
 
 def _within(table: Ints, axis: int, heads: set[bytes]) -> bool:

@@ -45,7 +45,7 @@ def demo(
         data = ingredients.data(progress)
         graph, history = _trained(ingredients, data, progress)
         settings = {_name(*variant): _settings(*variant, quick=quick) for variant in _VARIANTS}
-        first = original(graph, data, Path(scratch), Settings(), progress)
+        first = original(graph, data, Path(scratch), Settings(), {}, progress)
         made = {name: _compressed(graph, data, folder / name, chosen, progress) for name, chosen in settings.items()}
         for name in made:
             history.write_csv(folder / name / "history.csv")

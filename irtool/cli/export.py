@@ -1,13 +1,13 @@
-"""`irtool export`: a model as ONNX and MNN files."""
+"""`irtool export`: a model as files for engines."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -19,132 +19,156 @@ from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table
 from irtool.engines import export_onnx
 from irtool.engines.agreement import sample_inputs
+from irtool.engines.engine import Engine
 from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.engines.table import OTHERS, REFERENCE, by_suffix
 from irtool.errors import FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx, save_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import fold_batchnorm
-from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, fitting_inputs, onnx_link, own_inputs, takes_any_batch
-from irtool.workflows.compress_onnx import to_mnn
+from irtool.workflows.chain import (
+    Chain,
+    Link,
+    chain_inputs,
+    engine_link,
+    files_link,
+    fitting_inputs,
+    onnx_link,
+    own_inputs,
+    takes_any_batch,
+)
 from irtool.workflows.model_inputs import input_shapes
 from irtool.workflows.models import graph_of, onnx_file
 from irtool.workflows.output_folder import keep_inputs, model_files
 
+_OWN = tuple(row.suffix for row in OTHERS if row.convert is not None)
+"""Suffixes of engines that have files of their own."""
+
 
 def export(
     model: options.ModelArgument,
+    out: Annotated[
+        list[Path], typer.Option("--out", "-o", help=f"Write here: .onnx, or {', '.join(_OWN)}; may be repeated.", metavar="FILE")
+    ],
     weights: options.Weights = None,
     inputs: options.Inputs = None,
-    onnx: Annotated[Path | None, typer.Option(help="Write ONNX here.", metavar="FILE")] = None,
-    mnn: Annotated[Path | None, typer.Option(help="Write MNN here.", metavar="FILE")] = None,
     fold: Annotated[bool, typer.Option(help="Fold batch norms into the layers before them first.")] = True,
     dynamic_batch: Annotated[bool | None, typer.Option(help="Leave the batch size free; default: where the model lets it.")] = None,
     opset: options.Opset = 17,
 ) -> None:
-    """Write a model as ONNX, as MNN, or both, compared with torch (and with each other) before they appear.
+    """Write a model as files for engines, compared with torch and with each other before they appear.
 
-    From an .onnx file it writes the folded one, converts it to MNN, or both; --mnn alone converts the file as it is.
+    The suffix of a file says for which engine it is; engines that have none of their own read the .onnx file. From an .onnx file it
+    writes the folded one, converts it, or both; without an .onnx file to write it converts the file as it is.
 
-    [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --onnx resnet18.onnx --mnn resnet18.mnn
+    [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --out resnet18.onnx --out resnet18.mnn
     """
-    if onnx is None and mnn is None:
-        raise OptionError("nothing to write", where="export", remedy="Give --onnx FILE, --mnn FILE, or both.")
-    if onnx is not None and mnn is not None and onnx.resolve() == mnn.resolve():
-        raise OptionError(f"--onnx and --mnn both name {onnx}", where="export", remedy="Give each file a name of its own.")
-    keep_inputs((path for path in (onnx, mnn) if path is not None), model_files(model, weights))
-    with screen() as progress, tempfile.TemporaryDirectory() as scratch, _placed_errors(Path(scratch), onnx, mnn):
+    keep_inputs(out, model_files(model, weights))
+    files = _by_suffix(out)
+    with screen() as progress, tempfile.TemporaryDirectory() as name, _placed_errors(Path(name), files):
+        drafts = _Drafts(Path(name), files)
         source = onnx_file(model)
-        if source is not None and onnx is None:
-            chain = _convert(source, mnn, Path(scratch), progress)
+        if source is not None and REFERENCE.suffix not in files:
+            with progress.stage("convert"):
+                load_onnx(source)  # refuses what asks for too much, which the engines would try
+                chain = Chain(tuple(drafts.converted(source, tuple(sample_inputs(OnnxSession(source).inputs)))))
         else:
             with progress.stage("trace"):
                 graph = graph_of(model, weights, input_shapes(inputs))
             graph = fold_batchnorm(graph) if fold else graph
-            if isinstance(graph, OnnxGraph):
-                chain = _write(graph, source, onnx, mnn, Path(scratch), progress)
-            else:
-                chain = _export(cast(FxGraph, graph), onnx, mnn, Path(scratch), progress, opset, dynamic_batch)
-    written = [path for path in (onnx, mnn) if path is not None]
+            links = _links(graph, source, drafts, progress, opset, dynamic_batch)
+            chain = Chain(tuple(links))
+        chain.require()
+        drafts.place()
     console().print(chain_table(chain))
-    for path in written:
+    for path in out:
         console().print(f"written: {path} ({path.stat().st_size:,} bytes)")
 
 
+def _by_suffix(out: list[Path]) -> dict[str, Path]:
+    """The files by suffix.
+
+    Raises:
+        OptionError: a suffix that no engine has, or twice the same.
+    """
+    found: dict[str, Path] = {}
+    for path in out:
+        if path.suffix != REFERENCE.suffix and by_suffix(path.suffix) is None:
+            remedy = f"Give a name that ends in {' or '.join((REFERENCE.suffix, *_OWN))}."
+            raise OptionError(f"no engine has files called {path.name}", where="--out", remedy=remedy)
+        if path.suffix in found:
+            raise OptionError(f"two files that end in {path.suffix}", where="--out", remedy="Give one of each kind.")
+        found[path.suffix] = path
+    return found
+
+
+def _links(graph: Any, source: Path | None, drafts: _Drafts, progress: Screen, opset: int, dynamic_batch: bool | None) -> list[Link]:
+    """Write the ONNX file and convert it; each file against what it was made from."""
+    onnx = drafts.onnx
+    if isinstance(graph, OnnxGraph):
+        assert source is not None
+        inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs))
+        with progress.stage("write ONNX"):
+            save_onnx(graph, onnx)
+            links = [files_link(source, onnx, inputs)]
+    else:
+        traced = cast(FxGraph, graph)
+        require_repeatable(traced)
+        free = takes_any_batch(traced) if dynamic_batch is None else dynamic_batch
+        inputs = fitting_inputs(traced, chain_inputs(traced.example_inputs)) if free else own_inputs(traced)
+        with progress.stage("export to ONNX"):
+            export_onnx(traced, onnx, opset=opset, dynamic_batch=free)
+            links = [onnx_link(traced, onnx, inputs)]
+    if not drafts.engines:
+        return links
+    with progress.stage("convert"):
+        return [*links, *drafts.converted(onnx, inputs)]
+
+
+class _Drafts:
+    """The files while they are made, in a folder of their own each, so that what they are called in the end does not matter."""
+
+    def __init__(self, scratch: Path, targets: Mapping[str, Path]) -> None:
+        self.targets = targets
+        self.engines: dict[str, Engine] = {suffix: row for suffix in targets if (row := by_suffix(suffix)) is not None}
+        self.folders = {suffix: scratch / suffix.removeprefix(".") for suffix in (REFERENCE.suffix, *self.engines)}
+        for folder in self.folders.values():
+            folder.mkdir()
+        self.onnx = self.folders[REFERENCE.suffix] / self.targets.get(REFERENCE.suffix, Path("model.onnx")).name
+
+    def converted(self, onnx: Path, inputs: tuple[Any, ...]) -> list[Link]:
+        """Make the engines' files, and compare each with the ONNX file."""
+        links = []
+        for suffix, row in self.engines.items():
+            links.append(engine_link(row, onnx, row.written(onnx, self.folders[suffix], verify=False), inputs))
+        return links
+
+    def place(self) -> None:
+        """Move all that was asked for to where it was asked for."""
+        for suffix, target in self.targets.items():
+            (draft,) = (path for path in self.folders[suffix].iterdir() if path.suffix == suffix)
+            place(draft, target)
+
+
 @contextmanager
-def _placed_errors(scratch: Path, onnx: Path | None, mnn: Path | None) -> Iterator[None]:
+def _placed_errors(scratch: Path, files: Mapping[str, Path]) -> Iterator[None]:
     """What cannot be written is told by the names that the user gave, not by those of drafts."""
     try:
         yield
     except FileError as error:
-        names = {str(path): option for option, path in (("--onnx", onnx), ("--mnn", mnn)) if path is not None}
         is_draft = error.where is not None and Path(error.where).is_relative_to(scratch)
-        if error.remedy != MAKE_ROOM or not (is_draft or error.where in names):
+        if error.remedy != MAKE_ROOM or not (is_draft or error.where in {str(path) for path in files.values()}):
             raise
         if is_draft:
-            is_mnn = onnx is None or (mnn is not None and Path(str(error.where)).name != onnx.name)
-            where, remedy = str(mnn if is_mnn else onnx), f"Make room in {tempfile.gettempdir()}, where it is written first."
-        else:
-            where, remedy = str(error.where), f"Choose another {names[str(error.where)]}, or make room."
-        raise FileError(error.what, where=where, remedy=remedy) from error
+            suffix = Path(str(error.where)).suffix
+            where = str(files.get(suffix, next(iter(files.values()))))
+            raise FileError(error.what, where=where, remedy=f"Make room in {tempfile.gettempdir()}, where it is written first.") from error
+        raise FileError(error.what, where=error.where, remedy="Choose another --out, or make room.") from error
 
 
-def _export(
-    graph: FxGraph, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen, opset: int, dynamic_batch: bool | None
-) -> Chain:
-    require_repeatable(graph)
-    free = takes_any_batch(graph) if dynamic_batch is None else dynamic_batch
-    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs)) if free else own_inputs(graph)
-    draft = scratch / (onnx.name if onnx is not None else "model.onnx")
-    with progress.stage("export to ONNX"):
-        export_onnx(graph, draft, opset=opset, dynamic_batch=free)
-        links: list[Link] = [onnx_link(graph, draft, inputs)]
-    if mnn is not None:
-        with progress.stage("convert to MNN"):
-            links.append(to_mnn(draft, _beside(draft), inputs))
-    chain = Chain(tuple(links))
-    chain.require()
-    place(draft, onnx)
-    place(_beside(draft), mnn)
-    return chain
-
-
-def _write(graph: OnnxGraph, source: Path | None, onnx: Path | None, mnn: Path | None, scratch: Path, progress: Screen) -> Chain:
-    """An ONNX file rewritten, and converted to MNN if that is asked for."""
-    assert source is not None
-    assert onnx is not None
-    draft = scratch / onnx.name
-    inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs))
-    with progress.stage("write ONNX"):
-        save_onnx(graph, draft)
-        links: list[Link] = [files_link(source, draft, inputs), *([to_mnn(draft, _beside(draft), inputs)] if mnn is not None else [])]
-    chain = Chain(tuple(links))
-    chain.require()
-    place(draft, onnx)
-    place(_beside(draft), mnn)
-    return chain
-
-
-def _convert(source: Path, mnn: Path | None, scratch: Path, progress: Screen) -> Chain:
-    """An ONNX file as it is, as MNN."""
-    assert mnn is not None
-    with progress.stage("convert to MNN"):
-        load_onnx(source)  # refuses what asks for too much, which the engines would try
-        chain = Chain((to_mnn(source, scratch / mnn.name, tuple(sample_inputs(OnnxSession(source).inputs))),))
-    chain.require()
-    place(scratch / mnn.name, mnn)
-    return chain
-
-
-def _beside(draft: Path) -> Path:
-    """Where the draft's MNN file goes. Never onto the draft, whatever both are called in the end."""
-    return draft.with_name(f"{draft.name}.mnn")
-
-
-def place(draft: Path, target: Path | None) -> None:
+def place(draft: Path, target: Path) -> None:
     """Move a finished file, and the weights that may lie beside it, to where it was asked for."""
-    if target is None:
-        return
     beside = draft.with_name(f"{draft.name}.data")
     if beside.exists():
         with replacing(target.with_name(beside.name)) as temporary:

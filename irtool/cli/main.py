@@ -6,6 +6,7 @@ Whatever a user can do wrong ends in one line on stderr and exit code 1; a wrong
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import signal
@@ -17,34 +18,21 @@ import typer
 from typer.exceptions import TyperException
 
 import irtool
-from irtool.cli import INTERRUPTED
-from irtool.cli.compress import compress
-from irtool.cli.demo import demo
-from irtool.cli.diff import diff
-from irtool.cli.export import export
-from irtool.cli.inspect import inspect
-from irtool.cli.quantize import quantize
-from irtool.cli.report import report
-from irtool.cli.screen import complain
-from irtool.cli.simplify import simplify
-from irtool.cli.train import train
-from irtool.cli.verify import verify
-from irtool.errors import IrtoolError, OptionError
-from irtool.workflows.output_folder import Interrupted
+from irtool.cli.codes import INTERRUPTED, TERMINATED
+from irtool.cli.lazy import COMMANDS, HELP, Commands
+from irtool.errors import Interrupted, IrtoolError, OptionError
 from irtool.workflows.user_code import Terminated
-
-TERMINATED = 143
 
 app = typer.Typer(
     name="irtool",
+    cls=Commands,
+    context_settings=HELP,
     help="Compress CNNs by rewriting their graphs: prune, fold, export to ONNX and MNN, and show that every step is right.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (inspect, train, compress, quantize, report, diff, export, simplify, verify, demo):
-    app.command(name=command.__name__)(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -73,7 +61,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 2 if _is_diff(arguments) else 1
     except TyperException as error:
-        complain(f"{error.format_message().rstrip('.')}. See irtool --help, or --help after the command.")
+        complain(f"{error.format_message().rstrip('.')}.{_nearest(arguments)} See irtool --help, or --help after the command.")
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -82,6 +70,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         complain("interrupted: nothing was written.")
     return code if isinstance(code, int) else 0
+
+
+def _nearest(arguments: Sequence[str] | None) -> str:
+    """A sentence with the command that a mistyped one is nearest to; empty if none is near, or it was none."""
+    word = next((word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("-")), "")
+    near = difflib.get_close_matches(word, COMMANDS, 1) if word not in COMMANDS else []
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    print(" ".join(text.split()), file=sys.stderr)
 
 
 def _refuse_empty(words: Sequence[str]) -> None:

@@ -43,15 +43,15 @@ def quantize(
     Without labels the float model's answers are the labels. Of a detector or a segmenter, whose outputs are no scores of classes,
     the outputs themselves are compared: 100 % less the share of noise in them (0.3 points are 25 dB).
 
-    Writes float and int8 files of the engine, a .json beside each .mnn with the preprocessing, steps.txt (where the model goes
+    Writes float and int8 files of the engine, a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
     into integers and out again, and why), sensitivity.json and .png, and report.json.
 
-    [bold]Example[/]: irtool quantize small --calib cifar10.zip --backend mnn --max-drop 0.3 --out small-int8
+    [bold]Example[/]: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8
     """
     calibration, shapes, fixed = DataOptions(calib, mean, std, limit, image_size), input_shapes(inputs), input_values(values)
     with screen() as progress:
         done = workflow(model, out, calib=calibration, data=data, weights=weights, inputs=shapes, values=fixed, progress=progress, **chosen)
     shown = int8_table(done.outcome, done.settings, done.images)
-    steps = borders(done.outcome, done.settings.backend)
+    steps = borders(done.outcome, done.settings.engine)
     for part in (*done.outcome.notes, shown, *steps, done.verdict, f"written to {out}"):
         console().print(part, markup=False)

@@ -45,7 +45,7 @@ def simplify(
     """
     source = onnx_file(model)
     if source is None:
-        raise OptionError("not an .onnx file", where=model, remedy="Write one with irtool export MODEL --onnx FILE.")
+        raise OptionError("not an .onnx file", where=model, remedy="Write one with irtool export MODEL --out model.onnx.")
     keep_inputs([out], model_files(model, None))
     given = input_values(values)
     with screen() as progress, tempfile.TemporaryDirectory() as scratch:

@@ -10,12 +10,10 @@ from rich.table import Table
 from irtool.quant import layers_of
 from irtool.workflows.calibration_images import Images
 from irtool.workflows.chain import Chain
+from irtool.workflows.engine_files import FILES
 from irtool.workflows.quantize import Outcome, Settings
-from irtool.workflows.record import ENGINES, Measured
+from irtool.workflows.record import TIMED, Measured
 from irtool.workflows.search import Trial
-
-_FILES = (("model", "model file"), ("onnx", "ONNX file"), ("mnn", "MNN file"))
-
 
 _COLOURS = {"holds": "green", "unchecked": "yellow", "BROKEN": "red"}
 
@@ -56,11 +54,11 @@ def comparison_table(columns: Sequence[tuple[str, Measured]], title: str, truth:
     for label, read in _COUNTS:
         base = read(first)
         table.add_row(label, *(_share(read(model), base, f"{read(model):,}") for _, model in columns))
-    for kind, label in _FILES:
+    for kind, label in {"model": "model file", **{kind: f"{kind.upper()} file" for kind in FILES}}.items():
         if any(kind in model.file_bytes for _, model in columns):
             base = first.file_bytes.get(kind)
             table.add_row(label, *(_bytes(model.file_bytes.get(kind), base) for _, model in columns))
-    for engine in ENGINES:
+    for engine in TIMED:
         if any(engine in model.latency_ms for _, model in columns):
             base_ms = first.latency_ms.get(engine)
             table.add_row(f"{engine}, ms", *(_time(model.latency_ms.get(engine), base_ms) for _, model in columns))
@@ -94,7 +92,7 @@ def _time(milliseconds: float | None, base: float | None) -> str:
 
 def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
     """Float and int8 side by side."""
-    shown = Table(title=f"{settings.backend}: float and int8", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    shown = Table(title=f"{settings.engine}: float and int8", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name in ("", "float", "int8", ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     before, after = outcome.before, outcome.after

@@ -18,18 +18,24 @@ _REMEDY = "The files do not belong together, or one was changed: run irtool comp
 
 def verify(
     paths: Annotated[
-        list[Path], typer.Argument(help="A compress run's folder; an .onnx file; or two or three of a saved model, .onnx and .mnn files.")
+        list[Path],
+        typer.Argument(
+            help="A compress run's folder; an .onnx file; or two or three of a saved model, an .onnx file and an engine's file of it."
+        ),
     ],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="The original; default: what the folder's report names.", metavar="MODEL")
     ] = None,
     weights: options.Weights = None,
     seed: Annotated[int, typer.Option(help="Of the inputs, which are normal noise.", min=0, max=options.LARGEST_SEED)] = 1,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Run the .onnx file in this engine too, as openvino; may be repeated.", metavar="NAME")
+    ] = None,
     allow_unchecked: Annotated[
         bool, typer.Option("--allow-unchecked", help="Accept steps that no reference in numbers exists for, on the proof by labels alone.")
     ] = False,
 ) -> None:
-    """Check the chain of equality from the files: masked = sliced = folded = ONNX = MNN.
+    """Check the chain of equality from the files: masked = sliced = folded = ONNX = engines.
 
     An .onnx file alone is checked by onnx.checker, and what irtool reads in it is compared with the file in onnxruntime.
 
@@ -39,6 +45,6 @@ def verify(
     [bold]Example[/]: irtool verify small
     """
     with screen() as progress:
-        chain = workflow(*paths, model=model, weights=weights, seed=seed, progress=progress)
+        chain = workflow(*paths, model=model, weights=weights, seed=seed, engines=engine or (), progress=progress)
     console().print(chain_table(chain))
     chain.require(_REMEDY, unchecked=allow_unchecked)

@@ -1,83 +1,34 @@
-"""What `irtool quantize` does differently for onnxruntime and for MNN."""
+"""The engines, a row each. Whatever loops over engines loops over this table: a new one is a package and a row here."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
 
-import numpy as np
-import onnx
-from onnx import ModelProto
+from irtool.engines.engine import Engine
+from irtool.engines.mnn.engine import ENGINE as MNN
+from irtool.engines.onnxruntime.engine import ENGINE as ONNXRUNTIME
+from irtool.engines.openvino.engine import ENGINE as OPENVINO
+from irtool.errors import OptionError
 
-from irtool.engines import MnnSession, OnnxSession, Session, export_mnn
-from irtool.engines.mnn.int8 import export_mnn_int8
-from irtool.engines.mnn.profile import mnn_profile, mnn_times
-from irtool.engines.onnxruntime.profile import operator_times
-from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
-from irtool.quant import Placement, Scheme, Statistics, make_recipe
-from irtool.quant.boundaries import Account, account, mnn_account
-from irtool.quant.prepare import prepared
+ENGINES: Mapping[str, Engine] = MappingProxyType({row.name: row for row in (ONNXRUNTIME, MNN, OPENVINO)})
+"""By name. The first is the reference: the others are compared with it."""
+REFERENCE = next(iter(ENGINES.values()))
+OTHERS = tuple(row for row in ENGINES.values() if row is not REFERENCE)
 
 
-@dataclass(frozen=True)
-class Engine:
-    """What differs between the two engines.
+def engine(name: object) -> Engine:
+    """The engine of that name.
 
-    Attributes:
-        suffix: of its files.
-        lowers: whether a scale and a shift becomes a convolution, so that it computes in integers. In MNN it reads float mostly,
-            a residual stream, and rounds less and is faster as the batch norm that it is.
-        session: opens one.
-        convert: makes the float file from the float ONNX file.
-        write: writes the int8 file for a prepared model, its statistics, a placement and a scheme; gives the layers that the engine
-            could not take in integers.
-        lighten: writes a file with integer weights alone from the float ONNX file.
-        account: where an int8 file computes in what, from the prepared model, its placement and one image.
-        times: where the time of a file goes, from the inputs of one run: milliseconds by kind of operator.
+    Raises:
+        OptionError: there is none.
     """
-
-    suffix: str
-    lowers: bool
-    session: Callable[[Path, int], Session]
-    convert: Callable[[Path, Path], object]
-    write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], tuple[str, ...]]
-    lighten: Callable[[Path, Path, Scheme], object]
-    account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
-    times: Callable[[Path, Sequence[np.ndarray]], dict[str, float]]
+    row = ENGINES.get(name) if isinstance(name, str) else None
+    if row is None:
+        raise OptionError(f"engine {name!r} does not exist", where="engine", remedy=f"Choose {' or '.join(ENGINES)}.")
+    return row
 
 
-def _write_onnx(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
-    onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path))
-    return ()
-
-
-def _write_mnn(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
-    return export_mnn_int8(model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits).missed
-
-
-ENGINES = {
-    "onnx": Engine(
-        ".onnx",
-        True,
-        OnnxSession,
-        shutil.copyfile,
-        _write_onnx,
-        lambda source, path, scheme: onnx.save(
-            weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path)
-        ),
-        lambda path, model, placement, x: account(model, placement),
-        lambda path, inputs: operator_times(path, list(inputs)),
-    ),
-    "mnn": Engine(
-        ".mnn",
-        False,
-        MnnSession,
-        export_mnn,
-        _write_mnn,
-        lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
-        lambda path, model, placement, x: mnn_account(mnn_profile(path, x)),
-        lambda path, inputs: mnn_times(path, inputs[0]),
-    ),
-}
+def by_suffix(suffix: str) -> Engine | None:
+    """The engine that has files with this suffix of its own; None if there is none."""
+    return next((row for row in OTHERS if row.convert is not None and row.suffix == suffix), None)

@@ -88,7 +88,7 @@ def mixed_axes(node: Node, rank: int) -> set[int]:
         return set(range(rank - (1 if isinstance(shape, int) else len(shape)), rank))
     if node.op == "BatchNormalization":
         return set(range(rank)) - {1}
-    if node.op in ("Softmax", "LpNormalization", "Cumsum"):
+    if node.op in ("Softmax", "LpNormalization", "Cumsum", "LogCumsumExp"):
         axis = node.attrs.get("dim")
         return {axis % rank if isinstance(axis, int) else implied_axis(rank)}
     if node.op == "Conv":  # one that slides along the channels
@@ -140,6 +140,7 @@ _RULES: dict[str, Callable[[Node, _Packed, Rest, Survivors], Any | None]] = {
     "Softmax": _same_shape,
     "LRN": _same_shape,
     "Cumsum": _same_shape,
+    "LogCumsumExp": _same_shape,
     "LpNormalization": _same_shape,
     "Conv": _same_shape,
     "Reduce": _reduced,

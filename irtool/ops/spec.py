@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from irtool.hosts.onnx import operators as onnx_targets
-from irtool.hosts.torch.operators import BINARY, UNARY, UNARY_MODULES, onnx_name
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, deform_conv, embedding, linear, matmul
 from irtool.ops.einsum import einsum
@@ -30,7 +28,7 @@ _FAMILIES: dict[Rule, str] = {
     over_last_axes: "LayerNormalization RMSNormalization",
     group_norm: "GroupNormalization",
     quantise_channels: "QuantizePerChannel",
-    across_channels: "LRN Cumsum LpNormalization",
+    across_channels: "LRN Cumsum LogCumsumExp LpNormalization",
     reduce: "Reduce",
     glu: "Glu",
     softmax: "Softmax",
@@ -52,11 +50,19 @@ _FAMILIES: dict[Rule, str] = {
     movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold",
 }
 ELEMENTWISE = frozenset(
-    {"StochasticDepth", "OwnBackward"}
-    | {onnx_name(name) for name in (UNARY + BINARY).split()}
-    | {spec.op for spec in UNARY_MODULES}
-    | onnx_targets.ELEMENTWISE
-) - {"PRelu"}
+    """
+    Abs Acos Acosh Add Addcdiv Addcmul Alias AlphaDropout And Angle Asin Asinh Atan Atan2 Atanh Bfloat16 BitShift BitwiseAnd BitwiseNot
+    BitwiseOr BitwiseXor Cast CastLike Ceil Celu ClampMax ClampMin Clip Complex Conj ConjPhysical Copy Copysign Cos Cosh Cpu Cuda
+    DequantizeLinear Div Divide Double Dropout Dropout1d Dropout2d Dropout3d Elu Eq Equal Erf Exp Expm1 FeatureDropout Fill Float Floor
+    FloorDivide Floordiv Fmax Fmin Fmod Frac FullLike Ge Gelu Greater GreaterOrEqual Gt Half HardSigmoid HardSwish Hardshrink Heaviside
+    Hypot Identity Imag Invert IsInf IsNaN Isfinite Isinf Isnan Le LeakyRelu Lerp Less LessOrEqual LiftFreshCopy Log Log10 Log1p Log2
+    LogicalAnd LogicalNot LogicalOr LogicalXor Logsigmoid Lt MaskedFill Max Mean Min Mish Mod Mul Multiply NanToNum Ne Neg Negative Not
+    OnesLike Or OwnBackward Polar Pow QuantizeLinear Radd Real Reciprocal Relu Remainder RequiresGrad ResolveConj Rmul Round Rpow Rrelu
+    Rsqrt Rsub Rtruediv Selu Shrink Sigmoid Sign Sin Sinh Softplus Softshrink Softsign Sqrt Square StochasticDepth StopGradient Sub
+    Subtract Sum Swish Tan Tanh Tanhshrink Threshold ThresholdedRelu To ToCopy TrueDivide Trunc Type TypeAs Where Xor Zero ZerosLike
+    """.split()
+)
+"""Operators that compute each entry from the entries at its place. Names that ONNX lacks are torch's, in ONNX's style."""
 RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in ops.split()} | dict.fromkeys(ELEMENTWISE, elementwise)
 
 

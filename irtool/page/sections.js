@@ -19,7 +19,8 @@ function tiles(report) {
   found.push(tile("MACs", fmt.short(before.macs), fmt.short(after.macs), fmt.change(before.macs, after.macs), after.macs <= before.macs));
   const size = after.file_bytes?.onnx;
   if (size && before.file_bytes?.onnx) found.push(tile("ONNX file", fmt.bytes(before.file_bytes.onnx), fmt.bytes(size), fmt.change(before.file_bytes.onnx, size), size <= before.file_bytes.onnx));
-  const engine = ["onnxruntime", "mnn", "torch"].find((name) => after.latency_ms?.[name] !== undefined && before.latency_ms?.[name] !== undefined);
+  const both = Object.keys(after.latency_ms || {}).filter((name) => before.latency_ms?.[name] !== undefined);
+  const engine = both.find((name) => name !== "torch") ?? both[0];
   if (engine) {
     const ratio = ratios?.[engine] ?? after.latency_ms[engine] / before.latency_ms[engine];
     found.push(tile(`Latency, ${engine}`, fmt.ms(before.latency_ms[engine]), fmt.ms(after.latency_ms[engine]), `${ratio.toFixed(2)}× the time`, ratio <= 1));
@@ -45,7 +46,7 @@ function channels(data) {
   return section("channels", "Channels kept in each layer", `${fmt.count(kept)} of ${fmt.count(total)} channels are left.`, channelBars(data.plan), reasons);
 }
 
-const FILES = [["model", "Model file"], ["onnx", "ONNX file"], ["mnn", "MNN file"]];
+const fileLabel = (kind) => kind === "model" ? "Model file" : `${kind.toUpperCase()} file`;
 
 function measured(data) {
   const {before, after, ratios, truth} = data.report;
@@ -55,8 +56,8 @@ function measured(data) {
     rows.push([`${truth === "answers" ? "Agreement with the original" : "Accuracy"}, ${fmt.count(before.images)} images`, fmt.percent(before.accuracy, 2), fmt.percent(after.accuracy, 2), `${(100 * (after.accuracy - before.accuracy)).toFixed(2).replace("-", "−")} points`]);
   }
   rows.push(row("Parameters", (one) => one.params, fmt.count), row("MACs, one sample", (one) => one.macs, fmt.count), row("Weights, bytes", (one) => one.weight_bytes, fmt.count));
-  for (const [kind, label] of FILES) {
-    if (before.file_bytes?.[kind] !== undefined || after.file_bytes?.[kind] !== undefined) rows.push(row(`${label}, bytes`, (one) => one.file_bytes?.[kind], fmt.count));
+  for (const kind of new Set([...Object.keys(after.file_bytes || {}), ...Object.keys(before.file_bytes || {})])) {
+    rows.push(row(`${fileLabel(kind)}, bytes`, (one) => one.file_bytes?.[kind], fmt.count));
   }
   for (const engine of Object.keys(after.latency_ms || {})) {
     rows.push([`Latency, ${engine}`, fmt.ms(before.latency_ms?.[engine]), fmt.ms(after.latency_ms[engine]), ratios?.[engine] !== undefined ? `${ratios[engine].toFixed(2)}×` : ""]);

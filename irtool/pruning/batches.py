@@ -6,17 +6,33 @@ import sys
 from typing import Any
 
 from irtool.errors import DataError, PlanError
-from irtool.ir.graph import Graph
+from irtool.ir.frontier import Batch
+from irtool.ir.graph import G, Graph
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion
 from irtool.pruning.reconstruct.images import image_batches, split_to_fit
+from irtool.pruning.reconstruct.stand_in import IMAGES, can_stand_in, noise_batches, with_statistics_of
 
 CHUNK = 64
 """Images that are run together."""
 
 
-def default_criterion(graph: Graph, data: Any) -> str:
-    """What a graph is planned with unless the user says: the best that it can tell from what there is."""
-    return "l1" if data is None else "fisher" if graph.trainable else "activation"
+def default_criterion(graph: Graph, data: Any, *, budget: bool = False) -> str:
+    """What a graph is planned with unless the user says: the best that it can tell from what there is.
+
+    Args:
+        graph: the graph.
+        data: images, or None.
+        budget: whether a cost is asked for: then noise takes the place of images where there are none.
+    """
+    if data is None and not (budget and can_stand_in(graph)):
+        return "l1"
+    return "fisher" if graph.trainable else "activation"
+
+
+def without_images(graph: G, seed: int) -> tuple[G, list[Batch]]:
+    """A graph whose batch norms take noise for what they were trained on, and the noise: what a criterion looks at where there are no images."""
+    batches = noise_batches(graph, IMAGES, CHUNK, seed)
+    return with_statistics_of(graph, batches), batches
 
 
 def batches_for(graph: Graph, chosen: Criterion, data: Any) -> Batches:

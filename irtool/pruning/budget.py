@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from irtool.analysis.cost import Cost, cost
 from irtool.analysis.width_cost import KINDS, WidthCost
 from irtool.channels.groups import ChannelGroups
-from irtool.engines.speed.stopwatch import ENGINES, check_engine
+from irtool.engines.table import ENGINES
+from irtool.engines.table import engine as find_engine
 from irtool.errors import PlanError
 from irtool.ir.graph import Graph
 
@@ -45,14 +46,14 @@ def check_engine_wish(budget: Mapping[str, float], engine: str | None, threads: 
 
     Raises:
         PlanError: one is there without the other, or `threads` is less than 1.
-        OptionError: the engine cannot be timed.
+        OptionError: the engine does not exist.
     """
     if LATENCY in budget and engine is None:
         raise PlanError("a latency budget needs an engine to measure in", where="engine", remedy=f"Give one of {', '.join(ENGINES)}.")
     if LATENCY not in budget and engine is not None:
         raise PlanError("an engine is for latency budgets", where="engine", remedy="Ask for latency in the budget, or leave engine out.")
     if engine is not None:
-        check_engine(engine)
+        find_engine(engine)
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise PlanError(f"{threads!r} threads", where="threads", remedy="Give 1 or more.")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,19 @@ from irtool.analysis.cost import cost
 from irtool.analysis.width_cost import WidthCost, width_cost
 from irtool.channels.groups import ChannelGroups
 from irtool.engines.speed.layer_times import Term
-from irtool.errors import PlanError
+from irtool.errors import DataError, PlanError
 from irtool.ir.graph import Graph, Node
-from irtool.pruning.absorb.bias import takes_bias
-from irtool.pruning.absorb.contribution import LAYERS, outputs, weight_of
+from irtool.ops.properties import LAYERS
+from irtool.pruning.absorb.contribution import outputs, weight_of
 from irtool.pruning.allocation import Limits
 from irtool.pruning.budget import LATENCY, Targets, costs_of
 from irtool.pruning.criteria import Scores
-from irtool.pruning.greedy import allocate
-from irtool.pruning.plan import Plan
+from irtool.pruning.greedy import Outcome, allocate
+from irtool.pruning.measured import allocate_measured
+from irtool.pruning.plan import Allocator, Plan, check_choice
 from irtool.pruning.plan_rewrite import place_of
-from irtool.pruning.stacks import room_of, stacks_of
+from irtool.pruning.sensitivity import Curve
+from irtool.pruning.stacks import Room, Stack, room_of, stacks_of
 from irtool.pruning.uniform import allocate_uniform
 from irtool.pruning.widths import FINER, finer_steps, steps_of
 
@@ -49,6 +51,22 @@ def check_limits(limits: Any) -> dict[str, float]:
     return {str(name): float(value) for name, value in limits.items()}
 
 
+def check_allocator(allocator: str, budget: Mapping[str, float], scope: str, data: Any) -> None:
+    """Refuse an allocation that there is nothing for.
+
+    Raises:
+        PlanError: an unknown one, or families are to be measured without a budget, or for equal shares.
+        DataError: there are no images to measure on.
+    """
+    check_choice("allocator", allocator, get_args(Allocator))
+    if allocator == "measured" and (not budget or scope != "global"):
+        raise PlanError(
+            "families are measured for a budget over all layers", where="allocator", remedy="Give a budget, and leave scope out."
+        )
+    if allocator == "measured" and data is None:
+        raise DataError("families are measured on images", where="data", remedy="Give data=images (no labels are needed).")
+
+
 class SlowError(Exception):
     """No choice of channels leaves as little of the table's time as was aimed at; `least` is the share that can be reached."""
 
@@ -68,6 +86,7 @@ class Budgeted:
         terms: the time of the graph that is planned on, by products of axis lengths.
         aim: what may be left of that time, a share of it; None where the budget has no latency.
         reached: the share of it that the last allocation left, and `whole` the milliseconds that it is a share of.
+        measure: where families are measured: gives what each of them loses.
         widths: the channels that layers had before an earlier stage took some, by their place in a plan; limits are shares of these.
     """
 
@@ -77,6 +96,8 @@ class Budgeted:
     reached: float = 1.0
     whole: float = 0.0
     widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    measure: Callable[[ChannelGroups, list[Stack], Room], list[Curve]] | None = None
+    _curves: dict[bytes, list[Curve]] = field(default_factory=dict)
     _offset: dict[str, float] = field(default_factory=dict)
     """What exact counts were above the polynomial ones."""
     _expected: dict[str, float] = field(default_factory=dict)
@@ -110,7 +131,8 @@ class Budgeted:
             limits = Limits(options.min_channels, steps_of(groups, options.round_to, finer))
             if options.scope == "global":
                 room = room_of(groups, costs, limits, shares)
-                found = allocate(stacks_of(groups, scores, room), room, costs, most)
+                stacks = stacks_of(groups, scores, room)
+                found = self._allocated(groups, stacks, room, costs, most)
             else:
                 found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
             if found.reached:
@@ -126,6 +148,15 @@ class Budgeted:
             raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint)
         self._expected = found.cost
         return found.remove
+
+    def _allocated(self, groups: ChannelGroups, stacks: list[Stack], room: Room, costs: WidthCost, most: dict[str, float]) -> Outcome:
+        """By the scores, or by what was measured of each family where that can reach what is asked for."""
+        if self.measure is None:
+            return allocate(stacks, room, costs, most)
+        key = groups.group.tobytes() + room.step.tobytes()
+        if key not in self._curves:
+            self._curves[key] = self.measure(groups, stacks, room)
+        return allocate_measured(stacks, room, costs, most, self._curves[key])
 
     def keeps(self, graph: Graph) -> bool:
         """Whether a sliced graph keeps to the budget by its exact cost; if not, the next allocation aims lower."""
@@ -162,9 +193,8 @@ def biased(graph: Graph) -> list[Node]:
         weight = weight_of(node) if node.op in LAYERS else None
         if weight is None or not weight.is_param or node.input.is_param or node.get("bias") is not None or weight in seen:
             continue
-        if takes_bias(graph, node):
-            seen.add(weight)
-            found.append(node)
+        seen.add(weight)
+        found.append(node)
     return found
 
 

@@ -7,34 +7,32 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from irtool.analysis.randomness import random_nodes, without_dropout
+from irtool.analysis.compare import difference
+from irtool.analysis.randomness import without_dropout
+from irtool.channels.groups import channel_groups
 from irtool.errors import GraphError
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import difference, seeded
-from irtool.hosts.torch.modules import map_tensors
-from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
-from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
 from irtool.ir.graph import Graph, Node
+from irtool.nests import cast, map_tensors
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.absorb.calibration import listed, measured
-from irtool.pruning.absorb.reference import added_by_layers, deviation, on_torch
-from irtool.pruning.masked import masked_run
-from irtool.pruning.onnx_check import before_saturation, masked_model, on_onnxruntime
+from irtool.pruning.absorb.reference import added_by_layers, deviation
+from irtool.pruning.branches import chosen_branches, cut, set_constants
+from irtool.pruning.masked import held_run, masked_run
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing import Rewrite
-from irtool.tensor_defaults import plain_tensors
+from irtool.tensor_defaults import plain_tensors, seeded
 
-TOLERANCE = 1e-9
-TOLERANCE32 = 1e-5
-"""The same for float32 in onnxruntime, which sums in another order when there are fewer channels."""
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""The relative difference that counts as equal, by the arithmetic: float32 sums in another order when there are fewer channels."""
+TOLERANCE = TOLERANCES[torch.float64]
+TRACED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -98,37 +96,31 @@ def check_prune(
         calibration: as in `prune`.
         seed: of the random inputs.
     """
-    if isinstance(graph, OnnxGraph):
-        return _check_onnx(graph, plan, inputs, constants, calibration, seed)
-    assert isinstance(graph, FxGraph)
-    inputs = random_inputs(graph.example_inputs, seed) if inputs is None else map_tensors(inputs, _double)
-    batches = None if calibration is None else [map_tensors(batch, _double) for batch in listed(calibration)]
-    found = _check_torch(without_dropout(graph), plan, inputs, constants, batches)
-    return dataclasses.replace(
-        found,
-        traced=against_model(graph, inputs),
-        fixed=bool(fixed := fixed_elsewhere(graph, inputs)),
-        wrong=any(entry.silent for entry in fixed),
-    )
+    inputs = _fitting(graph, random_inputs(graph.example_inputs, seed) if inputs is None else inputs)
+    batches = None if calibration is None else [_fitting(graph, batch) for batch in listed(calibration)]
+    found = _compared(without_dropout(graph), plan, inputs, constants, batches)
+    fixed = graph.fixed_elsewhere(inputs)
+    return dataclasses.replace(found, traced=graph.against_model(inputs), fixed=bool(fixed), wrong=any(entry.silent for entry in fixed))
 
 
-def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants: str, batches: list[Any] | None) -> MaskedCheck:
-    """The same for a torch graph, the model that it came from left aside."""
+def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str, batches: list[Any] | None) -> MaskedCheck:
+    """Masked against sliced, the model that the graph came from left aside."""
     # Slicing picks entries, so that it may come before the change of type; what is absorbed is computed after it.
-    rewrite = find_rewrite(graph if constants == "drop" else graph.to(torch.float64), plan)
+    rewrite = find_rewrite(graph if constants == "drop" else graph.widened(), plan)
+    put_constants(rewrite, plan, _tuples(batches), drop=constants == "drop")
     labels, keep = rewrite.labels, rewrite.keep
     found = measured(labels, keep, batches) if constants == "absorb" else None
     sliced = rewrite.fill()
     if found is not None and found.biases:
         sliced = add_biases(sliced, labels, keep, found.biases)
     reference = labels.graph
-    assert isinstance(reference, FxGraph)
     if constants == "drop":
-        reference, sliced = reference.to(torch.float64), sliced.to(torch.float64)
-    added = added_by_layers(labels, found, on_torch(labels)) if found is not None else None
-    masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs)
+        reference, sliced = reference.widened(), sliced.widened()
+    added = added_by_layers(labels, found) if found is not None else None
+    places = _places(graph)
+    masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs, places=places)
     with _explained():
-        expected, got = masked(added, survivors=True), seeded(sliced.run, *inputs)
+        expected, got = masked(added, survivors=True), seeded(_run, sliced, inputs, places)
     inexact, effect, border, off = tuple(rewrite.inexact()), 0.0, 0.0, 0.0
     if inexact:
         effect = difference(masked(added).outputs, got)[1]
@@ -136,15 +128,35 @@ def _check_torch(graph: FxGraph, plan: Plan, inputs: tuple[Any, ...], constants:
         border = difference(masked(fills=found.fills, survivors=True).outputs, expected.outputs)[1]
     if found is not None and found.fills and batches is None:
         off = deviation(labels, found.fills, inputs)
-    apart = difference(expected.outputs, got)
-    unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > TOLERANCE else ()))
-    return MaskedCheck(*apart, inexact, effect, border, unresolved, constants=off)
+    apart, tolerance = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, inputs)), TOLERANCES[graph.arithmetic]
+    unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > tolerance else ()))
+    return MaskedCheck(*apart, inexact, effect, border, unresolved, tolerance, constants=off)
 
 
-def _drawn(graph: FxGraph, rewrite: Rewrite[FxGraph]) -> list[str]:
+def _places(graph: Graph) -> list[str]:
+    """Names of the values to compare; none for the outputs as they are, which tell all in float64."""
+    return [] if graph.arithmetic is torch.float64 else before_saturation(graph)
+
+
+def before_saturation(graph: Graph) -> list[str]:
+    """Names of what to compare in float32: the outputs (or what stands for them), or what goes into a sigmoid or softmax that makes one.
+
+    A float32 sigmoid is right to 1e-7 absolute, which is no measure where all of its results are near 0; a softmax that is sure of
+    itself hides any difference.
+    """
+    makers = {value.name: node for node in graph.nodes for value in node.outputs}
+    found = [(name, makers.get(name)) for name in graph.compared()]
+    return [node.input.name if node is not None and node.op in ("Sigmoid", "Softmax") else name for name, node in found]
+
+
+def _run(graph: Graph, inputs: tuple[Any, ...], places: list[str]) -> Any:
+    return graph.values(inputs, places) if places else graph.run(*inputs)
+
+
+def _drawn(graph: Graph, rewrite: Rewrite[Any]) -> list[str]:
     """The operators that draw random numbers in eval mode, and whose sizes the slicing changed: they draw others then."""
     sizes = {node.name: _sizes(node) for node in rewrite.graph.nodes}
-    return [f"{node.location} (draws random numbers)" for node in random_nodes(graph) if sizes.get(node.name) != _sizes(node)]
+    return [f"{node.location} (draws random numbers)" for node in graph.drawing() if sizes.get(node.name) != _sizes(node)]
 
 
 def _sizes(node: Node) -> list[Any]:
@@ -163,28 +175,27 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _check_onnx(
-    graph: OnnxGraph, plan: Plan, inputs: tuple[Any, ...] | None, constants: str, calibration: Iterable[Any] | None, seed: int
-) -> MaskedCheck:
-    """The same in onnxruntime."""
-    examples = graph.example_inputs
-    inputs = inputs or tuple(made.to(like.dtype) for made, like in zip(random_inputs(examples, seed), examples, strict=True))
-    rewrite = find_rewrite(graph, plan)
-    labels, keep = rewrite.labels, rewrite.keep
-    found = measured(labels, keep, calibration) if constants == "absorb" else None
-    sliced = rewrite.fill()
-    if found is not None and found.biases:
-        sliced = add_biases(sliced, labels, keep, found.biases)
-    reference = labels.graph
-    assert isinstance(reference, OnnxGraph)
-    effects = added_by_layers(labels, found, on_onnxruntime(reference)) if found is not None else {}
-    added = {name: effect.numpy().astype("float32") for name, effect in effects.items()}
-    places = before_saturation(graph)
-    stays, got, inexact, effect = torch.from_numpy(keep), sliced.run(*inputs, values=places), tuple(rewrite.inexact()), 0.0
-    masked, unresolved = masked_model(reference, labels, stays, added)
-    if inexact:
-        effect = difference(masked_model(reference, labels, stays, added, survivors=False)[0].run(*inputs, values=places), got)[1]
-    return MaskedCheck(*difference(masked.run(*inputs, values=places), got), inexact, effect, 0.0, unresolved, TOLERANCE32)
+def _cut_difference(graph: Graph, plan: Plan, inputs: tuple[Any, ...]) -> tuple[float, float]:
+    """The largest difference, absolute and relative, between the graph without the plan's branches and the original in which they give
+    constants; both with random ones. 0 without branches."""
+    if not plan.branches:
+        return 0.0, 0.0
+    graph, places = graph.widened(), _places(graph)
+    labels, draw, found = channel_groups(graph).labels, torch.Generator().manual_seed(0), chosen_branches(graph, plan.branches)
+    shapes = {branch.name: labels.of(graph.node(branch.name).output).shape for branch in found}
+    constants = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
+    left = cut(graph, plan.branches)
+    set_constants(left, found, constants)
+    return difference(seeded(held_run, graph, constants, inputs, places), seeded(_run, left, inputs, places))
+
+
+def _larger(*found: tuple[float, float]) -> tuple[float, float]:
+    """The worst of some differences, absolute and relative."""
+    return max(apart for apart, _ in found), max(relative for _, relative in found)
+
+
+def _tuples(batches: list[Any] | None) -> list[tuple[Any, ...]] | None:
+    return None if batches is None else [tuple(batch) if isinstance(batch, tuple | list) else (batch,) for batch in batches]
 
 
 def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any, ...]) -> MaskedCheck:
@@ -195,29 +206,22 @@ def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any,
         refitted: what `reconstruct` returned for them, or `load` for its archive.
         inputs: what to run on.
     """
-    if isinstance(graph, OnnxGraph):
-        return _refitted_onnx(graph, plan, cast(OnnxGraph, refitted), inputs)
-    wide = map_tensors(inputs, _double)
-    rewrite = find_rewrite(without_dropout(cast(FxGraph, graph)), plan)
-    reference, added = restored(rewrite, cast(FxGraph, refitted))
+    given = _fitting(graph, inputs)
+    rewrite, places = find_rewrite(without_dropout(graph), plan), _places(graph)
+    reference, added = restored(rewrite, refitted)
     labels, keep = rewrite.labels, torch.from_numpy(rewrite.keep)
-    expected = seeded(masked_run, reference.to(torch.float64), labels, keep, wide, added, survivors=True)
-    got = seeded(without_dropout(cast(FxGraph, refitted)).to(torch.float64).run, *wide)
-    return MaskedCheck(*difference(expected.outputs, got), tuple(rewrite.inexact()), unresolved=expected.unresolved)
+    expected = seeded(masked_run, reference.widened(), labels, keep, given, added, survivors=True, places=places)
+    got = seeded(_run, without_dropout(refitted).widened(), given, places)
+    apart = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, given))
+    return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=expected.unresolved, tolerance=TOLERANCES[graph.arithmetic])
 
 
-def _refitted_onnx(graph: OnnxGraph, plan: Plan, refitted: OnnxGraph, inputs: tuple[Any, ...]) -> MaskedCheck:
-    """The same in onnxruntime."""
-    rewrite, places = find_rewrite(graph, plan), before_saturation(graph)
-    reference, gains = restored(rewrite, refitted)
-    added = {name: gain.float().numpy() for name, gain in gains.items()}
-    masked, unresolved = masked_model(reference, rewrite.labels, torch.from_numpy(rewrite.keep), added)
-    apart = difference(masked.run(*inputs, values=places), refitted.run(*inputs, values=places))
-    return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=unresolved, tolerance=TOLERANCE32)
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _fitting(graph: Graph, inputs: Any) -> Any:
+    """Arguments in float64 where the host computes in it, else in the types of the example's."""
+    if graph.arithmetic is torch.float64:
+        return cast(inputs, torch.float64)
+    given = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    return tuple(x.to(like.dtype) if isinstance(x, Tensor) else x for x, like in zip(given, graph.example_inputs, strict=True))
 
 
 def random_inputs(example: Any, seed: int = 0) -> tuple[Any, ...]:

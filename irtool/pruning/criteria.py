@@ -98,6 +98,29 @@ def bn_scale(groups: ChannelGroups, seed: int) -> Scores:
     return _means(groups, list(found.values()))
 
 
+@criterion("bn_output")
+def bn_output(groups: ChannelGroups, seed: int) -> Scores:
+    """Root mean square of what a ReLU gives behind a batch norm, if that gives the normal distribution that its scale and shift tell.
+
+    E[max(z, 0)^2] = (b^2 + g^2) P(b / |g|) + b |g| p(b / |g|) for z of mean b and standard deviation |g|, with p and P the density and the
+    distribution function of the standard normal. A channel with a large scale and a shift far below zero is silent, which `bn_scale`
+    does not see. Channels that no batch norm reads have no score.
+    """
+    found = []
+    for node in groups.graph.nodes:
+        weight, bias = node.get("weight"), node.get("bias")
+        if node.op != "BatchNormalization" or weight is None or bias is None or (weight.name, 0) not in groups.labels.axes:
+            continue
+        assert weight.data is not None
+        assert bias.data is not None
+        spread, shift = weight.data.double().abs().clamp_min(1e-30), bias.data.double()
+        at = shift / spread
+        square = (shift.square() + spread.square()) * torch.special.ndtr(at)
+        square += shift * spread * torch.exp(-at.square() / 2) / (2 * torch.pi) ** 0.5
+        found.append((groups.labels.axes[weight.name, 0].numpy(), square.clamp_min(0).sqrt().cpu().numpy()))
+    return _means(groups, found)
+
+
 @criterion("l1")
 def l1(groups: ChannelGroups, seed: int) -> Scores:
     """Mean |w| of the filter that makes a channel, over the layer's mean (Li et al. 2017, made comparable between layers)."""

@@ -22,11 +22,9 @@ from irtool.errors import DataError
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import varying
 from irtool.ops.opaque import short_name
-from irtool.pruning.absorb.contribution import LAYERS
+from irtool.ops.properties import SUMS_CHANNELS
 from irtool.pruning.absorb.measure import calibrate
 from irtool.pruning.criteria import Batches
-
-_ENDINGS = LAYERS | {"Einsum", "Attention", "LSTM", "GRU", "RNN"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def readings(labels: Labels) -> list[Reading]:
     found = []
     for node in labels.graph.nodes:
         summed = node.op == "Reduce" and short_name(node.callee) == "sum" and labels.decisions.get((node.name, "alone"))
-        if (node.op not in _ENDINGS and not summed) or labels.decisions.get((node.name, "depthwise")):
+        if (node.op not in SUMS_CHANNELS and not summed) or labels.decisions.get((node.name, "depthwise")):
             continue
         if all(value.is_param for value in node.inputs):
             continue

@@ -59,6 +59,15 @@ def allocate(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Map
     return _Greedy(stacks, room, costs, dict(targets)).run()
 
 
+def finished(stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: Mapping[str, float], counts: Sequence[int]) -> Outcome:
+    """Remove so many of each stack's first units; then what is still too much goes, what fits comes back, and units are exchanged."""
+    greedy = _Greedy(stacks, room, costs, dict(targets))
+    for number, count in enumerate(counts):
+        if count:
+            greedy.take(number, count)
+    return greedy.run()
+
+
 class _Greedy:
     def __init__(self, stacks: Sequence[Stack], room: Room, costs: WidthCost, targets: dict[str, float]) -> None:
         self.stacks, self.room, self.costs, self.targets = stacks, room, costs, targets
@@ -87,7 +96,7 @@ class _Greedy:
             if not ratio.size or not np.isfinite(ratio.min()):
                 break
             best = int(ratio.argmin())
-            self._take(best, steps[best])
+            self.take(best, steps[best])
             stale = self.readers[best]
         self.products = self._products()  # rounding errors of many small changes
         self.left = self._left()
@@ -161,7 +170,8 @@ class _Greedy:
         found: Floats = self.products[local.terms] - widths.prod(2)
         return found
 
-    def _take(self, number: int, units: int) -> None:
+    def take(self, number: int, units: int) -> None:
+        """Remove the next units of a stack."""
         stack, first = self.stacks[number], self.first[number]
         self._move(number, -stack.drop[first : first + units].sum(0))
         self.gone[number] += range(first, first + units)
@@ -241,7 +251,7 @@ class _Greedy:
         self._move(back, self.stacks[back].drop[self.gone[back][-count:]].sum(0))
         del self.gone[back][-count:]
         self.first[other] = self._start(other)
-        self._take(other, more)
+        self.take(other, more)
         return True
 
     def _start(self, number: int) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,23 @@ _ATTEMPTS = 7
 
 
 @dataclass(frozen=True)
+class Way:
+    """One way to plan.
+
+    Attributes:
+        budgeted: allocates; its `terms` and `aim` are set here.
+        solve: makes and proves a plan for them.
+        loss: the loss that the scores expect of what would go.
+        whole: names of the convolutions that lose whole groups.
+    """
+
+    budgeted: Budgeted
+    solve: Callable[[], Plan]
+    loss: Callable[[], float]
+    whole: Collection[str] = ()
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One plan, measured.
 
@@ -40,14 +58,12 @@ class Attempt:
     measured: float
 
 
-def plan_within(graph: Graph, budgeted: Budgeted, solve: Callable[[], Plan], prepared: Graph, engine: str, threads: int,
-                progress: Progress) -> Plan:  # fmt: skip
+def plan_within(graph: Graph, ways: Sequence[Way], prepared: Graph, engine: str, threads: int, progress: Progress) -> Plan:
     """Plan so that the measured time keeps to the budget.
 
     Args:
         graph: the graph as the user has it, which times are shares of.
-        budgeted: allocates; its `terms` and `aim` are set here.
-        solve: makes and proves a plan for them.
+        ways: how it may be planned; the one that loses least at the time asked for, by the table, is gone on with.
         prepared: the graph that is planned on.
         engine, threads: what is timed.
         progress: told about the layers that are timed and the attempts.
@@ -59,17 +75,29 @@ def plan_within(graph: Graph, budgeted: Budgeted, solve: Callable[[], Plan], pre
     """
     watch = Stopwatch(engine, threads, progress=progress)
     with GraphClock(graph, engine, threads) as clock:
-        share = _share(budgeted.options.budget[LATENCY], clock)
-        budgeted.terms = tuple((1e3 * milliseconds, product) for milliseconds, product in layer_terms(prepared, watch))
+        share = _share(ways[0].budgeted.options.budget[LATENCY], clock)
+        for way in ways:
+            terms = layer_terms(prepared, watch, way.whole)
+            way.budgeted.terms = tuple((1e3 * milliseconds, product) for milliseconds, product in terms)
+        way = ways[0] if len(ways) == 1 else min(ways, key=lambda way: _loss(way, share))
 
         def attempt(aim: float) -> Attempt:
-            budgeted.aim = aim
-            plan = solve()
+            way.budgeted.aim = aim
+            plan = way.solve()
             _, rewrite = graph.analyses.pop("rewrite")
-            return Attempt(plan, budgeted.reached, clock.compared(rewrite.fill()).ratios[1])
+            return Attempt(plan, way.budgeted.reached, clock.compared(rewrite.fill()).ratios[1])
 
         found = search(share, attempt, lambda done: progress(Status(f"plan and measure in {engine}", done, _ATTEMPTS)), engine)
     return dataclasses.replace(found.plan, notes=(*found.plan.notes, _note(found, engine, threads)))
+
+
+def _loss(way: Way, share: float) -> float:
+    """The loss that a way expects at a share of the table's time; infinite where it does not get there."""
+    way.budgeted.aim = share
+    try:
+        return way.loss()
+    except SlowError:
+        return math.inf
 
 
 def _share(wish: float, clock: GraphClock) -> float:

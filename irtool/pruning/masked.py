@@ -1,7 +1,7 @@
 """The reference for pruning: the original program with the removed channels masked, value by value.
 
-It shares nothing with the slicing: no parameter is touched, every intermediate value is multiplied by 0 or 1. Where
-constants were absorbed, layers gain what they make of an image of them.
+It shares nothing with the slicing: no parameter is touched, every intermediate value is zero where a channel was removed. Where
+constants were absorbed, layers gain what they make of an image of them. Both hosts run it node by node.
 """
 
 from __future__ import annotations
@@ -12,69 +12,64 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from irtool.channels.labels import Labels, mixes
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
-from irtool.ir.graph import Node, Value
+from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.hooks import Compute
+from irtool.nests import tensors_in
 from irtool.ops.mixing import on_survivors
 
 
-class MaskedRun(fx.Interpreter):
-    """Runs a graph with channels masked after every node.
+class Masking:
+    """A hook that masks channels after every node; see `Graph.run_hooked`.
 
     Args:
-        graph: the program to run (a copy of the labelled graph in another type will do: nodes are matched by name).
+        graph: the program that is run (a copy of the labelled graph in another type will do: nodes are matched by name).
         labels: the first walk over the original.
         keep: whether each label stays, shape (labels,).
         added: for a layer's name, a constant that its output gains (of a shape that broadcasts).
         fills: for a layer's name, what its input's removed channels hold (of a shape that broadcasts), in the place of `added`.
         survivors: compute operators that mix channels from the channels that stay, as the sliced graph does.
+        inputs: what is run on; it is never written into.
     """
 
-    def __init__(self, graph: FxGraph, labels: Labels, keep: Tensor, added: Mapping[str, Tensor] | None = None, *,
-                 fills: Mapping[str, Tensor] | None = None, survivors: bool = False) -> None:  # fmt: skip
-        super().__init__(graph.module)
+    def __init__(self, graph: Graph, labels: Labels, keep: Tensor, added: Mapping[str, Tensor] | None = None, *,
+                 fills: Mapping[str, Tensor] | None = None, survivors: bool = False, inputs: Any = ()) -> None:  # fmt: skip
         self._labels, self._keep, self._added, self._fills = labels, keep, added or {}, fills or {}
         self._mixers = {node.name for node, table, _ in labels.inexacts if survivors and mixes(table, keep)}
         self.unresolved: list[str] = []
         """Channel-mixing nodes that could not be computed from the survivors alone."""
-        self._foreign = {tensor.untyped_storage().data_ptr() for tensor in [*self.module.parameters(), *self.module.buffers()]}
-        source = labels.graph
-        assert isinstance(source, FxGraph)
-        self._values = {host.name: source.value_of(host) for host in source.module.graph.nodes}
-        self._nodes: dict[str, Node] = {node.name: node for node in source.nodes}
+        held = [value.data for value in graph.params.values() if value.data is not None]
+        self._foreign = {tensor.untyped_storage().data_ptr() for tensor in [*held, *tensors_in(inputs)]}
+        self._nodes: dict[str, Node] = {node.name: node for node in labels.graph.nodes}
+        # What stands for real numbers in a file of integers is masked where it is made real: its 0 is not zero.
+        self._integers = graph.arithmetic is torch.float64
 
-    def run(self, *args: Any, **options: Any) -> Any:
-        self._foreign |= {leaf.untyped_storage().data_ptr() for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)}
-        return super().run(*args, **options)
+    def __call__(self, node: Node, reads: Mapping[Value, Tensor], compute: Compute) -> list[Tensor]:
+        """What flows on from a node."""
+        own = self._nodes.get(node.name)
+        if own is None:  # a change of type, of a copy in another one
+            return compute({})
+        found = self._computed(node, own, reads, compute)
+        tensors = [self._masked(tensor, value) for tensor, value in zip(found, own.outputs, strict=False)]
+        return [*tensors, *found[len(tensors) :]]
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = self._special(n)
-        value = self._values.get(n.name)
-        if value is None or n.op in ("placeholder", "get_attr", "output"):
-            return result
-        leaves, spec = pytree.tree_flatten(result)
-        values = [v for v in pytree.tree_leaves(value) if isinstance(v, Value)]
-        tensors = iter(values)
-        return pytree.tree_unflatten([self._masked(leaf, next(tensors)) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-
-    def _special(self, n: fx.Node) -> Any:
-        if n.name in self._fills:
-            return self._with_input(n, self._input(n) + self._fills[n.name].to(self._input(n)))
-        if n.name in self._added:
-            result = super().run_node(n)
-            return result + self._added[n.name].to(result)
-        if n.name in self._mixers:
-            masks = self._masks(self._labels.parts(self._nodes[n.name].input))
-            if masks:
-                found = on_survivors(self._nodes[n.name], self._input(n), masks, lambda x: self._with_input(n, x), self._parameter)
-                if found is not None:
-                    return found
-                self.unresolved.append(self._nodes[n.name].location)
-        return super().run_node(n)
+    def _computed(self, node: Node, own: Node, reads: Mapping[Value, Tensor], compute: Compute) -> list[Tensor]:
+        if own.name in self._fills:
+            x = reads[node.input]
+            return compute({node.input: x + self._fills[own.name].to(x)})
+        if own.name in self._added:
+            first, *rest = compute({})
+            return [first + self._added[own.name].to(first), *rest]
+        masks = self._masks(self._labels.parts(own.input)) if own.name in self._mixers else []
+        if masks:
+            found = on_survivors(own, reads[node.input], masks, lambda x: _nest(compute({node.input: x})), self._parameter)
+            made = tensors_in(found) if found is not None else []
+            if made and not any(value.uses for value in own.outputs[len(made) :]):
+                return made
+            self.unresolved.append(own.location)
+        return compute({})
 
     def _masks(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """Which channels stay, for each label tensor that loses some."""
@@ -92,7 +87,7 @@ class MaskedRun(fx.Interpreter):
 
     def _masked(self, tensor: Tensor, value: Value) -> Tensor:
         masks = self._masks(self._labels.parts(value)) if value in self._labels.values else []
-        if not masks:
+        if not masks or not (self._integers or tensor.is_floating_point()):
             return tensor
         stays = reduce(torch.logical_and, masks)
         # In place, so that a write through a view still reaches what it views; never into a parameter or an input.
@@ -101,23 +96,9 @@ class MaskedRun(fx.Interpreter):
             return tensor.masked_fill(~stays, 0)
         return tensor.masked_fill_(~stays, 0)
 
-    def _source(self, n: fx.Node) -> fx.Node:
-        """The host node that gives the first input, be it an argument by place or by name."""
-        value = self._nodes[n.name].input
-        return next(used for used in n.all_input_nodes if self._values.get(used.name) is value)
 
-    def _input(self, n: fx.Node) -> Tensor:
-        found: Tensor = self.env[self._source(n)]
-        return found
-
-    def _with_input(self, n: fx.Node, x: Tensor) -> Any:
-        """Run a node on another first input."""
-        source = self._source(n)
-        kept, self.env[source] = self.env[source], x
-        try:
-            return super().run_node(n)
-        finally:
-            self.env[source] = kept
+def _nest(tensors: list[Tensor]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
 
 @dataclass(frozen=True)
@@ -128,14 +109,28 @@ class Masked:
     unresolved: tuple[str, ...]
 
 
-def masked_run(graph: FxGraph, labels: Labels, keep: Tensor, inputs: tuple[Any, ...], added: Mapping[str, Tensor] | None = None, *,
-               fills: Mapping[str, Tensor] | None = None, survivors: bool = False) -> Masked:  # fmt: skip
-    """Run the original in eval mode with channels masked; see `MaskedRun`. Outputs have the original's shapes."""
-    runner = MaskedRun(graph, labels, keep, added, fills=fills, survivors=survivors)
-    with evaluating(graph.module), torch.no_grad():
-        outputs = runner.run(*(pytree.tree_leaves(inputs) if _is_flat(graph) else inputs))
-    return Masked(outputs, tuple(runner.unresolved))
+def masked_run(graph: Graph, labels: Labels, keep: Tensor, inputs: tuple[Any, ...], added: Mapping[str, Tensor] | None = None, *,
+               fills: Mapping[str, Tensor] | None = None, survivors: bool = False, places: Sequence[str] = ()) -> Masked:  # fmt: skip
+    """Run the original in eval mode with channels masked; see `Masking`.
+
+    Args:
+        graph, labels, keep, added, fills, survivors: as for `Masking`.
+        inputs: the arguments of the graph.
+        places: names of values to return in place of the outputs.
+
+    Returns:
+        Outputs, or values, of the original's shapes.
+    """
+    hook = Masking(graph, labels, keep, added, fills=fills, survivors=survivors, inputs=inputs)
+    return Masked(graph.run_hooked(inputs, hook, places), tuple(hook.unresolved))
 
 
-def _is_flat(graph: FxGraph) -> bool:
-    return isinstance(graph.module.graph._codegen, fx.graph._PyTreeCodeGen)
+def held_run(graph: Graph, constants: Mapping[str, Tensor], inputs: tuple[Any, ...], places: Sequence[str] = ()) -> Any:
+    """The outputs, or the values named, in eval mode where some nodes give constants (of shapes that broadcast to their results), by name."""
+
+    def hook(node: Node, reads: Mapping[Value, Tensor], compute: Compute) -> list[Tensor]:
+        first, *rest = compute({})
+        held = constants.get(node.name)
+        return [first if held is None else held.to(first).expand_as(first).clone(), *rest]
+
+    return graph.run_hooked(inputs, hook, places)

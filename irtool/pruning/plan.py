@@ -15,9 +15,16 @@ from irtool.errors import FileError, PlanError
 
 Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
+ResidualWish = Literal["auto", "couple", "select", "keep"]
 Rounding = int | Literal["auto"]
+GroupKind = Literal["auto", "whole", "even"]
+Allocator = Literal["greedy", "measured"]
 FORMAT = 1
 _REMEDY = "Pass a file that Plan.to_json wrote, or make the plan again."
+
+
+_WHERE_SAID = ("budget", "limits", "stages", "groups", "allocator", "branches", "notes")
+"""Fields that are written only where they say something."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,9 @@ class Plan:
         budget: what may be left of each cost, a share of at most 1 or a number; empty where a ratio was asked for.
         limits: the largest fraction of its channels that a layer may lose, by a pattern of names.
         stages: in how many steps the channels were chosen.
+        groups: whether whole groups of grouped convolutions go, or equally many channels of each.
+        allocator: how a budget was shared among layers.
+        branches: what additions add that goes as a whole, each by the name of the node that gives it. Its layers are not among `layers`.
         notes: what planning has to say about the plan as a whole.
     """
 
@@ -71,6 +81,9 @@ class Plan:
     budget: Mapping[str, float] = field(default_factory=dict, hash=False)
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
     stages: int = 1
+    groups: GroupKind = "auto"
+    allocator: Allocator = "greedy"
+    branches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,8 +91,9 @@ class Plan:
         layers = [{**vars(layer), "removed": list(layer.removed)} for layer in self.layers]
         asked: dict[str, Any] = {name: dict(value) for name in ("budget", "limits") if (value := getattr(self, name))}
         asked |= {"stages": self.stages} if self.stages > 1 else {}
-        plain = {name: value for name, value in vars(self).items() if name not in ("budget", "limits", "stages", "notes")}
-        asked |= {"notes": list(self.notes)} if self.notes else {}
+        asked |= {name: value for name, usual in (("groups", "auto"), ("allocator", "greedy")) if (value := getattr(self, name)) != usual}
+        plain = {name: value for name, value in vars(self).items() if name not in _WHERE_SAID}
+        asked |= {name: list(value) for name in ("branches", "notes") if (value := getattr(self, name))}
         return {"format": FORMAT, **plain, "ignore": list(self.ignore), "layers": layers, **asked}
 
     @classmethod
@@ -98,9 +112,11 @@ class Plan:
         del fields["format"]
         layers = tuple(_layer(layer, f"layers[{number}]") for number, layer in enumerate(fields.pop("layers")))
         check_once(layers)
-        made = cls(layers, **{**fields, **{name: tuple(fields.get(name, ())) for name in ("ignore", "notes")}})
+        made = cls(layers, **{**fields, **{name: tuple(fields.get(name, ())) for name in ("ignore", "branches", "notes")}})
         # Any criterion's name is right: carrying a plan out does not ask for it, and users register their own.
         check_values(made.ratio, made.scope, made.residual, made.min_channels, made.round_to, made.seed)
+        check_choice("groups", made.groups, get_args(GroupKind))
+        check_choice("allocator", made.allocator, get_args(Allocator))
         return made
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -146,7 +162,8 @@ class Plan:
         lines.append(
             f"{'total':<{width}}  {total - self.removed:>5} of {total:<5}  {self.criterion}, {self.scope}, {asked}, residual {self.residual}"
         )
-        return "\n".join([*lines, *self.notes])
+        gone = [f"{name}: what it adds goes, with all that only it needs" for name in self.branches]
+        return "\n".join([*lines, *gone, *self.notes])
 
 
 def _wish(value: float) -> str:
@@ -186,7 +203,7 @@ _TABLE = _Kind(
 )
 _PLAN = {
     "format": _WHOLE, "layers": _list("a list of layers"), "criterion": _TEXT, "ignore": _NAMES, "budget": _TABLE, "limits": _TABLE,
-    "stages": _COUNT, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
+    "stages": _COUNT, "groups": _TEXT, "allocator": _TEXT, "branches": _NAMES, "notes": _list("a list of texts", _TEXT), **_OPTIONS,
 }  # fmt: skip
 
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from irtool.channels.groups import ChannelGroups, channel_groups
 from irtool.channels.labels import Layer
 from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import G
+from irtool.pruning.branches import chosen_branches, cut, mean_outputs, set_constants
 from irtool.pruning.plan import Plan, check_once, check_positions
 from irtool.pruning.residual import insert_selects
 from irtool.pruning.slicing import Rewrite, rewrite
 
 
-def prepare(graph: G, residual: str) -> G:
-    """The graph that a plan with this `residual` speaks of: with selections inserted for `"select"`."""
-    if residual != "select":
+def prepare(graph: G, residual: str, branches: Sequence[str] = ()) -> G:
+    """The graph that a plan speaks of: without the branches that it takes out, with selections inserted for `residual="select"`.
+
+    Raises:
+        PlanError: the graph has no such branches.
+    """
+    if residual != "select" and not branches:
         return graph
-    if "selected" not in graph.analyses:
-        graph.analyses["selected"] = insert_selects(graph, shared=True)
-    found: G = graph.analyses["selected"]
-    return found
+    known: dict[tuple[str, ...], G] = graph.analyses.setdefault("prepared", {})
+    key = (residual, *branches)
+    if key not in known:
+        left = cut(graph, branches) if branches else graph
+        known[key] = insert_selects(left, shared=True) if residual == "select" else left
+    return known[key]
 
 
 def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
@@ -30,20 +41,22 @@ def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
     Raises:
         PlanError: the plan belongs to another model.
         ProofError: it cannot be carried out on this graph.
+
+    Where branches went, `set_constants` says what they added before the rewrite is filled: until then it is 0, or what it was last.
     """
     cached = graph.analyses.pop("rewrite", None)
     if isinstance(cached, tuple) and cached[0] is plan:
         found = cached[1]
         assert isinstance(found, Rewrite)
         return found
-    prepared = prepare(graph, plan.residual)
+    prepared = prepare(graph, plan.residual, plan.branches)
     groups = channel_groups(prepared)
     remove = _removed(plan, groups)
     if (remove & groups.pinned).any():
         group = int(np.flatnonzero(remove & groups.pinned)[0])
         raise PlanError(f"the plan removes channels that must stay: {groups.reasons[group]}", remedy="Make the plan again for this model.")
     try:
-        return rewrite(prepared, groups.labels, ~remove[groups.group])
+        return whole_rewrite(graph, plan, rewrite(prepared, groups.labels, ~remove[groups.group]))
     except ProofError as error:  # planning proves what it makes: this plan was changed, or is another model's
         uneven = _uneven(groups, remove)
         what, where = (
@@ -53,6 +66,30 @@ def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
         )
         remedy = "Make the plan again for this model, or correct it there."
         raise ProofError(f"the plan cannot be carried out: {what}", where=where, remedy=remedy) from error
+
+
+def whole_rewrite(graph: G, plan: Plan, found: Rewrite[G]) -> Rewrite[G]:
+    """A rewrite that knows the graph with the branches that the plan takes out."""
+    found.origin = graph if plan.branches else None
+    return found
+
+
+def put_constants(found: Rewrite[G], plan: Plan, batches: Iterable[tuple[Any, ...]] | None = None, *, drop: bool = False) -> list[str]:
+    """Put what the branches that went added on average into a rewrite that is not filled yet; names of those of which nothing tells it.
+
+    Args:
+        found: the rewrite.
+        plan: the plan that it carries out.
+        batches: what to measure it on; without them batch norm's statistics tell.
+        drop: put 0, as if removed channels had been zero.
+    """
+    if found.origin is None:
+        return []
+    gone = chosen_branches(found.origin, plan.branches)
+    if drop:
+        zero = dict.fromkeys(plan.branches, torch.zeros((), dtype=torch.float64))
+        return set_constants(found.source, gone, zero)
+    return set_constants(found.source, gone, mean_outputs(found.origin, gone, batches))
 
 
 def _uneven(groups: ChannelGroups, remove: NDArray[np.bool_]) -> tuple[str, str] | None:

@@ -58,6 +58,8 @@ class Replay(Walk):
     """Names of values that hold nothing in the original either, such as the slice of no prefix tokens."""
     _met: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
     _tied: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
+    _counts: dict[str, int] = field(default_factory=dict)
+    """How many groups each node had: axes are named after that."""
 
     def run(self) -> None:
         """Walk, then check all meetings at once.
@@ -67,6 +69,9 @@ class Replay(Walk):
         """
         originals = {node.name: node for node in self.before.graph.nodes}
         self._empty = {value.name for node in originals.values() for value in node.outputs if 0 in value.sizes}
+        self._counts = {
+            name: int(node.attrs.get("groups") or 1) for name, node in originals.items() if node.op in ("Conv", "ConvTranspose")
+        }
         try:
             super().run()
         except (RuntimeError, ValueError, AssertionError, IndexError, GraphError) as error:
@@ -100,17 +105,24 @@ class Replay(Walk):
                 raise ProofError("nothing reads the channels of this parameter any more", where=key[0], remedy=_REMEDY)
 
     def _check_groups(self) -> None:
-        """The channels of each group of a grouped convolution must be channels that it had."""
+        """The channels of each group of a grouped convolution must be channels that it had, of groups that went, both sides."""
         for name, axis in self.orders:
             if isinstance(axis, int) or name not in self.graph.params:
                 continue
             number, groups = axis
             sizes = self.before.graph.params[name].sizes
-            widths: dict[Key, int] = {(name, axis): sizes[number], (name, 1 - number): sizes[1 - number] // groups}
-            for key, width in widths.items():
-                found = self.orders.get(key)
-                if found is not None and bool(((found // width).reshape(groups, -1) != torch.arange(groups)[:, None]).any()):
-                    raise ProofError("a grouped convolution would mix its groups", where=name, remedy=_REMEDY)
+            left = self.graph.params[name].sizes
+            own = self._owners((name, axis), sizes[number], groups).reshape(-1, left[number])
+            other = self._owners((name, 1 - number), sizes[1 - number] // groups, groups)
+            stays = own[:, :1]
+            whole = bool((own == stays).all()) and bool((stays[1:] > stays[:-1]).all()) and other.numel() % len(stays) == 0
+            if not whole or bool((other.reshape(len(stays), -1) != stays).any()):
+                raise ProofError("a grouped convolution would mix its groups", where=name, remedy=_REMEDY)
+
+    def _owners(self, key: Key, width: int, groups: int) -> Tensor:
+        """The group that each entry of an axis was of, in the order in which they stay."""
+        found = self.orders.get(key)
+        return (torch.arange(groups * width) if found is None else found) // width
 
     def _check_places(self) -> None:
         """Where an index is a channel and a place, every channel must be at a place where it was: labels alone do not tell."""
@@ -163,8 +175,13 @@ class Replay(Walk):
 
     def produce(self, node: Node, value: Value, axis: Axis) -> Tensor:
         """Output labels: their order is settled from here on."""
+        axis = self._named(node, axis)
         self._fixed.add((value.name, axis))
         return self.param(value, axis)
+
+    def _named(self, node: Node, axis: Axis) -> Axis:
+        """An axis as the first walk calls it: whole groups of a convolution may have gone."""
+        return axis if isinstance(axis, int) else (axis[0], self._counts.get(node.name, axis[1]))
 
     def fresh(self, node: Node, count: int) -> Tensor:
         """Survivors of the channels that a node makes."""
@@ -179,6 +196,7 @@ class Replay(Walk):
 
     def read(self, node: Node, value: Value, axis: Axis, arriving: Tensor) -> None:
         """Channels arrive at a parameter's axis: the first reading settles its order, later ones must agree."""
+        axis = self._named(node, axis)
         key = (value.name, axis)
         own = self.param(value, axis)
         if own.numel() == 1 and arriving.numel() != 1 and int(own[0]) < 0:

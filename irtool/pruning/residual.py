@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from irtool.channels.groups import Pin
 from irtool.channels.labels import Labels
 from irtool.ir.graph import G, Node
-
-_MAKERS = frozenset({"Conv", "ConvTranspose", "Gemm", "ChannelSelect"})
+from irtool.ops.properties import MAKES_CHANNELS
 
 
 def reads_stream(node: Node) -> bool:
@@ -21,7 +20,7 @@ def reads_stream(node: Node) -> bool:
     if node.op != "BatchNormalization":
         return False
     value = node.input
-    return value.producer is not None and (value.producer.op not in _MAKERS or len(value.uses) > 1) and value.producer.op != "Input"
+    return value.producer is not None and (value.producer.op not in MAKES_CHANNELS or len(value.uses) > 1) and value.producer.op != "Input"
 
 
 def insert_selects(graph: G, *, shared: bool = False) -> G:

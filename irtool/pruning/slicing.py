@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Generic
+from typing import Generic
 
 import numpy as np
 import torch
@@ -15,17 +15,12 @@ from torch import Tensor
 from irtool.channels.kept import Survivors
 from irtool.channels.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
-from irtool.hosts.onnx import write_attrs as onnx_literals
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.torch import resize as fx_slicing
-from irtool.hosts.torch.graph import FxGraph
-from irtool.ir.graph import G, Graph, Value
+from irtool.ir.graph import G, Graph, Node, Value
 from irtool.ops.context import Axis, varying
+from irtool.ops.contraction import channel_axis
 from irtool.pruning.proof import Replay
 
 Ints = NDArray[np.int64]
-HOSTS: dict[type[Graph], Any] = {FxGraph: fx_slicing, OnnxGraph: onnx_literals}
-"""What of slicing depends on the host: `resized(graph, shapes, sizes)` and `complete(source, new)` of these modules."""
 
 
 @dataclass
@@ -37,6 +32,7 @@ class Rewrite(Generic[G]):
         orders: for each parameter axis the positions of the entries that stay, in their new order; None if it is as it was.
         edited: nodes whose arguments in the program had to change.
         keep: whether each label stays.
+        origin: the graph before whole branches were taken out of it, whose values a refitted graph is to give; None if it is `source`.
     """
 
     source: G
@@ -45,6 +41,7 @@ class Rewrite(Generic[G]):
     orders: dict[Key, Tensor | None]
     edited: list[str]
     keep: NDArray[np.bool_]
+    origin: G | None = None
     _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
     _scratch: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
 
@@ -104,7 +101,7 @@ class Rewrite(Generic[G]):
             if old is None or value.data is None or not value.data.is_meta:
                 continue
             self.graph.set_param(name, self.parameter(name))
-        HOSTS[type(self.source)].complete(self.source, self.graph)
+        self.graph.complete(self.source)
         return self.graph
 
 
@@ -116,13 +113,19 @@ def _take_grouped(data: Tensor, groups: int, columns: Tensor | None, rows: Tenso
     """Slice a grouped convolution's weight: each group's rows and columns by themselves.
 
     `columns` are the surviving entries of axis 1 over all groups, `rows` those of axis 0; the proof has shown that every
-    group keeps as many of its own.
+    group that stays keeps as many of its own.
     """
     height, width = data.shape[:2]
-    rows = (torch.arange(height) if rows is None else rows).reshape(groups, -1, 1)
-    columns = (torch.arange(groups * width) if columns is None else columns).reshape(groups, 1, -1)
+    left = groups if columns is None else _groups_left(columns, width)
+    rows = (torch.arange(height) if rows is None else rows).reshape(left, -1, 1)
+    columns = (torch.arange(groups * width) if columns is None else columns).reshape(left, 1, -1)
     taken = rows * width + columns % width
     return data.flatten(0, 1).index_select(0, taken.flatten().to(data.device)).view(rows.numel(), -1, *data.shape[2:])
+
+
+def _groups_left(positions: Tensor, width: int) -> int:
+    """How many groups of a convolution keep any of the entries of its grouped axis, which are counted over all groups."""
+    return int(torch.unique(positions // width).numel())
 
 
 class _Sizes:
@@ -167,6 +170,17 @@ class _Sizes:
             boxes.append([left[axes.index(axis)] if axis in axes else size for axis, size in enumerate(value.sizes)])
         return tuple(map(min, *boxes)) if len(boxes) > 1 else tuple(boxes[0]) if boxes else value.sizes
 
+    def groups(self, node: Node) -> int:
+        """How many groups a convolution has after slicing: as many as channels if it is depthwise, else those that keep any channel."""
+        groups, weight = int(node.attrs.get("groups") or 1), node.get("weight")
+        if weight is None or groups == 1:
+            return groups
+        if groups == node.input.sizes[channel_axis(node, weight)]:
+            return self.shape(node.input)[channel_axis(node, weight)]
+        labels = self.labels.axes.get((weight.name, (1, groups)))
+        _, positions = (None, None) if labels is None else self._surviving.of(labels)
+        return groups if positions is None else _groups_left(positions, weight.sizes[1])
+
     def kept(self, value: Value, axis: int) -> Ints | None:
         """Positions along one axis that stay, if that axis alone carries what was removed."""
         stays = self.mask(value)
@@ -206,7 +220,7 @@ def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
     sizes = _Sizes(labels, surviving)
     new_shapes = _parameter_shapes(graph, labels, surviving)
     try:
-        new, edited = HOSTS[type(graph)].resized(graph, new_shapes, sizes)
+        new, edited = graph.resized(new_shapes, sizes)
     except IrtoolError as error:
         raise ProofError(
             f"sizes do not fit after slicing: {error.what}",
@@ -226,5 +240,6 @@ def _parameter_shapes(graph: Graph, labels: Labels, surviving: Survivors) -> dic
         if positions is not None and name in graph.params:
             number, groups = axis if isinstance(axis, tuple) else (axis, 1)
             shape = shapes.get(name) or graph.params[name].sizes
-            shapes[name] = (*shape[:number], left.numel() // groups, *shape[number + 1 :])
+            stay = groups if groups == 1 else _groups_left(positions, graph.params[name].sizes[number])
+            shapes[name] = (*shape[:number], left.numel() // max(stay, 1), *shape[number + 1 :])
     return shapes

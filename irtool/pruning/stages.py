@@ -17,7 +17,7 @@ from irtool.ir.graph import Graph
 from irtool.pruning.absorb.bias import add_to_biases
 from irtool.pruning.budget import Targets
 from irtool.pruning.plan import LayerPlan, Plan
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.images import image_batches, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Reconstruction
 from irtool.pruning.slicing import Rewrite
@@ -80,10 +80,12 @@ def in_stages(graph: Graph, options: Plan, data: Any, solve: Callable[[Stage], P
         part = number / options.stages
         budget = {kind: max(targets.original[kind] * (most / targets.original[kind]) ** part, 1.5) for kind, most in targets.most.items()}
         widths = {(layer.parameter, layer.axis): layer.total for layer in done.layers}
-        found = solve(Stage(current, dataclasses.replace(options, budget=budget), widths))
+        cuts = options.branches if number == 1 else ()
+        found = solve(Stage(current, dataclasses.replace(options, budget=budget, branches=cuts), widths))
         done = found if number == 1 else dataclasses.replace(done, layers=tuple(_joined(done, found)))
         if number < options.stages:
             rewrites.append(find_rewrite(current, found))
+            put_constants(rewrites[-1], found, batches)
             current = _refitted(rewrites, batches)
     total = sum(layer.total for layer in done.layers)
     made = dataclasses.replace(options, layers=done.layers, notes=found.notes, ratio=done.removed / max(total, 1))

@@ -56,6 +56,9 @@ def steps_of(groups: ChannelGroups, round_to: Rounding, finer: int = 1) -> Ints:
         if family >= 0:
             node, table = groups.labels.balances[family]
             parts, width = table.shape
+            if node.name in groups.whole:
+                found.append(_in_whole_parts(total, width, step))
+                continue
             wide = max(_step(width, _GROUP) // finer, 1) if node.op in ("Conv", "ConvTranspose") else 1
             step = _in_parts(total, parts, width, step, wide)
         found.append(step)
@@ -74,6 +77,13 @@ def _in_parts(total: int, parts: int, width: int, step: int, wide: int) -> int:
             return both
         step //= 2
     return parts * wide if wide < width else parts
+
+
+def _in_whole_parts(total: int, width: int, step: int) -> int:
+    """A step that whole parts of this width can take: of the layer's step as far as there is room for it."""
+    while step > 1 and math.lcm(width, step) >= total:
+        step //= 2
+    return math.lcm(width, max(step, 1))
 
 
 def finer_steps(round_to: Rounding) -> tuple[int, ...]:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
-
-from irtool.errors import OptionError
 
 LAYERS = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Operators with a weight as their second input, and the weight's output axis. A Gemm's depends on transB."""
@@ -136,8 +133,8 @@ class Wiring:
 
 
 @dataclass(frozen=True)
-class Habits:
-    """What an engine does with scales.
+class Int8Policy:
+    """Which tensors and layers an engine is given in integers.
 
     Attributes:
         outputs: whether a result of the model may be an integer inside. A convolution's always is, since no engine has an
@@ -146,9 +143,13 @@ class Habits:
         better: the reason why a layer is better left in float in this engine, where there is one.
     """
 
-    outputs: bool
+    outputs: bool = False
     unfit: Callable[[Wiring], Mapping[int, str]] = lambda _wiring: {}
     better: Callable[[Wiring, Layer], str | None] = lambda _wiring, _layer: None
+
+
+PLAIN = Int8Policy()
+"""Whatever can be an integer is one, but for the results of products: what onnxruntime computes."""
 
 
 def non_negative(wiring: Wiring) -> set[str]:
@@ -166,62 +167,16 @@ def non_negative(wiring: Wiring) -> set[str]:
     return found
 
 
-def mnn_unfit(wiring: Wiring) -> dict[int, str]:
-    """The nodes that MNN 3.6 computes wrong or badly in integers on x86.
-
-    There it stores an integer with 128 added, in an unsigned byte. Its maximum compares the bytes as signed ones, so that any
-    negative number is more than any other; where none is negative the order is right. A window larger than the image reads beside
-    it. Its mean has the scale of what is averaged,
-    whose range is wider than a mean's, and leaves padding out of the count. It interpolates past the end of the range.
-    """
-    positive = non_negative(wiring)
-    found = {}
-    for index, node in enumerate(wiring.nodes):
-        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        known = wiring.shapes.get(node.input[0])
-        if node.op_type in _WRONG_IN_MNN and _WRONG_IN_MNN[node.op_type](attributes, node.input[0] in positive, known):
-            found[index] = "MNN computes it wrong, or rounds it too much, in integers"
-    return found
-
-
 def is_result(wiring: Wiring, name: str) -> bool:
     """Whether a tensor is an output of the model, or becomes one without another layer: moved, resized, by a softmax."""
     readers = [wiring.nodes[index] for index in wiring.readers.get(name, [])]
     return name in wiring.outputs or any(node.op_type in MOVES | _ENDINGS and is_result(wiring, node.output[0]) for node in readers)
 
 
-def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
-    """Why a layer is better computed in float in MNN: in 8 bits the two best classes often get the same number."""
-    return "its result is the model's, which 8 bits would round too much" if is_result(wiring, layer.output) else None
-
-
 _POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
 """Operators other than rectifiers whose results are never negative."""
 _ENDINGS = _POSITIVE | {"LogSoftmax", "Tanh", "Resize"}
 """What often stands behind a last layer, and keeps the order of its results."""
-
-
-def _overhangs(attributes: Mapping[str, Any], shape: Sizes | None) -> bool:
-    """Whether a pool's window may be larger than its image."""
-    pads = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"").startswith(b"SAME")
-    kernel = attributes["kernel_shape"]
-    sides = shape[2:] if shape is not None else (None,) * len(kernel)
-    return pads and any(side is None or side < window for side, window in zip(sides, kernel, strict=True))
-
-
-_WRONG_IN_MNN: dict[str, Callable[[Mapping[str, Any], bool, Sizes | None], bool]] = {
-    "MaxPool": lambda attributes, positive, shape: not positive or _overhangs(attributes, shape),
-    "GlobalMaxPool": lambda _attributes, positive, _shape: not positive,
-    "AveragePool": lambda _attributes, _positive, _shape: True,
-    "GlobalAveragePool": lambda _attributes, _positive, _shape: True,
-    "Resize": lambda attributes, _positive, _shape: attributes.get("mode", b"nearest") != b"nearest",
-}
-"""Whether a node is unfit, by its attributes, whether its input cannot be negative, and the input's shape where it is known."""
-
-ENGINES = {
-    "onnx": Habits(outputs=False),
-    "mnn": Habits(outputs=True, unfit=mnn_unfit, better=mnn_better),
-}
 
 
 def layers_of(model: ModelProto) -> tuple[Layer, ...]:
@@ -231,37 +186,31 @@ def layers_of(model: ModelProto) -> tuple[Layer, ...]:
     return tuple(layer for layer in found if layer is not None)
 
 
-def place(model: ModelProto, engine: str = "onnx", floating: Collection[str] = (), *, joins: bool = True) -> Placement:
+def place(model: ModelProto, policy: Int8Policy = PLAIN, floating: Collection[str] = (), *, joins: bool = True) -> Placement:
     """Decide where integers are.
 
     Args:
         model: as `prepared` returns it, batch norms folded.
-        engine: `onnx` or `mnn`.
+        policy: the engine's, as `ENGINES[name].int8.policy` has it.
         floating: the names of layers that stay in float, beside those that the engine computes better so.
         joins: whether operators between layers compute in integers too; without, only the layers do.
-
-    Raises:
-        OptionError: another engine.
     """
-    if engine not in ENGINES:
-        raise OptionError(f"engine={engine!r}", where="place", remedy=f"Choose one of {', '.join(ENGINES)}.")
-    habits = ENGINES[engine]
     wiring = Wiring(model)
     everything = {layer.node: layer for layer in layers_of(model)}
-    reasons = {index: why for index, layer in everything.items() if (why := habits.better(wiring, layer))}
+    reasons = {index: why for index, layer in everything.items() if (why := policy.better(wiring, layer))}
     reasons |= {index: "left in float" for index, layer in everything.items() if layer.name in floating}
     layers = {index: layer for index, layer in everything.items() if index not in reasons}
     tensors: dict[str, str] = {}
     for layer in layers.values():
         tensors.setdefault(layer.input, layer.input)
-        if habits.outputs or layer.op == "Conv" or layer.output not in wiring.outputs:
+        if policy.outputs or layer.op == "Conv" or layer.output not in wiring.outputs:
             tensors.setdefault(layer.output, layer.output)
     integer = set(layers)
-    unfit = habits.unfit(wiring)
+    unfit = policy.unfit(wiring)
     for index, node in enumerate(wiring.nodes):
         if index in everything or (node.op_type in RECTIFIERS and node.output[0] in tensors):
             continue
-        reason = unfit[index] if index in unfit else _spread(wiring, node, tensors, joins, habits)
+        reason = unfit[index] if index in unfit else _spread(wiring, node, tensors, joins, policy)
         if reason is None:
             integer.add(index)
         else:
@@ -269,7 +218,7 @@ def place(model: ModelProto, engine: str = "onnx", floating: Collection[str] = (
     return Placement(tuple(layers.values()), _resolved(tensors), frozenset(integer), reasons)
 
 
-def _spread(wiring: Wiring, node: NodeProto, tensors: dict[str, str], joins: bool, habits: Habits) -> str | None:
+def _spread(wiring: Wiring, node: NodeProto, tensors: dict[str, str], joins: bool, policy: Int8Policy) -> str | None:
     """Make a join's output integers if its inputs are; else the reason why it stays in float."""
     if node.op_type not in JOINS | MOVES:
         return f"{node.op_type} has no integer form"
@@ -281,7 +230,7 @@ def _spread(wiring: Wiring, node: NodeProto, tensors: dict[str, str], joins: boo
     moves = node.op_type in MOVES
     if not moves and len(given) < len([name for name in node.input if name]):
         return "an operand is a constant"
-    if not habits.outputs and any(name in wiring.outputs for name in node.output):
+    if not policy.outputs and any(name in wiring.outputs for name in node.output):
         return "its result is the model's"
     if moves:
         tensors.update(

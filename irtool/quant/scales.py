@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,10 +133,3 @@ def _shift(layer: Layer, error: np.ndarray, weight: np.ndarray, means: np.ndarra
     outputs_each = len(error) // layer.groups
     inputs = means.reshape(layer.groups, -1)
     return np.einsum("goi,gi->go", per_input.reshape(layer.groups, outputs_each, -1), inputs).reshape(-1)
-
-
-SCHEMES: dict[str, Callable[[], Scheme]] = {
-    "onnx": lambda: Scheme(weight_bits=7),
-    "mnn": lambda: Scheme(activations="int8", symmetric=True),
-}
-"""What suits each engine."""

@@ -1,4 +1,4 @@
-"""The chain of equality: masked = sliced = folded = ONNX = MNN, each link measured, each with its tolerance.
+"""The chain of equality: masked = sliced = folded = ONNX = each engine's file, each link measured, each with its tolerance.
 
 The first two links are shown twice: in float64, where rounding cannot hide a wrong rewrite, and in float32 between the very
 graphs that are written. Nothing may be written while a link is broken: `Chain.require` says so, with the first node that
@@ -17,26 +17,25 @@ from torch import Tensor
 
 from irtool.analysis.compare import Comparison, compare
 from irtool.analysis.randomness import require_repeatable
-from irtool.engines import MnnSession, OnnxSession
+from irtool.engines import OnnxSession
+from irtool.engines.engine import Engine
+from irtool.engines.table import REFERENCE
 from irtool.errors import CheckError, IrtoolError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
-from irtool.hosts.torch.tracing.faithful import TOLERANCE as TRACED
 from irtool.ir.graph import Graph
+from irtool.nests import map_tensors
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.pruning import Plan
 from irtool.pruning.check import TOLERANCE as EXACT
-from irtool.pruning.check import MaskedCheck, check_prune, check_refitted
+from irtool.pruning.check import TRACED, MaskedCheck, check_prune, check_refitted
 from irtool.pruning.reconstruct.restored import is_refitted
-from irtool.workflows.divergence import before_saturation, first_in_mnn, first_in_onnx
+from irtool.workflows.divergence import before_saturation, first_in_engine, first_in_onnx
 
 FLOAT32 = 1e-4
 """Two float32 programs of the same formula: sums in another order."""
-ENGINE = 1e-3
-"""MNN's Winograd convolutions and approximate activations."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Link:
     """Two neighbours in the chain, run on the same inputs.
 
     Attributes:
-        left, right: what is compared: `masked`, `sliced`, `refitted`, `folded`, `ONNX`, `MNN`.
+        left, right: what is compared: `masked`, `sliced`, `refitted`, `folded`, `ONNX`, or an engine's title, as `MNN`.
         arithmetic: `float64` or `float32`.
         max_abs: the largest absolute difference of any output element.
         relative: that, over the largest absolute output on the left.
@@ -153,17 +152,15 @@ def masked_links(
         constants, calibration = "drop", None
     batches = None if calibration is None else list(calibration)
     found = check_prune(graph, plan, inputs, constants, batches)
-    precision = "float64" if isinstance(graph, FxGraph) else "float32"
+    precision = "float64" if graph.arithmetic is torch.float64 else "float32"
     masked = _masked(found, precision)
     if refitted:
         own = replace(_masked(check_refitted(graph, plan, sliced, inputs), precision), right="refitted")
         return (*_traced(graph, found), masked, own)
-    if not isinstance(sliced, FxGraph):
+    if sliced.arithmetic is not torch.float64:
         return (masked,)
     wide = map_tensors(batches, _double) if batches is not None else None
-    stored = compare(
-        prune(cast(FxGraph, graph).to(torch.float64), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64
-    )
+    stored = compare(prune(graph.widened(), plan, constants, wide), sliced, map_tensors(inputs, _double), dtype=torch.float64)
     return (*_traced(graph, found), masked, _link("sliced", "stored", "float64", stored, FLOAT32))
 
 
@@ -203,9 +200,9 @@ def _masked(found: MaskedCheck, precision: str) -> Link:
 
 def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
     """Sliced against folded: the rewrite in float64 (of torch graphs), and the two graphs as they are in float32."""
-    if not isinstance(sliced, FxGraph):
+    if sliced.arithmetic is not torch.float64:
         return (_link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),)
-    wide = sliced.to(torch.float64)
+    wide = sliced.widened()
     exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
     return (
         _link("sliced", "folded", "float64", exact, EXACT),
@@ -222,9 +219,9 @@ def onnx_link(folded: Graph, path: Path, inputs: tuple[Any, ...], name: str = "f
     link = _link(name, "ONNX", "float32", found, FLOAT32)
     if link.ok:
         return link
-    if isinstance(folded, FxGraph):
+    if folded.trainable:
         require_repeatable(folded)
-        return _placed(link, first_in_onnx(folded, path, inputs, FLOAT32))
+        return _placed(link, first_in_onnx(cast(FxGraph, folded), path, inputs, FLOAT32))
     return _placed(link, _first_node(folded, path, inputs))
 
 
@@ -273,16 +270,25 @@ def _found_before_data_sizes(first: Path, second: Path, inputs: tuple[Any, ...])
     return replace(found, instead=graphs[0].hidden_outputs())
 
 
-def mnn_link(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
-    """The ONNX file in onnxruntime against the MNN file in MNN."""
-    link = _link("ONNX", "MNN", "float32", compare(OnnxSession(onnx_path), MnnSession(path), inputs), ENGINE)
+def engine_link(engine: Engine, onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
+    """The ONNX file in onnxruntime against an engine's file of it, in that engine."""
+    allowed = engine.tolerance
+    reference = OnnxSession(onnx_path)
+    link = _link(REFERENCE.title, engine.title, "float32", compare(reference, engine.session(path, None), inputs), allowed)
     if link.ok:
         return link
-    raw = before_saturation(onnx_path, path, inputs)
-    if raw is not None and raw[1] <= ENGINE:
+    if engine.exact is not None:
+        exact = _link(REFERENCE.title, engine.title, "float32", compare(reference, engine.exact(path), inputs), allowed)
+        if exact.ok:
+            note = (
+                f"compared where {engine.title} rounds least; as it runs by itself it is within {link.relative:.1e} of the largest output"
+            )
+            return replace(exact, note=note)
+    raw = before_saturation(engine, onnx_path, path, inputs)
+    if raw is not None and raw[1] <= allowed:
         note = f"compared before the softmax or sigmoid at the end, after which it is {link.max_abs:.1e} absolute"
-        return Link("ONNX", "MNN", "float32", *raw, ENGINE, True, note)
-    return _placed(link, first_in_mnn(onnx_path, path, inputs, ENGINE))
+        return Link(link.left, link.right, "float32", *raw, allowed, True, note)
+    return _placed(link, first_in_engine(engine, onnx_path, path, inputs))
 
 
 def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batch: int = 8, seed: int = 0) -> tuple[Any, ...]:

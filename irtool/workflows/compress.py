@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +14,12 @@ from torch.utils import _pytree as pytree
 
 from irtool.analysis.cost import cost
 from irtool.archive import save
-from irtool.engines import MnnSession, OnnxSession, Session, TorchSession, export_mnn, export_onnx, latency_pairs
+from irtool.engines import Session, TorchSession, export_onnx, latency_pairs
+from irtool.engines.table import ENGINES, REFERENCE
 from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import G, Graph
+from irtool.nests import map_tensors
 from irtool.passes import FoldBatchNorm
 from irtool.passmanager import PassResult
 from irtool.progress import Reporter
@@ -31,13 +32,14 @@ from irtool.workflows.chain import (
     fitting_inputs,
     folded_links,
     masked_links,
-    mnn_link,
     onnx_link,
     takes_any_batch,
 )
 from irtool.workflows.compress_settings import Settings
-from irtool.workflows.models import MODEL_FILE, ONNX_FILE
-from irtool.workflows.record import ENGINES, Measured, Report
+from irtool.workflows.engine_files import FILES as ENGINE_FILES
+from irtool.workflows.engine_files import EngineFiles, engine_files
+from irtool.workflows.models import MODEL_FILE
+from irtool.workflows.record import TIMED, Measured, Report
 from irtool.workflows.run_folder import GRAPHS, PAGE
 from irtool.workflows.search import Found
 from irtool.workflows.search_report import plot_search, write_search
@@ -46,8 +48,7 @@ from irtool.workflows.smaller import Smaller, smaller
 FILES: dict[str, str] = {
     "model": MODEL_FILE,
     "plan": "plan.json",
-    "onnx": ONNX_FILE,
-    "mnn": "model.mnn",
+    **ENGINE_FILES,
     "report": "report.json",
     "graphs": GRAPHS,
     "page": PAGE,
@@ -65,24 +66,25 @@ class Built:
 
     Attributes:
         graph: the program.
-        onnx, mnn: the exported files; no MNN file where MNN cannot run an ONNX file's operators.
+        onnx: the ONNX file.
+        others: what the other engines have of it.
         measured: all but latency.
     """
 
     graph: Graph
     onnx: Path
-    mnn: Path | None
+    others: EngineFiles
     measured: Measured
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """What can run it."""
-        able = {
-            "torch": isinstance(self.graph, FxGraph),
-            "onnxruntime": not self.graph.foreign,
-            "mnn": self.mnn is not None,
-        }
-        return tuple(engine for engine in ENGINES if able[engine])
+        """What can run it, of those that models are timed in."""
+        return tuple(name for name in TIMED if (isinstance(self.graph, FxGraph) if name == "torch" else name in self.files))
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The file that each engine runs, by the engine's name."""
+        return {**({} if self.graph.foreign else {REFERENCE.name: self.onnx}), **self.others.files}
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,18 @@ class Compressed:
     found: Found | None = None
 
 
-def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, reporter: Reporter) -> Built:
+def original(graph: FxGraph, data: Data | None, folder: Path, settings: Settings, left_out: Mapping[str, str], reporter: Reporter) -> Built:
     """Export and measure the model as it came.
 
     Args:
-        folder: where its ONNX and MNN files go.
+        folder: where its files go.
+        left_out: engines that are not tried, by name, with the reason.
     """
     with reporter.stage("export the original"):
-        paths = _export(graph, folder, settings, {})
-    return _measured(graph, data, *paths, {}, "evaluate the original", reporter)
+        onnx = _export(graph, folder, settings, {})
+        inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs))
+        others = engine_files(onnx, inputs, left_out).without_wrong()
+    return _measured(graph, data, onnx, others, {}, "evaluate the original", reporter)
 
 
 def sliced_and_folded(
@@ -143,22 +148,23 @@ def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Se
         IrtoolError: a step cannot be taken.
     """
     made, inputs, folded, links = sliced_and_folded(graph, data, settings, reporter)
-    with reporter.stage("export to ONNX and MNN"):
-        onnx, mnn = _export(folded.graph, folder, settings, _metadata(data))
-    with reporter.stage("check folded = ONNX = MNN"):
-        links += [onnx_link(folded.graph, onnx, inputs), mnn_link(onnx, mnn, inputs)]
+    with reporter.stage("export to ONNX"):
+        onnx = _export(folded.graph, folder, settings, _metadata(data))
+    with reporter.stage("convert for other engines, check folded = ONNX = engines"):
+        others = engine_files(onnx, inputs)
+        links += [onnx_link(folded.graph, onnx, inputs), *others.links]
         Chain(tuple(links)).require(unchecked=settings.unchecked)
     _save(made.sliced.graph, data, folder / FILES["model"])
     made.plan.to_json(folder / FILES["plan"])
     sizes = {"model": (folder / FILES["model"]).stat().st_size}
-    built = _measured(folded.graph, data, onnx, mnn, sizes, "evaluate the result", reporter)
+    built = _measured(folded.graph, data, onnx, others, sizes, "evaluate the result", reporter)
     baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
-    files = dict(FILES)
+    files = files_without(others)
     if made.found is not None and settings.bound is not None:
         files |= SEARCH_FILES
         write_search(made.found, settings.bound, folder / SEARCH_FILES["search"])
         plot_search(made.found, settings.bound, folder / SEARCH_FILES["plot"])
-    notes = (*graph.notes, *made.sliced.notes, *folded.notes, *baked)
+    notes = (*graph.notes, *made.sliced.notes, *folded.notes, *baked, *others.notes)
     return Compressed(built, made.plan, Chain(tuple(links)), notes, files, made.found)
 
 
@@ -172,7 +178,7 @@ def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> tu
     times: list[dict[str, float]] = [{} for _ in models]
     ratios: list[dict[str, float]] = [{} for _ in models]
     runs = 0
-    for engine in [engine for engine in ENGINES if all(engine in model.engines for model in models)]:
+    for engine in [engine for engine in TIMED if all(engine in model.engines for model in models)]:
         with reporter.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
@@ -200,9 +206,11 @@ def report_of(
         **settings.plan,
         "criterion": done.plan.criterion,
         "ratio": done.plan.ratio,
+        "stages": done.plan.stages,
         "constants": settings.constants,
         "calibrate": settings.calibrate,
         "reconstruct": settings.reconstruct,
+        "noise": data is None and any(step["step"] == "reconstruct" for step in done.built.graph.history),
         "distil": settings.distil,
         "opset": settings.opset,
     }
@@ -225,14 +233,22 @@ def report_of(
     )
 
 
-def _export(graph: FxGraph, folder: Path, settings: Settings, metadata: Mapping[str, str]) -> tuple[Path, Path]:
-    onnx, mnn = folder / FILES["onnx"], folder / FILES["mnn"]
+def files_without(others: EngineFiles) -> dict[str, str]:
+    """The names of what is written, by kind: without the files of engines that were left out."""
+    own = {row.kind for row in ENGINES.values() if row.convert is not None}
+    made = {ENGINES[name].kind for name in others.files}
+    return {kind: name for kind, name in FILES.items() if kind not in own or kind in made}
+
+
+def _export(graph: FxGraph, folder: Path, settings: Settings, metadata: Mapping[str, str]) -> Path:
+    onnx = folder / FILES["onnx"]
     export_onnx(graph, onnx, opset=settings.opset, dynamic_batch=takes_any_batch(graph), metadata=metadata)
-    export_mnn(onnx, mnn)
-    return onnx, mnn
+    return onnx
 
 
-def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: Mapping[str, int], task: str, reporter: Reporter) -> Built:
+def _measured(
+    graph: FxGraph, data: Data | None, onnx: Path, others: EngineFiles, sizes: Mapping[str, int], task: str, reporter: Reporter
+) -> Built:
     found = cost(graph)
     score = evaluate(graph, data, progress=reporter, task=task) if data is not None and data.truth != "none" else None
     measured = Measured(
@@ -241,9 +257,9 @@ def _measured(graph: FxGraph, data: Data | None, onnx: Path, mnn: Path, sizes: M
         weight_bytes=found.weight_bytes,
         accuracy=score.accuracy if score is not None else None,
         images=score.count if score is not None else 0,
-        file_bytes={**sizes, "onnx": onnx.stat().st_size, "mnn": mnn.stat().st_size},
+        file_bytes={**sizes, "onnx": onnx.stat().st_size, **others.sizes()},
     )
-    return Built(graph, onnx, mnn, measured)
+    return Built(graph, onnx, others, measured)
 
 
 def _save(sliced: FxGraph, data: Data | None, path: Path) -> None:
@@ -291,9 +307,4 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def _session(engine: str, model: Built, threads: int) -> Session:
-    makers: dict[str, Callable[[], Session]] = {
-        "torch": lambda: TorchSession(cast(FxGraph, model.graph)),
-        "onnxruntime": lambda: OnnxSession(model.onnx, threads),
-        "mnn": lambda: MnnSession(cast(Path, model.mnn), threads),
-    }
-    return makers[engine]()
+    return TorchSession(cast(FxGraph, model.graph)) if engine == "torch" else ENGINES[engine].session(model.files[engine], threads)

@@ -12,7 +12,7 @@ from irtool.errors import OptionError
 from irtool.passes.prune import Constants
 from irtool.pruning.budget import LATENCY, check_budget, check_engine_wish
 from irtool.pruning.budgeted import check_limits
-from irtool.pruning.plan import Residual, Rounding, Scope
+from irtool.pruning.plan import Allocator, GroupKind, ResidualWish, Rounding, Scope
 from irtool.pruning.planner import check_options
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.search import Bound
@@ -30,19 +30,25 @@ class CompressOptions:
     Args:
         ratio: The fraction of channels to remove, 0 to below 1; default 0.5.
         budget: In place of a ratio, what may be left: shares of the original up to 1, or numbers, by macs, params, bytes, latency (in ms).
-        stages: With a budget and --data, score channels again so many times on the way there, in the refitted net.
+        stages: With a budget and --data, score channels again so many times on the way there, in the refitted net. By default 2 are
+            tried where that takes seconds. Kept only if it gains on training images that were held back.
         limits: With a budget, the largest part of its channels that a layer may lose, by name or pattern.
         criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or from training images: fisher, hessian,
             taylor, activation, apoz. By default fisher for a budget with --data, else l1.
         scope: Rank over all layers, in each, or among those that are alike but for their sizes.
-        residual: Residual streams: select from them, couple all that write to them, or keep them.
+        residual: Residual streams: select from them, couple all that write to them, or keep them; auto: for a budget with --data what loses
+            less, by trial, else couple.
         constants: What removed channels emit on average: into the next bias, or dropped as published.
         calibrate: Measure those averages on so many training images; 0: batch norm's statistics tell.
-        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave. The default with --data,
-            unless --constants or --calibrate is given.
+        reconstruct: Refit every layer on 128 training images, without labels, to what the original gave; without --data on noise, by the
+            statistics of batch norms. The default, unless --constants or --calibrate is given, or there is neither.
         distil: After refitting, let the whole net follow the original's outputs, without labels, on up to 8,192 training images, each looked
-            at so many times. It takes as long as training does; 4 suits. What gains nothing on images held back is undone.
+            at so many times. It takes as long as training does; 4 suits. By default once, with a budget and --data, where that takes about
+            a minute at most. What gains nothing on images held back is undone.
         round_to: Keep a multiple of this many channels in each layer; auto: what engines like at its width.
+        groups: What grouped convolutions lose: whole groups, or equally many channels of each (even); auto: what suits budget and widths.
+        depth: For a budget with --data, take out whole residual branches too where that loses less, by trial.
+        allocator: How a budget is shared among layers: greedy, by scores; or measured, by what pruning each alone was measured to lose.
         engine: What a latency budget is measured in: onnxruntime or mnn.
         min_channels: Keep at least so many channels in each layer.
         ignore: A layer or module to leave alone; may be repeated.
@@ -60,15 +66,18 @@ class CompressOptions:
     ratio: float | None = None
     budget: Mapping[str, float] | None = None
     limits: Mapping[str, float] | None = None
-    stages: int = 1
+    stages: int | None = None
     criterion: str | None = None
     scope: Scope = "global"
-    residual: Residual = "couple"
+    residual: ResidualWish = "auto"
     constants: Constants | None = None
     calibrate: int | None = None
     reconstruct: bool | None = None
-    distil: int = 0
+    distil: int | None = None
     round_to: Rounding = "auto"
+    groups: GroupKind = "auto"
+    depth: bool = False
+    allocator: Allocator = "greedy"
     engine: str | None = None
     min_channels: int = 1
     ignore: tuple[str, ...] = ()
@@ -103,15 +112,17 @@ class CompressOptions:
             raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
         self._check_numbers()
         plan: dict[str, Any] = {
-            name: getattr(self, name) for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages")
+            name: getattr(self, name)
+            for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages", "groups", "allocator")
         }
         plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
+        plan |= {"depth": True} if self.depth else {}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}
         found = {LATENCY: 0.5} if self.max_drop is not None and self.engine is not None and not self.budget else self.budget or {}
         check_engine_wish(found, self.engine, self.threads)
         plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
         plan |= {"limits": check_limits(self.limits)} if self.limits else {}
-        refits = self.reconstruct if self.reconstruct is not None else data and self.constants is None and self.calibrate is None
+        refits = self.reconstruct if self.reconstruct is not None else data and not self._reforms
         if self.distil and not refits:
             raise OptionError(
                 "distilling follows refitting, which is turned off",
@@ -123,7 +134,8 @@ class CompressOptions:
             self.constants or "absorb",
             self.calibrate or 0,
             IMAGES if refits else 0,
-            self.distil,
+            not data and not self._reforms,
+            self.distil if self.distil is not None or refits else 0,
             self.opset,
             self.runs,
             self.threads,
@@ -145,16 +157,19 @@ class CompressOptions:
             return
         if self.max_drop is not None:
             raise OptionError("no images to lose accuracy on", where="--max-drop", remedy="Give --data too.")
-        for name in ("reconstruct", "distil"):
-            if getattr(self, name):
-                raise OptionError("no images", where=f"--{name}", remedy="Give --data too, or leave it out.")
-        if self.stages > 1:
+        if self.distil:
+            raise OptionError("no images", where="--distil", remedy="Give --data too, or leave it out.")
+        if self.depth or self.allocator == "measured":
+            flag = "--depth" if self.depth else "--allocator"
+            raise OptionError("no images to choose by", where=flag, remedy="Give --data too, or leave it out.")
+        if (self.stages or 1) > 1:
             raise OptionError("no images to refit on between stages", where="--stages", remedy="Give --data too, or leave it out.")
         if self.calibrate is not None and self.calibrate > 0:
             raise OptionError(f"{self.calibrate} images, and no --data", where="--calibrate", remedy="Give --data too.")
 
     def _check_numbers(self) -> None:
-        check_options(self.criterion or "l1", self._ratio, self.scope, self.residual, self.min_channels, self.round_to)
+        residual = "couple" if self.residual == "auto" else self.residual
+        check_options(self.criterion or "l1", self._ratio, self.scope, residual, self.min_channels, self.round_to)
         if self.runs < 1 or self.threads < 1:
             raise OptionError(
                 f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."

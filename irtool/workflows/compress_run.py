@@ -75,7 +75,7 @@ def compress(
 
     Args:
         model: what MODEL is on the command line (`net.py:Net`, an .onnx file, a saved model); or a module, or a graph.
-        out: the folder for model.safetensors, plan.json, model.onnx, model.mnn, report.json and report.html. It changes as one,
+        out: the folder for model.safetensors, plan.json, model.onnx, the files of other engines, report.json and report.html. It changes as one,
             when all checks hold.
         example_inputs: of a module, one sample or more.
         weights: a state dict's file, for a model that is named.
@@ -167,12 +167,12 @@ def _run(
     done: Compressed
     if isinstance(graph, OnnxGraph):
         own = _own_file(graph, None if source.values else file, scratch)
-        before, no_mnn = original_onnx(graph, own, data, scratch, reporter)
-        done = compress_onnx(graph, data, folder, settings, no_mnn, reporter)
+        before = original_onnx(graph, own, data, scratch, reporter)
+        done = compress_onnx(graph, data, folder, settings, before.others.left_out, reporter)
     else:
         traced = cast(FxGraph, graph)
         done = compress_graph(traced, data, folder, settings, reporter)
-        before = original(traced, data, scratch, settings, reporter)
+        before = original(traced, data, scratch, settings, done.built.others.left_out, reporter)
     (first, after), ratios = timed([before, done.built], settings, reporter)
     origin: dict[str, Any] = {
         "model": str(file.resolve()) if file is not None else source.name or None,

@@ -20,7 +20,9 @@ class Settings:
         calibrate: training images to measure removed channels' means on; 0: batch norm's statistics tell.
         reconstruct: training images, without their labels, to refit every layer on after slicing (`constants` and `calibrate`
             have no say then); 0: none.
-        distil: how often each image is looked at while the refitted net follows the original's outputs; 0: it does not.
+        noise: without images, refit on noise where batch norms tell enough; else `constants` has its say.
+        distil: how often each image is looked at while the refitted net follows the original's outputs; 0: it does not; None: where that
+            is a minute's work (see `irtool.workflows.gains`).
         opset: of the ONNX file.
         runs: timed runs of each model in each engine.
         threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
@@ -33,7 +35,8 @@ class Settings:
     constants: Constants = "absorb"
     calibrate: int = 0
     reconstruct: int = 0
-    distil: int = 0
+    noise: bool = False
+    distil: int | None = 0
     opset: int = 17
     runs: int = 50
     threads: int = 1

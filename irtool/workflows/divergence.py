@@ -1,7 +1,7 @@
 """Where a foreign file parts from its source: intermediate results of both, exposed and compared.
 
 Values are matched by the weights that make them, which keep their names from the module to the ONNX file, and by tensor
-names from there to MNN. What cannot be matched is passed over, so the answer is the first *matched* node that differs.
+names from there to an engine's file. What cannot be matched is passed over, so the answer is the first *matched* node that differs.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import onnx
 import torch
 from torch.utils import _pytree as pytree
 
-from irtool.engines import MnnSession, OnnxSession
+from irtool.engines import OnnxSession
 from irtool.engines.agreement import relative_error
+from irtool.engines.engine import Engine
 from irtool.errors import IrtoolError
 from irtool.hosts.onnx.file import write_draft
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import steps
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
+from irtool.ops.properties import HAS_WEIGHT
 
 
 def first_in_onnx(graph: FxGraph, path: Path, inputs: tuple[Any, ...], tolerance: float) -> str:
     """The module path of the first weighted layer whose result in the ONNX file is not the graph's; "" if none is found."""
     model = onnx.load(str(path))
-    makers = {name: node.output[0] for node in model.graph.node if node.op_type in _WEIGHTED for name in node.input[1:2]}
+    makers = {name: node.output[0] for node in model.graph.node if node.op_type in HAS_WEIGHT for name in node.input[1:2]}
     exposed = _exposed(model, list(makers.values()), inputs)
     for node, _, value in steps(graph, inputs):
         weight = node.get("weight") if node is not None else None
@@ -41,11 +41,13 @@ def first_in_onnx(graph: FxGraph, path: Path, inputs: tuple[Any, ...], tolerance
     return ""
 
 
-def first_in_mnn(onnx_path: Path, path: Path, inputs: tuple[Any, ...], tolerance: float) -> str:
-    """The first ONNX node whose result in the MNN file is another; "" if none is found.
+def first_in_engine(engine: Engine, onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> str:
+    """The first ONNX node whose result in an engine's file is another; "" if none is found, or the engine shows nothing inside.
 
-    MNN keeps the tensor names of what it did not fuse away; each is asked for as an output of its own.
+    Engines keep the tensor names of what they do not fuse away; each is asked for as an output of its own.
     """
+    if engine.inside is None:
+        return ""
     model = onnx.load(str(onnx_path))
     names = [(node.name or node.output[0], node.output[0]) for node in model.graph.node]
     exposed = _exposed(model, [output for _, output in names], inputs)
@@ -54,20 +56,20 @@ def first_in_mnn(onnx_path: Path, path: Path, inputs: tuple[Any, ...], tolerance
         expected = exposed.get(output)
         if expected is None or expected.dtype != np.float32:
             continue
-        got = _mnn_value(path, output, arrays)
-        if got is not None and got.shape == expected.shape and relative_error(got, expected) > tolerance:
+        got = _inside(engine, path, output, arrays)
+        if got is not None and got.shape == expected.shape and relative_error(got, expected) > engine.tolerance:
             return name
     return ""
 
 
-def before_saturation(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> tuple[float, float] | None:
-    """The errors of an MNN file, absolute and relative, with outputs that a softmax or sigmoid makes compared before it.
+def before_saturation(engine: Engine, onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> tuple[float, float] | None:
+    """The errors of an engine's file, absolute and relative, with outputs that a softmax or sigmoid makes compared before it.
 
     A softmax multiplies a relative error of its input by up to the input's size: logits of 15 that are right to 4e-4 give
     probabilities that are right to 1.5e-3.
 
     Returns:
-        None if there is no such output, or MNN fused its input away.
+        None if there is no such output, or the engine fused its input away.
     """
     model = onnx.load(str(onnx_path))
     sources = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type in ("Softmax", "Sigmoid")}
@@ -76,7 +78,7 @@ def before_saturation(onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> t
         return None
     arrays = _arrays(inputs)
     exposed = _exposed(model, names, inputs)
-    pairs = [(exposed.get(name), _mnn_value(path, name, arrays)) for name in names]
+    pairs = [(exposed.get(name), _inside(engine, path, name, arrays)) for name in names]
     absolute = relative = 0.0
     for expected, got in pairs:
         if expected is None or got is None or expected.shape != got.shape:
@@ -100,10 +102,12 @@ def _exposed(model: onnx.ModelProto, names: list[str], inputs: tuple[Any, ...]) 
             return {}  # the search for a place must not hide the failure that it explains
 
 
-def _mnn_value(path: Path, name: str, arrays: list[np.ndarray]) -> np.ndarray | None:
-    """One value inside an MNN file; None where MNN fused it away."""
+def _inside(engine: Engine, path: Path, name: str, arrays: list[np.ndarray]) -> np.ndarray | None:
+    """One value inside an engine's file; None where the engine fused it away, or shows nothing inside."""
+    if engine.inside is None:
+        return None
     try:
-        return MnnSession(path, outputs=[name]).run(*arrays)[0]
+        return engine.inside(path, name).run(*arrays)[0]
     except IrtoolError:
         return None
 

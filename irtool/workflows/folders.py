@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from irtool.atomic_files import parse_json, read_text
+from irtool.engines.table import ENGINES
 from irtool.errors import FileError
 
 SUMMARY = "recipe.json"
 STATE = "step.json"
-_FILES = ("model.safetensors", "model.onnx", "model.mnn")
+_FILES = ("model.safetensors", *dict.fromkeys(f"model{row.suffix}" for row in ENGINES.values()))
 
 
 def require_finished(folder: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from irtool.atomic_files import MAKE_ROOM, locked, parse_json, read_text
 from irtool.commit import committed, finish
-from irtool.errors import FileError, IrtoolError
+from irtool.engines.table import ENGINES
+from irtool.errors import FileError, Interrupted
 from irtool.temporary import MOVING
 from irtool.workflows.compress import FILES, SEARCH_FILES
 from irtool.workflows.models import ModelSpec, saved_model
@@ -23,16 +24,12 @@ _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN
 """Files that only that maker leaves."""
 
 
-_ENGINES = [f"{kind}{suffix}" for kind in ("float", "int8") for suffix in (".onnx", ".mnn", ".json")]
+_ENGINES = [f"{kind}{suffix}" for kind in ("float", "int8") for suffix in (*(row.suffix for row in ENGINES.values()), ".json")]
 _WRITES = {
     COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data"],
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
 }
 """What each writes, some of it not always."""
-
-
-class Interrupted(IrtoolError):
-    """Ctrl-C in a command that keeps what it has finished."""
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import torch
 from onnx import ModelProto
 
 from irtool.engines import OnnxSession, latency_pairs
-from irtool.engines.table import ENGINES, Engine
+from irtool.engines.engine import Engine
+from irtool.engines.table import ENGINES
 from irtool.errors import CheckError, OptionError
 from irtool.ir import Graph
 from irtool.progress import Reporter
@@ -38,7 +39,7 @@ class Settings:
     """How to quantise.
 
     Attributes:
-        backend: `onnx` or `mnn`.
+        engine: a key of `irtool.engines.table.ENGINES`.
         scheme: the options of quantisation.
         max_drop: how much accuracy may be lost, as a share.
         runs, threads: of the latency measurement.
@@ -48,7 +49,7 @@ class Settings:
         weights_only: whether weights alone are quantised, for size.
     """
 
-    backend: str
+    engine: str
     scheme: Scheme
     max_drop: float
     runs: int
@@ -109,20 +110,20 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
         CheckError: a pass changed the numbers, or no mixture of int8 and float keeps the accuracy.
         IrtoolError: a step cannot be taken.
     """
-    engine = ENGINES[settings.backend]
+    engine = ENGINES[settings.engine]
     source = folder / "float.onnx"
     feed = feed_of(graph, images.preprocessing.input_shape)
-    if feed.others and settings.backend == "mnn":
-        raise OptionError("several inputs", where="--backend mnn", remedy="Fix the others with --set NAME=VALUE, or use --backend onnx.")
+    if feed.others and not engine.int8.several_inputs:
+        remedy = "Fix the others with --set NAME=VALUE, or use --engine onnxruntime."
+        raise OptionError("several inputs", where=f"--engine {engine.name}", remedy=remedy)
     with reporter.stage("write the float model"):
         write_float(graph, source, images, settings.opset)
-        if engine.suffix != ".onnx":
-            engine.convert(source, folder / f"float{engine.suffix}")
+        engine.written(source)
     with reporter.stage("prepare the graph"):
-        model, notes = prepare(graph, source, next(images.batches(8)), folder, settings.backend, settings.equalise, feed)
+        model, notes = prepare(graph, source, next(images.batches(8)), folder, engine, settings.equalise, feed)
     if not layers_of(model):
-        raise CheckError("no layer has a constant float weight", where=settings.backend, remedy="Nothing here can be quantised.")
-    stats = calibrated(model, fixed_batch(source, feed), settings.backend, images, reporter, feed)
+        raise CheckError("no layer has a constant float weight", where=settings.engine, remedy="Nothing here can be quantised.")
+    stats = calibrated(model, fixed_batch(source, feed), engine, images, reporter, feed)
     work = _Work(engine, settings, images, model, stats, folder, reporter, feed)
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
@@ -133,7 +134,7 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
         times = latency_pairs(sessions, feed(one), runs=settings.runs, seconds=LATENCY_SECONDS)
         placement = work.placement(floating)
         found_steps = (
-            account(model, placement) if settings.weights_only else engine.account(int8_file, model, placement, feed(one)[feed.place])
+            account(model, placement) if settings.weights_only else engine.int8.account(int8_file, model, placement, feed(one)[feed.place])
         )
     first, second = (
         Measured(path.stat().st_size, accuracy, time.median_ms)
@@ -207,7 +208,7 @@ class _Work:
         """Where integers are, in the file with these layers in float."""
         if self.settings.weights_only:
             return Placement((), {}, frozenset(), dict.fromkeys(range(len(self.model.graph.node)), "weights alone are integers"))
-        return place(self.model, self.settings.backend, floating)
+        return place(self.model, self.engine.int8.policy, floating)
 
     def score(self, path: Path, task: str) -> float:
         """Accuracy on all scored images, as a share; of a model that is no classifier the agreement of its outputs with float."""
@@ -240,7 +241,7 @@ class _Work:
             raise CheckError(
                 f"int8 loses {100 * (before - scores[()]):.2f} points, and no mixture with float layers loses less than "
                 f"{100 * self.settings.max_drop:.2f}",
-                where=self.settings.backend,
+                where=self.settings.engine,
                 remedy="Try the method percentile or minmax, more images, or a larger --max-drop (max_drop in a recipe).",
             )
         if chosen != next(reversed(scores)):
@@ -253,9 +254,9 @@ class _Work:
         name = f"int8, {total - len(placement.layers)} of {total} layers in float"
         with self.reporter.stage(f"write {name}"):
             if self.settings.weights_only:
-                self.engine.lighten(self.folder / "float.onnx", path, self.settings.scheme)
+                self.engine.int8.write_weights(self.folder / "float.onnx", path, self.settings.scheme)
             else:
-                self.missed = self.engine.write(self.model, self.stats, placement, self.settings.scheme, path)
+                self.missed = self.engine.int8.write(self.model, self.stats, placement, self.settings.scheme, path)
         return self.score(path, f"score {name}")
 
     def _sensitivities(self) -> tuple[list[Sensitivity], float]:
@@ -267,7 +268,7 @@ class _Work:
         total = len(self.placement(()).layers)
         found = sensitivities(
             self.model,
-            self.settings.backend,
+            self.engine.int8.policy,
             self.stats,
             self.settings.scheme,
             pixels,
@@ -293,7 +294,7 @@ class _Work:
 def record(outcome: Outcome, images: Images, settings: Settings) -> dict[str, Any]:
     """All that was found, as JSON data."""
     return {
-        "backend": settings.backend,
+        "engine": settings.engine,
         "scheme": vars(settings.scheme),
         "preprocessing": images.preprocessing.to_dict(),
         "classes": list(images.classes),

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from irtool.engines.table import ENGINES
+from irtool.engines.table import ENGINES, REFERENCE
 from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.quant import Scheme
 from irtool.quant.affine import GRIDS
 from irtool.quant.observers import METHODS
-from irtool.quant.scales import SCHEMES
 from irtool.quant.weights import METHODS as WEIGHT_METHODS
 from irtool.workflows.quantize import Settings
 
@@ -24,13 +23,13 @@ class QuantizeOptions:
     """How to quantise, as a user says it.
 
     Args:
-        backend: The engine that the file is for: onnx or mnn.
+        engine: The engine that the file is for: onnxruntime, mnn.
         max_drop: How many points of accuracy may be lost. Layers stay in float until that holds.
         images: How many images to calibrate with.
         method: How ranges are chosen: minmax, percentile, moving_average, mse, kl.
         weight_method: How weights' scales are chosen: max, admm.
-        weight_bits: 2 to 8. Default 8 for mnn; 7 for onnx, where 8 overflow on x86 CPUs without VNNI.
-        activations: uint8 or int8. Default uint8 for onnx; mnn has int8 only.
+        weight_bits: 2 to 8. Default 8; 7 for onnxruntime, where 8 overflow on x86 CPUs without VNNI.
+        activations: uint8 or int8. Default uint8 for onnxruntime; mnn has int8 only.
         correct_bias: Take the mean of the weights' rounding error out of the biases; on unless --no-correct-bias.
         equalise: Equalise the ranges of channels between layers first.
         weights_only: Quantise weights alone: for size, computed in float.
@@ -40,7 +39,7 @@ class QuantizeOptions:
         threads: Threads of the engine.
     """
 
-    backend: str = "onnx"
+    engine: str = REFERENCE.name
     max_drop: float = 0.3
     images: int = 512
     method: str = "mse"
@@ -62,8 +61,10 @@ class QuantizeOptions:
             for name, (fine, remedy) in _FINE.items()
             if (value := getattr(self, name)) is not None and not fine(value)
         }
-        if self.backend == "mnn" and self.activations == "uint8":
-            found["activations"] = OptionError("activations uint8", remedy="MNN has int8 only: leave activations out.")
+        row = ENGINES.get(self.engine)
+        if row is not None and self.activations in ACTIVATIONS and self.activations not in row.int8.activations:
+            remedy = f"{row.title} has {' and '.join(row.int8.activations)} only: leave activations out."
+            found["activations"] = OptionError(f"activations {self.activations}", remedy=remedy)
         return found
 
     def settings(self) -> Settings:
@@ -74,7 +75,7 @@ class QuantizeOptions:
         """
         for mistake in self.mistakes().values():
             raise mistake
-        usual = SCHEMES[self.backend]()
+        usual = ENGINES[self.engine].int8.scheme
         bits = 8 if self.weights_only else usual.weight_bits  # nothing overflows in float
         scheme = Scheme(
             self.activations or usual.activations,
@@ -85,7 +86,7 @@ class QuantizeOptions:
             self.correct_bias,
         )
         return Settings(
-            self.backend, scheme, self.max_drop / 100, self.runs, self.threads, self.sensitivity, self.opset, self.equalise, self.weights_only
+            self.engine, scheme, self.max_drop / 100, self.runs, self.threads, self.sensitivity, self.opset, self.equalise, self.weights_only
         )  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def _positive(what: str) -> tuple[Callable[[Any], bool], str]:
 
 
 _FINE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "backend": _one_of(*ENGINES),
+    "engine": _one_of(*ENGINES),
     "max_drop": (lambda value: value >= 0, "Give a drop of 0 or more points."),
     "images": (lambda value: value >= 1, "Calibrate with at least one image; a few hundred are usual."),
     "method": _one_of(*METHODS),

@@ -15,8 +15,10 @@ from onnx import ModelProto
 
 from irtool import load_onnx, save_onnx
 from irtool.engines import OnnxSession, export_onnx
+from irtool.engines.engine import Engine
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import OLDEST
-from irtool.engines.table import ENGINES
 from irtool.errors import ExportError
 from irtool.hosts.onnx.file import opset_of
 from irtool.hosts.onnx.graph import OnnxGraph
@@ -25,8 +27,7 @@ from irtool.ir import Graph
 from irtool.passes import Equalise, FoldBatchNorm, FoldConstants, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import Pipeline
 from irtool.progress import Reporter
-from irtool.quant import Statistics, calibrate, place
-from irtool.quant.prepare import prepared
+from irtool.quant import Statistics, place
 from irtool.train import Status
 from irtool.workflows.calibration_images import Images
 from irtool.workflows.chain import Chain, files_link, takes_any_batch
@@ -60,13 +61,13 @@ def write_float(graph: Graph, path: Path, images: Images, opset: int) -> None:
 
 
 def prepare(
-    graph: Graph, source: Path, sample: np.ndarray, folder: Path, backend: str, equalise: bool, feed: Feed
+    graph: Graph, source: Path, sample: np.ndarray, folder: Path, engine: Engine, equalise: bool, feed: Feed
 ) -> tuple[ModelProto, tuple[str, ...]]:
     """The float file with the passes that make int8 worth it, shown to compute the same."""
     file = folder / "prepared.onnx"
     shapes = [tuple(leaf.shape) for leaf in graph.example_inputs]
     passes = [FoldConstants(), FoldBatchNorm(), FoldNormForward(), WidenSelects(0.5)]
-    passes += [LowerAffine()] if ENGINES[backend].lowers else []
+    passes += [LowerAffine()] if engine.int8.lowers else []
     done = Pipeline([*passes, *([Equalise()] if equalise else [])])(load_onnx(source, shapes))
     save_onnx(done.graph, file)
     model = prepared(_renewed(onnx.load(str(file))))
@@ -98,11 +99,15 @@ def fixed_batch(path: Path, feed: Feed) -> int | None:
 
 
 def calibrated(
-    model: ModelProto, fixed: int | None, backend: str, images: Images, reporter: Reporter, feed: Feed
+    model: ModelProto, fixed: int | None, engine: Engine, images: Images, reporter: Reporter, feed: Feed
 ) -> Mapping[str, Statistics]:
     total = min(images.count, len(images.calibration))
     batches = images.batches(fixed or 32)
     whole = (feed(batch if fixed is None else np.resize(batch, (fixed, *batch.shape[1:]))) for batch in batches)
     return calibrate(
-        model, place(model, backend).tensors, whole, threads=1, told=lambda done: reporter(Status("calibrate", min(done, total), total))
+        model,
+        place(model, engine.int8.policy).tensors,
+        whole,
+        threads=1,
+        told=lambda done: reporter(Status("calibrate", min(done, total), total)),
     )

@@ -18,11 +18,11 @@ SHOWN = 6
 
 
 def write_report(folder: Path, outcome: Outcome, images: Images, settings: Settings) -> None:
-    """Write what was found beside the files: steps.txt, report.json, the sensitivities, and a description of each MNN file."""
+    """Write what was found beside the files: steps.txt, report.json, the sensitivities, and a description of each file that cannot hold its own."""
     (folder / "steps.txt").write_text("".join(f"{line}\n" for line in outcome.account.lines()), encoding="utf-8")
     plain = record(outcome, images, settings)
     (folder / "report.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    if settings.backend == "mnn":
+    if ENGINES[settings.engine].convert is not None:  # its file has no place for metadata
         (folder / "float.onnx").unlink()
         beside = json.dumps({"preprocessing": images.preprocessing.to_dict(), "classes": list(images.classes)}, indent=1) + "\n"
         for name in ("float.json", "int8.json"):
@@ -33,7 +33,7 @@ def write_report(folder: Path, outcome: Outcome, images: Images, settings: Setti
         plot_sensitivity(outcome.sensitivity, folder / "sensitivity.png", expected=outcome.expected, floating=outcome.floating)
 
 
-def borders(outcome: Outcome, backend: str) -> list[str]:
+def borders(outcome: Outcome, engine: str) -> list[str]:
     """Where the model goes into integers and out again, and why: the first lines of steps.txt; and the layers in float."""
     lines = outcome.account.lines()
     shown, left = lines[: SHOWN + 1], len(lines) - 1 - SHOWN
@@ -47,7 +47,7 @@ def borders(outcome: Outcome, backend: str) -> list[str]:
     shown += [f"computes in float: {layer.name}: {outcome.placement.floating[layer.node]}" for layer in by_rule]
     if outcome.missed:
         shown.append(
-            f"{len(outcome.missed)} layers have no int8 form in {backend}: {', '.join(outcome.missed[:3])}{', ...' if len(outcome.missed) > 3 else ''}"
+            f"{len(outcome.missed)} layers have no int8 form in {engine}: {', '.join(outcome.missed[:3])}{', ...' if len(outcome.missed) > 3 else ''}"
         )
     return shown
 
@@ -60,20 +60,12 @@ def verdict(outcome: Outcome, settings: Settings, file: Path) -> str:
         return f"{worse}, and {f'{1 / outcome.ratio:.2f}x' if outcome.ratio < 1 - NOISE else 'about'} as fast as float."
     if settings.weights_only:
         return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
-    times = ENGINES[settings.backend].times(file, outcome.inputs)
+    engine = ENGINES[settings.engine]
+    times = engine.times(file, outcome.inputs)
     reasons = [
         f"{len(outcome.account.steps)} steps in and out of integers",
         "time goes to " + ", ".join(f"{op} {time:.2f} ms" for op, time in list(times.items())[:3]),
     ]
-    if _lacks_vnni():
-        reasons.append("this CPU has no VNNI instructions, which is where int8 gains")
+    if missing := engine.int8.missing():
+        reasons.append(missing)
     return f"{worse}, but SLOWER: {outcome.ratio:.2f}x the time of float ({'; '.join(reasons)}). Prefer the float file if time matters more than bytes."
-
-
-def _lacks_vnni() -> bool:
-    """Whether this is an x86 CPU that is known to have no 8-bit dot products."""
-    try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        return False
-    return "vnni" not in flags

@@ -63,13 +63,13 @@ def quantize(
         inputs: sizes of the inputs, where the data do not tell them.
         values: numbers for inputs of an .onnx file, by name, which are inputs no more.
         progress: is told what is being done.
-        **options: the fields of `QuantizeOptions`: backend, max_drop, method, weights_only ...
+        **options: the fields of `QuantizeOptions`: engine, max_drop, method, weights_only ...
 
     Raises:
         CheckError: a pass changed the numbers, or no mixture of int8 and float keeps the accuracy. Nothing is written.
         IrtoolError: a step cannot be taken, or an option can never work.
 
-    >>> quantize("small", "small-int8", calib="cifar10.zip", backend="mnn", max_drop=0.3)  # doctest: +SKIP
+    >>> quantize("small", "small-int8", calib="cifar10.zip", engine="mnn", max_drop=0.3)  # doctest: +SKIP
     """
     wanted = read_options(QuantizeOptions, options)
     settings, name, out, reporter = wanted.settings(), str(model), Path(out), progress or Reporter()
@@ -88,6 +88,6 @@ def quantize(
             graph = graph_of(name, own_weights, shapes, values=values)
         outcome = quantize_graph(graph, images, settings, folder, reporter)
         write_report(folder, outcome, images, settings)
-        file = f"int8{ENGINES[settings.backend].suffix}"
+        file = f"int8{ENGINES[settings.engine].suffix}"
         judged = verdict(outcome, settings, folder / file)
     return Quantisation(out / file, outcome, judged, images, settings)

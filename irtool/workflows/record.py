@@ -12,12 +12,14 @@ from typing import Any
 
 from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.commit import settle
+from irtool.engines.table import ENGINES
 from irtool.errors import FileError
 from irtool.workflows.chain import Chain
 from irtool.workflows.folders import instead_of_run
 
 FORMAT = 1
-ENGINES = ("torch", "onnxruntime", "mnn")
+TIMED = ("torch", *ENGINES)
+"""What models are timed in: torch runs the graph itself, engines run files."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Measured:
         weight_bytes: of parameters and buffers in memory.
         accuracy: share of test images that are right, in [0, 1]; None without data.
         images: how many were scored.
-        file_bytes: by kind: `model`, `onnx`, `mnn`.
+        file_bytes: by kind: `model`, `onnx`, and what engines have files of their own, as `mnn`.
         latency_ms: by engine: the median of `runs` at batch 1.
         runs: how many runs the medians come from, at least.
         threads: of each engine in those runs.
@@ -122,7 +124,7 @@ def read_record(path: Path) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """The versions of what computes the numbers."""
     found = {"python": platform.python_version()}
-    for name in ("irtool", "torch", "onnx", "onnxruntime", "MNN"):
+    for name in ("irtool", "torch", "onnx", *(row.package for row in ENGINES.values())):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

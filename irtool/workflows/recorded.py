@@ -34,7 +34,7 @@ class Recorded:
         data, limit, image_size, mean, std: the images; `data` is None if there were none.
         constants: what became of constants.
         calibrate: how many images were looked at; 0 for none.
-        refits: whether layers were refitted on them.
+        refits: whether layers were refitted, on them or on noise.
         files: kinds of files that were written.
         values: of inputs of an ONNX file whose value decides what is computed, by name.
     """
@@ -78,7 +78,7 @@ class Recorded:
             check.value(known, "std", _numbers),
             check.value(options, "constants", _constants) or "absorb",
             refit or check.value(options, "calibrate", _count) or 0,
-            bool(refit),
+            bool(refit) or options.get("noise") is True,
             frozenset(check.table(record, "files")),
             check.value(source, "values", _values) or {},
         )

@@ -12,9 +12,9 @@ import onnx
 from onnx import ModelProto
 
 from irtool.engines import OnnxSession
+from irtool.engines.onnxruntime.calibrate import Told, nobody
 from irtool.engines.onnxruntime.qdq import to_qdq
-from irtool.quant.calibrate import Told, nobody
-from irtool.quant.placement import place
+from irtool.quant.placement import Int8Policy, place
 from irtool.quant.scales import Scheme, make_recipe
 from irtool.quant.statistics import Statistics
 from irtool.workflows.feeds import Feed, agreement, runner
@@ -44,7 +44,7 @@ class Sensitivity:
 
 def sensitivities(
     model: ModelProto,
-    engine: str,
+    policy: Int8Policy,
     stats: Mapping[str, Statistics],
     scheme: Scheme,
     images: np.ndarray,
@@ -59,7 +59,7 @@ def sensitivities(
 
     Args:
         model: as `prepared` returns it.
-        engine: whose habits the placement has; an MNN recipe is simulated by onnxruntime too, which is near enough to rank.
+        policy: of the engine that the model is for, which onnxruntime simulates; that is near enough to rank.
         stats: of all tensors of the engine's placement.
         scheme: the options.
         images: float32 (N, C, H, W).
@@ -69,7 +69,7 @@ def sensitivities(
         threads: of onnxruntime.
         told: called with the number of layers done.
     """
-    layers = place(model, engine).layers
+    layers = place(model, policy).layers
     everything = [layer.name for layer in layers]
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found = []
@@ -84,7 +84,7 @@ def sensitivities(
 
         expected = outputs(model)
         for done, layer in enumerate(layers, start=1):
-            alone = place(model, engine, [name for name in everything if name != layer.name], joins=False)
+            alone = place(model, policy, [name for name in everything if name != layer.name], joins=False)
             got = outputs(to_qdq(model, make_recipe(model, alone, stats, scheme)))
             right = agreement(got, expected) if labels is None else float((got[0].reshape(len(labels), -1).argmax(1) == labels).mean())
             pairs = [(a, b) for a, b in zip(got, expected, strict=True) if a.shape == b.shape]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, cast
 
 import torch
@@ -22,9 +22,13 @@ from irtool.progress import Reporter
 from irtool.pruning import CRITERIA, Plan
 from irtool.pruning.batches import default_criterion
 from irtool.pruning.budget import LATENCY, costs_of
+from irtool.pruning.reconstruct.stand_in import can_stand_in
 from irtool.train import Data
+from irtool.train.data.dataset import balanced
+from irtool.train.data.split import Part
 from irtool.workflows.chain import fitting_inputs
 from irtool.workflows.compress_settings import Settings
+from irtool.workflows.gains import HELD_BACK, Held, better, distilled_on, stages_of
 from irtool.workflows.search import Found, search
 
 SEEN = 512
@@ -59,18 +63,38 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
         OptionError: a bound without images, or on an ONNX file.
         IrtoolError: a step cannot be taken.
     """
-    calibration = calibration_batches(graph, data, settings.reconstruct or settings.calibrate)
-    scored = _scored(graph, data, settings)
-    followed = _followed(graph, data, settings)
+    stages = stages_of(graph, settings, SEEN if data is not None else 0)
+    measured, shown = _apart(data) if data is not None and stages > 1 and graph.trainable else (None, data)
+    calibration = calibration_batches(graph, shown, settings.reconstruct or settings.calibrate)
+    scored = _scored(graph, shown, settings)
+    times, count = distilled_on(graph, settings, FOLLOWED)
+    followed = _followed(graph, shown, count)
+    settled: dict[str, Any] = {}  # what becomes of residual streams is tried once, and holds for all budgets of a search
+
+    def planned(wish: Mapping[str, Any], stages: int) -> Plan:
+        with reporter.stage("plan" if stages == 1 else f"plan in {stages} stages"):
+            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, **settled, "stages": stages, "progress": reporter})
+        settled["residual"] = plan.residual
+        return plan
+
+    def pruned(plan: Plan, distil: int = 0) -> PassResult[G]:
+        with reporter.stage("prune"):
+            if settings.reconstruct or (settings.noise and can_stand_in(graph)):
+                images = None if calibration is None else [*calibration, *(followed if distil else [])]
+                limit = settings.reconstruct if images else SEEN
+                return Reconstruct(plan, images, limit=limit, distil=distil, progress=reporter)(graph)
+            return Prune(plan, settings.constants, calibration)(graph)
 
     def once(wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
-        with reporter.stage("plan"):
-            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, "progress": reporter})
-        with reporter.stage("prune"):
-            if settings.reconstruct and calibration is not None:
-                images = [*calibration, *followed]
-                return plan, Reconstruct(plan, images, limit=settings.reconstruct, distil=settings.distil, progress=reporter)(graph)
-            return plan, Prune(plan, settings.constants, calibration)(graph)
+        if measured is None or not {**settings.plan, **wish}.get("budget"):
+            plan = planned(wish, stages)
+            return plan, pruned(plan, times)
+        held = Held.of(graph, _batches(graph, measured))
+        tried = [(plan, pruned(plan)) for plan in (planned(wish, 1), planned(wish, stages))]
+        kept = better(held, f"planning in {stages} stages", tried[0], tried[1], lambda made: made[1].graph)
+        plan, done = kept.result
+        done = pruned(plan, times) if times else done
+        return plan, replace(done, notes=(kept.note, *done.notes))
 
     if settings.bound is None:
         return Smaller(*once({}), calibration)
@@ -117,32 +141,44 @@ def as_shares(budget: Mapping[str, float] | None, graph: Graph, clock: GraphCloc
 
 
 def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:
-    """The criterion, and the images that it looks at if it does."""
+    """The criterion, and the images that it looks at if it does; nothing where planning decides without images."""
     name = settings.plan.get("criterion")
     if name is None:
         wished = settings.plan.get("budget") is not None or settings.bound is not None
+        if data is None and wished:
+            return {}
         name = default_criterion(graph, data if wished else None)
-    if CRITERIA[name].reads == "parameters":
+    chooses = bool(settings.plan.get("depth")) or settings.plan.get("allocator") == "measured"
+    if CRITERIA[name].reads == "parameters" and not chooses:
         return {"criterion": name}
     if data is None:
         raise OptionError(f"{name} looks at images, and no --data", where="--criterion", remedy="Give --data too, or choose l1.")
     return {"criterion": name, "data": calibration_batches(graph, data, settings.calibrate or SEEN)}
 
 
-def _followed(graph: Graph, data: Data | None, settings: Settings) -> list[tuple[Tensor]]:
+def _followed(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]]:
     """More images to distil on, in an order that does not go by classes: whole batches are held back.
 
     Raises:
         OptionError: the graph has no gradients.
     """
-    if data is None or not settings.distil:
+    if data is None or not count:
         return []
     if not graph.trainable:
         raise OptionError("an ONNX file is not trained", where="--distil", remedy="Leave it out, or give the PyTorch model.")
     one = data.sample(1)
-    images = data.sample(max(1, min(FOLLOWED, FOLLOWED_BYTES // (one.numel() * one.element_size()))), seed=1)
+    images = data.sample(max(1, min(count, FOLLOWED_BYTES // (one.numel() * one.element_size()))), seed=1)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return _batches(graph, images[order])
+
+
+def _apart(data: Data) -> tuple[Tensor, Data]:
+    """Training images that tell what a stage gained, and the dataset without them."""
+    held = balanced(data.train.labels, max(1, min(HELD_BACK, len(data.train) // 5)), seed=2)
+    rest = torch.ones(len(data.train), dtype=torch.bool)
+    rest[held] = False
+    measured = data.preprocessing.normalise(next(iter(data.train.batches([held]))))
+    return measured, replace(data, train=Part(data.train, rest.nonzero()[:, 0]))
 
 
 def calibration_batches(graph: Graph, data: Data | None, count: int) -> list[tuple[Tensor]] | None:

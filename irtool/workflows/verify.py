@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from irtool.archive import load
 from irtool.commit import settle
-from irtool.engines import MnnSession, OnnxSession
+from irtool.engines import OnnxSession
 from irtool.engines.agreement import sample_inputs
+from irtool.engines.table import ENGINES, OTHERS, REFERENCE, by_suffix, engine
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import load_onnx
@@ -21,15 +23,16 @@ from irtool.workflows.chain import (
     Chain,
     Link,
     chain_inputs,
+    engine_link,
     files_link,
     fitting_inputs,
     folded_links,
     masked_links,
-    mnn_link,
     onnx_link,
 )
 from irtool.workflows.compress import FILES
 from irtool.workflows.data import DataOptions
+from irtool.workflows.engine_files import FILES as ENGINE_FILES
 from irtool.workflows.folders import require_finished
 from irtool.workflows.models import fingerprint, graph_of
 from irtool.workflows.record import read_record
@@ -43,15 +46,18 @@ def verify(
     model: str | None = None,
     weights: str | Path | None = None,
     seed: int = 1,
+    engines: Sequence[str] = (),
     progress: Reporter | None = None,
 ) -> Chain:
-    """Check the chain of equality from files: masked = sliced = folded = ONNX = MNN.
+    """Check the chain of equality from files: masked = sliced = folded = ONNX = each engine's file.
 
     Args:
-        *paths: a compress run's folder; an .onnx file; or two or three of a saved model, .onnx and .mnn files.
+        *paths: a compress run's folder; an .onnx file; or two or three of a saved model, an .onnx file and an engine's file of it.
         model: the original; by default what the folder's report names.
         weights: its state dict.
         seed: of the inputs, which are normal noise.
+        engines: names of engines that read ONNX files as they are, which are to run the .onnx file too. None by default, since an engine that
+            a report did not ask for should not meet a stranger's file.
         progress: is told what is being done.
 
     Returns:
@@ -63,26 +69,42 @@ def verify(
     files, reporter = [Path(path) for path in paths], progress or Reporter()
     _read_first(files)
     if len(files) == 1 and files[0].is_dir():
-        return _folder(files[0], model, None if weights is None else Path(weights), seed, reporter)
-    return _files(files, seed, reporter)
+        chain = _folder(files[0], model, None if weights is None else Path(weights), seed, reporter)
+        written = files[0] / FILES["onnx"]
+    else:
+        chain = _files(files, seed, reporter)
+        written = next((path for path in files if path.suffix == REFERENCE.suffix), files[0])
+    return Chain((*chain.links, *_read_by(tuple(engines), written, reporter)))
+
+
+def _read_by(names: tuple[str, ...], onnx: Path, progress: Reporter) -> list[Link]:
+    """An ONNX file in onnxruntime against engines that read it as it is."""
+    rows = [engine(name) for name in names]
+    for row in rows:
+        if row.convert is not None or row is REFERENCE:
+            raise OptionError(
+                f"{row.name} has files of its own, or is what others are compared with", where="engines", remedy="Give its file."
+            )
+    inputs = tuple(sample_inputs(OnnxSession(onnx).inputs)) if rows else ()
+    with progress.stage("check ONNX in other engines") if rows else nullcontext():
+        return [engine_link(row, onnx, onnx, inputs) for row in rows]
 
 
 def _read_first(paths: list[Path]) -> None:
     """Finish what was being moved; read files before an engine does.
 
-    Of an .onnx file what asks for too much is refused; an engine would try it. MNN's first run is in a process of its own, since a
-    damaged file may end it.
+    Of an .onnx file what asks for too much is refused; an engine would try it. An engine that a damaged file may end runs it in a
+    process of its own first.
     """
     for folder in {path if path.is_dir() else path.parent for path in paths}:
         settle(folder)
         require_finished(folder)
     if len(paths) == 1 and paths[0].is_dir():
         read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such
-    for path in (file for one in paths for file in ((one / FILES["onnx"], one / FILES["mnn"]) if one.is_dir() else (one,))):
-        if path.suffix == ".onnx" and path.is_file():
-            load_onnx(path)
-        elif path.suffix == ".mnn" and path.is_file():
-            MnnSession(path, 1, probe=True)
+    probes = {row.suffix: row.probe for row in ENGINES.values() if row is REFERENCE or row.convert is not None}
+    for path in (file for one in paths for file in ([one / name for name in ENGINE_FILES.values()] if one.is_dir() else [one])):
+        if path.suffix in probes and path.is_file():
+            probes[path.suffix](path)
 
 
 def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Reporter) -> Chain:
@@ -104,10 +126,10 @@ def _torch_folder(
         if found is not None:
             links += masked_links(found[0], plan, sliced, inputs, record.constants, found[1])
     folded = fold_batchnorm(sliced)
-    with progress.stage("check sliced = folded = ONNX = MNN"):
+    with progress.stage("check sliced = folded = ONNX = engines"):
         links += folded_links(sliced, folded, inputs)
         links.append(onnx_link(folded, folder / FILES["onnx"], inputs))
-        links.append(mnn_link(folder / FILES["onnx"], folder / FILES["mnn"], inputs))
+        links += _engine_links(folder, record, inputs)
     return tuple(links)
 
 
@@ -127,12 +149,17 @@ def _onnx_folder(
             folded = fold_batchnorm(sliced)
             links += [*masked_links(graph, plan, sliced, inputs, constants, found[1]), *folded_links(sliced, folded, inputs)]
             links.append(onnx_link(folded, written, inputs))
-    if "mnn" in record.files:
-        with progress.stage("check ONNX = MNN"):
-            links.append(mnn_link(written, folder / FILES["mnn"], inputs))
+    with progress.stage("check ONNX = engines"):
+        links += _engine_links(folder, record, inputs)
     if not links:
         raise OptionError("nothing is left to compare", where=str(folder), remedy="Give --model FILE: the .onnx file it was made from.")
     return tuple(links)
+
+
+def _engine_links(folder: Path, record: Recorded, inputs: tuple[Any, ...]) -> list[Link]:
+    """The ONNX file of a run against each engine's own file that the run wrote."""
+    rows = [row for row in OTHERS if row.convert is not None and row.kind in record.files]
+    return [engine_link(row, folder / FILES["onnx"], folder / FILES[row.kind], inputs) for row in rows]
 
 
 def _original(record: Recorded, model: str | None, weights: Path | None, progress: Reporter) -> tuple[Graph, list[Any] | None] | None:
@@ -168,15 +195,15 @@ def _files(paths: list[Path], seed: int, progress: Reporter) -> Chain:
     for path in paths:
         if not path.is_file():
             raise FileError("no such file", where=str(path), remedy="Give files that irtool wrote.")
-    links = _FILE_KINDS.get(tuple(sorted(path.suffix for path in paths)))
+    links = _FILE_KINDS.get(tuple(sorted(_kind(path) for path in paths)))
     if links is None:
         raise OptionError(
             f"cannot compare {', '.join(map(str, paths))}",
             where="verify",
-            remedy="Give a folder; an .onnx file; two of them; or one with a saved model, an .mnn file, or both.",
+            remedy="Give a folder; an .onnx file; two of them; or one with a saved model, an engine's file (as .mnn), or both.",
         )
     with progress.stage("check"):
-        return Chain(links(sorted(paths, key=lambda path: path.suffix), seed))
+        return Chain(links(sorted(paths, key=_kind), seed))
 
 
 def _read_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
@@ -190,23 +217,35 @@ def _two_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
     return (files_link(first, second, tuple(sample_inputs(OnnxSession(first).inputs))),)
 
 
-def _onnx_and_mnn(paths: list[Path], seed: int) -> tuple[Link, ...]:
-    mnn, onnx = paths
-    return (mnn_link(onnx, mnn, tuple(sample_inputs(OnnxSession(onnx).inputs))),)
+def _onnx_and_engine(paths: list[Path], seed: int) -> tuple[Link, ...]:
+    file, onnx = paths
+    return (_file_link(onnx, file, tuple(sample_inputs(OnnxSession(onnx).inputs))),)
 
 
 def _saved_and_onnx(paths: list[Path], seed: int) -> tuple[Link, ...]:
-    *mnn, onnx, saved = paths
+    *files, onnx, saved = paths
     graph = load(saved)
     inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs, seed=seed))
-    return (onnx_link(fold_batchnorm(graph), onnx, inputs), *(mnn_link(onnx, file, inputs) for file in mnn))
+    return (onnx_link(fold_batchnorm(graph), onnx, inputs), *(_file_link(onnx, file, inputs) for file in files))
+
+
+def _file_link(onnx: Path, file: Path, inputs: tuple[Any, ...]) -> Link:
+    row = by_suffix(file.suffix)
+    assert row is not None
+    return engine_link(row, onnx, file, inputs)
+
+
+def _kind(path: Path) -> str:
+    """What a file is, so that kinds in order are: an engine's file, an ONNX file, a saved model; any other suffix stays."""
+    kinds = {".onnx": "onnx", ".safetensors": "saved"}
+    return "engine" if by_suffix(path.suffix) is not None else kinds.get(path.suffix, path.suffix)
 
 
 _FILE_KINDS: Mapping[tuple[str, ...], Callable[[list[Path], int], tuple[Link, ...]]] = {
-    (".onnx",): _read_onnx,
-    (".onnx", ".onnx"): _two_onnx,
-    (".mnn", ".onnx"): _onnx_and_mnn,
-    (".onnx", ".safetensors"): _saved_and_onnx,
-    (".mnn", ".onnx", ".safetensors"): _saved_and_onnx,
+    ("onnx",): _read_onnx,
+    ("onnx", "onnx"): _two_onnx,
+    ("engine", "onnx"): _onnx_and_engine,
+    ("onnx", "saved"): _saved_and_onnx,
+    ("engine", "onnx", "saved"): _saved_and_onnx,
 }
-"""What is compared, by the suffixes of the files in order."""
+"""What is compared, by the kinds of the files in order."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from installed import ADDED, LINKS, OWN_LINKS
 from onnx import numpy_helper
 
 import irtool
 from irtool.archive import load, read_info
-from irtool.cli.main import app, run
+from irtool.cli.lazy import COMMANDS, command
+from irtool.cli.main import run
 from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
 from irtool.errors import IrtoolError
 from irtool.train import Preprocessing
@@ -81,10 +85,15 @@ def test_verify_names_the_broken_link_of_a_refitted_model(refitted: Path, tmp_pa
     assert complaint.splitlines()[-1].startswith("folded = ONNX: differ by")
 
 
-def test_refitting_without_images_is_refused(tmp_path: Path, cli: Run) -> None:
-    code, _, complaint = cli("compress", MODEL, "--reconstruct", "--out", tmp_path / "out")
-    assert code == 1
-    assert "--reconstruct: no images" in complaint
+def test_without_images_layers_are_refitted_on_noise(tmp_path: Path, cli: Run) -> None:
+    code, _, complaint = cli("compress", MODEL, "--input", "1x3x32x32", "--ratio", "0.3", "--runs", "1", "--out", tmp_path / "out")
+    assert code == 0, complaint
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["options"]["noise"] is True
+    assert any(note.startswith("no images: refitted on") for note in report["notes"])
+    code, _, _ = cli("compress", MODEL, "--input", "1x3x32x32", "--no-reconstruct", "--runs", "1", "--out", tmp_path / "dropped")
+    assert code == 0
+    assert json.loads((tmp_path / "dropped" / "report.json").read_text())["options"]["noise"] is False
 
 
 def test_compress_writes_all_files_and_nothing_else(made: Path) -> None:
@@ -95,7 +104,7 @@ def test_compress_writes_all_files_and_nothing_else(made: Path) -> None:
 def test_the_report_says_what_the_files_are(made: Path) -> None:
     report = json.loads((made / "report.json").read_text())
     assert [link["name"] for link in report["chain"]] == [
-        "model = traced", "masked = sliced", "sliced = stored", "sliced = folded", "sliced = folded", "folded = ONNX", "ONNX = MNN",
+        "model = traced", "masked = sliced", "sliced = stored", "sliced = folded", "sliced = folded", "folded = ONNX", *LINKS,
     ]  # fmt: skip
     assert all(link["ok"] for link in report["chain"])
     assert report["chain"][1]["relative"] <= 1e-9
@@ -104,7 +113,7 @@ def test_the_report_says_what_the_files_are(made: Path) -> None:
     assert after["macs"] < before["macs"]
     assert before["images"] == after["images"] == 60
     assert after["file_bytes"] == {kind: (made / FILES[kind]).stat().st_size for kind in ("model", "onnx", "mnn")}
-    assert set(after["latency_ms"]) == set(report["ratios"]) == {"torch", "onnxruntime", "mnn"}
+    assert set(after["latency_ms"]) == set(report["ratios"]) == {"torch", "onnxruntime", *ADDED}
     assert Preprocessing.from_dict(report["preprocessing"]).input_shape == (3, 32, 32)
     assert report["classes"] == list("0123456789")
 
@@ -172,7 +181,7 @@ def test_compress_prints_the_plan_the_chain_and_the_table(weights: Path, tmp_pat
 def test_verify_goes_through_the_whole_chain_again(made: Path, cli: Run) -> None:
     code, printed, _ = cli("verify", made)
     assert code == 0
-    assert printed.count("holds") == 7
+    assert printed.count("holds") == 6 + len(OWN_LINKS)
 
 
 def test_verify_without_the_original_says_what_it_leaves_out(made: Path, tmp_path: Path, cli: Run) -> None:
@@ -183,7 +192,7 @@ def test_verify_without_the_original_says_what_it_leaves_out(made: Path, tmp_pat
     code, printed, _ = cli("verify", moved)
     assert code == 0
     assert "masked = sliced is left out" in printed
-    assert printed.count("holds") == 4
+    assert printed.count("holds") == 3 + len(OWN_LINKS)
 
 
 def test_verify_tells_a_changed_checkpoint_from_a_broken_link(made: Path, weights: Path, tmp_path: Path, cli: Run) -> None:
@@ -297,10 +306,10 @@ def test_diff_has_the_exit_codes_of_diff(made: Path, weights: Path, cli: Run) ->
 
 def test_export_writes_both_files_and_converts_onnx(weights: Path, tmp_path: Path, cli: Run) -> None:
     onnx_file, mnn_file, again = (tmp_path / "files" / name for name in ("net.onnx", "net.mnn", "again.mnn"))
-    code, printed, _ = cli("export", MODEL, "-w", weights, "-i", "2x3x32x32", "--onnx", onnx_file, "--mnn", mnn_file)
+    code, printed, _ = cli("export", MODEL, "-w", weights, "-i", "2x3x32x32", "--out", onnx_file, "--out", mnn_file)
     assert code == 0
     assert "folded = ONNX" in printed
-    assert cli("export", onnx_file, "--mnn", again)[0] == 0
+    assert cli("export", onnx_file, "--out", again)[0] == 0
     assert sorted(file.name for file in onnx_file.parent.iterdir()) == ["again.mnn", "net.mnn", "net.onnx"]
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(str(onnx_file)).graph.node}
 
@@ -308,7 +317,7 @@ def test_export_writes_both_files_and_converts_onnx(weights: Path, tmp_path: Pat
 def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     code, printed, _ = cli("demo", "--quick", "--out", tmp_path / "demo")
     assert code == 0
-    assert printed.count("holds") == 7
+    assert printed.count("holds") == 6 + len(LINKS)
     assert "[/]" not in printed
     for expected in ("accuracy (359 images)", "absorb 0.5", "drop 0.7", "absorb 0.7", "mnn, ms"):
         assert expected in printed
@@ -328,18 +337,26 @@ def test_every_command_has_an_example(command: str, cli: Run) -> None:
 
 
 def test_the_examples_are_all_commands() -> None:
-    assert {command.name for command in app.registered_commands} == {
-        "inspect",
-        "train",
-        "compress",
-        "quantize",
-        "diff",
-        "export",
-        "simplify",
-        "report",
-        "verify",
-        "demo",
-    }
+    assert list(COMMANDS) == ["inspect", "train", "compress", "quantize", "report", "diff", "export", "simplify", "verify", "demo"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_of_a_command_what_it_says_itself(name: str) -> None:
+    first = (command(name).help or "").strip().split("\n\n")[0]
+    assert " ".join(first.split()) == COMMANDS[name]
+
+
+def test_help_and_mistakes_are_answered_without_torch() -> None:
+    script = (
+        "import sys\nfrom irtool.cli.main import run\n"
+        "codes = [run(words) for words in (['--version'], ['--help'], ['-h'], ['compres'])]\n"
+        "assert codes == [0, 0, 0, 2], codes\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'scipy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "No such command 'compres'. Did you mean compress? See irtool --help" in done.stderr
 
 
 def test_version(cli: Run) -> None:

@@ -136,7 +136,7 @@ def test_weights_without_a_use_are_refused_by_name(
     weights = _spoilt(tmp_path / "w.pth", name, value)
     digits, out = ["--limit", "20"], ["--out", tmp_path / "out"]
     more = {
-        "export": [*SIZE, "--mnn", tmp_path / "out"],
+        "export": [*SIZE, "--out", tmp_path / "out.mnn"],
         "compress": [*SIZE, *out],
         "quantize": ["--calib", "digits", *digits, *out],
         "train": ["--data", "digits", *digits, *out],
@@ -159,7 +159,7 @@ def test_an_infinite_constant_that_is_no_weight_is_none_of_ours(tmp_path: Path, 
         f"        self.fc = torch.nn.Linear(3, 2)\n        {mask}\n"
         "    def forward(self, x):\n        return (self.fc(x) + self.mask).softmax(1)\n"
     )
-    code, _, err = cli("export", f"{path}:Net", "--input", "2x3", "--onnx", tmp_path / "net.onnx")
+    code, _, err = cli("export", f"{path}:Net", "--input", "2x3", "--out", tmp_path / "net.onnx")
     assert code == 0, err
 
 
@@ -233,10 +233,15 @@ def test_onnx_files_that_cannot_be_used_with_images(tmp_path: Path, fails: Fails
         assert expected in fails(*words, "--out", out)
 
 
-def test_two_files_of_one_name(tmp_path: Path, fails: Fails, cli: Cli) -> None:
-    assert "both name" in fails("export", NET, *SIZE, "--onnx", tmp_path / "net", "--mnn", tmp_path / "net")
-    files = [tmp_path / "a" / "net", tmp_path / "b" / "net"]
-    assert cli("export", NET, *SIZE, "--onnx", files[0], "--mnn", files[1])[0] == 0
+def test_files_are_told_by_their_suffixes(tmp_path: Path, fails: Fails, cli: Cli) -> None:
+    assert "two files that end in .onnx. Give one of each kind" in fails(
+        "export", NET, *SIZE, "--out", tmp_path / "a.onnx", "--out", tmp_path / "b.onnx"
+    )
+    assert "no engine has files called net. Give a name that ends in .onnx or .mnn" in fails(
+        "export", NET, *SIZE, "--out", tmp_path / "net"
+    )
+    files = [tmp_path / "a.b" / "net.onnx", tmp_path / "b" / "net.mnn"]
+    assert cli("export", NET, *SIZE, "--out", files[0], "--out", files[1])[0] == 0
     assert files[0].read_bytes() != files[1].read_bytes()
 
 

@@ -115,6 +115,9 @@ class MacsClock:
         (["--budget", "macs=50%", "--engine", "mnn"], "Ask for latency"),
         (["--budget", "latency=50%", "--engine", "tensorrt"], "Choose onnxruntime or mnn"),
         (["--round-to", "some"], "Write auto, or a whole number"),
+        (["--budget", "macs=50%", "--depth"], "Give --data too"),
+        (["--budget", "macs=50%", "--allocator", "measured"], "Give --data too"),
+        (["--budget", "macs=50%", "--groups", "half"], "is not one of"),
     ],
 )
 def test_impossible_wishes(flags: list[str], remedy: str, tmp_path: Path) -> None:

@@ -103,11 +103,11 @@ NET = "from irtool.models import VGG\n\n\ndef net():\n    return VGG(depth=11, w
 @pytest.mark.parametrize(
     "words",
     [
-        ["export", "net.py:net", "-i", "2x3x32x32", "--onnx", "net.py"],
-        ["export", "net.py:net", "-i", "2x3x32x32", "--mnn", "link.py"],
-        ["export", "small/model.onnx", "--onnx", "small/model.onnx"],
-        ["export", "small/model.onnx", "--mnn", "small/model.onnx"],
-        ["export", MODEL, "-i", "2x3x32x32", "-w", "w.pth", "--onnx", "w.pth"],
+        ["export", "net.py:net", "-i", "2x3x32x32", "--out", "net.py"],
+        ["export", "net.py:net", "-i", "2x3x32x32", "--out", "link.py"],
+        ["export", "small/model.onnx", "--out", "small/model.onnx"],
+        ["export", "small/model.onnx", "--out", "other.mnn", "--out", "small/model.onnx"],
+        ["export", MODEL, "-i", "2x3x32x32", "-w", "w.pth", "--out", "w.pth"],
         ["compress", "small", "--out", "small"],
         ["train", "mine/model.safetensors", "--data", "digits", *TRAINING, "--out", "mine"],
         ["report", "small", "--out", "small/report.json"],

@@ -74,15 +74,15 @@ def test_what_cannot_be_written_has_the_users_name(
 
     monkeypatch.setattr(export, "export_onnx", full)
     room = f"nothing was written (No space left on device). Make room in {tempfile.gettempdir()}, where it is written first."
-    for option, target in (("--onnx", tmp_path / "a.onnx"), ("--mnn", tmp_path / "a.mnn")):
-        assert _said(capsys, "export", MODEL, *SIZE, option, target) == f"{target}: {room}"
+    for target in (tmp_path / "a.onnx", tmp_path / "a.mnn"):
+        assert _said(capsys, "export", MODEL, *SIZE, "--out", target) == f"{target}: {room}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a place that takes no file, whoever writes")
 def test_a_place_that_takes_no_file_is_told_with_its_option(capsys: pytest.CaptureFixture[str]) -> None:
     target = Path("/proc/a.onnx")
-    assert _said(capsys, "export", MODEL, *SIZE, "--onnx", target) == (
-        f"{target}: cannot write here (No such file or directory). Choose another --onnx, or make room."
+    assert _said(capsys, "export", MODEL, *SIZE, "--out", target) == (
+        f"{target}: cannot write here (No such file or directory). Choose another --out, or make room."
     )
 
 

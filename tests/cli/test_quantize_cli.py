@@ -13,7 +13,8 @@ from PIL import Image
 
 import irtool
 from irtool.cli.main import run
-from irtool.engines import MnnSession, OnnxSession
+from irtool.engines.engine import Engine
+from irtool.engines.table import ENGINES
 from irtool.models import VGG
 from irtool.train import fit, load_data
 
@@ -28,12 +29,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("backend", "session"), [("onnx", OnnxSession), ("mnn", MnnSession)])
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 def test_quantize_writes_a_smaller_file_that_answers_alike(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, session: type[OnnxSession] | type[MnnSession]
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: Engine
 ) -> None:
     out = tmp_path / "int8"
-    options = ["--calib", "digits", "--limit", "200", "--images", "64", "--runs", "3", "--max-drop", "2", "--backend", backend]
+    options = ["--calib", "digits", "--limit", "200", "--images", "64", "--runs", "3", "--max-drop", "2", "--engine", engine.name]
     assert run(["quantize", str(saved), "--out", str(out), *options]) == 0
     said = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
@@ -43,8 +44,8 @@ def test_quantize_writes_a_smaller_file_that_answers_alike(
     assert f"{100 * report['int8']['accuracy']:.2f} %" in said
     assert ("SLOWER" in said) == (report["latency_ratio"] > 1.05)
     layers = json.loads((out / "sensitivity.json").read_text())["layers"]
-    assert len(layers) == {"onnx": 9, "mnn": 8}[backend]
-    assert ("its result is the model's, which 8 bits would round too much" in said) == (backend == "mnn")
+    assert len(layers) == {"mnn": 8}.get(engine.name, 9)
+    assert ("its result is the model's, which 8 bits would round too much" in said) == (engine.name == "mnn")
     assert f"{len(layers)} of 9 layers in int8" in said
     assert [layer["sqnr_db"] for layer in layers] == sorted(layer["sqnr_db"] for layer in layers)
     assert (out / "sensitivity.png").stat().st_size > 1000
@@ -53,13 +54,13 @@ def test_quantize_writes_a_smaller_file_that_answers_alike(
     assert steps[0] in said
     assert len(report["steps"]) == int(steps[0].split(", ")[2].split()[0])
     x = load_data("digits", limit=20, channels=3).sample(8).numpy()
-    both = [session(out / f"{name}.{backend}", 1).run(x)[0] for name in ("float", "int8")]
+    both = [engine.session(out / f"{name}{engine.suffix}", 1).run(x)[0] for name in ("float", "int8")]
     assert (both[0].argmax(1) == both[1].argmax(1)).mean() >= 0.75
-    assert _preprocessing(out, backend) == report["preprocessing"] == irtool.read_info(saved).preprocessing
+    assert _preprocessing(out, engine.kind) == report["preprocessing"] == irtool.read_info(saved).preprocessing
 
 
-def _preprocessing(out: Path, backend: str) -> object:
-    if backend == "mnn":
+def _preprocessing(out: Path, kind: str) -> object:
+    if kind == "mnn":
         return json.loads((out / "int8.json").read_text())["preprocessing"]
     held = {entry.key: entry.value for entry in onnx.load(str(out / "int8.onnx")).metadata_props}
     return json.loads(held["irtool.preprocessing"])
@@ -93,7 +94,7 @@ def test_a_drop_that_cannot_be_kept_writes_nothing(
     [
         (["--method", "best"], "Choose one of minmax"),
         (["--weight-bits", "9"], "Choose 2 to 8"),
-        (["--activations", "uint8", "--backend", "mnn"], "MNN has int8 only"),
+        (["--activations", "uint8", "--engine", "mnn"], "MNN has int8 only"),
         (["--activations", "int4"], "Choose uint8 or int8"),
         (["--images", "0"], "at least one image"),
         (["--max-drop", "-1"], "a drop of 0 or more"),
@@ -111,7 +112,7 @@ def test_bad_options_say_what_to_do(
 
 def test_a_file_that_is_cut_off_and_one_with_foreign_metadata(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = tmp_path / "whole.onnx"
-    assert run(["export", str(saved), "--onnx", str(whole)]) == 0
+    assert run(["export", str(saved), "--out", str(whole)]) == 0
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(whole.read_bytes()[:-100])
     model = onnx.load(str(whole))
@@ -123,8 +124,8 @@ def test_a_file_that_is_cut_off_and_one_with_foreign_metadata(saved: Path, tmp_p
         assert remedy in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("backend", ["onnx", "mnn"])
-def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
     options = [
         "--calib",
         "digits",
@@ -135,8 +136,8 @@ def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         "--runs",
         "3",
         "--weights-only",
-        "--backend",
-        backend,
+        "--engine",
+        engine,
         "--max-drop",
         "3",
     ]
@@ -172,7 +173,7 @@ def test_an_old_file_with_a_batch_in_it(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "pictures").mkdir()
     for number in range(12):
         Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
-    for backend in ("onnx", "mnn"):
-        options = ["--calib", str(tmp_path / "pictures"), "--images", "8", "--runs", "2", "--max-drop", "60", "--backend", backend]
-        assert run(["quantize", str(tmp_path / "old.onnx"), "--out", str(tmp_path / backend), *options, "--no-sensitivity"]) == 0
-        assert f"{3 - (backend == 'mnn')} of 3 layers in int8" in capsys.readouterr().out
+    for engine in ENGINES:
+        options = ["--calib", str(tmp_path / "pictures"), "--images", "8", "--runs", "2", "--max-drop", "60", "--engine", engine]
+        assert run(["quantize", str(tmp_path / "old.onnx"), "--out", str(tmp_path / engine), *options, "--no-sensitivity"]) == 0
+        assert f"{3 - (engine == 'mnn')} of 3 layers in int8" in capsys.readouterr().out

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.engines import MnnSession
+from irtool.engines.mnn.account import mnn_account
 from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.int8_form import LARGE, mnn_form
+from irtool.engines.mnn.int8_policy import MNN_POLICY
 from irtool.engines.mnn.layers import mnn_scaled
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.errors import FileError, OptionError
-from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.quant.boundaries import mnn_account
-from irtool.quant.prepare import prepared
+from irtool.quant import Scheme, make_recipe, place
 
 
 class Joined(nn.Module):
@@ -60,7 +62,7 @@ def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 def int8(model: onnx.ModelProto, path: Path) -> Path:
-    placement = place(model, "mnn")
+    placement = place(model, MNN_POLICY)
     stats = calibrate(model, placement.tensors, [images(32), images(32, seed=1)], threads=1)
     done = export_mnn_int8(model, make_recipe(model, placement, stats, Scheme("int8", symmetric=True)), path)
     assert done.missed == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.mnn import int8_check as mnn_guard
 from irtool.engines.mnn import int8_form as mnn_form
 from irtool.engines.mnn.int8 import MnnInt8, export_mnn_int8
+from irtool.engines.mnn.int8_policy import MNN_POLICY
 from irtool.engines.mnn.profile import mnn_profile
+from irtool.engines.onnxruntime.calibrate import calibrate, observed_model
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.errors import ExportError, FileError
-from irtool.quant import Scheme, calibrate, make_recipe, place, placement
-from irtool.quant.calibrate import observed_model
-from irtool.quant.placement import Habits, Wiring, non_negative
-from irtool.quant.prepare import prepared
+from irtool.quant import Scheme, make_recipe, place
+from irtool.quant.placement import Int8Policy, Wiring, non_negative
 
 SIZE = (4, 3, 9, 9)
 NAMES = {"Pooling", "Interp"}
@@ -125,7 +127,7 @@ def written(module: nn.Module, folder: Path, scheme: Scheme | None = None) -> tu
             )
     model = prepared(exported(module, folder, SIZE))
     batches = [torch.randn(SIZE, generator=generator).numpy() for _ in range(6)]
-    placed = place(model, "mnn")
+    placed = place(model, MNN_POLICY)
     stats = calibrate(model, placed.tensors, batches, threads=1)
     scheme = scheme or Scheme("int8", symmetric=True, method="minmax")
     return model, batches[0], export_mnn_int8(model, make_recipe(model, placed, stats, scheme), folder / "int8.mnn")
@@ -181,7 +183,7 @@ def test_a_batch_norm_that_stays_computes_in_float(batch_norm: bool, tmp_path: P
 )
 def test_the_last_layer_computes_in_float_with_8_bit_weights(end: nn.Module, tmp_path: Path) -> None:
     model, x, _ = written(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 512, 3), end), tmp_path)
-    placed = place(model, "mnn")
+    placed = place(model, MNN_POLICY)
     assert [(layer.op, layer.weight) for layer in placed.layers] == [("Conv", "0.weight")]
     assert [why for why in placed.floating.values() if "8 bits would round too much" in why]
     result = MnnSession(tmp_path / "int8.mnn", 1).run(x)[0]
@@ -196,8 +198,8 @@ def test_between_layers_in_float_the_last_one_has_float_weights(tmp_path: Path) 
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     model = prepared(exported(net, tmp_path, SIZE))
     x = np.random.default_rng(0).normal(0, 1, SIZE).astype(np.float32)
-    middle = place(model, "mnn").layers[1]
-    placed = place(model, "mnn", [middle.name])
+    middle = place(model, MNN_POLICY).layers[1]
+    placed = place(model, MNN_POLICY, [middle.name])
     recipe = make_recipe(model, placed, calibrate(model, placed.tensors, [x], threads=1), Scheme("int8", symmetric=True))
     done = export_mnn_int8(model, recipe, tmp_path / "int8.mnn")
     assert middle.name not in done.layers
@@ -209,7 +211,7 @@ def test_between_layers_in_float_the_last_one_has_float_weights(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["max", "max before linear", "max of a concatenation"])
 def test_a_file_that_is_grossly_wrong_is_not_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(placement.ENGINES, "mnn", Habits(outputs=True))
+    monkeypatch.setattr(sys.modules[__name__], "MNN_POLICY", Int8Policy(outputs=True))
     monkeypatch.setattr(mnn_form, "mnn_unfit", lambda wiring: {})
     with pytest.raises(ExportError, match=r"in MNN the int8 model is off by \d+ % of its signal.*wrong in integers: leave layers"):
         written(FLOAT[name], tmp_path)
@@ -222,7 +224,7 @@ def test_a_poor_recipe_is_not_called_a_fault_of_mnn(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
     model = prepared(exported(net, tmp_path, SIZE))
-    placed = place(model, "mnn")
+    placed = place(model, MNN_POLICY)
     stats = calibrate(model, placed.tensors, [torch.randn(SIZE, generator=generator).numpy()], threads=1)
     recipe = make_recipe(model, placed, stats, scheme)
     export_mnn_int8(model, recipe, tmp_path / "poor.mnn", bits=2)
@@ -232,7 +234,7 @@ def test_a_poor_recipe_is_not_called_a_fault_of_mnn(tmp_path: Path) -> None:
 
 def test_the_guard_keeps_still_where_nothing_is_promised(tmp_path: Path) -> None:
     model, _, _ = written(FLOAT["max"], tmp_path)
-    placed = place(model, "mnn")
+    placed = place(model, MNN_POLICY)
     recipe = make_recipe(model, placed, calibrate(model, placed.tensors, [np.ones(SIZE, np.float32)]), Scheme("int8", symmetric=True))
     old = onnx.ModelProto()
     old.CopyFrom(model)

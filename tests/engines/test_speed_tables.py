@@ -59,7 +59,7 @@ def test_times_are_kept_for_engine_version_threads_and_processor(tmp_path: Path,
     assert plain["made_on"] == first.made_on
     assert set(first.made_on) == {"engine", "version", "threads", "processor"}
     assert plain["times"] == {CONV.key: found[CONV]}
-    monkeypatch.setattr(stopwatch, "_in_onnxruntime", lambda samples, threads: pytest.fail("timed again"))
+    monkeypatch.setattr(stopwatch, "_all_timed", lambda engine, samples, threads: pytest.fail("timed again"))
     assert Stopwatch("onnxruntime", folder=tmp_path).times([CONV]) == found
     assert Stopwatch("onnxruntime", 2, folder=tmp_path).file != first.file
 

@@ -13,16 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import irtool
+from irtool.analysis.compare import difference
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import relative_error
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.errors import OptionError
-from irtool.hosts.torch.interpreter import difference
 from irtool.models import PreResNet
 from irtool.passes import Equalise, FoldNormForward, LowerAffine, WidenSelects
 from irtool.passmanager import make
 from irtool.quant import place
 from irtool.quant.boundaries import account, steps
-from irtool.quant.prepare import prepared
 from irtool.quant.search import fewest_float
 
 

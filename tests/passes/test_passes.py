@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import irtool
+from irtool.analysis.compare import difference
 from irtool.errors import CheckError, OptionError
-from irtool.hosts.torch.interpreter import difference
 from irtool.models import PreResNet
 from irtool.passmanager import REGISTRY, Rewritten, make
 

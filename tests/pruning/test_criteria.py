@@ -50,3 +50,18 @@ def test_gradients_leave_the_model_alone(graph: irtool.FxGraph, name: str) -> No
     assert all(torch.equal(before[key], tensor) for key, tensor in graph.module.state_dict().items())
     assert flags == [parameter.requires_grad for parameter in graph.module.parameters()]
     assert all(parameter.grad is None for parameter in graph.module.parameters())
+
+
+def test_bn_output_is_what_a_relu_gives_on_average() -> None:
+    """Against samples of the normal distribution; a channel whose shift silences it comes last, whatever its scale."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([1.0, -0.5, 2.0, 0.1]))
+        net[1].bias.copy_(torch.tensor([0.0, 0.3, -9.0, 1.0]))
+    groups = irtool.channel_groups(irtool.trace(net, torch.zeros(1, 3, 8, 8)))
+    scores = CRITERIA["bn_output"].function(groups, 0)[groups.layers[0].labels.numpy()]
+    drawn = net[1].bias.double() + net[1].weight.double() * torch.randn(200_000, 4, dtype=torch.float64)
+    expected = drawn.relu().square().mean(0).sqrt().detach().numpy()
+    assert scores == pytest.approx(expected, rel=0.02, abs=1e-3)
+    assert scores.argmin() == 2

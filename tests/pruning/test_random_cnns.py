@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import irtool
-from irtool.hosts.torch.interpreter import difference
+from irtool.analysis.compare import difference
 
 SHARDS, EACH = 8, 25
 """200 nets, in parts that workers can share."""

@@ -14,7 +14,7 @@ from irtool.errors import ProofError
 from irtool.pruning.check import TOLERANCE, check_prune
 from irtool.pruning.proof import PlaceError
 
-planning = sys.modules["irtool.pruning.planner"]
+planning = sys.modules["irtool.pruning.solver"]
 
 SEED = 5
 """Of random plans that show every fault, and that sound code carries out as planned: not every plan of `flips` can be."""

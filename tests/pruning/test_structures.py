@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 import irtool
+from irtool.analysis.compare import difference
 from irtool.channels.groups import channel_groups
-from irtool.hosts.torch.interpreter import difference
 from irtool.pruning.check import check_prune
 
 NAMES = sorted(CASES)

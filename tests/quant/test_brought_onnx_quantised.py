@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_nets import Net
 
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq
-from irtool.quant import Scheme, calibrate, make_recipe, place
-from irtool.quant.prepare import prepared
+from irtool.quant import Scheme, make_recipe, place
 
 
 def pool_with_places() -> onnx.ModelProto:

@@ -18,15 +18,17 @@ import irtool
 import irtool.train
 from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.mnn.int8 import export_mnn_int8, matched
+from irtool.engines.mnn.int8_policy import MNN_POLICY
 from irtool.engines.mnn.layers import mnn_operators
 from irtool.engines.mnn.quantizer import mnn_own_int8
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
 from irtool.errors import DataError, ExportError, OptionError
-from irtool.quant import Scheme, Statistics, affine, calibrate, channel_scales, grid, make_recipe, observe, place
+from irtool.quant import Scheme, Statistics, affine, channel_scales, grid, make_recipe, observe, place
 from irtool.quant.affine import GRIDS
 from irtool.quant.observers import METHODS
-from irtool.quant.placement import layers_of
-from irtool.quant.prepare import prepared
+from irtool.quant.placement import PLAIN, Int8Policy, layers_of
 from irtool.quant.weights import alternated, integers_of, largest
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -164,8 +166,8 @@ def _run(model: onnx.ModelProto, x: np.ndarray, optimise: bool = True) -> np.nda
     return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
 
 
-def _calibrated(model: onnx.ModelProto, scheme: Scheme, engine: str = "onnx") -> irtool.quant.scales.Recipe:
-    placement = place(model, engine)
+def _calibrated(model: onnx.ModelProto, scheme: Scheme, policy: Int8Policy = PLAIN) -> irtool.quant.scales.Recipe:
+    placement = place(model, policy)
     batches = np.array_split(images(64), 8)
     return make_recipe(model, placement, calibrate(model, placement.tensors, batches, threads=1), scheme)
 
@@ -227,7 +229,7 @@ def test_calibration_needs_images(mixed: tuple[onnx.ModelProto, Path]) -> None:
 
 def test_mnn_takes_our_scales_for_every_layer_but_the_last(mixed: tuple[onnx.ModelProto, Path], tmp_path: Path) -> None:
     model, folder = mixed
-    recipe = _calibrated(model, Scheme("int8", symmetric=True), "mnn")
+    recipe = _calibrated(model, Scheme("int8", symmetric=True), MNN_POLICY)
     done = export_mnn_int8(model, recipe, tmp_path / "int8.mnn")
     assert done.layers == tuple(layer.name for layer in layers_of(model)[:-1])  # the last one computes in float
     assert done.missed == ()
@@ -239,7 +241,7 @@ def test_mnn_takes_our_scales_for_every_layer_but_the_last(mixed: tuple[onnx.Mod
 
 def test_mnn_is_not_given_zero_points(mixed: tuple[onnx.ModelProto, Path], tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="symmetric=True"):
-        export_mnn_int8(mixed[0], _calibrated(mixed[0], Scheme("int8"), "mnn"), tmp_path / "int8.mnn")
+        export_mnn_int8(mixed[0], _calibrated(mixed[0], Scheme("int8"), MNN_POLICY), tmp_path / "int8.mnn")
 
 
 def test_a_product_has_another_name_in_mnn(mixed: tuple[onnx.ModelProto, Path]) -> None:
@@ -259,7 +261,7 @@ def test_the_published_net_keeps_its_accuracy_in_both_engines(tmp_path: Path) ->
     irtool.export_onnx(pruned, tmp_path / "float.onnx")
     data = irtool.train.load_data(DATA / "cifar10-jpeg.zip", limit=300)
     model = onnx.load(str(tmp_path / "float.onnx"))
-    tensors = (*place(model, "mnn").tensors, *place(model).tensors)
+    tensors = (*place(model, MNN_POLICY).tensors, *place(model).tensors)
     stats = calibrate(model, tensors, data.sample(96).numpy().reshape(-1, 32, 3, 32, 32), threads=1)
     x, labels = data.preprocessing.normalise(data.test.images).numpy(), data.test.labels.numpy()
 
@@ -268,7 +270,7 @@ def test_the_published_net_keeps_its_accuracy_in_both_engines(tmp_path: Path) ->
 
     expected = accuracy(OnnxSession(tmp_path / "float.onnx", 1))
     onnx.save(to_qdq(model, make_recipe(model, place(model), stats, Scheme(weight_bits=7))), str(tmp_path / "int8.onnx"))
-    export_mnn_int8(model, make_recipe(model, place(model, "mnn"), stats, Scheme("int8", True)), tmp_path / "int8.mnn")
+    export_mnn_int8(model, make_recipe(model, place(model, MNN_POLICY), stats, Scheme("int8", True)), tmp_path / "int8.mnn")
     # 300 images: a point is 3 of them. All 10,000 are scored by bench/int8.py.
     assert accuracy(OnnxSession(tmp_path / "int8.onnx", 1)) >= expected - 0.01
     assert accuracy(MnnSession(tmp_path / "int8.mnn", 1)) >= expected - 0.01

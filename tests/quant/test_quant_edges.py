@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from quant_nets import exported
 from torch import nn
 
-from irtool.errors import DataError, OptionError
-from irtool.quant import Scheme, Statistics, calibrate, grid, make_recipe, observe, place
+from irtool.engines.onnxruntime.calibrate import calibrate
+from irtool.errors import DataError
+from irtool.quant import Scheme, Statistics, grid, make_recipe, observe, place
 
 
 def seen(values: np.ndarray) -> Statistics:
@@ -52,11 +53,6 @@ def test_a_recipe_needs_statistics(model: onnx.ModelProto) -> None:
     some = calibrate(model, ["input"], [np.ones((2, 3, 16, 16), np.float32)])
     with pytest.raises(DataError, match="2 of 3 tensors have none"):
         make_recipe(model, placement, some, Scheme())
-
-
-def test_an_engine_that_is_not_there(model: onnx.ModelProto) -> None:
-    with pytest.raises(OptionError, match=r"engine='zz'.*Choose one of onnx, mnn"):
-        place(model, "zz")
 
 
 @pytest.mark.parametrize("batches", [None, 3])

@@ -97,7 +97,7 @@ def test_any_model_is_quantised(name: str, images: Path, tmp_path: Path, cli: Ru
 
 def test_a_value_takes_the_place_of_an_input(images: Path, tmp_path: Path, cli: Run) -> None:
     onnx.save(two_inputs(), tmp_path / "net.onnx")
-    command = ("quantize", tmp_path / "net.onnx", "--calib", images, "--images", 8, "--runs", 1, "--backend", "mnn")
+    command = ("quantize", tmp_path / "net.onnx", "--calib", images, "--images", 8, "--runs", 1, "--engine", "mnn")
     code, _, err = cli(*command, "--out", tmp_path / "int8")
     assert code
     assert "several inputs. Fix the others with --set NAME=VALUE" in err

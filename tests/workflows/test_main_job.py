@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import irtool
+from irtool.analysis.compare import difference
 from irtool.engines import MnnSession, OnnxSession
-from irtool.hosts.torch.interpreter import difference
 from irtool.models import PreResNet
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "preresnet38"

@@ -117,7 +117,7 @@ threads = 0.5  #? must be a whole number
 do = "quantize"
 name = "mnn"
 activations = "uint8"  #? MNN has int8 only: leave activations out
-backend = "mnn"
+engine = "mnn"
 """
 """What is told of a line stands behind #?. The first line has two mistakes of its own: no VGG is that deep, and there are no data."""
 
@@ -196,11 +196,11 @@ def test_a_recipe_from_training_to_mnn_goes_on_where_it_stopped(
     path, out = tmp_path / "r.toml", tmp_path / "out"
     path.write_text(GOOD)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **options: object) -> None:
         raise irtool.errors.ExportError("the disk is full", remedy="Make room.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe_steps, "export_mnn", fail)
+        patch.setattr(recipe_steps, "export_onnx", fail)
         assert run(command(path, out)) == 1
     assert "Make room" in capsys.readouterr().err
     made = {step: (out / step / "model.safetensors").stat().st_mtime_ns for step in ("01-sparse", "02-prune", "03-distill", "04-fold")}
@@ -254,7 +254,7 @@ def made(out: Path) -> dict[str, bytes]:
 
 def test_killed_in_the_middle_of_steps_it_ends_in_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, whole, killed = tmp_path / "r.toml", tmp_path / "whole", tmp_path / "killed"
-    path.write_text(GOOD[: GOOD.index('[[step]]\ndo = "verify"')] + INT8 + 'name = "int8"\n' + INT8 + 'backend = "mnn"\n')
+    path.write_text(GOOD[: GOOD.index('[[step]]\ndo = "verify"')] + INT8 + 'name = "int8"\n' + INT8 + 'engine = "mnn"\n')
     # In the second epoch, before its checkpoint; and with the int8 file written, before it is timed.
     for module, name, times in (("irtool.train.fit", "save_checkpoint", 2), ("irtool.workflows.quantize", "latency_pairs", 1)):
         call = [sys.executable, "-c", KILLED, module, name, str(times), *command(path, killed)]

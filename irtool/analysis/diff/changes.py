@@ -14,6 +14,7 @@ from irtool.analysis.cost import held_by
 from irtool.analysis.diff.matching import data_inputs, oriented, plain_role
 from irtool.hosts.torch.attributes import canonical
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ops.properties import COMMUTATIVE, SIZED_BY_ARGUMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class PairDiff:
 
     def _attributes(self, x: Node, y: Node) -> None:
         known = canonical(x), canonical(y)
-        if x.op in _SIZED and _sizes(x.inputs) == _sizes(y.inputs):
+        if x.op in SIZED_BY_ARGUMENT and _sizes(x.inputs) == _sizes(y.inputs):
             known[0]["size"], known[1]["size"] = _sizes(x.outputs), _sizes(y.outputs)
         for name in sorted(known[0].keys() | known[1].keys()):
             before, after = (side.get(name) for side in known)
@@ -137,7 +138,7 @@ class PairDiff:
             for (_, p, index), (_, q, other) in zip(before, after, strict=True)
         ]
         known = [(p, q) for p, q in ends if p is not None and q is not None]
-        if x.op in _COMMUTATIVE and len(known) == len(ends) and {(self.pairs[p[0]], p[1]) for p, _ in known} == {q for _, q in known}:
+        if x.op in COMMUTATIVE and len(known) == len(ends) and {(self.pairs[p[0]], p[1]) for p, _ in known} == {q for _, q in known}:
             return
         for (role, *_), (p, q) in zip(before, ends, strict=True):
             if p is not None and q is not None and (self.pairs[p[0]], p[1]) != q:
@@ -162,11 +163,6 @@ class PairDiff:
             if names not in self._seen:
                 self._seen.add(names)
                 self.parameters += _delta(*names, held[0][1], held[1][1])
-
-
-_SIZED = frozenset({"Reshape", "Expand", "Resize", "Split", "Pool"})
-"""Operators whose result's size is an argument. It is one that differs only if the inputs' sizes do not differ already."""
-_COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 
 
 def _resolve(node: Node, index: int, matched: Iterable[Node]) -> tuple[Node, int] | None:

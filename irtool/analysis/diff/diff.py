@@ -13,7 +13,6 @@ from irtool.analysis.diff.changes import Change, ChannelChange, NodeRef, PairDif
 from irtool.analysis.diff.matching import match_nodes
 from irtool.analysis.diff.picture import Picture, by_node, picture
 from irtool.analysis.diff.replacements import Unmatched, find_replacements
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir.graph import Graph, Node
 from irtool.page import diff_page
 from irtool.tensor_defaults import plain_tensors
@@ -133,10 +132,8 @@ def diff(a: Graph, b: Graph) -> Diff:
     others stand between the same neighbours, both are run on random numbers: if they agree it is a lowering, no difference.
     An ONNX graph whose free axes have other example sizes than the other graph is read at that one's sizes.
     """
-    if isinstance(b, OnnxGraph):
-        b = _at_sizes_of(a, b)
-    elif isinstance(a, OnnxGraph):
-        a = _at_sizes_of(b, a)
+    b = b.like(a)
+    a = a.like(b)
     pairs = match_nodes(a, b)
     found = find_replacements(a, b, pairs)
     changes = PairDiff(a, b, pairs)
@@ -152,17 +149,6 @@ def diff(a: Graph, b: Graph) -> Diff:
         before=costs[0], after=costs[1],
         picture=picture((a, costs[0]), (b, costs[1]), pairs, *_told(a, pairs, found, changes)),
     )  # fmt: skip
-
-
-def _at_sizes_of(known: Graph, graph: OnnxGraph) -> OnnxGraph:
-    sizes = [value.shape for value in known.inputs]
-    if len(sizes) != len(graph.inputs) or sizes == [value.shape for value in graph.inputs]:
-        return graph
-    for shape, declared in zip(sizes, graph.header.graph.input, strict=True):
-        dims = declared.type.tensor_type.shape.dim
-        if shape is None or len(dims) != len(shape) or any(dim.dim_value not in (0, size) for dim, size in zip(dims, shape, strict=True)):
-            return graph
-    return graph.at({value.name: shape for value, shape in zip(graph.inputs, sizes, strict=True) if shape is not None})
 
 
 def _told(a: Graph, pairs: Mapping[Node, Node], found: Unmatched, changes: PairDiff) -> tuple[dict[Node, str], dict[Node, list[str]]]:

@@ -1,1 +1,1 @@
-"""MNN: export, sessions in a child process, profiles, and int8 files."""
+"""MNN: its record, export, sessions in a child process, profiles, and int8 files."""

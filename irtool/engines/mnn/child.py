@@ -48,6 +48,7 @@ def run(model: str, inputs: str | None = None, outputs: str | None = None) -> No
 
     info = MNN.nn.load_module_from_file(model, [], []).get_info()
     runtime = MNN.nn.create_runtime_manager(({"numThread": 1},))  # the default has four threads, which wait by spinning
+    runtime.set_hint(3, 1)  # WINOGRAD_MEMORY_LEVEL: small tiles, which round less; whether the file is right is the question here
     module = MNN.nn.load_module_from_file(model, info["inputNames"], info["outputNames"], runtime_manager=runtime)
     given = np.load(inputs) if inputs else {}
     arrays = []

@@ -18,8 +18,9 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from irtool.quant.placement import Wiring, mnn_unfit
-from irtool.quant.prepare import replace_nodes
+from irtool.engines.mnn.int8_policy import mnn_unfit
+from irtool.engines.onnxruntime.prepare import replace_nodes
+from irtool.quant.placement import Wiring
 
 JOINS = frozenset({"Add", "Mul", "Sub", "Div", "Max", "Min", "Pow"})
 """Operators of two tensors. MNN's integer maximum is wrong, and the others are slow."""

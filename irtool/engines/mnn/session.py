@@ -27,6 +27,8 @@ class MnnSession:
         threads: threads; all cores if None.
         inputs: names of the inputs to take, where `outputs` need no others.
         outputs: names of tensors to return in place of the model's outputs, to look inside; what the converter fused has none.
+        exact: let Winograd convolutions use small tiles, which round to 1e-6 of the largest output and not to 1e-3, and take up to 1.6 times
+            the time. Programs that do not set `WINOGRAD_MEMORY_LEVEL` compute as without.
         probe: first load and run the file in another process, which takes about 0.3 s. MNN refuses truncated and foreign files by
             itself; a file with a few damaged bytes can end the process. Worth it for files from elsewhere.
 
@@ -39,7 +41,7 @@ class MnnSession:
 
     def __init__(
         self, path: str | os.PathLike[str], threads: int | None = None, *, inputs: Sequence[str] | None = None,
-        outputs: Sequence[str] | None = None, probe: bool = False,
+        outputs: Sequence[str] | None = None, exact: bool = False, probe: bool = False,
     ) -> None:  # fmt: skip
         self.path = model_file(path, ".mnn")
         count = thread_count(threads)
@@ -48,12 +50,12 @@ class MnnSession:
             _probe(self.path)
         # With both ends named, MNN loads what lies between alone.
         part = (list(inputs), list(outputs)) if inputs is not None and outputs is not None else ([], [])
-        info = _load(self._mnn, str(self.path), *part, count).get_info()
+        info = _load(self._mnn, str(self.path), *part, count, exact).get_info()
         self._output_names = list(info["outputNames"] if outputs is None else outputs)
         held_inputs = {
             name: held for name, held in zip(info["inputNames"], info["inputs"], strict=True) if inputs is None or name in inputs
         }
-        self._module = _load(self._mnn, str(self.path), list(held_inputs), self._output_names, count)
+        self._module = _load(self._mnn, str(self.path), list(held_inputs), self._output_names, count, exact)
         self._formats = [held.data_format for held in held_inputs.values()]
         self._kinds = [held.dtype for held in held_inputs.values()]
         self._inputs = tuple(TensorSpec(name, _free_batch(held.shape), self._dtype(held.dtype)) for name, held in held_inputs.items())
@@ -147,11 +149,17 @@ def _probe(path: Path, timeout: float = 600.0) -> None:
         )
 
 
-def _load(mnn: Any, path: str, inputs: list[str], outputs: list[str], threads: int) -> Any:
+_WINOGRAD_MEMORY_LEVEL, _SMALL_TILES = 3, 1
+"""MNN's hint by its number in `HintMode` of its public header, and the level that rounds least at the least cost."""
+
+
+def _load(mnn: Any, path: str, inputs: list[str], outputs: list[str], threads: int, exact: bool) -> Any:
     with captured() as said:
         try:
             # Only a runtime of its own has the asked number of threads; the default one has four, which wait by spinning.
             runtime = mnn.nn.create_runtime_manager(({"numThread": threads},))
+            if exact:
+                runtime.set_hint(_WINOGRAD_MEMORY_LEVEL, _SMALL_TILES)
             module = mnn.nn.load_module_from_file(path, inputs, outputs, runtime_manager=runtime)
         except (RuntimeError, SystemError, ValueError):
             module = None

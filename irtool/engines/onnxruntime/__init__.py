@@ -1,1 +1,1 @@
-"""onnxruntime: export to ONNX, sessions, profiles, and int8 files in QDQ form."""
+"""onnxruntime: its record, export to ONNX, sessions, profiles, and int8 files in QDQ form."""

@@ -1,12 +1,13 @@
 """The time of each layer as a function of its widths, from samples that were timed on this machine.
 
 The time of a convolution between `a` and `b` channels is fitted as `t0 + t1 a + t2 b + t3 a b`, no coefficient below zero, by least squares
-of the relative error over a few widths. That of an element-wise operator is proportional to its elements.
+of the relative error over a few widths; that of one which loses whole groups is linear in them. An element-wise operator's is proportional
+to its elements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -28,7 +29,7 @@ _SMALL, _LARGE = (64, 28, 28), (64, 112, 112)
 _FREE = ("Input", "Output", "Reshape", "Flatten", "Dropout", "StochasticDepth", "Identity", "Constant")
 
 
-def layer_terms(graph: Graph, watch: Stopwatch) -> list[Term]:
+def layer_terms(graph: Graph, watch: Stopwatch, whole: Collection[str] = ()) -> list[Term]:
     """The time of a graph at batch 1 as a sum of products of axis lengths, in milliseconds.
 
     What an engine fuses into the layer before costs nothing here; operators of unknown kind are left out.
@@ -36,15 +37,16 @@ def layer_terms(graph: Graph, watch: Stopwatch) -> list[Term]:
     Args:
         graph: the graph.
         watch: times what it has not timed before.
+        whole: names of the grouped convolutions that lose whole groups, in place of channels of each.
     """
-    layers = {node: _widths(found) for node in graph.nodes if (found := sample_of(node)) is not None}
+    layers = {node: _widths(found, node.name in whole) for node in graph.nodes if (found := sample_of(node)) is not None}
     plain = [Sample(op, size) for op in ELEMENTWISE for size in (_SMALL, _LARGE)]
     times = watch.times([*(one for some in layers.values() for one in some), *plain])
     rates = {(sample.op, sample.size): found / prod(sample.size) for sample, found in times.items() if sample.op in ELEMENTWISE}
     terms: list[Term] = []
     for node in graph.nodes:
         if node in layers:
-            terms += _fitted(node, {sample: times[sample] for sample in layers[node] if sample in times})
+            terms += _fitted(node, {sample: times[sample] for sample in layers[node] if sample in times}, node.name in whole)
         else:
             terms += _by_elements(node, rates)
     return terms
@@ -80,8 +82,12 @@ def _each(value: object, default: int, count: int) -> tuple[int, ...]:
     return (default,) * count
 
 
-def _widths(sample: Sample) -> list[Sample]:
-    """The sample at some widths; narrower ones of a layer with very many weights."""
+def _widths(sample: Sample, whole: bool) -> list[Sample]:
+    """The sample at some widths, or with some of its groups; narrower ones of a layer with very many weights."""
+    if whole:
+        counts = dict.fromkeys(max(round(sample.groups * share), 1) for share in _ALONE)
+        widths = sample.inputs // sample.groups, sample.outputs // sample.groups
+        return [replace(sample, groups=count, inputs=widths[0] * count, outputs=widths[1] * count) for count in counts]
     step = sample.groups if sample.groups > 1 else 1
     alike = sample.groups != 1
     part = min(1.0, (MOST_WEIGHTS / max(prod(sample.kernel) * sample.inputs * sample.outputs, 1)) ** 0.5)
@@ -99,7 +105,7 @@ def _multiple(width: float, step: int) -> int:
     return max(round(width / step / nice) * nice, round(width / step), 1) * step if step > 1 else max(round(width / nice) * nice, 1)
 
 
-def _fitted(node: Node, times: dict[Sample, float]) -> Iterator[Term]:
+def _fitted(node: Node, times: dict[Sample, float], whole: bool) -> Iterator[Term]:
     if not times:
         return
     samples = list(times)
@@ -108,7 +114,7 @@ def _fitted(node: Node, times: dict[Sample, float]) -> Iterator[Term]:
     axis = -1 if node.op == "Gemm" else 1
     ends: list[Product] = [[(value, axis % len(value.sizes))] for value in values]
     products: list[tuple[Product, list[float]]] = [([], [1.0] * len(samples)), (ends[1], outputs)]
-    if samples[0].groups and samples[0].inputs > 4:
+    if samples[0].groups and samples[0].inputs > 4 and not whole:
         products += [(ends[0], inputs)] if samples[0].groups == 1 else []
         products.append(([*ends[0], *ends[1]], [a * b for a, b in zip(inputs, outputs, strict=True)]))
     for coefficient, (product, _) in zip(_least_squares([column for _, column in products], list(times.values())), products, strict=True):

@@ -6,11 +6,9 @@ import contextlib
 import json
 import math
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 
@@ -18,48 +16,39 @@ import numpy as np
 import onnx
 
 from irtool.atomic_files import parse_json, read_text, replacing
-from irtool.engines.mnn.export import export_mnn
-from irtool.engines.mnn.session import MnnSession
-from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.engines.cpu import processor
+from irtool.engines.engine import Engine
 from irtool.engines.session import Session
 from irtool.engines.speed.samples import Sample, model_of
-from irtool.errors import IrtoolError, OptionError
+from irtool.engines.table import engine as find_engine
+from irtool.errors import IrtoolError
 from irtool.progress import Progress, Status, silent
 
-ENGINES = {"onnxruntime": "onnxruntime", "mnn": "MNN"}
-"""What can be timed, and the name of its package."""
 FORMAT = 1
 LARGEST_CACHE = 2**24
 _LONGEST, _MOST_MS = 300, 1e6
 _SECONDS, _RUNS = 0.012, 5
 _TOGETHER = 2**20
-"""Entries of weights in one file for MNN, whose converter takes a third of a second to start."""
-
-
-def check_engine(engine: object) -> str:
-    """The name of an engine that can be timed. Raises OptionError for any other."""
-    if engine not in ENGINES:
-        raise OptionError(f"engine {engine!r} cannot be timed", where="engine", remedy=f"Choose {' or '.join(ENGINES)}.")
-    return str(engine)
+"""Entries of weights in one file, for engines whose converters take long to start: MNN's takes a third of a second."""
 
 
 class Stopwatch:
     """Times of samples on this machine, in one engine.
 
     Args:
-        engine: a key of `ENGINES`.
+        engine: a key of `irtool.engines.table.ENGINES`.
         threads: of the engine.
         folder: where times are kept: a file for each engine, version, number of threads and processor. By default `layer-times` below
             `$XDG_CACHE_HOME/irtool` (or `~/.cache/irtool`). Times are not kept where it cannot be written.
         progress: told about the samples that are timed.
 
     Raises:
-        OptionError: an engine that cannot be timed.
+        OptionError: an engine that does not exist.
     """
 
     def __init__(self, engine: str, threads: int = 1, *, folder: Path | None = None, progress: Progress = silent) -> None:
-        self.engine, self.threads, self.progress = check_engine(engine), threads, progress
-        self.made_on = {"engine": engine, "version": _version(engine), "threads": threads, "processor": processor()}
+        self.engine, self.threads, self.progress = find_engine(engine), threads, progress
+        self.made_on = {"engine": engine, "version": self.engine.version, "threads": threads, "processor": processor()}
         root = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "irtool" / "layer-times"
         name = "-".join("".join(c if c.isalnum() or c == "." else "_" for c in str(part)) for part in self.made_on.values())
         self.file = root / f"{name[:200]}.json"
@@ -70,10 +59,9 @@ class Stopwatch:
         wanted = dict.fromkeys(samples)
         missing = [sample for sample in wanted if sample.key not in self._times]
         if missing:
-            timer = _in_onnxruntime if self.engine == "onnxruntime" else _in_mnn
-            for done, (sample, found) in enumerate(timer(missing, self.threads), 1):
+            for done, (sample, found) in enumerate(_all_timed(self.engine, missing, self.threads), 1):
                 self._times[sample.key] = found
-                self.progress(Status(f"time layers in {self.engine}", done, len(missing)))
+                self.progress(Status(f"time layers in {self.engine.name}", done, len(missing)))
             self._keep()
         return {sample: self._times[sample.key] for sample in wanted if sample.key in self._times}
 
@@ -103,50 +91,26 @@ def _believable(key: object, value: object) -> bool:
     return number and isinstance(key, str) and len(key) <= _LONGEST
 
 
-def processor() -> str:
-    """The name of the processor's model."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(engine: str) -> str:
-    try:
-        return version(ENGINES[engine])
-    except PackageNotFoundError:
-        return "absent"
-
-
-def _in_onnxruntime(samples: Sequence[Sample], threads: int) -> Iterator[tuple[Sample, float]]:
+def _all_timed(engine: Engine, samples: Sequence[Sample], threads: int) -> Iterator[tuple[Sample, float]]:
     with tempfile.TemporaryDirectory() as name:
-        for sample in samples:
-            file = Path(name) / "sample.onnx"
-            onnx.save(model_of([sample]), str(file))
-            with contextlib.suppress(IrtoolError):  # what the engine cannot run has no time
-                yield sample, _timed(OnnxSession(file, threads), sample, threads)
+        for part in _parts(samples) if engine.between is not None else ([sample] for sample in samples):
+            yield from _of_one_file(engine, part, threads, Path(name))
 
 
-def _in_mnn(samples: Sequence[Sample], threads: int) -> Iterator[tuple[Sample, float]]:
-    with tempfile.TemporaryDirectory() as name:
-        for part in _parts(samples):
-            yield from _of_one_file(part, threads, Path(name))
-
-
-def _of_one_file(part: list[Sample], threads: int, folder: Path) -> Iterator[tuple[Sample, float]]:
-    """The times of samples that one file holds; of each alone, where the converter refuses them together."""
-    file = folder / "samples.onnx"
-    onnx.save(model_of(part), str(file))
+def _of_one_file(engine: Engine, part: list[Sample], threads: int, folder: Path) -> Iterator[tuple[Sample, float]]:
+    """The times of samples that one file holds; of each alone, where the engine refuses them together; of none that it cannot run."""
+    source = folder / "samples.onnx"
+    onnx.save(model_of(part), str(source))
     try:
-        export_mnn(file, file.with_suffix(".mnn"), verify=False)
+        file = engine.written(source, verify=False)
     except IrtoolError:
         for sample in part if len(part) > 1 else ():
-            yield from _of_one_file([sample], threads, folder)
+            yield from _of_one_file(engine, [sample], threads, folder)
         return
     for number, sample in enumerate(part):
         with contextlib.suppress(IrtoolError):
-            session = MnnSession(file.with_suffix(".mnn"), threads, inputs=[f"x{number}"], outputs=[f"y{number}"])
+            between = engine.between
+            session = engine.session(file, threads) if between is None else between(file, threads, f"x{number}", f"y{number}")
             yield sample, _timed(session, sample, threads)
 
 

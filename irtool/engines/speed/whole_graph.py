@@ -12,16 +12,14 @@ from torch.utils import _pytree as pytree
 
 from irtool.engines.flat_module import Source
 from irtool.engines.latency import PairedLatency, latency_pairs
-from irtool.engines.mnn.export import export_mnn
-from irtool.engines.mnn.session import MnnSession
 from irtool.engines.onnxruntime.export import export_onnx
-from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import Session
-from irtool.engines.speed.stopwatch import check_engine, clock_of
+from irtool.engines.speed.stopwatch import clock_of
+from irtool.engines.table import engine as find_engine
 from irtool.errors import GraphError
 from irtool.hosts.onnx.load import save_onnx
-from irtool.hosts.torch.modules import map_tensors
 from irtool.ir.graph import Graph
+from irtool.nests import map_tensors
 
 SECONDS = 4.0
 """Of one comparison."""
@@ -43,7 +41,7 @@ def graph_session(graph: Graph, engine: str, folder: Path, threads: int = 1) -> 
 
     Args:
         graph: of either host.
-        engine: `onnxruntime` or `mnn`.
+        engine: a key of `irtool.engines.table.ENGINES`.
         folder: where its files go; they may be deleted once it is open.
         threads: of the engine.
 
@@ -51,16 +49,13 @@ def graph_session(graph: Graph, engine: str, folder: Path, threads: int = 1) -> 
         ExportError: the engine lacks an operator.
         OptionError: another engine.
     """
-    check_engine(engine)
+    row = find_engine(engine)
     file = folder / "graph.onnx"
     if isinstance(graph, Source):
         export_onnx(graph, file, example_inputs=single_inputs(graph), dynamic_batch=False, verify=False)
     else:
         save_onnx(graph, file)  # type: ignore[arg-type]  # what holds no module is an ONNX graph, or refused by name
-    if engine == "onnxruntime":
-        return OnnxSession(file, threads)
-    export_mnn(file, file.with_suffix(".mnn"), verify=False)
-    return MnnSession(file.with_suffix(".mnn"), threads)
+    return row.session(row.written(file, verify=False), threads)
 
 
 class GraphClock:
@@ -68,7 +63,7 @@ class GraphClock:
 
     Args:
         graph: the original.
-        engine: `onnxruntime` or `mnn`.
+        engine: a key of `irtool.engines.table.ENGINES`.
         threads: of the engine.
 
     Use it as a context manager: it holds files.

@@ -32,6 +32,9 @@ class OnnxFrontier:
         stops: where to stop, in the order of the nodes.
     """
 
+    _sized = False
+    """Whether pieces are made for the sizes of what they read, rather than for any."""
+
     def __init__(self, graph: OnnxGraph, batches: Sequence[Batch], stops: Sequence[Stop]) -> None:
         self.graph, self.added = graph, dict[str, Tensor]()
         self._hosts = list(graph.host.nodes)
@@ -119,18 +122,18 @@ class OnnxFrontier:
                 addition, constant = _added(proto, added.to(view.output.dtype or torch.float32))
                 protos.append(addition)
                 weights.append(constant)
-        inputs = [_described(name, live[name]) for name in needed]
+        inputs = [_described(name, live[name], self._sized) for name in needed]
         outputs = [helper.make_empty_tensor_value_info(name) for name in wanted]
         graph = helper.make_graph(protos, "piece", inputs, outputs, weights)
         imports, version = update_import_domains(self.graph.host), max(self.graph.header.ir_version, 4)
         return helper.make_model(graph, opset_imports=imports, ir_version=version), list(needed)
 
 
-def _described(name: str, array: Array | list[Array]) -> ValueInfoProto:
-    """An input of a piece: a tensor of any sizes, or a sequence of some."""
+def _described(name: str, array: Array | list[Array], sized: bool) -> ValueInfoProto:
+    """An input of a piece: a tensor of its own or of any sizes, or a sequence of some."""
     if isinstance(array, list):
         return helper.make_tensor_sequence_value_info(name, element_type(array[0].dtype) if array else TensorProto.FLOAT, None)
-    return helper.make_tensor_value_info(name, element_type(array.dtype), [None] * array.ndim)
+    return helper.make_tensor_value_info(name, element_type(array.dtype), array.shape if sized else [None] * array.ndim)
 
 
 def _added(proto: NodeProto, data: Tensor) -> tuple[NodeProto, TensorProto]:

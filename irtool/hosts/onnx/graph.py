@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Generator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,24 @@ import onnx_graphsurgeon as gs
 import torch
 from onnx import ModelProto, helper
 
-from irtool.errors import GraphError
+from irtool.errors import GraphError, OptionError
 from irtool.hosts.onnx.data_sizes import instead_of_outputs
 from irtool.hosts.onnx.duplicates import merge_duplicates
 from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.evaluate import Array, Seen, proto_of, run_node
 from irtool.hosts.onnx.frontier import OnnxFrontier
+from irtool.hosts.onnx.hooked import run_hooked
 from irtool.hosts.onnx.interpreter import described
 from irtool.hosts.onnx.normalize import settle
 from irtool.hosts.onnx.reader import Fix, Reader
 from irtool.hosts.onnx.runnable import Runnable
 from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
+from irtool.hosts.onnx.write_attrs import complete, resized
 from irtool.ir import frontier
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.hooks import Hook
+from irtool.ir.sizes import Sizes
+from irtool.nests import tensors_in
 
 
 class OnnxGraph(Graph):
@@ -133,6 +138,22 @@ class OnnxGraph(Graph):
         """Always: a product by MatMul gets an Add."""
         return True
 
+    def takes_own_bias(self, node: Node) -> bool:
+        """Whether the bias that it has is no computed value."""
+        bias = node.get("bias")
+        return bias is None or bias.is_param
+
+    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Put an Add of a constant between a node and all that read its first output. `tidied` when done."""
+        self._add_after(node.host, gs.Constant(self.free_name(name), _array(data)))
+
+    def observe_inputs(self, batch: frontier.Batch, nodes: Sequence[Node], seen: frontier.Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and first input of each node."""
+        values = list(dict.fromkeys(node.input.name for node in nodes))
+        found = dict(zip(values, self.run(*batch, values=values), strict=True)) if values else {}
+        for node in nodes:
+            seen(node.name, found[node.input.name])
+
     def _add_after(self, host: gs.Node, constant: gs.Constant) -> None:
         output, product = host.outputs[0], gs.Variable(self.free_name(f"{host.outputs[0].name}.product"))
         host.outputs[0] = product
@@ -150,11 +171,12 @@ class OnnxGraph(Graph):
         node.host.inputs.append(constant)
 
     def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads its input. `tidied` when done.
+        """Take out a node: whoever read its output reads the first of its inputs that is no constant. `tidied` when done.
 
         The names of graph outputs stay: where the node made one, the node before it makes it now.
         """
-        source, output = node.host.inputs[0], node.host.outputs[0]
+        source = next((tensor for tensor in node.host.inputs if not isinstance(tensor, gs.Constant)), node.host.inputs[0])
+        output = node.host.outputs[0]
         node.host.outputs.clear()
         node.host.inputs.clear()  # `cleanup` takes what makes nothing; `remove` compares node by node, which is slow
         if any(output is o for o in self.host.outputs):
@@ -256,6 +278,71 @@ class OnnxGraph(Graph):
         names = list(values) or [value.name for value in self.outputs]
         found = self._runnable.run(self.proto, feed, names)
         return tuple(torch.from_numpy(np.array(found[name])) for name in names)
+
+    def run_as(self, inputs: Sequence[Any], dtype: torch.dtype | None = None) -> Any:
+        """Run the graph in onnxruntime; see `Graph.run_as`.
+
+        Raises:
+            OptionError: a type: an ONNX graph states its own.
+        """
+        if dtype is not None:
+            raise OptionError(f"an ONNX graph computes in the types that it states, not in {dtype}", remedy="Leave dtype out.")
+        return self.run(*tensors_in(tuple(inputs)))
+
+    def run_nodes(
+        self, inputs: Sequence[Any], names: Collection[str] | None = None, dtype: torch.dtype | None = None
+    ) -> Generator[tuple[Node, list[torch.Tensor]], None, Any]:
+        """Run the graph once in onnxruntime, and yield each node with the tensors that it gave; see `Graph.run_nodes`.
+
+        Nodes whose results onnxruntime cannot give are left out. What is returned is what programs are compared by: see `compared`.
+        """
+        if dtype is not None:
+            raise OptionError(f"an ONNX graph computes in the types that it states, not in {dtype}", remedy="Leave dtype out.")
+        shown = [node for node in self.nodes if node.host is not None and (names is None or node.name in names)]
+        able = set(self.runnable([value.name for node in shown for value in node.outputs]))
+        wanted = [value.name for node in shown for value in node.outputs if value.name in able]
+        ends = self.compared()
+        every = list(dict.fromkeys([*ends, *wanted]))
+        found = dict(zip(every, self.run(*tensors_in(tuple(inputs)), values=every), strict=True))
+        for node in shown:
+            given = [found[value.name] for value in node.outputs if value.name in able]
+            if given:
+                yield node, given
+        return tuple(found[name] for name in ends)
+
+    def run_hooked(self, inputs: Sequence[Any], hook: Hook, names: Sequence[str] = ()) -> list[torch.Tensor]:
+        """Run the graph node by node in onnxruntime, with a hook in the place of each; see `Graph.run_hooked`."""
+        arrays = tensors_in(tuple(inputs))
+        sizes = {tensor.name: tuple(x.shape) for tensor, x in zip(self.host.inputs, arrays, strict=True)}
+        return run_hooked(self, arrays, hook, names or self.compared(), *self._runnable.given(self.proto, sizes))
+
+    def values(self, inputs: Sequence[Any], names: Sequence[str]) -> list[torch.Tensor]:
+        """Run the graph in onnxruntime, and return values inside, by name."""
+        return list(self.run(*tensors_in(tuple(inputs)), values=names)) if names else []
+
+    def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
+        """What a layer gives for another input, in onnxruntime's float32; returned in float64."""
+        return OnnxFrontier(self, [], []).output(node, x.to(torch.float32)).double()
+
+    def like(self, other: Graph) -> OnnxGraph:
+        """The same program read at another graph's example sizes, where its free axes allow that."""
+        sizes = [value.shape for value in other.inputs]
+        if len(sizes) != len(self.inputs) or sizes == [value.shape for value in self.inputs]:
+            return self
+        for shape, declared in zip(sizes, self.header.graph.input, strict=True):
+            dims = declared.type.tensor_type.shape.dim
+            if shape is None or len(dims) != len(shape) or any(d.dim_value not in (0, size) for d, size in zip(dims, shape, strict=True)):
+                return self
+        return self.at({value.name: shape for value, shape in zip(self.inputs, sizes, strict=True) if shape is not None})
+
+    def resized(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[OnnxGraph, list[str]]:
+        """A copy for parameters of other shapes; see `Graph.resized`."""
+        return resized(self, shapes, sizes)
+
+    def complete(self, source: Graph) -> None:
+        """Fill in what no node reads."""
+        assert isinstance(source, OnnxGraph)
+        complete(source, self)
 
     def runs_on(self, *inputs: torch.Tensor) -> bool:
         """Whether the program runs on inputs of these sizes, as far as onnxruntime has its operators."""

@@ -89,7 +89,10 @@ def _window(call: Call) -> Attrs:
             for out, s, k, d, size in zip(call.result()[2:], stride, kernel, dilation, call.shape(0)[2:], strict=True)
         ]
         pads = tuple(n - n // 2 if same == "SAME_LOWER" else n // 2 for n in need)
-    return {"groups": int(call.attr("group", 1)), "stride": stride, "padding": pads, "dilation": dilation}
+    found: Attrs = {"groups": int(call.attr("group", 1)), "stride": stride, "padding": pads, "dilation": dilation}
+    if call.op == "ConvTranspose" and (same != "NOTSET" or call.attr("output_shape")):
+        found["computed_padding"] = True
+    return found
 
 
 def _gemm(call: Call) -> Attrs:

@@ -75,6 +75,17 @@ class Runnable:
             feed = {**feed, **more}
         return dict(zip(names, run_model(model, feed, names), strict=True)) if names else {}
 
+    def given(self, model: ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Array], set[str]]:
+        """Numbers in the place of what onnxruntime cannot make, by name, and the names of all values that a run with them gives.
+
+        Args:
+            model: the program as a model; cut to what can be run, in place.
+            sizes: of its inputs.
+        """
+        if not self.foreign:
+            return {}, {name for node in model.graph.node for name in node.output}
+        return self._cut(model, sizes)
+
     def left(self, model: ModelProto, names: Sequence[str]) -> list[str]:
         """Those of some values that `run` can give for the example's sizes; the model is cut in place."""
         if not self.foreign:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.static_shapes import Dims, dimensions
 from irtool.ir.graph import Node, Value
 from irtool.ops.view_axes import behind_channels, view_axes
+
+if TYPE_CHECKING:
+    from irtool.hosts.onnx.graph import OnnxGraph
 
 NOTE = "refused at sizes of the input at which it would mix channels with other axes"
 Insert = Callable[[gs.Node, Sequence[gs.Node]], None]

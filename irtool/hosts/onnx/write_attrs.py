@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -15,26 +15,19 @@ from numpy.typing import NDArray
 
 from irtool.hosts.onnx.computed import OriginalNumbers, scaled
 from irtool.hosts.onnx.edges import cleanup
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.reader import Reader
 from irtool.hosts.onnx.views import ViewGuards
-from irtool.ir.graph import Node, Value
+from irtool.ir.graph import Node
+from irtool.ir.sizes import Sizes
+
+if TYPE_CHECKING:
+    from irtool.hosts.onnx.graph import OnnxGraph
 
 Ints = NDArray[np.int64]
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Which input holds the sizes of the result."""
 _SIZED = frozenset({"Reshape", "Expand", "Resize", "Upsample", "Split", "Slice", "Gather", "Pad", "Tile", "Squeeze", "Unsqueeze"})
 """Operators whose computed arguments are sizes and positions; a computed number anywhere else keeps the value it had."""
-
-
-class Sizes(Protocol):
-    """What slicing leaves of each value."""
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        """The shape after slicing."""
-
-    def kept(self, value: Value, axis: int) -> Ints | None:
-        """The positions along an axis that stay, or None if all do."""
 
 
 class OnnxLiterals:
@@ -251,9 +244,9 @@ def _pad(edits: OnnxLiterals, node: Node) -> None:
 
 
 def _conv(edits: OnnxLiterals, node: Node) -> None:
-    """A depthwise convolution has as many groups as input channels."""
-    if node.attrs["groups"] == node.input.sizes[1] > 1:
-        edits.set_attr(node, "group", edits.sizes.shape(node.input)[1])
+    """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
+    if node.attrs["groups"] > 1:
+        edits.set_attr(node, "group", edits.sizes.groups(node))
 
 
 def _group_norm(edits: OnnxLiterals, node: Node) -> None:

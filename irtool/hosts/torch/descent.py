@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.modes import evaluating
+from irtool.modes import evaluating
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph

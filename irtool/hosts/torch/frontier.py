@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx
 
 from irtool.hosts.torch.interpreter import run_with, steps
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Node, Value
+from irtool.modes import evaluating
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import Node, Value
+from irtool.modes import evaluating
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph

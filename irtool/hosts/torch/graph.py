@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+import operator
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
@@ -11,16 +13,26 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
 from irtool.hosts.torch.channel_select import ChannelSelect
+from irtool.hosts.torch.counting import counted_macs
 from irtool.hosts.torch.descent import TorchDescent
 from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.frontier import TorchFrontier, observe
 from irtool.hosts.torch.gradients import run_backward
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import call, copy_module, look_into, map_tensors, modules_by_path, set_attribute
+from irtool.hosts.torch.hooked import run_hooked
+from irtool.hosts.torch.initialise import initialise
+from irtool.hosts.torch.interpreter import run_with, steps
+from irtool.hosts.torch.modules import call, copy_module, modules_by_path, set_attribute
 from irtool.hosts.torch.purity import is_pure
+from irtool.hosts.torch.randomness import drawing_nodes
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
+from irtool.hosts.torch.resize import complete, resized
+from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.hooks import Compute, Hook
+from irtool.ir.sizes import Sizes
+from irtool.modes import evaluating
+from irtool.nests import look_into, map_tensors, tensors_in
 
 
 class FxGraph(Graph):
@@ -58,6 +70,7 @@ class FxGraph(Graph):
         self.refresh(fix)
 
     trainable: ClassVar[bool] = True
+    arithmetic: ClassVar[torch.dtype] = torch.float64
 
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
@@ -80,6 +93,96 @@ class FxGraph(Graph):
         """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
         with evaluating(self.module), torch.no_grad():
             return self.module(*inputs)
+
+    def run_as(self, inputs: Sequence[Any], dtype: torch.dtype | None = None) -> Any:
+        """Run the program in eval mode without touching its inputs, in `dtype` if that is given; see `Graph.run_as`."""
+        return run_with(self, inputs, dtype=dtype)
+
+    def run_nodes(
+        self, inputs: Sequence[Any], names: Collection[str] | None = None, dtype: torch.dtype | None = None
+    ) -> Generator[tuple[Node, list[torch.Tensor]], None, Any]:
+        """Run the program, and yield each node with the tensors that it gave; see `Graph.run_nodes`."""
+        run = steps(self, inputs, dtype=dtype)
+        while True:
+            try:
+                node, _, value = next(run)
+            except StopIteration as stop:
+                return stop.value
+            if node is not None and (names is None or node.name in names):
+                yield node, tensors_in(value)
+            del value
+
+    def run_hooked(self, inputs: Sequence[Any], hook: Hook, names: Sequence[str] = ()) -> Any:
+        """Run the program with a hook in the place of each node; see `Graph.run_hooked`."""
+        if not names:
+            return run_hooked(self, inputs, hook)
+        found: dict[str, torch.Tensor] = {}
+
+        def noting(node: Node, reads: Mapping[Value, torch.Tensor], compute: Compute) -> list[torch.Tensor]:
+            made = hook(node, reads, compute)
+            found.update({value.name: tensor for value, tensor in zip(node.outputs, made, strict=False) if value.name in names})
+            return made
+
+        run_hooked(self, inputs, noting)
+        return [found[name] for name in names]
+
+    def values(self, inputs: Sequence[Any], names: Sequence[str]) -> list[torch.Tensor]:
+        """Run the program, and return values inside, by name."""
+        found: dict[str, torch.Tensor] = {}
+        for node, tensors in self.run_nodes(inputs):
+            found.update({value.name: tensor for value, tensor in zip(node.outputs, tensors, strict=False) if value.name in names})
+        return [found[name] for name in names]
+
+    def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
+        """What a layer gives for another input."""
+        return self.evaluate(node, {node.input: x})[0]
+
+    def against_model(self, inputs: Sequence[Any]) -> float:
+        """The largest relative difference between the traced model's outputs and the graph's; see `tracing.faithful`."""
+        return against_model(self, inputs)
+
+    def fixed_elsewhere(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The axes whose sizes the trace fixed, though the model takes others; see `tracing.faithful`."""
+        return fixed_elsewhere(self, inputs)
+
+    def widened(self) -> FxGraph:
+        """A copy in float64."""
+        return self.to(torch.float64)
+
+    def evaluating(self) -> AbstractContextManager[Any]:
+        """A block in which the module is in eval mode."""
+        return evaluating(self.module)
+
+    def drawing(self) -> Sequence[Node]:
+        """The nodes that draw random numbers on the example in eval mode."""
+        found = self.analyses.get("random")
+        if found is None:
+            found = self.analyses["random"] = drawing_nodes(self)
+        nodes: list[Node] = found
+        return nodes
+
+    def counted_macs(self, node: Node) -> int | None:
+        """Multiply-accumulates of an operator by torch's counter; None where it does not run on tensors without data."""
+        return counted_macs(self, node)
+
+    def holder(self, node: Node) -> nn.Module | None:
+        """The module that a node calls; None if it calls a function or a method."""
+        if node.host is None or node.host.op != "call_module":
+            return None
+        return self.module.get_submodule(str(node.host.target))
+
+    def initialise(self, seed: int) -> list[str]:
+        """Give every parameter a new first value, in place; see `Graph.initialise`."""
+        return initialise(self, seed)
+
+    def resized(self, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[FxGraph, list[str]]:
+        """A copy for parameters of other shapes, which are on the meta device; see `Graph.resized`."""
+        return resized(self, shapes, sizes)
+
+    def complete(self, source: Graph) -> None:
+        """Fill in what no node reads, and generate the program's code."""
+        assert isinstance(source, FxGraph)
+        complete(source, self)
 
     def clone(self, data: Callable[[torch.Tensor], torch.Tensor] = torch.clone) -> FxGraph:
         """A copy that shares nothing with this graph; `data` maps each parameter and buffer (a dtype change, say)."""
@@ -166,6 +269,13 @@ class FxGraph(Graph):
         """Whether the node is a module or a function: methods take none."""
         return node.host.op in ("call_module", "call_function")
 
+    def takes_own_bias(self, node: Node) -> bool:
+        """Whether the node is a module whose bias no function reads, or a function without one."""
+        bias = node.get("bias")
+        if node.host.op == "call_module":
+            return bias is None or all(self.holder(use) is not None for use in bias.uses)
+        return node.host.op == "call_function" and bias is None and node.op != "MatMul"
+
     def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
         """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
         host: fx.Node = node.host
@@ -180,10 +290,34 @@ class FxGraph(Graph):
         else:  # by name: the weight before it may be given so
             host.kwargs = {**host.kwargs, "bias": bias}
 
-    def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads its first input. `tidied` when done."""
+    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
+        """Put an addition of a parameter between a node and all that read it. `tidied` when done."""
+        while hasattr(self.module, name):
+            name += "_"
+        self.module.register_parameter(name, nn.Parameter(data))
         host: fx.Node = node.host
-        host.replace_all_uses_with(host.all_input_nodes[0])
+        with self.module.graph.inserting_after(host):
+            constant = self.module.graph.get_attr(name)
+        with self.module.graph.inserting_after(constant):
+            total = self.module.graph.call_function(operator.add, (host, constant))
+        host.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+
+    def observe_inputs(self, batch: Batch, nodes: Sequence[Node], seen: Seen) -> None:
+        """Run the program on one batch, and call `seen` with the name and first input of each node, when it is read."""
+        wanted = set(nodes)
+        ordered = [node for node in self.nodes if node in wanted]
+        frontier = TorchFrontier(self, [batch], stops := [Stop(node, [(node.input, node)]) for node in ordered])
+        with frontier.running(), torch.no_grad():
+            for stop in stops:
+                if frontier.usable(stop):
+                    frontier.advance(stop.node)
+                    seen(stop.node.name, frontier.value(0, stop.node.input))
+
+    def bypass(self, node: Node) -> None:
+        """Take out a node: whoever read its output reads the first of its inputs that is no parameter. `tidied` when done."""
+        host: fx.Node = node.host
+        flowing = [used for used in host.all_input_nodes if isinstance(value := self.value_of(used), Value) and not value.is_param]
+        host.replace_all_uses_with((flowing or host.all_input_nodes)[0])
         self.module.graph.erase_node(host)
 
     def is_pure(self, node: Node) -> bool:

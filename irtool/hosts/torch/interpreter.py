@@ -6,13 +6,13 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from irtool.errors import GraphError
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import attribute, call, copy_module, map_tensors
+from irtool.hosts.torch.modules import attribute, call, copy_module
 from irtool.ir.graph import Node
+from irtool.modes import evaluating
+from irtool.nests import cast, map_tensors
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
@@ -25,11 +25,6 @@ has no node of its own (a parameter that is fetched, a size, a member picked out
 def cast_module(module: nn.Module, dtype: torch.dtype) -> Any:
     """A copy of the module with floating parameters and buffers in `dtype`."""
     return copy_module(module, lambda name, tensor: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone())
-
-
-def cast(structure: Any, dtype: torch.dtype) -> Any:
-    """The same nest with its floating tensors in `dtype`."""
-    return map_tensors(structure, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def run_with(graph: FxGraph, inputs: Sequence[Any], hook: Hook | None = None, dtype: torch.dtype | None = None) -> Any:
@@ -50,13 +45,6 @@ def run_with(graph: FxGraph, inputs: Sequence[Any], hook: Hook | None = None, dt
         GraphError: an input is missing, or a node cannot run; the text names the node.
     """
     return drain(steps(graph, inputs, hook, dtype))
-
-
-def seeded(run: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call with random numbers from one seed: operators that draw as many in both runs draw the same ones."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return run(*args, **options)
 
 
 def drain(run: Generator[Any, None, Any]) -> Any:
@@ -158,21 +146,3 @@ class _Frame:
         if host.args:
             return host.args[0]
         raise GraphError("no value for this input", where=host.name, remedy="Pass one for each argument of forward.")
-
-
-def difference(expected: Any, got: Any) -> tuple[float, float]:
-    """Largest absolute difference over all output tensors, and that over the largest absolute expected value; infinite if shapes differ."""
-    worst, scale = 0.0, 0.0
-    first, second = _tensors(expected), _tensors(got)
-    if [a.shape for a in first] != [b.shape for b in second]:
-        return float("inf"), float("inf")
-    for a, b in zip(first, second, strict=True):
-        if a.numel():
-            gap = float((a.double() - b.double()).abs().max())
-            worst = max(worst, gap if gap == gap else float("inf"))
-            scale = max(scale, float(a.double().abs().max()))
-    return worst, worst / scale if scale else worst
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]

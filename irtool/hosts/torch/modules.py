@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -12,19 +11,6 @@ import torch
 from torch import fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
-
-
-def map_tensors(structure: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """Apply `function` to every tensor in a nest of tuples, lists, dicts and dataclasses known to torch's pytree."""
-    if isinstance(structure, torch.Tensor):
-        return function(structure)
-    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, structure)
-
-
-def look_into(example: Any) -> None:
-    """Let torch's pytree see the fields of a dataclass that nobody registered with it, as it sees those of a tuple."""
-    if dataclasses.is_dataclass(example) and not isinstance(example, type) and type(example) not in pytree.SUPPORTED_NODES:
-        pytree.register_dataclass(type(example))
 
 
 def copy_module(module: nn.Module, data: Callable[[str, torch.Tensor], torch.Tensor]) -> Any:

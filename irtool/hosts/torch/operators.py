@@ -7,6 +7,7 @@ overload has a row of its own under `aten.<name>`). An argument after `*` collec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +18,8 @@ from torch import fx, nn
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.tracing.autograd import OwnBackward, recorded_by_element
 from irtool.hosts.torch.tracing.hooks import hooked
+from irtool.ir.graph import Value
+from irtool.ops.opaque import short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ FUNCTIONS: dict[str, Spec] = {
     Softmax | softmax log_softmax softmin _softmax | input dim | same
     Glu | glu | input dim | run
     Cumsum | cumsum cumprod | input dim | same
+    LogCumsumExp | logcumsumexp | input dim | same
     Pool | max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d | input kernel_size stride padding dilation ceil_mode | run
     Pool | adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d | input output_size | adaptive
     Pool | max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices | input kernel_size stride padding dilation ceil_mode | run
@@ -141,8 +145,11 @@ _UNARY_MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.
                   nn.Threshold, nn.Identity, nn.RReLU)  # fmt: skip
 
 MODULES: tuple[tuple[type | tuple[type, ...], Spec], ...] = (
-    (nn.modules.conv._ConvTransposeNd, Spec("ConvTranspose", ("stride", "padding", "output_padding", "groups", "dilation"))),
-    (nn.modules.conv._ConvNd, Spec("Conv", ("stride", "padding", "dilation", "groups"), "conv")),
+    (
+        nn.modules.conv._ConvTransposeNd,
+        Spec("ConvTranspose", ("stride", "padding", "output_padding", "groups", "dilation", "padding_mode")),
+    ),
+    (nn.modules.conv._ConvNd, Spec("Conv", ("stride", "padding", "dilation", "groups", "padding_mode"), "conv")),
     (nn.Linear, Spec("Gemm", (), "linear")),
     (nn.modules.batchnorm._BatchNorm, Spec("BatchNormalization", ("eps",), "same")),
     (nn.modules.instancenorm._InstanceNorm, Spec("InstanceNormalization", ("eps",), "same")),
@@ -268,6 +275,19 @@ _KEYWORDS = frozenset({"and_", "or_", "not_", "is_"})
 def names_a_write(name: str) -> bool:
     """Whether torch's own way of naming says that a function or method writes into its first argument: `add_`."""
     return name.endswith("_") and not name.startswith("__") and name not in _KEYWORDS
+
+
+_AUGMENTED = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split())
+"""What `x += y` and its like call. Tensors have no `@=` that writes."""
+
+
+def target_of_write(callee: str, operands: Mapping[str, Value], attrs: Mapping[str, Any]) -> Value | None:
+    """What a call writes into: `x` of `x.add_(y)`, `x += y` and an activation in place, or `out`; None if it writes nothing."""
+    if "out" in operands:
+        return operands["out"]
+    name = short_name(callee)
+    writes = names_a_write(name) or name in _AUGMENTED or attrs.get("inplace")
+    return next(iter(operands.values()), None) if writes else None
 
 
 def module_callee(module: nn.Module) -> str:

@@ -13,12 +13,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
-from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, look_into, map_tensors, meta, modules_by_path
-from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec
+from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, meta, modules_by_path
+from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec, target_of_write
 from irtool.hosts.torch.shapes import infer_shape
 from irtool.hosts.torch.tracing.counts import counts_of, sizes_of
 from irtool.hosts.torch.tracing.hooks import hooked
 from irtool.ir.graph import Node, Value
+from irtool.nests import look_into, map_tensors
 
 Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
 """Called before a host node is read, with the example values so far."""
@@ -145,7 +146,17 @@ class Reader:
         if spec is not None and "whole" in node.meta:
             spec, name = None, f"{name} (named in leaf=)"
         operands, attrs = self._bind(node, spec, module)
-        view = Node(node.name, spec.op if spec is not None else "Opaque", operands, (), attrs, _location(node), node, name)
+        view = Node(
+            node.name,
+            spec.op if spec is not None else "Opaque",
+            operands,
+            (),
+            attrs,
+            _location(node),
+            node,
+            name,
+            target_of_write(name, operands, attrs),
+        )
         shape = infer_shape(spec, operands, attrs, name)
         if shape is not None and attrs.get("dtype") is None and not _is_complex(operands):
             self.values[node] = made = Value(node.name, shape, next(iter(operands.values())).dtype, view)

@@ -6,17 +6,19 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from irtool.hosts.onnx.write_attrs import Sizes
 from irtool.hosts.torch.arguments import torch_name
-from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import compiled, copy_module, modules_by_path
 from irtool.hosts.torch.views import keep_axes_apart
 from irtool.hosts.torch.write_attrs import Literals
+from irtool.ir.sizes import Sizes
+
+if TYPE_CHECKING:
+    from irtool.hosts.torch.graph import FxGraph
 
 
 def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[FxGraph, list[str]]:
@@ -28,12 +30,12 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
         return torch.empty(shapes.get(name, tuple(tensor.shape)), dtype=tensor.dtype, device="meta")
 
     module = copy_module(graph.module, empty)
-    edits = Literals(graph, module, sizes.shape, sizes.kept)
+    edits = Literals(graph, module, sizes)
     edits.edit()
     notes = keep_axes_apart(graph.nodes, module, sizes.shape)
     for child in modules_by_path(module).values():
         sync_attributes(child)
-    new = FxGraph(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
+    new = type(graph)(module, graph.example_inputs, tracer=graph.tracer, history=graph.history, fix=edits.fix_computed)
     new.notes = tuple(notes)
     if _freeze_scalars(graph, new):
         new.refresh()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,12 +27,14 @@ from irtool.hosts.torch.arguments import (
     unflattened,
     with_sizes,
 )  # fmt: skip
-from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import set_attribute
 from irtool.hosts.torch.tracing.counts import sizes_of
-from irtool.ir.graph import Node, Value
-from irtool.ops.contraction import channel_axis
+from irtool.ir.graph import Node
+from irtool.ir.sizes import Sizes
 from irtool.ops.movement import pad_amounts
+
+if TYPE_CHECKING:
+    from irtool.hosts.torch.graph import FxGraph
 
 Ints = NDArray[np.int64]
 
@@ -43,14 +45,11 @@ class Literals:
     Args:
         graph: the graph before slicing.
         module: a copy of its program, parameters already of their new shapes.
-        sizes: the shape of a value after slicing.
-        kept: for a value and an axis, the positions that stay, or None if all do.
+        left: what slicing leaves of each value.
     """
 
-    def __init__(
-        self, graph: FxGraph, module: fx.GraphModule, sizes: Callable[[Value], tuple[int, ...]], kept: Callable[[Value, int], Ints | None]
-    ) -> None:
-        self.graph, self.module, self.sizes, self.kept = graph, module, sizes, kept
+    def __init__(self, graph: FxGraph, module: fx.GraphModule, left: Sizes) -> None:
+        self.graph, self.module, self.sizes, self.kept, self.groups = graph, module, left.shape, left.kept, left.groups
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self._sized = {node.name: node for node in graph.nodes if _lists_sizes(node)}
         self._originals = {node.name: node for node in graph.module.graph.nodes}
@@ -324,12 +323,11 @@ def _norm_shape(edits: Literals, node: Node) -> None:
 
 
 def _conv(edits: Literals, node: Node) -> None:
-    """A depthwise convolution has as many groups as input channels."""
-    groups, weight = node.attrs.get("groups") or 1, node.get("weight")
-    axis = channel_axis(node, weight) if weight is not None else 1
-    if groups <= 1 or groups != node.input.sizes[axis]:
+    """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
+    groups = node.attrs.get("groups") or 1
+    new, owner, host = edits.groups(node), edits.owner(node), edits.hosts[node.name]
+    if groups <= 1 or new == groups:
         return
-    new, owner, host = edits.sizes(node.input)[axis], edits.owner(node), edits.hosts[node.name]
     if owner is not None:
         owner.groups = new
         return

@@ -21,13 +21,11 @@ from irtool.channels.labels import Labels
 from irtool.ir.graph import Node
 from irtool.ops.context import expand
 from irtool.ops.opaque import short_name
-from irtool.pruning.absorb.bias import calls_of, takes_bias
-from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, gain, has_plain_window, shares, weight_of
+from irtool.ops.properties import LAYERS, SUMS_CHANNELS, WINDOWED
+from irtool.pruning.absorb.bias import calls_of
+from irtool.pruning.absorb.contribution import channel_axis, gain, has_plain_window, shares, weight_of
 from irtool.pruning.absorb.measure import calibrate
 from irtool.pruning.absorb.moments import expectations
-
-_ENDINGS = LAYERS | {"Einsum", "Attention", "LSTM", "GRU", "RNN"}
-"""Operators that sum over channels, where what a removed one adds ends."""
 
 
 @dataclass
@@ -54,19 +52,29 @@ class Absorption:
     averaged: list[str] = field(default_factory=list)
 
 
-def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None = None) -> Absorption:
+def measured_means(labels: Labels, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """The means of what every layer reads that could take up constants, by its name: `absorption` picks those that it needs."""
+    able = [node for node in labels.graph.nodes if node.op in LAYERS and not node.input.is_param and _takes_up(node, labels)]
+    return calibrate(labels, able, batches)
+
+
+def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None = None, *,
+               means: Mapping[str, Tensor] | None = None) -> Absorption:  # fmt: skip
     """Work out, for every convolution and linear layer that loses inputs, what those inputs add on average.
 
     Args:
         labels: the first walk over the original graph.
         keep: whether each label stays, bool, shape (labels,).
         calibration: batches of inputs; where given, means are measured, else batch norm's statistics tell.
+        means: by a layer's name, if they were measured before.
     """
     stays = torch.from_numpy(keep)
     losing = [node for node in labels.graph.nodes if _loses_inputs(node, labels, stays)]
     taking = {node.name: node for node in losing if _takes_up(node, labels)}
-    if calibration is not None:
-        means: Mapping[str, Tensor] = calibrate(labels, taking.values(), calibration)
+    if means is not None:
+        pass
+    elif calibration is not None:
+        means = calibrate(labels, taking.values(), calibration)
     else:
         known = expectations(labels) if taking else {}
         means = {name: known[node.input][0] for name, node in taking.items()}
@@ -84,7 +92,7 @@ def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[An
 def _loses_inputs(node: Node, labels: Labels, keep: Tensor) -> bool:
     """Whether removed channels flow in and end here."""
     summed = node.op == "Reduce" and short_name(node.callee) == "sum" and labels.decisions.get((node.name, "alone"))
-    if (node.op not in _ENDINGS and not summed) or labels.decisions.get((node.name, "depthwise")) or not keep.numel():
+    if (node.op not in SUMS_CHANNELS and not summed) or labels.decisions.get((node.name, "depthwise")) or not keep.numel():
         return False
     flowing = next((value for value in node.inputs if not value.is_param), None)
     if flowing is None:
@@ -105,7 +113,7 @@ def _takes_up(node: Node, labels: Labels) -> bool:
     own = labels.of(node.input)
     plain = own.numel() == own.shape[channel_axis(node, node.input)] and len(labels.parts(node.input)) == 1
     product = node.op == "MatMul" and (len(weight.sizes) != 2 or len(node.inputs) != 2)
-    return plain and not product and has_plain_window(labels.graph, node) and takes_bias(labels.graph, node)
+    return plain and not product and has_plain_window(node)
 
 
 def _removed(node: Node, labels: Labels, keep: Tensor, mean: Tensor | None) -> tuple[Tensor, bool]:
@@ -122,7 +130,7 @@ def _removed(node: Node, labels: Labels, keep: Tensor, mean: Tensor | None) -> t
 
 def _absorb(calls: Sequence[Node], labels: Labels, removed: Sequence[tuple[Tensor, bool]], found: Absorption) -> None:
     """One bias serves all calls of a layer: it gains the mean of what each of them lost, which is all of it where they agree."""
-    first, graph = calls[0], labels.graph
+    first = calls[0]
     means = torch.stack([mean for mean, _ in removed])
     unknown = means.isnan().any(0)
     if bool(unknown.any()):
@@ -130,8 +138,8 @@ def _absorb(calls: Sequence[Node], labels: Labels, removed: Sequence[tuple[Tenso
     means = torch.where(unknown, 0.0, means)
     if not bool(means.any()):
         return
-    counted = [shares(graph, call) for call in calls]
-    gains = torch.stack([gain(graph, call, mean, share) for call, mean, share in zip(calls, means, counted, strict=True)])
+    counted = [shares(call) for call in calls]
+    gains = torch.stack([gain(call, mean, share) for call, mean, share in zip(calls, means, counted, strict=True)])
     found.biases[first.name], found.calls[first.name] = gains.mean(0), tuple(call.name for call in calls)
     for call, mean in zip(calls, means, strict=True):
         axis = channel_axis(call, call.input)

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from irtool.channels.labels import Labels
-from irtool.hosts.torch.graph import FxGraph
-from irtool.ir.graph import G, Graph, Node, Value
+from irtool.ir.graph import G, Graph, Node
 from irtool.pruning.absorb.contribution import channel_axis, outputs, weight_of
 
 
 def calls_of(graph: Graph, node: Node) -> tuple[Node, ...]:
     """All calls of a layer that share one bias, or one place for it; the node alone if its constant is its own."""
-    weight, bias, module = weight_of(node), node.get("bias"), _module(graph, node)
+    weight, bias, module = weight_of(node), node.get("bias"), graph.holder(node)
     assert weight is not None
     if bias is not None and bias.is_param:
         calls = tuple(dict.fromkeys(use for use in weight.uses if use.get("bias") is bias))
         if set(bias.uses) <= set(calls):
             return calls
-    if module is None or not _can_have_own(graph, bias):
+    if module is None or (bias is not None and any(graph.holder(use) is None for use in bias.uses)):
         return (node,)
-    return tuple(dict.fromkeys(use for use in weight.uses if _module(graph, use) is module))
-
-
-def _can_have_own(graph: Graph, bias: Value | None) -> bool:
-    """Whether a module may hold another bias: nothing but modules reads the one that it has."""
-    return bias is None or all(_module(graph, use) is not None for use in bias.uses)
-
-
-def _module(graph: Graph, node: Node) -> nn.Module | None:
-    if not isinstance(graph, FxGraph) or node.host is None or node.host.op != "call_module":
-        return None
-    return graph.module.get_submodule(str(node.host.target))
-
-
-def takes_bias(graph: Graph, node: Node) -> bool:
-    """Whether a constant can be added. In ONNX a bias that is computed leaves no place for it."""
-    bias = node.get("bias")
-    return isinstance(graph, FxGraph) or bias is None or bias.is_param
+    return tuple(dict.fromkeys(use for use in weight.uses if graph.holder(use) is module))
 
 
 def no_gains(labels: Labels, names: Iterable[str]) -> dict[str, Tensor]:
@@ -95,23 +76,8 @@ def _add(graph: Graph, node: Node, gain: Tensor) -> None:
         if set(bias.uses) <= set(calls_of(graph, node)):
             graph.set_param(bias.name, total)
             return
-    replaced = not isinstance(graph, FxGraph) or (_module(graph, node) is not None and _can_have_own(graph, bias))
-    if replaced or (bias is None and node.op != "MatMul" and graph.accepts_bias(node)):
+    if graph.takes_own_bias(node):
         graph.give_bias(node, total, name)
     else:
-        assert isinstance(graph, FxGraph)
-        _add_after(graph, node, gain.to(weight.data), name)
-
-
-def _add_after(graph: FxGraph, node: Node, gain: Tensor, name: str) -> None:
-    """An addition between a layer and all that read its output."""
-    while hasattr(graph.module, name):
-        name += "_"
-    after = len(node.output.sizes) - 1 - channel_axis(node, node.output)
-    graph.module.register_parameter(name, nn.Parameter(gain.reshape([-1] + [1] * after)))
-    host = node.host
-    with graph.module.graph.inserting_after(host):
-        constant = graph.module.graph.get_attr(name)
-    with graph.module.graph.inserting_after(constant):
-        total = graph.module.graph.call_function(operator.add, (host, constant))
-    host.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
+        after = len(node.output.sizes) - 1 - channel_axis(node, node.output)
+        graph.add_constant(node, gain.to(weight.data).reshape([-1] + [1] * after), name)

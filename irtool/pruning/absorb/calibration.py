@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from irtool.channels.labels import Labels
-from irtool.errors import DataError
+from irtool.errors import DataError, GraphError
 from irtool.pruning.absorb.absorb import Absorption, absorption
+from irtool.pruning.plan import Plan
+from irtool.pruning.plan_rewrite import put_constants
+from irtool.pruning.slicing import Rewrite
 
 _REMEDY = "Give a list of batches, each a tensor of the example's sizes (any batch size), or a tuple of the arguments of forward."
 
@@ -23,16 +27,37 @@ def listed(calibration: Any) -> Iterable[Any]:
     return calibration
 
 
+def constants_of_branches(rewrite: Rewrite[Any], plan: Plan, calibration: Iterable[Any] | None, *, drop: bool) -> list[str]:
+    """`put_constants`, with batches from outside.
+
+    Raises:
+        DataError: these are no batches, or the model does not run on one.
+    """
+    if calibration is None or not plan.branches:
+        return put_constants(rewrite, plan, drop=drop)
+    batches = [tuple(batch) if isinstance(batch, tuple | list) else (batch,) for batch in listed(calibration)]
+    with _explained():
+        return put_constants(rewrite, plan, batches, drop=drop)
+
+
 def measured(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None) -> Absorption:
     """`absorption`, with batches from outside.
 
     Raises:
         DataError: these are no batches, or the model does not run on one.
     """
+    if calibration is None:
+        return absorption(labels, keep)
+    with _explained():
+        return absorption(labels, keep, listed(calibration))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a model raises on batches that it does not take, as an error of ours."""
     try:
-        return absorption(labels, keep, None if calibration is None else listed(calibration))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        if calibration is None:
-            raise
-        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, GraphError) as error:
+        said = error.what.removeprefix("cannot run: ") if isinstance(error, GraphError) else str(error).strip()
+        text = (said.splitlines() or [type(error).__name__])[0][:160]
         raise DataError(f"the model does not run on a batch ({text})", where="calibration", remedy=_REMEDY) from error

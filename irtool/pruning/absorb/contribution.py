@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from irtool.hosts.torch.graph import FxGraph
-from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.graph import Node, Value
 from irtool.ops import contraction
 from irtool.ops.contraction import inputs_first
-
-WINDOWED = frozenset({"Conv", "ConvTranspose"})
-LAYERS = WINDOWED | {"Gemm", "MatMul"}
+from irtool.ops.properties import WINDOWED
 
 
 def weight_of(node: Node) -> Value | None:
@@ -33,19 +28,15 @@ def outputs(node: Node) -> int:
     return node.output.sizes[channel_axis(node, node.output)]
 
 
-def has_plain_window(graph: Graph, node: Node) -> bool:
+def has_plain_window(node: Node) -> bool:
     """Whether the attributes say where every tap of a convolution falls: not where ONNX computes padding from the sizes."""
-    if node.op not in WINDOWED or isinstance(graph, FxGraph):
-        return True
-    given = node.host.attrs
-    return node.op == "Conv" or ("output_shape" not in given and given.get("auto_pad", "NOTSET") == "NOTSET")
+    return node.op != "ConvTranspose" or not node.attrs.get("computed_padding", False)
 
 
-def gain(graph: Graph, node: Node, mean: Tensor, share: Tensor) -> Tensor:
+def gain(node: Node, mean: Tensor, share: Tensor) -> Tensor:
     """What each output gains: the sum over inputs and taps of weight times mean, each tap for its share of the positions.
 
     Args:
-        graph: the node's graph.
         node: a convolution or linear layer with a weight that is a parameter.
         mean: of each input channel, float64, shape (I,).
         share: of the output positions, for each tap, as `shares` gives it.
@@ -66,7 +57,7 @@ def gain(graph: Graph, node: Node, mean: Tensor, share: Tensor) -> Tensor:
     return torch.einsum("goi,gi->go", blocks, mean.reshape(groups, -1)).reshape(-1)
 
 
-def shares(graph: Graph, node: Node) -> Tensor:
+def shares(node: Node) -> Tensor:
     """For each tap of a kernel, the share of output positions at which it counts; float64, of the kernel's shape, () without one.
 
     A tap that falls on zero padding adds nothing. In a transposed convolution a stride keeps taps from most positions. At
@@ -76,7 +67,7 @@ def shares(graph: Graph, node: Node) -> Tensor:
     assert value is not None
     kernel = value.sizes[2:] if node.op in WINDOWED else ()
     share = torch.ones(kernel, dtype=torch.float64)
-    if not kernel or wraps(graph, node):
+    if not kernel or wraps(node):
         return share
     transposed = inputs_first(node)
     stride, dilation, padding = (
@@ -113,16 +104,23 @@ def per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
     return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
 
 
-def wraps(graph: Graph, node: Node) -> bool:
+def wraps(node: Node) -> bool:
     """Whether padding repeats the image (reflect, replicate, circular), so that every tap reads a channel everywhere."""
-    if not isinstance(graph, FxGraph) or node.host.op != "call_module":
-        return False
-    return getattr(graph.module.get_submodule(str(node.host.target)), "padding_mode", "zeros") != "zeros"
+    return node.attrs.get("padding_mode", "zeros") != "zeros"
 
 
-def padded(graph: Graph, node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
+def padded(node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
     """A convolution's input with its padding put on, and the padding that is left to do, where that repeats the image; else the input, and None."""
-    if not wraps(graph, node):
+    if not wraps(node):
         return x, None
-    module: Any = cast(FxGraph, graph).module.get_submodule(str(node.host.target))
-    return functional.pad(x, module._reversed_padding_repeated_twice, str(module.padding_mode)), (0,) * (x.dim() - 2)
+    amounts = [amount for both in reversed(_both_ends(node, x.dim() - 2)) for amount in both]
+    return functional.pad(x, amounts, str(node.attrs["padding_mode"])), (0,) * (x.dim() - 2)
+
+
+def _both_ends(node: Node, axes: int) -> list[tuple[int, int]]:
+    """Padding before and after each axis."""
+    before = per_axis(begins(node), axes)
+    if node.attrs.get("padding") != "same":
+        return [(amount, amount) for amount in before]
+    kernel, dilation = node.operands["weight"].sizes[2:], per_axis(attribute(node, "dilation", 1), axes)
+    return [(amount, d * (k - 1) - amount) for amount, d, k in zip(before, dilation, kernel, strict=True)]

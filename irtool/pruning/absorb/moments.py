@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from irtool.channels.labels import Labels
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import computed_values
 from irtool.ops.context import on_axis
 from irtool.ops.contraction import channel_axis, inputs_first
 from irtool.ops.movement import LARGEST, matching_axes
 from irtool.ops.opaque import short_name
+from irtool.ops.properties import ADDITIVE, TELLS_MOMENTS
 from irtool.ops.spec import ELEMENTWISE
 from irtool.ops.writes import written_through
 
@@ -51,7 +49,7 @@ def expectations(labels: Labels, *, constant: bool = False) -> dict[Value, Momen
     graph = labels.graph
     real = expectations(labels) if constant else {}
     found: dict[Value, Moments] = {}
-    with evaluating(graph.module) if isinstance(graph, FxGraph) else nullcontext(), torch.no_grad():
+    with graph.evaluating(), torch.no_grad():
         for node in graph.nodes:
             # A batch norm gives its mean: what its input then is, though constant here, is none of the data's.
             known = [real[node.output]] if real and node.op == "BatchNormalization" else _moments(graph, node, found)
@@ -66,11 +64,7 @@ def _moments(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
     if rule is None or "out" in node.operands or any(0 in value.sizes for value in (*node.inputs, *node.outputs)):
         return ()
     silent = all(bool(found[value][0].isnan().all()) for value in node.inputs if value in found)
-    return () if silent and node.op not in _SPEAKING else rule(graph, node, found) or ()
-
-
-_SPEAKING = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm"})
-"""Operators that tell something of their outputs though nothing is known of their input."""
+    return () if silent and node.op not in TELLS_MOMENTS else rule(graph, node, found) or ()
 
 
 def _fits(moments: Moments, output: Value) -> bool:
@@ -259,14 +253,11 @@ def _reduced(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None
     return _moved(graph, node, found, batch=name == "sum") if name in _KEEPING else None
 
 
-_ADDITIVE = frozenset({"Add", "Sub", "Rsub", "Radd", "Sum"})
-
-
 def _elementwise(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
     if len(node.inputs) == 1:
         return _activated(graph, node, *_of(node.input, found))
     moments = {value: _of(value, found) for value in node.inputs}
-    if node.op not in _ADDITIVE:
+    if node.op not in ADDITIVE:
         return _of_constants(graph, node, moments)
     means = _evaluate(graph, node, {value: mean.clone() for value, (mean, _) in moments.items()})
     if not means:

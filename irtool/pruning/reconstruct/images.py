@@ -154,3 +154,21 @@ def _kind(batch: Batch) -> tuple[Any, ...] | None:
 
 def _joined(batches: Sequence[Batch]) -> Batch:
     return batches[0] if len(batches) == 1 else tuple(map(torch.cat, zip(*batches, strict=True)))
+
+
+def live_bytes(graph: Graph) -> int:
+    """Bytes of the values that are alive together at most, for each image of the example."""
+    last = {value: number for number, node in enumerate(graph.nodes) for value in (*node.inputs, *node.outputs) if not value.is_param}
+    alive = most = 0
+    ends: dict[int, int] = {}
+    for number, node in enumerate(graph.nodes):
+        for value in node.outputs:
+            if value.shape is not None and value.dtype is not None:
+                size = value.dtype.itemsize
+                for length in value.shape:
+                    size *= length
+                alive += size
+                ends[last[value]] = ends.get(last[value], 0) + size
+        most = max(most, alive)
+        alive -= ends.pop(number, 0)
+    return most // max(size_of(graph.example_inputs), 1)

@@ -18,8 +18,9 @@ from torch import Tensor
 from irtool.errors import DataError
 from irtool.ir.frontier import Batch, Frontier
 from irtool.ir.graph import Graph, Node
+from irtool.ops.properties import WINDOWED
 from irtool.progress import Progress, Status, silent
-from irtool.pruning.absorb.contribution import WINDOWED, channel_axis, weight_of
+from irtool.pruning.absorb.contribution import channel_axis, weight_of
 from irtool.pruning.reconstruct.images import size_of
 from irtool.pruning.reconstruct.least_squares import KEPT_ROWS, WIDE, Fit, Regression
 from irtool.pruning.reconstruct.refit import Task, tasks
@@ -142,7 +143,7 @@ class Reconstruction:
                 for place, task in aims[name]:
                     self._samples[task.node.name, number] = self._sample(task, value, size, each, (place << 24) + number)
 
-            self.rewrites[0].labels.graph.observe(batch, set(aims), seen)
+            (self.rewrites[0].origin or self.rewrites[0].labels.graph).observe(batch, set(aims), seen)
 
     def _sample(self, task: Task, value: Tensor, size: int, each: int, seed: int) -> _Sample:
         value = task.aligned(value)
@@ -195,7 +196,7 @@ class Reconstruction:
             places, images, aim = taken.places[::step], taken.images[::step] + first, taken.aim[::step].double()
             first += size_of(batch)
             x = frontier.value(number, node.input)
-            read = inputs_at(self.new, node, x, taken.made, places).double()
+            read = inputs_at(node, x, taken.made, places).double()
             made = torch.einsum("rgi,goi->rgo", read, blocks).flatten(1) + old
             if task.other is None:
                 aim = aim * scale + shift

@@ -14,7 +14,8 @@ from irtool.ir.frontier import Stop
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.ops.contraction import inputs_first
-from irtool.pruning.absorb.contribution import LAYERS, WINDOWED, channel_axis, has_plain_window, weight_of
+from irtool.ops.properties import LAYERS, WINDOWED
+from irtool.pruning.absorb.contribution import channel_axis, has_plain_window, weight_of
 from irtool.pruning.slicing import Rewrite
 
 
@@ -113,7 +114,7 @@ def _unfit(rewrite: Rewrite[Any], graph: Graph, node: Node) -> str | None:
         return "its bias is computed"
     if node.input.is_param or (node.op in ("Gemm", "MatMul") and len(weight.sizes) != 2):
         return "it is no plain layer"
-    if not has_plain_window(graph, node) or rewrite.labels.decisions.get((node.name, "slides")):
+    if not has_plain_window(node) or rewrite.labels.decisions.get((node.name, "slides")):
         return "its window cannot be told"
     return None
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from irtool.ir.graph import Graph, Node
+from irtool.ir.graph import Node
 from irtool.ops.contraction import inputs_first
-from irtool.pruning.absorb.contribution import WINDOWED, attribute, begins, channel_axis, padded, per_axis, weight_of
+from irtool.ops.properties import WINDOWED
+from irtool.pruning.absorb.contribution import attribute, begins, channel_axis, padded, per_axis, weight_of
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ def outputs_at(node: Node, value: Tensor, places: Tensor, kept: Tensor | None = 
     return table if kept is None else table.index_select(1, kept.to(value.device))
 
 
-def inputs_at(graph: Graph, node: Node, x: Tensor, made: tuple[int, ...], places: Tensor) -> Tensor:
+def inputs_at(node: Node, x: Tensor, made: tuple[int, ...], places: Tensor) -> Tensor:
     """What each position of a layer's output is computed from: (rows, groups, inputs of a group times taps).
 
     Args:
-        graph: the node's graph.
         node: a convolution or linear layer.
         x: its input.
         made: the sizes of its output for that input.
@@ -79,7 +79,7 @@ def inputs_at(graph: Graph, node: Node, x: Tensor, made: tuple[int, ...], places
     assert weight is not None
     axes = len(weight.sizes) - 2
     x = x if x.dim() == axes + 2 else x[None]
-    x, start = padded(graph, node, x)
+    x, start = padded(node, x)
     size = torch.Size(made[-axes:]).numel()
     image, inside = places // size, places % size
     flat = torch.zeros(len(places), 1, dtype=torch.int64, device=x.device)

@@ -10,15 +10,17 @@ from typing import Any
 
 import irtool
 from irtool.archive import load
-from irtool.engines import MnnSession, OnnxSession, export_mnn, export_onnx
+from irtool.engines import export_onnx
+from irtool.engines.table import ENGINES, OTHERS, REFERENCE
 from irtool.errors import OptionError
 from irtool.passes import FoldBatchNorm, Prune, RecalibrateBatchNorm, ReduceWidth
+from irtool.pruning.plan import GroupKind, check_choice
 from irtool.pruning.planner import check_options
 from irtool.train import Settings, evaluate, recover
 from irtool.train.sparse import strength_of
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
-from irtool.workflows.chain import Chain, folded_links, masked_links, mnn_link, onnx_link, takes_any_batch
+from irtool.workflows.chain import Chain, engine_link, folded_links, masked_links, onnx_link, takes_any_batch
 from irtool.workflows.compress import FILES
 from irtool.workflows.recipe.kind import Context, Kind, Made, Options
 from irtool.workflows.recipe.quantize import QUANTIZE
@@ -92,25 +94,26 @@ def _reduce_width(context: Context, options: Options) -> Made:
 
 
 def _export(context: Context, options: Options) -> Made:
-    onnx, mnn = (context.folder / FILES[kind] for kind in ("onnx", "mnn"))
+    onnx = context.folder / FILES["onnx"]
     metadata = {
         "irtool.preprocessing": json.dumps(context.data.preprocessing.to_dict()),
         "irtool.classes": json.dumps(list(context.data.classes)),
     }
     export_onnx(context.graph, onnx, opset=options.get("opset", 17), dynamic_batch=takes_any_batch(context.graph), metadata=metadata)
-    export_mnn(onnx, mnn)
-    return Made(context.graph, None, tuple(f"{path.name}: {path.stat().st_size:,} bytes" for path in (onnx, mnn)))
+    files = dict.fromkeys(row.written(onnx) for row in ENGINES.values() if row.installed)
+    return Made(context.graph, None, tuple(f"{path.name}: {path.stat().st_size:,} bytes" for path in files))
 
 
 def _verify(context: Context, options: Options) -> Made:
     folder = context.results["export"]
-    onnx, mnn, inputs = folder / FILES["onnx"], folder / FILES["mnn"], context.inputs()
-    chain = Chain((onnx_link(context.graph, onnx, inputs), mnn_link(onnx, mnn, inputs)))
+    onnx, inputs = folder / FILES["onnx"], context.inputs()
+    made = {row: folder / FILES[row.kind] for row in OTHERS if row.installed}
+    chain = Chain((onnx_link(context.graph, onnx, inputs), *(engine_link(row, onnx, path, inputs) for row, path in made.items())))
     chain.require()
     notes = [f"{link.left} = {link.right}: largest difference {link.max_abs:.1e}" for link in chain.links]
-    for name, session in (("onnxruntime", OnnxSession(onnx)), ("mnn", MnnSession(mnn))):
-        score = evaluate(session.run, context.data, progress=context.progress, task=f"evaluate in {name}")
-        notes.append(f"{name}: {100 * score.accuracy:.2f} % of {score.count:,} test images")
+    for row, path in {REFERENCE: onnx, **made}.items():
+        score = evaluate(row.session(path, None).run, context.data, progress=context.progress, task=f"evaluate in {row.name}")
+        notes.append(f"{row.name}: {100 * score.accuracy:.2f} % of {score.count:,} test images")
     return Made(context.graph, None, tuple(notes))
 
 
@@ -121,6 +124,7 @@ _PLAN = {
     "residual": str,
     "min_channels": int,
     "round_to": int | str,
+    "groups": str,
     "ignore": tuple[str, ...],
     "seed": int,
 }
@@ -145,6 +149,8 @@ def _check_prune(name: str, value: Any) -> None:
         raise OptionError(f"constants {value!r} does not exist", remedy="Choose absorb or drop.")
     defaults = {name: parameter.default for name, parameter in inspect.signature(check_options).parameters.items()}
     usual: dict[str, Any] = {"criterion": "l1", "ratio": 0.5, "scope": "global", "residual": "couple", "min_channels": 1, "round_to": 1}
+    if name == "groups":
+        check_choice("groups", value, typing.get_args(GroupKind))
     if name in defaults:
         check_options(**{**usual, name: value})
 

@@ -19,15 +19,15 @@ def _quantize(context: Context, options: Options) -> Made:
     settings, images = wanted.settings(), Images(context.data.train, wanted.images, context.data.test, labelled=True)
     outcome = quantize_graph(context.graph, images, settings, context.folder, context.progress)
     write_report(context.folder, outcome, images, settings)
-    judged = verdict(outcome, settings, context.folder / f"int8{ENGINES[settings.backend].suffix}")
-    notes = (*outcome.notes, _line(wanted.backend, outcome), *borders(outcome, wanted.backend), judged)
+    judged = verdict(outcome, settings, context.folder / f"int8{ENGINES[settings.engine].suffix}")
+    notes = (*outcome.notes, _line(wanted.engine, outcome), *borders(outcome, wanted.engine), judged)
     return Made(context.graph, outcome.after.accuracy, notes)
 
 
-def _line(backend: str, outcome: Outcome) -> str:
+def _line(engine: str, outcome: Outcome) -> str:
     before, after = outcome.before, outcome.after
     return (
-        f"{backend}: accuracy {100 * before.accuracy:.2f} % in float, {100 * after.accuracy:.2f} % in int8; "
+        f"{engine}: accuracy {100 * before.accuracy:.2f} % in float, {100 * after.accuracy:.2f} % in int8; "
         f"{after.bytes:,} bytes, {after.bytes / before.bytes:.3f} of float; {outcome.ratio:.2f} of float's time"
     )
 

@@ -19,7 +19,7 @@ import irtool
 from irtool.errors import CheckError, IrtoolError, OptionError, PlanError
 from irtool.hosts.onnx.load import from_model
 from irtool.passmanager import Rewritten
-from irtool.pruning.onnx_check import masked_model
+from irtool.pruning.masked import masked_run
 from irtool.pruning.plan_rewrite import find_rewrite
 
 REAL = ["basic_pitch_nmp", "light_densenet121", "light_inception_v1", "light_resnet50", "light_shufflenet", "light_squeezenet", "mtcnn_pnet", "mtcnn_rnet",
@@ -43,7 +43,7 @@ def test_sliced_equals_masked(name: str, scope: str, ratio: float, tmp_path: Pat
     assert irtool.cost(smaller).params < irtool.cost(graph).params
     x = np.random.default_rng(1).normal(size=graph.inputs[0].sizes).astype(np.float32)
     rewrite = find_rewrite(graph, plan)
-    masked = masked_model(graph, rewrite.labels, torch.from_numpy(rewrite.keep))[0].run(torch.from_numpy(x))[0].numpy()
+    masked = masked_run(graph, rewrite.labels, torch.from_numpy(rewrite.keep), (torch.from_numpy(x),), survivors=True).outputs[0].numpy()
     assert relative(masked, in_onnxruntime(tmp_path / "small.onnx", x)[0]) <= 1e-5
     if name != "selected":  # its lowest channels are those that nobody reads
         assert relative(masked, in_onnxruntime(model.SerializeToString(), x)[0]) > 1e-4  # the mask does something

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.modes import in_mode
-from irtool.hosts.torch.modules import map_tensors, modules_by_path
+from irtool.hosts.torch.modules import modules_by_path
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.modes import in_mode
+from irtool.nests import map_tensors
 
 TOLERANCE = 1e-4
 """Relative, in float32: a trace may order sums otherwise than the model (fused attention, say)."""

@@ -15,10 +15,11 @@ from torch.nn.modules import module as every
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from irtool.errors import TraceError
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import map_tensors, modules_by_path
+from irtool.hosts.torch.modules import modules_by_path
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.tracers import NOT_THE_USERS
+from irtool.modes import evaluating
+from irtool.nests import map_tensors
 
 UNTRACEABLE = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
 REFUSED = "Give inputs that the model itself accepts: a tensor, or a tuple of the arguments of forward."

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import attribute, map_tensors
+from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.tracing.compare import Change, apart_from, observed, other_batches, other_images, tolerance
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.modes import evaluating
+from irtool.nests import map_tensors
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import fx, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modes import evaluating
-from irtool.hosts.torch.modules import map_tensors
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.modes import evaluating
+from irtool.nests import map_tensors
 from irtool.tensor_defaults import plain_tensors
 
 

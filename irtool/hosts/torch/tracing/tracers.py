@@ -16,13 +16,14 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
-from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, empty_like, map_tensors, meta, modules_by_path
+from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import module_spec
 from irtool.hosts.torch.tracing.attention import emit_attention
 from irtool.hosts.torch.tracing.autograd import name_in
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, computes_with, hooked, through
 from irtool.hosts.torch.tracing.proxies import ConcreteProxy, Flag, TracedParameter, TracedProxy
 from irtool.hosts.torch.tracing.sandbox import Asides, alike
+from irtool.nests import map_tensors
 
 
 class SymbolicTracer(fx.Tracer):

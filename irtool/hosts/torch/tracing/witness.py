@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.modules import map_tensors
 from irtool.hosts.torch.tracing.compare import apart, apart_from, like_weights, observed, tolerance
 from irtool.hosts.torch.tracing.fixed_sizes import Program, fixed_axes, guard, note_of
+from irtool.nests import map_tensors
 
 _SPECIALISED = frozenset({"concrete", "export"})
 """Tracers that decide by the example's sizes."""

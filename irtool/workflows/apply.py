@@ -15,17 +15,17 @@ from torch.utils import _pytree as pytree
 from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import seeded
 from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_sizes
-from irtool.hosts.torch.modules import attribute, map_tensors
+from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
+from irtool.nests import map_tensors
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_rewrite import find_rewrite
 from irtool.pruning.slicing import Rewrite
-from irtool.tensor_defaults import plain_tensors
+from irtool.tensor_defaults import plain_tensors, seeded
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."
 _RELATIVE = frozenset({"chunk", "tensor_split"})
@@ -63,6 +63,8 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
         )
     if constants not in ("drop", "absorb"):
         raise OptionError(f"constants {constants!r} does not exist", remedy="Choose absorb or drop.")
+    if plan.branches:
+        raise PlanError("the plan takes out what an addition adds, and forward adds it", where=plan.branches[0], remedy=_REMEDY)
     graph = trace(model, example_inputs)
     rewrite = find_rewrite(graph, plan)
     doubtful = _check_program(rewrite, model)

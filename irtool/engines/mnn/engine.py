@@ -1,0 +1,51 @@
+"""MNN's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from onnx import ModelProto
+
+from irtool.engines.engine import Engine, Int8
+from irtool.engines.mnn.account import mnn_account
+from irtool.engines.mnn.export import TOLERANCE, export_mnn
+from irtool.engines.mnn.instructions import missing_instructions
+from irtool.engines.mnn.int8 import export_mnn_int8
+from irtool.engines.mnn.int8_policy import MNN_POLICY
+from irtool.engines.mnn.profile import mnn_profile, mnn_times
+from irtool.engines.mnn.session import MnnSession
+from irtool.quant import Placement, Scheme, Statistics, make_recipe
+
+
+def _write(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
+    return export_mnn_int8(model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits).missed
+
+
+ENGINE = Engine(
+    name="mnn",
+    title="MNN",
+    package="MNN",
+    module="MNN",
+    suffix=".mnn",
+    tolerance=TOLERANCE,
+    session=MnnSession,
+    convert=lambda onnx, path, verify: export_mnn(onnx, path, verify=verify),
+    exact=lambda path: MnnSession(path, exact=True),
+    inside=lambda path, name: MnnSession(path, outputs=[name], exact=True),
+    between=lambda path, threads, first, last: MnnSession(path, threads, inputs=[first], outputs=[last]),
+    probe=lambda path: MnnSession(path, 1, probe=True),
+    times=lambda path, arrays: mnn_times(path, arrays[0]),
+    int8=Int8(
+        policy=MNN_POLICY,
+        scheme=Scheme(activations="int8", symmetric=True),
+        activations=("int8",),
+        # A residual stream is read in float mostly, and rounds less and is faster as the batch norm that it is.
+        lowers=False,
+        several_inputs=False,
+        write=_write,
+        write_weights=lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
+        account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x)),
+        missing=missing_instructions,
+    ),
+)

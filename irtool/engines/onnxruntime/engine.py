@@ -1,0 +1,59 @@
+"""onnxruntime's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from irtool.engines.cpu import lacks_vnni
+from irtool.engines.engine import Engine, Int8
+from irtool.engines.onnxruntime.prepare import prepared
+from irtool.engines.onnxruntime.profile import operator_times
+from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
+from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.hosts.onnx.load import load_onnx
+from irtool.quant import Placement, Scheme, Statistics, make_recipe
+from irtool.quant.boundaries import account
+from irtool.quant.placement import PLAIN
+
+
+def write_qdq(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
+    """Write an int8 ONNX file with QuantizeLinear and DequantizeLinear. Every layer of the placement is in integers."""
+    onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path))
+    return ()
+
+
+def write_weights(source: Path, path: Path, scheme: Scheme) -> None:
+    """Write an ONNX file whose weights alone are integers."""
+    onnx.save(weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path))
+
+
+ENGINE = Engine(
+    name="onnxruntime",
+    title="ONNX",
+    package="onnxruntime",
+    module="onnxruntime",
+    suffix=".onnx",
+    tolerance=1e-4,
+    session=OnnxSession,
+    convert=None,
+    exact=None,
+    inside=lambda path, name: OnnxSession(path, values=[name]),
+    between=None,
+    probe=load_onnx,
+    times=lambda path, arrays: operator_times(path, list(arrays)),
+    int8=Int8(
+        policy=PLAIN,
+        scheme=Scheme(weight_bits=7),
+        activations=("uint8", "int8"),
+        lowers=True,
+        several_inputs=True,
+        write=write_qdq,
+        write_weights=write_weights,
+        account=lambda path, model, placement, x: account(model, placement),
+        missing=lambda: "this CPU has no VNNI instructions, which is where int8 gains" if lacks_vnni() else "",
+    ),
+)

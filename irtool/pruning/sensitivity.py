@@ -1,0 +1,85 @@
+"""Measured sensitivity: what the outputs lack when some of one family's channels are gone and all others are there.
+
+Each family is pruned alone, a few numbers of channels after each other, the least important first; what these channels were on average goes
+into the next layer's bias. It is the table that SPDY (Frantar and Alistarh 2022) and HALP (Shen et al. 2022) choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from irtool.channels.groups import ChannelGroups
+from irtool.errors import ProofError
+from irtool.ir.graph import Graph
+from irtool.progress import Progress, Status, silent
+from irtool.pruning.absorb.absorb import absorption, measured_means
+from irtool.pruning.absorb.bias import add_biases
+from irtool.pruning.criteria import Batches
+from irtool.pruning.reconstruct.distil import distance
+from irtool.pruning.slicing import rewrite
+from irtool.pruning.stacks import Room, Stack
+
+SHARES = (0.125, 0.25, 0.5, 0.75, 0.875, 1.0)
+"""Parts of what may go of a family that are measured."""
+BATCHES = 2
+"""Batches that it is measured on, at most."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one family loses.
+
+    Attributes:
+        units: how many of its units go, from 0 up, shape (levels,).
+        loss: what the outputs lack then, shape (levels,); it never falls.
+    """
+
+    units: NDArray[np.int64]
+    loss: NDArray[np.float64]
+
+
+def sensitivity(groups: ChannelGroups, stacks: Sequence[Stack], room: Room, batches: Batches, progress: Progress = silent) -> list[Curve]:
+    """Measure every family, one after the other."""
+    graph, some = groups.graph, list(batches)[:BATCHES]
+    aims = [_outputs(graph, batch) for batch in some]
+    means = measured_means(groups.labels, some)
+    found = []
+    for number, stack in enumerate(stacks):
+        progress(Status("measure what each family loses", number, len(stacks)))
+        counts, losses = [0], [0.0]
+        for count in _levels(stack, room):
+            keep = np.ones(groups.count, bool)
+            keep[np.concatenate(stack.units[:count])] = False
+            try:
+                made = rewrite(graph, groups.labels, keep[groups.group])
+            except ProofError:
+                break  # it cannot go alone
+            new, biases = made.fill(), absorption(made.labels, made.keep, means=means).biases
+            new = add_biases(new, made.labels, made.keep, biases) if biases else new
+            lost = [float(distance(_outputs(new, batch), aim)) for batch, aim in zip(some, aims, strict=True)]
+            counts.append(count)
+            losses.append(max(sum(lost) / len(lost), losses[-1]))
+        found.append(Curve(np.array(counts), np.array(losses)))
+    progress(Status("measure what each family loses", len(stacks), len(stacks)))
+    return found
+
+
+def _levels(stack: Stack, room: Room) -> list[int]:
+    """Numbers of units that may go and leave widths of the steps asked for: those nearest below the shares."""
+    after = room.level[stack.touched] - stack.drop.cumsum(0)
+    fits = (after >= room.least[stack.touched]).all(1) & (after % room.step[stack.touched] == 0).all(1)
+    counts = np.flatnonzero(fits) + 1
+    wanted = [int(share * counts[-1]) for share in SHARES] if counts.size else []
+    return sorted({int(counts[counts <= count][-1]) for count in wanted if (counts <= count).any()})
+
+
+@torch.no_grad()
+def _outputs(graph: Graph, batch: tuple[Tensor, ...]) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(graph.run(*batch)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -1,0 +1,228 @@
+"""From options and scores to a proven plan: allocate, rewrite, and where the proof fails keep more together."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
+from irtool.errors import PlanError, ProofError
+from irtool.ir.graph import Graph
+from irtool.pruning.allocation import Limits, settle, wanted
+from irtool.pruning.budgeted import Budgeted
+from irtool.pruning.criteria import Batches, Criterion, Scores, check_finite, group_scores
+from irtool.pruning.group_kinds import channels_at_once, whole_groups
+from irtool.pruning.latency import Way
+from irtool.pruning.plan import GroupKind, LayerPlan, Plan
+from irtool.pruning.plan_rewrite import own_groups, place_of, whole_rewrite
+from irtool.pruning.proof import PlaceError
+from irtool.pruning.reasons import reason_of, unseparated
+from irtool.pruning.residual import stream_pins
+from irtool.pruning.sensitivity import sensitivity
+from irtool.pruning.slicing import rewrite
+from irtool.pruning.widths import FINER, in_steps, steps_of
+
+
+@dataclass
+class Solver:
+    """Plans one graph by one set of options.
+
+    Attributes:
+        graph: the graph as the user has it, whose costs shares are taken of.
+        prepared: the graph that is planned on.
+        options: the plan's, without layers.
+        criterion: scores channels, on `batches` if it looks at data.
+    """
+
+    graph: Graph
+    prepared: Graph
+    options: Plan
+    criterion: Criterion
+    batches: Batches
+    widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    """Of each layer's channels, by its place: how many there were before an earlier stage took some."""
+    images: Batches | None = None
+    """What families are measured on, if they are."""
+    pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
+    together: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
+    """Labels that go together so that each channel keeps its place."""
+    wish: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """The groups that the ratio asks for, before any condition."""
+
+    notes: tuple[str, ...] = ()
+    _scored: dict[bytes, Scores] = field(default_factory=dict)
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """The grouped convolutions whose groups go as a whole."""
+        return whole_groups(channel_groups(self.prepared), self.options.groups, self.options.budget, self.options.round_to)
+
+    @cached_property
+    def _budgeted(self) -> Budgeted:
+        images = self.images
+        measure = None if images is None else lambda groups, stacks, room: sensitivity(groups, stacks, room, images)
+        return Budgeted(self.graph, self.options, widths=self.widths, measure=measure)
+
+    def way(self) -> Way:
+        """This solver, as one way to keep to a latency budget."""
+        return Way(self._budgeted, self.solve, self.loss, self.whole)
+
+    def by_kind(self) -> list[Solver]:
+        """This solver, or one for whole groups and one for channels of each where that is left open."""
+        if self.options.groups != "auto" or not self.whole:
+            return [self]
+        kinds: tuple[GroupKind, ...] = ("whole", "even")
+        return [dataclasses.replace(self, options=dataclasses.replace(self.options, groups=kind), _scored={}) for kind in kinds]
+
+    def loss(self) -> float:
+        """What the scores expect to lose by the next allocation, before it is proven."""
+        labels = channel_groups(self.prepared).labels
+        groups = group_channels(labels, pins=stream_pins(labels, self.options.residual) + self._ignored(), whole=self.whole)
+        scores = self._scores(groups)
+        return float(np.nansum(self._weighed(groups, scores)[self._allocate(groups, scores)]))
+
+    def solve(self) -> Plan:
+        """Plan, prove, and where the proof fails fall back: keep places, leave groups whole, couple balanced families, then pin what cannot
+        be proven."""
+        labels = channel_groups(self.prepared).labels
+        base = stream_pins(labels, self.options.residual) + self._ignored()
+        couple, whole = False, self.whole
+        for attempt in range(12):
+            pins = base + self.pins
+            groups = channel_groups(self.prepared)
+            if attempt or pins or whole:
+                groups = group_channels(labels, couple=couple, pins=pins, together=self.together, whole=whole)
+            if (nameless := _nameless(groups)).size:
+                pin = Pin("is balanced with channels that no layer makes", groups.labels.balances[0][0].location)
+                groups = group_channels(labels, couple=couple, pins=[*pins, (nameless, pin)], together=self.together, whole=whole)
+            scores = self._scores(groups)
+            remove = self._allocate(groups, scores)
+            try:
+                done = rewrite(self.prepared, labels, ~remove[groups.group] if groups.count else np.zeros(0, bool))
+            except PlaceError as error:
+                self.together += error.pairs
+                continue
+            except ProofError as error:
+                if whole:
+                    whole = frozenset()
+                    continue
+                if couple or not groups.balances:
+                    self._pin_place(error, groups, remove)
+                couple = True
+                continue
+            if self.options.budget and not self._budgeted.keeps(done.graph):
+                continue
+            made = self._describe(groups, scores, remove)
+            self.graph.analyses["rewrite"] = (made, whole_rewrite(self.graph, made, done))
+            return made
+        if self.options.budget:
+            remedy = "Name the layers that cannot be followed in ignore=, and please report this model."
+            raise PlanError("no choice of channels was proven that keeps to it", where="budget", remedy=remedy)
+        return self._describe(groups, scores, np.zeros(groups.count, bool))
+
+    def _scores(self, groups: ChannelGroups) -> Scores:
+        """One score a group. Those of criteria that see data are kept while the groups are the same."""
+        key = groups.group.tobytes() + groups.pinned.tobytes()
+        if key not in self._scored:
+            self._scored[key] = group_scores(groups, self.criterion, self.options.seed, self.batches)
+            check_finite(groups, self.options.criterion)
+        return self._scored[key]
+
+    def _weighed(self, groups: ChannelGroups, scores: Scores) -> Scores:
+        """Losses that can be added up: norms are means over channels, while criteria that see data score all of a group at once."""
+        return scores * channels_at_once(groups) if self.criterion.reads == "parameters" else scores
+
+    def _allocate(self, groups: ChannelGroups, scores: Scores) -> NDArray[np.bool_]:
+        options = self.options
+        if options.budget:
+            self.wish = self._budgeted.allocate(groups, self._weighed(groups, scores))
+            self.notes = self._budgeted.notes
+            return self.wish
+        listed = np.zeros(groups.count, bool)
+        for found in groups.owned:
+            listed[found] = True
+
+        def settled(ratio: float, steps: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+            # what no layer makes has no place in a plan, and would be back when it is read from a file
+            wish = wanted(groups, scores, ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+            return settle(groups, scores, wish, Limits(options.min_channels, steps))
+
+        self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive) & listed
+        if options.round_to != "auto":
+            return settled(options.ratio, steps_of(groups, options.round_to))
+        remove, finer = in_steps(groups, settled, options.ratio)
+        self.notes = (FINER.format("the ratio"),) if finer else ()
+        return remove
+
+    def _pin_place(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> None:
+        """Leave alone what flows into the node whose proof failed; all of it if the node is not known."""
+        nodes = [
+            node
+            for node in self.prepared.nodes
+            if error.where in (node.location, node.name) or any(v.name == error.where for v in node.outputs)
+        ]
+        values = [value for node in nodes for value in (*node.inputs, *node.outputs)]
+        found = [
+            groups.labels.of(value).reshape(-1).numpy()
+            for value in values
+            if value.shape is not None and (value.is_param or value in groups.labels.values)
+        ]
+        touched = np.concatenate(found) if found else np.zeros(0, np.int64)
+        touched = touched[(touched >= 0) & (touched < groups.group.size)]  # a parameter that nothing labelled has none
+        if not remove[groups.group[touched]].any():
+            touched = np.flatnonzero(remove[groups.group])
+        self.pins.append((touched, Pin(f"no proof: {error.what}", error.where or "graph")))
+
+    def _ignored(self) -> list[tuple[NDArray[np.int64], Pin]]:
+        layers = channel_groups(self.prepared).layers
+        pins = []
+        for name in self.options.ignore:
+            chosen = [
+                layer
+                for layer in layers
+                if layer.node.location == name or layer.node.location.startswith(name + ".") or layer.node.name == name
+            ]
+            if not chosen:
+                self._unknown(name, [layer.node.location for layer in layers])
+            pins += [(layer.labels.numpy(), Pin(f"ignore={name!r}", layer.node.location)) for layer in chosen]
+        return pins
+
+    def _unknown(self, name: str, known: list[str]) -> None:
+        """An ignored name without layers is fine if the module exists, and an error if not."""
+        paths = self.prepared.paths()
+        if name in paths:
+            return
+        near = difflib.get_close_matches(name, known + paths, 3, 0.4)
+        raise PlanError(
+            f"no layer is called {name!r}",
+            where="ignore",
+            remedy=f"Did you mean {', '.join(near)}?" if near else "irtool inspect lists the layers.",
+        )
+
+    def _describe(self, groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]) -> Plan:
+        layers: dict[tuple[str, int], LayerPlan] = {}
+        for layer in groups.layers:
+            if place_of(layer) in layers:
+                continue  # called again, or its weight is another layer's too: the same channels
+            own = own_groups(groups, layer)
+            gone = np.flatnonzero(remove[own])
+            reason = reason_of(groups, scores, layer, asked=bool(self.wish[own].any()), gone=bool(gone.size), options=vars(self.options))
+            layers[place_of(layer)] = LayerPlan(layer.node.location, *place_of(layer), own.size, tuple(gone.tolist()), reason)
+        total = sum(layer.total for layer in layers.values())
+        ratio = sum(len(layer.removed) for layer in layers.values()) / max(total, 1) if self.options.budget else self.options.ratio
+        notes = unseparated(groups, scores, remove) if self.criterion.name == "bn_scale" else ()
+        return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=(*self.notes, *notes))
+
+
+def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
+    """Labels in balanced families that no layer makes (a stored tensor's that is joined to channels). A plan cannot name them, so they
+    must stay, or it would be another one when it is read."""
+    members = np.concatenate([cell for balance in groups.balances for cell in balance.cells] or [np.zeros(0, np.int64)])
+    lost = np.setdiff1d(members, np.concatenate(groups.owned or [members]))
+    return np.flatnonzero(np.isin(groups.group, lost))
