@@ -136,7 +136,8 @@ class Reconstruct(Pass):
             new = rewrite.fill()
         new, found = self._refit([rewrite], new, batches)
         for name, data in statistics(graph).items():
-            new.set_param(name, rewrite.sliced(name, data))
+            if name in new.params:  # else it went with a branch
+                new.set_param(name, rewrite.sliced(name, data))
         used = sum(map(size_of, batches))
         return self._result(new, rewrite, found, [f"no images: refitted on {used} of noise, by the statistics of batch norms"])
 
