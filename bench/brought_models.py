@@ -293,6 +293,10 @@ def build(name: str) -> Brought:
         brought = models()[name]()
     training = brought.model.training
     with torch.no_grad():
+        if name.startswith(("transformers", "monai")):  # as they come, hardly anything of the image reaches the output
+            for module in brought.model.modules():
+                if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         randomise(brought.model)
     brought.model.train(training)
     return brought

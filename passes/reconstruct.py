@@ -132,10 +132,12 @@ class Reconstruct(Pass):
         batches = noise_batches(graph, min(self.limit, IMAGES), CHUNK, int(self.seed), self.memory)
         with uncollected():
             rewrite = find_rewrite(with_statistics_of(graph, batches, self.progress), self.plan)
+            put_constants(rewrite, self.plan, batches)  # behind a batch norm its shift, whatever it is measured on
             new = rewrite.fill()
         new, found = self._refit([rewrite], new, batches)
         for name, data in statistics(graph).items():
-            new.set_param(name, rewrite.sliced(name, data))
+            if name in new.params:  # else it went with a branch
+                new.set_param(name, rewrite.sliced(name, data))
         used = sum(map(size_of, batches))
         return self._result(new, rewrite, found, [f"no images: refitted on {used} of noise, by the statistics of batch norms"])
 

@@ -186,3 +186,12 @@ def test_an_onnx_graph_is_tried_too(tmp_path: Path) -> None:
     assert "without" in plan.notes[-1]
     refitted = irtool.reconstruct(graph, plan, list(x.split(2)))
     assert irtool.cost(refitted).macs <= 0.35 * irtool.cost(graph).macs
+
+
+def test_refitting_without_images_leaves_the_constants() -> None:
+    graph, x = traced(), torch.randn(4, 3, 6, 6)
+    plan = irtool.plan(graph, "l2", budget={"macs": 0.4}, round_to=1, depth=["three_bn"])
+    refitted = irtool.reconstruct(graph, plan, None)
+    told = irtool.prune(graph, plan).params["constant_three_bn"].data
+    torch.testing.assert_close(refitted.params["constant_three_bn"].data, told, rtol=1e-3, atol=1e-3)
+    assert check_refitted(graph, plan, refitted, (x,)).ok

@@ -44,7 +44,9 @@ def norms_of(graph: Graph) -> list[Node]:
 
 
 def can_stand_in(graph: Graph) -> bool:
-    """Whether noise can take the place of images: there are batch norms, and the one input is an image or a row of numbers."""
+    """Whether noise can take the place of images: there are batch norms, the one input is an image or a row of numbers, and all of it runs."""
+    if graph.foreign:
+        return False
     inputs = [value for value in graph.inputs if value.shape is not None]
     return bool(norms_of(graph)) and len(inputs) == len(graph.example_inputs) == 1 and _is_noisy(graph.example_inputs[0])
 
