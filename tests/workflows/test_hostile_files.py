@@ -41,6 +41,7 @@ from image_files import archive, tree
 from PIL import Image
 
 import irtool
+import irtool.cli.verify  # loaded before files are read: what reading imports is looked at by itself
 from irtool.cli.main import run
 from irtool.engines.mnn.session import mnn_module
 from irtool.pruning import Plan
