@@ -79,6 +79,8 @@ def main() -> int:
             rows.append(row)
             if row["mismatches"]:
                 print(f"seed {row['seed']} {row['blocks']}: {row['mismatches'][0][:300]}", flush=True)
+            if len(rows) % 100 == 0:
+                print(f"{len(rows)} nets, {sum(bool(each['mismatches']) for each in rows)} with a mismatch", file=sys.stderr, flush=True)
     found = summary(rows)
     print(f"{'block':24s} {'nets':>6s} {'refused':>8s} {'mismatches':>11s}")
     for name, line in found["blocks"].items():
