@@ -20,16 +20,30 @@ from irtool.quant.boundaries import account
 from irtool.quant.placement import PLAIN
 
 
-def write_qdq(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
+def _write(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
     """Write an int8 ONNX file with QuantizeLinear and DequantizeLinear. Every layer of the placement is in integers."""
     onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path))
     return ()
 
 
-def write_weights(source: Path, path: Path, scheme: Scheme) -> None:
+def _write_weights(source: Path, path: Path, scheme: Scheme) -> None:
     """Write an ONNX file whose weights alone are integers."""
     onnx.save(weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path))
 
+
+QDQ = Int8(
+    policy=PLAIN,
+    # Without VNNI, sums of two products of 8 bits are cut off at 16.
+    scheme=Scheme(weight_bits=7),
+    activations=("uint8", "int8"),
+    lowers=True,
+    several_inputs=True,
+    write=_write,
+    write_weights=_write_weights,
+    account=lambda path, model, placement, x: account(model, placement),
+    missing=lambda: "this CPU has no VNNI instructions, which is where int8 gains" if lacks_vnni() else "",
+)
+"""int8 by QuantizeLinear and DequantizeLinear, for every engine that reads them."""
 
 ENGINE = Engine(
     name="onnxruntime",
@@ -45,15 +59,5 @@ ENGINE = Engine(
     between=None,
     probe=load_onnx,
     times=lambda path, arrays: operator_times(path, list(arrays)),
-    int8=Int8(
-        policy=PLAIN,
-        scheme=Scheme(weight_bits=7),
-        activations=("uint8", "int8"),
-        lowers=True,
-        several_inputs=True,
-        write=write_qdq,
-        write_weights=write_weights,
-        account=lambda path, model, placement, x: account(model, placement),
-        missing=lambda: "this CPU has no VNNI instructions, which is where int8 gains" if lacks_vnni() else "",
-    ),
+    int8=QDQ,
 )
