@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from irtool.errors import BackendError, FileError
+from irtool.errors import BackendError, FileError, OptionError
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,22 @@ def checked(engine: str, specs: Sequence[TensorSpec], arrays: Sequence[np.ndarra
         if 0 in array.shape:
             raise BackendError(f"input {spec.name!r} is empty: {array.shape}", where=engine, remedy="Pass at least one sample.")
     return [np.ascontiguousarray(array).reshape(array.shape) for array in arrays]
+
+
+def run_failed(reason: object, path: Path) -> BackendError:
+    """The error of a session whose engine failed to run the model of a file."""
+    remedy = "Check that the model is meant for these sizes; a batch written into the graph as a number cannot change."
+    return BackendError(f"running failed: {reason}", where=str(path), remedy=remedy)
+
+
+def check_runs(runs: int, where: str) -> None:
+    """Refuse to profile less than one run.
+
+    Raises:
+        OptionError: `runs` below 1.
+    """
+    if runs < 1:
+        raise OptionError(f"runs={runs}", where=where, remedy="Profile at least one run.")
 
 
 def model_file(path: str | os.PathLike[str], kind: str) -> Path:

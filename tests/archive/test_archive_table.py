@@ -150,13 +150,16 @@ def test_no_kind_takes_a_function_a_class_or_a_module() -> None:
     assert all(not name.startswith("_") for names in ATTRIBUTES.values() for name in names)
 
 
-def program_of(graph: irtool.FxGraph) -> None:
-    """Whether a graph is within the tables: as `save` and as `load` ask."""
+def check_tables(graph: irtool.FxGraph) -> None:
+    """A graph is within the tables: as `save` and as `load` ask, and each module that it calls has its row."""
     for node in graph.module.graph.nodes:
         if node.op == "call_function":
             function_name(node.target)
     check_program(graph)
-    encode_modules(graph.module)
+    rows = encode_modules(graph.module)
+    assert {str(node.target) for node in graph.module.graph.nodes if node.op == "call_module"} <= {
+        name for name, row in rows.items() if row
+    }
     Trial(graph.module, graph.example_inputs)
 
 
@@ -164,13 +167,13 @@ def program_of(graph: irtool.FxGraph) -> None:
 def test_the_tables_have_what_the_test_nets_need(name: str) -> None:
     own = OWN.get(name)
     with pytest.raises(NotData, match=own) if own else nullcontext():
-        program_of(structures.graph(name))
+        check_tables(structures.graph(name))
 
 
 @pytest.mark.parametrize("block", sorted(BLOCKS))
 def test_the_tables_have_what_the_random_nets_need(block: str) -> None:
     for seed in range(3):
-        program_of(trace(Recipe("one", 8, (("Plain", 1), (block, seed), ("Plain", 2)), "pooled", seed)))
+        check_tables(trace(Recipe("one", 8, (("Plain", 1), (block, seed), ("Plain", 2)), "pooled", seed)))
 
 
 ZOO = ("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t", "mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf",
@@ -180,4 +183,4 @@ ZOO = ("convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "maxvit_t
 @pytest.mark.parametrize("name", ZOO)
 def test_the_tables_have_what_the_zoo_needs(name: str) -> None:
     options = {"init_weights": False} if name == "googlenet" else {}
-    program_of(irtool.trace(tv.get_model(name, weights=None, **options).eval(), torch.zeros(1, 3, 224, 224)))
+    check_tables(irtool.trace(tv.get_model(name, weights=None, **options).eval(), torch.zeros(1, 3, 224, 224)))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+from macs_clock import MacsClock
 from typer.testing import CliRunner
 
-import irtool
 from irtool.cli.main import app
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import IrtoolError
@@ -87,21 +86,6 @@ def test_compress_keeps_to_a_latency(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "Slower than the original in mnn: 1.20 times its time, 1 thread." in said
     assert report["speed"][0].startswith("Slower than the original in mnn")
     assert list((tmp_path / "cache" / "irtool" / "layer-times").glob("mnn-*.json"))
-
-
-class MacsClock:
-    """Measures multiply-accumulates in place of time."""
-
-    def __init__(self, graph: irtool.Graph, engine: str, threads: int) -> None:
-        self.engine, self.macs = engine, irtool.cost(graph).macs
-
-    def __enter__(self) -> MacsClock:
-        return self
-
-    def __exit__(self, *args: object) -> None: ...
-
-    def compared(self, graph: irtool.Graph) -> SimpleNamespace:
-        return SimpleNamespace(ratios=(1.0, irtool.cost(graph).macs / self.macs))
 
 
 @pytest.mark.parametrize(

@@ -14,32 +14,59 @@ from torch import nn
 import irtool
 from irtool.hosts.onnx.load import from_model
 
+SIDES, COUNT = 4, 8
+PLACES = np.arange(COUNT, dtype=np.float32)
 
-def bins(way: str, sides: int = 4, count: int = 8) -> onnx.ModelProto:
+
+def by_conv(n: Net, x: str) -> str:
+    """YOLOv8's."""
+    x = n.op("Reshape", x, n.const([1, SIDES, COUNT, 64]))
+    x = n.op("Softmax", n.op("Transpose", x, perm=[0, 2, 1, 3]), axis=1)
+    return n.op("Conv", x, n.const(PLACES.reshape(1, COUNT, 1, 1), np.float32))
+
+
+def by_matmul(n: Net, x: str) -> str:
+    """RTMDet's and NanoDet's."""
+    x = n.op("Reshape", n.op("Transpose", x, perm=[0, 2, 3, 1]), n.const([-1, COUNT]))
+    return n.op("MatMul", n.op("Softmax", x, axis=-1), n.const(PLACES.reshape(COUNT, 1), np.float32))
+
+
+def by_vector(n: Net, x: str) -> str:
+    x = n.op("Reshape", n.op("Transpose", x, perm=[0, 2, 3, 1]), n.const([1, 64, SIDES, COUNT]))
+    return n.op("MatMul", n.op("Softmax", x, axis=-1), n.const(PLACES, np.float32))
+
+
+def by_gemm(n: Net, x: str) -> str:
+    x = n.op("Reshape", n.op("Transpose", x, perm=[0, 2, 3, 1]), n.const([-1, COUNT]))
+    return n.op("Gemm", n.op("Softmax", x, axis=-1), n.const(PLACES.reshape(1, COUNT), np.float32), transB=1)
+
+
+def by_einsum(n: Net, x: str) -> str:
+    x = n.op("Softmax", n.op("Reshape", x, n.const([1, SIDES, COUNT, 64])), axis=2)
+    return n.op("Einsum", x, n.const(PLACES, np.float32), equation="bscp,c->bsp")
+
+
+def by_product_and_sum(n: Net, x: str) -> str:
+    """A soft-argmax."""
+    x = n.op("Softmax", n.op("Reshape", x, n.const([1, SIDES, COUNT, 64])), axis=2)
+    return n.op("ReduceSum", n.op("Mul", x, n.const(PLACES.reshape(1, 1, COUNT, 1), np.float32)), n.const([2]), keepdims=0)
+
+
+WAYS = {
+    "conv": by_conv,
+    "matmul": by_matmul,
+    "vector": by_vector,
+    "gemm": by_gemm,
+    "einsum": by_einsum,
+    "sum": by_product_and_sum,
+}
+
+
+def bins(way: str) -> onnx.ModelProto:
     """Box sides as means of distributions over bins."""
     n = Net(17, (1, 3, 8, 8))
-    x = n.conv(n.cbr(n.cbr("x", 3, 12), 12, 12), 12, sides * count, 1)
-    places = np.arange(count, dtype=np.float32)
-    if way == "conv":  # YOLOv8
-        x = n.op("Reshape", x, n.const([1, sides, count, 64]))
-        x = n.op("Softmax", n.op("Transpose", x, perm=[0, 2, 1, 3]), axis=1)
-        x = n.op("Conv", x, n.const(places.reshape(1, count, 1, 1), np.float32))
-    elif way == "matmul":  # RTMDet, NanoDet
-        x = n.op("Reshape", n.op("Transpose", x, perm=[0, 2, 3, 1]), n.const([-1, count]))
-        x = n.op("MatMul", n.op("Softmax", x, axis=-1), n.const(places.reshape(count, 1), np.float32))
-    elif way == "vector":
-        x = n.op("Reshape", n.op("Transpose", x, perm=[0, 2, 3, 1]), n.const([1, 64, sides, count]))
-        x = n.op("MatMul", n.op("Softmax", x, axis=-1), n.const(places, np.float32))
-    elif way == "gemm":
-        x = n.op("Reshape", n.op("Transpose", x, perm=[0, 2, 3, 1]), n.const([-1, count]))
-        x = n.op("Gemm", n.op("Softmax", x, axis=-1), n.const(places.reshape(1, count), np.float32), transB=1)
-    elif way == "einsum":
-        x = n.op("Softmax", n.op("Reshape", x, n.const([1, sides, count, 64])), axis=2)
-        x = n.op("Einsum", x, n.const(places, np.float32), equation="bscp,c->bsp")
-    else:  # a product and a sum: soft-argmax
-        x = n.op("Softmax", n.op("Reshape", x, n.const([1, sides, count, 64])), axis=2)
-        x = n.op("ReduceSum", n.op("Mul", x, n.const(places.reshape(1, 1, count, 1), np.float32)), n.const([2]), keepdims=0)
-    return n.model(n.op("Flatten", x))
+    x = n.conv(n.cbr(n.cbr("x", 3, 12), 12, 12), 12, SIDES * COUNT, 1)
+    return n.model(n.op("Flatten", WAYS[way](n, x)))
 
 
 def disparity() -> onnx.ModelProto:
@@ -50,7 +77,7 @@ def disparity() -> onnx.ModelProto:
     return n.model(n.op("Flatten", n.op("ReduceSum", x, n.const([1]))))
 
 
-@pytest.mark.parametrize("way", ["conv", "matmul", "vector", "gemm", "einsum", "sum"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_bins_of_a_distribution_stay(way: str, ratio: float) -> None:
     graph = from_model(bins(way))

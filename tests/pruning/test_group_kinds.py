@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from macs_clock import MacsClock
 from random_norms import randomise
 from torch import Tensor, nn
 
@@ -220,21 +220,6 @@ def test_an_unknown_kind_is_refused() -> None:
         irtool.plan(graph, groups="half")  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="Choose one of auto, whole, even"):
         irtool.Plan.from_dict({**irtool.plan(graph, "l2").to_dict(), "groups": "half"})
-
-
-class MacsClock:
-    """Measures multiply-accumulates in place of time."""
-
-    def __init__(self, graph: irtool.Graph, engine: str, threads: int) -> None:
-        self.engine, self.macs = engine, irtool.cost(graph).macs
-
-    def __enter__(self) -> MacsClock:
-        return self
-
-    def __exit__(self, *args: object) -> None: ...
-
-    def compared(self, graph: irtool.Graph) -> SimpleNamespace:
-        return SimpleNamespace(ratios=(1.0, irtool.cost(graph).macs / self.macs))
 
 
 @pytest.mark.parametrize("liked", ["whole", "even"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from macs_clock import MostlyMacsClock
 from torch import nn
 
 import irtool
@@ -51,28 +51,10 @@ def test_what_the_table_cannot_reach_may_still_be_fast_enough() -> None:
     assert found.measured <= 0.5 * (1 + TOLERANCE)
 
 
-class Clock:
-    """Measures multiply-accumulates in place of time."""
-
-    def __init__(self, graph: irtool.FxGraph, engine: str, threads: int) -> None:
-        self.engine, self.macs = engine, irtool.cost(graph).macs
-
-    def __enter__(self) -> Clock:
-        return self
-
-    def __exit__(self, *args: object) -> None: ...
-
-    def alone(self) -> float:
-        return 8.0
-
-    def compared(self, graph: irtool.FxGraph) -> Any:
-        return SimpleNamespace(ratios=(1.0, 0.1 + 0.9 * irtool.cost(graph).macs / self.macs))
-
-
 @pytest.fixture
 def graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> irtool.FxGraph:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(latency, "GraphClock", Clock)
+    monkeypatch.setattr(latency, "GraphClock", MostlyMacsClock)
     torch.manual_seed(0)
     widths = (3, 64, 96, 128, 8)
     layers = [layer for a, b in pairwise(widths) for layer in (nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU())]

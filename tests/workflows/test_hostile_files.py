@@ -184,20 +184,20 @@ def refused(found: Report) -> str:
 @pytest.mark.parametrize("name", JSON)
 @pytest.mark.parametrize("reader", [plan, record])
 def test_json(reader: Callable[[str], None], name: str, watch: Watch, scratch: Path, tmp_path: Path) -> None:
-    refused(read(watch, scratch, reader, str(json_file(name, tmp_path / "report.json")), place=tmp_path))
+    assert refused(read(watch, scratch, reader, str(json_file(name, tmp_path / "report.json")), place=tmp_path))
 
 
 @pytest.mark.parametrize("reader", [plan, record, recipe])
 @pytest.mark.parametrize("make", [long_file, pipe])
 def test_what_is_no_text(make: Callable[[Path], Path], reader: Callable[[str], None], watch: Watch, scratch: Path, tmp_path: Path) -> None:
-    refused(read(watch, scratch, reader, str(make(tmp_path / "report.json")), place=tmp_path))
+    assert refused(read(watch, scratch, reader, str(make(tmp_path / "report.json")), place=tmp_path))
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes(name: str, watch: Watch, scratch: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(RECIPES[name])
-    refused(read(watch, scratch, recipe, str(path), place=tmp_path))
+    assert refused(read(watch, scratch, recipe, str(path), place=tmp_path))
 
 
 def test_a_recipe_is_read_without_running_what_it_names(watch: Watch, scratch: Path, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_damaged_models(name: str, watch: Watch, scratch: Path, made: Path, tmp_
 
 @pytest.mark.parametrize("name", ZIPS)
 def test_zips(name: str, watch: Watch, scratch: Path, tmp_path: Path) -> None:
-    refused(read(watch, scratch, images, str(ZIPS[name](tmp_path / "a.zip")), place=tmp_path))
+    assert refused(read(watch, scratch, images, str(ZIPS[name](tmp_path / "a.zip")), place=tmp_path))
 
 
 def test_a_zip_of_many_entries(watch: Watch, scratch: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from irtool.engines.mnn.session import mnn_module
 from irtool.engines.quiet import captured
-from irtool.engines.session import model_file, thread_count
-from irtool.errors import BackendError, OptionError
+from irtool.engines.session import check_runs, model_file, thread_count
+from irtool.errors import BackendError
 
 INTEGER = "DT_INT8"
 """How MNN marks an operator that computes in integers."""
@@ -53,8 +53,7 @@ def mnn_profile(path: str | os.PathLike[str], x: np.ndarray, *, runs: int = 20, 
         FileError: no such file.
         BackendError: MNN is absent, or cannot run the file on such an input.
     """
-    if runs < 1:
-        raise OptionError(f"runs={runs}", where="mnn_profile", remedy="Profile at least one run.")
+    check_runs(runs, "mnn_profile")
     file, mnn = model_file(path, ".mnn"), mnn_module()
     with captured() as said:
         net = mnn.Interpreter(str(file))

@@ -12,7 +12,7 @@ import numpy as np
 
 from irtool.engines.mnn.process import in_child, meaning
 from irtool.engines.quiet import captured
-from irtool.engines.session import TensorSpec, checked, model_file, thread_count
+from irtool.engines.session import TensorSpec, checked, model_file, run_failed, thread_count
 from irtool.errors import BackendError, FileError
 
 
@@ -95,30 +95,23 @@ class MnnSession:
             results, failure = None, ""
             try:
                 results = self._forward(fit)
-            except BackendError as error:
-                failure = error.what
+            except (RuntimeError, ValueError, SystemError, TypeError) as error:
+                failure = str(error)
         if results is None:
-            raise self._failure(f"{failure} ({'; '.join(said.lines[:2])})" if said.lines else failure)
+            raise run_failed(f"{failure} ({'; '.join(said.lines[:2])})" if said.lines else failure, self.path)
         self._planned.add(shapes)
         return results
 
     def _forward(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         expr, variables = self._mnn.expr, []
-        try:
-            for array, layout, kind in zip(arrays, self._formats, self._kinds, strict=True):
-                variable = expr.placeholder(list(array.shape), layout, kind)
-                variable.write(array)
-                variables.append(variable)
-            results = self._module.onForward(variables)
-            if len(results) == len(self._output_names):
-                return [self._array(result) for result in results]
-        except (RuntimeError, ValueError, SystemError, TypeError) as error:
-            raise self._failure(f"running failed: {error}") from error
-        raise self._failure(f"running failed: {len(results)} of {len(self._output_names)} outputs came back")
-
-    def _failure(self, what: str) -> BackendError:
-        remedy = "Check that the model is meant for these sizes; a batch written into the graph as a number cannot change."
-        return BackendError(what, where=str(self.path), remedy=remedy)
+        for array, layout, kind in zip(arrays, self._formats, self._kinds, strict=True):
+            variable = expr.placeholder(list(array.shape), layout, kind)
+            variable.write(array)
+            variables.append(variable)
+        results = self._module.onForward(variables)
+        if len(results) != len(self._output_names):
+            raise RuntimeError(f"{len(results)} of {len(self._output_names)} outputs came back")
+        return [self._array(result) for result in results]
 
     def _array(self, result: Any) -> np.ndarray:
         expr = self._mnn.expr

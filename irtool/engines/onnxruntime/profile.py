@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from irtool.engines.onnxruntime.session import OnnxSession
-from irtool.errors import OptionError
+from irtool.engines.session import check_runs
 
 
 def operator_times(
@@ -32,8 +32,7 @@ def operator_times(
         OptionError: `runs` below 1.
         FileError, BackendError: as `OnnxSession` has them.
     """
-    if runs < 1:
-        raise OptionError(f"runs={runs}", where="operator_times", remedy="Profile at least one run.")
+    check_runs(runs, "operator_times")
     with tempfile.TemporaryDirectory() as folder:
         session = OnnxSession(path, threads, profile=Path(folder) / "profile")
         warm = max(1, runs // 10)

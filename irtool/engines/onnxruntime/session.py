@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from irtool.engines.quiet import captured
-from irtool.engines.session import TensorSpec, checked, model_file, thread_count
+from irtool.engines.session import TensorSpec, checked, model_file, run_failed, thread_count
 from irtool.errors import BackendError, FileError
 from irtool.hosts.onnx.file import check_bounds
 from irtool.hosts.onnx.interpreter import showing
@@ -84,11 +84,7 @@ class OnnxSession:
         try:
             return [np.asarray(output) for output in self._session.run(self._names, feed)]
         except Exception as error:  # as above
-            raise BackendError(
-                f"running failed: {_reason(error)}",
-                where=str(self.path),
-                remedy="Check that the model is meant for these sizes; a batch written into the graph as a number cannot change.",
-            ) from error
+            raise run_failed(_reason(error), self.path) from error
 
     def end_profile(self) -> str:
         """Stop profiling; the path of the JSON file with onnxruntime's events."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from irtool.engines.openvino.session import OpenvinoSession
-from irtool.errors import OptionError
+from irtool.engines.session import check_runs
 
 
 def openvino_times(
@@ -29,8 +29,7 @@ def openvino_times(
         OptionError: `runs` below 1.
         FileError, BackendError: as `OpenvinoSession` has them.
     """
-    if runs < 1:
-        raise OptionError(f"runs={runs}", where="openvino_times", remedy="Profile at least one run.")
+    check_runs(runs, "openvino_times")
     session = OpenvinoSession(path, threads, profile=True)
     for _ in range(max(1, runs // 10)):
         session.run(*inputs)

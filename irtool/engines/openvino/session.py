@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from irtool.engines.quiet import captured
-from irtool.engines.session import TensorSpec, checked, model_file, thread_count
+from irtool.engines.session import TensorSpec, checked, model_file, run_failed, thread_count
 from irtool.errors import BackendError
 from irtool.hosts.onnx.file import check_bounds
 
@@ -79,11 +79,7 @@ class OpenvinoSession:
         try:
             self._request.infer(dict(enumerate(fit)), share_inputs=True)
         except RuntimeError as error:
-            raise BackendError(
-                f"running failed: {_reason(error)}",
-                where=str(self.path),
-                remedy="Check that the model is meant for these sizes; a batch written into the graph as a number cannot change.",
-            ) from error
+            raise run_failed(_reason(error), self.path) from error
         return [np.array(self._request.get_output_tensor(place).data) for place in self._places]
 
     def times(self) -> Mapping[str, float]:

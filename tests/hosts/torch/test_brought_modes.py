@@ -47,7 +47,7 @@ FUNCTIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
-def same_in_both_modes(middle: nn.Module, tracer: str) -> None:
+def check_same_in_both_modes(middle: nn.Module, tracer: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), middle, nn.Conv2d(8, 4, 1)).eval()
     graph = irtool.trace(model, X)
@@ -67,13 +67,13 @@ def same_in_both_modes(middle: nn.Module, tracer: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_follow_the_mode(name: str, tracer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "ATTEMPTS", ((tracer, tracer != "export"),))
-    same_in_both_modes(LAYERS[name](), tracer)
+    check_same_in_both_modes(LAYERS[name](), tracer)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_follow_the_mode_after_an_export(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "ATTEMPTS", (("export", False),))
-    same_in_both_modes(Own(FUNCTIONS[name]), "export")
+    check_same_in_both_modes(Own(FUNCTIONS[name]), "export")
 
 
 def test_a_branch_on_the_mode_is_noted_after_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
