@@ -51,7 +51,7 @@ def work(model: nn.Module, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     folded = irtool.Pipeline([irtool.FoldConstants(), irtool.RemoveIdentity(), irtool.DeadCode()])(irtool.fold_batchnorm(smaller)).graph
     wide = smaller.to(torch.float64)
     assert irtool.compare(wide, irtool.fold_batchnorm(wide), X.double(), dtype=torch.float64).relative < 1e-9
-    assert irtool.compare(smaller, folded, X, dtype=torch.float64).relative < 1e-6  # folded weights are stored in float32
+    assert irtool.compare(smaller, folded, X, dtype=torch.float64).relative < 1e-7  # exact above; here folded weights round to float32
     assert irtool.cost(folded).macs < irtool.cost(graph).macs
     irtool.diff(graph, folded)
     irtool.channel_groups(folded)
