@@ -102,10 +102,12 @@ def test_files_that_are_none_are_told(engine: Engine, file: Path, tmp_path: Path
     (tmp_path / f"cut{engine.suffix}").write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     (tmp_path / f"text{engine.suffix}").write_text("a model? no.")
     for name in ("missing", "empty", "cut", "text"):
-        with pytest.raises(IrtoolError) as told:
-            engine.session(tmp_path / f"{name}{engine.suffix}", 1)
-        assert "\n" not in str(told.value)
-        assert told.value.remedy
+        for look in (engine.probe, lambda path: engine.session(path, 1)):
+            with pytest.raises(IrtoolError) as told:
+                look(tmp_path / f"{name}{engine.suffix}")
+            assert "\n" not in str(told.value)
+            assert "Error" not in str(told.value)  # an exception's name is for those who read the source
+            assert told.value.remedy
     with pytest.raises(FileError, match=r"[Nn]o such file"):
         engine.probe(tmp_path / f"missing{engine.suffix}")
 

@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def convert(arguments: str) -> None:
@@ -46,10 +47,16 @@ def run(model: str, inputs: str | None = None, outputs: str | None = None) -> No
     import MNN.expr as expr
     import numpy as np
 
-    info = MNN.nn.load_module_from_file(model, [], []).get_info()
+    def load(*ends: list[str], **options: Any) -> Any:
+        try:
+            return MNN.nn.load_module_from_file(model, *ends, **options)
+        except (RuntimeError, SystemError, ValueError):  # a SystemError says no more than that there was another error
+            sys.exit("not an MNN model, or a truncated one")
+
+    info = load([], []).get_info()
     runtime = MNN.nn.create_runtime_manager(({"numThread": 1},))  # the default has four threads, which wait by spinning
     runtime.set_hint(3, 1)  # WINOGRAD_MEMORY_LEVEL: small tiles, which round less; whether the file is right is the question here
-    module = MNN.nn.load_module_from_file(model, info["inputNames"], info["outputNames"], runtime_manager=runtime)
+    module = load(info["inputNames"], info["outputNames"], runtime_manager=runtime)
     given = np.load(inputs) if inputs else {}
     arrays = []
     for index, held in enumerate(info["inputs"]):

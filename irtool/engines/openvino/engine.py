@@ -5,7 +5,8 @@ from __future__ import annotations
 from irtool.engines.engine import Engine
 from irtool.engines.onnxruntime.engine import QDQ
 from irtool.engines.openvino.profile import openvino_times
-from irtool.engines.openvino.session import OpenvinoSession, probe
+from irtool.engines.openvino.session import OpenvinoSession
+from irtool.hosts.onnx.load import load_onnx
 
 ENGINE = Engine(
     name="openvino",
@@ -19,7 +20,7 @@ ENGINE = Engine(
     exact=None,
     inside=lambda path, name: OpenvinoSession(path, value=name),
     between=None,
-    probe=probe,
+    probe=load_onnx,
     times=openvino_times,
     int8=QDQ,
 )

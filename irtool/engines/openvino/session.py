@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,15 +118,6 @@ def _untold() -> Iterator[None]:
     finally:
         del sys.modules[_TELEMETRY]
         sys.modules.update(held)
-
-
-def probe(path: Path) -> None:
-    """Read a file from elsewhere, and refuse it if it is no model of bounded size.
-
-    Raises:
-        FileError: it is not.
-    """
-    check_bounds(model_file(path, ".onnx"))
 
 
 def _name(port: Any, number: int, what: str) -> str:
