@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +24,7 @@ from irtool.pruning.budget import LATENCY, Targets, costs_of
 from irtool.pruning.criteria import Scores
 from irtool.pruning.greedy import Outcome, allocate
 from irtool.pruning.measured import allocate_measured
+from irtool.pruning.names import fits
 from irtool.pruning.plan import Allocator, Plan, check_choice
 from irtool.pruning.plan_rewrite import place_of
 from irtool.pruning.sensitivity import Curve
@@ -174,7 +174,7 @@ class Budgeted:
         names = [layer.node.location for layer in groups.layers]
         found: dict[int, float] = {}
         for pattern, share in self.options.limits.items():
-            fitting = [number for number, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")]
+            fitting = [number for number, name in enumerate(names) if fits(name, pattern)]
             if not fitting:
                 raise PlanError(f"no layer fits {pattern!r}", where="limits", remedy="irtool inspect lists the layers.")
             for number in fitting:

@@ -7,7 +7,6 @@ Losses that scores expect do not tell: refitting makes up for most of what one w
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from irtool.ir.graph import Graph
 from irtool.progress import Progress, Status, silent
 from irtool.pruning.absorb.bias import add_to_biases
 from irtool.pruning.branches import Branch, branches, chosen_branches, cut, mean_outputs, set_constants
+from irtool.pruning.names import fits, is_at
 from irtool.pruning.plan import Plan, Residual, check_names
 from irtool.pruning.plan_rewrite import find_rewrite, put_constants
 from irtool.pruning.reconstruct.distil import distance
@@ -166,9 +166,9 @@ def _has_streams(graph: Graph) -> bool:
 
 def _held_by(branch: Branch, options: Plan) -> bool:
     """Whether a layer of the branch is to stay: ignored, or with a limit to what it may lose."""
-    names = (*options.ignore, *options.limits)
     inside = (*branch.layers, *branch.nodes)
-    return any(part == name or part.startswith(f"{name}.") or fnmatch.fnmatchcase(part, name) for name in names for part in inside)
+    ignored = any(is_at(part, name) for name in options.ignore for part in inside)
+    return ignored or any(fits(part, pattern) for pattern in options.limits for part in inside)
 
 
 def check_depth(graph: Graph, depth: bool | Sequence[str], options: Plan, data: Any) -> tuple[str, ...]:

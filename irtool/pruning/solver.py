@@ -19,6 +19,7 @@ from irtool.pruning.budgeted import Budgeted
 from irtool.pruning.criteria import Batches, Criterion, Scores, check_finite, group_scores
 from irtool.pruning.group_kinds import channels_at_once, whole_groups
 from irtool.pruning.latency import Way
+from irtool.pruning.names import names
 from irtool.pruning.plan import GroupKind, LayerPlan, Plan
 from irtool.pruning.plan_rewrite import own_groups, place_of, whole_rewrite
 from irtool.pruning.proof import PlaceError
@@ -183,11 +184,7 @@ class Solver:
         layers = channel_groups(self.prepared).layers
         pins = []
         for name in self.options.ignore:
-            chosen = [
-                layer
-                for layer in layers
-                if layer.node.location == name or layer.node.location.startswith(name + ".") or layer.node.name == name
-            ]
+            chosen = [layer for layer in layers if names(name, layer.node)]
             if not chosen:
                 self._unknown(name, [layer.node.location for layer in layers])
             pins += [(layer.labels.numpy(), Pin(f"ignore={name!r}", layer.node.location)) for layer in chosen]

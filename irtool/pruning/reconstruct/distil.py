@@ -23,6 +23,7 @@ from irtool.ir.descent import Descent
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
 from irtool.progress import Progress, Status, silent
+from irtool.pruning.names import is_at
 
 HELD_BACK = 8
 """One batch in so many is not trained on."""
@@ -57,7 +58,7 @@ class Distillation:
 
     def run(self) -> str:
         """Distil, and say what came of it."""
-        names = [name for name in self.new.params if not any(name == path or name.startswith(f"{path}.") for path in self.ignore)]
+        names = [name for name in self.new.params if not any(is_at(name, path) for path in self.ignore)]
         descent = self.new.descent(names)
         if descent is None:
             return "not distilled: the graph has no gradients"

@@ -16,6 +16,7 @@ from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import LAYERS, WINDOWED
 from irtool.pruning.absorb.contribution import channel_axis, has_plain_window, weight_of
+from irtool.pruning.names import names
 from irtool.pruning.slicing import Rewrite
 
 
@@ -92,7 +93,7 @@ class _UnclearError(Exception):
 def _ignored(graph: Graph, ignore: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for name in ignore:
-        chosen = {n.name for n in graph.nodes if n.location == name or n.location.startswith(f"{name}.") or n.name == name}
+        chosen = {node.name for node in graph.nodes if names(name, node)}
         if not chosen and name not in graph.paths():
             raise LayerError(f"no layer is called {name!r}", where="ignore", remedy="irtool inspect lists the layers.")
         found |= chosen
