@@ -36,3 +36,8 @@ def doubled(structure: Any) -> Any:
 def tensors_in(structure: Any) -> list[torch.Tensor]:
     """The tensors of a nest, in order."""
     return [leaf for leaf in pytree.tree_leaves(structure) if isinstance(leaf, torch.Tensor)]
+
+
+def floats_in(structure: Any) -> list[torch.Tensor]:
+    """The floating tensors of a nest, in order."""
+    return [tensor for tensor in tensors_in(structure) if tensor.is_floating_point()]

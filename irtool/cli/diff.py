@@ -8,7 +8,6 @@ from typing import Annotated
 
 import torch
 import typer
-from torch.utils import _pytree as pytree
 
 from irtool.analysis.diff.diff import diff as graph_diff
 from irtool.atomic_files import replacing
@@ -16,6 +15,7 @@ from irtool.cli import options
 from irtool.errors import IrtoolError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
+from irtool.nests import tensors_in
 from irtool.workflows.model_inputs import input_shapes
 from irtool.workflows.models import graph_of, saved_model
 
@@ -50,7 +50,7 @@ def _graphs(a: tuple[str, Path | None], b: tuple[str, Path | None], shapes: list
     found: list[Graph | None] = [graph_of(model, weights, shapes, sound=False) if saved_model(model) else None for model, weights in (a, b)]
     known = next((graph for graph in found if graph is not None), None)
     if known is not None and not shapes:
-        shapes = [tuple(leaf.shape) for leaf in pytree.tree_leaves(known.example_inputs) if isinstance(leaf, torch.Tensor)]
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(known.example_inputs)]
     return [graph or graph_of(model, weights, shapes, sound=False) for graph, (model, weights) in zip(found, (a, b), strict=True)]
 
 

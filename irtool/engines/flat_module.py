@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import BackendError
+from irtool.nests import tensors_in
 
 # The name under which FlatModule holds the user's module. Exporters write it into every name; `onnx_tidy` takes it out.
 INNER = "irtool_inner"
@@ -52,7 +53,7 @@ def resolve(source: Source | nn.Module, example_inputs: Any = None) -> tuple[nn.
         example_inputs = None if isinstance(source, nn.Module) else source.example_inputs
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    if not example_inputs or not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tuple(example_inputs))):
+    if not example_inputs or not tensors_in(tuple(example_inputs)):
         raise BackendError(
             "no example input tensor to run the module on",
             where=type(module).__name__,
@@ -110,7 +111,7 @@ class FlatModule(nn.Module):
 
 def tensors_of(result: Any) -> list[torch.Tensor]:
     """The tensors in a nested result, in the order of `result_names`."""
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    return tensors_in(result)
 
 
 def result_names(result: Any) -> list[str]:

@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from irtool.analysis.cost import cost
 from irtool.errors import DataError, PlanError
@@ -28,7 +25,7 @@ from irtool.pruning.branches import Branch, branches, chosen_branches, cut, mean
 from irtool.pruning.names import fits, is_at
 from irtool.pruning.plan import Plan, Residual, check_names
 from irtool.pruning.plan_rewrite import find_rewrite, put_constants
-from irtool.pruning.reconstruct.distil import distance
+from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Reconstruction
 
@@ -63,7 +60,7 @@ class Choice:
     tried: list[tuple[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._aims = [_outputs(self.graph, batch) for batch in self.held]
+        self._aims = Aims.of(self.graph, self.held)
 
     @classmethod
     def on(cls, graph: Graph, data: Any, solve: Callable[[Plan, Sequence[Batch]], Plan], progress: Progress) -> Choice | None:
@@ -121,7 +118,7 @@ class Choice:
         for branch in found:
             left = cut(self.graph, [branch.name])
             set_constants(left, [branch], means)
-            rank[branch.name] = self._apart(left) / max(branch.macs, 1)
+            rank[branch.name] = self._aims.distance(left) / max(branch.macs, 1)
         return sorted(found, key=lambda branch: rank[branch.name])
 
     def distance(self, options: Plan, name: str) -> float:
@@ -135,15 +132,10 @@ class Choice:
         put_constants(rewrite, plan, self.shown)
         new = rewrite.fill()
         gains = Reconstruction([rewrite], new, self.shown).run().gains
-        lost = self._apart(add_to_biases(new, gains) if gains else new)
+        lost = self._aims.distance(add_to_biases(new, gains) if gains else new)
         self.graph.analyses.pop("prepared", None)  # a copy of the program each, of an ONNX file's weights too
         self.tried.append((name, lost))
         return lost
-
-    @torch.no_grad()
-    def _apart(self, new: Graph) -> float:
-        parts = [float(distance(_outputs(new, batch), aim)) for batch, aim in zip(self.held, self._aims, strict=True)]
-        return sum(parts) / len(parts)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -152,11 +144,6 @@ class Choice:
             return ()
         listed = ", ".join(f"{name} {lost:.3g}" for name, lost in self.tried)
         return (f"tried, by what the refitted outputs lack on images held back: {listed}",)
-
-
-def _outputs(graph: Graph, batch: Batch) -> list[Tensor]:
-    found = pytree.tree_leaves(graph.run(*batch))
-    return [leaf.detach() for leaf in found if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _has_streams(graph: Graph) -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from irtool.channels.groups import ChannelGroups
 from irtool.channels.labels import Labels
 from irtool.errors import DataError
 from irtool.ir.graph import Node, Value
+from irtool.nests import floats_in
 from irtool.ops.context import varying
 from irtool.ops.opaque import short_name
 from irtool.ops.properties import SUMS_CHANNELS
@@ -106,7 +106,7 @@ def sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor | None:
     `sum z * y / (s * sqrt(n))` with z drawn from N(0, 1), s the standard deviation of that output over the batch and n its entries
     for one image, so that the squared gradient's mean is that of a squared error in units of s. Summed over images.
     """
-    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad]
+    tensors = [output for output in floats_in(outputs) if output.requires_grad]
     if not tensors:
         return None
     if len(tensors) == 1 and tensors[0].dim() == 2 and tensors[0].shape[1] > 1:

@@ -10,19 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from irtool.channels.groups import ChannelGroups
 from irtool.errors import ProofError
-from irtool.ir.graph import Graph
 from irtool.progress import Progress, Status, silent
 from irtool.pruning.absorb.absorb import absorption, measured_means
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.criteria import Batches
-from irtool.pruning.reconstruct.distil import distance
+from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.slicing import rewrite
 from irtool.pruning.stacks import Room, Stack
 
@@ -48,7 +44,7 @@ class Curve:
 def sensitivity(groups: ChannelGroups, stacks: Sequence[Stack], room: Room, batches: Batches, progress: Progress = silent) -> list[Curve]:
     """Measure every family, one after the other."""
     graph, some = groups.graph, list(batches)[:BATCHES]
-    aims = [_outputs(graph, batch) for batch in some]
+    aims = Aims.of(graph, some)
     means = measured_means(groups.labels, some)
     found = []
     for number, stack in enumerate(stacks):
@@ -63,9 +59,8 @@ def sensitivity(groups: ChannelGroups, stacks: Sequence[Stack], room: Room, batc
                 break  # it cannot go alone
             new, biases = made.fill(), absorption(made.labels, made.keep, means=means).biases
             new = add_biases(new, made.labels, made.keep, biases) if biases else new
-            lost = [float(distance(_outputs(new, batch), aim)) for batch, aim in zip(some, aims, strict=True)]
             counts.append(count)
-            losses.append(max(sum(lost) / len(lost), losses[-1]))
+            losses.append(max(aims.distance(new), losses[-1]))
         found.append(Curve(np.array(counts), np.array(losses)))
     progress(Status("measure what each family loses", len(stacks), len(stacks)))
     return found
@@ -78,8 +73,3 @@ def _levels(stack: Stack, room: Room) -> list[int]:
     counts = np.flatnonzero(fits) + 1
     wanted = [int(share * counts[-1]) for share in SHARES] if counts.size else []
     return sorted({int(counts[counts <= count][-1]) for count in wanted if (counts <= count).any()})
-
-
-@torch.no_grad()
-def _outputs(graph: Graph, batch: tuple[Tensor, ...]) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(graph.run(*batch)) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

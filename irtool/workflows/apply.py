@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
@@ -19,7 +18,7 @@ from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_s
 from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
-from irtool.nests import map_tensors
+from irtool.nests import map_tensors, tensors_in
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.plan import Plan
@@ -251,7 +250,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _leaves(result: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return tensors_in(result)
 
 
 def _copied(inputs: Sequence[Any]) -> Any:

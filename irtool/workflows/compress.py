@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils import _pytree as pytree
 
 from irtool.analysis.cost import cost
 from irtool.archive import save
@@ -19,7 +18,7 @@ from irtool.engines.table import ENGINES, REFERENCE
 from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import G, Graph
-from irtool.nests import map_tensors
+from irtool.nests import map_tensors, tensors_in
 from irtool.passes import FoldBatchNorm
 from irtool.passmanager import PassResult
 from irtool.progress import Reporter
@@ -292,7 +291,7 @@ def _single(graph: Graph) -> list[Any]:
         graph.run(*one)
     except (RuntimeError, ValueError, AssertionError, GraphError):
         one = graph.example_inputs
-    return [leaf.numpy() for leaf in pytree.tree_leaves(one) if isinstance(leaf, torch.Tensor)]
+    return [tensor.numpy() for tensor in tensors_in(one)]
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from irtool.errors import IrtoolError
 from irtool.hosts.onnx.file import write_draft
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.interpreter import steps
+from irtool.nests import tensors_in
 from irtool.ops.properties import HAS_WEIGHT
 
 
@@ -35,7 +36,7 @@ def first_in_onnx(graph: FxGraph, path: Path, inputs: tuple[Any, ...], tolerance
         if node is None or weight is None or weight.name not in makers:
             continue
         got = exposed.get(makers[weight.name])
-        expected = next(leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)).detach().cpu().numpy()
+        expected = tensors_in(value)[0].detach().cpu().numpy()
         if got is not None and got.shape == expected.shape and relative_error(got, expected) > tolerance:
             return node.location
     return ""

@@ -9,15 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
-
 from irtool.analysis.cost import cost
-from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
-from irtool.pruning.reconstruct.distil import distance
-from irtool.pruning.reconstruct.images import size_of
+from irtool.pruning.reconstruct.distance import Aims
 from irtool.workflows.compress_settings import Settings
 
 T = TypeVar("T")
@@ -33,35 +27,6 @@ FEWEST = 1024
 
 
 @dataclass(frozen=True)
-class Held:
-    """Images that were held back, and what the original gives for them."""
-
-    batches: list[Batch]
-    aims: list[list[Tensor]]
-
-    @classmethod
-    def of(cls, graph: Graph, batches: list[Batch]) -> Held:
-        """Run the original."""
-        return cls(batches, [_outputs(graph, batch) for batch in batches])
-
-    @property
-    def count(self) -> int:
-        """How many images."""
-        return sum(map(size_of, self.batches))
-
-    def distance(self, graph: Graph) -> float:
-        """How far a graph's outputs are from the original's; see `irtool.pruning.reconstruct.distil.distance`."""
-        parts = [float(distance(_outputs(graph, batch), aim)) * size_of(batch) for batch, aim in zip(self.batches, self.aims, strict=True)]
-        return sum(parts) / max(self.count, 1)
-
-
-@torch.no_grad()
-def _outputs(graph: Graph, batch: Batch) -> list[Tensor]:
-    found = pytree.tree_leaves(graph.run(*batch))
-    return [leaf.detach() for leaf in found if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-@dataclass(frozen=True)
 class Kept(Generic[T]):
     """The better of two results, and the sentence about it."""
 
@@ -69,7 +34,7 @@ class Kept(Generic[T]):
     note: str
 
 
-def better(held: Held, name: str, before: T, after: T, graph_of: Callable[[T], Graph]) -> Kept[T]:
+def better(held: Aims, name: str, before: T, after: T, graph_of: Callable[[T], Graph]) -> Kept[T]:
     """Return the result that is nearer to the original on the images held back; the simpler one where they are equal, or not finite."""
     old, new = held.distance(graph_of(before)), held.distance(graph_of(after))
     what = f"distance of the outputs on {held.count} images held back {old:.4g} -> {new:.4g}"

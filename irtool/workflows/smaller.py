@@ -22,13 +22,14 @@ from irtool.progress import Reporter
 from irtool.pruning import CRITERIA, Plan
 from irtool.pruning.batches import default_criterion
 from irtool.pruning.budget import LATENCY, costs_of
+from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.stand_in import can_stand_in
 from irtool.train import Data
 from irtool.train.data.dataset import balanced
 from irtool.train.data.split import Part
 from irtool.workflows.chain import fitting_inputs
 from irtool.workflows.compress_settings import Settings
-from irtool.workflows.gains import HELD_BACK, Held, better, distilled_on, stages_of
+from irtool.workflows.gains import HELD_BACK, better, distilled_on, stages_of
 from irtool.workflows.search import Found, search
 
 SEEN = 512
@@ -89,7 +90,7 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
         if measured is None or not {**settings.plan, **wish}.get("budget"):
             plan = planned(wish, stages)
             return plan, pruned(plan, times)
-        held = Held.of(graph, _batches(graph, measured))
+        held = Aims.of(graph, _batches(graph, measured))
         tried = [(plan, pruned(plan)) for plan in (planned(wish, 1), planned(wish, stages))]
         kept = better(held, f"planning in {stages} stages", tried[0], tried[1], lambda made: made[1].graph)
         plan, done = kept.result

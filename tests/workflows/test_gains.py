@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import irtool
+from irtool.pruning.reconstruct.distance import Aims
 from irtool.train import load_data
 from irtool.workflows.compress_settings import Settings
-from irtool.workflows.gains import STAGES, Held, better, distilled_on, stages_of
+from irtool.workflows.gains import STAGES, better, distilled_on, stages_of
 from irtool.workflows.search import Bound
 from irtool.workflows.smaller import _apart
 
@@ -29,7 +30,7 @@ def scaled(factor: float) -> irtool.FxGraph:
 
 @pytest.mark.parametrize(("before", "after", "kept"), [(2.0, 1.1, 1.1), (1.1, 2.0, 1.1), (1.2, 1.2, 1.2), (1.3, math.nan, 1.3)])
 def test_the_nearer_to_the_original_is_kept_and_told(before: float, after: float, kept: float) -> None:
-    held = Held.of(scaled(1.0), [(torch.randn(8, 4, generator=torch.Generator().manual_seed(1)),)] * 2)
+    held = Aims.of(scaled(1.0), [(torch.randn(8, 4, generator=torch.Generator().manual_seed(1)),)] * 2)
     assert held.count == 16
     found = better(held, "a second stage", before, after, scaled)
     assert found.result == kept

@@ -7,9 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch.utils import _pytree as pytree
-
 from irtool.engines.flat_module import Source
 from irtool.engines.latency import PairedLatency, latency_pairs
 from irtool.engines.onnxruntime.export import export_onnx
@@ -19,7 +16,7 @@ from irtool.engines.table import engine as find_engine
 from irtool.errors import GraphError
 from irtool.hosts.onnx.load import save_onnx
 from irtool.ir.graph import Graph
-from irtool.nests import map_tensors
+from irtool.nests import map_tensors, tensors_in
 
 SECONDS = 4.0
 """Of one comparison."""
@@ -72,7 +69,7 @@ class GraphClock:
     def __init__(self, graph: Graph, engine: str, threads: int = 1) -> None:
         self.engine, self.threads = engine, threads
         self._scratch = tempfile.TemporaryDirectory()
-        self._arrays = [leaf.numpy() for leaf in pytree.tree_leaves(single_inputs(graph)) if isinstance(leaf, torch.Tensor)]
+        self._arrays = [tensor.numpy() for tensor in tensors_in(single_inputs(graph))]
         self._first = self._opened(graph, "original")
 
     def __enter__(self) -> GraphClock:

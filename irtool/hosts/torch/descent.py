@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from irtool.modes import evaluating
+from irtool.nests import floats_in
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
@@ -51,4 +51,4 @@ class TorchDescent:
         copies = [part.clone() if isinstance(part, Tensor) else part for part in batch]  # a program may write into its inputs
         with torch.enable_grad():
             found = self.graph.module(*copies)
-        return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        return floats_in(found)

@@ -416,4 +416,4 @@ class FxGraph(Graph):
             return pytree.tree_map(lambda v: values[v] if v in values else v.data, value, is_leaf=lambda v: isinstance(v, Value))
 
         result = call(self.module, host, fx.map_arg(host.args, substitute), fx.map_arg(host.kwargs, substitute))
-        return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        return tensors_in(result)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from irtool.ir.graph import Value
 from irtool.ir.hooks import Hook
 from irtool.modes import evaluating
+from irtool.nests import tensors_in
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
@@ -40,7 +41,7 @@ class _Hooked(fx.Interpreter):
 
         def compute(instead: Mapping[Value, Tensor]) -> list[Tensor]:
             made[:] = [self._with(n, instead)]
-            return [leaf for leaf in pytree.tree_leaves(made[0]) if isinstance(leaf, Tensor)]
+            return tensors_in(made[0])
 
         found = self._hook(node, {value: x for value, x in reads.items() if isinstance(x, Tensor)}, compute)
         if not made:  # the hook made it all: the nest is that of the node's values

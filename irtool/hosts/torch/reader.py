@@ -19,7 +19,7 @@ from irtool.hosts.torch.shapes import infer_shape
 from irtool.hosts.torch.tracing.counts import counts_of, sizes_of
 from irtool.hosts.torch.tracing.hooks import hooked
 from irtool.ir.graph import Node, Value
-from irtool.nests import look_into, map_tensors
+from irtool.nests import look_into, map_tensors, tensors_in
 
 Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
 """Called before a host node is read, with the example values so far."""
@@ -328,7 +328,7 @@ def _cloned(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _holds_tensor(example: Any) -> bool:
-    return isinstance(example, torch.Tensor) or any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(example))
+    return bool(tensors_in(example))
 
 
 def _location(node: fx.Node) -> str:

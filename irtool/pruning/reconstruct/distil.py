@@ -12,22 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from irtool.ir.descent import Descent
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
 from irtool.progress import Progress, Status, silent
 from irtool.pruning.names import is_at
+from irtool.pruning.reconstruct.distance import distance, outputs_of
 
 HELD_BACK = 8
 """One batch in so many is not trained on."""
-TEMPERATURE = 2.0
 WARM_UP = 0.1
 """Of the steps; the rate rises over it, and falls with a cosine behind."""
 
@@ -64,7 +61,7 @@ class Distillation:
             return "not distilled: the graph has no gradients"
         if len(self.batches) < 2 or not descent.parameters:
             return "not distilled: there is nothing to hold back, or nothing that may change"
-        aims = [self._aims(batch) for batch in self.batches]
+        aims = [outputs_of(self.original, batch) for batch in self.batches]
         pairs = list(zip(self.batches, aims, strict=True))
         step = min(HELD_BACK, len(pairs))
         held = pairs[step - 1 :: step]  # from all over: images may come class by class
@@ -80,11 +77,6 @@ class Distillation:
                         data.copy_(was)
         what = f"distance of the outputs on images held back {before:.4g} -> {after:.4g}"
         return f"distilled: {what}" if gains else f"distilling undone, it gained nothing: {what}"
-
-    def _aims(self, batch: Batch) -> list[Tensor]:
-        with torch.no_grad():
-            found = pytree.tree_leaves(self.original.run(*batch))
-        return [leaf.detach() for leaf in found if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
     @torch.no_grad()
     def _loss(self, descent: Descent, pairs: Sequence[tuple[Batch, list[Tensor]]]) -> float:
@@ -112,19 +104,3 @@ def _share(number: int, steps: int) -> float:
     """Of the rate, at one step."""
     rise = max(1, int(steps * WARM_UP))
     return (number + 1) / rise if number < rise else 0.5 + 0.5 * math.cos(math.pi * (number - rise) / max(steps - rise, 1))
-
-
-def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
-    """How far outputs are from what they should be: a mean over images.
-
-    Where the only output is a table (images, classes): `T^2 KL(softmax(aim / T) || softmax(output / T))` with T = 2, classes being what
-    adds up to one, or is taken to. Other outputs: squared error over the aim's variance, summed over outputs.
-    """
-    if len(aims) == 1 and aims[0].dim() == 2 and aims[0].shape[1] > 1:
-        aim, output = aims[0], outputs[0]
-        if bool((aim >= 0).all() and ((aim.sum(1) - 1).abs() < 1e-3).all()):
-            aim, output = aim.clamp_min(1e-12).log(), output.clamp_min(1e-12).log()
-        got, wanted = (F.log_softmax(part.double() / TEMPERATURE, 1) for part in (output, aim))
-        return TEMPERATURE**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
-    parts = [(output - aim).square().mean() / aim.var().clamp_min(1e-12) for output, aim in zip(outputs, aims, strict=True)]
-    return torch.stack(parts).sum()

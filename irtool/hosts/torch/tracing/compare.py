@@ -15,7 +15,7 @@ from irtool.hosts.torch.modules import modules_by_path
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.modes import in_mode
-from irtool.nests import map_tensors
+from irtool.nests import map_tensors, tensors_in
 
 TOLERANCE = 1e-4
 """Relative, in float32: a trace may order sums otherwise than the model (fused attention, say)."""
@@ -201,7 +201,7 @@ _RULES = (_lower, lambda size, axis: size + 32 if size >= 64 else 2 * size, lamb
 
 
 def _tensors(inputs: Sequence[Any]) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tuple(inputs)) if isinstance(leaf, Tensor)]
+    return tensors_in(tuple(inputs))
 
 
 def _mapped(inputs: Sequence[Any], change: Any) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from irtool.hosts.torch.tracing.compare import Change, apart_from, observed, oth
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.modes import evaluating
-from irtool.nests import map_tensors
+from irtool.nests import map_tensors, tensors_in
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _source(node: fx.Node | None) -> str:
 
 def note_of(fixed: Fixed, inputs: Sequence[Any]) -> str:
     """A line for people."""
-    tensors = [leaf for leaf in pytree.tree_leaves(tuple(inputs)) if isinstance(leaf, Tensor)]
+    tensors = tensors_in(tuple(inputs))
     places = [f"{tensors[n].shape[axis]} (axis {axis % tensors[n].dim()} of input {n})" for n, axes in fixed.axes.items() for axis in axes]
     line = f", by {fixed.line}" if fixed.line else ""
     return f"the {fixed.what} is fixed at {', '.join(dict.fromkeys(places))}{line}: the model takes other sizes, this graph does not"
@@ -204,7 +204,7 @@ def _holders(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, tuple[f
     for node, item in zip([node for node in module.graph.nodes if node.op == "placeholder"], given, strict=False):
         if isinstance(item, Tensor):
             found[number] = (node, item)
-        number += len([leaf for leaf in pytree.tree_leaves(item) if isinstance(leaf, Tensor)])
+        number += len(tensors_in(item))
     return found
 
 

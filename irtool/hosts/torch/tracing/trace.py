@@ -32,6 +32,7 @@ from irtool.hosts.torch.tracing.submodule import capture
 from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
 from irtool.hosts.torch.tracing.train_modes import mend
 from irtool.hosts.torch.tracing.witness import Witness
+from irtool.nests import tensors_in
 from irtool.tensor_defaults import real_tensors
 
 
@@ -266,7 +267,7 @@ def _dynamic_shapes(model: nn.Module, inputs: Sequence[Any]) -> tuple[Change | N
 
 
 def _batch(inputs: Sequence[Any], change: Change) -> int:
-    tensors = [leaf for leaf in pytree.tree_leaves(tuple(inputs)) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in(tuple(inputs))
     return min(tensors[number].shape[0] for number in change.axes)
 
 

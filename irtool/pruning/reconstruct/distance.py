@@ -1,0 +1,69 @@
+"""How far a graph's outputs are from those of the graph that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from irtool.ir.frontier import Batch
+from irtool.ir.graph import Graph
+from irtool.nests import floats_in
+from irtool.pruning.reconstruct.images import size_of
+
+TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class Aims:
+    """Images, and what a graph's outputs should be on them.
+
+    Attributes:
+        batches: arguments of the graph.
+        outputs: the floating outputs for each batch.
+    """
+
+    batches: Sequence[Batch]
+    outputs: Sequence[list[Tensor]]
+
+    @classmethod
+    def of(cls, original: Graph, batches: Sequence[Batch]) -> Aims:
+        """Run the original on them."""
+        return cls(batches, [outputs_of(original, batch) for batch in batches])
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return sum(map(size_of, self.batches))
+
+    @torch.no_grad()
+    def distance(self, graph: Graph) -> float:
+        """How far a graph's outputs are from these, a mean over images; see `distance` below."""
+        pairs = zip(self.batches, self.outputs, strict=True)
+        return sum(float(distance(outputs_of(graph, batch), aim)) * size_of(batch) for batch, aim in pairs) / max(self.count, 1)
+
+
+@torch.no_grad()
+def outputs_of(graph: Graph, batch: Batch) -> list[Tensor]:
+    """The floating outputs of a graph for one batch."""
+    return [output.detach() for output in floats_in(graph.run(*batch))]
+
+
+def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
+    """How far outputs are from what they should be: a mean over images.
+
+    Where the only output is a table (images, classes): `T^2 KL(softmax(aim / T) || softmax(output / T))` with T = 2, classes being what
+    adds up to one, or is taken to. Other outputs: squared error over the aim's variance, summed over outputs.
+    """
+    if len(aims) == 1 and aims[0].dim() == 2 and aims[0].shape[1] > 1:
+        aim, output = aims[0], outputs[0]
+        if bool((aim >= 0).all() and ((aim.sum(1) - 1).abs() < 1e-3).all()):
+            aim, output = aim.clamp_min(1e-12).log(), output.clamp_min(1e-12).log()
+        got, wanted = (F.log_softmax(part.double() / TEMPERATURE, 1) for part in (output, aim))
+        return TEMPERATURE**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+    parts = [(output - aim).square().mean() / aim.var().clamp_min(1e-12) for output, aim in zip(outputs, aims, strict=True)]
+    return torch.stack(parts).sum()
