@@ -74,7 +74,7 @@ def settle(folder: Path) -> None:
 
 
 def finish(folder: Path) -> None:
-    """The same for a folder that this process holds; what dead processes left there goes, too.
+    """Finish a folder that this process holds; what dead processes left there goes, too.
 
     Raises:
         FileError: the record is not irtool's, or the files that it names are gone.

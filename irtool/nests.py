@@ -24,12 +24,12 @@ def look_into(example: Any) -> None:
 
 
 def cast(structure: Any, dtype: torch.dtype) -> Any:
-    """The same nest with its floating tensors in `dtype`."""
+    """Return the nest with its floating tensors in `dtype`."""
     return map_tensors(structure, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def doubled(structure: Any) -> Any:
-    """The same nest with its floating tensors in float64."""
+    """Return the nest with its floating tensors in float64."""
     return cast(structure, torch.float64)
 
 

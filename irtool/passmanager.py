@@ -30,7 +30,7 @@ ENTRY_POINTS = "irtool.passes"
 
 @dataclass(frozen=True)
 class PassResult(Generic[G]):
-    """What a pass returns.
+    """The result of a pass.
 
     Attributes:
         graph: the new graph; the same object as before if nothing changed.
@@ -45,7 +45,7 @@ class PassResult(Generic[G]):
 
 @dataclass(frozen=True)
 class Rewritten(Generic[G]):
-    """What `Pass.rewrite` hands to the base class.
+    """The result that `Pass.rewrite` hands to the base class.
 
     Attributes:
         graph: a new graph, or the given one where there was nothing to do.

@@ -30,7 +30,7 @@ def plain_tensors(*, unless: str = "cpu") -> Iterator[None]:
 
 @contextmanager
 def real_tensors() -> Iterator[None]:
-    """The same for a block that runs a user's own code: of the default device only "meta", on which nothing is computed, is set aside."""
+    """A block that runs a user's own code: of the default device only "meta", on which nothing is computed, is set aside."""
     with plain_tensors(unless="cpu" if (kind := torch.get_default_device().type) == "meta" else kind):
         yield
 

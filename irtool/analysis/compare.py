@@ -55,7 +55,7 @@ class Deviation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What `compare` found.
+    """The deviations that `compare` found.
 
     Attributes:
         outputs: a deviation per output tensor, in order.
@@ -95,7 +95,7 @@ class Comparison:
         return all(output.ok(limit) for output in self.outputs)
 
     def first(self, tolerance: float | None = None) -> Deviation | None:
-        """Where a difference that reaches an output begins: the first such node in the reference's order.
+        """The node where a difference that reaches an output begins: the first in the reference's order.
 
         A node that differs while what reads it agrees again is no divergence: a convolution that took over its batch norm
         differs, the activation after both agrees. So the walk goes back from the outputs and stops at nodes that agree.

@@ -91,7 +91,7 @@ class Cost:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON data."""
+        """Return the cost as JSON data."""
         return asdict(self)
 
 

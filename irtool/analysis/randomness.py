@@ -8,7 +8,7 @@ from irtool.ops.spec import ELEMENTWISE
 
 
 def without_dropout(graph: G) -> G:
-    """The same graph, or a copy over the same weights in which each elementwise operator that draws gives its input.
+    """Return the graph itself, or a copy over its weights in which each elementwise operator that draws gives its input.
 
     After pruning such an operator draws for fewer channels, and no two runs are alike. The channels that flow are the same
     without it.

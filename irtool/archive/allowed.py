@@ -85,7 +85,7 @@ def methods() -> dict[str, Row]:
 
 
 def row_of(target: Any) -> Row:
-    """What a function, an overload, or a method by its name takes.
+    """Return the row of a function, an overload, or a method by its name.
 
     Raises:
         Refused: it is not in the tables.
@@ -144,7 +144,7 @@ def _function_names() -> dict[int, str]:
 
 
 def function_name(function: Any) -> str:
-    """What a function is called in a file.
+    """Return the name of a function in a file.
 
     Raises:
         NotData: it is not in the table.
@@ -222,7 +222,7 @@ def check_argument(name: str, error: type[Exception]) -> str:
 
 
 def class_name(kind: type) -> str:
-    """What a leaf module's class is called in a file.
+    """Return the name of a leaf module's class in a file.
 
     Raises:
         NotData: it belongs to the user.
@@ -266,7 +266,7 @@ def _layers() -> dict[str, tuple[type[nn.Module], Row, Row]]:
 
 
 def call_row(module: nn.Module) -> Row:
-    """What a module takes when it is called. Raises `Refused` for one of another class."""
+    """Return the row of arguments that a module takes. Raises `Refused` for one of another class."""
     found = _layers().get(f"{type(module).__module__}.{type(module).__qualname__}")
     if found is None:
         raise Refused(f"calls a {type(module).__name__}, which no graph of irtool's calls")

@@ -44,7 +44,7 @@ _CLASS_REMEDY = "Load it into the class: irtool.load(path, model=YourModel())."
 
 @dataclass(frozen=True)
 class ArchiveInfo:
-    """What a file says about itself.
+    """The description that a file has of itself.
 
     Attributes:
         torch: the version that wrote it.
@@ -145,7 +145,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | FxGraph | None = None)
 
 
 def read_info(path: str | os.PathLike[str]) -> ArchiveInfo:
-    """What a file says about itself, without its weights. Raises FileError as `load` does."""
+    """Read the description that a file has of itself, without its weights. Raises FileError as `load` does."""
     header = container.read_header(path)
     with _guarded(path):
         check_header(header)

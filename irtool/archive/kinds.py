@@ -181,14 +181,14 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What an operator takes: arguments by position and by name, and one for all further positional ones."""
+    """The arguments that an operator takes: by position and by name, and one for all further positional ones."""
 
     arguments: tuple[Argument, ...]
     by_name: Mapping[str, Argument]
     rest: Argument | None
 
     def refusal(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-        """What keeps a call from fitting this row: a few words; None if it fits."""
+        """The reason why a call does not fit this row, in a few words; None if it fits."""
         arguments = self.arguments
         for index, value in enumerate(args):
             argument = arguments[index] if index < len(arguments) else self.rest

@@ -84,7 +84,7 @@ def check_inputs(described: Sequence[tuple[Sequence[int], torch.dtype]]) -> None
 
 
 class Budget:
-    """What a program has used up so far, while it is tried out node by node."""
+    """The resources that a program has used so far, while it is tried out node by node."""
 
     def __init__(self) -> None:
         self.made = 0

@@ -31,7 +31,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pin:
-    """Why a channel must stay, and where that was found."""
+    """A reason why a channel must stay, and where it was found."""
 
     reason: str
     location: str
@@ -82,7 +82,7 @@ class ChannelGroups:
 
     @cached_property
     def family(self) -> Ints:
-        """Which layers share channels: a family number for each layer, then one for each group, shape (layers + groups,)."""
+        """The families of layers that share channels: a number for each layer, then one for each group, shape (layers + groups,)."""
         layers = len(self.owned)
         rows = np.repeat(np.arange(layers), [len(found) for found in self.owned])
         columns = np.concatenate(self.owned) + layers if self.owned else rows

@@ -50,7 +50,7 @@ Opset = Annotated[int, typer.Option(help="ONNX operator set, 11 to 26; an .onnx 
 
 
 class Scope(StrEnum):
-    """Where a ratio applies."""
+    """The layers that a ratio applies to together."""
 
     GLOBAL = "global"
     LOCAL = "local"
@@ -58,7 +58,7 @@ class Scope(StrEnum):
 
 
 class Residual(StrEnum):
-    """What becomes of residual streams."""
+    """The treatment of residual streams."""
 
     SELECT = "select"
     COUPLE = "couple"
@@ -66,7 +66,7 @@ class Residual(StrEnum):
 
 
 class Constants(StrEnum):
-    """What becomes of the constants that removed channels emit."""
+    """The treatment of the constants that removed channels emit."""
 
     ABSORB = "absorb"
     DROP = "drop"

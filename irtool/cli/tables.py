@@ -109,7 +109,7 @@ def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
 
 
 def trials_table(trials: Sequence[Trial]) -> Table:
-    """What a search tried: a row for each model, the choice marked."""
+    """A table of what a search tried: a row for each model, the choice marked."""
     shown = Table(title="Tried", title_justify="left", title_style="bold", box=None, pad_edge=False)
     kinds = list(trials[0].cost)
     for name in ("asked for", *kinds, "epochs", "points lost", ""):

@@ -22,7 +22,7 @@ def relative_error(result: np.ndarray, reference: np.ndarray) -> float:
 
 
 def row_error(result: np.ndarray, reference: np.ndarray) -> float:
-    """The same where rows (along the last axis but one) may come in another order: each row beside the one that is nearest to it.
+    """Compute the error where rows (along the last axis but one) may come in another order: each row beside the one that is nearest to it.
 
     Rows of all leading axes are taken together. Results without rows, and those of more than `MOST_ROWS`, are compared as they stand.
     """

@@ -83,7 +83,7 @@ class Engine:
 
     @property
     def kind(self) -> str:
-        """What reports call its files: the suffix without its dot."""
+        """The name of its files in reports: the suffix without its dot."""
         return self.suffix.removeprefix(".")
 
     @property

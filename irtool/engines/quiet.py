@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Captured:
-    """What was written while the block ran; `text` is complete once the block is left."""
+    """The text that was written while the block ran; `text` is complete once the block is left."""
 
     text: str = ""
 

@@ -50,4 +50,4 @@ class Frontier(Protocol):
         """A value that the stop looks at."""
 
     def output(self, node: Node, x: Tensor) -> Tensor:
-        """What a layer gives for an input of its own, weights as they are."""
+        """Compute a layer for an input of its own, weights as they are."""

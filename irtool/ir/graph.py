@@ -207,7 +207,7 @@ class Graph(ABC):
 
     @abstractmethod
     def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
-        """What a layer gives for another input, as it runs in the program."""
+        """Compute a layer for another input, as it runs in the program."""
 
     def against_model(self, inputs: Sequence[Any]) -> float:
         """The relative difference between the program and the model that it was read from, where that is another thing; else 0."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Sizes(Protocol):
-    """What slicing leaves of each value."""
+    """The sizes that slicing leaves of each value."""
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The shape after slicing."""

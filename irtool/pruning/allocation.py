@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Limits:
-    """What must hold for every layer: at least `min_channels` stay, and a multiple of its step where reachable.
+    """The conditions that hold for every layer: at least `min_channels` stay, and a multiple of its step where reachable.
 
     Attributes:
         min_channels: for all layers.

@@ -17,7 +17,7 @@ CHUNK = 64
 
 
 def default_criterion(graph: Graph, data: Any, *, budget: bool = False) -> str:
-    """What a graph is planned with unless the user says: the best that it can tell from what there is.
+    """Choose the criterion of a plan where the user names none: the best for what is given.
 
     Args:
         graph: the graph.

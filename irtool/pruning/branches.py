@@ -170,7 +170,7 @@ def constant_of(graph: Graph, branch: Branch) -> Value | None:
 
 
 def mean_outputs(graph: Graph, found: Sequence[Branch], batches: Iterable[tuple[Any, ...]] | None) -> dict[str, Tensor]:
-    """What branches add on average, float64, of the shape of their labels, by name; NaN where nothing tells.
+    """Measure what branches add on average, float64, of the shape of their labels, by name; NaN where nothing tells.
 
     Args:
         graph: the graph that has them.

@@ -65,7 +65,7 @@ def costs_of(found: Cost) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a budget allows for one graph.
+    """The costs that a budget allows for one graph.
 
     Attributes:
         most: by kind, the largest cost allowed.

@@ -107,7 +107,7 @@ class Budgeted:
 
     @cached_property
     def targets(self) -> Targets:
-        """What the budget allows, latency aside."""
+        """The costs that the budget allows, latency aside."""
         return Targets.of({kind: value for kind, value in self.options.budget.items() if kind != LATENCY}, self.graph)
 
     def _most(self, costs: WidthCost) -> dict[str, float]:

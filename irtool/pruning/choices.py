@@ -122,7 +122,7 @@ class Choice:
         return sorted(found, key=lambda branch: rank[branch.name])
 
     def distance(self, options: Plan, name: str) -> float:
-        """What the outputs lack on the images held back once the plan is carried out and refitted; infinite where there is no plan."""
+        """Measure what the outputs lack on the images held back once the plan is carried out and refitted; infinite where there is no plan."""
         self.progress(Status(f"try {name}", len(self.tried), len(self.tried) + 1))
         try:
             plan = self.solve(dataclasses.replace(options, stages=1), self.shown)
@@ -139,7 +139,7 @@ class Choice:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was tried, in a line."""
+        """A line about what was tried."""
         if not self.tried:
             return ()
         listed = ", ".join(f"{name} {lost:.3g}" for name, lost in self.tried)

@@ -41,12 +41,12 @@ class Reading:
 
     @property
     def value(self) -> Value:
-        """What is read."""
+        """The value that is read."""
         return next(value for value in self.node.inputs if not value.is_param)
 
 
 def readings(labels: Labels) -> list[Reading]:
-    """Where channels end: every layer that sums over some."""
+    """Find where channels end: every layer that sums over some."""
     found = []
     for node in labels.graph.nodes:
         summed = node.op == "Reduce" and short_name(node.callee) == "sum" and labels.decisions.get((node.name, "alone"))

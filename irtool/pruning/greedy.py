@@ -34,7 +34,7 @@ _REFRESH = 0.05
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an allocation removes.
+    """The result of an allocation.
 
     Attributes:
         remove: bool, shape (groups,).

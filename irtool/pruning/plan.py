@@ -54,7 +54,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which channels of which layers go, and how that was decided.
+    """The channels of each layer that go, and how that was decided.
 
     Attributes:
         layers: every layer that makes channels, in graph order; one that is called several times once.

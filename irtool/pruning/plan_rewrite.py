@@ -147,7 +147,7 @@ def _disagreement(plan: Plan, groups: ChannelGroups, layer: Layer, stays: int) -
 
 
 def place_of(layer: Layer) -> tuple[str, int]:
-    """What a plan calls a layer by: its parameter, and the axis that makes the channels."""
+    """Return the name of a layer in a plan: its parameter, and the axis that makes the channels."""
     name, axis = layer.key
     return name, axis if isinstance(axis, int) else axis[0]
 

@@ -18,7 +18,7 @@ from irtool.pruning.gates import Reading, readings, removable
 
 @dataclass
 class Seen:
-    """What one reader's channels hold, summed up over batches and positions; one entry a label that arrives.
+    """The values of one reader's channels, summed up over batches and positions; one entry a label that arrives.
 
     Attributes:
         count: values of each channel so far.

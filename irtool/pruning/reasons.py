@@ -18,7 +18,7 @@ from irtool.pruning.plan_rewrite import own_groups
 
 
 def reason_of(groups: ChannelGroups, scores: Scores, layer: Layer, *, asked: bool, gone: bool, options: Mapping[str, Any]) -> str:
-    """Why a layer was left alone, wholly or in part; empty if nothing held it back.
+    """Say why a layer was left alone, wholly or in part; empty if nothing held it back.
 
     Args:
         groups: the channel groups.

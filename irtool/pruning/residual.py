@@ -41,7 +41,7 @@ def insert_selects(graph: G, *, shared: bool = False) -> G:
 
 
 def stream_pins(labels: Labels, residual: str) -> list[tuple[NDArray[np.int64], Pin]]:
-    """What `residual` keeps: nothing for `couple`; streams that additions join, and sources of selections, otherwise."""
+    """Pin what `residual` keeps: nothing for `couple`; streams that additions join, and sources of selections, otherwise."""
     if residual == "couple":
         return []
     pins = []

@@ -30,7 +30,7 @@ BATCHES = 2
 
 @dataclass(frozen=True)
 class Curve:
-    """What one family loses.
+    """The measured losses of one family.
 
     Attributes:
         units: how many of its units go, from 0 up, shape (levels,).

@@ -82,7 +82,7 @@ class Solver:
         return [dataclasses.replace(self, options=dataclasses.replace(self.options, groups=kind), _scored={}) for kind in kinds]
 
     def loss(self) -> float:
-        """What the scores expect to lose by the next allocation, before it is proven."""
+        """The loss that the scores expect of the next allocation, before it is proven."""
         labels = channel_groups(self.prepared).labels
         groups = group_channels(labels, pins=stream_pins(labels, self.options.residual) + self._ignored(), whole=self.whole)
         scores = self._scores(groups)

@@ -87,7 +87,7 @@ def _in_whole_parts(total: int, width: int, step: int) -> int:
 
 
 def finer_steps(round_to: Rounding) -> tuple[int, ...]:
-    """What the steps may be divided by, one after the other, until they reach what was asked for."""
+    """Divisors of the steps, one after the other, until they reach what was asked for."""
     return (1, 2, 4, 16) if round_to == "auto" else (1,)
 
 

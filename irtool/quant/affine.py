@@ -79,7 +79,7 @@ class Affine:
         return (np.asarray(integers, np.float64) - self.zero_point) * self.scale
 
     def rounded(self, values: NDArray) -> NDArray[np.float64]:
-        """What is left of real numbers after being stored as integers."""
+        """Round real numbers as storing them as integers does."""
         return self.dequantise(self.quantise(values))
 
 

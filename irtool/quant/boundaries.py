@@ -30,7 +30,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Account:
-    """Where a model computes in what.
+    """An account of where a model computes in integers and where in float.
 
     Attributes:
         steps: the borders.

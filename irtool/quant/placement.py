@@ -61,7 +61,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where integers are.
+    """The operators and tensors that are in integers.
 
     Attributes:
         layers: the layers that compute in integers.
@@ -134,7 +134,7 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Int8Policy:
-    """Which tensors and layers an engine is given in integers.
+    """The choice of tensors and layers that an engine is given in integers.
 
     Attributes:
         outputs: whether a result of the model may be an integer inside. A convolution's always is, since no engine has an

@@ -28,7 +28,7 @@ BATCH = {"cpu": 32}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scores on a split."""
+    """The scores of a model on a split."""
 
     accuracy: float
     """Share of images whose largest logit is the label's, in [0, 1]."""

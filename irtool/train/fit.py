@@ -35,7 +35,7 @@ NAN_CHECK = 10
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on.
+    """The data of one training step.
 
     Args:
         images: float32 (N, C, H, W), augmented and normalised.

@@ -46,7 +46,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What `recover` found: the best graph, each step's score, and the training's history if there was time for it."""
+    """The result of `recover`: the best graph, each step's score, and the training's history if there was time for it."""
 
     graph: FxGraph
     attempts: tuple[Attempt, ...]

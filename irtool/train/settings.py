@@ -109,7 +109,7 @@ class Settings:
         return replace(base, **changes)
 
     def augmentation(self, flip: bool, size: tuple[int, int]) -> Augment:
-        """What is done to training images of `size` (height, width), of a dataset that may be mirrored or not."""
+        """Return what is done to training images of `size` (height, width), of a dataset that may be mirrored or not."""
         return Augment(min(size) // 8 if self.crop is None else self.crop, flip if self.flip is None else self.flip, self.mixup)
 
     def identity(self) -> dict[str, Any]:

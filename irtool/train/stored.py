@@ -20,7 +20,7 @@ _REMEDY = "Do not trust this file; if it is yours, save the weights alone: torch
 
 
 def load_stored(path: Path) -> Any:
-    """What torch.load reads with `weights_only=True`, on the CPU.
+    """Read what torch.load reads with `weights_only=True`, on the CPU.
 
     Raises:
         FileError: it would take more memory than the file has bytes (and 1 MiB, four times over).

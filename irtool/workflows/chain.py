@@ -292,7 +292,7 @@ def engine_link(engine: Engine, onnx_path: Path, path: Path, inputs: tuple[Any, 
 
 
 def chain_inputs(example: tuple[Any, ...], images: Tensor | None = None, *, batch: int = 8, seed: int = 0) -> tuple[Any, ...]:
-    """What to run the chain on: real images if there are some, else normal noise of the example's shapes.
+    """Choose what to run the chain on: real images if there are some, else normal noise of the example's shapes.
 
     Args:
         example: the inputs that the graph was traced with.

@@ -77,7 +77,7 @@ class Built:
 
     @property
     def engines(self) -> tuple[str, ...]:
-        """What can run it, of those that models are timed in."""
+        """Engines that can run it, of those that models are timed in."""
         return tuple(name for name in TIMED if (isinstance(self.graph, FxGraph) if name == "torch" else name in self.files))
 
     @property
@@ -88,7 +88,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a compression made: the smaller model, the plan behind it, the links that hold, the passes' notes, the files' names, the search."""
+    """The result of a compression: the smaller model, the plan behind it, the links that hold, the passes' notes, the files' names, the search."""
 
     built: Built
     plan: Plan

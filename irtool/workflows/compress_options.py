@@ -25,7 +25,7 @@ LARGEST_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """What to remove, and how it is written and timed.
+    """Options of what to remove, and how it is written and timed.
 
     Args:
         ratio: The fraction of channels to remove, 0 to below 1; default 0.5.
@@ -91,7 +91,7 @@ class CompressOptions:
     allow_unchecked: bool = False
 
     def settings(self, *, data: bool) -> Settings:
-        """The same for the work itself.
+        """Return the settings of the work itself.
 
         Args:
             data: whether there are images.

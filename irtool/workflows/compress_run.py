@@ -38,7 +38,7 @@ from irtool.workflows.unlabelled import answered, load_any
 
 @dataclass(frozen=True)
 class Compression:
-    """What `irtool.compress` made.
+    """The result of `irtool.compress`.
 
     Attributes:
         folder: where its files are; `report.files` names them.

@@ -68,7 +68,7 @@ class DataOptions:
         )
 
     def wanted(self, model: str | nn.Module | Graph) -> Wanted:
-        """What the options and the model together say about images.
+        """Join what the options and the model say about images.
 
         Raises:
             OptionError: a mean, std or size that can never work, or a model that takes no such images.
@@ -207,7 +207,7 @@ def known_preprocessing(model: str, given: DataOptions) -> DataOptions:
 
 
 def stored_preprocessing(model: str) -> Preprocessing | None:
-    """What a saved model or an ONNX file says about its input; None if it says nothing or is no file."""
+    """Read what a saved model or an ONNX file says about its input; None if it says nothing or is no file."""
     path = saved_model(model)
     if path is None:
         return None

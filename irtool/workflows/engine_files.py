@@ -17,7 +17,7 @@ FILES = {row.kind: f"model{row.suffix}" for row in ENGINES.values()}
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """What the engines beside the reference have of an ONNX file.
+    """The files and figures of an ONNX file in the engines beside the reference.
 
     Attributes:
         files: by the engine's name; an engine that reads ONNX files has the ONNX file itself.
@@ -39,7 +39,7 @@ class EngineFiles:
         return {ENGINES[name].kind: path.stat().st_size for name, path in self.files.items() if ENGINES[name].convert is not None}
 
     def without_wrong(self) -> EngineFiles:
-        """The same without the engines whose numbers differ, which are left out for that reason."""
+        """Leave out the engines whose numbers differ, for that reason."""
         wrong = {link.right: link for link in self.links if not link.ok}
         files = {name: path for name, path in self.files.items() if ENGINES[name].title not in wrong}
         reasons = {

@@ -40,7 +40,7 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 def instead_of_run(folder: Path) -> str:
-    """What to give a command that wants a compress run; empty if no recipe made the folder."""
+    """Say what to give a command that wants a compress run; empty if no recipe made the folder."""
     steps = step_folders(folder)
     if not steps:
         return ""

@@ -71,7 +71,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out.
+    """The result of quantising a graph.
 
     Attributes:
         before, after: the float and the int8 file.

@@ -55,7 +55,7 @@ class QuantizeOptions:
     threads: int = 1
 
     def mistakes(self) -> dict[str, OptionError]:
-        """What can never work, by the option's name."""
+        """Find what can never work, by the option's name."""
         found = {
             name: OptionError(f"{name} {value}", remedy=remedy)
             for name, (fine, remedy) in _FINE.items()
@@ -68,7 +68,7 @@ class QuantizeOptions:
         return found
 
     def settings(self) -> Settings:
-        """The same for the work itself.
+        """Return the settings of the work itself.
 
         Raises:
             OptionError: the first mistake.

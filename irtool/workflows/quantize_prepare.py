@@ -38,7 +38,7 @@ RENEWED = 17
 
 
 def metadata(images: Images) -> dict[str, str]:
-    """What a program that runs the file must know about its input."""
+    """Facts about its input for a program that runs the file."""
     found = {"irtool.preprocessing": json.dumps(images.preprocessing.to_dict())}
     return found | ({"irtool.classes": json.dumps(list(images.classes))} if images.classes else {})
 

@@ -34,7 +34,7 @@ def write_report(folder: Path, outcome: Outcome, images: Images, settings: Setti
 
 
 def borders(outcome: Outcome, engine: str) -> list[str]:
-    """Where the model goes into integers and out again, and why: the first lines of steps.txt; and the layers in float."""
+    """List where the model goes into integers and out again, and why: the first lines of steps.txt; and the layers in float."""
     lines = outcome.account.lines()
     shown, left = lines[: SHOWN + 1], len(lines) - 1 - SHOWN
     if left > 0:

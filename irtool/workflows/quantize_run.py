@@ -23,7 +23,7 @@ from irtool.workflows.quantize_report import verdict, write_report
 
 @dataclass(frozen=True)
 class Quantisation:
-    """What `irtool.quantize` made.
+    """The result of `irtool.quantize`.
 
     Attributes:
         file: the int8 model.

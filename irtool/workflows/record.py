@@ -101,7 +101,7 @@ class Report:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What `Report.write` wrote.
+    """Read what `Report.write` wrote.
 
     Raises:
         FileError: missing, no JSON, or of another format.

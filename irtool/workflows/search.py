@@ -37,7 +37,7 @@ LEAST = 0.1
 
 @dataclass(frozen=True)
 class Bound:
-    """What may be lost, and what may be spent on finding out.
+    """Limits of what may be lost, and of what may be spent on finding out.
 
     Attributes:
         max_drop: how much accuracy may be lost, as a share; of images without labels, how many may be answered in another way.
@@ -85,7 +85,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         graph, plan, notes: of the chosen model.

@@ -63,7 +63,7 @@ def plot_search(found: Found, bound: Bound, path: Path) -> None:
 
 
 def kind_of(found: Found) -> str:
-    """What the horizontal axis is: the first kind that the budgets speak of."""
+    """Choose the horizontal axis: the first kind that the budgets speak of."""
     return next(iter(found.trials[0].budget))
 
 

@@ -42,7 +42,7 @@ FOLLOWED_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Smaller(Generic[G]):
-    """What was planned and what came of it.
+    """The plan, and the model that came of it.
 
     Attributes:
         plan: what goes.
@@ -125,7 +125,7 @@ def _unpacked(plan: Plan, done: PassResult[Any]) -> tuple[Plan, FxGraph, tuple[s
 
 
 def shares(graph: FxGraph, original: Graph, clock: GraphClock | None = None) -> dict[str, float]:
-    """What a graph costs, as shares of what the original does: by macs, params and bytes, and with a clock by latency."""
+    """Compute what a graph costs, as shares of the original's: by macs, params and bytes, and with a clock by latency."""
     small, whole = costs_of(cost(graph)), costs_of(cost(original))
     found = {kind: small[kind] / max(whole[kind], 1) for kind in small}
     return found if clock is None else found | {LATENCY: clock.compared(fold_batchnorm(graph)).ratios[1]}

@@ -37,7 +37,7 @@ def slower_sentences(graph: Graph, ratios: Mapping[str, float], threads: int) ->
 
 
 def reason(graph: Graph) -> tuple[str, str]:
-    """Why a graph is slow for its multiply-accumulates, and what helps, as two sentences."""
+    """Say why a graph is slow for its multiply-accumulates, and what helps, as two sentences."""
     layers = [node for node in graph.nodes if node.op in ("Conv", "ConvTranspose") and node.output.shape is not None]
     odd = [node for node in layers if node.output.sizes[1] % 4 or (node.input.sizes[1] % 4 and node.input.sizes[1] > 4)]
     if len(odd) > _PART * len(layers):

@@ -31,5 +31,5 @@ def trainable(model: str, weights: Path | None, data: Data, given: Any = (), see
 
 
 def data_stamp(source: str | None) -> str | None:
-    """What tells that the data were changed; None for those that are known by name."""
+    """A fingerprint of the data; None for those that are known by name."""
     return None if source is None or source.lower().replace("-", "") in named_sets() else content_of(Path(source))

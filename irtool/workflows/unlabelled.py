@@ -66,7 +66,7 @@ def unlabelled_data(model: str | nn.Module | Graph, options: DataOptions, report
 
 
 def answered(data: Data, graph: Graph, reporter: Reporter) -> Data:
-    """The same images with the model's own answers for labels, so that accuracy is agreement with it.
+    """Return the images with the model's own answers for labels, so that accuracy is agreement with it.
 
     A model whose output is no row of scores for each image has no answers of that kind: its data stay without labels.
     """

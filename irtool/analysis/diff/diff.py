@@ -67,7 +67,7 @@ class Diff:
         return "\n".join([*body, *lowered, *self._totals()])
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON data."""
+        """Return the difference as JSON data."""
         names = ("added", "removed", "replaced", "lowered", "attributes", "wiring", "channels", "shapes", "parameters")
         found: dict[str, Any] = {
             "format": FORMAT,

@@ -28,7 +28,7 @@ Side = tuple[Graph, Sequence[Node]]
 
 @dataclass(slots=True)
 class Known:
-    """What of one graph is what of the other: nodes, and the values between them.
+    """The correspondence of two graphs: of nodes, and of the values between them.
 
     Attributes:
         nodes: partners, from the first graph to the second.

@@ -31,7 +31,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class MnnExport:
-    """What was written.
+    """The .mnn file that was written.
 
     Attributes:
         path, bytes: the file and its size.

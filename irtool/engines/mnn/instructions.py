@@ -13,7 +13,7 @@ _LIBRARY = "_mnncengine"
 
 
 def missing_instructions() -> str:
-    """What int8 misses here, as a clause: code in MNN's library, or instructions of the processor. Empty if neither is known to lack.
+    """Say what int8 misses here, as a clause: code in MNN's library, or instructions of the processor. Empty if neither is known to lack.
 
     The wheels on the package index are built for AVX2: on x86 they hold no 8-bit dot products (VNNI), whatever the processor offers.
     """

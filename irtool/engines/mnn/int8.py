@@ -29,7 +29,7 @@ _COPIES = frozenset({"ConvertTensor", "Reshape"})
 
 @dataclass(frozen=True)
 class MnnInt8:
-    """What was written.
+    """The int8 .mnn file that was written.
 
     Attributes:
         export: the file.

@@ -29,7 +29,7 @@ def mnn_unfit(wiring: Wiring) -> dict[int, str]:
 
 
 def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
-    """Why a layer is better computed in float in MNN: in 8 bits the two best classes often get the same number."""
+    """Say why a layer is better computed in float in MNN: in 8 bits the two best classes often get the same number."""
     return "its result is the model's, which 8 bits would round too much" if is_result(wiring, layer.output) else None
 
 

@@ -46,7 +46,7 @@ def calibrate(
     threads: int | None = None,
     told: Told = nobody,
 ) -> dict[str, Statistics]:
-    """What each tensor is like over the images, in onnxruntime in float. Memory does not grow with the number of images.
+    """Measure each tensor over the images, in onnxruntime in float. Memory does not grow with the number of images.
 
     Args:
         model: a float model.

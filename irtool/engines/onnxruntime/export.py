@@ -36,7 +36,7 @@ _OPSETS = range(11, 27)
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What was written.
+    """The .onnx file that was written.
 
     Attributes:
         path: the file.

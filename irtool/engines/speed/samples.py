@@ -20,7 +20,7 @@ MOST_WEIGHTS = 2**22
 
 @dataclass(frozen=True)
 class Sample:
-    """What is timed.
+    """One thing that is timed.
 
     Attributes:
         op: `Conv`, `ConvTranspose`, `Gemm`, or an element-wise operator.

@@ -135,7 +135,7 @@ def _timed(session: Session, sample: Sample, threads: int) -> float:
 
 
 def clock_of(threads: int) -> Callable[[], float]:
-    """What to time an engine by: processor time where it has one thread, so that other programs do not count, else the wall's."""
+    """Choose the clock of an engine: processor time where it has one thread, so that other programs do not count, else the wall's."""
     return time.process_time if threads == 1 else time.perf_counter
 
 

@@ -90,7 +90,7 @@ class OnnxFrontier:
         return torch.from_numpy(np.array(self._live[batch][value.name]))
 
     def output(self, node: Node, x: Tensor) -> Tensor:
-        """What a layer gives for an input of its own."""
+        """Compute a layer for an input of its own."""
         feed = {node.input.name: np.ascontiguousarray(x.numpy())}
         model, _ = self._piece([node.host], [node.output.name], feed)
         return torch.from_numpy(np.array(run_batches(model, [feed], [node.output.name])[0][0]))

@@ -88,12 +88,12 @@ class OnnxGraph(Graph):
         return self.with_host(self.host.copy())
 
     def at(self, sizes: Mapping[str, tuple[int, ...]]) -> OnnxGraph:
-        """The same program read for other example sizes."""
+        """Read the same program for other example sizes."""
         return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history,
                          foreign=self._foreign, notes=self.notes)  # fmt: skip
 
     def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
-        """The same description over another program."""
+        """Return the same description over another program."""
         return OnnxGraph(
             host,
             self.sizes,
@@ -321,11 +321,11 @@ class OnnxGraph(Graph):
         return list(self.run(*tensors_in(tuple(inputs)), values=names)) if names else []
 
     def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
-        """What a layer gives for another input, in onnxruntime's float32; returned in float64."""
+        """Compute a layer for another input, in onnxruntime's float32; returned in float64."""
         return OnnxFrontier(self, [], []).output(node, x.to(torch.float32)).double()
 
     def like(self, other: Graph) -> OnnxGraph:
-        """The same program read at another graph's example sizes, where its free axes allow that."""
+        """Read the same program at another graph's example sizes, where its free axes allow that."""
         sizes = [value.shape for value in other.inputs]
         if len(sizes) != len(self.inputs) or sizes == [value.shape for value in self.inputs]:
             return self

@@ -65,7 +65,7 @@ def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None, values: 
 
 
 def from_model(model: ModelProto, sizes: Sizes | None = None, values: Given | None = None) -> OnnxGraph:
-    """The same for a model in memory; it is not changed."""
+    """Read a model in memory; it is not changed."""
     for value in (*model.graph.input, *model.graph.output):
         if value.type.WhichOneof("value") not in ("tensor_type", None):
             raise GraphError(

@@ -105,7 +105,7 @@ class OnnxLiterals:
         self._guards.guard(host, view)
 
     def notes(self) -> list[str]:
-        """What must be known of the sliced program, a line each."""
+        """Facts to know of the sliced program, a line each."""
         return self._guards.notes if self._guards is not None else []
 
     def _insert(self, reader: Reader, host: gs.Node, nodes: Sequence[gs.Node]) -> None:

@@ -83,7 +83,7 @@ class TorchFrontier:
         return self._kept[batch][self._source[self._stop, value]]
 
     def output(self, node: Node, x: Tensor) -> Tensor:
-        """What a layer gives for an input of its own."""
+        """Compute a layer for an input of its own."""
         return self.graph.evaluate(node, {node.input: x})[0]
 
     def _hook(self, number: int, view: Node | None, host: fx.Node, value: Any) -> Any:

@@ -134,7 +134,7 @@ class FxGraph(Graph):
         return [found[name] for name in names]
 
     def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
-        """What a layer gives for another input."""
+        """Compute a layer for another input."""
         return self.evaluate(node, {node.input: x})[0]
 
     def against_model(self, inputs: Sequence[Any]) -> float:

@@ -30,7 +30,7 @@ from irtool.pruning.absorb.moments import expectations
 
 @dataclass
 class Absorption:
-    """What is to be added where.
+    """The constants to add, and where.
 
     Attributes:
         biases: for a layer's name, what each original output channel gains, float64, shape (outputs,). A layer that is called

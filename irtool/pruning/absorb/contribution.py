@@ -34,7 +34,7 @@ def has_plain_window(node: Node) -> bool:
 
 
 def gain(node: Node, mean: Tensor, share: Tensor) -> Tensor:
-    """What each output gains: the sum over inputs and taps of weight times mean, each tap for its share of the positions.
+    """Compute what each output gains: the sum over inputs and taps of weight times mean, each tap for its share of the positions.
 
     Args:
         node: a convolution or linear layer with a weight that is a parameter.

@@ -18,7 +18,7 @@ from irtool.pruning.absorb.moments import Moments, expectations
 
 @torch.no_grad()
 def added_by_layers(labels: Labels, found: Absorption) -> dict[str, Tensor]:
-    """What absorbed constants add to the output of each call of each layer: what the layer makes of an image of them.
+    """Compute what absorbed constants add to the output of each call of each layer: its output for an image of them.
 
     Spread evenly over positions and over the calls that share a bias, as a bias does. Shapes broadcast against the output.
     """

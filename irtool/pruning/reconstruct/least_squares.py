@@ -26,7 +26,7 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Fit:
-    """What a regression found.
+    """The result of a regression.
 
     Attributes:
         weight: the change of the weight, float64, (groups, outputs, inputs); None if only the bias changes.

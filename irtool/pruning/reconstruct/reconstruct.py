@@ -37,7 +37,7 @@ _NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class Refitted:
-    """What happened to one layer.
+    """One layer that was refitted, or the reason why it was not.
 
     Attributes:
         location: the layer.
@@ -62,7 +62,7 @@ class Refitted:
 
 @dataclass
 class Outcome:
-    """What a reconstruction did.
+    """The result of a reconstruction.
 
     Attributes:
         layers: a record for each layer that gives other outputs than it gave.

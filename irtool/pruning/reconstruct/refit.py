@@ -44,7 +44,7 @@ class Task:
 
     @property
     def stop(self) -> Stop:
-        """Where the walk stops for it, and what it looks at there."""
+        """The stop of the walk for it, with what it looks at there."""
         reads = [(self.node.input, self.node)]
         if self.other is not None:
             reads.append((self.other, next(use for use in self.other.uses if use.name == self.watched)))

@@ -64,7 +64,7 @@ def outputs_at(node: Node, value: Tensor, places: Tensor, kept: Tensor | None = 
 
 
 def inputs_at(node: Node, x: Tensor, made: tuple[int, ...], places: Tensor) -> Tensor:
-    """What each position of a layer's output is computed from: (rows, groups, inputs of a group times taps).
+    """Gather the inputs of each position of a layer's output: (rows, groups, inputs of a group times taps).
 
     Args:
         node: a convolution or linear layer.

@@ -30,7 +30,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Augment:
-    """What to do to each training image.
+    """Changes to each training image.
 
     Args:
         crop: pixels of black padding, then a random window of the old size (per image); 0 is off.

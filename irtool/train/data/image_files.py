@@ -262,7 +262,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def content_of(source: Path) -> str:
-    """What tells that the data in a file or a folder were changed, wherever they lie: names and sizes, and a sum.
+    """A fingerprint of the data in a file or a folder, wherever they lie: names and sizes, and a sum.
 
     The sum is over all that the files hold, unless that is more than `READ_LIMIT` bytes. Of a folder with images, those count.
 

@@ -211,7 +211,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def named_sets(root: Path | None = None) -> dict[str, Callable[[], ArraySet]]:
-    """What `load_data` knows by name, in lower case without hyphens."""
+    """List the datasets that `load_data` knows by name, in lower case without hyphens."""
     table: dict[str, Callable[[], ArraySet]] = {"digits": digits}
     for name in _TORCHVISION:
         table[name] = lambda name=name: torchvision_set(name, root)  # type: ignore[misc]

@@ -22,7 +22,7 @@ def _nothing(_options: Options) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Made:
-    """What a step made.
+    """The result of a step.
 
     Attributes:
         graph: the model now.
@@ -39,7 +39,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Context:
-    """What a step may use.
+    """The surroundings that a step may use.
 
     Attributes:
         graph: the model as the step before left it.
@@ -58,7 +58,7 @@ class Context:
     progress: Reporter
 
     def inputs(self) -> tuple[Any, ...]:
-        """What numeric checks run on."""
+        """The inputs of numeric checks."""
         return fitting_inputs(self.graph, chain_inputs(self.graph.example_inputs, self.data.sample(CHECK_IMAGES)))
 
 

@@ -45,7 +45,7 @@ Place = tuple[str, int, str]
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is wrong in a recipe, and where."""
+    """A mistake in a recipe, and its place."""
 
     line: int
     text: str

@@ -37,7 +37,7 @@ _ORIGINAL = Step("original", "original", {})
 
 @dataclass(frozen=True)
 class RecipeRun:
-    """What `run_recipe` made.
+    """The result of `run_recipe`.
 
     Attributes:
         folder: holds a folder for each step, and recipe.json.
