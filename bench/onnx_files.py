@@ -118,8 +118,8 @@ def _outputs(node: irtool.Node) -> int:
     value = node.get("weight")
     if value is None:
         return 0
-    last = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
-    return value.sizes[1] * int(node.attrs.get("groups", 1)) if last else value.sizes[0]
+    last = node.op == "ConvTranspose" or node.attrs.get("transB") == 0
+    return value.sizes[1] * node.attrs.get("group", 1) if last else value.sizes[0]
 
 
 def main() -> int:

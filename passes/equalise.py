@@ -81,7 +81,7 @@ def _equalise(graph: Graph, before: Node, after: Node) -> None:
     first, second = float_param(before, "weight"), float_param(after, "weight")
     assert first is not None
     assert second is not None
-    groups = int(after.attrs.get("groups") or 1)
+    groups = after.attrs.get("group", 1)
     grouped = grouped_inputs(second, groups)
     made = first.abs().flatten(1).amax(1)
     read = grouped.abs().amax((1, 3)).reshape(-1)

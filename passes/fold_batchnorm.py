@@ -11,6 +11,7 @@ from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
+from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import AFFINE
 from irtool.passmanager import Pass, Rewritten, register
 
@@ -80,19 +81,14 @@ def _fold(graph: Graph, node: Node) -> None:
     assert weight.data is not None
     scale, shift = scale_and_shift(node)
     old = bias.data.double() if bias is not None and bias.data is not None else torch.zeros_like(scale)
-    groups = int(source.attrs.get("groups") or 1)
-    graph.set_param(weight.name, _scaled(weight.data.double(), scale, groups, _inputs_first(source)).to(weight.data.dtype))
+    groups = source.attrs.get("group", 1)
+    graph.set_param(weight.name, _scaled(weight.data.double(), scale, groups, inputs_first(source)).to(weight.data.dtype))
     new_bias = (old * scale + shift).to(weight.data.dtype)
     if bias is not None:
         graph.set_param(bias.name, new_bias)
     else:
         graph.give_bias(source, new_bias, f"folded_{source.name}")
     graph.bypass(node)
-
-
-def _inputs_first(node: Node) -> bool:
-    """Whether axis 0 of the weight runs over inputs: a transposed convolution, or a linear layer stored so in ONNX."""
-    return node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
 
 
 def _scaled(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
+from irtool.ops.contraction import inputs_first
 from irtool.passmanager import Pass, Rewritten, register
 
 
@@ -97,11 +98,11 @@ def _fold(graph: Graph, node: Node, layer: Node) -> None:
     data = float_param(layer, "weight")
     assert data is not None
     if layer.op == "Gemm":
-        rows = data.T if layer.attrs.get("transposed") else data  # (outputs, inputs)
+        rows = data.T if inputs_first(layer) else data  # (outputs, inputs)
         added, scaled = rows @ shift, rows * scale
-        scaled = scaled.T if layer.attrs.get("transposed") else scaled
+        scaled = scaled.T if inputs_first(layer) else scaled
     else:
-        groups = int(layer.attrs.get("groups") or 1)
+        groups = layer.attrs.get("group", 1)
         grouped, each = grouped_inputs(data, groups), (groups, 1, -1, 1)
         added = (grouped * shift.reshape(each)).sum((2, 3)).reshape(-1)
         scaled = (grouped * scale.reshape(each)).reshape(data.shape)

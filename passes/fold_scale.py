@@ -85,6 +85,6 @@ def _scaled(layer: Node, data: Tensor, scale: Tensor) -> Tensor:
         return data * scale
     if not inputs_first(layer):
         return data * scale.reshape(-1, *(1,) * (data.dim() - 1))
-    groups = int(layer.attrs.get("groups") or 1)
+    groups = layer.attrs.get("group", 1)
     blocks = data.reshape(groups, -1, *data.shape[1:])
     return torch.mul(blocks, scale.reshape(groups, 1, -1, *(1,) * (data.dim() - 2))).reshape(data.shape)

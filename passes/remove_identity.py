@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from irtool.hosts.torch.attributes import canonical
 from irtool.ir.graph import G, Graph, Node, Value
 from irtool.passmanager import Pass, Rewritten, register
 
@@ -60,23 +59,19 @@ class RemoveIdentity(Pass):
 
 def _always_drops(node: Node) -> bool:
     """Whether dropout does not follow the mode: a function of torch does what its flag says, and drops if it has none."""
-    return bool(next((node.attrs[name] for name in ("training", "train", "arg2") if name in node.attrs), "." in node.callee))
+    return bool(node.attrs.get("training_mode"))
 
 
 def _moves_nothing(node: Node) -> bool:
-    order = canonical(node).get("order")
+    order = node.attrs.get("perm")
     return order is not None and list(order) == sorted(order)
 
 
 def _is_full(node: Node) -> bool:
     """A slice from the first entry to beyond the last of any axis."""
-    starts, ends, steps = (node.attrs.get(name) for name in ("starts", "ends", "steps"))
-    whole = starts is not None and ends is not None and not any(starts) and all(end >= _BEYOND for end in ends)
-    return whole and all(step == 1 for step in steps or ())
+    return node.attrs.get("axes") == ()
 
 
-_BEYOND = 2**31 - 1
-"""What exporters write for "to the end"."""
 _COPIES = frozenset({"Concat", "Pad"})
 """Operators that give torch a tensor of its own, which an operator that writes in place may need."""
 _RULES: Mapping[str, Callable[[Node], bool]] = {
@@ -85,7 +80,7 @@ _RULES: Mapping[str, Callable[[Node], bool]] = {
     "Transpose": _moves_nothing,
     "Cast": lambda node: node.callee == "Cast" and node.input.dtype is not None and node.input.dtype == node.output.dtype,
     "Concat": lambda node: len(node.inputs) == 1 and node.input.sizes == node.output.sizes,
-    "Pad": lambda node: bool(node.attrs.get("pad")) and not any(node.attrs["pad"]),
+    "Pad": lambda node: not any(node.attrs["pads"]),
     "Slice": _is_full,
-    "Clip": lambda node: not canonical(node),  # bounds that are left out may still be some: those of ReLU6, say
+    "Clip": lambda node: not node.attrs,  # bounds that are left out may still be some: those of ReLU6, say
 }

@@ -236,8 +236,7 @@ def _conv(node: Node) -> list[Product]:
     weight = node.get("weight")
     if weight is None:
         return []
-    transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
-    return [_axes(node.input if transposed else node.output) + _axes(weight, 1)]
+    return [_axes(node.input if node.op == "ConvTranspose" else node.output) + _axes(weight, 1)]
 
 
 def _gemm(node: Node) -> list[Product]:
@@ -258,7 +257,7 @@ def _attention(node: Node) -> list[Product]:
 
 def _einsum(node: Node) -> list[Product]:
     """Operands are multiplied from left to right; a letter that only one of them has is summed away before."""
-    equation = str(node.attrs.get("equation", "")).replace(" ", "")
+    equation = str(node.attrs["equation"])
     terms, arrow, result = equation.partition("->")
     letters = terms.split(",")
     if "." in equation or len(letters) != len(node.inputs):

@@ -69,11 +69,12 @@ class Node:
         op: the operator in ONNX's vocabulary, `Opaque` where that has no name for it.
         operands: the tensor inputs by role (`input`, `weight`, ...), in order.
         outputs: one value, or several for a node that returns a tuple.
-        attrs: the other arguments, normalised; sizes are those seen with the example inputs.
+        attrs: the other arguments in one vocabulary for all hosts (`irtool.ir.attributes`); sizes are those seen with the example inputs.
         location: module path or source position, for messages.
         host: the host's own node.
         callee: the host's name for the operator, for messages about `Opaque` nodes.
         writes: the value that the operator writes into (`x` of `x.add_(y)`); None if it writes nothing.
+        given: the arguments as the host states them, for the host alone.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Node:
     host: Any
     callee: str
     writes: Value | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[Value, ...]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from irtool.hosts.torch.attributes import canonical
+from irtool.ir.attributes import shown
 
 if TYPE_CHECKING:
     from irtool.ir.graph import Graph, Node, Value
@@ -32,7 +32,7 @@ def text_of(graph: Graph) -> str:
     for node in graph.nodes:
         if node.op in ("Input", "Output"):
             continue
-        attrs = ", ".join(f"{key}={_short(value)}" for key, value in sorted(canonical(node).items()))
+        attrs = ", ".join(f"{key}={_short(value)}" for key, value in sorted(shown(node.attrs).items()))
         results = ", ".join(map(typed, node.outputs))
         operands = ", ".join(typed(value) if value.is_param else _named(value) for value in node.inputs)
         lines.append(f"{results} = {operator(node)}({operands}){f' {{{attrs}}}' if attrs else ''}")

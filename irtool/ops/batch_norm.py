@@ -12,7 +12,7 @@ def not_fixed(node: Node) -> str | None:
     """Why a batch norm in eval mode is no scale and shift by stored numbers; None if it is."""
     if node.get("running_mean") is None or node.get("running_var") is None:
         return "it keeps no running statistics"
-    if node.attrs.get("training"):
+    if node.attrs.get("training_mode"):
         return "it normalises by each batch's own statistics in eval mode too"
     return computed_values(node)
 
@@ -36,8 +36,7 @@ def scale_and_shift(node: Node, mean: Tensor | None = None, var: Tensor | None =
             assert value.data is not None, f"{node.location}: {role} is computed"
             stored[role] = value.data.double()
     mean, var = stored["running_mean"] if mean is None else mean, stored["running_var"] if var is None else var
-    eps = node.attrs.get("eps")
-    scale = (var + (1e-5 if eps is None else float(eps))).rsqrt()
+    scale = (var + node.attrs["epsilon"]).rsqrt()
     if "weight" in stored:
         scale = scale * stored["weight"]
     shift = -mean * scale
@@ -51,18 +50,13 @@ def grouped_inputs(weight: Tensor, groups: int) -> Tensor:
 
 def pads_nothing(node: Node) -> bool:
     """Whether a convolution's result never depends on padding: it has none at the beginning, and no window reaches the end's."""
-    padding = node.attrs.get("padding", 0)
-    begins = (padding,) if isinstance(padding, int) else () if isinstance(padding, str) else tuple(padding)
-    if any(begins):
+    kernel = node.operands["weight"].sizes[2:]
+    if any(node.attrs["pads"][: len(kernel)]):
         return False
-    kernel, given, result = node.operands["weight"].sizes[2:], node.input.sizes[2:], node.output.sizes[2:]
-    strides, dilations = (_each(node.attrs.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
+    given, result = node.input.sizes[-len(kernel) :], node.output.sizes[-len(kernel) :]
+    strides, dilations = node.attrs["strides"], node.attrs["dilations"]
     wanted = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(given, kernel, strides, dilations, strict=True)]
     return list(result) == wanted
-
-
-def _each(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
-    return (value,) * count if isinstance(value, int) else tuple(value) if len(value) == count else (value[0],) * count
 
 
 def float_param(node: Node, role: str) -> Tensor | None:

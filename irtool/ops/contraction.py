@@ -26,8 +26,8 @@ def conv(node: Node, ctx: Context) -> None:
         ctx.inexact(node, ctx.of(node.input).movedim(varying(ctx.of(node.input))[-1], -1), "a convolution over channels")
         ctx.put(node.output, ctx.of(node.input))
         return
-    transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
-    groups = int(node.attrs.get("groups") or 1)
+    transposed = node.op == "ConvTranspose"
+    groups = node.attrs["group"]
     value, axis = node.input, channel_axis(node, weight)
     _pin_other_axes(node, ctx, value, axis)
     arriving = channel_vector(node, ctx, value, axis)
@@ -54,7 +54,7 @@ def conv(node: Node, ctx: Context) -> None:
 
 def deform_conv(node: Node, ctx: Context) -> None:
     """Deformable convolution (Zhu et al. 2019): a convolution of what the offsets, which stay, pick from every channel alike."""
-    if node.attrs.get("groups") != 1 or node.attrs.get("offset_groups") != 1:
+    if node.attrs["group"] != 1 or node.attrs["offset_group"] != 1:
         barrier(node, ctx, "a deformable convolution in groups")
         return
     for name in ("offset", "mask"):
@@ -76,13 +76,12 @@ def channel_axis(node: Node, weight: Value) -> int:
 
 def inputs_first(node: Node) -> bool:
     """Whether the weight's first axis is its inputs: transposed convolutions, `x @ W`, ONNX's Gemm."""
-    return node.op in ("ConvTranspose", "MatMul") or bool(node.attrs.get("transposed"))
+    return node.op in ("ConvTranspose", "MatMul") or node.attrs.get("transB") == 0
 
 
 def computed_conv(node: Node, ctx: Context, weight: Value) -> None:
     """A convolution whose weight is computed from parameters in the graph (weight standardisation)."""
-    groups = int(node.attrs.get("groups") or 1)
-    transposed = node.op == "ConvTranspose" or bool(node.attrs.get("transposed"))
+    groups, transposed = node.attrs["group"], node.op == "ConvTranspose"
     if (transposed and groups > 1) or not ctx.is_constant(weight):
         _pin_all(node, ctx, weight)
         barrier(node, ctx, "its weight is computed, not a parameter")
@@ -201,7 +200,7 @@ def linear(node: Node, ctx: Context) -> None:
         barrier(node, ctx, "its weight is computed, not a parameter")
     elif not weight.is_param:
         computed_linear(node, ctx, weight)
-    elif node.attrs.get("transposed"):  # ONNX may store it as (inputs, outputs)
+    elif node.attrs["transB"] == 0:  # ONNX may store it as (inputs, outputs)
         _dense(node, ctx, weight, 0, 1)
     else:
         _dense(node, ctx, weight, 1, 0)

@@ -64,7 +64,7 @@ def _beside(node: Node, ctx: Context, labels: Tensor, axis: int, stays: bool) ->
 
 def _terms(node: Node) -> tuple[list[str], str] | None:
     """The operands' letters and the result's; None for what is not followed (diagonals)."""
-    equation = str(node.attrs.get("equation", "")).replace(" ", "")
+    equation = str(node.attrs["equation"])
     left, arrow, result = equation.partition("->")
     terms = left.split(",")
     if len(terms) != len(node.inputs):

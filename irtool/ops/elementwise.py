@@ -22,9 +22,9 @@ from irtool.ops.context import (
     says_where,
     varying,
 )
-from irtool.ops.normalisation import mix, reduced_axes
-from irtool.ops.opaque import barrier, short_name
-from irtool.ops.windows import first_space, implied_axis
+from irtool.ops.normalisation import LENGTHS, mix
+from irtool.ops.opaque import barrier
+from irtool.ops.windows import first_space
 
 
 def elementwise(node: Node, ctx: Context) -> None:
@@ -51,7 +51,7 @@ def elementwise(node: Node, ctx: Context) -> None:
 
 def _rows(node: Node, rank: int) -> set[int]:
     """The axes that a reader adds up: what lies along them are rows (stacked branches), since all of them lose the same channels."""
-    return {axis for use in node.output.uses if use.op == "Reduce" and "norm" not in use.callee for axis in reduced_axes(use, rank)}
+    return {axis for use in node.output.uses if use.op == "Reduce" and use.attrs["kind"] not in LENGTHS for axis in use.attrs["axes"]}
 
 
 def _weights(node: Node, ctx: Context, values: Sequence[Value], rows: set[int]) -> list[Value]:
@@ -167,8 +167,7 @@ def channelwise(node: Node, ctx: Context) -> None:
 
 def glu(node: Node, ctx: Context) -> None:
     """One half of an axis gates the other: channel i and channel n/2 + i live and die together."""
-    labels, axis = ctx.of(node.input), node.attrs.get("dim")
-    axis = (-1 if axis is None else axis) % labels.dim()
+    labels, axis = ctx.of(node.input), node.attrs["axis"]
     if axis in varying(labels):
         value, gate = labels.chunk(2, axis)
         ctx.unify(node, value.reshape(-1), gate.reshape(-1))
@@ -178,8 +177,7 @@ def glu(node: Node, ctx: Context) -> None:
 
 def softmax(node: Node, ctx: Context) -> None:
     """Shares along one axis: exact if the axis carries no channels. Bins of a distribution whose mean is taken stay."""
-    labels, axis = ctx.of(node.input), node.attrs.get("dim")
-    axis = implied_axis(labels.dim()) if axis is None else axis % max(labels.dim(), 1)
+    labels, axis = ctx.of(node.input), node.attrs["axis"]
     if axis in varying(labels) and _is_averaged(node.output, axis):
         ctx.pin(node, labels.reshape(-1), "bins of a distribution whose mean is taken over fixed numbers")
     elif axis in varying(labels):
@@ -252,23 +250,10 @@ def pooled_regions(node: Node, ctx: Context) -> None:
 def fourier(node: Node, ctx: Context) -> None:
     """A Fourier transform mixes all entries of the axes that it works along, and leaves the others apart."""
     labels = ctx.of(node.input)
-    axes = _transformed(node, labels.dim())
-    if any(axis in axes for axis in varying(labels)):
+    if any(axis in node.attrs["axes"] for axis in varying(labels)):
         ctx.pin(node, labels.reshape(-1), f"{node.callee} works along an axis that carries channels")
         labels = none(labels.dim())
     ctx.put(node.output, labels)
-
-
-def _transformed(node: Node, rank: int) -> set[int]:
-    """The axes of a Fourier transform: the last one, the last two, or as the names that end in n have it, those of `s`, or all."""
-    dim, sizes, name = node.attrs.get("dim"), node.attrs.get("s"), short_name(node.callee)
-    if dim is None and name.endswith("2"):
-        dim = (-2, -1)
-    elif dim is None and name.endswith(("n", "shift")):
-        dim = tuple(range(-len(sizes), 0)) if isinstance(sizes, list | tuple) else tuple(range(rank))
-    elif dim is None:
-        dim = -1
-    return {axis % rank for axis in (dim if isinstance(dim, list | tuple) else (dim,))}
 
 
 def complex_view(node: Node, ctx: Context) -> None:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.windows import implied_axis
 
 Rest = Callable[[Tensor], Any]
 """The node's own operator as a function of its first input."""
@@ -84,20 +83,15 @@ def _along(index: Tensor, axis: int, rank: int) -> Tensor:
 def mixed_axes(node: Node, rank: int) -> set[int]:
     """The axes over which the node mixes."""
     if node.op in ("LayerNormalization", "RMSNormalization"):
-        shape = node.attrs.get("normalized_shape", (1,))
-        return set(range(rank - (1 if isinstance(shape, int) else len(shape)), rank))
+        return set(range(rank + node.attrs["axis"], rank))
     if node.op == "BatchNormalization":
         return set(range(rank)) - {1}
     if node.op in ("Softmax", "LpNormalization", "Cumsum", "LogCumsumExp"):
-        axis = node.attrs.get("dim")
-        return {axis % rank if isinstance(axis, int) else implied_axis(rank)}
+        return {node.attrs["axis"]}
     if node.op == "Conv":  # one that slides along the channels
         return set(range(rank - len(node.operands["weight"].sizes) + 2, rank))
     if node.op == "Reduce":
-        axes = node.attrs.get("dim")
-        listed = (axes,) if type(axes) is int else axes
-        if isinstance(listed, tuple | list) and listed and all(type(entry) is int for entry in listed):
-            return {entry % rank for entry in listed}
+        return set(node.attrs["axes"])
     return set(range(rank))
 
 
@@ -107,20 +101,20 @@ def _given(node: Node, role: str, parameter: Survivors, like: Tensor) -> Tensor 
 
 
 def _last_axes_norm(node: Node, packed: _Packed, rest: Rest, parameter: Survivors) -> Any | None:
-    x, shape = packed.tensor, node.attrs.get("normalized_shape", (1,))
-    sizes = x.shape[x.dim() - (1 if isinstance(shape, int) else len(shape)) :]
-    weight, bias, eps = _given(node, "weight", parameter, x), _given(node, "bias", parameter, x), node.attrs.get("eps")
+    x = packed.tensor
+    sizes = x.shape[node.attrs["axis"] :]
+    weight, bias = (_given(node, role, parameter, x) for role in ("weight", "bias"))
     if any(held is not None and held.shape != sizes for held in (weight, bias)):
         return None
     if node.op == "RMSNormalization":
-        return packed.spread(F.rms_norm(x, sizes, weight, eps))
-    return packed.spread(F.layer_norm(x, sizes, weight, bias, 1e-5 if eps is None else eps))
+        return packed.spread(F.rms_norm(x, sizes, weight, node.attrs.get("epsilon")))
+    return packed.spread(F.layer_norm(x, sizes, weight, bias, node.attrs["epsilon"]))
 
 
 def _group_norm(node: Node, packed: _Packed, rest: Rest, parameter: Survivors) -> Any | None:
-    x, eps = packed.tensor, node.attrs.get("eps")
+    x = packed.tensor
     weight, bias = _given(node, "weight", parameter, x), _given(node, "bias", parameter, x)
-    return packed.spread(F.group_norm(x, int(node.attrs["num_groups"]), weight, bias, 1e-5 if eps is None else eps))
+    return packed.spread(F.group_norm(x, node.attrs["num_groups"], weight, bias, node.attrs["epsilon"]))
 
 
 def _same_shape(node: Node, packed: _Packed, rest: Rest, parameter: Survivors) -> Any | None:

@@ -144,7 +144,7 @@ def stack(node: Node, ctx: Context) -> None:
 def shuffle(node: Node, ctx: Context) -> None:
     """A channel shuffle keeps its number of groups, so that they must stay equally wide."""
     movement(node, ctx)
-    ctx.balance(node, channel_vector(node, ctx, node.input, 1).reshape(int(node.attrs["groups"]), -1))
+    ctx.balance(node, channel_vector(node, ctx, node.input, 1).reshape(node.attrs["group"], -1))
 
 
 def reshape(node: Node, ctx: Context) -> None:
@@ -242,12 +242,7 @@ def _fill(node: Node, ctx: Context, axis: int, beside: bool) -> None:
 
 
 def _axis(node: Node, rank: int) -> int:
-    axis = node.attrs.get("dim", node.attrs.get("axis", 0))
-    return (axis if isinstance(axis, int) else 0) % rank
-
-
-_COPYING = ("reflection", "replication", "circular")
-"""Modes of padding that copy what is there, as modules and ATen's operators name them."""
+    return int(node.attrs.get("axis", 0)) % rank
 
 
 def pad(node: Node, ctx: Context) -> None:
@@ -261,8 +256,7 @@ def pad(node: Node, ctx: Context) -> None:
         return
     axis = touched[-1]
     before, after = amounts[axis]
-    constant = node.attrs.get("mode", "constant") == "constant" and not any(mode in node.callee.lower() for mode in _COPYING)
-    if len(touched) > 1 or before < 0 or after < 0 or not constant:
+    if len(touched) > 1 or before < 0 or after < 0 or node.attrs["mode"] != "constant":
         ctx.pin(node, labels.reshape(-1), f"{node.callee} along an axis that carries channels")
         ctx.put(node.output, none(labels.dim()))
         return
@@ -274,11 +268,9 @@ def pad(node: Node, ctx: Context) -> None:
 
 
 def pad_amounts(node: Node) -> dict[int, tuple[int, int]]:
-    """Axis -> (before, after). torch lists amounts from the last axis backwards."""
-    flat = node.attrs.get("pad", node.attrs.get("padding", ()))
-    flat = (flat,) * (2 * (len(node.input.sizes) - 2)) if isinstance(flat, int) else tuple(flat)
-    rank = len(node.input.sizes)
-    return {rank - 1 - i // 2: (int(flat[i]), int(flat[i + 1])) for i in range(0, len(flat), 2)}
+    """Axis -> (before, after)."""
+    rank, pads = len(node.input.sizes), node.attrs["pads"]
+    return {axis: (pads[axis], pads[rank + axis]) for axis in range(rank)}
 
 
 def select(node: Node, ctx: Context) -> None:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from irtool.ir.graph import Node
 from irtool.ops.context import NONE, Context, channel_vector, flatten_others, is_none, is_stored, none, on_axis, varying
-from irtool.ops.opaque import short_name
 from irtool.ops.windows import first_space
 
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
@@ -37,16 +36,14 @@ def per_channel(node: Node, ctx: Context) -> None:
 
 def _takes_statistics(node: Node) -> bool:
     """Whether a norm measures what flows in, rather than to use what it has stored."""
-    stated = node.attrs.get("use_input_stats", "instance_norm" in node.callee) or node.attrs.get("training")
-    return node.get("running_mean") is None or bool(stated)
+    own = node.op == "InstanceNormalization" and node.attrs.get("use_input_stats", True)
+    return node.get("running_mean") is None or own or bool(node.attrs.get("training_mode"))
 
 
 def over_last_axes(node: Node, ctx: Context) -> None:
     """Layer norm and RMS norm over the last axes."""
     labels = ctx.of(node.input)
-    shape = node.attrs.get("normalized_shape", (1,))
-    depth = 1 if isinstance(shape, int) else len(shape)
-    rank = labels.dim()
+    rank, depth = labels.dim(), -node.attrs["axis"]
     found = [axis for axis in varying(labels) if axis >= rank - depth]
     axes = [axis for axis in range(rank) if ctx.decide(node, f"over {axis}", axis in found)]
     if axes:
@@ -69,7 +66,7 @@ def over_last_axes(node: Node, ctx: Context) -> None:
 def group_norm(node: Node, ctx: Context) -> None:
     """Statistics over each group of channels; the groups must lose equally many, so that membership stays."""
     arriving = channel_vector(node, ctx, node.input, 1)
-    groups = int(node.attrs["num_groups"])
+    groups = node.attrs["num_groups"]
     alone = ctx.decide(node, "per_channel", groups == arriving.numel())
     if not is_none(arriving) and not alone:
         ctx.inexact(node, arriving.reshape(groups, -1), "normalises over groups of channels")
@@ -84,7 +81,7 @@ def group_norm(node: Node, ctx: Context) -> None:
 
 def quantise_channels(node: Node, ctx: Context) -> None:
     """QuantizeLinear and DequantizeLinear with a scale and a zero point for each entry of one axis, weights or what flows."""
-    axis, parts = node.attrs["dim"], ctx.parts(node.input)
+    axis, parts = node.attrs["axis"], ctx.parts(node.input)
     arriving = torch.full((node.input.sizes[axis],), NONE, dtype=torch.int64)
     for number, labels in enumerate(parts):
         if ctx.decide(node, f"part {number}", labels.shape[axis] > 1):
@@ -98,8 +95,7 @@ def quantise_channels(node: Node, ctx: Context) -> None:
 
 def across_channels(node: Node, ctx: Context) -> None:
     """Operators of unchanged shape that mix neighbouring channels (local response norm, cumulative sums, L2 normalisation)."""
-    labels, axis = ctx.of(node.input), node.attrs.get("dim", 1)
-    axis = axis % labels.dim() if isinstance(axis, int) else 1
+    labels, axis = ctx.of(node.input), node.attrs.get("axis", 1)
     if axis in varying(labels):
         mix(node, ctx, labels, axis, f"{node.callee} over channels")
     ctx.put(node.output, labels)
@@ -119,15 +115,19 @@ def mix(node: Node, ctx: Context, labels: Tensor, axis: int, why: str) -> None:
     ctx.unify(node, first.expand(labels.shape).reshape(-1), labels.reshape(-1))
 
 
+LENGTHS = frozenset({"norm", "l1", "l2"})
+"""Reductions that give the length of a vector."""
+
+
 def reduce(node: Node, ctx: Context) -> None:
     """Sums, means and extrema over some axes; labels along a reduced axis end here."""
     labels = ctx.of(node.input)
     rank = labels.dim()
-    axes = reduced_axes(node, rank)
+    axes = set(node.attrs["axes"])
     over = [axis for axis in varying(labels) if axis in axes]
     alone = ctx.decide(node, "alone", bool(over) and len(over) == len(varying(labels)))
-    name = short_name(node.callee).lower()
-    within = "norm" in node.callee and bool(over) and not alone and over == varying(labels)[-1:]
+    name = node.attrs["kind"]
+    within = name in LENGTHS and bool(over) and not alone and over == varying(labels)[-1:]
     if ctx.decide(node, "within", within):  # the length of each head's vector: a number a head
         ctx.inexact(node, labels.movedim(over[-1], -1), f"{name} over channels")
         ctx.balance(node, labels.movedim(over[-1], -1).reshape(-1, labels.shape[over[-1]]))
@@ -155,14 +155,6 @@ def _merge(node: Node, ctx: Context, labels: Tensor, over: list[int]) -> Tensor:
         first = first.narrow(axis, 0, 1)
     ctx.unify(node, first.expand(labels.shape).reshape(-1), labels.reshape(-1))
     return first
-
-
-def reduced_axes(node: Node, rank: int) -> set[int]:
-    """The axes that a reduction leaves out."""
-    dim = node.attrs.get("dim", node.attrs.get("axis"))
-    if dim is None:
-        return set(range(rank))
-    return {axis % rank for axis in ([dim] if isinstance(dim, int) else dim)} or set(range(rank))
 
 
 def _drop_axes(labels: Tensor, axes: set[int], rank: int) -> Tensor:

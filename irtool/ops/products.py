@@ -73,8 +73,7 @@ def _looks_up(node: Node) -> bool:
 def _is_rows(node: Node) -> bool:
     """Whether the index picks along axis 0 and nothing else."""
     value, index = node.inputs[0], node.inputs[1]
-    first = not isinstance(node.attrs.get("dim"), int) or node.attrs["dim"] == 0
-    return len(node.inputs) == 2 and first and node.output.sizes == index.sizes + value.sizes[1:]
+    return len(node.inputs) == 2 and node.attrs.get("axis", 0) == 0 and node.output.sizes == index.sizes + value.sizes[1:]
 
 
 def _rows(node: Node, ctx: Context) -> None:

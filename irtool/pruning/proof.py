@@ -69,9 +69,7 @@ class Replay(Walk):
         """
         originals = {node.name: node for node in self.before.graph.nodes}
         self._empty = {value.name for node in originals.values() for value in node.outputs if 0 in value.sizes}
-        self._counts = {
-            name: int(node.attrs.get("groups") or 1) for name, node in originals.items() if node.op in ("Conv", "ConvTranspose")
-        }
+        self._counts = {name: node.attrs.get("group", 1) for name, node in originals.items() if node.op in ("Conv", "ConvTranspose")}
         try:
             super().run()
         except (RuntimeError, ValueError, AssertionError, IndexError, GraphError) as error:

@@ -172,7 +172,7 @@ class _Sizes:
 
     def groups(self, node: Node) -> int:
         """How many groups a convolution has after slicing: as many as channels if it is depthwise, else those that keep any channel."""
-        groups, weight = int(node.attrs.get("groups") or 1), node.get("weight")
+        groups, weight = node.attrs.get("group", 1), node.get("weight")
         if weight is None or groups == 1:
             return groups
         if groups == node.input.sizes[channel_axis(node, weight)]:

@@ -58,7 +58,7 @@ def reason(graph: Graph) -> tuple[str, str]:
             f"It has {macs:,} multiply-accumulates, and what an engine takes for each operator outweighs them.",
             "Fewer layers would help, narrower ones do not.",
         )
-    thin = [node for node in layers if int(node.attrs.get("groups", 1)) > 1]
+    thin = [node for node in layers if node.attrs.get("group", 1) > 1]
     if macs < _FEW_MACS * written or len(thin) > _PART * len(layers):
         depth = f"{len(thin)} of {len(layers)} convolutions are depthwise or grouped, and " if thin else ""
         return (

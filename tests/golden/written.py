@@ -146,14 +146,14 @@ Shapes = list[Sequence[int]]
 
 def _conv(held: Shapes, attrs: Mapping[str, Any], _made: Sequence[int]) -> nn.Module:
     rows, columns, *kernel = held[0]
-    options = {name: attrs[name] for name in ("stride", "padding", "dilation")}
+    options = {ours: attrs[name] for ours, name in (("stride", "strides"), ("padding", "pads"), ("dilation", "dilations"))}
     kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-    return kinds[len(kernel)](columns * attrs["groups"], rows, tuple(kernel), groups=attrs["groups"], bias=len(held) > 1, **options)
+    return kinds[len(kernel)](columns * attrs["group"], rows, tuple(kernel), groups=attrs["group"], bias=len(held) > 1, **options)
 
 
 def _norm(held: Shapes, attrs: Mapping[str, Any], made: Sequence[int]) -> nn.Module:
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(made)]
-    return kind(held[0][0], eps=attrs["eps"], affine=len(held) > 2)
+    return kind(held[0][0], eps=attrs["epsilon"], affine=len(held) > 2)
 
 
 MODULES: dict[str, Callable[[Shapes, Mapping[str, Any], Sequence[int]], nn.Module]] = {
@@ -167,15 +167,15 @@ MODULES: dict[str, Callable[[Shapes, Mapping[str, Any], Sequence[int]], nn.Modul
 
 def _pool(tensors: list[Tensor], attrs: Mapping[str, Any]) -> Tensor:
     (x,) = tensors
-    if attrs["kernel"] == "all":
+    if attrs["kernel_shape"] == "all":
         return F.adaptive_avg_pool2d(x, 1) if attrs["kind"] == "average" else F.adaptive_max_pool2d(x, 1)
     function = F.avg_pool2d if attrs["kind"] == "average" else F.max_pool2d
-    return function(x, attrs["kernel"], attrs["stride"], attrs["padding"])
+    return function(x, attrs["kernel_shape"], attrs["strides"], attrs["pads"])
 
 
 def _reduce(tensors: list[Tensor], attrs: Mapping[str, Any]) -> Tensor:
     assert attrs["kind"] == "mean"
-    return tensors[0].mean(attrs["axes"], keepdim=attrs["keepdim"])
+    return tensors[0].mean(attrs["axes"], keepdim=attrs["keepdims"])
 
 
 def _numbers(function: Callable[..., Tensor], tensors: list[Tensor], attrs: Mapping[str, Any]) -> Tensor:
@@ -194,7 +194,7 @@ FUNCTIONS: dict[str, Callable[[list[Tensor], Mapping[str, Any]], Any]] = {
     "Sub": partial(_numbers, torch.sub),
     "Mul": partial(_numbers, torch.mul),
     "Concat": lambda tensors, attrs: torch.cat(tensors, attrs["axis"]),
-    "Transpose": lambda tensors, attrs: tensors[0].permute(*attrs["order"]),
+    "Transpose": lambda tensors, attrs: tensors[0].permute(*attrs["perm"]),
     "Reshape": lambda tensors, attrs: tensors[0].flatten(1),
     "Softmax": lambda tensors, attrs: torch.softmax(tensors[0], attrs["axis"]),
     "Pool": _pool,

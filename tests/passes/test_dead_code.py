@@ -12,13 +12,13 @@ from irtool.hosts.onnx.load import from_model
 
 BEFORE = """\
 input  %input:1x3x4x4
-%b:1x4x4x4 = Conv(%input, @b.weight:4x3x1x1, @b.bias:4) {dilation=1, groups=1, padding=0, stride=1}
+%b:1x4x4x4 = Conv(%input, @b.weight:4x3x1x1, @b.bias:4) {dilations=1, group=1, pads=0, strides=1}
 %relu:1x4x4x4 = Relu(%b)
-%a:1x4x4x4 = Conv(%input, @a.weight:4x3x1x1, @a.bias:4) {dilation=1, groups=1, padding=0, stride=1}
+%a:1x4x4x4 = Conv(%input, @a.weight:4x3x1x1, @a.bias:4) {dilations=1, group=1, pads=0, strides=1}
 output %a:1x4x4x4"""
 AFTER = """\
 input  %input:1x3x4x4
-%a:1x4x4x4 = Conv(%input, @a.weight:4x3x1x1, @a.bias:4) {dilation=1, groups=1, padding=0, stride=1}
+%a:1x4x4x4 = Conv(%input, @a.weight:4x3x1x1, @a.bias:4) {dilations=1, group=1, pads=0, strides=1}
 output %a:1x4x4x4"""
 
 

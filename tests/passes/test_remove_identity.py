@@ -18,14 +18,14 @@ from irtool.hosts.onnx.load import from_model
 
 BEFORE = """\
 input  %input:1x3x4x4
-%conv:1x8x4x4 = Conv(%input, @const_1:8x3x3x3, @const_2:8) {dilation=1, groups=1, padding=1, stride=1}
-%transpose:1x8x4x4 = Transpose(%conv) {order=[0,1,2,3]}
+%conv:1x8x4x4 = Conv(%input, @const_1:8x3x3x3, @const_2:8) {dilations=1, group=1, pads=1, strides=1}
+%transpose:1x8x4x4 = Transpose(%conv) {perm=[0,1,2,3]}
 %relu:1x8x4x4 = Relu(%transpose)
 %identity:1x8x4x4 = Identity(%relu)
 output %identity:1x8x4x4"""
 AFTER = """\
 input  %input:1x3x4x4
-%conv:1x8x4x4 = Conv(%input, @const_1:8x3x3x3, @const_2:8) {dilation=1, groups=1, padding=1, stride=1}
+%conv:1x8x4x4 = Conv(%input, @const_1:8x3x3x3, @const_2:8) {dilations=1, group=1, pads=1, strides=1}
 %relu:1x8x4x4 = Relu(%conv)
 output %relu:1x8x4x4"""
 

@@ -75,7 +75,7 @@ def grouped(graph: irtool.FxGraph) -> list[tuple[int, int, int]]:
     found = []
     for node in graph.nodes:
         weight = node.get("weight")
-        if node.op in ("Conv", "ConvTranspose") and (groups := int(node.attrs.get("groups") or 1)) > 1 and weight is not None:
+        if node.op in ("Conv", "ConvTranspose") and (groups := node.attrs.get("group", 1)) > 1 and weight is not None:
             found.append((groups, node.input.sizes[1] // groups, node.output.sizes[1] // groups))
     return found
 

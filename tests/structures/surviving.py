@@ -25,7 +25,7 @@ class Surviving(Masking):
             return super()._computed(node, own, reads, compute)
         x = reads[node.input]
         parts = [part for part in self._labels.parts(own.input) if varying(part)]
-        labels = parts[0] if len(parts) == 1 else next(part for part in parts if varying(part) == [own.attrs["dim"] % part.dim()])
+        labels = parts[0] if len(parts) == 1 else next(part for part in parts if varying(part) == [own.attrs["axis"]])
         (axis,) = varying(labels)
         positions = self._keep[labels.reshape(-1)].nonzero()[:, 0]
         module, alone = self._labels.graph.holder(own), x.index_select(axis, positions)
@@ -33,7 +33,7 @@ class Surviving(Masking):
             result = _norm(module, alone, positions)
         elif own.op == "LayerNormalization":
             weight, bias = (own.operands[role].data[positions] for role in ("weight", "bias"))
-            result = F.layer_norm(alone, (len(positions),), weight, bias, own.attrs["eps"])
+            result = F.layer_norm(alone, (len(positions),), weight, bias, own.attrs["epsilon"])
         else:
             result, *rest = compute({node.input: alone})
             if rest:  # a maximum over channels, and where it lies

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from irtool.analysis.cost import held_by
 from irtool.analysis.diff.matching import data_inputs, oriented, plain_role
-from irtool.hosts.torch.attributes import canonical
+from irtool.ir.attributes import shown
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.properties import COMMUTATIVE, SIZED_BY_ARGUMENT
 
@@ -120,7 +120,7 @@ class PairDiff:
             self._parameters(x, y)
 
     def _attributes(self, x: Node, y: Node) -> None:
-        known = canonical(x), canonical(y)
+        known = shown(x.attrs), shown(y.attrs)
         if x.op in SIZED_BY_ARGUMENT and _sizes(x.inputs) == _sizes(y.inputs):
             known[0]["size"], known[1]["size"] = _sizes(x.outputs), _sizes(y.outputs)
         for name in sorted(known[0].keys() | known[1].keys()):
@@ -198,11 +198,11 @@ def channels_of(node: Node) -> tuple[int, int] | None:
 
 
 def _conv_channels(node: Node) -> tuple[int, int] | None:
-    weight, groups = node.get("weight"), int(node.attrs.get("groups") or 1)
+    weight, groups = node.get("weight"), node.attrs.get("group", 1)
     if weight is None:
         return None
     first, second = weight.sizes[0], weight.sizes[1] * groups
-    return (first, second) if node.op == "ConvTranspose" or node.attrs.get("transposed") else (second, first)
+    return (first, second) if node.op == "ConvTranspose" else (second, first)
 
 
 def _gemm_channels(node: Node) -> tuple[int, int]:

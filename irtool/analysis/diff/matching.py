@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.hosts.torch.attributes import canonical
+from irtool.ir.attributes import shown
 from irtool.ir.graph import Graph, Node
 
 CELLS = 25_000_000
@@ -63,7 +63,7 @@ def data_inputs(node: Node) -> list[tuple[str, Node, int]]:
 
 def oriented(node: Node, role: str, data: Tensor) -> Tensor:
     """A parameter as the operator's plain form holds it: the weight of a product is (outputs, inputs), however the host keeps it."""
-    kept = node.op == "Gemm" and ((role == "weight" and node.attrs.get("transposed")) or role == "weight_t")
+    kept = node.op == "Gemm" and ((role == "weight" and not node.attrs["transB"]) or role == "weight_t")
     return data.t() if kept and data.dim() == 2 else data
 
 
@@ -93,7 +93,7 @@ def _features(node: Node) -> tuple[Hashable, ...]:
     path = node.location.removesuffix(f" ({node.name})")
     return (
         node.op, node.name, path if path != node.name else None, tuple(name for name, _ in held), next(filter(None, (_sample(data) for _, data in held)), None),
-        tuple(tuple(data.shape) for _, data in held), str(sorted(canonical(node).items())), node.output.shape if node.outputs else None,
+        tuple(tuple(data.shape) for _, data in held), str(sorted(shown(node.attrs).items())), node.output.shape if node.outputs else None,
         tuple(producer.name for producer in producers), tuple(producer.op for producer in producers), tuple(sorted(user.op for user in consumers(node))),
     )  # fmt: skip
 
@@ -193,14 +193,14 @@ def _match_by_neighbours(rows: Sequence[Node], pairs: dict[Node, Node]) -> None:
         sources = [pairs.get(producer) for _, producer, _ in data_inputs(node)]
         if node in pairs or not sources or sources[0] is None:
             continue
-        attrs = str(canonical(node))
+        attrs = str(shown(node.attrs))
         fits = [
             other
             for other in consumers(sources[0])
             if other not in taken
             and other.op == node.op
             and [producer for _, producer, _ in data_inputs(other)] == sources
-            and str(canonical(other)) == attrs
+            and str(shown(other.attrs)) == attrs
         ]
         if len(fits) == 1:
             pairs[node] = fits[0]

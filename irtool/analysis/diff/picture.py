@@ -12,7 +12,7 @@ from typing import Any
 
 from irtool.analysis.cost import Cost
 from irtool.analysis.diff.changes import channels_of
-from irtool.hosts.torch.attributes import canonical
+from irtool.ir.attributes import shown
 from irtool.ir.graph import Graph, Node
 
 FORMAT = 1
@@ -64,7 +64,7 @@ def _side(node: Node, costs: Mapping[str, Any]) -> dict[str, Any]:
         "channels": channels_of(node),
         "params": known.params if known is not None else 0,
         "macs": known.macs if known is not None else 0,
-        "attrs": canonical(node),
+        "attrs": shown(node.attrs),
         "weights": {role: list(value.sizes) for role, value in node.operands.items() if value.data is not None},
     }
 

@@ -198,7 +198,7 @@ def _is_fold(source: Node, norm: Node, partner: Node) -> bool:
     gamma, beta, bias, bias_now = (
         _data(node, role) for node, role in ((norm, "weight"), (norm, "bias"), (source, "bias"), (partner, "bias"))
     )
-    scale = (1.0 if gamma is None else gamma.double()) / (variance.double() + float(norm.attrs.get("eps", 1e-5))).sqrt()
+    scale = (1.0 if gamma is None else gamma.double()) / (variance.double() + norm.attrs["epsilon"]).sqrt()
     shift = ((0.0 if bias is None else bias.double()) - mean.double()) * scale + (0.0 if beta is None else beta.double())
     if bias_now is None or not torch.allclose(bias_now.double(), shift, rtol=1e-4, atol=1e-5):
         return False

@@ -64,22 +64,10 @@ def sample_of(node: Node) -> Sample | None:
         return Sample("Gemm", (), inputs=node.operands["input"].sizes[-1], outputs=node.output.sizes[-1]) if rows == 1 else None
     inputs, outputs = node.input.sizes[1], node.output.sizes[1]
     size, kernel = node.input.sizes[2:], weight.sizes[2:]
-    groups = int(node.attrs.get("groups", 1))
-    stride, padding, dilation = (_each(node.attrs.get(name), default, len(size)) for name, default in _ATTRS)
+    groups = node.attrs.get("group", 1)
+    stride, padding, dilation = (node.attrs[name][: len(size)] for name in ("strides", "pads", "dilations"))
     depthwise = groups > 1 and groups == inputs == outputs
     return Sample(node.op, size, kernel, stride, padding, dilation, 0 if depthwise else groups, inputs, outputs)
-
-
-_ATTRS = (("stride", 1), ("padding", 0), ("dilation", 1))
-
-
-def _each(value: object, default: int, count: int) -> tuple[int, ...]:
-    """One number an axis. Other forms of padding (a word, two ends) come near enough as none."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return (value,) * count
-    if isinstance(value, list | tuple) and len(value) == count and all(isinstance(one, int) for one in value):
-        return tuple(value)
-    return (default,) * count
 
 
 def _widths(sample: Sample, whole: bool) -> list[Sample]:

@@ -23,7 +23,7 @@ def check_fit(node: Node) -> None:
 
 def _conv(node: Node) -> bool:
     x, weight, bias = node.input, node.get("weight"), node.get("bias")
-    groups = node.attrs["groups"]
+    groups = node.attrs["group"]
     if weight is None or len(x.sizes) < 3 or len(weight.sizes) != len(x.sizes) or groups < 1 or x.sizes[1] % groups:
         return False
     transposed = node.op == "ConvTranspose"
@@ -37,7 +37,7 @@ def _gemm(node: Node) -> bool:
     weight = node.get("weight")
     if weight is None or len(weight.sizes) != 2:
         return False
-    inputs, outputs = weight.sizes if node.attrs.get("transposed") else reversed(weight.sizes)
+    inputs, outputs = reversed(weight.sizes) if node.attrs["transB"] else weight.sizes
     return node.input.sizes[-1] == inputs and node.output.sizes[-1] == outputs
 
 
@@ -48,7 +48,7 @@ def _per_channel(node: Node) -> bool:
 
 def _over_last_axes(node: Node) -> bool:
     """Scale and shift are stretched to the axes that are normalised."""
-    shape = tuple(node.attrs["normalized_shape"])
+    shape = node.input.sizes[node.attrs["axis"] :]
     parameters = [value.sizes for role, value in node.operands.items() if role != "input"]
     return all(
         len(sizes) <= len(shape) and all(own in (1, size) for own, size in zip(reversed(sizes), reversed(shape), strict=False))

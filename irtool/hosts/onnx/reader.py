@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 import torch
 
 from irtool.errors import GraphError
+from irtool.hosts.onnx.attributes import REDUCTIONS, Unreadable
 from irtool.hosts.onnx.evaluate import Array, Open, check_size, element_type
 from irtool.hosts.onnx.fits import check_fit
 from irtool.hosts.onnx.normalize import STANDARD
-from irtool.hosts.onnx.operators import ELEMENTWISE, REDUCTIONS, ROWS, Row, Unreadable
+from irtool.hosts.onnx.operators import ELEMENTWISE, ROWS, Row
 from irtool.hosts.onnx.subgraphs import bodies, captured
 from irtool.hosts.onnx.value_types import Observe, ValueTypes
 from irtool.ir.graph import Node, Value
@@ -128,10 +129,10 @@ class Reader(ValueTypes):
         weight = node.inputs[1] if node.op == "MatMul" else None
         if weight is not None and (isinstance(weight, gs.Constant) or weight.name in self.quantised) and len(self.typed(weight)[1]) == 2:
             if not isinstance(node.inputs[0], gs.Constant) and len(self.typed(node.inputs[0])[1]) > 1:
-                return Row("Gemm", ("input", "weight"), lambda call: {"transposed": True})
+                return Row("Gemm", ("input", "weight"), lambda call: {"transB": 0})
         if node.op in ("QuantizeLinear", "DequantizeLinear") and _scales_channels(node):
             axis = node.attrs.get("axis", 1) % len(self.typed(node.inputs[0])[1])
-            return Row("QuantizePerChannel", ("input", "scale", "zero_point"), lambda call: {"dim": axis})
+            return Row("QuantizePerChannel", ("input", "scale", "zero_point"), lambda call: {"axis": axis})
         table = node.op == "Gather" and isinstance(node.inputs[0], gs.Constant) and node.attrs.get("axis", 0) == 0
         if table and len(node.inputs[0].shape) == 2 and node.inputs[1].name in self.values:
             return Row("Embedding", ("weight", "input"), lambda call: {})
@@ -159,7 +160,7 @@ class Reader(ValueTypes):
         last = row.roles[-1]
         names = itertools.chain(row.roles[:-1], (f"{last[1:]}_{n}" for n in itertools.count()) if last[0] == "*" else (last,))
         for role, tensor in zip(names, node.inputs, strict=False):
-            if role == "-" or not tensor.name or (row.op in ELEMENTWISE and self._is_scalar(node, tensor)):
+            if role == "-" or not tensor.name or (row.op in ELEMENTWISE and self.is_scalar(node, tensor)):
                 continue
             if tensor.name in self.quantised:
                 found.update(self._quantised(role, self.quantised[tensor.name]))
@@ -176,7 +177,7 @@ class Reader(ValueTypes):
             if name == role or (tensor.name and tensor.shape and tensor.name not in self.scalars)
         }
 
-    def _is_scalar(self, node: gs.Node, tensor: gs.Tensor) -> bool:
+    def is_scalar(self, node: gs.Node, tensor: gs.Tensor) -> bool:
         """One number that meets any value: an argument of the operator, not a tensor with channels."""
         if tensor.name not in self.scalars and not (tensor.name in self.known and self.known[tensor.name].size == 1):
             return False
@@ -243,6 +244,12 @@ class _Call:
 
     def results(self) -> int:
         return len(self._node.outputs)
+
+    def number(self, index: int) -> float | None:
+        if not self.given(index) or not self._reader.is_scalar(self._node, self._node.inputs[index]):
+            return None
+        value = self.known(index)
+        return None if value is None else float(value.reshape(-1)[0])
 
     def is_read(self, index: int) -> bool:
         tensor = self._node.outputs[index]

@@ -89,7 +89,7 @@ class ViewGuards:
         """Positions along an axis that holds channels and places must be those of the example."""
         value, output = view.input, view.output
         if view.op == "Gather":
-            moved = {view.attrs["dim"] % len(value.sizes)}
+            moved = {view.attrs["axis"]}
         else:
             moved = {axis for axis, (old, new) in enumerate(zip(value.sizes, output.sizes, strict=True)) if old != new}
         cut = [axis for axis in self._cut(value) if axis in moved and not isinstance(self._sizes(value)[axis], int)]

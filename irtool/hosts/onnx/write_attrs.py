@@ -64,6 +64,11 @@ class OnnxLiterals:
         tensor = inputs[index]
         return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.graph.known.get(tensor.name)
 
+    def listed(self, node: Node, index: int, name: str) -> list[int] | None:
+        """An argument as it was before slicing: an input, or in older operator sets an attribute; None if it is absent."""
+        found = self.constant(node, index)
+        return list(node.host.attrs[name]) if name in node.host.attrs else None if found is None else found.tolist()
+
     def is_literal(self, node: Node, index: int) -> bool:
         """Whether an argument is written in the program rather than computed."""
         return isinstance(node.host.inputs[index], gs.Constant)
@@ -163,7 +168,7 @@ def _sizes_of_result(edits: OnnxLiterals, node: Node) -> None:
 
 
 def _split(edits: OnnxLiterals, node: Node) -> None:
-    axis = node.attrs["dim"] % len(node.input.sizes)
+    axis = node.attrs["axis"]
     new = [edits.sizes.shape(output)[axis] for output in node.outputs]
     if new == [output.sizes[axis] for output in node.outputs]:
         return
@@ -176,9 +181,11 @@ def _split(edits: OnnxLiterals, node: Node) -> None:
 
 def _slice(edits: OnnxLiterals, node: Node) -> None:
     """Bounds over a pruned axis move to where their channels are now; bounds over other axes stay."""
-    starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
-    axes = [axis % len(node.input.sizes) for axis in node.attrs.get("axes", range(len(starts)))]
-    steps = list(node.attrs.get("steps", [1] * len(starts)))
+    starts, ends, listed, steps = (edits.listed(node, index, name) for index, name in enumerate(("starts", "ends", "axes", "steps"), 1))
+    assert starts is not None
+    assert ends is not None
+    axes = [axis % len(node.input.sizes) for axis in listed or range(len(starts))]
+    steps = steps or [1] * len(starts)
     moved = False
     for place, axis in enumerate(axes):
         kept, size = edits.sizes.kept(node.input, axis), node.input.sizes[axis]
@@ -208,7 +215,7 @@ def _python_slice(start: int, end: int, step: int, size: int) -> slice:
 
 def _gather(edits: OnnxLiterals, node: Node) -> None:
     """A constant index over a pruned axis: the positions of what is still there."""
-    axis = node.attrs["dim"] % len(node.input.sizes)
+    axis = node.attrs["axis"]
     kept, old = edits.sizes.kept(node.input, axis), edits.constant(node, 1)
     if kept is None or old is None or old.ndim > 1:
         return
@@ -226,17 +233,17 @@ def _select(edits: OnnxLiterals, node: Node) -> None:
 
 
 def _pad(edits: OnnxLiterals, node: Node) -> None:
-    rank, pads = len(node.input.sizes), node.attrs["pad"]
+    rank, pads = len(node.input.sizes), node.attrs["pads"]
     new = {}
     for axis in range(rank):
-        before, after = pads[2 * (rank - 1 - axis)], pads[2 * (rank - 1 - axis) + 1]
+        before, after = pads[axis], pads[rank + axis]
         kept, size = edits.sizes.kept(node.output, axis), node.input.sizes[axis]
         if kept is not None and (before or after):
             before, after = int((kept < before).sum()), int((kept >= before + size).sum())
         new[axis] = (before, after)
-    if tuple(n for axis in reversed(range(rank)) for n in new[axis]) == tuple(pads):
-        return
     amounts = [new[axis][0] for axis in range(rank)] + [new[axis][1] for axis in range(rank)]
+    if amounts == list(pads):
+        return
     if edits.graph.opset < 11:
         edits.set_attr(node, "pads", amounts)
     elif len(node.host.inputs) < 4:
@@ -245,7 +252,7 @@ def _pad(edits: OnnxLiterals, node: Node) -> None:
 
 def _conv(edits: OnnxLiterals, node: Node) -> None:
     """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
-    if node.attrs["groups"] > 1:
+    if node.attrs["group"] > 1:
         edits.set_attr(node, "group", edits.sizes.groups(node))
 
 

@@ -1,300 +1,363 @@
-"""A node's attributes in one form, whichever host it comes from: what `Graph.text` prints and what `diff` compares.
+"""Reads the attributes of a torch call in the vocabulary of `irtool.ir.attributes`.
 
-A host writes `stride=2`, `strides=[2, 2]`, or leaves a default out; `ReLU6` is a Clip without bounds to torch and one with two
-constants to ONNX. Here each operator has one row that says what its attributes are. Whatever the sizes of inputs and outputs
-tell already (the sizes of a Reshape, the parts of a Split) is left out; so is what has no effect in eval mode.
+One row an operator. torch writes `stride=2` or `stride=(2, 2)`, leaves defaults out, and keeps some arguments in modules.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    from irtool.ir.graph import Node
+from irtool.ir.attributes import END, Attrs, cuts, each, pooling, window
+from irtool.ir.graph import Node
+from irtool.ops.opaque import short_name
+from irtool.ops.windows import implied_axis
 
-Attrs = dict[str, Any]
 _SILENT = frozenset(
     {"inplace", "training", "tensors", "momentum", "memory_format", "dtype", "requires_grad", "in_features", "out_features"}
 )
-_SPREADABLE = frozenset({"stride", "padding", "dilation", "kernel", "output_padding", "output"})
-_DIGITS = 6
-"""Numbers are compared at float32's precision: ONNX stores 1e-5 as 9.9999997e-06."""
+_RENAMED = {"keepdim": "keepdims", "eps": "epsilon", "dim": "axis"}
 
 
-def canonical(node: Node) -> Attrs:
-    """The attributes of a node as JSON data, in one form for all hosts."""
-    rule = _RULES.get(node.op, _others)
-    return {name: _spread(plain(value)) if name in _SPREADABLE else plain(value) for name, value in rule(node, _Raw(node)).items()}
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call as the rules below see it.
 
+    Attributes:
+        node: its view, without attributes yet.
+        given: its arguments by name.
+        module: the module that is called, if one is.
+    """
 
-def _spread(value: Any) -> Any:
-    """Sizes that are the same along each axis as one number, as in `stride=2`."""
-    return value[0] if isinstance(value, list) and value and all(item == value[0] for item in value) else value
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON data; real numbers at float32's precision."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return plain(value.item()) if math.prod(value.shape) == 1 else f"tensor{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(f"{float(value):.{_DIGITS}g}")
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return int(value) if isinstance(value, np.integer) else getattr(value, "__name__", None) or str(value)
-
-
-class _Raw:
-    """What the host says about a node: the view's attributes, then those of the module or of the ONNX node."""
-
-    def __init__(self, node: Node) -> None:
-        host, self.onnx = node.host, type(node.host).__module__.startswith("onnx_graphsurgeon")
-        self.known: dict[str, Any] = dict(node.attrs)
-        self.module = None
-        if self.onnx:
-            self.known.update(host.attrs)
-        elif getattr(host, "op", None) == "call_module" and host.graph.owning_module is not None:
-            self.module = host.graph.owning_module.get_submodule(str(host.target))
-            self.known.update({k: v for k, v in vars(self.module).items() if k[0] != "_" and k not in self.known})
+    node: Node
+    given: Mapping[str, Any]
+    module: nn.Module | None
 
     def get(self, *names: str, default: Any = None) -> Any:
-        """The first of these attributes that is there and not None."""
-        return next((self.known[name] for name in names if self.known.get(name) is not None), default)
+        """The first of these arguments that is there and not None: of the call, then of its module."""
+        for held in (self.given, vars(self.module) if self.module is not None else {}):
+            for name in names:
+                if held.get(name) is not None:
+                    return held[name]
+        return default
 
-    def constant(self, node: Node, index: int) -> Any:
-        """An ONNX input that is one number and no operand in the view; None otherwise."""
-        if not self.onnx or len(node.host.inputs) <= index:
-            return None
-        tensor = node.host.inputs[index]
-        values = getattr(tensor, "values", None) if tensor.name else None
-        return None if values is None or np.size(values) != 1 else np.asarray(values).reshape(-1)[0].item()
-
-
-Rule = Callable[["Node", _Raw], Attrs]
+    @property
+    def name(self) -> str:
+        """The plain name of what is called, in small letters."""
+        return short_name(self.node.callee).lower()
 
 
-def _each(value: Any, axes: int) -> list[Any]:
-    """One entry for each axis, as one number stands for all of them in torch."""
-    found = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    return found * axes if len(found) == 1 else found[:axes]
+Rule = Callable[[Call], Attrs]
 
 
-def _nothing(node: Node, raw: _Raw) -> Attrs:
+def attributes(node: Node, given: Mapping[str, Any], module: nn.Module | None) -> Attrs:
+    """Read a node's attributes; its operands and outputs are known."""
+    return _RULES.get(node.op, _others)(Call(node, given, module))
+
+
+def _nothing(call: Call) -> Attrs:
     return {}
 
 
-def _others(node: Node, raw: _Raw) -> Attrs:
-    return {key: value for key, value in node.attrs.items() if key not in _SILENT and value is not None}
+def _others(call: Call) -> Attrs:
+    return {_RENAMED.get(key, key): value for key, value in call.given.items() if key not in _SILENT and value is not None}
 
 
-def _conv(node: Node, raw: _Raw) -> Attrs:
-    weight = node.get("weight")
-    axes = len(weight.sizes) - 2 if weight is not None else len(node.output.sizes) - 2
-    dilation, padding = _each(raw.get("dilation", "dilations", default=1), axes), raw.get("padding", default=0)
-    if isinstance(padding, str):
-        kernel = weight.sizes[2:] if weight is not None else (1,) * axes
-        padding = 0 if padding == "valid" else [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
-    found: Attrs = {"stride": _each(raw.get("stride", "strides", default=1), axes), "padding": _each(padding, axes), "dilation": dilation}
-    found["groups"] = int(raw.get("groups", "group", default=1))
-    if node.op == "ConvTranspose" or node.attrs.get("transposed"):
-        found["output_padding"] = _each(raw.get("output_padding", default=0), axes)
-    return found
+def _conv(call: Call) -> Attrs:
+    node, weight = call.node, call.node.get("weight")
+    kernel = weight.sizes[2:] if weight is not None else (1,) * (len(node.output.sizes) - 2)
+    axes = len(kernel)
+    dilations = each(call.get("dilation", default=1), axes)
+    found: Attrs = {
+        "strides": each(call.get("stride", default=1), axes),
+        "pads": _pads(call.get("padding", default=0), kernel, dilations),
+        "dilations": dilations,
+        "group": int(call.get("groups", default=1)),
+    }
+    if node.op == "ConvTranspose":
+        found["output_padding"] = each(call.get("output_padding", default=0), axes)
+    mode = call.get("padding_mode", default="zeros")
+    return found if mode == "zeros" else {**found, "pad_mode": mode}
 
 
-def _pool(node: Node, raw: _Raw) -> Attrs:
-    """Windows; a window over the whole of an input is written `all`, so that it does not depend on the example's sizes."""
-    callee = node.callee.lower()
-    kind = next((name for name, part in (("max", "max"), ("average", "av"), ("lp", "lp")) if part in callee), callee)
+def _pads(padding: Any, kernel: Sequence[int], dilations: Sequence[int]) -> tuple[int, ...]:
+    """Amounts before each axis, then after. torch's `same` puts what is odd at the end."""
+    if not isinstance(padding, str):
+        return each(padding, len(kernel)) * 2
+    whole = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilations, kernel, strict=True)]
+    return (*(amount // 2 for amount in whole), *(amount - amount // 2 for amount in whole))
+
+
+def _deform_conv(call: Call) -> Attrs:
+    named = ("strides", ("stride_h", "stride_w")), ("dilations", ("dil_h", "dil_w"))
+    found: Attrs = {name: tuple(call.get(part, default=1) for part in parts) for name, parts in named}
+    found["pads"] = tuple(call.get(part, default=0) for part in ("pad_h", "pad_w")) * 2
+    return {**found, "group": call.get("groups", default=1), "offset_group": call.get("offset_groups", default=1)}
+
+
+_POOLS = (("max", "max"), ("av", "average"), ("lp", "lp"))
+
+
+def _pool(call: Call) -> Attrs:
+    node, callee = call.node, call.node.callee.lower()
+    kind = next((kind for part, kind in _POOLS if part in callee), callee)
     axes = len(node.output.sizes) - 1 if callee.endswith("1d") and len(node.output.sizes) == 2 else max(len(node.output.sizes) - 2, 1)
     before, after = node.input.sizes[-axes:], node.output.sizes[-axes:]
-    if "adaptive" in callee or "global" in callee:
-        whole = all(size == 1 for size in after)
-        even = all(a % b == 0 for a, b in zip(before, after, strict=True))
-        steps = [a // b for a, b in zip(before, after, strict=True)]
-        return {"kind": kind, **({"kernel": "all"} if whole else {"kernel": steps, "stride": steps} if even else {"output": list(after)})}
-    kernel = _each(raw.get("kernel_size", "kernel_shape", default=1), axes)
-    stride = _each(raw.get("stride", "strides") or (1 if raw.onnx else kernel), axes)
-    padding = _each(raw.get("padding", default=0) if not raw.onnx else list(raw.get("pads", default=[0] * axes))[:axes], axes)
-    if kernel == list(before) and not any(padding):
-        return {"kind": kind, "kernel": "all"}
-    found: Attrs = {"kind": kind, "kernel": kernel, "stride": stride, "padding": padding}
-    if raw.get("ceil_mode", default=False):
-        found["ceil"] = True
-    if kind == "average" and any(padding):
-        found["count_padding"] = bool(raw.get("count_include_pad", default=not raw.onnx))
+    if "adaptive" in callee:
+        return pooling(kind, before, after)
+    kernel = each(call.get("kernel_size", default=1), axes)
+    pads = each(call.get("padding", default=0), axes) * 2
+    found = window(kind, before, kernel, each(call.get("stride") or kernel, axes), pads)
+    if "strides" in found and call.get("ceil_mode", default=False):
+        found["ceil_mode"] = True
+    if kind == "average" and any(pads):
+        found["count_include_pad"] = bool(call.get("count_include_pad", default=True))
     return found
 
 
-def _eps(node: Node, raw: _Raw) -> Attrs:
-    found = {"eps": float(raw.get("eps", "epsilon", default=1e-5))}
-    if node.op == "GroupNormalization":
-        found["groups"] = int(raw.get("num_groups", default=1))
-    shape = raw.get("normalized_shape")
-    return {**found, "axes": len(shape)} if isinstance(shape, Sequence) else found
+def _norm(call: Call) -> Attrs:
+    return {"epsilon": float(call.get("eps", default=1e-5))}
 
 
-def _axis(node: Node, raw: _Raw, *, default: int = 0) -> int:
-    dim = raw.get("dim", "axis", default=default)
-    rank = len(node.input.sizes) + (node.op == "Stack")
-    return int(dim) % max(rank, 1) if isinstance(dim, int) else default
+def _batch_norm(call: Call) -> Attrs:
+    return {**_norm(call), "training_mode": True} if call.given.get("training") else _norm(call)
+
+
+def _instance_norm(call: Call) -> Attrs:
+    """It measures what flows in: the function unless it is told not to, the module unless it stores statistics."""
+    stated = call.given.get("use_input_stats", call.module is None)
+    return _norm(call) if stated or call.node.get("running_mean") is None else {**_norm(call), "use_input_stats": False}
+
+
+def _last_axes_norm(call: Call) -> Attrs:
+    shape, eps = call.get("normalized_shape", default=1), call.get("eps", default=1e-5 if call.node.op == "LayerNormalization" else None)
+    found: Attrs = {} if eps is None else {"epsilon": float(eps)}
+    return {**found, "axis": -1 if isinstance(shape, int) else -len(shape)}
+
+
+def _group_norm(call: Call) -> Attrs:
+    return {**_norm(call), "num_groups": int(call.get("num_groups"))}
+
+
+def _lp_norm(call: Call) -> Attrs:
+    return {"p": float(call.get("p", default=2)), "axis": _axis(call, 1), "epsilon": float(call.get("eps", default=1e-12))}
+
+
+def _local_norm(call: Call) -> Attrs:
+    return {"size": call.get("size"), "alpha": call.get("alpha", default=1e-4), "beta": call.get("beta", default=0.75),
+            "bias": float(call.get("k", default=1.0))}  # fmt: skip
+
+
+def _axis(call: Call, default: int, *, made: int = 0) -> int:
+    """The axis that a call names, counted from 0.
+
+    Args:
+        call: the call.
+        default: where it names none.
+        made: how many axes more its result has.
+    """
+    dim = call.get("dim", "axis", default=default)
+    rank = len(call.node.input.sizes) + made
+    return int(dim if isinstance(dim, int) else default) % max(rank, 1)
 
 
 def _along(default: int) -> Rule:
-    def rule(node: Node, raw: _Raw) -> Attrs:
-        return {"axis": _axis(node, raw, default=default)}
-
-    return rule
+    return lambda call: {"axis": _axis(call, default)}
 
 
-def _softmax(node: Node, raw: _Raw) -> Attrs:
-    found: Attrs = {"axis": _axis(node, raw, default=-1)}
-    return {**found, "log": True} if "log" in node.callee.lower() else found
+def _gather(call: Call) -> Attrs:
+    """`aten.index` names its axis by its place in the list of indices."""
+    listed = call.node.host.args[1:2] if "dim" not in call.given and call.name == "index" else ()
+    place = next((place for one in listed if isinstance(one, tuple | list) for place, index in enumerate(one) if index is not None), 0)
+    return {"axis": _axis(call, place)}
 
 
-def _split(node: Node, raw: _Raw) -> Attrs:
-    return {"axis": _axis(node, raw), "parts": len(node.outputs)}
+def _stack(call: Call) -> Attrs:
+    """`hstack` and `vstack` make no axis of their own, and name none."""
+    return {"axis": _axis(call, 0, made=len(call.node.output.sizes) - len(call.node.input.sizes))}
 
 
-def _transpose(node: Node, raw: _Raw) -> Attrs:
-    rank, dims = len(node.input.sizes), node.attrs.get("dims")
-    if isinstance(dims, int) and node.callee.rsplit(".", 1)[-1] == "permute":  # x.permute(0, 2, 1): one argument an axis
-        listed = [dims, *(node.attrs[f"arg{index}"] for index in range(2, rank + 1) if f"arg{index}" in node.attrs)]
-        return {"order": [int(axis) % rank for axis in listed]}
-    if dims is None or (isinstance(dims, tuple | list) and len(dims) == rank and "arg2" not in node.attrs):
-        order = [int(d) % rank for d in dims] if dims is not None else list(range(rank))[::-1]
-        return {"order": order}
-    other = node.attrs.get("arg2")
-    if not isinstance(dims, int) or not isinstance(other, int) or "move" in node.callee:
-        return _others(node, raw)
+def _softmax(call: Call) -> Attrs:
+    found: Attrs = {"axis": _axis(call, implied_axis(len(call.node.input.sizes)))}
+    kind = next((word for word in ("log", "min") if word in call.name), None)
+    return found if kind is None else {**found, "kind": kind}
+
+
+def _cumulated(call: Call) -> Attrs:
+    found: Attrs = {"axis": _axis(call, 0)}
+    return {**found, "kind": "prod"} if "prod" in call.name else found
+
+
+def _split(call: Call) -> Attrs:
+    rank = len(call.node.input.sizes)
+    axis = call.get("dim", "axis", *(("split_size_or_sections",) if call.name == "unbind" else ()), default=0)
+    return {"axis": int(axis) % rank, "parts": len(call.node.outputs)}
+
+
+_LAST_TWO = frozenset({"mt", "mh", "adjoint"})
+
+
+def _transpose(call: Call) -> Attrs:
+    rank, name, given = len(call.node.input.sizes), call.name, call.given
+    dims = given.get("dims")
+    listed = [] if dims is None else list(dims) if isinstance(dims, tuple | list) else [dims]
+    listed += [value for key, value in given.items() if key != "dims" and (key.startswith("arg") or key.startswith("dim"))]
+    if "move" in name:
+        return {"perm": _moved(rank, listed)} if len(listed) == 2 else _others(call)
+    if name == "permute":
+        return {"perm": tuple(int(axis) % rank for axis in listed)}
+    if name in _LAST_TWO and rank > 1:
+        listed = [-2, -1]
+    if not listed:
+        return {"perm": tuple(range(rank))[::-1]}
+    if len(listed) != 2:
+        return _others(call)
     order = list(range(rank))
-    order[dims], order[other] = order[other], order[dims]
-    return {"order": order}
+    one, other = (int(axis) % rank for axis in listed)
+    order[one], order[other] = order[other], order[one]
+    return {"perm": tuple(order)}
 
 
-def _reduce(node: Node, raw: _Raw) -> Attrs:
-    words = node.callee.lower().removeprefix("reduce").split(".")
-    kind = (words[1] if words[0] == "aten" and len(words) > 1 else words[-1]).removeprefix("a" if words[-1] in ("amax", "amin") else "")
-    rank, dims = len(node.input.sizes), node.attrs.get("dim")
-    axes = (
-        sorted(int(d) % rank for d in (dims if isinstance(dims, Sequence) else [dims])) if dims is not None and rank else list(range(rank))
-    )
-    return {"kind": kind, "axes": axes, "keepdim": bool(node.attrs.get("keepdim", False))}
+def _moved(rank: int, listed: Sequence[Any]) -> tuple[int, ...]:
+    """The order of axes of which some are moved to other places."""
+    sources, places = ([int(axis) % rank for axis in (one if isinstance(one, tuple | list) else (one,))] for one in listed)
+    order = [axis for axis in range(rank) if axis not in sources]
+    for place, axis in sorted(zip(places, sources, strict=True)):
+        order.insert(place, axis)
+    return tuple(order)
 
 
-def _clip(node: Node, raw: _Raw) -> Attrs:
-    if "relu6" in node.callee.lower():
+_KINDS = {"amax": "max", "amin": "min", "linalg_vector_norm": "norm"}
+
+
+def _reduce(call: Call) -> Attrs:
+    rank, dims = len(call.node.input.sizes), call.given.get("dim")
+    correction = call.get("correction", default=0 if dims is False or call.get("unbiased", default=True) is False else 1)
+    listed = () if dims is None or isinstance(dims, bool) else (dims,) if isinstance(dims, int) else tuple(dims)
+    axes = tuple(sorted(int(axis) % max(rank, 1) for axis in listed)) or tuple(range(rank))
+    found: Attrs = {"kind": _KINDS.get(call.name, call.name), "axes": axes, "keepdims": bool(call.given.get("keepdim", False))}
+    order = call.given.get("ord", call.given.get("p"))
+    if order not in (None, 2, "fro"):
+        found["p"] = order
+    return found if correction == 1 or call.name.split("_")[0] not in ("var", "std") else {**found, "correction": correction}
+
+
+def _clip(call: Call) -> Attrs:
+    if call.name.rstrip("_") == "relu6":
         return {"min": 0.0, "max": 6.0}
-    defaults = (-1.0, 1.0) if "hardtanh" in node.callee.lower() else (None, None)
-    low = raw.get("min", "min_val", "arg1", default=defaults[0])
-    high = raw.get("max", "max_val", "arg2", default=defaults[1])
-    return {name: float(bound) for name, bound in (("min", low), ("max", high)) if bound is not None}
+    defaults = (-1.0, 1.0) if "hardtanh" in call.name else (None, None)
+    bounds = call.get("min", "min_val", "arg1", default=defaults[0]), call.get("max", "max_val", "arg2", default=defaults[1])
+    return {name: _number(bound) for name, bound in zip(("min", "max"), bounds, strict=True) if bound is not None}
 
 
-def _parameter(name: str, *names: str, default: float, onnx_default: float | None = None) -> Rule:
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, int | float) else value
+
+
+def _parameter(name: str, *names: str, default: float) -> Rule:
     """One number that shapes an activation."""
-
-    def rule(node: Node, raw: _Raw) -> Attrs:
-        value = raw.get(name, *names, default=onnx_default if raw.onnx and onnx_default is not None else default)
-        return {name: float(value) if isinstance(value, int | float) else value}
-
-    return rule
+    return lambda call: {name: _number(call.get(name, *names, default=default))}
 
 
-def _hard_sigmoid(node: Node, raw: _Raw) -> Attrs:
-    return {"alpha": raw.get("alpha", default=0.2 if raw.onnx else 1 / 6), "beta": raw.get("beta", default=0.5)}
-
-
-def _gelu(node: Node, raw: _Raw) -> Attrs:
-    return {"approximate": raw.get("approximate", default="none")}
-
-
-def _numbers(node: Node, raw: _Raw) -> Attrs:
+def _numbers(call: Call) -> Attrs:
     """The numbers that a sum, product or power is taken with, by their place."""
     found: Attrs = {}
-    for index, role in enumerate(("input", "other", "third")):
-        value = node.attrs.get(role) if not raw.onnx else raw.constant(node, index)
-        if isinstance(value, bool | int | float) and role not in node.operands:
-            found["other" if node.op in ("Add", "Mul") else role] = float(value)
-    if node.attrs.get("alpha") not in (None, 1):
-        found["alpha"] = node.attrs["alpha"]
+    for role in ("input", "other", "third"):
+        value = call.given.get(role)
+        if isinstance(value, bool | int | float) and role not in call.node.operands:
+            found["other" if call.node.op in ("Add", "Mul") else role] = float(value)
+    if call.given.get("alpha") not in (None, 1):
+        found["alpha"] = call.given["alpha"]
     return found
 
 
-def _resize(node: Node, raw: _Raw) -> Attrs:
-    mode = str(raw.get("mode", default="nearest"))
-    mode = mode.removeprefix("bi").removeprefix("tri")
-    aligned = raw.get("align_corners", default=raw.get("coordinate_transformation_mode") == "align_corners")
-    return {"mode": mode, **({"align_corners": True} if aligned else {})}
+def _dropout(call: Call) -> Attrs:
+    """A function does what its flag says, and drops if it has none; a module follows the mode."""
+    flag = next((call.given[name] for name in ("training", "train", "arg2") if name in call.given), "." in call.node.callee)
+    return {"training_mode": True} if flag else {}
 
 
-def _pad(node: Node, raw: _Raw) -> Attrs:
-    amounts = raw.get("pad", "padding", default=())
-    found = list(amounts) if isinstance(amounts, Sequence) else [amounts] * 2 * (len(node.input.sizes) - 2)
-    while len(found) >= 2 and not any(found[-2:]):
-        found = found[:-2]
-    callee = node.callee.lower()
-    mode = next((name for name in ("reflect", "replicat") if name in callee), str(raw.get("mode", default="constant")))
-    return {"amounts": found, "mode": "edge" if mode.startswith("replicat") else mode}
+def _resize(call: Call) -> Attrs:
+    found: Attrs = {"mode": str(call.get("mode", default="nearest")).removeprefix("bi").removeprefix("tri")}
+    return {**found, "coordinate_transformation_mode": "align_corners"} if call.get("align_corners", default=False) else found
 
 
-def _depth(node: Node, raw: _Raw) -> Attrs:
-    return {
-        "block": raw.get("blocksize", "upscale_factor", "downscale_factor"),
-        "mode": raw.get("mode", default="DCR" if raw.onnx else "CRD"),
-    }
+_COPYING = (("reflect", "reflect"), ("replicat", "edge"), ("circular", "wrap"))
 
 
-def _slice(node: Node, raw: _Raw) -> Attrs:
-    """The cuts (axis, start, end, step) that take anything away."""
-    if not raw.onnx:
-        return _fx_slice(node, raw)
-    starts, ends = (list(node.attrs.get(name) or ()) for name in ("starts", "ends"))
-    axes = list(node.attrs.get("axes") or range(len(starts)))
-    steps = list(node.attrs.get("steps") or [1] * len(starts))
-    return _cuts(node, list(zip(axes, map(slice, starts, ends, steps), strict=False)))
+def _pad(call: Call) -> Attrs:
+    """torch lists amounts from the last axis backwards, those before and after each axis together."""
+    rank, amounts = len(call.node.input.sizes), call.get("pad", "padding", default=())
+    flat = (amounts,) * (2 * (rank - 2)) if isinstance(amounts, int) else tuple(amounts)
+    pads = [0] * (2 * rank)
+    for place in range(0, len(flat), 2):
+        axis = rank - 1 - place // 2
+        pads[axis], pads[rank + axis] = int(flat[place]), int(flat[place + 1])
+    mode, callee = str(call.get("mode", default="constant")), call.node.callee.lower()
+    mode = next((ours for word, ours in _COPYING if word in callee or mode.startswith(word)), mode)
+    found: Attrs = {"pads": tuple(pads), "mode": mode}
+    value = call.get("value", default=0)
+    return {**found, "value": _number(value)} if mode == "constant" and value else found
 
 
-def _fx_slice(node: Node, raw: _Raw) -> Attrs:
-    given = node.attrs.get("arguments")
+def _depth(call: Call) -> Attrs:
+    return {"blocksize": call.get("upscale_factor", "downscale_factor"), "mode": "CRD"}
+
+
+_WHOLE: list[Any] = [0, 0, None, 1]
+
+
+def _slice(call: Call) -> Attrs:
+    rank, given = len(call.node.input.sizes), call.given.get("arguments")
     items: list[Any] = list(given) if isinstance(given, tuple) else [given]
-    if node.callee.endswith("narrow") and len(items) == 3 and all(isinstance(item, int) for item in items):
-        return _cuts(node, [(items[0], slice(items[1], items[1] + items[2]))])
+    if call.name == "narrow" and len(items) == 3 and all(isinstance(item, int) for item in items):
+        return cuts([(items[0], items[1], items[1] + items[2], 1)], rank)
+    if call.name == "slice" and all(isinstance(item, int) or item is None for item in items):  # of torch.export: axis, start, end, step
+        axis, start, end, step = items + _WHOLE[len(items) :]
+        return cuts([(axis, start or 0, _end(end), step)], rank)
     flat: list[Any] = list(items[0]) if len(items) == 1 and isinstance(items[0], tuple) else items
-    if node.callee.endswith("getitem") and all(isinstance(item, slice) for item in flat):
-        return _cuts(node, list(enumerate(flat)))
-    return _others(node, raw)
+    if call.name == "getitem" and all(isinstance(item, slice) for item in flat):
+        return cuts([(axis, cut.start or 0, _end(cut.stop), cut.step or 1) for axis, cut in enumerate(flat)], rank)
+    return _others(call)
 
 
-def _cuts(node: Node, cuts: Iterable[tuple[int, slice]]) -> Attrs:
-    sizes, found = node.input.sizes, []
-    for axis, cut in cuts:
-        start, end, step = cut.indices(sizes[axis])
-        if (start, end, step) != (0, sizes[axis], 1):
-            found.append([axis % len(sizes), start, end, step])
-    return {"cuts": sorted(found)}
+def _end(end: int | None) -> int | None:
+    return None if end is None or end >= END else end
 
 
-def _einsum(node: Node, raw: _Raw) -> Attrs:
-    return {"equation": str(node.attrs.get("equation", "")).replace(" ", "")}
+def _einsum(call: Call) -> Attrs:
+    return {"equation": str(call.given.get("equation", "")).replace(" ", "")}
+
+
+def _fourier(call: Call) -> Attrs:
+    """The axes of a Fourier transform: the last one, the last two, or as the names that end in n have it, those of `s`, or all."""
+    rank, dim, sizes = len(call.node.input.sizes), call.given.get("dim"), call.given.get("s")
+    if dim is None and call.name.endswith("2"):
+        dim = (-2, -1)
+    elif dim is None and call.name.endswith(("n", "shift")):
+        dim = tuple(range(-len(sizes), 0)) if isinstance(sizes, list | tuple) else tuple(range(rank))
+    elif dim is None:
+        dim = -1
+    axes = tuple(int(axis) % rank for axis in (dim if isinstance(dim, list | tuple) else (dim,)))
+    others = {name: value for name, value in _others(call).items() if name not in ("axis", "s")}
+    return {"kind": call.name, "axes": axes, **others}
 
 
 _RULES: Mapping[str, Rule] = {
-    "Conv": _conv, "ConvTranspose": _conv, "Pool": _pool, "Softmax": _softmax, "Split": _split, "Transpose": _transpose, "Reduce": _reduce,
-    "Clip": _clip, "HardSigmoid": _hard_sigmoid, "Gelu": _gelu, "Resize": _resize, "Pad": _pad, "Slice": _slice, "Einsum": _einsum,
-    "DepthToSpace": _depth, "SpaceToDepth": _depth, "Concat": _along(0), "Stack": _along(0), "Cumsum": _along(0), "Glu": _along(-1), "Gather": _along(0),
+    "Conv": _conv, "ConvTranspose": _conv, "DeformConv": _deform_conv, "Gemm": lambda call: {"transB": 1}, "Pool": _pool, "Softmax": _softmax, "Split": _split,
+    "Transpose": _transpose, "Reduce": _reduce, "Clip": _clip, "HardSigmoid": lambda call: {"alpha": 1 / 6, "beta": 0.5}, "Gelu": lambda call: {"approximate": call.get("approximate", default="none")}, "Resize": _resize, "Pad": _pad,
+    "Slice": _slice, "Einsum": _einsum, "DepthToSpace": _depth, "SpaceToDepth": _depth, "Dropout": _dropout, "Fourier": _fourier,
+    "Concat": _along(0), "Stack": _stack, "Cumsum": _cumulated, "LogCumsumExp": _along(0), "Glu": _along(-1), "Gather": _gather,
     "LeakyRelu": _parameter("alpha", "negative_slope", "arg1", default=0.01), "Elu": _parameter("alpha", "arg1", default=1.0),
-    "Celu": _parameter("alpha", "arg1", default=1.0),
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"), _eps),
+    "Celu": _parameter("alpha", "arg1", default=1.0), "ChannelShuffle": lambda call: {"group": int(call.get("groups"))},
+    "Embedding": lambda call: {} if call.get("max_norm") is None else {"max_norm": float(call.get("max_norm"))},
+    "BatchNormalization": _batch_norm, "InstanceNormalization": _instance_norm, "GroupNormalization": _group_norm,
+    "LpNormalization": _lp_norm, "LRN": _local_norm, **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _last_axes_norm),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod"), _numbers),
-    **dict.fromkeys(("Gemm", "MatMul", "Reshape", "Expand", "Identity", "Dropout", "StochasticDepth", "PRelu", "Embedding"), _nothing),
+    **dict.fromkeys(("MatMul", "Reshape", "Expand", "Identity", "StochasticDepth", "PRelu"), _nothing),
     **dict.fromkeys(("Relu", "Sigmoid", "Tanh", "HardSwish", "Swish", "Mish", "Selu", "ChannelSelect"), _nothing),
 }  # fmt: skip
-"""What the attributes of an operator are. One without a row keeps those that its host gives."""
+"""What the attributes of an operator are. One without a row keeps the arguments that have an effect."""

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
+from irtool.hosts.torch.attributes import attributes
 from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec, target_of_write
 from irtool.hosts.torch.shapes import infer_shape
@@ -145,20 +146,13 @@ class Reader:
         spec, name = self._function(node) if module is None else (self._module_spec(module), module_callee(module))
         if spec is not None and "whole" in node.meta:
             spec, name = None, f"{name} (named in leaf=)"
-        operands, attrs = self._bind(node, spec, module)
-        view = Node(
-            node.name,
-            spec.op if spec is not None else "Opaque",
-            operands,
-            (),
-            attrs,
-            _location(node),
-            node,
-            name,
-            target_of_write(name, operands, attrs),
-        )
-        shape = infer_shape(spec, operands, attrs, name)
-        if shape is not None and attrs.get("dtype") is None and not _is_complex(operands):
+        operands, given = self._bind(node, spec, module)
+        op = spec.op if spec is not None else "Opaque"
+        if given.get("transposed"):
+            op = "ConvTranspose"
+        view = Node(node.name, op, operands, (), {}, _location(node), node, name, target_of_write(name, operands, given), given)
+        shape = infer_shape(spec, operands, given, name)
+        if shape is not None and given.get("dtype") is None and not _is_complex(operands):
             self.values[node] = made = Value(node.name, shape, next(iter(operands.values())).dtype, view)
             view.outputs = (made,)
         else:
@@ -166,6 +160,7 @@ class Reader:
             if not _holds_tensor(example):
                 return
             view.outputs = self._outputs(node, view, example)
+        view.attrs = attributes(view, given, module)
         self.nodes.append(view)
 
     def _module_spec(self, module: nn.Module) -> Spec | None:

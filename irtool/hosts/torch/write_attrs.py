@@ -31,7 +31,6 @@ from irtool.hosts.torch.modules import set_attribute
 from irtool.hosts.torch.tracing.counts import sizes_of
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
-from irtool.ops.movement import pad_amounts
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
@@ -246,8 +245,7 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
 
 def _gather(edits: Literals, node: Node) -> None:
     """A constant index over a pruned axis: the positions of what is still there."""
-    dim = node.attrs.get("dim", 1)
-    axis = dim % len(node.input.sizes) if isinstance(dim, int) else 1
+    axis = node.attrs.get("axis", 1)
     kept = edits.kept(node.input, axis)
     if kept is not None:
         _move_constant(edits, node, kept, node.input.sizes[axis])
@@ -275,11 +273,17 @@ def _select(edits: Literals, node: Node) -> None:
     owner.index = torch.from_numpy(old if kept is None else np.searchsorted(kept, old))
 
 
+def _written_amounts(node: Node) -> dict[int, tuple[int, int]]:
+    """What is padded before and after each axis that the call lists, from the last one backwards."""
+    rank, pads, listed = len(node.input.sizes), node.attrs["pads"], node.given.get("pad", node.given.get("padding", ()))
+    count = rank - 2 if isinstance(listed, int) else len(listed) // 2
+    return {axis: (pads[axis], pads[rank + axis]) for axis in range(rank - 1, rank - 1 - count, -1)}
+
+
 def _amounts(edits: Literals, node: Node) -> list[int]:
     """How much is padded after slicing, as torch lists it."""
     new: list[int] = []
-    for axis in sorted(pad_amounts(node), reverse=True):
-        before, after = pad_amounts(node)[axis]
+    for axis, (before, after) in _written_amounts(node).items():
         kept = edits.kept(node.output, axis)
         if kept is not None and (before or after):
             size = node.input.sizes[axis]
@@ -290,7 +294,7 @@ def _amounts(edits: Literals, node: Node) -> list[int]:
 
 def _pad(edits: Literals, node: Node) -> None:
     host, new = edits.hosts[node.name], _amounts(edits, node)
-    if new == [amount for axis in sorted(pad_amounts(node), reverse=True) for amount in pad_amounts(node)[axis]]:
+    if new == [amount for both in _written_amounts(node).values() for amount in both]:
         return
     owner = edits.owner(node)
     if owner is not None:
@@ -311,9 +315,8 @@ def _filler(edits: Literals, node: Node) -> None:
 
 
 def _norm_shape(edits: Literals, node: Node) -> None:
-    owner, host, shape = edits.owner(node), edits.hosts[node.name], node.attrs["normalized_shape"]
-    depth = 1 if isinstance(shape, int) else len(shape)
-    new = edits.sizes(node.input)[-depth:]
+    owner, host = edits.owner(node), edits.hosts[node.name]
+    new = edits.sizes(node.input)[node.attrs["axis"] :]
     if owner is not None:
         owner.normalized_shape = tuple(new)
     elif "normalized_shape" in host.kwargs:
@@ -324,7 +327,7 @@ def _norm_shape(edits: Literals, node: Node) -> None:
 
 def _conv(edits: Literals, node: Node) -> None:
     """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
-    groups = node.attrs.get("groups") or 1
+    groups = node.attrs["group"]
     new, owner, host = edits.groups(node), edits.owner(node), edits.hosts[node.name]
     if groups <= 1 or new == groups:
         return

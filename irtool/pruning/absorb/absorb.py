@@ -152,5 +152,4 @@ def _absorb(calls: Sequence[Node], labels: Labels, removed: Sequence[tuple[Tenso
 
 
 def _strides(node: Node) -> list[bool]:
-    stride = node.attrs.get("stride", 1)
-    return [step > 1 for step in ((stride,) if isinstance(stride, int) else stride)]
+    return [step > 1 for step in node.attrs["strides"]]

@@ -30,7 +30,7 @@ def outputs(node: Node) -> int:
 
 def has_plain_window(node: Node) -> bool:
     """Whether the attributes say where every tap of a convolution falls: not where ONNX computes padding from the sizes."""
-    return node.op != "ConvTranspose" or not node.attrs.get("computed_padding", False)
+    return node.op != "ConvTranspose" or not node.attrs.get("auto_pad", False)
 
 
 def gain(node: Node, mean: Tensor, share: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def gain(node: Node, mean: Tensor, share: Tensor) -> Tensor:
     value = weight_of(node)
     assert value is not None
     assert value.data is not None
-    weight, groups = value.data.double().cpu(), int(node.attrs.get("groups") or 1)
+    weight, groups = value.data.double().cpu(), node.attrs.get("group", 1)
     if node.op in WINDOWED:
         weight = (weight * share).flatten(2).sum(2)
     if inputs_first(node):
@@ -70,9 +70,7 @@ def shares(node: Node) -> Tensor:
     if not kernel or wraps(node):
         return share
     transposed = inputs_first(node)
-    stride, dilation, padding = (
-        per_axis(found, len(kernel)) for found in (attribute(node, "stride", 1), attribute(node, "dilation", 1), begins(node))
-    )
+    stride, dilation, padding = (node.attrs[name] for name in ("strides", "dilations", "pads"))
     first = channel_axis(node, node.input) + 1
     for axis, taps in enumerate(kernel):
         read, made = node.input.sizes[first + axis], node.output.sizes[first + axis]
@@ -83,44 +81,15 @@ def shares(node: Node) -> Tensor:
     return share
 
 
-def attribute(node: Node, name: str, default: int) -> int | tuple[int, ...]:
-    """A number of the operator, or one an axis; the default where it is left out."""
-    found = node.attrs.get(name)
-    return default if found is None else found if isinstance(found, int) else tuple(found)
-
-
-def begins(node: Node) -> int | tuple[int, ...]:
-    """Padding at the beginning of each axis. torch's `same` puts what is odd at the end."""
-    if not isinstance(node.attrs.get("padding"), str):
-        return attribute(node, "padding", 0)
-    kernel = node.operands["weight"].sizes[2:]
-    dilation = per_axis(attribute(node, "dilation", 1), len(kernel))
-    same = node.attrs["padding"] == "same"
-    return tuple(d * (k - 1) // 2 if same else 0 for d, k in zip(dilation, kernel, strict=True))
-
-
-def per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """One number for each axis."""
-    return (value,) * axes if isinstance(value, int) else tuple(value) * (axes if len(value) == 1 else 1)
-
-
 def wraps(node: Node) -> bool:
     """Whether padding repeats the image (reflect, replicate, circular), so that every tap reads a channel everywhere."""
-    return node.attrs.get("padding_mode", "zeros") != "zeros"
+    return "pad_mode" in node.attrs
 
 
 def padded(node: Node, x: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
     """A convolution's input with its padding put on, and the padding that is left to do, where that repeats the image; else the input, and None."""
     if not wraps(node):
         return x, None
-    amounts = [amount for both in reversed(_both_ends(node, x.dim() - 2)) for amount in both]
-    return functional.pad(x, amounts, str(node.attrs["padding_mode"])), (0,) * (x.dim() - 2)
-
-
-def _both_ends(node: Node, axes: int) -> list[tuple[int, int]]:
-    """Padding before and after each axis."""
-    before = per_axis(begins(node), axes)
-    if node.attrs.get("padding") != "same":
-        return [(amount, amount) for amount in before]
-    kernel, dilation = node.operands["weight"].sizes[2:], per_axis(attribute(node, "dilation", 1), axes)
-    return [(amount, d * (k - 1) - amount) for amount, d, k in zip(before, dilation, kernel, strict=True)]
+    axes, pads = len(node.attrs["strides"]), node.attrs["pads"]
+    amounts = [amount for axis in reversed(range(axes)) for amount in (pads[axis], pads[axes + axis])]
+    return functional.pad(x, amounts, str(node.attrs["pad_mode"])), (0,) * axes

@@ -159,7 +159,7 @@ def _reads(node: Node, weight: Tensor, moving: Tensor) -> Tensor:
     """By how much each output of a layer depends on inputs that are not constant, shape (outputs,)."""
     sums, groups = (
         weight.detach().abs().flatten(2).sum(2) if weight.dim() > 2 else weight.detach().abs(),
-        int(node.attrs.get("groups") or 1),
+        node.attrs.get("group", 1),
     )
     sums = sums.double().cpu()
     if inputs_first(node):
@@ -197,10 +197,10 @@ def _reshaped(tensor: Tensor, before: Sequence[int], after: Sequence[int]) -> Te
 
 
 def _concat(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
-    rank, dim = len(node.output.sizes), node.attrs.get("dim", node.attrs.get("axis", 0))
-    if not isinstance(dim, int) or any(len(value.sizes) != rank for value in node.inputs):
+    rank, axis = len(node.output.sizes), node.attrs["axis"]
+    if any(len(value.sizes) != rank for value in node.inputs):
         return None
-    axis, joined = dim % rank, []
+    joined = []
     for parts in zip(*(_of(value, found) for value in node.inputs), strict=True):
         common = [max(part.shape[d] for part in parts) for d in range(rank)]
         sizes = [[*common[:axis], value.sizes[axis], *common[axis + 1 :]] for value in node.inputs]
@@ -290,7 +290,7 @@ def _activated(graph: Graph, node: Node, mean: Tensor, var: Tensor) -> Sequence[
     std = var.sqrt()
     if node.op == "Relu":
         return [_relu(mean, std)]
-    if "dim" in node.attrs:
+    if "axis" in node.attrs:
         return None
     points, weights = torch.from_numpy(_POINTS), torch.from_numpy(_WEIGHTS / math.sqrt(2 * math.pi))
     grid = mean[..., None] + std[..., None] * points

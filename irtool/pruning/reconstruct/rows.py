@@ -14,7 +14,7 @@ from torch import Tensor
 from irtool.ir.graph import Node
 from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import WINDOWED
-from irtool.pruning.absorb.contribution import attribute, begins, channel_axis, padded, per_axis, weight_of
+from irtool.pruning.absorb.contribution import channel_axis, padded, weight_of
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def inputs_at(node: Node, x: Tensor, made: tuple[int, ...], places: Tensor) -> T
         read = (read[:, :, None] & (table >= 0)[:, None]).flatten(1)
     windows = x.flatten(2)[image[:, None], :, flat]  # (rows, taps, channels)
     windows = windows * read[:, :, None]
-    groups = int(node.attrs.get("groups") or 1)
+    groups = node.attrs.get("group", 1)
     return windows.transpose(1, 2).reshape(len(places), groups, -1)
 
 
@@ -98,9 +98,8 @@ def _taps(node: Node, axis: int, read: int, made: int, start: tuple[int, ...] | 
     """Along one axis: the place in the input that each tap reads for each place of the output, (made, taps); -1 for none."""
     weight = weight_of(node)
     assert weight is not None
-    axes = len(weight.sizes) - 2
-    stride, dilation = (per_axis(attribute(node, name, 1), axes)[axis] for name in ("stride", "dilation"))
-    padding = per_axis(begins(node) if start is None else start, axes)[axis]
+    stride, dilation = (node.attrs[name][axis] for name in ("strides", "dilations"))
+    padding = (node.attrs["pads"] if start is None else start)[axis]
     place, tap = torch.arange(made)[:, None], torch.arange(weight.sizes[2 + axis])[None] * dilation
     if inputs_first(node):  # place = input * stride + tap - padding
         found = place + padding - tap
@@ -112,7 +111,7 @@ def _taps(node: Node, axis: int, read: int, made: int, start: tuple[int, ...] | 
 
 def as_blocks(node: Node, weight: Tensor) -> Tensor:
     """A layer's weight as one matrix a group, of the order of `inputs_at`: (groups, outputs, inputs times taps)."""
-    groups = int(node.attrs.get("groups") or 1)
+    groups = node.attrs.get("group", 1)
     if not inputs_first(node):
         return weight.reshape(groups, weight.shape[0] // groups, -1)
     split = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
