@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from irtool.errors import GraphError, OptionError
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import steps
+from irtool.errors import OptionError
+from irtool.ir.frontier import Batch, Stop
 from irtool.ir.graph import G, Graph, Node
-from irtool.modes import evaluating
-from irtool.ops.batch_norm import not_fixed, scale_and_shift
+from irtool.ops.batch_norm import not_fixed
 from irtool.passmanager import ChangesValues, Pass, Rewritten, register
 
 Method = Literal["pooled", "exact"]
@@ -56,7 +54,7 @@ class RecalibrateBatchNorm(ChangesValues, Pass):
         """Run the calibration set through a copy.
 
         Raises:
-            GraphError: an ONNX graph, or a batch that does not fit.
+            GraphError: a batch does not fit.
             OptionError: no batches, a single value a channel, or a batch that is empty or gives values that are not finite.
         """
         norms = _fixed(graph)
@@ -65,18 +63,13 @@ class RecalibrateBatchNorm(ChangesValues, Pass):
         if not norms:
             return Rewritten(graph, notes)
         new = graph.clone()
-        if not isinstance(graph, FxGraph):
-            raise GraphError("batch norms of an ONNX graph stay as they are", remedy="Recalibrate the torch model, then export it.")
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in self.batches]
         if not batches:
             raise OptionError("no calibration batches", remedy="Give some images: batches=data.sample(512).split(64).")
         found, shared = _measured(graph, batches, together=self.method == "exact")
         for node in norms:
-            mean, var = (node.operands[role] for role in ("running_mean", "running_var"))
-            assert mean.data is not None
-            assert var.data is not None
-            new.set_param(mean.name, found[mean.name].mean.to(mean.data))
-            new.set_param(var.name, found[mean.name].unbiased().to(var.data))
+            moments = found[node.operands["running_mean"].name]
+            _give(new, node, moments.mean, moments.unbiased())
         return Rewritten(new, (f"{len(norms)} batch norms recalibrated", *notes, *shared))
 
 
@@ -113,13 +106,12 @@ def _fixed(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.op == "BatchNormalization" and not_fixed(node) is None]
 
 
-def _measured(graph: FxGraph, batches: Sequence[tuple[Any, ...]], *, together: bool) -> tuple[dict[str, _Moments], list[str]]:
+def _measured(graph: Graph, batches: Sequence[Batch], *, together: bool) -> tuple[dict[str, _Moments], list[str]]:
     """Moments of what is read under each name of a mean, and notes on where they are not quite those of use."""
     copy, found, numbered = graph.clone(), dict[str, _Moments](), dict(enumerate(batches))
     norms = _fixed(copy)
-    with evaluating(copy.module):  # runs side by side would each put the flags back
-        for group in [numbered] if together else [{number: batch} for number, batch in numbered.items()]:
-            _advance(copy, norms, group, found, biased=not together)
+    for group in [numbered] if together else [{number: batch} for number, batch in numbered.items()]:
+        _advance(copy, norms, group, found, biased=not together)
     counts = Counter(node.operands["running_mean"].name for node in norms)
     shared = [
         f"{name} serves {count} batch norms: in use none reads quite what was measured" for name, count in counts.items() if count > 1
@@ -127,45 +119,28 @@ def _measured(graph: FxGraph, batches: Sequence[tuple[Any, ...]], *, together: b
     return found, shared if together else []
 
 
-class _Inputs:
-    """A hook that shows what batch norms read in the place of what they give: a copy, to be normalised in place."""
-
-    def __init__(self, norms: Sequence[Node]) -> None:
-        self._source = {node.host: node.host.args[0] if node.host.args else node.host.kwargs["input"] for node in norms}
-        self._last = {source: host for host, source in self._source.items()}
-        self._kept: dict[fx.Node, Tensor] = {}
-
-    def __call__(self, node: Node | None, host: fx.Node, value: Any) -> Any:
-        source = self._source.get(host)
-        if source is not None:
-            value = self._kept[source].clone()
-            if self._last[source] is host:
-                del self._kept[source]
-        if host in self._last:
-            self._kept[host] = value
-        return value
-
-
-def _advance(
-    graph: FxGraph, norms: Sequence[Node], group: Mapping[int, tuple[Any, ...]], found: dict[str, _Moments], *, biased: bool
-) -> None:
+def _advance(graph: Graph, norms: Sequence[Node], group: Mapping[int, Batch], found: dict[str, _Moments], *, biased: bool) -> None:
     """Run batches side by side, from batch norm to batch norm; each is normalised by the moments of the whole group."""
-    runs = [_stops(steps(graph, batch, _Inputs(norms)), norms) for batch in group.values()]
-    for stopped in zip(*runs, strict=True):
-        node = stopped[0][0]
-        here, total = _Moments(), found.setdefault(node.operands["running_mean"].name, _Moments())
-        for number, (_, value) in zip(group, stopped, strict=True):
-            _refuse_useless(value, node, number)
-            here.add(value)
-            total.add(value)
-        for _, value in stopped:
-            _normalise(value, node, here.mean, here.biased() if biased else here.unbiased())
+    stops = [Stop(node, [(node.input, node)]) for node in norms]
+    frontier = graph.side_by_side(list(group.values()), stops)
+    with frontier.running(), torch.no_grad():
+        for node in norms:
+            frontier.advance(node)
+            here, total = _Moments(), found.setdefault(node.operands["running_mean"].name, _Moments())
+            for place, number in enumerate(group):
+                value = frontier.value(place, node.input)
+                _refuse_useless(value, node, number)
+                here.add(value)
+                total.add(value)
+            _give(graph, node, here.mean, here.biased() if biased else here.unbiased())
 
 
-def _stops(run: Generator[Any, None, Any], norms: Sequence[Node]) -> Iterator[tuple[Node, Tensor]]:
-    for node, _, value in run:
-        if node in norms:
-            yield node, value
+def _give(graph: Graph, node: Node, mean: Tensor, var: Tensor) -> None:
+    """Let a batch norm normalise by other statistics."""
+    for role, data in (("running_mean", mean), ("running_var", var)):
+        value = node.operands[role]
+        assert value.data is not None
+        graph.set_param(value.name, data.to(value.data))
 
 
 def _refuse_useless(value: Tensor, node: Node, number: int) -> None:
@@ -177,9 +152,3 @@ def _refuse_useless(value: Tensor, node: Node, number: int) -> None:
             where=node.location,
             remedy="Look for NaN and infinity in its images; batches are counted from 0.",
         )
-
-
-def _normalise(x: Tensor, node: Node, mean: Tensor, var: Tensor) -> None:
-    """Write batch norm's output over its input."""
-    scale, shift = (part.to(x).view(1, -1, *(1,) * (x.dim() - 2)) for part in scale_and_shift(node, mean, var))
-    x.mul_(scale).add_(shift)

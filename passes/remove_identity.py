@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from irtool.ir.graph import G, Graph, Node, Value
+from irtool.ops.spec import spec_of
 from irtool.passmanager import Pass, Rewritten, register
 
 
@@ -16,7 +16,7 @@ class RemoveIdentity(Pass):
     """Remove operators that return their input as it is: Identity, a transpose that moves nothing, a cast to the same type,
     a concatenation of one value, padding by nothing, a clip without bounds, and dropout where nothing is trained.
 
-    Given:  %a = Relu(%x); %b = Transpose(%a) {dims=(0,1,2,3)}; %c = Conv(%b, ...)
+    Given:  %a = Relu(%x); %b = Transpose(%a) {perm=[0,1,2,3]}; %c = Conv(%b, ...)
     Result: %a = Relu(%x); %c = Conv(%a, ...)
 
     Attributes:
@@ -51,36 +51,10 @@ class RemoveIdentity(Pass):
     def _returns_input(self, graph: Graph, node: Node) -> bool:
         if node.op == "Dropout":
             mask = any(output.uses for output in node.outputs[1:])
-            return not mask and not _always_drops(node) and (self.dropout or not graph.trainable)
-        rule = _RULES.get(node.op)
+            return not mask and not node.attrs.get("training_mode") and (self.dropout or not graph.trainable)
         # Attributes are those seen with the example: where the program computes them, they may be others for other inputs.
-        return rule is not None and rule(node) and graph.is_constant(node, {node.input})
-
-
-def _always_drops(node: Node) -> bool:
-    """Whether dropout does not follow the mode: a function of torch does what its flag says, and drops if it has none."""
-    return bool(node.attrs.get("training_mode"))
-
-
-def _moves_nothing(node: Node) -> bool:
-    order = node.attrs.get("perm")
-    return order is not None and list(order) == sorted(order)
-
-
-def _is_full(node: Node) -> bool:
-    """A slice from the first entry to beyond the last of any axis."""
-    return node.attrs.get("axes") == ()
+        return spec_of(node.op).returns_input(node) and graph.is_constant(node, {node.input})
 
 
 _COPIES = frozenset({"Concat", "Pad"})
 """Operators that give torch a tensor of its own, which an operator that writes in place may need."""
-_RULES: Mapping[str, Callable[[Node], bool]] = {
-    # Not clone and contiguous, which matter to what works in place or by strides, nor detach, which stops gradients.
-    "Identity": lambda node: node.callee == "Identity",
-    "Transpose": _moves_nothing,
-    "Cast": lambda node: node.callee == "Cast" and node.input.dtype is not None and node.input.dtype == node.output.dtype,
-    "Concat": lambda node: len(node.inputs) == 1 and node.input.sizes == node.output.sizes,
-    "Pad": lambda node: not any(node.attrs["pads"]),
-    "Slice": _is_full,
-    "Clip": lambda node: not node.attrs,  # bounds that are left out may still be some: those of ReLU6, say
-}

@@ -23,13 +23,8 @@ READS_A_HOST = {
 """Files outside of the hosts, and of the archive that stores fx programs, that import a host's library."""
 
 OPERATOR_TABLES = {
-    "irtool.analysis.cost": ["PRODUCTS"],
-    "irtool.analysis.diff.changes": ["_CHANNELS"],
     "irtool.archive.layers": ["LAYERS"],  # classes of torch, some of which are called as operators are
-    "irtool.passes.remove_identity": ["_RULES"],
     "irtool.passes.widen_selects": ["_KEEPS_CHANNELS"],
-    "irtool.pruning.absorb.moments": ["_RULES"],
-    "irtool.quant.placement": ["LAYERS", "JOINS", "MOVES", "_POSITIVE", "_FITS"],
 }
 """Tables that name three operators or more, outside of `ops/`, `hosts/` and `engines/`."""
 

@@ -8,7 +8,7 @@ run on the meta device under that counter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from irtool.errors import OptionError
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ops.spec import spec_of
 from irtool.tensor_defaults import plain_tensors
 
 
@@ -223,65 +224,9 @@ def _bytes(value: Value) -> int:
     return prod(value.shape) * value.dtype.itemsize if value.shape is not None and value.dtype is not None else 0
 
 
-Product = list[tuple[Value, int]]
-"""Axes of values, by (value, axis): their sizes are multiplied."""
-
-
-def _axes(value: Value, start: int = 0, stop: int | None = None) -> Product:
-    return [(value, axis) for axis in range(len(value.sizes))[start:stop]]
-
-
-def _conv(node: Node) -> list[Product]:
-    """Each output is a sum over its group's input channels and the kernel; a transposed one spreads each input likewise."""
-    weight = node.get("weight")
-    if weight is None:
-        return []
-    return [_axes(node.input if node.op == "ConvTranspose" else node.output) + _axes(weight, 1)]
-
-
-def _gemm(node: Node) -> list[Product]:
-    factor = node.operands["input"]  # addmm's first operand is the bias
-    return [_axes(node.output) + _axes(factor, -1)]
-
-
-def _matmul(node: Node) -> list[Product]:
-    return [_axes(node.output) + _axes(node.input, -1)]
-
-
-def _attention(node: Node) -> list[Product]:
-    """q k^T and its product with v, in full: a causal mask saves nothing here, as in torch's counter."""
-    query, value = node.input, node.operands["value"]
-    scores = _axes(query, 0, -1) + _axes(value, -2, -1)
-    return [scores + _axes(query, -1), scores + _axes(value, -1)]
-
-
-def _einsum(node: Node) -> list[Product]:
-    """Operands are multiplied from left to right; a letter that only one of them has is summed away before."""
-    equation = str(node.attrs["equation"])
-    terms, arrow, result = equation.partition("->")
-    letters = terms.split(",")
-    if "." in equation or len(letters) != len(node.inputs):
-        return []
-    axes = {c: (value, axis) for term, value in zip(letters, node.inputs, strict=True) for axis, c in enumerate(term)}
-    kept = set(result) if arrow else {c for c in axes if terms.count(c) == 1}
-    products, left = [], set(letters[0])
-    for index, term in enumerate(letters[1:], 1):
-        later = kept.union(*letters[index + 1 :])
-        products.append([axes[c] for c in sorted((left & set(term)) | ((left | set(term)) & later))])
-        left = (left | set(term)) & later
-    return products
-
-
-PRODUCTS: Mapping[str, Callable[[Node], list[Product]]] = {
-    "Conv": _conv, "ConvTranspose": _conv, "Gemm": _gemm, "MatMul": _matmul, "Attention": _attention, "Einsum": _einsum,
-}  # fmt: skip
-"""Multiply-accumulates of an operator for the whole example batch, as a sum of products of sizes. What is not listed counts as none."""
-
-
 def macs_of(node: Node) -> int:
     """Multiply-accumulates of a node of a known operator, for the whole example batch."""
-    rule = PRODUCTS.get(node.op)
-    return sum(prod(value.sizes[axis] for value, axis in product) for product in rule(node)) if rule is not None else 0
+    return sum(prod(value.sizes[axis] for value, axis in product) for product in spec_of(node.op).products(node))
 
 
 def _sizes(shape: tuple[int, ...] | None) -> str:

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.analysis.cost import PRODUCTS, Product, holdings
+from irtool.analysis.cost import holdings
 from irtool.channels.groups import ChannelGroups
 from irtool.ir.graph import Node, Value
 from irtool.ops.context import varying
+from irtool.ops.macs import Product
+from irtool.ops.spec import spec_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -82,7 +84,7 @@ class _Writer:
         for node in graph.nodes:
             if node.op == "Opaque":
                 self._add((), "macs", (graph.counted_macs(node) or 0) / batch)
-            for product in PRODUCTS[node.op](node) if node.op in PRODUCTS else ():
+            for product in spec_of(node.op).products(node):
                 coefficient, sets = self._product(product)
                 self._add(sets, "macs", coefficient / batch)
         for held in holdings(graph):

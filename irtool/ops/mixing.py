@@ -18,10 +18,15 @@ Survivors = Callable[[Value], Tensor]
 """A parameter's surviving entries."""
 
 
-def on_survivors(node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, parameter: Survivors) -> Any | None:
+Mixing = Callable[["Node", "Packed", Rest, Survivors], Any | None]
+"""How an operator is computed from the surviving channels; None where this has no plain form."""
+
+
+def on_survivors(rule: Mixing, node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, parameter: Survivors) -> Any | None:
     """Run a channel-mixing node on the channels that stay.
 
     Args:
+        rule: how its operator does that.
         node: the node.
         x: its input, any floating type.
         masks: which channels stay, one of each label tensor's shape (size 1 along axes without channels).
@@ -31,11 +36,8 @@ def on_survivors(node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, par
     Returns:
         Its output in the original shape, zeros for removed channels; None where this has no plain form.
     """
-    rule = _RULES.get(node.op)
-    if rule is None:
-        return None
     mixed = mixed_axes(node, x.dim())
-    packed = _Packed(x)
+    packed = Packed(x)
     for mask in masks:
         axes = [axis for axis, size in enumerate(mask.shape) if size > 1]
         if mixed.intersection(axes) and not packed.pack(mask, axes):
@@ -44,7 +46,7 @@ def on_survivors(node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, par
 
 
 @dataclass
-class _Packed:
+class Packed:
     """A tensor without its removed channels, and how to put what was computed from it back in place."""
 
     tensor: Tensor
@@ -100,7 +102,8 @@ def _given(node: Node, role: str, parameter: Survivors, like: Tensor) -> Tensor 
     return None if value is None or value.data is None else parameter(value).to(like)
 
 
-def _last_axes_norm(node: Node, packed: _Packed, rest: Rest, parameter: Survivors) -> Any | None:
+def last_axes_norm(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
+    """Layer norm and RMS norm."""
     x = packed.tensor
     sizes = x.shape[node.attrs["axis"] :]
     weight, bias = (_given(node, role, parameter, x) for role in ("weight", "bias"))
@@ -111,31 +114,18 @@ def _last_axes_norm(node: Node, packed: _Packed, rest: Rest, parameter: Survivor
     return packed.spread(F.layer_norm(x, sizes, weight, bias, node.attrs["epsilon"]))
 
 
-def _group_norm(node: Node, packed: _Packed, rest: Rest, parameter: Survivors) -> Any | None:
+def group_norm(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
+    """Group norm."""
     x = packed.tensor
     weight, bias = _given(node, "weight", parameter, x), _given(node, "bias", parameter, x)
     return packed.spread(F.group_norm(x, node.attrs["num_groups"], weight, bias, node.attrs["epsilon"]))
 
 
-def _same_shape(node: Node, packed: _Packed, rest: Rest, parameter: Survivors) -> Any | None:
+def same_shape(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
+    """What has a result of its input's shape."""
     return packed.spread(rest(packed.tensor))
 
 
-def _reduced(node: Node, packed: _Packed, rest: Rest, parameter: Survivors) -> Any | None:
+def reduced(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
+    """A reduction."""
     return rest(packed.tensor)
-
-
-_RULES: dict[str, Callable[[Node, _Packed, Rest, Survivors], Any | None]] = {
-    "LayerNormalization": _last_axes_norm,
-    "RMSNormalization": _last_axes_norm,
-    "GroupNormalization": _group_norm,
-    "BatchNormalization": _same_shape,
-    "InstanceNormalization": _same_shape,
-    "Softmax": _same_shape,
-    "LRN": _same_shape,
-    "Cumsum": _same_shape,
-    "LogCumsumExp": _same_shape,
-    "LpNormalization": _same_shape,
-    "Conv": _same_shape,
-    "Reduce": _reduced,
-}

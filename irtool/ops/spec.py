@@ -1,54 +1,102 @@
-"""The operator table: which rule serves which operator. What is not here is a barrier."""
+"""What irtool knows of each operator, one row an operator. What is not here is a barrier.
+
+An operator that is new to irtool needs a row here, and one in each host that has it (`hosts/torch/operators.py`, `hosts/onnx/operators.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from irtool.ir.graph import Node
+from irtool.ops import counts, macs, mixing, moments, unchanged
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, deform_conv, embedding, linear, matmul
 from irtool.ops.einsum import einsum
 from irtool.ops.elementwise import channelwise, complex_view, elementwise, fourier, glu, pooled_regions, prelu, softmax, unpool
+from irtool.ops.macs import Product
+from irtool.ops.mixing import Mixing
 from irtool.ops.movement import columns, concat, filled, images, movement, pad, reshape, select, shuffle, stack, stretch
 from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, quantise_channels, reduce
 from irtool.ops.opaque import barrier, graph_input, graph_output
 from irtool.ops.products import by_parts
 from irtool.ops.recurrent import recurrent
 
-_FAMILIES: dict[Rule, str] = {
-    graph_input: "Input",
-    filled: "Constant",
-    graph_output: "Output",
-    conv: "Conv ConvTranspose",
-    deform_conv: "DeformConv",
-    linear: "Gemm",
-    matmul: "MatMul",
-    einsum: "Einsum",
-    attention: "Attention",
-    embedding: "Embedding",
-    recurrent: "LSTM GRU RNN",
-    per_channel: "BatchNormalization InstanceNormalization",
-    over_last_axes: "LayerNormalization RMSNormalization",
-    group_norm: "GroupNormalization",
-    quantise_channels: "QuantizePerChannel",
-    across_channels: "LRN Cumsum LogCumsumExp LpNormalization",
-    reduce: "Reduce",
-    glu: "Glu",
-    softmax: "Softmax",
-    prelu: "PRelu",
-    channelwise: "Pool Resize Trilu",
-    unpool: "MaxUnpool",
-    pooled_regions: "RoiPool",
-    fourier: "Fourier",
-    complex_view: "ViewAsReal",
-    columns: "Im2Col",
-    images: "Col2Im",
-    concat: "Concat",
-    reshape: "Reshape",
-    pad: "Pad",
-    select: "ChannelSelect",
-    stack: "Stack",
-    shuffle: "ChannelShuffle",
-    stretch: "Expand",
-    movement: "Transpose Split Slice Gather Roll DepthToSpace SpaceToDepth Unfold",
-}
+
+@dataclass(frozen=True, slots=True)
+class OpSpec:
+    """An operator: what each analysis asks of it. Defaults are what is true of an operator of which nothing is known.
+
+    Attributes:
+        labels: the rule that carries channel labels from its operands to its outputs.
+        products: its multiply-accumulates for the whole example batch, as a sum of products of sizes.
+        channels: how many channels it reads and makes, as its parameters say; None for an operator without such.
+        mixing: how it is computed from the surviving channels, where it mixes channels; None where labels and masks tell all.
+        moments: what becomes of means and variances; None where that is not known.
+        returns_input: whether a node of it gives what it reads.
+    """
+
+    labels: Rule
+    products: Callable[[Node], list[Product]] = macs.none
+    channels: Callable[[Node], tuple[int, int] | None] = counts.none
+    mixing: Mixing | None = None
+    moments: moments.Rule | None = None
+    returns_input: Callable[[Node], bool] = unchanged.never
+
+
+_LAYER = OpSpec(conv, macs.conv, counts.conv, moments=moments.layer)
+_MIXED = OpSpec(across_channels, mixing=mixing.same_shape)
+_LAST_AXES = OpSpec(over_last_axes, channels=counts.norm, mixing=mixing.last_axes_norm)
+_MOVED = OpSpec(movement, moments=moments.moved)
+_BY_ENTRY = OpSpec(elementwise, moments=moments.elementwise)
+_PASSED = replace(_BY_ENTRY, moments=moments.passed)
+
+_ROWS: tuple[tuple[str, OpSpec], ...] = (
+    ("Input", OpSpec(graph_input)),
+    ("Constant", OpSpec(filled)),
+    ("Output", OpSpec(graph_output)),
+    ("Conv", replace(_LAYER, mixing=mixing.same_shape)),
+    ("ConvTranspose", _LAYER),
+    ("DeformConv", OpSpec(deform_conv)),
+    ("Gemm", OpSpec(linear, macs.gemm, counts.gemm, moments=moments.layer)),
+    ("MatMul", OpSpec(matmul, macs.matmul)),
+    ("Einsum", OpSpec(einsum, macs.einsum)),
+    ("Attention", OpSpec(attention, macs.attention)),
+    ("Embedding", OpSpec(embedding)),
+    ("LSTM GRU RNN", OpSpec(recurrent)),
+    ("BatchNormalization", OpSpec(per_channel, channels=counts.norm, mixing=mixing.same_shape, moments=moments.batchnorm)),
+    ("InstanceNormalization", OpSpec(per_channel, channels=counts.norm, mixing=mixing.same_shape)),
+    ("LayerNormalization RMSNormalization", _LAST_AXES),
+    ("GroupNormalization", OpSpec(group_norm, channels=counts.norm, mixing=mixing.group_norm)),
+    ("QuantizePerChannel", OpSpec(quantise_channels)),
+    ("LRN Cumsum LogCumsumExp LpNormalization", _MIXED),
+    ("Reduce", OpSpec(reduce, mixing=mixing.reduced, moments=moments.reduced)),
+    ("Glu", OpSpec(glu)),
+    ("Softmax", OpSpec(softmax, mixing=mixing.same_shape)),
+    ("PRelu", OpSpec(prelu, channels=counts.norm)),
+    ("Pool Resize", OpSpec(channelwise, moments=moments.sampled)),
+    ("Trilu", OpSpec(channelwise)),
+    ("MaxUnpool", OpSpec(unpool)),
+    ("RoiPool", OpSpec(pooled_regions)),
+    ("Fourier", OpSpec(fourier)),
+    ("ViewAsReal", OpSpec(complex_view)),
+    ("Im2Col", OpSpec(columns)),
+    ("Col2Im", OpSpec(images)),
+    ("Concat", OpSpec(concat, moments=moments.concat, returns_input=unchanged.one_part)),
+    ("Reshape", OpSpec(reshape, moments=moments.reshape)),
+    ("Pad", OpSpec(pad, returns_input=unchanged.pads_nothing)),
+    ("ChannelSelect", OpSpec(select, channels=counts.select, moments=moments.select)),
+    ("Stack", OpSpec(stack, moments=moments.moved)),
+    ("ChannelShuffle", OpSpec(shuffle, moments=moments.moved)),
+    ("Expand", OpSpec(stretch, moments=moments.moved)),
+    ("Transpose", replace(_MOVED, returns_input=unchanged.moves_nothing)),
+    ("Slice", replace(_MOVED, returns_input=unchanged.is_full)),
+    ("Split Gather Roll DepthToSpace SpaceToDepth Unfold", _MOVED),
+    ("Identity", replace(_PASSED, returns_input=unchanged.is_plain)),
+    ("Dropout StochasticDepth", _PASSED),
+    ("Cast", replace(_BY_ENTRY, returns_input=unchanged.keeps_type)),
+    ("Clip", replace(_BY_ENTRY, returns_input=unchanged.is_unbounded)),
+)
 ELEMENTWISE = frozenset(
     """
     Abs Acos Acosh Add Addcdiv Addcmul Alias AlphaDropout And Angle Asin Asinh Atan Atan2 Atanh Bfloat16 BitShift BitwiseAnd BitwiseNot
@@ -63,9 +111,16 @@ ELEMENTWISE = frozenset(
     """.split()
 )
 """Operators that compute each entry from the entries at its place. Names that ONNX lacks are torch's, in ONNX's style."""
-RULES: dict[str, Rule] = {op: rule for rule, ops in _FAMILIES.items() for op in ops.split()} | dict.fromkeys(ELEMENTWISE, elementwise)
+_UNKNOWN = OpSpec(barrier)
+SPECS: dict[str, OpSpec] = dict.fromkeys(ELEMENTWISE, _BY_ENTRY) | {op: spec for ops, spec in _ROWS for op in ops.split()}
+"""All rows by name."""
+
+
+def spec_of(op: str) -> OpSpec:
+    """The row of an operator; a barrier where there is none."""
+    return SPECS.get(op, _UNKNOWN)
 
 
 def rule_for(op: str) -> Rule:
     """The rule that serves an operator, part by part where a value has several; what has none is a barrier, never a guess."""
-    return by_parts(RULES.get(op, barrier), ELEMENTWISE.__contains__)
+    return by_parts(spec_of(op).labels, ELEMENTWISE.__contains__)

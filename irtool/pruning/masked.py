@@ -19,6 +19,7 @@ from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Compute
 from irtool.nests import tensors_in
 from irtool.ops.mixing import on_survivors
+from irtool.ops.spec import spec_of
 
 
 class Masking:
@@ -64,7 +65,8 @@ class Masking:
             return [first + self._added[own.name].to(first), *rest]
         masks = self._masks(self._labels.parts(own.input)) if own.name in self._mixers else []
         if masks:
-            found = on_survivors(own, reads[node.input], masks, lambda x: _nest(compute({node.input: x})), self._parameter)
+            rule = spec_of(own.op).mixing
+            found = rule and on_survivors(rule, own, reads[node.input], masks, lambda x: _nest(compute({node.input: x})), self._parameter)
             made = tensors_in(found) if found is not None else []
             if made and not any(value.uses for value in own.outputs[len(made) :]):
                 return made

@@ -14,15 +14,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
-LAYERS = {"Conv": 0, "Gemm": 0, "MatMul": 1}
-"""Operators with a weight as their second input, and the weight's output axis. A Gemm's depends on transB."""
-JOINS = frozenset({"Add", "Mul", "AveragePool", "GlobalAveragePool", "Concat"})
-"""Operators that both engines have in integers, with a scale of its own for each tensor."""
-MOVES = frozenset({"MaxPool", "Reshape", "Flatten", "Transpose", "Gather", "Slice", "Squeeze", "Unsqueeze", "Split", "DepthToSpace"})
-"""Operators that only move or pick values: the output has the input's scale."""
-
-RECTIFIERS = frozenset({"Relu", "Clip"})
-"""Activations that become part of the layer before them, where its output range does what they do."""
+from irtool.ops.integers import ENDINGS, JOINS, LAYERS, MOVES, POSITIVE, RECTIFIERS
 
 
 @dataclass(frozen=True)
@@ -162,7 +154,7 @@ def non_negative(wiring: Wiring) -> set[str]:
     for node in wiring.nodes:  # makers come before readers
         given = node.input[:1] if node.op_type in MOVES else [name for name in node.input if name]
         keeps = node.op_type in JOINS | MOVES and all(map(holds, given))
-        if keeps or node.op_type in _POSITIVE or _rectifies(wiring, node):
+        if keeps or node.op_type in POSITIVE or _rectifies(wiring, node):
             found.update(node.output)
     return found
 
@@ -170,13 +162,7 @@ def non_negative(wiring: Wiring) -> set[str]:
 def is_result(wiring: Wiring, name: str) -> bool:
     """Whether a tensor is an output of the model, or becomes one without another layer: moved, resized, by a softmax."""
     readers = [wiring.nodes[index] for index in wiring.readers.get(name, [])]
-    return name in wiring.outputs or any(node.op_type in MOVES | _ENDINGS and is_result(wiring, node.output[0]) for node in readers)
-
-
-_POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
-"""Operators other than rectifiers whose results are never negative."""
-_ENDINGS = _POSITIVE | {"LogSoftmax", "Tanh", "Resize"}
-"""What often stands behind a last layer, and keeps the order of its results."""
+    return name in wiring.outputs or any(node.op_type in MOVES | ENDINGS and is_result(wiring, node.output[0]) for node in readers)
 
 
 def layers_of(model: ModelProto) -> tuple[Layer, ...]:
@@ -260,23 +246,12 @@ def _layer(wiring: Wiring, index: int, node: NodeProto) -> Layer | None:
     if wiring.constants[weight].data_type != onnx.TensorProto.FLOAT:
         return None
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if not _FITS[node.op_type](attributes, wiring.constants[weight], bias, wiring):
+    kind = LAYERS[node.op_type]
+    if not kind.fits(attributes, len(wiring.constants[weight].dims), None if bias is None else len(wiring.constants[bias].dims)):
         return None
-    axis = (0 if attributes.get("transB") else 1) if node.op_type == "Gemm" else LAYERS[node.op_type]
+    axis = 0 if attributes.get("transB") else kind.axis
     output = rectified(wiring, node.output[0])
     return Layer(node.output[0], node.op_type, data, output, weight, bias, axis, index, int(attributes.get("group", 1)))
-
-
-_Fit = Callable[[Mapping[str, object], onnx.TensorProto, "str | None", Wiring], bool]
-_FITS: dict[str, _Fit] = {
-    "Conv": lambda attributes, weight, bias, wiring: len(weight.dims) in (3, 4),
-    "Gemm": lambda attributes, weight, bias, wiring: (
-        attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-        and not attributes.get("transA")
-        and (bias is None or len(wiring.constants[bias].dims) == 1)
-    ),
-    "MatMul": lambda attributes, weight, bias, wiring: len(weight.dims) == 2,
-}
 
 
 def rectified(wiring: Wiring, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from exchanged import exchange
 from structures import CASES, graph
 from torch import Tensor
 
@@ -46,8 +47,8 @@ def overlooked(name: str, patch: pytest.MonkeyPatch) -> set[str]:
 
     for kind, method in ((Walk, "of"), (Walk, "parts"), (_Part, "of")):
         watched(kind, method)
-    for op, rule in table.RULES.items():
-        patch.setitem(table.RULES, op, judged(rule))
+    for op, spec in list(table.SPECS.items()):
+        exchange(patch, op, labels=judged(spec.labels))
     label(graph(name))
     return found
 

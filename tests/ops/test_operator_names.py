@@ -5,7 +5,7 @@ from __future__ import annotations
 from irtool.hosts.onnx import operators as onnx_operators
 from irtool.hosts.torch import operators as torch_operators
 from irtool.hosts.torch.tracing.proxies import AUGMENTED
-from irtool.ops.spec import ELEMENTWISE, RULES
+from irtool.ops.spec import ELEMENTWISE, spec_of
 
 
 def test_elementwise_rows_of_both_hosts_have_the_elementwise_rule() -> None:
@@ -13,7 +13,7 @@ def test_elementwise_rows_of_both_hosts_have_the_elementwise_rule() -> None:
     modules = {spec.op for spec in torch_operators.UNARY_MODULES}
     passes = {"StochasticDepth", "OwnBackward"}
     assert (torch_names | modules | onnx_operators.ELEMENTWISE | passes) - {"PRelu"} == ELEMENTWISE
-    assert RULES["PRelu"] is not RULES["Relu"]
+    assert spec_of("PRelu").labels is not spec_of("Relu").labels
 
 
 def test_augmented_assignments_are_known_by_their_names() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ class NoStatistics(nn.Module):
         return self.bn(x)
 
 
-def test_what_it_leaves_alone_and_refuses(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_what_it_leaves_alone_and_refuses() -> None:
     bare = irtool.trace(NoStatistics().eval(), torch.zeros(2, 3, 4, 4))
     result = RecalibrateBatchNorm([torch.zeros(2, 3, 4, 4)])(bare)
     assert result.graph is bare
@@ -157,9 +158,20 @@ def test_what_it_leaves_alone_and_refuses(tmp_path) -> None:  # type: ignore[no-
         RecalibrateBatchNorm(None)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="at least two images"):
         RecalibrateBatchNorm([torch.zeros(1, 3, 1, 1)])(irtool.trace(nn.BatchNorm2d(3).eval(), torch.zeros(2, 3, 1, 1)))
-    irtool.export_onnx(graph.to(torch.float32), tmp_path / "net.onnx")
-    with pytest.raises(GraphError, match="Recalibrate the torch model"):
-        RecalibrateBatchNorm([])(irtool.load_onnx(tmp_path / "net.onnx"))
+    with pytest.raises(GraphError, match="cannot run"):
+        RecalibrateBatchNorm([torch.zeros(2, 5, 16, 16, dtype=torch.float64)])(graph)
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_file_is_recalibrated_as_the_model_is(method: str, tmp_path: Path) -> None:
+    graph, x = graph_of("functional").to(torch.float32), images((3, 8, 8)).float()
+    irtool.export_onnx(graph, tmp_path / "net.onnx")
+    found = [RecalibrateBatchNorm(x.split(4), method)(one).graph for one in (graph, irtool.load_onnx(tmp_path / "net.onnx"))]  # type: ignore[arg-type]
+    sides = [[node for node in one.nodes if node.op == "BatchNormalization"] for one in found]
+    assert len(sides[0]) == len(sides[1]) == 3
+    for one, other in zip(*sides, strict=True):
+        for role in ("running_mean", "running_var"):
+            torch.testing.assert_close(other.operands[role].data, one.operands[role].data, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["pooled", "exact"])

@@ -127,6 +127,9 @@ STAY = {
     "a tuple": lambda x: torch.cat(x.split(8, 1), 1),
     "dropout in eval mode": lambda x: functional.dropout(x, 0.5, True),
     "its flag by position": lambda x: torch.dropout(x, 0.5, True),
+    "bounds that are tensors": lambda x: torch.clamp(x, torch.tensor(-0.1), torch.full((4, 1, 1), 0.2)),
+    "the last two axes exchanged": lambda x: x.mT,
+    "a cut to the size that the example has": lambda x: x[:, :4],
 }
 
 
@@ -137,7 +140,7 @@ def test_what_only_looks_like_an_identity_stays(name: str) -> None:
     assert not irtool.RemoveIdentity(dropout=True)(graph).changed
 
 
-@pytest.mark.parametrize("move", [lambda x: x.transpose(1, -3), lambda x: x.permute((0, 1, 2, 3))])
+@pytest.mark.parametrize("move", [lambda x: x.transpose(1, -3), lambda x: x.permute((0, 1, 2, 3)), lambda x: x[:, :], nn.ZeroPad2d(0)])
 def test_what_moves_nothing_goes(move: Callable[[Tensor], Tensor]) -> None:
     graph = irtool.trace(Then(move).eval(), torch.zeros(1, 3, 4, 4))
     assert [node.op for node in irtool.Pipeline([irtool.RemoveIdentity()], check=True)(graph).graph.nodes] == ["Input", "Conv", "Output"]

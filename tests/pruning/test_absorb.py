@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from exchanged import exchange
 from torch import Tensor, nn
 
 import irtool
-from irtool.pruning.absorb import moments as expectation
 
 Function = Callable[..., Any]
 X = (2, 3, 8, 8)
@@ -268,7 +268,7 @@ def test_the_check_finds_constants_that_are_wrong(op: str, monkeypatch: pytest.M
         shape = [2 * size if axis == 1 and node.op == "Concat" else size for axis, size in enumerate(mean.shape)]
         return [(mean.repeat([a // b for a, b in zip(shape, mean.shape, strict=True)]), torch.zeros(shape, dtype=torch.float64))]
 
-    monkeypatch.setitem(expectation._RULES, op, rule)
+    exchange(monkeypatch, op, moments=rule)
     done = Absorbed(
         lambda net, y: net.o(torch.cat([F.avg_pool2d(y.relu(), 2, divisor_override=1), F.max_pool2d(-y, 2)], 1)), o=nn.Conv2d(32, 4, 1)
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from exchanged import exchange
 from torch import Tensor
 
 from irtool.ir.graph import Node
@@ -45,7 +46,7 @@ def fault(*nets: str, residual: str = "couple") -> Callable[[Callable[[Patch], N
 
 def outputs(patch: Patch, op: str, change: Callable[[Tensor, Node], Tensor]) -> None:
     """After the rule of `op` has run, change the labels of every output that has some."""
-    rule = table.RULES[op]
+    rule = table.spec_of(op).labels
 
     def faulty(node: Node, ctx: Context) -> None:
         rule(node, ctx)
@@ -54,7 +55,7 @@ def outputs(patch: Patch, op: str, change: Callable[[Tensor, Node], Tensor]) -> 
             if labels.numel() > 1:
                 ctx.put(output, change(labels, node))
 
-    patch.setitem(table.RULES, op, faulty)
+    exchange(patch, op, labels=faulty)
 
 
 def longest(labels: Tensor) -> int:

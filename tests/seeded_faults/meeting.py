@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from exchanged import exchange
 from torch import Tensor
 
 from irtool.channels.labels import Labels
@@ -24,12 +25,12 @@ def first_operand_only(node: Node, ctx: Context) -> None:
 
 @fault("resnet_projection", "option_a", "nasnet")
 def addition_does_not_unify(patch: Patch) -> None:
-    patch.setitem(table.RULES, "Add", first_operand_only)
+    exchange(patch, "Add", labels=first_operand_only)
 
 
 @fault("se", "conv_lstm", "two_inputs")
 def product_does_not_unify(patch: Patch) -> None:
-    patch.setitem(table.RULES, "Mul", first_operand_only)
+    exchange(patch, "Mul", labels=first_operand_only)
 
 
 @fault("resnet_projection", "siamese", "repvgg")
@@ -46,7 +47,7 @@ def parameters_are_not_read(patch: Patch) -> None:
 
 @fault("prelu")
 def slopes_are_not_read(patch: Patch) -> None:
-    patch.setitem(table.RULES, "PRelu", first_operand_only)
+    exchange(patch, "PRelu", labels=first_operand_only)
 
 
 # Contractions: what arrives, and what leaves.
@@ -72,7 +73,7 @@ def transposed_conv_taken_for_plain(patch: Patch) -> None:
         rule(node, ctx)
         node.op = kept
 
-    patch.setitem(table.RULES, "ConvTranspose", faulty)
+    exchange(patch, "ConvTranspose", labels=faulty)
 
 
 @fault("espcn", "unet", "flatten_hw")
@@ -134,14 +135,14 @@ def an_attention_mask_is_overlooked(patch: Patch) -> None:
 
 @fault("einsum")
 def einsum_does_not_unify(patch: Patch) -> None:
-    rule = table.RULES["Einsum"]
+    rule = table.spec_of("Einsum").labels
 
     def faulty(node: Node, ctx: Context) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(type(ctx), "unify", lambda self, node, a, b: None)
             rule(node, ctx)
 
-    patch.setitem(table.RULES, "Einsum", faulty)
+    exchange(patch, "Einsum", labels=faulty)
 
 
 @fault("many_heads")
@@ -183,7 +184,7 @@ def batch_norm_reads_mirrored(patch: Patch) -> None:
 
 @fault("convnext", "multihead_attention")
 def layer_norm_is_not_sliced(patch: Patch) -> None:
-    patch.setitem(table.RULES, "LayerNormalization", first_operand_only)
+    exchange(patch, "LayerNormalization", labels=first_operand_only)
 
 
 @fault("stacked_sum")

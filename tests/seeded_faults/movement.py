@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from exchanged import exchange
 from torch import Tensor
 
 from irtool.ir.graph import Node
@@ -26,7 +27,7 @@ def concat_in_the_wrong_order(patch: Patch) -> None:
         pieces = ctx.of(node.output).split([value.sizes[1] for value in node.inputs], 1)
         ctx.put(node.output, torch.cat(pieces[::-1], 1))
 
-    patch.setitem(table.RULES, "Concat", faulty)
+    exchange(patch, "Concat", labels=faulty)
 
 
 @fault("flatten_hw", "space_to_depth", "stacked")
@@ -52,7 +53,7 @@ def split_off_by_one(patch: Patch) -> None:
 
 @fault("unequal_split", "shufflenet_v2")
 def split_in_the_wrong_order(patch: Patch) -> None:
-    rule = table.RULES["Split"]
+    rule = table.spec_of("Split").labels
 
     def faulty(node: Node, ctx: Context) -> None:
         rule(node, ctx)
@@ -61,7 +62,7 @@ def split_in_the_wrong_order(patch: Patch) -> None:
             if labels.shape[1] == output.sizes[1]:
                 ctx.put(output, labels)
 
-    patch.setitem(table.RULES, "Split", faulty)
+    exchange(patch, "Split", labels=faulty)
 
 
 @fault("slices", "temporal_shift")
@@ -76,12 +77,12 @@ def gather_mirrored(patch: Patch) -> None:
 
 @fault("flips", "flip_residual")
 def flip_not_followed(patch: Patch) -> None:
-    patch.setitem(table.RULES, "Roll", lambda node, ctx: ctx.put(node.output, ctx.of(node.input)))
+    exchange(patch, "Roll", labels=lambda node, ctx: ctx.put(node.output, ctx.of(node.input)))
 
 
 @fault("shuffle_literal")
 def module_shuffle_not_followed(patch: Patch) -> None:
-    patch.setitem(table.RULES, "ChannelShuffle", lambda node, ctx: ctx.put(node.output, ctx.of(node.input)))
+    exchange(patch, "ChannelShuffle", labels=lambda node, ctx: ctx.put(node.output, ctx.of(node.input)))
 
 
 @fault("space_to_depth", "shufflenet_v1")
@@ -94,7 +95,7 @@ def transpose_keeps_the_order(patch: Patch) -> None:
 
 @fault("pixel_shuffle_inside")
 def pixel_shuffle_with_channels_innermost(patch: Patch) -> None:
-    rule = table.RULES["DepthToSpace"]
+    rule = table.spec_of("DepthToSpace").labels
 
     def faulty(node: Node, ctx: Context) -> None:
         labels = ctx.of(node.input)
@@ -103,7 +104,7 @@ def pixel_shuffle_with_channels_innermost(patch: Patch) -> None:
         rule(node, ctx)
         ctx.put(node.input, labels)
 
-    patch.setitem(table.RULES, "DepthToSpace", faulty)
+    exchange(patch, "DepthToSpace", labels=faulty)
 
 
 @fault("option_a", "constant_pad")
@@ -125,4 +126,4 @@ def repeat_taken_for_interleave(patch: Patch) -> None:
 
 @fault("stacked", "select_kernel")
 def stacked_widths_not_balanced(patch: Patch) -> None:
-    patch.setitem(table.RULES, "Stack", movement.movement)
+    exchange(patch, "Stack", labels=movement.movement)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from exchanged import exchange
 from torch import Tensor
 
 from irtool.channels.labels import Labels, Walk
@@ -97,7 +98,7 @@ def selections_are_not_tied(patch: Patch) -> None:
     def faulty(node: Node, ctx: Context) -> None:
         ctx.put(node.output, on_axis(ctx.produce(node, node.operands["index"], 0), 1, len(node.output.sizes)))
 
-    patch.setitem(table.RULES, "ChannelSelect", faulty)
+    exchange(patch, "ChannelSelect", labels=faulty)
 
 
 # Slicing.
@@ -130,7 +131,7 @@ def groups_change_places(patch: Patch) -> None:
 
 @fault("unet", "detector_tuple", "detector_dataclass")
 def outputs_are_not_pinned(patch: Patch) -> None:
-    patch.setitem(table.RULES, "Output", lambda node, ctx: None)
+    exchange(patch, "Output", labels=lambda node, ctx: None)
 
 
 @fault("unknown_function", "unknown_leaf", "lstm")
@@ -140,7 +141,7 @@ def unknown_operators_are_not_pinned(patch: Patch) -> None:
             ctx.put(output, none(len(output.sizes)))
 
     for module in (table, sys.modules["irtool.channels.labels"]):
-        patch.setattr(module, "rule_for", lambda op: table.RULES.get(op, faulty))
+        patch.setattr(module, "rule_for", lambda op: table.SPECS[op].labels if op in table.SPECS else faulty)
 
 
 @fault("shifted_weight")

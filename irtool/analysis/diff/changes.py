@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from irtool.analysis.diff.matching import data_inputs, oriented, plain_role
 from irtool.ir.attributes import shown
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.properties import COMMUTATIVE, SIZED_BY_ARGUMENT
+from irtool.ops.spec import spec_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,35 +194,7 @@ def _norm(tensor: Tensor) -> float:
 
 def channels_of(node: Node) -> tuple[int, int] | None:
     """(input, output) channels as the weights say; None for an operator that has none."""
-    rule = _CHANNELS.get(node.op)
-    return rule(node) if rule is not None else None
-
-
-def _conv_channels(node: Node) -> tuple[int, int] | None:
-    weight, groups = node.get("weight"), node.attrs.get("group", 1)
-    if weight is None:
-        return None
-    first, second = weight.sizes[0], weight.sizes[1] * groups
-    return (first, second) if node.op == "ConvTranspose" else (second, first)
-
-
-def _gemm_channels(node: Node) -> tuple[int, int]:
-    return node.operands["input"].sizes[-1], node.output.sizes[-1]
-
-
-def _norm_channels(node: Node) -> tuple[int, int] | None:
-    held = [value for value in node.operands.values() if value.data is not None]
-    return (prod(held[0].sizes),) * 2 if held else None
-
-
-def _select_channels(node: Node) -> tuple[int, int]:
-    return node.input.sizes[1], node.output.sizes[1]
-
-
-_CHANNELS: Mapping[str, Callable[[Node], tuple[int, int] | None]] = {
-    "Conv": _conv_channels, "ConvTranspose": _conv_channels, "Gemm": _gemm_channels, "ChannelSelect": _select_channels,
-    **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization", "PRelu"), _norm_channels),
-}  # fmt: skip
+    return spec_of(node.op).channels(node)
 
 
 def _sizes(values: Iterable[Value]) -> list[list[int]]:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from irtool.analysis.cost import Product
 from irtool.engines.speed.samples import ELEMENTWISE, LAYERS, MOST_WEIGHTS, Sample
 from irtool.engines.speed.stopwatch import Stopwatch
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ops.macs import Product
 
 Term = tuple[float, Product]
 """Milliseconds for each unit of a product of axis lengths."""

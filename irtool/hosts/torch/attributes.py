@@ -6,64 +6,25 @@ One row an operator. torch writes `stride=2` or `stride=(2, 2)`, leaves defaults
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from irtool.hosts.torch.call import Call, others
 from irtool.ir.attributes import END, Attrs, cuts, each, pooling, window
 from irtool.ir.graph import Node
-from irtool.ops.opaque import short_name
 from irtool.ops.windows import implied_axis
-
-_SILENT = frozenset(
-    {"inplace", "training", "tensors", "momentum", "memory_format", "dtype", "requires_grad", "in_features", "out_features"}
-)
-_RENAMED = {"keepdim": "keepdims", "eps": "epsilon", "dim": "axis"}
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call as the rules below see it.
-
-    Attributes:
-        node: its view, without attributes yet.
-        given: its arguments by name.
-        module: the module that is called, if one is.
-    """
-
-    node: Node
-    given: Mapping[str, Any]
-    module: nn.Module | None
-
-    def get(self, *names: str, default: Any = None) -> Any:
-        """The first of these arguments that is there and not None: of the call, then of its module."""
-        for held in (self.given, vars(self.module) if self.module is not None else {}):
-            for name in names:
-                if held.get(name) is not None:
-                    return held[name]
-        return default
-
-    @property
-    def name(self) -> str:
-        """The plain name of what is called, in small letters."""
-        return short_name(self.node.callee).lower()
-
 
 Rule = Callable[[Call], Attrs]
 
 
 def attributes(node: Node, given: Mapping[str, Any], module: nn.Module | None) -> Attrs:
     """Read a node's attributes; its operands and outputs are known."""
-    return _RULES.get(node.op, _others)(Call(node, given, module))
+    return _RULES.get(node.op, others)(Call(node, given, module))
 
 
 def _nothing(call: Call) -> Attrs:
     return {}
-
-
-def _others(call: Call) -> Attrs:
-    return {_RENAMED.get(key, key): value for key, value in call.given.items() if key not in _SILENT and value is not None}
 
 
 def _conv(call: Call) -> Attrs:
@@ -197,16 +158,16 @@ def _split(call: Call) -> Attrs:
     return {"axis": int(axis) % rank, "parts": len(call.node.outputs)}
 
 
+_AXES = ("dim0", "dim1", "axis0", "axis1", "source", "destination")
 _LAST_TWO = frozenset({"mt", "mh", "adjoint"})
 
 
 def _transpose(call: Call) -> Attrs:
-    rank, name, given = len(call.node.input.sizes), call.name, call.given
-    dims = given.get("dims")
-    listed = [] if dims is None else list(dims) if isinstance(dims, tuple | list) else [dims]
-    listed += [value for key, value in given.items() if key != "dims" and (key.startswith("arg") or key.startswith("dim"))]
+    rank, name, listed = len(call.node.input.sizes), call.name, call.listed(*_AXES)
     if "move" in name:
-        return {"perm": _moved(rank, listed)} if len(listed) == 2 else _others(call)
+        return {"perm": _moved(rank, listed)} if len(listed) == 2 else others(call)
+    if len(listed) == 1 and isinstance(listed[0], tuple | list):
+        listed = list(listed[0])
     if name == "permute":
         return {"perm": tuple(int(axis) % rank for axis in listed)}
     if name in _LAST_TWO and rank > 1:
@@ -214,7 +175,7 @@ def _transpose(call: Call) -> Attrs:
     if not listed:
         return {"perm": tuple(range(rank))[::-1]}
     if len(listed) != 2:
-        return _others(call)
+        return others(call)
     order = list(range(rank))
     one, other = (int(axis) % rank for axis in listed)
     order[one], order[other] = order[other], order[one]
@@ -311,8 +272,7 @@ _WHOLE: list[Any] = [0, 0, None, 1]
 
 
 def _slice(call: Call) -> Attrs:
-    rank, given = len(call.node.input.sizes), call.given.get("arguments")
-    items: list[Any] = list(given) if isinstance(given, tuple) else [given]
+    rank, items = len(call.node.input.sizes), call.listed("dim", "start", "end", "length", "step")
     if call.name == "narrow" and len(items) == 3 and all(isinstance(item, int) for item in items):
         return cuts([(items[0], items[1], items[1] + items[2], 1)], rank)
     if call.name == "slice" and all(isinstance(item, int) or item is None for item in items):  # of torch.export: axis, start, end, step
@@ -321,7 +281,7 @@ def _slice(call: Call) -> Attrs:
     flat: list[Any] = list(items[0]) if len(items) == 1 and isinstance(items[0], tuple) else items
     if call.name == "getitem" and all(isinstance(item, slice) for item in flat):
         return cuts([(axis, cut.start or 0, _end(cut.stop), cut.step or 1) for axis, cut in enumerate(flat)], rank)
-    return _others(call)
+    return others(call)
 
 
 def _end(end: int | None) -> int | None:
@@ -342,8 +302,8 @@ def _fourier(call: Call) -> Attrs:
     elif dim is None:
         dim = -1
     axes = tuple(int(axis) % rank for axis in (dim if isinstance(dim, list | tuple) else (dim,)))
-    others = {name: value for name, value in _others(call).items() if name not in ("axis", "s")}
-    return {"kind": call.name, "axes": axes, **others}
+    rest = {name: value for name, value in others(call).items() if name not in ("axis", "s")}
+    return {"kind": call.name, "axes": axes, **rest}
 
 
 _RULES: Mapping[str, Rule] = {

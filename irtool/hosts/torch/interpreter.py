@@ -72,10 +72,10 @@ def steps(
                 return graph.module.graph.process_outputs(frame.arguments(host)[0][0])
             view = views.get(host)
             with torch.no_grad():
-                value = frame.compute(host, view)
+                value = found = frame.compute(host, view)
                 if hook is not None:
                     value = hook(view, host, value)
-            frame.store(host, value)
+            frame.store(host, value, live=host.op == "get_attr" and value is found)
             yield view, host, value
             del value
             frame.forget(host)
@@ -89,6 +89,7 @@ class _Frame:
         self.module, self.dtype = module, dtype
         self.values: dict[fx.Node, Any] = {}
         given = map_tensors(tuple(inputs), torch.clone)
+        self._live: set[fx.Node] = set()
         self._feed = list(graph.module.graph.process_inputs(*(given if dtype is None else cast(given, dtype))))
         self._dead: dict[fx.Node, list[fx.Node]] = {}
         last = {used: host for host in graph.module.graph.nodes for used in (host, *host.all_input_nodes)}
@@ -118,9 +119,11 @@ class _Frame:
         args, kwargs = (fx.node.map_aggregate(part, self._argument) for part in (host.args, host.kwargs))
         return args, kwargs  # type: ignore[return-value]
 
-    def store(self, host: fx.Node, value: Any) -> None:
-        """Keep a result for its readers."""
+    def store(self, host: fx.Node, value: Any, *, live: bool = False) -> None:
+        """Keep a result for its readers. One that is `live` is a weight, which may be exchanged before its reader runs."""
         self.values[host] = value
+        if live:
+            self._live.add(host)
 
     def forget(self, host: fx.Node) -> None:
         """Drop what nobody reads after this node."""
@@ -129,7 +132,7 @@ class _Frame:
 
     def _argument(self, leaf: Any) -> Any:
         if isinstance(leaf, fx.Node):
-            return self.values[leaf]
+            return self._widened(attribute(self.module, str(leaf.target))) if leaf in self._live else self.values[leaf]
         if self.dtype is not None and isinstance(leaf, torch.dtype) and leaf.is_floating_point and leaf.itemsize < self.dtype.itemsize:
             return self.dtype
         return leaf

@@ -11,9 +11,10 @@ from torch import Tensor
 from irtool.channels.labels import Labels
 from irtool.ir.graph import Node, Value
 from irtool.ir.hooks import Compute
+from irtool.ops.moments import Moments
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.contribution import channel_axis
-from irtool.pruning.absorb.moments import Moments, expectations
+from irtool.pruning.absorb.moments import expectations
 
 
 @torch.no_grad()
