@@ -6,14 +6,11 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from irtool.analysis.diff.diff import diff as graph_diff
 from irtool.atomic_files import replacing
 from irtool.cli import options
-from irtool.errors import IrtoolError
-from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
 from irtool.nests import tensors_in
 from irtool.workflows.model_inputs import input_shapes
@@ -36,8 +33,7 @@ def diff(
     [bold]Example[/]: irtool diff PreResNet:depth=38 small
     """
     first, second = _graphs((a, weights_a), (b, weights_b), input_shapes(inputs))
-    second = at_batch_of(first, second)
-    found = graph_diff(first, second)
+    found = graph_diff(first, second.at_batch_of(first))
     if html is not None:
         with replacing(html) as temporary:
             temporary.write_text(found.to_html(a, b), encoding="utf-8")
@@ -52,23 +48,3 @@ def _graphs(a: tuple[str, Path | None], b: tuple[str, Path | None], shapes: list
     if known is not None and not shapes:
         shapes = [tuple(tensor.shape) for tensor in tensors_in(known.example_inputs)]
     return [graph or graph_of(model, weights, shapes, sound=False) for graph, (model, weights) in zip(found, (a, b), strict=True)]
-
-
-def at_batch_of(known: Graph, graph: Graph) -> Graph:
-    """A torch graph read on the other one's example, where these differ in the batch alone and the graph lets it.
-
-    What a saved model was traced with is no part of it.
-    """
-    if not isinstance(known, FxGraph) or not isinstance(graph, FxGraph):
-        return graph
-    theirs, own = known.example_inputs, graph.example_inputs
-    if len(theirs) != len(own) or not all(isinstance(leaf, torch.Tensor) for leaf in (*theirs, *own)):
-        return graph
-    if all(x.shape == y.shape for x, y in zip(theirs, own, strict=True)) or any(
-        x.shape[1:] != y.shape[1:] for x, y in zip(theirs, own, strict=True)
-    ):
-        return graph
-    try:
-        return FxGraph(graph.shared().module, theirs, tracer=graph.tracer, history=graph.history)
-    except IrtoolError:  # its batch is written into it
-        return graph

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from irtool.cli import options
-from irtool.cli.export import place
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
@@ -20,6 +19,7 @@ from irtool.hosts.onnx.load import save_onnx
 from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
 from irtool.passmanager import onnx_only
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, graph_link
+from irtool.workflows.export import place
 from irtool.workflows.model_inputs import input_shapes, input_values
 from irtool.workflows.models import graph_of, onnx_file
 from irtool.workflows.output_folder import keep_inputs, model_files

@@ -251,6 +251,13 @@ class Graph(ABC):
         """The graph read at another graph's example sizes, where its free axes allow that; else the graph itself."""
         return self
 
+    def at_batch_of(self: G, other: Graph) -> G:
+        """The graph read on the example of another one of its host, where these differ in the batch alone and the program lets it.
+
+        What a saved model was traced with is no part of it.
+        """
+        return self
+
     @abstractmethod
     def resized(self: G, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[G, list[str]]:
         """A copy for parameters of other shapes, these empty yet, with the sizes in the program changed, and the names of edited nodes."""

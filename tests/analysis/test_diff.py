@@ -67,8 +67,8 @@ def test_renamed_is_the_same() -> None:
 def test_attribute() -> None:
     found = diff(base(), base(c1=nn.Conv2d(3, 6, 3, padding=1, stride=2)))
     (change,) = found.attributes
-    assert (change.node.name, change.what, change.before, change.after) == ("c1", "stride", 1, 2)
-    assert "~ Conv c1: stride 1 -> 2" in found.text()
+    assert (change.node.name, change.what, change.before, change.after) == ("c1", "strides", 1, 2)
+    assert "~ Conv c1: strides 1 -> 2" in found.text()
     assert not found.same
 
 

@@ -112,8 +112,8 @@ def test_a_lowering_is_run_not_believed() -> None:
     [
         (nn.LeakyReLU(0.1), nn.LeakyReLU(0.2), ("alpha", 0.1, 0.2)),
         (nn.ReLU6(), nn.Hardtanh(0, 5), ("max", 6.0, 5.0)),
-        (nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(5, 1, 2), ("kernel", 3, 5)),
-        (nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False), ("count_padding", True, False)),
+        (nn.MaxPool2d(3, 1, 1), nn.MaxPool2d(5, 1, 2), ("kernel_shape", 3, 5)),
+        (nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False), ("count_include_pad", True, False)),
         (nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear"), ("mode", "nearest", "linear")),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 
 import irtool
 from irtool.atomic_files import MAKE_ROOM
-from irtool.cli import export
+from irtool.workflows import export
 from irtool.cli.main import run
 from irtool.errors import FileError
 

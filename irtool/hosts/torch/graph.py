@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.errors import GraphError
+from irtool.errors import GraphError, IrtoolError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.counting import counted_macs
 from irtool.hosts.torch.descent import TorchDescent
@@ -192,6 +192,18 @@ class FxGraph(Graph):
     def shared(self) -> FxGraph:
         """A copy of the program over the same weights."""
         return self.clone(lambda tensor: tensor)
+
+    def at_batch_of(self, other: Graph) -> FxGraph:
+        """Read the same program on another torch graph's example; see `Graph.at_batch_of`."""
+        theirs, own = other.example_inputs, self.example_inputs
+        alike = isinstance(other, FxGraph) and len(theirs) == len(own) and all(isinstance(leaf, torch.Tensor) for leaf in (*theirs, *own))
+        pairs = [(x.shape, y.shape) for x, y in zip(theirs, own, strict=True)] if alike else []
+        if all(x == y for x, y in pairs) or any(x[1:] != y[1:] for x, y in pairs):
+            return self
+        try:
+            return FxGraph(self.shared().module, theirs, tracer=self.tracer, history=self.history)
+        except IrtoolError:  # its batch is written into it
+            return self
 
     def to(self, dtype: torch.dtype) -> FxGraph:
         """A copy with all floating parameters, buffers and example inputs in another type (float64 for checks)."""

@@ -1,0 +1,176 @@
+"""A model as files for engines: written aside, compared with the model and with each other, then put in their places."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from irtool.analysis.randomness import require_repeatable
+from irtool.atomic_files import MAKE_ROOM, replacing
+from irtool.engines import export_onnx
+from irtool.engines.agreement import sample_inputs
+from irtool.engines.engine import Engine
+from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.engines.table import OTHERS, REFERENCE, by_suffix
+from irtool.errors import FileError, OptionError
+from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.onnx.load import load_onnx, save_onnx
+from irtool.hosts.torch.graph import FxGraph
+from irtool.ir.graph import Graph
+from irtool.passes import fold_batchnorm
+from irtool.progress import Reporter
+from irtool.workflows.chain import (
+    Chain,
+    Link,
+    chain_inputs,
+    engine_link,
+    files_link,
+    fitting_inputs,
+    onnx_link,
+    own_inputs,
+    takes_any_batch,
+)
+
+OWN_SUFFIXES = tuple(row.suffix for row in OTHERS if row.convert is not None)
+"""Suffixes of engines that have files of their own."""
+
+
+def write_files(
+    graph_of: Callable[[], Graph],
+    source: Path | None,
+    out: Sequence[Path],
+    reporter: Reporter,
+    *,
+    fold: bool = True,
+    opset: int = 17,
+    dynamic_batch: bool | None = None,
+) -> Chain:
+    """Write a model for the engines that the suffixes of files name; nothing appears unless all agree.
+
+    Args:
+        graph_of: reads or traces the model.
+        source: the ONNX file that it lies in, if it does; without an .onnx file to write it is converted as it is.
+        out: the files.
+        reporter: is told of each stage.
+        fold: fold batch norms into the layers before them first.
+        opset: of the ONNX file.
+        dynamic_batch: leave the batch size free; None: where the model lets it.
+
+    Returns:
+        The links between the model and its files.
+
+    Raises:
+        CheckError: a file differs from what it was made from.
+        OptionError: a suffix that no engine has, or twice the same.
+        FileError: a file cannot be written.
+    """
+    files = _by_suffix(out)
+    with tempfile.TemporaryDirectory() as name, _placed_errors(Path(name), files):
+        drafts = _Drafts(Path(name), files)
+        if source is not None and REFERENCE.suffix not in files:
+            with reporter.stage("convert"):
+                load_onnx(source)  # refuses what asks for too much, which the engines would try
+                chain = Chain(tuple(drafts.converted(source, tuple(sample_inputs(OnnxSession(source).inputs)))))
+        else:
+            with reporter.stage("trace"):
+                graph = graph_of()
+            graph = fold_batchnorm(graph) if fold else graph
+            chain = Chain(tuple(_links(graph, source, drafts, reporter, opset, dynamic_batch)))
+        chain.require()
+        drafts.place()
+    return chain
+
+
+def _by_suffix(out: Sequence[Path]) -> dict[str, Path]:
+    """The files by suffix.
+
+    Raises:
+        OptionError: a suffix that no engine has, or twice the same.
+    """
+    found: dict[str, Path] = {}
+    for path in out:
+        if path.suffix != REFERENCE.suffix and by_suffix(path.suffix) is None:
+            remedy = f"Give a name that ends in {' or '.join((REFERENCE.suffix, *OWN_SUFFIXES))}."
+            raise OptionError(f"no engine has files called {path.name}", where="--out", remedy=remedy)
+        if path.suffix in found:
+            raise OptionError(f"two files that end in {path.suffix}", where="--out", remedy="Give one of each kind.")
+        found[path.suffix] = path
+    return found
+
+
+def _links(graph: Graph, source: Path | None, drafts: _Drafts, reporter: Reporter, opset: int, dynamic_batch: bool | None) -> list[Link]:
+    """Write the ONNX file and convert it; each file against what it was made from."""
+    onnx = drafts.onnx
+    if isinstance(graph, OnnxGraph):
+        assert source is not None
+        inputs = fitting_inputs(graph, chain_inputs(graph.example_inputs))
+        with reporter.stage("write ONNX"):
+            save_onnx(graph, onnx)
+            links = [files_link(source, onnx, inputs)]
+    else:
+        traced = cast(FxGraph, graph)
+        require_repeatable(traced)
+        free = takes_any_batch(traced) if dynamic_batch is None else dynamic_batch
+        inputs = fitting_inputs(traced, chain_inputs(traced.example_inputs)) if free else own_inputs(traced)
+        with reporter.stage("export to ONNX"):
+            export_onnx(traced, onnx, opset=opset, dynamic_batch=free)
+            links = [onnx_link(traced, onnx, inputs)]
+    if not drafts.engines:
+        return links
+    with reporter.stage("convert"):
+        return [*links, *drafts.converted(onnx, inputs)]
+
+
+class _Drafts:
+    """The files while they are made, in a folder of their own each, so that what they are called in the end does not matter."""
+
+    def __init__(self, scratch: Path, targets: Mapping[str, Path]) -> None:
+        self.targets = targets
+        self.engines: dict[str, Engine] = {suffix: row for suffix in targets if (row := by_suffix(suffix)) is not None}
+        self.folders = {suffix: scratch / suffix.removeprefix(".") for suffix in (REFERENCE.suffix, *self.engines)}
+        for folder in self.folders.values():
+            folder.mkdir()
+        self.onnx = self.folders[REFERENCE.suffix] / self.targets.get(REFERENCE.suffix, Path("model.onnx")).name
+
+    def converted(self, onnx: Path, inputs: tuple[Any, ...]) -> list[Link]:
+        """Make the engines' files, and compare each with the ONNX file."""
+        links = []
+        for suffix, row in self.engines.items():
+            links.append(engine_link(row, onnx, row.written(onnx, self.folders[suffix], verify=False), inputs))
+        return links
+
+    def place(self) -> None:
+        """Move all that was asked for to where it was asked for."""
+        for suffix, target in self.targets.items():
+            (draft,) = (path for path in self.folders[suffix].iterdir() if path.suffix == suffix)
+            place(draft, target)
+
+
+@contextmanager
+def _placed_errors(scratch: Path, files: Mapping[str, Path]) -> Iterator[None]:
+    """What cannot be written is told by the names that the user gave, not by those of drafts."""
+    try:
+        yield
+    except FileError as error:
+        is_draft = error.where is not None and Path(error.where).is_relative_to(scratch)
+        if error.remedy != MAKE_ROOM or not (is_draft or error.where in {str(path) for path in files.values()}):
+            raise
+        if is_draft:
+            suffix = Path(str(error.where)).suffix
+            where = str(files.get(suffix, next(iter(files.values()))))
+            raise FileError(error.what, where=where, remedy=f"Make room in {tempfile.gettempdir()}, where it is written first.") from error
+        raise FileError(error.what, where=error.where, remedy="Choose another --out, or make room.") from error
+
+
+def place(draft: Path, target: Path) -> None:
+    """Move a finished file, and the weights that may lie beside it, to where it was asked for."""
+    beside = draft.with_name(f"{draft.name}.data")
+    if beside.exists():
+        with replacing(target.with_name(beside.name)) as temporary:
+            shutil.copyfile(beside, temporary)
+    with replacing(target) as temporary:
+        shutil.copyfile(draft, temporary)
