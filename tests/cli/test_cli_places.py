@@ -12,9 +12,9 @@ import torch
 
 import irtool
 from irtool.atomic_files import MAKE_ROOM
-from irtool.workflows import export
 from irtool.cli.main import run
 from irtool.errors import FileError
+from irtool.workflows import export
 
 MODEL = "VGG:depth=11,width=0.0625"
 SIZE = ("--input", "1x3x32x32")
