@@ -15,11 +15,7 @@ HOST_LIBRARIES = ("torch.fx", "onnx_graphsurgeon")
 HOST_CHECK = re.compile(r"isinstance\([^)]*(FxGraph|OnnxGraph)")
 HOST_CHECKS = 10
 """Questions outside of the hosts which host a graph lies on."""
-READS_A_HOST = {
-    "passes/lower_affine.py",
-    "passes/recalibrate_batchnorm.py",
-    "passes/widen_selects.py",
-}
+READS_A_HOST = {"passes/recalibrate_batchnorm.py"}
 """Files outside of the hosts, and of the archive that stores fx programs, that import a host's library."""
 
 OPERATOR_TABLES = {
@@ -27,7 +23,6 @@ OPERATOR_TABLES = {
     "irtool.analysis.diff.changes": ["_CHANNELS"],
     "irtool.archive.layers": ["LAYERS"],  # classes of torch, some of which are called as operators are
     "irtool.passes.remove_identity": ["_RULES"],
-    "irtool.passes.widen_selects": ["_KEEPS_CHANNELS"],
     "irtool.pruning.absorb.moments": ["_RULES"],
     "irtool.quant.placement": ["LAYERS", "JOINS", "MOVES", "_POSITIVE", "_FITS"],
 }
