@@ -6,47 +6,41 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 import torch
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from irtool.errors import GraphError
 from irtool.hosts.onnx.duplicates import merge_duplicates
 from irtool.hosts.onnx.edges import cleanup, exchange, redirect
-from irtool.hosts.onnx.evaluate import Array
-from irtool.hosts.onnx.reader import Fix, Reader
+from irtool.hosts.onnx.interpreter import restated
+from irtool.hosts.onnx.parameters import OnnxParameters, array_of, scalars_of
+from irtool.hosts.onnx.reader import Fix
 from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
 from irtool.hosts.onnx.subgraphs import all_nodes, bodies
 from irtool.hosts.onnx.written import check_operator, put_attribute
-from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.graph import Node, Value
 
 
-class OnnxEdits(Graph):
+class OnnxEdits(OnnxParameters):
     """The edit verbs of `OnnxGraph`.
 
     Attributes:
-        host: the program.
-        empty: the types of parameters whose data is still to come, by name.
+        header: the file's own description.
         selects: the indices of channel selections that passes inserted (Gather), by name: passes own them.
         scalars: constants of one entry. They are arguments of elementwise operators, and stay so after slicing.
         opset: of the program.
     """
 
-    host: gs.Graph
-    empty: set[str]
+    header: ModelProto
     selects: set[str]
     scalars: frozenset[str]
     opset: int
-    params: dict[str, Value]
-    _reader: Reader
 
     def _begin(self) -> None:
         """Note that nothing is edited yet."""
-        self._fresh: set[int] = set()
+        super()._begin()
         self._inserted: list[gs.Node] = []
-        self._held: dict[str, gs.Constant] = {}
-        self._taken: set[str] = set()
 
     @abstractmethod
     def refresh(self, fix: Fix | None = None) -> None:
@@ -64,6 +58,8 @@ class OnnxEdits(Graph):
             self._name_inserted()
             self._check_order()
         self.refresh()
+        outputs = [value for value in self.outputs if value.shape is not None and value.name not in self.data_sized]
+        self.header = restated(self.header, {value.name: value.sizes for value in outputs})
 
     def _name_inserted(self) -> None:
         """Give each inserted node a name of its own, now that erased ones need theirs no longer."""
@@ -82,57 +78,6 @@ class OnnxEdits(Graph):
             if late is not None:
                 raise GraphError(f"{node.name} reads {late.name}, which is made after it", remedy="Insert a node behind what it reads.")
             made.add(id(node))
-
-    # Tensors.
-
-    def _tensor(self, value: Value) -> gs.Tensor:
-        """The host's tensor of a value."""
-        if value.is_param:
-            return self._constants()[value.name]
-        host = value.producer.host if value.producer is not None else None
-        if host is not None:
-            assert value.producer is not None
-            place = next(index for index, output in enumerate(value.producer.outputs) if output is value)
-            return [tensor for tensor in host.outputs if tensor.name][place]
-        found = next((tensor for tensor in self.host.inputs if tensor.name == value.name), None)
-        return found if found is not None else self.host.tensors()[value.name]
-
-    def _constants(self) -> dict[str, gs.Constant]:
-        if not self._held:
-            self._held.update({name: tensor for name, tensor in self.host.tensors().items() if isinstance(tensor, gs.Constant)})
-        return self._held
-
-    def free_name(self, name: str) -> str:
-        """The name, with underscores until no tensor has it."""
-        if not self._taken:
-            self._taken.update(self.host.tensors())
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
-
-    def _add_param(self, name: str, data: torch.Tensor, trainable: bool) -> Value:
-        """Make the value of a new parameter."""
-        constant = gs.Constant(self.free_name(name), array_of(data))
-        self._constants()[constant.name] = constant
-        self._fresh.add(id(constant))
-        return self._reader.value(constant)
-
-    def set_param(self, name: str, data: torch.Tensor) -> None:
-        """Replace a parameter everywhere it is used; the shape stays that of the view.
-
-        Raises:
-            GraphError: another shape.
-        """
-        value = self.params[name]
-        if tuple(data.shape) != value.shape:
-            remedy = "Use replace_uses and add_param for a parameter of another shape."
-            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy=remedy)
-        self._constants()[name].values = array_of(data)
-        self.empty.discard(name)
-        value.data = data.detach()
-
-    # The verbs.
 
     def _insert(self, op: str, operands: Sequence[Value], attrs: dict[str, Any], anchor: Node, after: bool, name: str) -> Node:
         """Write an operator into the program, and read it."""
@@ -180,19 +125,18 @@ class OnnxEdits(Graph):
     def _redirect(self, value: Value, by: Value, readers: Sequence[Node] | None) -> None:
         """Exchange a value in the program, for all readers or for some."""
         old, new = self._tensor(value), self._tensor(by)
-        maker = by.producer.host if by.producer is not None else None
-        is_output = any(tensor is old for tensor in self.host.outputs)
+        is_input, is_output = (any(tensor is old for tensor in edge) for edge in (self.host.inputs, self.host.outputs))
+        given = is_output and (readers is None or any(node.op == "Output" for node in readers))
+        if given and is_input:
+            raise GraphError("an output is the input itself, under its name", where=value.name, remedy="Leave the output out of readers.")
         if readers is None:
-            redirect(old, new, but=maker)
-            outputs = is_output
-        else:
-            outputs = is_output and any(node.op == "Output" for node in readers)
-            for node in readers:
-                if node.host is not None:
-                    self._exchange_in(node, old, new)
-        if outputs:
-            self._give_output(old, new, by)
-        elif readers is None and id(new) in self._fresh:
+            redirect(old, new, but=by.producer.host if by.producer is not None else None)
+        for node in readers or ():
+            if node.host is not None:
+                self._exchange_in(node, old, new)
+        if given:
+            self._give_output(old, new)
+        elif readers is None and id(new) in self._fresh and not is_input:
             self._swap_names(old, new)
 
     def _exchange_in(self, node: Node, old: gs.Tensor, new: gs.Tensor) -> None:
@@ -205,7 +149,7 @@ class OnnxEdits(Graph):
             remedy = "Exchange what it reads as a whole."
             raise GraphError(f"{node.name} does not read {old.name} by itself", where=node.location, remedy=remedy)
 
-    def _give_output(self, old: gs.Tensor, new: gs.Tensor, by: Value) -> None:
+    def _give_output(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Let an output of the graph be made of another tensor, under its own name."""
         named = any(tensor is new for tensor in self.host.outputs)
         if named or not new.inputs or id(new) in {id(tensor) for tensor in self.host.inputs}:
@@ -334,16 +278,3 @@ def _with_inner(host: gs.Node) -> Iterator[gs.Node]:
 def place_of(host: gs.Graph, node: gs.Node) -> int:
     """Where a node stands; `list.index` would compare nodes by all that they have."""
     return next(index for index, other in enumerate(host.nodes) if other is node)
-
-
-def scalars_of(host: gs.Graph) -> frozenset[str]:
-    """The constants of one entry."""
-    return frozenset(name for name, t in host.tensors().items() if isinstance(t, gs.Constant) and int(np.prod(t.shape)) == 1)
-
-
-def array_of(data: torch.Tensor) -> Array:
-    """A tensor as ONNX stores it."""
-    data = data.detach().cpu().contiguous()
-    if data.dtype == torch.bfloat16:
-        return data.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(16))
-    return data.numpy()

@@ -24,6 +24,7 @@ from irtool.ir.graph import Node, Value
 class FxEdits(FxParameters):
     """The edit verbs of `FxGraph`."""
 
+    origin: nn.Module | None
     _values: dict[fx.Node, Any]
 
     def _begin(self) -> None:
@@ -46,6 +47,7 @@ class FxEdits(FxParameters):
             raise GraphError(f"the edited program cannot run: {text}", remedy="Insert a node behind what it reads.") from error
         self.module.delete_all_unused_submodules()
         self.module.recompile()
+        self.origin = None
         self.refresh()
 
     def _hosts_of(self, value: Value) -> list[fx.Node]:
