@@ -18,7 +18,6 @@ import torch
 from irtool.analysis.compare import TOLERANCES, compare
 from irtool.analysis.randomness import without_dropout
 from irtool.errors import CheckError, OptionError
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir.graph import G, Graph
 from irtool.nests import map_tensors
 from irtool.pass_text import options_of, parse, text_of
@@ -91,7 +90,7 @@ class Pass(ABC):
 
     @abstractmethod
     def rewrite(self, graph: G) -> Rewritten[G]:
-        """Make the new graph: edit `graph.clone()` and `tidied()` it, or build another. Return `graph` itself if nothing is to do.
+        """Make the new graph: edit `graph.clone()` and `commit()` it, or build another. Return `graph` itself if nothing is to do.
 
         Raises:
             IrtoolError: the pass refuses.
@@ -124,15 +123,14 @@ class ChangesValues:
         return graph.clone()
 
 
-def onnx_only(graph: Graph, name: str) -> OnnxGraph:
-    """The graph, for a pass that rewrites ONNX graphs alone.
+def onnx_only(graph: Graph, name: str) -> None:
+    """Refuse a traced model, for a pass that is of use to ONNX graphs alone.
 
     Raises:
-        OptionError: it is a traced model.
+        OptionError: the graph can be trained, as those of files cannot.
     """
-    if not isinstance(graph, OnnxGraph):
+    if graph.trainable:
         raise OptionError("works on ONNX graphs", where=name, remedy="Export the model and read it with irtool.load_onnx first.")
-    return graph
 
 
 REGISTRY: dict[str, type[Pass]] = {}

@@ -28,5 +28,5 @@ class DeadCode(Pass):
         dead = new.drop_dead()
         if not dead:
             return Rewritten(graph)
-        new.tidied()
+        new.commit()
         return Rewritten(new, (f"{len(dead)} dead operators removed: {', '.join(dead)}",))

@@ -50,7 +50,7 @@ class Equalise(ChangesValues, Pass):
         for _ in range(self.rounds):
             for before, after in pairs:
                 _equalise(new, before, after)
-        new.tidied()
+        new.commit()
         return Rewritten(new, (f"{len(pairs)} pairs of layers equalised",))
 
 

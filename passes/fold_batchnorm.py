@@ -48,7 +48,7 @@ class FoldBatchNorm(Pass):
                 notes.append(f"{node.location}: {why}")
         if not folded:
             return Rewritten(graph, notes)
-        new.tidied()
+        new.commit()
         return Rewritten(new, (f"{folded} batch norms folded", *notes))
 
 

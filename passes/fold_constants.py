@@ -35,15 +35,15 @@ class FoldConstants(Pass):
         new = graph.clone()
         sizes = new.settle_shapes()
         if sizes:
-            new.tidied()
+            new.commit()
         computed = _unwritten(new, _computed(new))
         made = {value.producer: data for value, data in computed.items() if value.producer is not None}
         for node, data in made.items():
             if any(reader not in made for reader in node.output.uses):
-                new.settle(node, data)
+                new.replace_uses(node.output, new.add_param(f"constant_{node.name}", data, trainable=False))
         if not sizes and not made:
             return Rewritten(graph)
-        new.tidied()
+        new.commit()
         return Rewritten(new, tuple(_notes(sizes, list(made))))
 
 

@@ -61,7 +61,7 @@ def fold_named(graph: G, names: Sequence[str]) -> G:
     for name in names:
         node = new.node(name)
         _fold(new, node, node.output.uses[0])
-    new.tidied()
+    new.commit()
     return new
 
 

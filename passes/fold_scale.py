@@ -51,7 +51,7 @@ class FoldScale(Pass):
             folded += 1
         if not folded:
             return Rewritten(graph, notes)
-        new.tidied()
+        new.commit()
         return Rewritten(new, (f"{folded} scales folded", *notes))
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
-import numpy as np
-import onnx_graphsurgeon as gs
 import torch
+from torch import Tensor
 
-from irtool.hosts.onnx.affine import Affine, channel_affine, flowing, only_reader
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.ir.graph import G, Value
+from irtool.ir.graph import G, Graph, Node
+from irtool.ops.affine import channel_affine
 from irtool.passmanager import Pass, Rewritten, onnx_only, register
 
-_FLOATS: Mapping[torch.dtype | None, type[np.floating[Any]]] = {
-    torch.float16: np.float16,
-    torch.float32: np.float32,
-}
+_FLOATS = frozenset({torch.float16, torch.float32})
 """What engines have convolutions in."""
 
 
@@ -50,56 +44,56 @@ class LowerAffine(Pass):
         Raises:
             OptionError: the graph is not an ONNX graph.
         """
-        new = onnx_only(graph, self.name).clone()
-        values = {value.name: value for node in new.nodes for value in (*node.inputs, *node.outputs)}
-        lowered, done = 0, set[int]()
-        for node in list(new.host.nodes):
-            chain, found = _chain(new.host, node, values) if id(node) not in done else ([], None)
-            done.update(map(id, chain))
-            if found is None or (len(chain) == 1 and not self._worth(chain[0])):
-                continue
-            _replace(new, chain, found, _FLOATS[values[chain[0].outputs[0].name].dtype])
-            lowered += 1
+        onnx_only(graph, self.name)
+        new, lowered, done = graph.clone(), 0, set[Node]()
+        for node in new.nodes:
+            chain, total = _chain(new, node) if node not in done else ([], None)
+            done.update(chain)
+            if total is not None and (len(chain) > 1 or self._worth(chain[0])):
+                _replace(new, chain, *total)
+                lowered += 1
         if not lowered:
             return Rewritten(graph)
-        new.tidied()
-        return Rewritten(cast(G, new), (f"{lowered} chains of scale and shift became depthwise convolutions",))
+        new.commit()
+        return Rewritten(new, (f"{lowered} chains of scale and shift became depthwise convolutions",))
 
-    def _worth(self, node: gs.Node) -> bool:
-        if node.op == "BatchNormalization":
-            return True
-        constant = next(tensor for tensor in node.inputs if isinstance(tensor, gs.Constant))
-        return self.arithmetic and int(np.prod(constant.shape)) > 1
+    def _worth(self, node: Node) -> bool:
+        several = any(value.is_param and torch.Size(value.sizes).numel() > 1 for value in node.inputs)
+        return node.op == "BatchNormalization" or (self.arithmetic and several)
 
 
-def _chain(host: gs.Graph, node: gs.Node, values: Mapping[str, Value]) -> tuple[list[gs.Node], Affine | None]:
-    """The longest chain that begins here, and what it does."""
-    chain: list[gs.Node] = []
-    total: Affine | None = None
-    current: gs.Node | None = node
+def _chain(graph: Graph, node: Node) -> tuple[list[Node], tuple[Tensor, Tensor] | None]:
+    """The longest chain that begins here, and what it does: the scale and the shift of each channel."""
+    chain: list[Node] = []
+    total: tuple[Tensor, Tensor] | None = None
+    current: Node | None = node
     while current is not None:
-        made = values.get(current.outputs[0].name) if len(current.outputs) == 1 else None
-        shape = made.shape if made is not None and made.dtype in _FLOATS else None
-        step = channel_affine(current, shape[1], 4) if shape is not None and len(shape) == 4 else None
-        if step is None or (read := values.get(flowing(current).name)) is None or read.shape != shape:
+        step = channel_affine(graph, current) if _is_image(current) else None
+        if step is None:
             break
         total = step if total is None else (total[0] * step[0], total[1] * step[0] + step[1])
         chain.append(current)
-        current = only_reader(host, current.outputs[0])
+        current = graph.only_reader(current.output)
     return chain, total
 
 
-def _replace(graph: OnnxGraph, chain: list[gs.Node], found: Affine, kind: type[np.floating[Any]]) -> None:
-    first, last = chain[0], chain[-1]
-    scale, shift = (values.astype(kind) for values in found)
-    name = last.name or last.outputs[0].name
-    weight = gs.Constant(graph.free_name(f"{name}.scale"), scale.reshape(-1, 1, 1, 1))
-    bias = gs.Constant(graph.free_name(f"{name}.shift"), shift)
-    source, output = flowing(first), last.outputs[0]
-    at = graph.host.nodes.index(first)
-    for node in chain:
-        node.inputs.clear()
-        node.outputs.clear()
-        graph.host.nodes.remove(node)
+def _is_image(node: Node) -> bool:
+    """Whether a node makes one batch of images, of the size that it reads, in a type that engines have convolutions in."""
+    if len(node.outputs) != 1 or not node.operands:
+        return False
+    shape = node.output.shape
+    return shape is not None and len(shape) == 4 and node.output.dtype in _FLOATS and any(value.shape == shape for value in node.inputs)
+
+
+def _replace(graph: Graph, chain: list[Node], scale: Tensor, shift: Tensor) -> None:
+    last, kind = chain[-1], chain[-1].output.dtype
+    name = last.name or last.output.name
+    weight = graph.add_param(f"{name}.scale", scale.to(kind).reshape(-1, 1, 1, 1))
+    bias = graph.add_param(f"{name}.shift", shift.to(kind))
+    for node in chain[:-1]:
+        graph.bypass(node)
+    source = next(value for value in last.inputs if not value.is_param)
     attributes = {"group": len(scale), "kernel_shape": [1, 1]}
-    graph.host.nodes.insert(at, gs.Node("Conv", name, attributes, [source, weight, bias], [output]))
+    conv = graph.insert("Conv", [source, weight, bias], attributes, before=last, name=name)
+    graph.replace_uses(last.output, conv.output)
+    graph.erase(last)

@@ -73,7 +73,7 @@ class ReduceWidth(Pass):
         notes = [f"{sum(layer.total for layer in made.layers) - made.removed} of {sum(layer.total for layer in made.layers)} channels stay"]
         if self.init == "fresh":
             notes += [f"{name}: nothing tells how it is initialised: it keeps its values" for name in new.initialise(self.seed)]
-            new.tidied()
+            new.commit()
         return Rewritten(new, notes, {"plan": made.to_dict()})
 
     @classmethod

@@ -45,7 +45,7 @@ class RemoveIdentity(Pass):
             new.bypass(node)
         if not stand_ins:
             return Rewritten(graph)
-        new.tidied()
+        new.commit()
         return Rewritten(new, (f"{len(stand_ins)} operators removed that return their input",))
 
     def _returns_input(self, graph: Graph, node: Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, Rewritten, onnx_only, register
@@ -29,11 +29,11 @@ class Simplify(Pass):
             OptionError: a torch graph, for which there are `fold_constants` and `dead_code`.
         """
         onnx_only(graph, self.name)
-        new: Any = graph.clone()  # of the caller's own class
+        new = graph.clone()
         gone = new.simplify_sizes() + len(new.drop_dead())
         if not gone:
             return Rewritten(graph)
-        new.tidied()
+        new.commit()
         return Rewritten(new, (f"{gone} operators fewer: sizes written down, dead and duplicate operators gone",))
 
 

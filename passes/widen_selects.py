@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import ClassVar, cast
+from typing import ClassVar
 
-import numpy as np
-import onnx_graphsurgeon as gs
+import torch
+from torch import Tensor
 
 from irtool.errors import OptionError
-from irtool.hosts.onnx.affine import only_reader
-from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.ir.graph import G
+from irtool.ir.graph import G, Graph, Node, Value
+from irtool.ops.contraction import inputs_first
+from irtool.ops.properties import HOMOGENEOUS
 from irtool.passmanager import Pass, Rewritten, onnx_only, register
 
-_KEEPS_CHANNELS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool"})
-_LAST_ROLES = {"BatchNormalization": (0.0, 0.0, 0.0, 1.0)}
+_KEEPS_CHANNELS = HOMOGENEOUS | {"Clip"}
+_NO_CHANGE = {"running_var": 1.0}
+"""A batch norm's numbers for a channel that is not there, where they are not 0."""
 
 
 @dataclass
 class _Path:
     """From a selection to the layer whose weight can take it over."""
 
-    norms: list[gs.Node] = field(default_factory=list)
-    layer: gs.Node | None = None
+    norms: list[Node] = field(default_factory=list)
+    layer: Node | None = None
     axis: int = 1
 
 
@@ -60,83 +61,93 @@ class WidenSelects(Pass):
         Raises:
             OptionError: the graph is not an ONNX graph.
         """
-        new = onnx_only(graph, self.name).clone()
-        sizes = {value.name: value.shape for node in new.nodes for value in (*node.inputs, *node.outputs)}
-        left, widened = Counter[str](), 0
-        for node in [node for node in new.host.nodes if node.op == "Gather"]:
-            shape = sizes.get(node.inputs[0].name)
+        onnx_only(graph, self.name)
+        new, left, widened = graph.clone(), Counter[str](), 0
+        for node in new.nodes:
             index = _index(node)
-            if index is None or shape is None or len(shape) != 4:
+            if index is None:
                 continue
-            reason, path = _path(new.host, node, index, shape[1], self.share)
+            reason, path = _path(new, node, index, self.share)
             if path is None:
                 left[reason] += 1
                 continue
-            _widen(new, node, path, index, shape[1])
+            _widen(new, node, path, index)
             widened += 1
         notes = [f"{count} selections stay: {reason}" for reason, count in left.items()]
         if not widened:
             return Rewritten(graph, notes)
-        new.tidied()
-        return Rewritten(cast(G, new), (f"{widened} selections became zero weights", *notes))
+        new.commit()
+        return Rewritten(new, (f"{widened} selections became zero weights", *notes))
 
 
-def _index(node: gs.Node) -> np.ndarray | None:
-    held = node.inputs[1]
-    if node.attrs.get("axis", 0) != 1 or not isinstance(held, gs.Constant) or len(held.shape) != 1:
+def _index(node: Node) -> Tensor | None:
+    """The channels that a node selects from images; None if it does not do that."""
+    if node.op not in ("Gather", "ChannelSelect") or node.input.shape is None or len(node.input.shape) != 4:
         return None
-    return np.asarray(held.values)
+    index, axis = node.get("index"), node.attrs.get("axis", 1)
+    if axis != 1 or index is None or index.data is None or index.data.dim() != 1:
+        return None
+    return index.data.long() % node.input.shape[1]
 
 
-def _path(host: gs.Graph, select: gs.Node, index: np.ndarray, channels: int, share: float) -> tuple[str, _Path | None]:
-    if len(set((index % channels).tolist())) != len(index):
+def _path(graph: Graph, select: Node, index: Tensor, share: float) -> tuple[str, _Path | None]:
+    if len(index.unique()) != len(index):
         return "they select a channel twice", None
-    if len(index) < share * channels:
+    if len(index) < share * select.input.sizes[1]:
         return f"they select less than {100 * share:.0f} % of the channels, and zeros would cost more", None
-    path, flat = _Path(), False
-    node = only_reader(host, select.outputs[0])
+    path, node, value = _Path(), graph.only_reader(select.output), select.output
+    flat = False
     while node is not None:
-        if node.op == "Conv" and node.attrs.get("group", 1) == 1 and isinstance(node.inputs[1], gs.Constant):
-            path.layer = node
-        if node.op == "Gemm" and flat and isinstance(node.inputs[1], gs.Constant) and not node.attrs.get("transA"):
-            path.layer, path.axis = node, 1 if node.attrs.get("transB") else 0
-        if path.layer is not None:
-            return ("the weight behind has another reader", None) if len(path.layer.inputs[1].outputs) > 1 else ("", path)
-        if node.op == "BatchNormalization" and all(isinstance(t, gs.Constant) and len(t.outputs) == 1 for t in node.inputs[1:]):
+        if _takes_over(node, value, flat):
+            path.layer, path.axis = node, 0 if node.op == "Gemm" and inputs_first(node) else 1
+            shared = len(node.operands["weight"].uses) > 1
+            return ("the weight behind has another reader", None) if shared else ("", path)
+        if node.op == "BatchNormalization" and _is_own(node, value):
             path.norms.append(node)
-        elif node.op == "Flatten" and node.attrs.get("axis", 1) == 1 and _pooled(node):
+        elif _flattens(node):
             flat = True
-        elif node.op not in _KEEPS_CHANNELS:
-            return f"{node.op} follows", None
-        node = only_reader(host, node.outputs[0])
+        elif node.op not in _KEEPS_CHANNELS or len(node.outputs) != 1:
+            return f"{node.callee} follows", None
+        value = node.output
+        node = graph.only_reader(value)
     return "several operators read the result", None
 
 
-def _pooled(flatten: gs.Node) -> bool:
-    """Whether what is flattened has one pixel."""
-    producers = flatten.inputs[0].inputs
-    return bool(producers) and producers[0].op == "GlobalAveragePool"
+def _takes_over(node: Node, value: Value, flat: bool) -> bool:
+    """Whether a layer reads the channels by a stored weight with a column for each."""
+    weight = node.get("weight")
+    if weight is None or not weight.is_param or node.input is not value:
+        return False
+    conv = node.op == "Conv" and weight.sizes[1] == value.sizes[1]  # one group
+    return conv or (node.op == "Gemm" and flat)
 
 
-def _widen(graph: OnnxGraph, select: gs.Node, path: _Path, index: np.ndarray, channels: int) -> None:
+def _is_own(node: Node, value: Value) -> bool:
+    """Whether a batch norm's numbers are stored, and its alone."""
+    held = [operand for role, operand in node.operands.items() if role != "input"]
+    return node.input is value and all(operand.is_param and len(operand.uses) == 1 for operand in held)
+
+
+def _flattens(node: Node) -> bool:
+    """Whether a node makes a list of channels of images of one pixel, whatever number of channels there is."""
+    before, after = node.input.shape, node.output.shape if len(node.outputs) == 1 else None
+    return node.callee == "Flatten" and before is not None and before[2:] == (1, 1) and after == before[:2]
+
+
+def _widen(graph: Graph, select: Node, path: _Path, index: Tensor) -> None:
+    channels = select.input.sizes[1]
     for node in path.norms:
-        for slot, rest in zip(range(1, 5), _LAST_ROLES["BatchNormalization"], strict=True):
-            node.inputs[slot].values = _spread(np.asarray(node.inputs[slot].values), index, channels, 0, rest)
+        for role, value in list(node.operands.items()):
+            if role != "input":
+                _replace(graph, value, index, channels, 0, _NO_CHANGE.get(role, 0.0))
     assert path.layer is not None
-    weight = path.layer.inputs[1]
-    weight.values = _spread(np.asarray(weight.values), index, channels, path.axis, 0.0)
-    reader = only_reader(graph.host, select.outputs[0])
-    assert reader is not None
-    slot = next(slot for slot, tensor in enumerate(reader.inputs) if tensor is select.outputs[0])
-    reader.inputs[slot] = select.inputs[0]
-    select.inputs.clear()
-    select.outputs.clear()
-    graph.host.nodes.remove(select)
+    _replace(graph, path.layer.operands["weight"], index, channels, path.axis, 0.0)
+    graph.bypass(select)
 
 
-def _spread(values: np.ndarray, index: np.ndarray, channels: int, axis: int, rest: float) -> np.ndarray:
-    """The values at the selected places of an axis of `channels`, and `rest` at the others."""
-    shape = (*values.shape[:axis], channels, *values.shape[axis + 1 :])
-    wide = np.full(shape, rest, values.dtype)
-    wide[(slice(None),) * axis + (index,)] = values
-    return wide
+def _replace(graph: Graph, value: Value, index: Tensor, channels: int, axis: int, rest: float) -> None:
+    """Spread a parameter over the selected places of an axis of `channels`, with `rest` at the others."""
+    assert value.data is not None
+    shape = (*value.sizes[:axis], channels, *value.sizes[axis + 1 :])
+    wide = torch.full(shape, rest, dtype=value.data.dtype).index_copy(axis, index, value.data)
+    graph.replace_uses(value, graph.add_param(value.name, wide))

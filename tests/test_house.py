@@ -15,15 +15,11 @@ HOST_LIBRARIES = ("torch.fx", "onnx_graphsurgeon")
 HOST_CHECK = re.compile(r"isinstance\([^)]*(FxGraph|OnnxGraph)")
 HOST_CHECKS = 7
 """Questions outside of the hosts which host a graph lies on."""
-READS_A_HOST = {
-    "passes/lower_affine.py",
-    "passes/widen_selects.py",
-}
+READS_A_HOST: set[str] = set()
 """Files outside of the hosts, and of the archive that stores fx programs, that import a host's library."""
 
 OPERATOR_TABLES = {
     "irtool.archive.layers": ["LAYERS"],  # classes of torch, some of which are called as operators are
-    "irtool.passes.widen_selects": ["_KEEPS_CHANNELS"],
 }
 """Tables that name three operators or more, outside of `ops/`, `hosts/` and `engines/`."""
 

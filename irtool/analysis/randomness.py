@@ -20,7 +20,7 @@ def without_dropout(graph: G) -> G:
     made = graph.shared()
     for node in [node for node in made.nodes if node.name in names]:
         made.bypass(node)
-    made.tidied()
+    made.commit()
     return made
 
 

@@ -51,7 +51,7 @@ class Trial(Reader):
             raise Refused(f"reads {str(node.target)!r}, which is no tensor")
 
     def _read_call(self, node: fx.Node) -> None:
-        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
         args, kwargs = self._arguments(node)
         name = check_call(node, module, args, kwargs, self.budget)
         self._called, self._made = (args, kwargs), False

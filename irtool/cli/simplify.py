@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -17,7 +17,6 @@ from irtool.errors import IrtoolError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
 from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
-from irtool.passmanager import onnx_only
 from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, graph_link
 from irtool.workflows.export import place
 from irtool.workflows.model_inputs import input_shapes, input_values
@@ -50,7 +49,7 @@ def simplify(
     given = input_values(values)
     with screen() as progress, tempfile.TemporaryDirectory() as scratch:
         with progress.stage("read"):
-            graph = onnx_only(graph_of(model, None, input_shapes(inputs), values=given), Simplify.name)
+            graph = cast(OnnxGraph, graph_of(model, None, input_shapes(inputs), values=given))
         with progress.stage("simplify"):
             simple = RemoveIdentity()(Simplify()(graph).graph).graph
             simple = FoldBatchNorm()(simple).graph if fold else simple

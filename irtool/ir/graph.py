@@ -6,112 +6,29 @@ so that shapes, uses and constants can never be stale.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence, Set
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from irtool.errors import GraphError
 from irtool.ir.descent import Descent
+from irtool.ir.edits import Edits
 from irtool.ir.frontier import Batch, Frontier, Seen, Stop
 from irtool.ir.hooks import Hook
+from irtool.ir.nodes import Node, Value
 from irtool.ir.sizes import Sizes
 from irtool.ir.text import text_of
+
+__all__ = ["G", "Graph", "Node", "Value"]
 
 G = TypeVar("G", bound="Graph")
 """The host of a graph: what goes in is what comes out."""
 
 
-@dataclass(eq=False, slots=True)
-class Value:
-    """A tensor between nodes, or a parameter. Identity is equality; the name is for people.
-
-    Attributes:
-        name: unique in its graph; for a parameter its qualified name in the module.
-        shape: sizes for the example inputs, or None if the value is not a tensor.
-        dtype: the element type, or None if the value is not a tensor.
-        producer: the node that computes it; None for parameters.
-        data: the tensor held by a parameter, buffer or constant, else None.
-        uses: the nodes that read it.
-    """
-
-    name: str
-    shape: tuple[int, ...] | None
-    dtype: torch.dtype | None = None
-    producer: Node | None = None
-    data: torch.Tensor | None = None
-    uses: list[Node] = field(default_factory=list)
-
-    @property
-    def is_param(self) -> bool:
-        """Whether the value is a parameter, buffer or constant of the model."""
-        return self.data is not None
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The shape of a value that is known to be a tensor."""
-        assert self.shape is not None, f"{self.name} is not a tensor"
-        return self.shape
-
-    def __repr__(self) -> str:
-        return f"%{self.name}{list(self.shape) if self.shape is not None else ''}"
-
-
-@dataclass(eq=False, slots=True)
-class Node:
-    """One operator application.
-
-    Attributes:
-        name: unique in its graph, stable across `clone`.
-        op: the operator in ONNX's vocabulary, `Opaque` where that has no name for it.
-        operands: the tensor inputs by role (`input`, `weight`, ...), in order.
-        outputs: one value, or several for a node that returns a tuple.
-        attrs: the other arguments in one vocabulary for all hosts (`irtool.ir.attributes`); sizes are those seen with the example inputs.
-        location: module path or source position, for messages.
-        host: the host's own node.
-        callee: the host's name for the operator, for messages about `Opaque` nodes.
-        writes: the value that the operator writes into (`x` of `x.add_(y)`); None if it writes nothing.
-        given: the arguments as the host states them, for the host alone.
-    """
-
-    name: str
-    op: str
-    operands: dict[str, Value]
-    outputs: tuple[Value, ...]
-    attrs: dict[str, Any]
-    location: str
-    host: Any
-    callee: str
-    writes: Value | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def inputs(self) -> tuple[Value, ...]:
-        """All tensor inputs, parameters included, in order."""
-        return tuple(self.operands.values())
-
-    @property
-    def input(self) -> Value:
-        """The first input."""
-        return next(iter(self.operands.values()))
-
-    @property
-    def output(self) -> Value:
-        """The first output."""
-        return self.outputs[0]
-
-    def get(self, role: str) -> Value | None:
-        """The operand in `role`, or None."""
-        return self.operands.get(role)
-
-    def __repr__(self) -> str:
-        return f"{self.name} = {self.op}({', '.join(map(repr, self.inputs))})"
-
-
-class Graph(ABC):
+class Graph(Edits):
     """Nodes in topological order over a host program. `FxGraph` is the torch host, `OnnxGraph` the ONNX host.
 
     Attributes:
@@ -240,7 +157,7 @@ class Graph(ABC):
         return None
 
     def initialise(self, seed: int) -> list[str]:
-        """Give every parameter a new first value, in place; returns the names of those that keep the old one. `tidied` when done.
+        """Give every parameter a new first value, in place; returns the names of those that keep the old one. `commit` when done.
 
         Raises:
             GraphError: the program does not say how its layers are initialised.
@@ -291,36 +208,8 @@ class Graph(ABC):
         return self.clone()
 
     @abstractmethod
-    def tidied(self) -> None:
-        """Drop what nothing reads, and read the host again: the end of a series of edits."""
-
-    @abstractmethod
-    def set_param(self, name: str, data: torch.Tensor) -> None:
-        """Replace a parameter's tensor by one of the same shape, everywhere it is used."""
-
-    @abstractmethod
-    def accepts_bias(self, node: Node) -> bool:
-        """Whether a convolution or linear layer has a place for a bias in the host."""
-
-    @abstractmethod
-    def takes_own_bias(self, node: Node) -> bool:
-        """Whether `give_bias` can give a layer a bias that no other layer reads, instead of the one that it has, if any."""
-
-    @abstractmethod
-    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
-        """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
-
-    @abstractmethod
-    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
-        """Put an addition of a constant, called `name`, between a node's first output and all that read it. `tidied` when done."""
-
-    @abstractmethod
     def observe_inputs(self, batch: Batch, nodes: Sequence[Node], seen: Seen) -> None:
         """Run the program in eval mode on one batch, and call `seen` with a node's name and its first input, as it is when the node reads it."""
-
-    @abstractmethod
-    def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads the first of its inputs that is no parameter. `tidied` when done."""
 
     def is_pure(self, node: Node) -> bool:
         """Whether the operator does nothing but compute its result."""
@@ -333,26 +222,6 @@ class Graph(ABC):
     def overwritten(self) -> list[Value]:
         """The values that such operators read, and so may have changed."""
         return []
-
-    @abstractmethod
-    def drop_dead(self) -> list[str]:
-        """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
-
-    def settle_shapes(self) -> int:
-        """Make constants of sizes that the program computes though no input can change them; how many. `tidied` when done."""
-        return 0
-
-    @abstractmethod
-    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
-        """Whether all that the node reads are parameters or `constants`, so that its outputs never change in eval mode."""
-
-    @abstractmethod
-    def settle(self, node: Node, data: torch.Tensor) -> None:
-        """Put a constant in the place of a node of one output. `tidied` when done."""
-
-    @abstractmethod
-    def select(self, node: Node, name: str) -> None:
-        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
 
     @abstractmethod
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -155,11 +155,12 @@ def cut(graph: G, names: Sequence[str]) -> G:
         if branch.name in inner:
             continue  # it goes with another one
         value = graph.node(branch.name).output
-        new.settle(nodes[branch.name], torch.zeros(labels.of(value).shape, dtype=value.dtype, device=device))
+        zeros = torch.zeros(labels.of(value).shape, dtype=value.dtype, device=device)
+        new.replace_uses(nodes[branch.name].output, new.add_param(f"constant_{branch.name}", zeros, trainable=False))
         if not new.is_pure(nodes[branch.name]):
             new.bypass(nodes[branch.name])
     new.drop_dead()
-    new.tidied()
+    new.commit()
     return new
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from irtool.channels.groups import Pin
 from irtool.channels.labels import Labels
-from irtool.ir.graph import G, Node
+from irtool.ir.graph import G, Graph, Node
 from irtool.ops.properties import MAKES_CHANNELS
 
 
@@ -35,9 +35,17 @@ def insert_selects(graph: G, *, shared: bool = False) -> G:
     new = graph.shared() if shared else graph.clone()
     by_name = {node.name: node for node in new.nodes}
     for number, node in enumerate(readers):
-        new.select(by_name[node.name], f"select_{number}")
-    new.tidied()
+        _select(new, by_name[node.name], f"select_{number}")
+    new.commit()
     return new
+
+
+def _select(graph: Graph, node: Node, name: str) -> None:
+    """Put a channel selection of all channels, called `name`, in front of a node's first input."""
+    device = next((value.data.device for value in graph.params.values() if value.data is not None), torch.device("cpu"))
+    index = graph.add_param(f"{name}.index", torch.arange(node.input.sizes[1], device=device))
+    pick = graph.insert("ChannelSelect", [node.input, index], before=node, name=name)
+    graph.replace_uses(node.input, pick.output, [node])
 
 
 def stream_pins(labels: Labels, residual: str) -> list[tuple[NDArray[np.int64], Pin]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from irtool.hosts.onnx.subgraphs import all_nodes, bodies
 
 
-def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
-    """Let every reader of one tensor read another one instead, bodies of control flow included; in time that grows like the readers."""
-    readers = list(old.outputs)
+def redirect(old: gs.Tensor, new: gs.Tensor, but: gs.Node | None = None) -> None:
+    """Let every reader of one tensor, but for one node, read another one instead, bodies of control flow included; in time that grows
+    like the readers.
+    """
+    readers = [reader for reader in old.outputs if reader is not but]
+    left = [reader for reader in old.outputs if reader is but]
     if old is new or not readers:
         return
     for reader in {id(reader): reader for reader in readers}.values():
@@ -19,7 +23,15 @@ def redirect(old: gs.Tensor, new: gs.Tensor) -> None:
             if tensor is old:
                 list.__setitem__(reader.inputs, index, new)
     list.clear(old.outputs)
+    list.extend(old.outputs, left)
     list.extend(new.outputs, readers)
+
+
+def exchange(tensors: Any, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Put one tensor in another's place; graphsurgeon keeps both ends of the edge, entry by entry only."""
+    for index, tensor in enumerate(tensors):
+        if tensor is old:
+            tensors[index] = new
 
 
 def cleanup(host: gs.Graph) -> None:

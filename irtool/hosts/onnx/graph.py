@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence, Set
+from collections.abc import Collection, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 import torch
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from irtool.errors import GraphError, OptionError
 from irtool.hosts.onnx.data_sizes import instead_of_outputs
-from irtool.hosts.onnx.duplicates import merge_duplicates
-from irtool.hosts.onnx.edges import cleanup, redirect
+from irtool.hosts.onnx.edits import OnnxEdits
 from irtool.hosts.onnx.evaluate import Array, Seen, proto_of, run_node
 from irtool.hosts.onnx.frontier import OnnxFrontier
 from irtool.hosts.onnx.hooked import run_hooked
 from irtool.hosts.onnx.interpreter import described
-from irtool.hosts.onnx.normalize import settle
+from irtool.hosts.onnx.parameters import array_of, scalars_of
 from irtool.hosts.onnx.reader import Fix, Reader
 from irtool.hosts.onnx.runnable import Runnable
-from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
 from irtool.hosts.onnx.write_attrs import complete, resized
 from irtool.ir import frontier
 from irtool.ir.graph import Graph, Node, Value
@@ -32,7 +29,7 @@ from irtool.ir.sizes import Sizes
 from irtool.nests import tensors_in
 
 
-class OnnxGraph(Graph):
+class OnnxGraph(OnnxEdits):
     """A `Graph` over an onnx-graphsurgeon graph.
 
     Args:
@@ -59,7 +56,7 @@ class OnnxGraph(Graph):
         self.host, self.sizes, self.header, self.filled, self.empty = host, dict(sizes), header, filled, set(empty)
         self.selects, self._foreign, self.notes = set(selects), foreign, tuple(notes)
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
-        self.scalars = _scalars(host) if scalars is None else scalars
+        self.scalars = scalars_of(host) if scalars is None else scalars
         self.operators = len(host.nodes)
         """How many operators the file has; of a graph that a pass made, those of its program."""
         self._apart = apart
@@ -71,9 +68,10 @@ class OnnxGraph(Graph):
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self.analyses.clear()
+        self._begin()
         self._runnable = Runnable(self.host, self.header, self.sizes, self._foreign)
         self.foreign, declared = self._runnable.foreign, self._runnable.declared
-        reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix, declared)
+        reader = self._reader = Reader(self.host, self.sizes, self.scalars, self.selects, self.empty, self._observe, fix, declared)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.known, self._values, self.opset = reader.known, reader.values, reader.opset
         self.data_sized = frozenset(reader.data_sized)
@@ -108,137 +106,12 @@ class OnnxGraph(Graph):
             notes=self.notes,
         )
 
-    def set_param(self, name: str, data: torch.Tensor) -> None:
-        """Replace a parameter everywhere it is used; the shape stays that of the view.
-
-        Raises:
-            GraphError: another shape.
-        """
-        value = self.params[name]
-        if tuple(data.shape) != value.shape:
-            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy="Edit the host and refresh().")
-        self._constants()[name].values = _array(data)
-        self.empty.discard(name)
-        value.data = data.detach()
-
-    def _constants(self) -> dict[str, gs.Constant]:
-        found = self.analyses.get("constants")
-        if found is None:
-            found = {n: t for n, t in self.host.tensors().items() if isinstance(t, gs.Constant)}
-            self.analyses["constants"] = found
-        constants: dict[str, gs.Constant] = found
-        return constants
-
-    def tidied(self) -> None:
-        """Drop what nothing reads, and read the host again: the end of a series of edits."""
-        cleanup(self.host)
-        self.refresh()
-
-    def accepts_bias(self, node: Node) -> bool:
-        """Always: a product by MatMul gets an Add."""
-        return True
-
-    def takes_own_bias(self, node: Node) -> bool:
-        """Whether the bias that it has is no computed value."""
-        bias = node.get("bias")
-        return bias is None or bias.is_param
-
-    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
-        """Put an Add of a constant between a node and all that read its first output. `tidied` when done."""
-        self._add_after(node.host, gs.Constant(self.free_name(name), _array(data)))
-
     def observe_inputs(self, batch: frontier.Batch, nodes: Sequence[Node], seen: frontier.Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and first input of each node."""
         values = list(dict.fromkeys(node.input.name for node in nodes))
         found = dict(zip(values, self.run(*batch, values=values), strict=True)) if values else {}
         for node in nodes:
             seen(node.name, found[node.input.name])
-
-    def _add_after(self, host: gs.Node, constant: gs.Constant) -> None:
-        output, product = host.outputs[0], gs.Variable(self.free_name(f"{host.outputs[0].name}.product"))
-        host.outputs[0] = product
-        addition = gs.Node("Add", f"{host.name}.bias", inputs=[product, constant], outputs=[output])
-        self.host.nodes.insert(_place(self.host, host) + 1, addition)
-
-    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
-        """Give a contraction that has none a bias called `name`. `tidied` when done."""
-        constant = gs.Constant(self.free_name(name), _array(data))
-        if node.host.op == "MatMul":
-            self._add_after(node.host, constant)
-            return
-        while len(node.host.inputs) > 2:
-            node.host.inputs.pop()
-        node.host.inputs.append(constant)
-
-    def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads the first of its inputs that is no constant. `tidied` when done.
-
-        The names of graph outputs stay: where the node made one, the node before it makes it now.
-        """
-        source = next((tensor for tensor in node.host.inputs if not isinstance(tensor, gs.Constant)), node.host.inputs[0])
-        output = node.host.outputs[0]
-        node.host.outputs.clear()
-        node.host.inputs.clear()  # `cleanup` takes what makes nothing; `remove` compares node by node, which is slow
-        if any(output is o for o in self.host.outputs):
-            producer = source.inputs[0]
-            redirect(source, output)
-            _exchange(producer.outputs, source, output)
-            return
-        redirect(output, source)
-
-    def drop_dead(self) -> list[str]:
-        """Take out every operator that nobody reads; their names. `tidied` when done."""
-        before = [node.name for node in self.host.nodes]
-        cleanup(self.host)
-        left = {node.name for node in self.host.nodes}
-        return [name for name in before if name not in left]
-
-    def settle_shapes(self) -> int:
-        """Make constants of sizes that the program computes though no input can change them; how many. `tidied` when done."""
-        before = _scalars(self.host)
-        gone = settle_shapes(self.host, self.proto)
-        self.scalars |= _scalars(self.host) - before
-        return gone
-
-    def simplify_sizes(self) -> int:
-        """Write down what sizes the program computes, as far as one example more or less cannot change them, and compute nothing
-        twice; how many operators went. `tidied` when done.
-        """
-        before, count = _scalars(self.host), len(self.host.nodes)
-        while settle_shapes(self.host, self.proto) + settle_reshapes(self.host, self.proto) + merge_duplicates(self.host):
-            pass
-        self.scalars |= _scalars(self.host) - before
-        return count - len(self.host.nodes)
-
-    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
-        """Whether all that the node reads are parameters or `constants`."""
-        names = {value.name for value in constants}
-        given = [tensor for tensor in node.host.inputs if tensor.name]
-        return bool(given) and all(isinstance(tensor, gs.Constant) or tensor.name in names for tensor in given)
-
-    def settle(self, node: Node, data: torch.Tensor) -> None:
-        """Put a constant in the place of a node of one output. `tidied` when done."""
-        settle(node.host, [_array(data)], self.host)
-
-    def select(self, node: Node, name: str) -> None:
-        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
-        source = node.host.inputs[0]
-        index = gs.Constant(self.free_name(f"{name}.index"), np.arange(node.input.sizes[1], dtype=np.int64))
-        picked = gs.Variable(self.free_name(f"{name}.output"))
-        pick = gs.Node("Gather", name, {"axis": 1}, [source, index], [picked])
-        self.host.nodes.insert(_place(self.host, node.host), pick)
-        node.host.inputs[0] = picked
-        self.selects.add(index.name)
-
-    def free_name(self, name: str) -> str:
-        """The name, with underscores until no tensor has it."""
-        taken: set[str] = self.analyses.setdefault("names", set())
-        if not taken:
-            taken.update(self.host.tensors())
-        while name in taken:
-            name += "_"
-        taken.add(name)
-        return name
 
     def evaluate(self, node: Node, values: Mapping[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         """Run one node's own operator on other tensors, by onnx's reference evaluator. Used on labels."""
@@ -252,7 +125,7 @@ class OnnxGraph(Graph):
                 inputs[tensor.name] = values[value].numpy()
             else:
                 constant = np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.known[tensor.name]
-                inputs[tensor.name] = constant.astype(np.float64) if double and constant.dtype == np.float32 else constant
+                inputs[tensor.name] = constant.astype(np.float64) if double and constant.dtype.kind == "f" else constant
         try:
             with np.errstate(all="ignore"):  # an unknown mean is NaN on purpose
                 results = run_node(proto_of(node.host), inputs, self.opset)
@@ -274,7 +147,7 @@ class OnnxGraph(Graph):
         Raises:
             GraphError: onnxruntime is absent, or refuses the model or the inputs.
         """
-        feed = {tensor.name: _array(data) for tensor, data in zip(self.host.inputs, inputs, strict=True)}
+        feed = {tensor.name: array_of(data) for tensor, data in zip(self.host.inputs, inputs, strict=True)}
         names = list(values) or [value.name for value in self.outputs]
         found = self._runnable.run(self.proto, feed, names)
         return tuple(torch.from_numpy(np.array(found[name])) for name in names)
@@ -409,26 +282,3 @@ class OnnxGraph(Graph):
         for name in list(found):
             found.update(dict.fromkeys(str(parent) for parent in Path(name).parents if str(parent) not in (".", "/")))
         return list(found)
-
-
-def _exchange(tensors: Any, old: gs.Tensor, new: gs.Tensor) -> None:
-    """Put one tensor in another's place; graphsurgeon keeps both ends of the edge, entry by entry only."""
-    for index, tensor in enumerate(tensors):
-        if tensor is old:
-            tensors[index] = new
-
-
-def _place(host: gs.Graph, node: gs.Node) -> int:
-    """Where a node stands; `list.index` would compare nodes by all that they have."""
-    return next(index for index, other in enumerate(host.nodes) if other is node)
-
-
-def _scalars(host: gs.Graph) -> frozenset[str]:
-    return frozenset(name for name, t in host.tensors().items() if isinstance(t, gs.Constant) and int(np.prod(t.shape)) == 1)
-
-
-def _array(data: torch.Tensor) -> Array:
-    data = data.detach().cpu().contiguous()
-    if data.dtype == torch.bfloat16:
-        return data.view(torch.int16).numpy().view(helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
-    return data.numpy()

@@ -147,6 +147,25 @@ def described(host: gs.Graph, header: ModelProto, filled: frozenset[str]) -> Mod
     return model
 
 
+def restated(header: ModelProto, outputs: Mapping[str, tuple[int, ...]]) -> ModelProto:
+    """The file's description with other sizes of outputs, by name, where an edit changed those that it states; free axes stay free."""
+    new: ModelProto | None = None
+    for index, declared in enumerate(header.graph.output):
+        dims, sizes = declared.type.tensor_type.shape.dim, outputs.get(declared.name)
+        if sizes is None or not declared.type.tensor_type.HasField("shape"):
+            continue
+        fits = len(dims) == len(sizes)
+        if fits and all(dim.dim_value in (0, size) for dim, size in zip(dims, sizes, strict=True)):
+            continue
+        if new is None:
+            new = ModelProto()
+            new.CopyFrom(header)
+        stated = [size if dim.dim_value else dim.dim_param or None for dim, size in zip(dims, sizes, strict=False)]
+        kind = declared.type.tensor_type.elem_type
+        new.graph.output[index].CopyFrom(helper.make_tensor_value_info(declared.name, kind, stated if fits else [None] * len(sizes)))
+    return header if new is None else new
+
+
 def _fill(graph: onnx.GraphProto, filled: frozenset[str]) -> None:
     """Write constants that repeat one number as a ConstantOfShape node, where they came as one."""
     shapes: dict[tuple[int, ...], str] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -11,17 +10,17 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.errors import GraphError, IrtoolError
-from irtool.hosts.torch.channel_select import ChannelSelect
+from irtool.errors import IrtoolError
 from irtool.hosts.torch.counting import counted_macs
 from irtool.hosts.torch.descent import TorchDescent
 from irtool.hosts.torch.dtypes import widen
+from irtool.hosts.torch.edits import FxEdits
 from irtool.hosts.torch.frontier import TorchFrontier, observe
 from irtool.hosts.torch.gradients import run_backward
 from irtool.hosts.torch.hooked import run_hooked
 from irtool.hosts.torch.initialise import initialise
 from irtool.hosts.torch.interpreter import run_with, steps
-from irtool.hosts.torch.modules import call, copy_module, modules_by_path, set_attribute
+from irtool.hosts.torch.modules import call, copy_module
 from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.randomness import drawing_nodes
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
@@ -35,7 +34,7 @@ from irtool.modes import evaluating
 from irtool.nests import look_into, map_tensors, tensors_in
 
 
-class FxGraph(Graph):
+class FxGraph(FxEdits):
     """A `Graph` over a `torch.fx.GraphModule`.
 
     Args:
@@ -75,8 +74,8 @@ class FxGraph(Graph):
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
         self._analyses: dict[str, Any] = {}
-        self._held: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        reader = Reader(self.module, self.example_inputs, fix)
+        self._begin()
+        reader = self._reader = Reader(self.module, self.example_inputs, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
         self.examples, self._values, self._names = reader.examples, reader.values, reader.names
         self._places = {(id(slot), key): (slot, slot[key].data_ptr()) for slot, key in reader.slots if not slot[key].is_meta}
@@ -230,45 +229,6 @@ class FxGraph(Graph):
             and not any(narrow(value) for name, value in node.operands.items() if not name.startswith(COUNT))
         )
 
-    def set_param(self, name: str, data: torch.Tensor) -> None:
-        """Replace a parameter's or buffer's tensor everywhere it is used; the shape stays that of the view.
-
-        Raises:
-            GraphError: another shape; edit the host and `refresh` for that.
-        """
-        value = self.params[name]
-        if tuple(data.shape) != value.shape:
-            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy="Edit the module and refresh().")
-        slots = self._holders()[name]
-        slot, key = slots[0]
-        old = slot[key]
-        new = nn.Parameter(data, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else data
-        for slot, key in slots:
-            slot[key] = new
-            self._places[id(slot), key] = (slot, new.data_ptr())
-        value.data = new.detach()
-
-    def _holders(self) -> dict[str, list[tuple[dict[str, Any], str]]]:
-        """Where each parameter hangs in the module tree: a shared one hangs in several places."""
-        if not self._held:
-            fetched = {str(node.target).rpartition(".")[0] for node in self.module.graph.nodes if node.op == "get_attr"}
-            for path, owner in modules_by_path(self.module).items():
-                # A constant that is neither parameter nor buffer is known to the view only where the program fetches it.
-                slots: list[dict[str, Any]] = [owner._parameters, owner._buffers, owner.__dict__ if path in fetched else {}]
-                for slot in slots:
-                    for key, held in slot.items():
-                        if isinstance(held, torch.Tensor):
-                            name = self._names.get(id(held)) or (f"{path}.{key}" if path else key)
-                            self._held.setdefault(name, []).append((slot, key))
-        return self._held
-
-    def tidied(self) -> None:
-        """Drop what nothing reads, and read the host again: the end of a series of edits."""
-        self.module.graph.lint()
-        self.module.delete_all_unused_submodules()
-        self.module.recompile()
-        self.refresh()
-
     def program_size(self) -> int:
         """The number of nodes of the fx program."""
         return len(self.module.graph.nodes)
@@ -276,43 +236,6 @@ class FxGraph(Graph):
     def paths(self) -> list[str]:
         """The qualified names of all modules."""
         return [path for path, _ in self.module.named_modules()]
-
-    def accepts_bias(self, node: Node) -> bool:
-        """Whether the node is a module or a function: methods take none."""
-        return node.host.op in ("call_module", "call_function")
-
-    def takes_own_bias(self, node: Node) -> bool:
-        """Whether the node is a module whose bias no function reads, or a function without one."""
-        bias = node.get("bias")
-        if node.host.op == "call_module":
-            return bias is None or all(self.holder(use) is not None for use in bias.uses)
-        return node.host.op == "call_function" and bias is None and node.op != "MatMul"
-
-    def give_bias(self, node: Node, data: torch.Tensor, name: str) -> None:
-        """Give a convolution or linear layer that has none a bias, called `name` if its host names none. `tidied` when done."""
-        host: fx.Node = node.host
-        if host.op == "call_module":
-            set_attribute(self.module, f"{host.target}.bias", nn.Parameter(data))
-            return
-        self.module.register_parameter(name, nn.Parameter(data))
-        with self.module.graph.inserting_before(host):
-            bias = self.module.graph.get_attr(name)
-        if len(host.args) > 2:
-            host.args = (*host.args[:2], bias, *host.args[3:])
-        else:  # by name: the weight before it may be given so
-            host.kwargs = {**host.kwargs, "bias": bias}
-
-    def add_constant(self, node: Node, data: torch.Tensor, name: str) -> None:
-        """Put an addition of a parameter between a node and all that read it. `tidied` when done."""
-        while hasattr(self.module, name):
-            name += "_"
-        self.module.register_parameter(name, nn.Parameter(data))
-        host: fx.Node = node.host
-        with self.module.graph.inserting_after(host):
-            constant = self.module.graph.get_attr(name)
-        with self.module.graph.inserting_after(constant):
-            total = self.module.graph.call_function(operator.add, (host, constant))
-        host.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
 
     def observe_inputs(self, batch: Batch, nodes: Sequence[Node], seen: Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and first input of each node, when it is read."""
@@ -324,13 +247,6 @@ class FxGraph(Graph):
                 if frontier.usable(stop):
                     frontier.advance(stop.node)
                     seen(stop.node.name, frontier.value(0, stop.node.input))
-
-    def bypass(self, node: Node) -> None:
-        """Take out a node: whoever read its output reads the first of its inputs that is no parameter. `tidied` when done."""
-        host: fx.Node = node.host
-        flowing = [used for used in host.all_input_nodes if isinstance(value := self.value_of(used), Value) and not value.is_param]
-        host.replace_all_uses_with((flowing or host.all_input_nodes)[0])
-        self.module.graph.erase_node(host)
 
     def is_pure(self, node: Node) -> bool:
         """Whether the operator does nothing but compute its result: what works in place does more."""
@@ -351,45 +267,6 @@ class FxGraph(Graph):
         first = 0 if after is None else hosts.index(after.host) + 1
         last = len(hosts) if before is None else hosts.index(before.host)
         return [host for host in hosts[first:last] if host.op not in ("placeholder", "output") and not is_pure(self.module, host)]
-
-    def drop_dead(self) -> list[str]:
-        """Take out every operator that changes nothing and that nobody reads; their names. `tidied` when done."""
-        dead = []
-        for host in reversed(list(self.module.graph.nodes)):
-            if not host.users and is_pure(self.module, host):
-                self.module.graph.erase_node(host)
-                if host in self._values and host.op != "get_attr":
-                    dead.append(host.name)
-        return dead[::-1]
-
-    def is_constant(self, node: Node, constants: Set[Value]) -> bool:
-        """Whether all that the node reads are parameters or `constants`, so that its outputs never change in eval mode."""
-        values = [self._values.get(used) for used in node.host.all_input_nodes]
-        known = all(isinstance(value, Value) and (value.is_param or value in constants) for value in values)
-        return bool(values) and known and is_pure(self.module, node.host)
-
-    def settle(self, node: Node, data: torch.Tensor) -> None:
-        """Put a constant in the place of a node of one output. `tidied` when done."""
-        name = f"constant_{node.host.name}"
-        while hasattr(self.module, name):
-            name += "_"
-        self.module.register_buffer(name, data)
-        with self.module.graph.inserting_before(node.host):
-            constant = self.module.graph.get_attr(name)
-        node.host.replace_all_uses_with(constant)
-        self.drop_dead()
-
-    def select(self, node: Node, name: str) -> None:
-        """Put a channel selection of all channels, called `name`, in front of a node's first input. `tidied` when done."""
-        host: fx.Node = node.host
-        while hasattr(self.module, name):
-            name += "_"
-        device = next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
-        self.module.add_submodule(name, ChannelSelect(torch.arange(node.input.sizes[1], device=device)))
-        with self.module.graph.inserting_before(host):
-            read = next(used for used in host.all_input_nodes if self._values.get(used) is node.input)
-            pick = self.module.graph.call_module(name, (read,))
-        host.replace_input_with(read, pick)
 
     def observe(self, batch: Batch, names: Collection[str], seen: Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and output of each node named, when it is made."""

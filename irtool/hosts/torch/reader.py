@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import GraphError
 from irtool.hosts.torch.attributes import attributes
+from irtool.hosts.torch.examples import Examples
 from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec, target_of_write
 from irtool.hosts.torch.shapes import infer_shape
@@ -24,19 +25,6 @@ from irtool.nests import look_into, map_tensors, tensors_in
 
 Fix = Callable[[fx.Node, Mapping[fx.Node, Any]], None]
 """Called before a host node is read, with the example values so far."""
-
-
-class Examples(dict[fx.Node, Any]):
-    """Example values by host node: tensors on the meta device, and what the program computes besides. Tensors are made when asked for."""
-
-    def __init__(self, values: Mapping[fx.Node, Any]) -> None:
-        super().__init__()
-        self._values = values
-
-    def __missing__(self, node: fx.Node) -> torch.Tensor:
-        value = self._values[node]
-        made = self[node] = torch.empty(value.sizes, dtype=value.dtype, device="meta")
-        return made
 
 
 class Reader:
@@ -50,11 +38,11 @@ class Reader:
         self.inputs: list[Value] = []
         self.outputs: list[Value] = []
         self.params: dict[str, Value] = {}
-        self._by_tensor: dict[int, Value] = {}
-        self._modules = modules_by_path(module)
+        self.known: dict[int, Value] = {}
+        self.modules = modules_by_path(module)
         self.names: dict[int, str] = {}
         self.slots: list[tuple[dict[str, Any], str]] = []
-        for path, child in self._modules.items():
+        for path, child in self.modules.items():
             for held in (child._parameters, child._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
@@ -71,6 +59,12 @@ class Reader:
         for view in self.nodes:
             for value in view.inputs:
                 value.uses.append(view)
+
+    def read_more(self, node: fx.Node) -> Node:
+        """Read a node that was put in after the walk; who uses what is not noted."""
+        with torch.no_grad():
+            self._read(node)
+        return self.nodes[-1]
 
     def _is_flat(self) -> bool:
         """Whether placeholders are the leaves of the inputs (`torch.export`) rather than the arguments."""
@@ -116,10 +110,10 @@ class Reader:
         self.nodes.append(view)
 
     def _param(self, path: str, tensor: torch.Tensor) -> Value:
-        found = self._by_tensor.get(id(tensor))
+        found = self.known.get(id(tensor))
         if found is None:
             name = self.names.get(id(tensor), path)
-            found = self._by_tensor[id(tensor)] = self.params[name] = Value(name, tuple(tensor.shape), tensor.dtype, data=tensor.detach())
+            found = self.known[id(tensor)] = self.params[name] = Value(name, tuple(tensor.shape), tensor.dtype, data=tensor.detach())
         return found
 
     def _example(self, arg: Any) -> Any:
@@ -140,7 +134,7 @@ class Reader:
         return found
 
     def _read_call(self, node: fx.Node) -> None:
-        module = self._modules[str(node.target)] if node.op == "call_module" else None
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
         if module is None and self._is_nest(node):
             return
         spec, name = self._function(node) if module is None else (self._module_spec(module), module_callee(module))

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from irtool.hosts.torch.arguments import torch_name
+from irtool.hosts.torch.literals import Literals
 from irtool.hosts.torch.modules import compiled, copy_module, modules_by_path
 from irtool.hosts.torch.views import keep_axes_apart
-from irtool.hosts.torch.write_attrs import Literals
+from irtool.hosts.torch.write_attrs import EDITORS
 from irtool.ir.sizes import Sizes
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
 
     module = copy_module(graph.module, empty)
     edits = Literals(graph, module, sizes)
-    edits.edit()
+    edits.edit(EDITORS)
     notes = keep_axes_apart(graph.nodes, module, sizes.shape)
     for child in modules_by_path(module).values():
         sync_attributes(child)

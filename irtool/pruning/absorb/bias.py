@@ -62,7 +62,7 @@ def add_to_biases(graph: G, gains: Mapping[str, Tensor]) -> G:
     by_name = {node.name: node for node in graph.nodes}
     for name, gain in gains.items():
         _add(graph, by_name[name], gain)
-    graph.tidied()
+    graph.commit()
     return graph
 
 
@@ -80,4 +80,6 @@ def _add(graph: Graph, node: Node, gain: Tensor) -> None:
         graph.give_bias(node, total, name)
     else:
         after = len(node.output.sizes) - 1 - channel_axis(node, node.output)
-        graph.add_constant(node, gain.to(weight.data).reshape([-1] + [1] * after), name)
+        constant = graph.add_param(name, gain.to(weight.data).reshape([-1] + [1] * after))
+        added = graph.insert("Add", [node.output, constant], after=node, name=f"{node.name}.bias")
+        graph.replace_uses(node.output, added.output)

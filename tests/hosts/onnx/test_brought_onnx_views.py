@@ -220,6 +220,6 @@ def test_a_guard_outlives_simplification() -> None:
     graph = from_model(model, [SHAPES[0]])
     pruned = irtool.prune(graph, irtool.plan(graph, "random", 0.5), "drop")
     pruned.simplify_sizes()
-    pruned.tidied()
+    pruned.commit()
     assert _run(pruned.proto, np.zeros(SHAPES[0], np.float32)) is not None
     assert _run(pruned.proto, np.zeros(SHAPES[1], np.float32)) is None

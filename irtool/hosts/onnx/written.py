@@ -1,0 +1,54 @@
+"""How operators of the view are written in ONNX: most under their own names, with attributes that newer operator sets take as inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from irtool.errors import GraphError
+
+_ARGUMENTS: dict[str, dict[str, tuple[int, int]]] = {
+    "Clip": {"min": (1, 11), "max": (2, 11)},
+    "Reshape": {"shape": (1, 5)},
+    "Expand": {"shape": (1, 8)},
+    "Pad": {"pads": (1, 11)},
+    "Slice": {"starts": (1, 10), "ends": (2, 10), "axes": (3, 10), "steps": (4, 10)},
+    "Split": {"split": (1, 13)},
+    "Squeeze": {"axes": (1, 13)},
+    "Unsqueeze": {"axes": (1, 13)},
+}
+"""Attributes that an operator takes as inputs: which one, and since which operator set."""
+
+
+def check_operator(op: str, opset: int) -> None:
+    """Refuse what the operator set does not have. Raises GraphError."""
+    try:
+        onnx.defs.get_schema(op, opset, "")
+    except onnx.defs.SchemaError as error:
+        remedy = "Convert the file with onnx.version_converter, or insert another operator."
+        raise GraphError(f"ONNX has no {op} in operator set {opset}", remedy=remedy) from error
+
+
+def put_attribute(node: gs.Node, name: str, value: Any, opset: int, constant: Any) -> None:
+    """Write an attribute of a node: as an input where the operator set has it there.
+
+    Args:
+        node: whose it is.
+        name, value: the attribute, in ONNX's form.
+        opset: of the program.
+        constant: makes a constant of a name and an array.
+
+    Raises:
+        GraphError: the operator has no such attribute.
+    """
+    slot, since = _ARGUMENTS.get(node.op, {}).get(name, (0, opset + 1))
+    if since > opset:
+        if name not in onnx.defs.get_schema(node.op, opset, "").attributes:
+            raise GraphError(f"{node.op} has no attribute {name!r} in operator set {opset}", where=node.name, remedy="Leave it out.")
+        node.attrs[name] = list(value) if isinstance(value, tuple) else value
+        return
+    while len(node.inputs) <= slot:
+        node.inputs.append(gs.Variable.empty())
+    node.inputs[slot] = constant(f"{node.name}.{name}", value)
