@@ -26,6 +26,7 @@ from irtool.hosts.onnx.runnable import Runnable
 from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
 from irtool.hosts.onnx.write_attrs import complete, resized
 from irtool.ir import frontier
+from irtool.ir.analyses import Analyses, once
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Hook
 from irtool.ir.sizes import Sizes
@@ -63,8 +64,7 @@ class OnnxGraph(Graph):
         self.operators = len(host.nodes)
         """How many operators the file has; of a graph that a pass made, those of its program."""
         self._apart = apart
-        self.analyses: dict[str, Any] = {}
-        """Results of analyses by name; they live as long as this graph, which never changes."""
+        self.analyses = Analyses()
         self.refresh(fix)
         self._apart = False
 
@@ -117,17 +117,9 @@ class OnnxGraph(Graph):
         value = self.params[name]
         if tuple(data.shape) != value.shape:
             raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy="Edit the host and refresh().")
-        self._constants()[name].values = _array(data)
+        _constants(self)[name].values = _array(data)
         self.empty.discard(name)
         value.data = data.detach()
-
-    def _constants(self) -> dict[str, gs.Constant]:
-        found = self.analyses.get("constants")
-        if found is None:
-            found = {n: t for n, t in self.host.tensors().items() if isinstance(t, gs.Constant)}
-            self.analyses["constants"] = found
-        constants: dict[str, gs.Constant] = found
-        return constants
 
     def tidied(self) -> None:
         """Drop what nothing reads, and read the host again: the end of a series of edits."""
@@ -232,9 +224,7 @@ class OnnxGraph(Graph):
 
     def free_name(self, name: str) -> str:
         """The name, with underscores until no tensor has it."""
-        taken: set[str] = self.analyses.setdefault("names", set())
-        if not taken:
-            taken.update(self.host.tensors())
+        taken = _taken_names(self)
         while name in taken:
             name += "_"
         taken.add(name)
@@ -378,11 +368,7 @@ class OnnxGraph(Graph):
         """The values by which this graph and another form of it are compared: its outputs, as far as no size of theirs is data,
         and what goes into operators that onnxruntime does not run.
         """
-        found = self.analyses.get("compared")
-        if found is None:
-            found = self.analyses["compared"] = instead_of_outputs(self, self.data_sized, frozenset(self._runnable.declared))
-        names: list[str] = found
-        return names
+        return _compared(self)
 
     def hidden_outputs(self) -> tuple[str, ...]:
         """The outputs that are not among `compared`."""
@@ -409,6 +395,22 @@ class OnnxGraph(Graph):
         for name in list(found):
             found.update(dict.fromkeys(str(parent) for parent in Path(name).parents if str(parent) not in (".", "/")))
         return list(found)
+
+
+@once
+def _constants(graph: OnnxGraph) -> dict[str, gs.Constant]:
+    return {name: tensor for name, tensor in graph.host.tensors().items() if isinstance(tensor, gs.Constant)}
+
+
+@once
+def _taken_names(graph: OnnxGraph) -> set[str]:
+    """The names of tensors, those included that edits since the last reading gave."""
+    return set(graph.host.tensors())
+
+
+@once
+def _compared(graph: OnnxGraph) -> list[str]:
+    return instead_of_outputs(graph, graph.data_sized, frozenset(graph._runnable.declared))
 
 
 def _exchange(tensors: Any, old: gs.Tensor, new: gs.Tensor) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irtool.channels.labels import Labels
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import computed_values
 from irtool.ops.context import on_axis
@@ -37,17 +36,16 @@ Rule = Callable[[Graph, Node, Found], Sequence[Moments] | None]
 _POINTS, _WEIGHTS = np.polynomial.hermite_e.hermegauss(33)
 
 
-def expectations(labels: Labels, *, constant: bool = False) -> dict[Value, Moments]:
+def expectations(graph: Graph, *, constant: bool = False) -> dict[Value, Moments]:
     """Mean and variance of every entry of every value, as far as batch norms tell.
 
     The entries that an average or a maximum is taken over are held to be alike, which is exact for channels that are constant.
 
     Args:
-        labels: the first walk.
+        graph: the graph.
         constant: as if all batch norms gave their mean everywhere: means are then exact.
     """
-    graph = labels.graph
-    real = expectations(labels) if constant else {}
+    real = expectations(graph) if constant else {}
     found: dict[Value, Moments] = {}
     with graph.evaluating(), torch.no_grad():
         for node in graph.nodes:
