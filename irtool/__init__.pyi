@@ -24,10 +24,12 @@ from .passes import (
     Reconstruct,
     ReduceWidth,
     RemoveIdentity,
+    Rewrite,
     WidenSelects,
     fold_batchnorm,
     prune,
     reconstruct,
+    rewrite,
     simplify,
 )
 from .passmanager import Pass, PassResult, Pipeline
@@ -44,8 +46,8 @@ __version__: str
 __all__ = [
     "ChannelGroups", "Comparison", "Compression", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph",
     "InsertSelects", "LowerAffine", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult", "Pipeline", "Plan", "Prune",
-    "Quantisation", "RecalibrateBatchNorm", "RecipeRun", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Value", "WidenSelects",
+    "Quantisation", "RecalibrateBatchNorm", "RecipeRun", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Rewrite", "Value", "WidenSelects",
     "apply", "channel_groups", "check_prune", "compare", "compress", "cost", "criterion", "diff", "errors", "export_mnn",
     "export_onnx", "fold_batchnorm", "load", "load_onnx", "models", "passes", "plan", "prune", "put_back", "quant", "quantize",
-    "read_info", "reconstruct", "run_recipe", "save", "save_onnx", "simplify", "trace", "train", "verify",
+    "read_info", "reconstruct", "rewrite", "run_recipe", "save", "save_onnx", "simplify", "trace", "train", "verify",
 ]  # fmt: skip

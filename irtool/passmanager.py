@@ -77,6 +77,7 @@ class Pass(ABC):
             CheckError: the pass changed the graph that it was given.
             IrtoolError: the pass refuses, with the reason and what to do.
         """
+        graph.follow()
         before = _state(graph)
         made = self.rewrite(graph)
         if _state(graph) != before:

@@ -8,7 +8,7 @@ from irtool.passes.fold_norm_forward import FoldNormForward
 from irtool.passes.fold_scale import FoldScale
 from irtool.passes.insert_selects import InsertSelects
 from irtool.passes.lower_affine import LowerAffine
-from irtool.passes.prune import Prune, prune
+from irtool.passes.prune import Prune, Rewrite, prune, rewrite
 from irtool.passes.recalibrate_batchnorm import RecalibrateBatchNorm
 from irtool.passes.reconstruct import Reconstruct, reconstruct
 from irtool.passes.reduce_width import ReduceWidth
@@ -30,10 +30,12 @@ __all__ = [
     "Reconstruct",
     "ReduceWidth",
     "RemoveIdentity",
+    "Rewrite",
     "Simplify",
     "WidenSelects",
     "fold_batchnorm",
     "prune",
     "reconstruct",
+    "rewrite",
     "simplify",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal
 
 from irtool.errors import OptionError
 from irtool.garbage import uncollected
@@ -12,9 +12,10 @@ from irtool.ir.graph import G
 from irtool.passmanager import Pass, Rewritten, register
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.bias import add_biases, no_gains
-from irtool.pruning.absorb.calibration import constants_of_branches, measured
+from irtool.pruning.absorb.calibration import constants_of_branches, listed, measured
+from irtool.pruning.check import MaskedCheck, check_prune
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_slicing import find_slicing
 
 Constants = Literal["absorb", "drop"]
 
@@ -54,17 +55,17 @@ class Prune(Pass):
             ProofError: the result could not be proven; nothing is returned.
         """
         with uncollected():
-            rewrite = find_rewrite(graph, self.plan)
-            unknown = constants_of_branches(rewrite, self.plan, self.calibration, drop=self.constants == "drop")
-            new = rewrite.fill()
+            slicing = find_slicing(graph, self.plan)
+            unknown = constants_of_branches(slicing, self.plan, self.calibration, drop=self.constants == "drop")
+            new = slicing.fill()
             guarded = new.notes
-        labels, keep = rewrite.labels, rewrite.keep
+        labels, keep = slicing.labels, slicing.keep
         found = measured(labels, keep, self.calibration) if self.constants == "absorb" else Absorption()
         if found.biases:
             new = add_biases(new, labels, keep, found.biases)
             new.notes = guarded
         record = {"plan": self.plan.to_dict(), "biases": sorted(found.biases)}
-        notes = _notes(self.plan, rewrite.inexact(), found)
+        notes = _notes(self.plan, slicing.inexact(), found)
         notes += [f"nothing tells the mean of what {name} added: dropped (calibration data would tell)" for name in unknown]
         return Rewritten(new, [*notes, *(note for note in guarded if note not in graph.notes)], record)
 
@@ -75,10 +76,10 @@ class Prune(Pass):
     @classmethod
     def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
         """Slice; layers that took up constants when the plan was carried out get biases to load into."""
-        rewrite = find_rewrite(graph, Plan.from_dict(step["plan"]))
-        labels, keep = rewrite.labels, rewrite.keep
+        slicing = find_slicing(graph, Plan.from_dict(step["plan"]))
+        labels, keep = slicing.labels, slicing.keep
         zeros = no_gains(labels, step["biases"])
-        new = rewrite.fill()
+        new = slicing.fill()
         return add_biases(new, labels, keep, zeros) if zeros else new
 
 
@@ -101,6 +102,41 @@ def _notes(plan: Plan, inexact: list[str], found: Absorption) -> list[str]:
     return notes
 
 
+@dataclass(frozen=True)
+class Rewrite(Generic[G]):
+    """A plan, carried out and proven.
+
+    Attributes:
+        graph: the pruned graph.
+        plan: the channels that went.
+        notes: what was done, left alone or only approximate, a line each.
+        original: the graph that was pruned.
+        constants, calibration: how the constants of removed channels were treated, as for `prune`.
+    """
+
+    graph: G
+    plan: Plan
+    notes: tuple[str, ...]
+    original: G = field(repr=False)
+    constants: Constants = "absorb"
+    calibration: Sequence[Any] | None = field(default=None, repr=False)
+
+    def check(self, inputs: tuple[Any, ...] | None = None, seed: int = 0) -> MaskedCheck:
+        """Compare with the original whose removed channels are masked, in numbers; see `check_prune`. Nothing is proven again."""
+        return check_prune(self.original, self.plan, inputs, self.constants, self.calibration, seed)
+
+
+def rewrite(graph: G, plan: Plan, constants: Constants = "absorb", calibration: Iterable[Any] | None = None) -> Rewrite[G]:
+    """Slice a graph as a plan says, and say what was done; see `Prune`. The caller's graph is not changed.
+
+    What `plan` has proven, or an earlier call, is not proven again, as long as the plan and the graph are there: each call gives a
+    graph of its own.
+    """
+    batches = None if calibration is None else list(listed(calibration))
+    done = Prune(plan, constants, batches)(graph)
+    return Rewrite(done.graph, plan, done.notes, graph, constants, batches)
+
+
 def prune(graph: G, plan: Plan, constants: Constants = "absorb", calibration: Iterable[Any] | None = None) -> G:
-    """Slice a graph as a plan says; see `Prune`. The caller's graph is not changed."""
+    """Slice a graph as a plan says; see `Prune`. The caller's graph is not changed. `rewrite` tells more."""
     return Prune(plan, constants, calibration)(graph).graph

@@ -18,12 +18,12 @@ from irtool.passmanager import Pass, Rewritten, register
 from irtool.progress import Progress, silent
 from irtool.pruning.absorb.bias import add_to_biases, outputs_of
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite, put_constants
+from irtool.pruning.plan_slicing import find_slicing, on_copy, put_constants
 from irtool.pruning.reconstruct.distil import Distillation
 from irtool.pruning.reconstruct.images import image_batches, live_bytes, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
 from irtool.pruning.reconstruct.stand_in import IMAGES, noise_batches, statistics, with_statistics_of
-from irtool.pruning.slicing import Rewrite
+from irtool.pruning.slicing import Slicing
 
 CHUNK = 32
 """Images that run together."""
@@ -111,51 +111,51 @@ class Reconstruct(Pass):
         if self.images is None:
             return self._without_images(graph)
         with uncollected():
-            rewrite = find_rewrite(graph, self.plan)
+            slicing = find_slicing(graph, self.plan)
             batches = split_to_fit(self.original or graph, image_batches(graph, self.images, self.limit, CHUNK))
-            put_constants(rewrite, self.plan, batches)
-            new = rewrite.fill()
-        rewrites: list[Rewrite[Any]] = [*_before(self.original, graph), rewrite]
+            put_constants(slicing, self.plan, batches)
+            new = slicing.fill()
+        slicings: list[Slicing[Any]] = [*_before(self.original, graph), slicing]
         batches, notes = self._within_memory(new, batches)
-        new, found = self._refit(rewrites, new, batches)
+        new, found = self._refit(slicings, new, batches)
         if self.distil:
             images = image_batches(graph, self.images, sys.maxsize, CHUNK)
-            seen = split_to_fit(rewrites[0].labels.graph, images)
+            seen = split_to_fit(slicings[0].labels.graph, images)
             notes = [
                 *notes,
                 Distillation(self.original or graph, new, seen, self.distil, self.rate, self._left, int(self.seed), self.progress).run(),
             ]
-        return self._result(new, rewrite, found, notes)
+        return self._result(new, slicing, found, notes)
 
     def _without_images(self, graph: G) -> Rewritten[G]:
         """Refit in a graph whose batch norms have the statistics of noise, and put the real ones back."""
         batches = noise_batches(graph, min(self.limit, IMAGES), CHUNK, int(self.seed), self.memory)
         with uncollected():
-            rewrite = find_rewrite(with_statistics_of(graph, batches, self.progress), self.plan)
-            put_constants(rewrite, self.plan, batches)  # behind a batch norm its shift, whatever it is measured on
-            new = rewrite.fill()
-        new, found = self._refit([rewrite], new, batches)
+            slicing = on_copy(find_slicing(graph, self.plan), with_statistics_of(graph, batches, self.progress), self.plan)
+            put_constants(slicing, self.plan, batches)  # behind a batch norm its shift, whatever it is measured on
+            new = slicing.fill()
+        new, found = self._refit([slicing], new, batches)
         for name, data in statistics(graph).items():
             if name in new.params:  # else it went with a branch
-                new.set_param(name, rewrite.sliced(name, data))
+                new.set_param(name, slicing.sliced(name, data))
         used = sum(map(size_of, batches))
-        return self._result(new, rewrite, found, [f"no images: refitted on {used} of noise, by the statistics of batch norms"])
+        return self._result(new, slicing, found, [f"no images: refitted on {used} of noise, by the statistics of batch norms"])
 
     @property
     def _left(self) -> tuple[str, ...]:
         """Layers that keep their values."""
         return (self.ignore,) if isinstance(self.ignore, str) else tuple(self.ignore)
 
-    def _refit(self, rewrites: list[Rewrite[Any]], new: G, batches: list[Batch]) -> tuple[G, Outcome]:
+    def _refit(self, slicings: list[Slicing[Any]], new: G, batches: list[Batch]) -> tuple[G, Outcome]:
         """The walk; layers get the biases that it found."""
         found = Reconstruction(
-            rewrites, new, batches, self.weights, self._left, self.positions, self.memory, int(self.seed), self.progress
+            slicings, new, batches, self.weights, self._left, self.positions, self.memory, int(self.seed), self.progress
         ).run()
         return (add_to_biases(new, found.gains) if found.gains else new), found
 
-    def _result(self, new: G, rewrite: Rewrite[Any], found: Outcome, notes: list[str]) -> Rewritten[G]:
+    def _result(self, new: G, slicing: Slicing[Any], found: Outcome, notes: list[str]) -> Rewritten[G]:
         record = {"plan": self.plan.to_dict(), "biases": list(found.gains)}
-        return Rewritten(new, (*notes, *_notes(self.plan, rewrite.inexact(), found)), record)
+        return Rewritten(new, (*notes, *_notes(self.plan, slicing.inexact(), found)), record)
 
     def options(self) -> dict[str, Any]:
         """The plan is recorded with the layers that were given biases; how they were fitted does not matter when it is repeated."""
@@ -164,7 +164,7 @@ class Reconstruct(Pass):
     @classmethod
     def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
         """Slice, and give layers the biases that they were given; the weights that are loaded afterwards have the values."""
-        new = find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
+        new = find_slicing(graph, Plan.from_dict(step["plan"])).fill()
         zeros = {name: torch.zeros(outputs_of(new, name)) for name in step["biases"]}
         return add_to_biases(new, zeros) if zeros else new
 
@@ -178,8 +178,8 @@ class Reconstruct(Pass):
         return kept, [f"{used} of {sum(each)} images used: more would take above {self.memory / (1 << 30):.3g} GiB (memory= says how much)"]
 
 
-def _before(original: Graph | None, graph: Graph) -> list[Rewrite[Graph]]:
-    """The rewrites that led from `original` to the graph."""
+def _before(original: Graph | None, graph: Graph) -> list[Slicing[Graph]]:
+    """The slicings that led from `original` to the graph."""
     if original is None:
         return []
     done = len(original.history)
@@ -188,10 +188,10 @@ def _before(original: Graph | None, graph: Graph) -> list[Rewrite[Graph]]:
     if type(original) is not type(graph) or graph.history[:done] != original.history or strange is not None:
         why = "the graph was not made from it" if strange is None else f"{strange} lies between it and the graph"
         raise OptionError(why, where="original", remedy="Give the graph that was pruned, and prune what irtool made of it.")
-    found, current = list[Rewrite[Graph]](), original
+    found, current = list[Slicing[Graph]](), original
     for step in steps:
         if step["step"] == "prune":
-            found.append(find_rewrite(current, Plan.from_dict(step["plan"])))
+            found.append(find_slicing(current, Plan.from_dict(step["plan"])))
             current = found[-1].fill()
     return found
 

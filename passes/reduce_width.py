@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from irtool.errors import GraphError, OptionError
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, Rewritten, register
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_slicing import find_slicing
 from irtool.pruning.planner import Plan, plan
 
 Init = Literal["fresh", "best"]
@@ -69,7 +69,7 @@ class ReduceWidth(Pass):
         # Ranking by the old weights would make fresh nets of different width depend on them; the order does not matter.
         criterion = self.criterion if self.init == "best" else "random"
         made = plan(graph, criterion, 1 - self.ratio, "local", round_to=1, ignore=self.ignore, seed=self.seed)
-        new = find_rewrite(graph, made).fill()
+        new = find_slicing(graph, made).fill()
         notes = [f"{sum(layer.total for layer in made.layers) - made.removed} of {sum(layer.total for layer in made.layers)} channels stay"]
         if self.init == "fresh":
             notes += [f"{name}: nothing tells how it is initialised: it keeps its values" for name in new.initialise(self.seed)]
@@ -79,4 +79,4 @@ class ReduceWidth(Pass):
     @classmethod
     def replay(cls, graph: G, step: Mapping[str, Any]) -> G:
         """Slice as the recorded plan says."""
-        return find_rewrite(graph, Plan.from_dict(step["plan"])).fill()
+        return find_slicing(graph, Plan.from_dict(step["plan"])).fill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from irtool.errors import CheckError
 from irtool.ir.graph import G, Graph
 from irtool.ops.spec import ELEMENTWISE
@@ -13,8 +15,16 @@ def without_dropout(graph: G) -> G:
     After pruning such an operator draws for fewer channels, and no two runs are alike. The channels that flow are the same
     without it.
     """
-    drawing = graph.drawing()
-    names = [node.name for node in drawing if node.op in ELEMENTWISE and node.input.shape == node.output.shape]
+    return without(graph, dropouts(graph))
+
+
+def dropouts(graph: Graph) -> list[str]:
+    """The elementwise operators that draw in eval mode, by name."""
+    return [node.name for node in graph.drawing() if node.op in ELEMENTWISE and node.input.shape == node.output.shape]
+
+
+def without(graph: G, names: Collection[str]) -> G:
+    """Return the graph itself, or a copy over its weights in which the operators of these names give their inputs."""
     if not names:
         return graph
     made = graph.shared()

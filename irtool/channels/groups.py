@@ -22,6 +22,7 @@ from irtool.channels.explained import explain
 from irtool.channels.labels import Labels, Layer, label
 from irtool.channels.positions import mixed_axes
 from irtool.channels.whole import tied
+from irtool.ir.analyses import once
 from irtool.ir.graph import Graph, Node
 from irtool.ops.properties import KEEPS_HEADS
 from irtool.tensor_defaults import plain_tensors
@@ -145,14 +146,11 @@ class ChannelGroups:
         return graph
 
 
+@once
 @plain_tensors()
 def channel_groups(graph: Graph) -> ChannelGroups:
     """The channel groups of a graph, computed once and kept with it."""
-    analyses: dict[str, object] = getattr(graph, "analyses", {})
-    found = analyses.get("groups")
-    if not isinstance(found, ChannelGroups):
-        found = analyses["groups"] = group_channels(label(graph))
-    return found
+    return group_channels(label(graph))
 
 
 def group_channels(

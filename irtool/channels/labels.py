@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -195,6 +195,33 @@ class Labels(Walk):
                 own = own.expand(arriving.numel())
             self.meetings.append((node, arriving, own))
         self.reads[node.name, key] = (arriving, own)
+
+    def on(self, graph: Graph) -> Labels:
+        """These labels for another graph of the same program: a copy in which some parameters have other values."""
+        pairs = list(zip(self.graph.nodes, graph.nodes, strict=True))
+        nodes = dict(pairs)
+        own = [(*node.inputs, *node.outputs) for node, _ in pairs]
+        its = [(*node.inputs, *node.outputs) for _, node in pairs]
+        values = {a: b for some, others in zip(own, its, strict=True) for a, b in zip(some, others, strict=True)}
+
+        def first(entries: Iterable[tuple[Node, *tuple[Any, ...]]]) -> list[Any]:
+            return [(nodes[node], *rest) for node, *rest in entries]
+
+        return replace(
+            self,
+            graph=graph,
+            values={values[value]: labels for value, labels in self.values.items()},
+            more={values[value]: labels for value, labels in self.more.items()},
+            constants={values[value] for value in self.constants},
+            layers=[Layer(nodes[layer.node], layer.key, layer.labels) for layer in self.layers],
+            _computed={name: (nodes[node], reason) for name, (node, reason) in self._computed.items()},
+            meetings=first(self.meetings),
+            pins=first(self.pins),
+            balances=first(self.balances),
+            boxes=first(self.boxes),
+            ties=first(self.ties),
+            inexacts=first(self.inexacts),
+        )
 
     def names(self) -> list[tuple[int, int, int]]:
         """Where the label vectors lie that are known to be several channels, no two alike."""

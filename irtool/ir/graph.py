@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 
 from irtool.errors import GraphError
+from irtool.ir.analyses import Analyses
 from irtool.ir.descent import Descent
 from irtool.ir.edits import Edits
 from irtool.ir.frontier import Batch, Frontier, Seen, Stop
@@ -37,7 +38,7 @@ class Graph(Edits):
         outputs: the graph outputs, flattened.
         params: parameters, buffers and constants that some node reads, by qualified name.
         history: the steps (JSON data) that made this graph.
-        analyses: results of analyses by name; they live as long as this graph, which never changes.
+        analyses: what was found out about the graph (`irtool.ir.analyses.once`); an edit ends it.
         example_inputs: what the graph can run on; the sizes of its values are those for these inputs.
         tracer: which tracer served; for an ONNX file, that and its operator set.
         notes: what the model does that the graph cannot hold, a line each.
@@ -55,7 +56,7 @@ class Graph(Edits):
     trainable: ClassVar[bool] = False
     """Whether the program can be trained: then dropout means something."""
     history: tuple[Mapping[str, Any], ...]
-    analyses: dict[str, Any]
+    analyses: Analyses
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
@@ -72,6 +73,10 @@ class Graph(Edits):
         """A parameter in real numbers: what it stands for, if it is stored in integers. None if it is no such thing."""
         value = self.params.get(name)
         return value.data if value is not None and value.data is not None and value.data.is_floating_point() else None
+
+    def follow(self) -> bool:
+        """Read the host again if its tensors were exchanged under the view; whether they were."""
+        return False
 
     @abstractmethod
     def paths(self) -> list[str]:

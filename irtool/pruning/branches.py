@@ -181,7 +181,7 @@ def mean_outputs(graph: Graph, found: Sequence[Branch], batches: Iterable[tuple[
     labels = channel_groups(graph).labels
     values = {branch.name: graph.node(branch.name).output for branch in found}
     if batches is None:
-        known = expectations(labels) if found else {}
+        known = expectations(graph) if found else {}
         return {name: known[value][0].expand(labels.of(value).shape) for name, value in values.items()}
     sums: dict[str, Tensor] = {}
     count = 0

@@ -26,7 +26,7 @@ from irtool.pruning.greedy import Outcome, allocate
 from irtool.pruning.measured import allocate_measured
 from irtool.pruning.names import fits
 from irtool.pruning.plan import Allocator, Plan, check_choice
-from irtool.pruning.plan_rewrite import place_of
+from irtool.pruning.plan_slicing import place_of
 from irtool.pruning.sensitivity import Curve
 from irtool.pruning.stacks import Room, Stack, room_of, stacks_of
 from irtool.pruning.uniform import allocate_uniform

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from irtool.analysis.compare import difference
-from irtool.analysis.randomness import without_dropout
+from irtool.analysis.randomness import dropouts, without
 from irtool.channels.groups import channel_groups
 from irtool.errors import GraphError
 from irtool.ir.graph import Graph, Node
@@ -24,9 +24,8 @@ from irtool.pruning.absorb.reference import added_by_layers, deviation
 from irtool.pruning.branches import chosen_branches, cut, set_constants
 from irtool.pruning.masked import held_run, masked_run
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite, put_constants
+from irtool.pruning.plan_slicing import find_slicing, put_constants
 from irtool.pruning.reconstruct.restored import restored
-from irtool.pruning.slicing import Rewrite
 from irtool.tensor_defaults import plain_tensors, seeded
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -96,40 +95,38 @@ def check_prune(
         calibration: as in `prune`.
         seed: of the random inputs.
     """
-    inputs = _fitting(graph, random_inputs(graph.example_inputs, seed) if inputs is None else inputs)
-    batches = None if calibration is None else [_fitting(graph, batch) for batch in listed(calibration)]
-    found = _compared(without_dropout(graph), plan, inputs, constants, batches)
-    fixed = graph.fixed_elsewhere(inputs)
-    return dataclasses.replace(found, traced=graph.against_model(inputs), fixed=bool(fixed), wrong=any(entry.silent for entry in fixed))
+    given = _fitting(graph, random_inputs(graph.example_inputs, seed) if inputs is None else inputs)
+    batches = None if calibration is None else [_like_example(graph, batch) for batch in listed(calibration)]
+    found = _compared(graph, plan, given, constants, batches)
+    fixed = graph.fixed_elsewhere(given)
+    return dataclasses.replace(found, traced=graph.against_model(given), fixed=bool(fixed), wrong=any(entry.silent for entry in fixed))
 
 
 def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str, batches: list[Any] | None) -> MaskedCheck:
     """Masked against sliced, the model that the graph came from left aside."""
-    # Slicing picks entries, so that it may come before the change of type; what is absorbed is computed after it.
-    rewrite = find_rewrite(graph if constants == "drop" else graph.widened(), plan)
-    put_constants(rewrite, plan, _tuples(batches), drop=constants == "drop")
-    labels, keep = rewrite.labels, rewrite.keep
+    slicing, always = find_slicing(graph, plan), dropouts(graph)
+    put_constants(slicing, plan, _tuples(batches), drop=constants == "drop")
+    labels, keep = slicing.labels, slicing.keep
     found = measured(labels, keep, batches) if constants == "absorb" else None
-    sliced = rewrite.fill()
+    # Slicing picks entries, so that it may come before the change of type; what is absorbed is added after it.
+    reference, sliced = without(labels.graph, always).widened(), without(slicing.fill(), always).widened()
     if found is not None and found.biases:
         sliced = add_biases(sliced, labels, keep, found.biases)
-    reference = labels.graph
-    if constants == "drop":
-        reference, sliced = reference.widened(), sliced.widened()
-    added = added_by_layers(labels, found) if found is not None else None
+    added = added_by_layers(reference, found) if found is not None else None
     places = _places(graph)
     masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs, places=places)
     with _explained():
         expected, got = masked(added, survivors=True), seeded(_run, sliced, inputs, places)
-    inexact, effect, border, off = tuple(rewrite.inexact()), 0.0, 0.0, 0.0
+    inexact, effect, border, off = tuple(slicing.inexact()), 0.0, 0.0, 0.0
     if inexact:
         effect = difference(masked(added).outputs, got)[1]
     if found is not None and (found.padded or found.averaged):
         border = difference(masked(fills=found.fills, survivors=True).outputs, expected.outputs)[1]
     if found is not None and found.fills and batches is None:
-        off = deviation(labels, found.fills, inputs)
-    apart, tolerance = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, inputs)), TOLERANCES[graph.arithmetic]
-    unresolved = (*expected.unresolved, *(_drawn(graph, rewrite) if apart[1] > tolerance else ()))
+        off = deviation(reference, found.fills, inputs)
+    apart = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, inputs, always))
+    tolerance = TOLERANCES[graph.arithmetic]
+    unresolved = (*expected.unresolved, *(_drawn(graph, sliced, always) if apart[1] > tolerance else ()))
     return MaskedCheck(*apart, inexact, effect, border, unresolved, tolerance, constants=off)
 
 
@@ -153,10 +150,11 @@ def _run(graph: Graph, inputs: tuple[Any, ...], places: list[str]) -> Any:
     return graph.values(inputs, places) if places else graph.run(*inputs)
 
 
-def _drawn(graph: Graph, rewrite: Rewrite[Any]) -> list[str]:
+def _drawn(graph: Graph, sliced: Graph, always: Collection[str]) -> list[str]:
     """The operators that draw random numbers in eval mode, and whose sizes the slicing changed: they draw others then."""
-    sizes = {node.name: _sizes(node) for node in rewrite.graph.nodes}
-    return [f"{node.location} (draws random numbers)" for node in graph.drawing() if sizes.get(node.name) != _sizes(node)]
+    sizes = {node.name: _sizes(node) for node in sliced.nodes}
+    drawing = [node for node in graph.drawing() if node.name not in always]
+    return [f"{node.location} (draws random numbers)" for node in drawing if sizes.get(node.name) != _sizes(node)]
 
 
 def _sizes(node: Node) -> list[Any]:
@@ -175,18 +173,18 @@ def _explained() -> Iterator[None]:
         ) from error
 
 
-def _cut_difference(graph: Graph, plan: Plan, inputs: tuple[Any, ...]) -> tuple[float, float]:
+def _cut_difference(graph: Graph, plan: Plan, inputs: tuple[Any, ...], always: Collection[str]) -> tuple[float, float]:
     """The largest difference, absolute and relative, between the graph without the plan's branches and the original in which they give
     constants; both with random ones. 0 without branches."""
     if not plan.branches:
         return 0.0, 0.0
-    graph, places = graph.widened(), _places(graph)
     labels, draw, found = channel_groups(graph).labels, torch.Generator().manual_seed(0), chosen_branches(graph, plan.branches)
     shapes = {branch.name: labels.of(graph.node(branch.name).output).shape for branch in found}
     constants = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
-    left = cut(graph, plan.branches)
+    whole, left = (without(one, always).widened() for one in (graph, cut(graph, plan.branches)))
     set_constants(left, found, constants)
-    return difference(seeded(held_run, graph, constants, inputs, places), seeded(_run, left, inputs, places))
+    places = _places(graph)
+    return difference(seeded(held_run, whole, constants, inputs, places), seeded(_run, left, inputs, places))
 
 
 def _larger(*found: tuple[float, float]) -> tuple[float, float]:
@@ -207,13 +205,13 @@ def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any,
         inputs: what to run on.
     """
     given = _fitting(graph, inputs)
-    rewrite, places = find_rewrite(without_dropout(graph), plan), _places(graph)
-    reference, added = restored(rewrite, refitted)
-    labels, keep = rewrite.labels, torch.from_numpy(rewrite.keep)
-    expected = seeded(masked_run, reference.widened(), labels, keep, given, added, survivors=True, places=places)
-    got = seeded(_run, without_dropout(refitted).widened(), given, places)
-    apart = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, given))
-    return MaskedCheck(*apart, tuple(rewrite.inexact()), unresolved=expected.unresolved, tolerance=TOLERANCES[graph.arithmetic])
+    slicing, places, always = find_slicing(graph, plan), _places(graph), dropouts(graph)
+    restored_graph, added = restored(slicing, refitted)
+    reference, labels, keep = without(restored_graph, always).widened(), slicing.labels, torch.from_numpy(slicing.keep)
+    expected = seeded(masked_run, reference, labels, keep, given, added, survivors=True, places=places)
+    got = seeded(_run, without(refitted, always).widened(), given, places)
+    apart = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, given, always))
+    return MaskedCheck(*apart, tuple(slicing.inexact()), unresolved=expected.unresolved, tolerance=TOLERANCES[graph.arithmetic])
 
 
 def _fitting(graph: Graph, inputs: Any) -> Any:
@@ -222,6 +220,15 @@ def _fitting(graph: Graph, inputs: Any) -> Any:
         return cast(inputs, torch.float64)
     given = inputs if isinstance(inputs, tuple | list) else (inputs,)
     return tuple(x.to(like.dtype) if isinstance(x, Tensor) else x for x, like in zip(given, graph.example_inputs, strict=True))
+
+
+def _like_example(graph: Graph, batch: Any) -> Any:
+    """A batch in the types of the example, in which the graph itself computes; what does not fit is left for the run to refuse."""
+    given = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if len(given) != len(graph.example_inputs):
+        return batch
+    pairs = zip(given, graph.example_inputs, strict=True)
+    return tuple(x.to(like.dtype) if isinstance(x, Tensor) and isinstance(like, Tensor) else x for x, like in pairs)
 
 
 def random_inputs(example: Any, seed: int = 0) -> tuple[Any, ...]:

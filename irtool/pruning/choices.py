@@ -24,7 +24,7 @@ from irtool.pruning.absorb.bias import add_to_biases
 from irtool.pruning.branches import Branch, branches, chosen_branches, cut, mean_outputs, set_constants
 from irtool.pruning.names import fits, is_at
 from irtool.pruning.plan import Plan, Residual, check_names
-from irtool.pruning.plan_rewrite import find_rewrite, put_constants
+from irtool.pruning.plan_slicing import Planned, put_constants
 from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Reconstruction
@@ -55,7 +55,7 @@ class Choice:
     graph: Graph
     shown: Sequence[Batch]
     held: Sequence[Batch]
-    solve: Callable[[Plan, Sequence[Batch]], Plan]
+    solve: Callable[[Plan, Sequence[Batch]], Planned[Graph]]
     progress: Progress = silent
     tried: list[tuple[str, float]] = field(default_factory=list)
 
@@ -63,7 +63,7 @@ class Choice:
         self._aims = Aims.of(self.graph, self.held)
 
     @classmethod
-    def on(cls, graph: Graph, data: Any, solve: Callable[[Plan, Sequence[Batch]], Plan], progress: Progress) -> Choice | None:
+    def on(cls, graph: Graph, data: Any, solve: Callable[[Plan, Sequence[Batch]], Planned[Graph]], progress: Progress) -> Choice | None:
         """That of a graph on images, fewer where it computes much; None where they are too few to tell anything."""
         macs = max(cost(graph).macs, 1)
         most = int(min(max(_WORK / macs, LEAST), SHOWN + HELD))
@@ -125,15 +125,14 @@ class Choice:
         """Measure what the outputs lack on the images held back once the plan is carried out and refitted; infinite where there is no plan."""
         self.progress(Status(f"try {name}", len(self.tried), len(self.tried) + 1))
         try:
-            plan = self.solve(dataclasses.replace(options, stages=1), self.shown)
+            planned = self.solve(dataclasses.replace(options, stages=1), self.shown)
         except PlanError:
             return math.inf
-        rewrite = find_rewrite(self.graph, plan)
-        put_constants(rewrite, plan, self.shown)
-        new = rewrite.fill()
-        gains = Reconstruction([rewrite], new, self.shown).run().gains
+        slicing = planned.slicing
+        put_constants(slicing, planned.plan, self.shown)
+        new = slicing.fill()
+        gains = Reconstruction([slicing], new, self.shown).run().gains
         lost = self._aims.distance(add_to_biases(new, gains) if gains else new)
-        self.graph.analyses.pop("prepared", None)  # a copy of the program each, of an ONNX file's weights too
         self.tried.append((name, lost))
         return lost
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from irtool.ir.graph import Graph
 from irtool.progress import Progress, Status
 from irtool.pruning.budget import LATENCY
 from irtool.pruning.budgeted import Budgeted, SlowError
-from irtool.pruning.plan import Plan
+from irtool.pruning.plan_slicing import Planned
 
 TOLERANCE = 0.05
 """Measured, a net may take this part more than was asked for."""
@@ -38,7 +37,7 @@ class Way:
     """
 
     budgeted: Budgeted
-    solve: Callable[[], Plan]
+    solve: Callable[[], Planned[Graph]]
     loss: Callable[[], float]
     whole: Collection[str] = ()
 
@@ -48,17 +47,17 @@ class Attempt:
     """One plan, measured.
 
     Attributes:
-        plan: what was planned.
+        planned: the plan, and its slicing.
         table: the share of the table's time that the plan leaves.
         measured: the median of its times over the original's, measured pair by pair.
     """
 
-    plan: Plan
+    planned: Planned[Graph]
     table: float
     measured: float
 
 
-def plan_within(graph: Graph, ways: Sequence[Way], prepared: Graph, engine: str, threads: int, progress: Progress) -> Plan:
+def plan_within(graph: Graph, ways: Sequence[Way], prepared: Graph, engine: str, threads: int, progress: Progress) -> Planned[Graph]:
     """Plan so that the measured time keeps to the budget.
 
     Args:
@@ -83,12 +82,11 @@ def plan_within(graph: Graph, ways: Sequence[Way], prepared: Graph, engine: str,
 
         def attempt(aim: float) -> Attempt:
             way.budgeted.aim = aim
-            plan = way.solve()
-            _, rewrite = graph.analyses.pop("rewrite")
-            return Attempt(plan, way.budgeted.reached, clock.compared(rewrite.fill()).ratios[1])
+            planned = way.solve()
+            return Attempt(planned, way.budgeted.reached, clock.compared(planned.slicing.fill()).ratios[1])
 
         found = search(share, attempt, lambda done: progress(Status(f"plan and measure in {engine}", done, _ATTEMPTS)), engine)
-    return dataclasses.replace(found.plan, notes=(*found.plan.notes, _note(found, engine, threads)))
+    return found.planned.saying(notes=(*found.planned.plan.notes, _note(found, engine, threads)))
 
 
 def _loss(way: Way, share: float) -> float:

@@ -27,6 +27,13 @@ _WHERE_SAID = ("budget", "limits", "stages", "groups", "allocator", "branches", 
 """Fields that are written only where they say something."""
 
 
+def _freeze(plan: LayerPlan | Plan, *names: str) -> None:
+    """Make tuples of lists: what was proven of a plan must stay true of it."""
+    for name in names:
+        if isinstance(value := getattr(plan, name), list):
+            object.__setattr__(plan, name, tuple(value))
+
+
 @dataclass(frozen=True)
 class LayerPlan:
     """One layer in a plan.
@@ -45,6 +52,9 @@ class LayerPlan:
     total: int
     removed: tuple[int, ...]
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        _freeze(self, "removed")
 
     @property
     def kept(self) -> int:
@@ -85,6 +95,9 @@ class Plan:
     allocator: Allocator = "greedy"
     branches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _freeze(self, "layers", "ignore", "branches", "notes")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -1,4 +1,4 @@
-"""Planning: which channels go, and the proven rewrite that a plan stands for."""
+"""Planning: which channels go, and the proven slicing that a plan stands for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from irtool.pruning.plan import (
     check_names,
     check_values,
 )
-from irtool.pruning.plan_rewrite import prepare
+from irtool.pruning.plan_slicing import Planned, prepare
 from irtool.pruning.reconstruct.images import image_batches, split_to_fit
 from irtool.pruning.solver import Solver
 from irtool.pruning.stages import CHUNK, IMAGES, check_stages, in_stages
@@ -97,40 +97,44 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         DataError: the criterion needs data and there are none, or the graph does not run on them.
     """
     chosen = find_criterion(criterion if criterion is not None else default_criterion(graph, data, budget=budget is not None))
+    wish = _checked_wish(ratio, scope, residual, min_channels, round_to, seed, budget, limits)
+    check_engine_wish(wish, engine, threads)
+    shown, seen = data is not None, graph  # noise is good enough to score channels by, and no reason to choose between plans
+    if criterion is None and not shown and chosen.reads != "parameters":
+        seen, data = without_images(graph, int(seed))
+    _check_ways(wish, scope, data, engine, stages, groups, allocator)
+    if data is not None and (chosen.reads != "parameters" or wish):
+        data = image_batches(seen, data, sys.maxsize, CHUNK)  # once: it may be a generator
+    batches = batches_for(seen, chosen, data)
+    # Numbers of numpy's are welcome, and a plan is JSON data.
+    options = Plan((), chosen.name, float(ratio), scope, "couple" if residual == "auto" else residual, int(min_channels),
+                   round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed), wish,
+                   check_limits(limits or {}), int(stages), groups, allocator)  # fmt: skip
+    options = dataclasses.replace(options, branches=check_depth(seen, depth, options, data if shown else None))
+    job = _Job(seen, chosen, data, engine, threads, progress)
+    streams = residual == "auto" and engine is None and bool(wish) and shown
+    return job.chosen(options, batches, streams=streams, depth=depth is True).remembered(graph)
+
+
+def _checked_wish(ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int,
+                  budget: Mapping[str, float] | None, limits: Mapping[str, float] | None) -> Mapping[str, float]:  # fmt: skip
+    """What may be left of each cost; empty where a ratio is asked for. Refuses what no plan can have."""
     check_values(ratio, scope, "couple" if residual == "auto" else residual, min_channels, round_to, seed)
     if budget is not None and ratio != _RATIO:
         raise PlanError("a ratio and a budget", where="ratio", remedy="Give one of them: the budget decides how many channels go.")
     wish = {} if budget is None else check_budget(budget)
     if limits and not wish:
         raise PlanError("limits hold for budgets", where="limits", remedy="Give a budget; with a ratio, scope='local' takes equal shares.")
-    check_engine_wish(wish, engine, threads)
-    shown = data is not None  # noise is good enough to score channels by, and no reason to choose between plans
-    if criterion is None and data is None and chosen.reads != "parameters":
-        graph, data = without_images(graph, int(seed))
+    return wish
+
+
+def _check_ways(wish: Mapping[str, float], scope: Scope, data: Any, engine: str | None, stages: int, groups: str, allocator: str) -> None:
+    """Refuse ways to a budget that cannot be gone with these data."""
     check_stages(stages, wish, data)
     check_choice("groups", groups, get_args(GroupKind))
     check_allocator(allocator, wish, scope, data)
     if stages > 1 and engine is not None:
         raise PlanError("a latency is measured, not gone to in stages", where="stages", remedy="Leave stages out, or ask for macs.")
-    if data is not None and (chosen.reads != "parameters" or wish):
-        data = image_batches(graph, data, sys.maxsize, CHUNK)  # once: it may be a generator
-    batches = batches_for(graph, chosen, data)
-    # Numbers of numpy's are welcome, and a plan is JSON data.
-    made = Plan((), chosen.name, float(ratio), scope, "couple" if residual == "auto" else residual, int(min_channels),
-                round_to if round_to == "auto" else int(round_to), check_names("ignore", ignore), int(seed), wish,
-                check_limits(limits or {}), int(stages), groups, allocator)  # fmt: skip
-    made = dataclasses.replace(made, branches=check_depth(graph, depth, made, data if shown else None))
-    job = _Job(graph, chosen, data, engine, threads, progress)
-    streams = residual == "auto" and engine is None and bool(wish) and shown
-    choice = Choice.on(graph, data, job.solve, progress) if depth is True or streams else None
-    if choice is None and depth is True:
-        raise DataError(
-            f"fewer than {LEAST} images, too few to choose branches by", where="data", remedy="Give more, or name the branches."
-        )
-    if choice is None:
-        return job.solve(made, batches)
-    found = job.solve(choice.of(made, streams=streams, depth=depth is True), batches)
-    return job.noted(found, choice.notes)
 
 
 def check_options(criterion: str, ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int = 0) -> None:
@@ -154,7 +158,25 @@ class _Job:
     threads: int
     progress: Progress
 
-    def solve(self, options: Plan, batches: Batches) -> Plan:
+    def chosen(self, options: Plan, batches: Batches, *, streams: bool, depth: bool) -> Planned[Graph]:
+        """Plan, after trials of what was left open.
+
+        Args:
+            options: the plan's, without layers.
+            batches: what the criterion looks at.
+            streams: whether `residual` is open.
+            depth: whether branches may go.
+        """
+        choice = Choice.on(self.graph, self.data, self.solve, self.progress) if depth or streams else None
+        if choice is None and depth:
+            remedy = "Give more, or name the branches."
+            raise DataError(f"fewer than {LEAST} images, too few to choose branches by", where="data", remedy=remedy)
+        if choice is None:
+            return self.solve(options, batches)
+        found = self.solve(choice.of(options, streams=streams, depth=depth), batches)
+        return found.saying(notes=(*found.plan.notes, *choice.notes))
+
+    def solve(self, options: Plan, batches: Batches) -> Planned[Graph]:
         """Plan and prove."""
         graph = self.graph
         if options.stages > 1:
@@ -166,7 +188,7 @@ class _Job:
             return solver.solve()
         ways = [one.way() for one in solver.by_kind()]
         found = plan_within(graph, ways, solver.prepared, self.engine, self.threads, self.progress)
-        return dataclasses.replace(found, groups=options.groups)
+        return found.saying(groups=options.groups)
 
     def _solver(self, graph: Graph, options: Plan, batches: Batches, widths: Mapping[tuple[str, int], int]) -> Solver:
         prepared = prepare(graph, options.residual, options.branches)
@@ -177,11 +199,3 @@ class _Job:
         if images is not None and not images:  # the criterion looks at none
             images = split_to_fit(graph, image_batches(graph, self.data, IMAGES, CHUNK))
         return Solver(graph, prepared, options, self.criterion, batches, widths, images)
-
-    def noted(self, plan: Plan, notes: tuple[str, ...]) -> Plan:
-        """The plan with more to say; its rewrite goes with it."""
-        found = dataclasses.replace(plan, notes=(*plan.notes, *notes))
-        known = self.graph.analyses.get("rewrite")
-        if isinstance(known, tuple) and known[0] is plan:
-            self.graph.analyses["rewrite"] = (found, known[1])
-        return found

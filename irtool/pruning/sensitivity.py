@@ -19,7 +19,7 @@ from irtool.pruning.absorb.absorb import absorption, measured_means
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.criteria import Batches
 from irtool.pruning.reconstruct.distance import Aims
-from irtool.pruning.slicing import rewrite
+from irtool.pruning.slicing import slice_channels
 from irtool.pruning.stacks import Room, Stack
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 0.875, 1.0)
@@ -54,7 +54,7 @@ def sensitivity(groups: ChannelGroups, stacks: Sequence[Stack], room: Room, batc
             keep = np.ones(groups.count, bool)
             keep[np.concatenate(stack.units[:count])] = False
             try:
-                made = rewrite(graph, groups.labels, keep[groups.group])
+                made = slice_channels(graph, groups.labels, keep[groups.group])
             except ProofError:
                 break  # it cannot go alone
             new, biases = made.fill(), absorption(made.labels, made.keep, means=means).biases

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Generic
 
@@ -23,27 +24,40 @@ from irtool.pruning.proof import Replay
 Ints = NDArray[np.int64]
 
 
-@dataclass
-class Rewrite(Generic[G]):
-    """A proven rewrite whose parameters are still empty.
+@dataclass(eq=False)
+class Slicing(Generic[G]):
+    """A proven choice of the channels that stay in a graph. It says which, and does not change; `fill` makes the smaller graph.
 
     Attributes:
-        graph: the rewritten program; parameters are on the meta device until `fill`.
+        source: the graph whose channels go.
+        labels: the first walk over it.
+        keep: whether each label stays, shape (labels,).
         orders: for each parameter axis the positions of the entries that stay, in their new order; None if it is as it was.
         edited: nodes whose arguments in the program had to change.
-        keep: whether each label stays.
         origin: the graph before whole branches were taken out of it, whose values a refitted graph is to give; None if it is `source`.
     """
 
     source: G
     labels: Labels
-    graph: G
-    orders: dict[Key, Tensor | None]
-    edited: list[str]
     keep: NDArray[np.bool_]
+    orders: Mapping[Key, Tensor | None]
+    edited: Sequence[str]
     origin: G | None = None
+    _proven: G | None = None
+    """The program that the proof was made on, until it is taken."""
     _axes: dict[str, dict[Axis, Tensor]] = field(default_factory=dict)
     _scratch: dict[tuple[torch.dtype, torch.device], Tensor] = field(default_factory=dict)
+
+    @property
+    def program(self) -> G:
+        """The smaller program, whose parameters are still empty. `fill` takes it; then it is written again."""
+        if self._proven is None:
+            self._proven, _ = _smaller_program(self.source, self.labels, Survivors(self.keep))
+        return self._proven
+
+    def on(self, source: G, origin: G | None = None) -> Slicing[G]:
+        """The same slicing of another graph of the same program, in which some parameters have other values; proven with this one."""
+        return replace(self, source=source, labels=self.labels.on(source), origin=origin, _proven=None)
 
     def parameter(self, name: str) -> Tensor:
         """The sliced data of one parameter of the source."""
@@ -95,14 +109,16 @@ class Rewrite(Generic[G]):
         return [f"{node.location} ({why})" for node, table, why in self.labels.inexacts if mixes(table, stays)]
 
     def fill(self) -> G:
-        """Put the sliced parameters in, and return the finished graph."""
-        for name, value in self.graph.params.items():
+        """The smaller graph: a new one at each call, with its share of the source's parameters as they are now."""
+        new, self._proven = self.program, None
+        for name, value in new.params.items():
             old = self.source.params.get(name)
             if old is None or value.data is None or not value.data.is_meta:
                 continue
-            self.graph.set_param(name, self.parameter(name))
-        self.graph.complete(self.source)
-        return self.graph
+            new.set_param(name, self.parameter(name))
+        self._scratch.clear()
+        new.complete(self.source)
+        return new
 
 
 _BLOCK = 1 << 18
@@ -205,31 +221,35 @@ def _box(stays: NDArray[np.bool_]) -> list[int]:
     return slabs
 
 
-def rewrite(graph: G, labels: Labels, keep: NDArray[np.bool_]) -> Rewrite[G]:
-    """Rewrite a graph so that only the channels in `keep` are left, and prove it. No weight is copied yet.
+def slice_channels(graph: G, labels: Labels, keep: NDArray[np.bool_], origin: G | None = None) -> Slicing[G]:
+    """Slice a graph so that only the channels in `keep` are left, and prove it. No weight is copied yet.
 
     Args:
         graph: the graph that `labels` was made from; it is not changed.
         labels: the first walk over it.
         keep: whether each label stays, shape (labels,).
+        origin: the graph before whole branches were taken out of it, if any were.
 
     Raises:
-        ProofError: the rewritten graph does not hold together; the text names the node.
+        ProofError: the smaller graph does not hold together; the text names the node.
     """
     surviving = Survivors(keep)
-    sizes = _Sizes(labels, surviving)
-    new_shapes = _parameter_shapes(graph, labels, surviving)
+    new, edited = _smaller_program(graph, labels, surviving)
+    replay = Replay(new, before=labels, surviving=surviving)
+    replay.run()
+    return Slicing(graph, labels, keep, replay.orders, edited, origin, new)
+
+
+def _smaller_program(graph: G, labels: Labels, surviving: Survivors) -> tuple[G, list[str]]:
+    """The program with the sizes that are left, its parameters empty, and the names of the nodes whose arguments had to change."""
     try:
-        new, edited = graph.resized(new_shapes, sizes)
+        return graph.resized(_parameter_shapes(graph, labels, surviving), _Sizes(labels, surviving))
     except IrtoolError as error:
         raise ProofError(
             f"sizes do not fit after slicing: {error.what}",
             where=error.where,
             remedy="Name the module in ignore=, and please report this model.",
         ) from error
-    replay = Replay(new, before=labels, surviving=surviving)
-    replay.run()
-    return Rewrite(graph, labels, new, replay.orders, edited, keep)
 
 
 def _parameter_shapes(graph: Graph, labels: Labels, surviving: Survivors) -> dict[str, tuple[int, ...]]:

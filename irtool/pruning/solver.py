@@ -1,4 +1,4 @@
-"""From options and scores to a proven plan: allocate, rewrite, and where the proof fails keep more together."""
+"""From options and scores to a proven plan: allocate, slice, and where the proof fails keep more together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from irtool.pruning.group_kinds import channels_at_once, whole_groups
 from irtool.pruning.latency import Way
 from irtool.pruning.names import names
 from irtool.pruning.plan import GroupKind, LayerPlan, Plan
-from irtool.pruning.plan_rewrite import own_groups, place_of, whole_rewrite
+from irtool.pruning.plan_slicing import Planned, find_slicing, own_groups, place_of
 from irtool.pruning.proof import PlaceError
 from irtool.pruning.reasons import reason_of, unseparated
 from irtool.pruning.residual import stream_pins
 from irtool.pruning.sensitivity import sensitivity
-from irtool.pruning.slicing import rewrite
+from irtool.pruning.slicing import slice_channels
 from irtool.pruning.widths import FINER, in_steps, steps_of
 
 
@@ -88,7 +88,7 @@ class Solver:
         scores = self._scores(groups)
         return float(np.nansum(self._weighed(groups, scores)[self._allocate(groups, scores)]))
 
-    def solve(self) -> Plan:
+    def solve(self) -> Planned[Graph]:
         """Plan, prove, and where the proof fails fall back: keep places, leave groups whole, couple balanced families, then pin what cannot
         be proven."""
         labels = channel_groups(self.prepared).labels
@@ -105,7 +105,8 @@ class Solver:
             scores = self._scores(groups)
             remove = self._allocate(groups, scores)
             try:
-                done = rewrite(self.prepared, labels, ~remove[groups.group] if groups.count else np.zeros(0, bool))
+                keep = ~remove[groups.group] if groups.count else np.zeros(0, bool)
+                done = slice_channels(self.prepared, labels, keep, self.graph if self.options.branches else None)
             except PlaceError as error:
                 self.together += error.pairs
                 continue
@@ -117,15 +118,14 @@ class Solver:
                     self._pin_place(error, groups, remove)
                 couple = True
                 continue
-            if self.options.budget and not self._budgeted.keeps(done.graph):
+            if self.options.budget and not self._budgeted.keeps(done.program):
                 continue
-            made = self._describe(groups, scores, remove)
-            self.graph.analyses["rewrite"] = (made, whole_rewrite(self.graph, made, done))
-            return made
+            return Planned(self._describe(groups, scores, remove), done)
         if self.options.budget:
             remedy = "Name the layers that cannot be followed in ignore=, and please report this model."
             raise PlanError("no choice of channels was proven that keeps to it", where="budget", remedy=remedy)
-        return self._describe(groups, scores, np.zeros(groups.count, bool))
+        made = self._describe(groups, scores, np.zeros(groups.count, bool))
+        return Planned(made, find_slicing(self.graph, made))
 
     def _scores(self, groups: ChannelGroups) -> Scores:
         """One score a group. Those of criteria that see data are kept while the groups are the same."""

@@ -17,10 +17,10 @@ from irtool.ir.graph import Graph
 from irtool.pruning.absorb.bias import add_to_biases
 from irtool.pruning.budget import Targets
 from irtool.pruning.plan import LayerPlan, Plan
-from irtool.pruning.plan_rewrite import find_rewrite, put_constants
+from irtool.pruning.plan_slicing import Planned, find_slicing, put_constants
 from irtool.pruning.reconstruct.images import image_batches, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Reconstruction
-from irtool.pruning.slicing import Rewrite
+from irtool.pruning.slicing import Slicing
 
 CHUNK = 32
 """Images that are run together while layers are refitted."""
@@ -61,7 +61,7 @@ def check_stages(stages: Any, budget: Mapping[str, float], data: Any) -> None:
         raise DataError("between stages layers are refitted on images", where="data", remedy="Give data=images (no labels are needed).")
 
 
-def in_stages(graph: Graph, options: Plan, data: Any, solve: Callable[[Stage], Plan]) -> Plan:
+def in_stages(graph: Graph, options: Plan, data: Any, solve: Callable[[Stage], Planned[Graph]]) -> Planned[Graph]:
     """Plan step by step.
 
     Args:
@@ -71,32 +71,32 @@ def in_stages(graph: Graph, options: Plan, data: Any, solve: Callable[[Stage], P
         solve: plans one stage.
 
     Returns:
-        A proven plan of `graph`.
+        A plan of `graph`, and its slicing.
     """
     targets = Targets.of(options.budget, graph)
     batches = split_to_fit(graph, image_batches(graph, data, IMAGES, CHUNK))
-    current, rewrites, done = graph, list[Rewrite[Any]](), Plan(())
+    current, slicings, done = graph, list[Slicing[Any]](), Plan(())
     for number in range(1, options.stages + 1):
         part = number / options.stages
         budget = {kind: max(targets.original[kind] * (most / targets.original[kind]) ** part, 1.5) for kind, most in targets.most.items()}
         widths = {(layer.parameter, layer.axis): layer.total for layer in done.layers}
         cuts = options.branches if number == 1 else ()
-        found = solve(Stage(current, dataclasses.replace(options, budget=budget, branches=cuts), widths))
+        planned = solve(Stage(current, dataclasses.replace(options, budget=budget, branches=cuts), widths))
+        found = planned.plan
         done = found if number == 1 else dataclasses.replace(done, layers=tuple(_joined(done, found)))
         if number < options.stages:
-            rewrites.append(find_rewrite(current, found))
-            put_constants(rewrites[-1], found, batches)
-            current = _refitted(rewrites, batches)
+            slicings.append(planned.slicing)
+            put_constants(slicings[-1], found, batches)
+            current = _refitted(slicings, batches)
     total = sum(layer.total for layer in done.layers)
     made = dataclasses.replace(options, layers=done.layers, notes=found.notes, ratio=done.removed / max(total, 1))
-    graph.analyses["rewrite"] = (made, find_rewrite(graph, made))
-    return made
+    return Planned(made, find_slicing(graph, made))
 
 
-def _refitted(rewrites: list[Rewrite[Any]], batches: list[Any]) -> Graph:
-    """The graph that the last of these rewrites leads to, refitted to the original."""
-    new: Graph = rewrites[-1].fill()
-    gains = Reconstruction(rewrites, new, batches).run().gains
+def _refitted(slicings: list[Slicing[Any]], batches: list[Any]) -> Graph:
+    """The graph that the last of these slicings leads to, refitted to the original."""
+    new: Graph = slicings[-1].fill()
+    gains = Reconstruction(slicings, new, batches).run().gains
     return add_to_biases(new, gains) if gains else new
 
 

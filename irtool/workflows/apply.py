@@ -22,8 +22,8 @@ from irtool.nests import map_tensors, tensors_in
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import find_rewrite
-from irtool.pruning.slicing import Rewrite
+from irtool.pruning.plan_slicing import find_slicing
+from irtool.pruning.slicing import Slicing
 from irtool.tensor_defaults import plain_tensors, seeded
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."
@@ -36,7 +36,7 @@ _TOLERANCE = 1e-9
 def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: Literal["drop", "absorb"] = "drop") -> nn.Module:
     """Remove a plan's channels from a model itself.
 
-    The rewrite is the proven one that `prune` carries out on the graph. Afterwards the model must give the pruned graph's
+    The slicing is the proven one that `prune` carries out on the graph. Afterwards the model must give the pruned graph's
     outputs in eval mode on random inputs of the example's shapes (bit-equal, or to 1e-9 relative in float64); if it does
     not, it is put back as it was. Optimizers made before hold the old parameters: make them anew.
 
@@ -65,11 +65,11 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
     if plan.branches:
         raise PlanError("the plan takes out what an addition adds, and forward adds it", where=plan.branches[0], remedy=_REMEDY)
     graph = trace(model, example_inputs)
-    rewrite = find_rewrite(graph, plan)
-    doubtful = _check_program(rewrite, model)
-    pruned = rewrite.fill()
+    slicing = find_slicing(graph, plan)
+    pruned = slicing.fill()
+    doubtful = _check_program(slicing, pruned)
     if constants == "absorb":
-        pruned = add_biases(pruned, rewrite.labels, rewrite.keep, absorption(rewrite.labels, rewrite.keep).biases)
+        pruned = add_biases(pruned, slicing.labels, slicing.keep, absorption(slicing.labels, slicing.keep).biases)
     changes = _Changes()
     try:
         _set_attributes(graph, pruned, model, changes)
@@ -98,18 +98,18 @@ class _Changes:
             slot[key] = old
 
 
-def _check_program(rewrite: Rewrite, model: nn.Module) -> list[Node]:
+def _check_program(slicing: Slicing[FxGraph], pruned: FxGraph) -> list[Node]:
     """Refuse selections that the class does not have; returns the edits of the program that only the outputs can tell about.
 
     A size in the program may stand in `forward`, or be what `forward` computed from the sizes of the example.
     """
-    nodes = {node.name: node for node in rewrite.source.nodes}
-    edited = [nodes[name] for name in rewrite.edited]
-    for path, module in rewrite.graph.module.named_modules():
-        before = rewrite.source.module.get_submodule(path)
+    nodes = {node.name: node for node in slicing.source.nodes}
+    edited = [nodes[name] for name in slicing.edited]
+    for path, module in pruned.module.named_modules():
+        before = slicing.source.module.get_submodule(path)
         if isinstance(module, ChannelSelect) and isinstance(before, ChannelSelect) and not torch.equal(module.index, before.index):
             reader = next(
-                (node for node in rewrite.source.nodes for value in node.inputs if value.producer and value.producer.host.target == path),
+                (node for node in slicing.source.nodes for value in node.inputs if value.producer and value.producer.host.target == path),
                 None,
             )
             where = reader.location if reader is not None else path

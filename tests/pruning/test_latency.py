@@ -17,6 +17,9 @@ from irtool.pruning import latency
 from irtool.pruning.budgeted import SlowError
 from irtool.pruning.latency import TOLERANCE, Attempt, search
 
+UNUSED: Any = None
+"""A plan, which the search does not look at."""
+
 
 def machine(fixed: float, bend: float = 0.0, floor: float = 0.0) -> Any:
     """Attempts on a machine where `fixed` of the time stays whatever the table says, and the rest is bent."""
@@ -24,7 +27,7 @@ def machine(fixed: float, bend: float = 0.0, floor: float = 0.0) -> Any:
     def attempt(aim: float) -> Attempt:
         if aim < floor:
             raise SlowError(floor)
-        return Attempt(irtool.Plan(()), aim, fixed + (1 - fixed) * (aim + bend * aim * (1 - aim)))
+        return Attempt(UNUSED, aim, fixed + (1 - fixed) * (aim + bend * aim * (1 - aim)))
 
     return attempt
 

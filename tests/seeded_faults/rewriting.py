@@ -106,12 +106,12 @@ def selections_are_not_tied(patch: Patch) -> None:
 
 @fault("resnet_projection", "flatten_hw")
 def parameters_are_sliced_off_by_one(patch: Patch) -> None:
-    old = slicing.Rewrite._indices
+    old = slicing.Slicing._indices
 
-    def faulty(self: slicing.Rewrite, name: str) -> dict[Any, Tensor]:
+    def faulty(self: slicing.Slicing, name: str) -> dict[Any, Tensor]:
         return {axis: (found - 1).clamp(min=0) for axis, found in old(self, name).items()}
 
-    patch.setattr(slicing.Rewrite, "_indices", faulty)
+    patch.setattr(slicing.Slicing, "_indices", faulty)
 
 
 @fault("shufflenet_v1", "shufflenet_v2", "stacked")

@@ -14,7 +14,7 @@ from irtool.ir.graph import Node, Value
 from irtool.ir.hooks import Compute
 from irtool.ops.context import varying
 from irtool.pruning.masked import Masking
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_slicing import find_slicing
 
 
 class Surviving(Masking):
@@ -52,9 +52,9 @@ def _norm(module: nn.GroupNorm | nn.LayerNorm, x: Tensor, positions: Tensor) -> 
 
 def surviving_error(graph: irtool.FxGraph, plan: irtool.Plan) -> float:
     """Relative difference between the sliced graph and the surviving channels of the original."""
-    rewrite = find_rewrite(graph, plan)
+    slicing = find_slicing(graph, plan)
     sliced = irtool.prune(graph, plan, constants="drop")
     with torch.no_grad():
-        hook = Surviving(rewrite.labels.graph, rewrite.labels, torch.from_numpy(rewrite.keep), inputs=graph.example_inputs)
-        expected = rewrite.labels.graph.run_hooked(graph.example_inputs, hook)
+        hook = Surviving(slicing.labels.graph, slicing.labels, torch.from_numpy(slicing.keep), inputs=graph.example_inputs)
+        expected = slicing.labels.graph.run_hooked(graph.example_inputs, hook)
     return difference(expected, sliced.run(*graph.example_inputs))[1]

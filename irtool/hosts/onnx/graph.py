@@ -23,6 +23,7 @@ from irtool.hosts.onnx.reader import Fix, Reader
 from irtool.hosts.onnx.runnable import Runnable
 from irtool.hosts.onnx.write_attrs import complete, resized
 from irtool.ir import frontier
+from irtool.ir.analyses import Analyses, once
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Hook
 from irtool.ir.sizes import Sizes
@@ -60,8 +61,7 @@ class OnnxGraph(OnnxEdits):
         self.operators = len(host.nodes)
         """How many operators the file has; of a graph that a pass made, those of its program."""
         self._apart = apart
-        self.analyses: dict[str, Any] = {}
-        """Results of analyses by name; they live as long as this graph, which never changes."""
+        self.analyses = Analyses()
         self.refresh(fix)
         self._apart = False
 
@@ -251,11 +251,7 @@ class OnnxGraph(OnnxEdits):
         """The values by which this graph and another form of it are compared: its outputs, as far as no size of theirs is data,
         and what goes into operators that onnxruntime does not run.
         """
-        found = self.analyses.get("compared")
-        if found is None:
-            found = self.analyses["compared"] = instead_of_outputs(self, self.data_sized, frozenset(self._runnable.declared))
-        names: list[str] = found
-        return names
+        return _compared(self)
 
     def hidden_outputs(self) -> tuple[str, ...]:
         """The outputs that are not among `compared`."""
@@ -282,3 +278,8 @@ class OnnxGraph(OnnxEdits):
         for name in list(found):
             found.update(dict.fromkeys(str(parent) for parent in Path(name).parents if str(parent) not in (".", "/")))
         return list(found)
+
+
+@once
+def _compared(graph: OnnxGraph) -> list[str]:
+    return instead_of_outputs(graph, graph.data_sized, frozenset(graph._runnable.declared))

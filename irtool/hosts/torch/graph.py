@@ -26,6 +26,7 @@ from irtool.hosts.torch.randomness import drawing_nodes
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
 from irtool.hosts.torch.resize import complete, resized
 from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
+from irtool.ir.analyses import Analyses
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Compute, Hook
@@ -73,7 +74,7 @@ class FxGraph(FxEdits):
 
     def refresh(self, fix: Fix | None = None) -> None:
         """Read the host again after an edit."""
-        self._analyses: dict[str, Any] = {}
+        self._analyses = Analyses()
         self._begin()
         reader = self._reader = Reader(self.module, self.example_inputs, fix)
         self.nodes, self.inputs, self.outputs, self.params = tuple(reader.nodes), tuple(reader.inputs), tuple(reader.outputs), reader.params
@@ -81,12 +82,18 @@ class FxGraph(FxEdits):
         self._places = {(id(slot), key): (slot, slot[key].data_ptr()) for slot, key in reader.slots if not slot[key].is_meta}
 
     @property
-    def analyses(self) -> dict[str, Any]:  # type: ignore[override]
-        """Results of analyses by name. They, and the view, are made anew if the module's tensors were exchanged (moved to
-        another device or type, loaded with `assign=True`); training in place leaves them as they are."""
-        if any(slot[key] is None or slot[key].data_ptr() != place for (_, key), (slot, place) in self._places.items()):
-            self.refresh()
+    def analyses(self) -> Analyses:  # type: ignore[override]
+        """What was found out about the graph, as its tensors are now; see `follow`."""
+        self.follow()
         return self._analyses
+
+    def follow(self) -> bool:
+        """Read the module again if its tensors were exchanged (moved to another device or type, loaded with `assign=True`); whether
+        they were. Training in place leaves everything as it is."""
+        exchanged = any(slot[key] is None or slot[key].data_ptr() != place for (_, key), (slot, place) in self._places.items())
+        if exchanged:
+            self.refresh()
+        return exchanged
 
     def run(self, *inputs: Any) -> Any:
         """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
@@ -154,11 +161,7 @@ class FxGraph(FxEdits):
 
     def drawing(self) -> Sequence[Node]:
         """The nodes that draw random numbers on the example in eval mode."""
-        found = self.analyses.get("random")
-        if found is None:
-            found = self.analyses["random"] = drawing_nodes(self)
-        nodes: list[Node] = found
-        return nodes
+        return drawing_nodes(self)
 
     def counted_macs(self, node: Node) -> int | None:
         """Multiply-accumulates of an operator by torch's counter; None where it does not run on tensors without data."""

@@ -9,12 +9,14 @@ import torch
 from irtool.hosts.torch.interpreter import steps
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.ir.analyses import once
 from irtool.ir.graph import Node
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
 
 
+@once
 def drawing_nodes(graph: FxGraph) -> list[Node]:
     """The nodes that draw random numbers on the example, found by looking at the generator's state after each."""
     found = []

@@ -76,7 +76,7 @@ def absorption(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[An
     elif calibration is not None:
         means = calibrate(labels, taking.values(), calibration)
     else:
-        known = expectations(labels) if taking else {}
+        known = expectations(labels.graph) if taking else {}
         means = {name: known[node.input][0] for name, node in taking.items()}
     found, done = Absorption(), set[str]()
     for node in losing:

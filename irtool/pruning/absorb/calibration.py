@@ -14,8 +14,8 @@ from irtool.channels.labels import Labels
 from irtool.errors import DataError, GraphError
 from irtool.pruning.absorb.absorb import Absorption, absorption
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_rewrite import put_constants
-from irtool.pruning.slicing import Rewrite
+from irtool.pruning.plan_slicing import put_constants
+from irtool.pruning.slicing import Slicing
 
 _REMEDY = "Give a list of batches, each a tensor of the example's sizes (any batch size), or a tuple of the arguments of forward."
 
@@ -27,17 +27,17 @@ def listed(calibration: Any) -> Iterable[Any]:
     return calibration
 
 
-def constants_of_branches(rewrite: Rewrite[Any], plan: Plan, calibration: Iterable[Any] | None, *, drop: bool) -> list[str]:
+def constants_of_branches(slicing: Slicing[Any], plan: Plan, calibration: Iterable[Any] | None, *, drop: bool) -> list[str]:
     """`put_constants`, with batches from outside.
 
     Raises:
         DataError: these are no batches, or the model does not run on one.
     """
     if calibration is None or not plan.branches:
-        return put_constants(rewrite, plan, drop=drop)
+        return put_constants(slicing, plan, drop=drop)
     batches = [tuple(batch) if isinstance(batch, tuple | list) else (batch,) for batch in listed(calibration)]
     with _explained():
-        return put_constants(rewrite, plan, batches, drop=drop)
+        return put_constants(slicing, plan, batches, drop=drop)
 
 
 def measured(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any] | None) -> Absorption:

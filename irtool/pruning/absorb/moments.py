@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 
-from irtool.channels.labels import Labels
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.moments import Found, Moments, shrunk, unknown
 from irtool.ops.properties import TELLS_MOMENTS
@@ -21,17 +20,16 @@ from irtool.ops.spec import spec_of
 from irtool.ops.writes import written_through
 
 
-def expectations(labels: Labels, *, constant: bool = False) -> dict[Value, Moments]:
+def expectations(graph: Graph, *, constant: bool = False) -> dict[Value, Moments]:
     """Mean and variance of every entry of every value, as far as batch norms tell.
 
     The entries that an average or a maximum is taken over are held to be alike, which is exact for channels that are constant.
 
     Args:
-        labels: the first walk.
+        graph: the graph.
         constant: as if all batch norms gave their mean everywhere: means are then exact.
     """
-    graph = labels.graph
-    real = expectations(labels) if constant else {}
+    real = expectations(graph) if constant else {}
     found: dict[Value, Moments] = {}
     with graph.evaluating(), torch.no_grad():
         for node in graph.nodes:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from irtool.channels.labels import Labels
-from irtool.ir.graph import Node, Value
+from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Compute
 from irtool.ops.moments import Moments
 from irtool.pruning.absorb.absorb import Absorption
@@ -18,30 +17,34 @@ from irtool.pruning.absorb.moments import expectations
 
 
 @torch.no_grad()
-def added_by_layers(labels: Labels, found: Absorption) -> dict[str, Tensor]:
+def added_by_layers(graph: Graph, found: Absorption) -> dict[str, Tensor]:
     """Compute what absorbed constants add to the output of each call of each layer: its output for an image of them.
 
     Spread evenly over positions and over the calls that share a bias, as a bias does. Shapes broadcast against the output.
+
+    Args:
+        graph: the original, or a copy of it in another type: layers are found by name.
+        found: what is absorbed.
     """
-    nodes = {node.name: node for node in labels.graph.nodes}
+    nodes = {node.name: node for node in graph.nodes}
     made = {}
     for name, fill in found.fills.items():
         node = nodes[name]
         image = fill.expand(node.input.sizes)
-        effect = labels.graph.layer(node, image) - labels.graph.layer(node, torch.zeros_like(image))
+        effect = graph.layer(node, image) - graph.layer(node, torch.zeros_like(image))
         axis = channel_axis(node, node.output)
         made[name] = effect.mean([d for d in range(effect.dim()) if d != axis], keepdim=True)
     return {name: torch.stack([made[call] for call in calls]).mean(0) for calls in found.calls.values() for name in calls}
 
 
-def deviation(labels: Labels, layers: Collection[str], inputs: tuple[Any, ...]) -> float:
+def deviation(graph: Graph, layers: Collection[str], inputs: tuple[Any, ...]) -> float:
     """How far the means that layers' inputs are taken to have are from the inputs of a model whose channels are constant.
 
     Every batch norm gives its shift at every position, whatever flows in, and the rest of the model runs as it is: what
     arrives at a layer then must be the mean that is known of it, entry by entry. Relative to the largest entry, or shift.
     """
-    hook = _Constant(expectations(labels, constant=True), layers)
-    labels.graph.run_hooked(inputs, hook)
+    hook = _Constant(expectations(graph, constant=True), layers)
+    graph.run_hooked(inputs, hook)
     return hook.off
 
 

@@ -25,7 +25,7 @@ from irtool.pruning.reconstruct.images import size_of
 from irtool.pruning.reconstruct.least_squares import KEPT_ROWS, WIDE, Fit, Regression
 from irtool.pruning.reconstruct.refit import Task, tasks
 from irtool.pruning.reconstruct.rows import as_blocks, from_blocks, inputs_at, outputs_at, sample
-from irtool.pruning.slicing import Rewrite
+from irtool.pruning.slicing import Slicing
 
 HELD_OUT = 4
 """One image in so many is held out."""
@@ -90,7 +90,7 @@ class Reconstruction:
     """The walk.
 
     Args:
-        rewrites: the proven rewrites that lead from the original to the sliced graph: they say what stayed where.
+        slicings: the proven slicings that lead from the original to the sliced graph: they say what stayed where.
         new: the graph of the last, filled: weights are exchanged in it.
         batches: arguments of the graphs.
         weights: whether weights may change, or biases alone.
@@ -101,7 +101,7 @@ class Reconstruction:
         progress: told of it.
     """
 
-    rewrites: Sequence[Rewrite[Any]]
+    slicings: Sequence[Slicing[Any]]
     new: Graph
     batches: Sequence[Batch]
     weights: bool = True
@@ -115,7 +115,7 @@ class Reconstruction:
     @torch.no_grad()
     def run(self) -> Outcome:
         """Fit the layers in order."""
-        found, notes = tasks(self.rewrites, self.new, self.ignore)
+        found, notes = tasks(self.slicings, self.new, self.ignore)
         outcome = Outcome(notes=notes)
         frontier = self.new.side_by_side(self.batches, [task.stop for task in found])
         found = [task for task in found if frontier.usable(task.stop)]
@@ -143,7 +143,7 @@ class Reconstruction:
                 for place, task in aims[name]:
                     self._samples[task.node.name, number] = self._sample(task, value, size, each, (place << 24) + number)
 
-            (self.rewrites[0].origin or self.rewrites[0].labels.graph).observe(batch, set(aims), seen)
+            (self.slicings[0].origin or self.slicings[0].labels.graph).observe(batch, set(aims), seen)
 
     def _sample(self, task: Task, value: Tensor, size: int, each: int, seed: int) -> _Sample:
         value = task.aligned(value)

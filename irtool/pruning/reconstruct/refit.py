@@ -17,7 +17,7 @@ from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import LAYERS, WINDOWED
 from irtool.pruning.absorb.contribution import channel_axis, has_plain_window, weight_of
 from irtool.pruning.names import names
-from irtool.pruning.slicing import Rewrite
+from irtool.pruning.slicing import Slicing
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,28 @@ class Task:
         return value
 
 
-def tasks(rewrites: Sequence[Rewrite[Any]], new: Graph, ignore: Sequence[str]) -> tuple[list[Task], list[str]]:
+def tasks(slicings: Sequence[Slicing[Any]], new: Graph, ignore: Sequence[str]) -> tuple[list[Task], list[str]]:
     """The layers that can be refitted, in the order in which they run, and a note on each that cannot.
 
     Args:
-        rewrites: the proven rewrites that lead from the original to the sliced graph, one after the other.
+        slicings: the proven slicings that lead from the original to the sliced graph, one after the other.
         new: the graph of the last, filled.
         ignore: module paths, or node names, whose layers stay as they are.
 
     Raises:
         LayerError: a name in `ignore` that no layer has.
     """
-    sources = {node.name: node for node in rewrites[0].labels.graph.nodes}
+    sources = {node.name: node for node in slicings[0].labels.graph.nodes}
     found, notes, order = [], [], {node.name: index for index, node in enumerate(new.nodes)}
     left = _ignored(new, ignore)
     for node in new.nodes:
         if node.op not in LAYERS or weight_of(node) is None or (node.op == "MatMul" and not node.inputs[-1].is_param):
             continue
-        reason = "ignored" if node.name in left else _unfit(rewrites[0], new, node)
+        reason = "ignored" if node.name in left else _unfit(slicings[0], new, node)
         source = sources.get(node.name)
         if reason is None and source is not None:
             try:
-                found.append(_task(rewrites, node, source, sources, order))
+                found.append(_task(slicings, node, source, sources, order))
                 continue
             except _UnclearError as error:
                 reason = str(error)
@@ -100,7 +100,7 @@ def _ignored(graph: Graph, ignore: Sequence[str]) -> set[str]:
     return found
 
 
-def _unfit(rewrite: Rewrite[Any], graph: Graph, node: Node) -> str | None:
+def _unfit(slicing: Slicing[Any], graph: Graph, node: Node) -> str | None:
     """Why a layer cannot be refitted."""
     weight = weight_of(node)
     assert weight is not None
@@ -115,19 +115,19 @@ def _unfit(rewrite: Rewrite[Any], graph: Graph, node: Node) -> str | None:
         return "its bias is computed"
     if node.input.is_param or (node.op in ("Gemm", "MatMul") and len(weight.sizes) != 2):
         return "it is no plain layer"
-    if not has_plain_window(node) or rewrite.labels.decisions.get((node.name, "slides")):
+    if not has_plain_window(node) or slicing.labels.decisions.get((node.name, "slides")):
         return "its window cannot be told"
     return None
 
 
-def _task(rewrites: Sequence[Rewrite[Any]], node: Node, source: Node, sources: dict[str, Node], order: dict[str, int]) -> Task:
+def _task(slicings: Sequence[Slicing[Any]], node: Node, source: Node, sources: dict[str, Node], order: dict[str, int]) -> Task:
     axis = channel_axis(node, node.output)
-    kept = kept_outputs(rewrites, node)
+    kept = kept_outputs(slicings, node)
     count = source.output.sizes[axis] if kept is None else kept.numel()
     if len(source.output.sizes) != len(node.output.sizes) or count != node.output.sizes[axis]:
         raise _UnclearError("its outputs are not those of the original")
     beside = tuple(
-        (other, _along(rewrites, source.output.name, other))
+        (other, _along(slicings, source.output.name, other))
         for other, (was, size) in enumerate(zip(source.output.sizes, node.output.sizes, strict=True))
         if other != axis and was != size
     )
@@ -137,29 +137,29 @@ def _task(rewrites: Sequence[Rewrite[Any]], node: Node, source: Node, sources: d
     return Task(node, (added or node).name, kept, beside, operand, scale, shift)
 
 
-def kept_outputs(rewrites: Sequence[Rewrite[Any]], node: Node) -> Tensor | None:
-    """The positions of the outputs that stay, as the weight was sliced: read off the proven rewrites."""
+def kept_outputs(slicings: Sequence[Slicing[Any]], node: Node) -> Tensor | None:
+    """The positions of the outputs that stay, as the weight was sliced: read off the proven slicings."""
     weight, found = weight_of(node), None
     assert weight is not None
-    depthwise = rewrites[0].labels.decisions.get((node.name, "depthwise"), False)
+    depthwise = slicings[0].labels.decisions.get((node.name, "depthwise"), False)
     wanted = 1 if inputs_first(node) and not (node.op in WINDOWED and depthwise) else 0
-    for rewrite in rewrites:
-        for (name, axis), order in rewrite.orders.items():
+    for slicing in slicings:
+        for (name, axis), order in slicing.orders.items():
             if order is not None and name == weight.name and (axis if isinstance(axis, int) else axis[0]) == wanted:
                 found = order if found is None else found[order]
     return found
 
 
-def _along(rewrites: Sequence[Rewrite[Any]], name: str, axis: int) -> Tensor:
+def _along(slicings: Sequence[Slicing[Any]], name: str, axis: int) -> Tensor:
     """The positions that stay along another axis of a value than the channels' (positions are mixed there, not channels)."""
     found: Tensor | None = None
-    for rewrite in rewrites:
-        value = next((value for value in rewrite.labels.values if value.name == name), None)
-        parts = () if value is None else rewrite.labels.parts(value)
+    for slicing in slicings:
+        value = next((value for value in slicing.labels.values if value.name == name), None)
+        parts = () if value is None else slicing.labels.parts(value)
         if value is None or len(parts) != 1 or parts[0].numel() != parts[0].shape[axis]:
             raise _UnclearError("channels lie along several axes of its output")
         entries = parts[0].reshape(-1).expand(value.sizes[axis])
-        stays = torch.where(entries >= 0, torch.from_numpy(rewrite.keep)[entries], True).nonzero()[:, 0]
+        stays = torch.where(entries >= 0, torch.from_numpy(slicing.keep)[entries], True).nonzero()[:, 0]
         found = stays if found is None else found[stays]
     assert found is not None
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from irtool.ir.graph import G, Graph, Node
 from irtool.pruning.absorb.contribution import channel_axis
 from irtool.pruning.reconstruct.refit import kept_outputs
-from irtool.pruning.slicing import Rewrite
+from irtool.pruning.slicing import Slicing
 
 
 def is_refitted(graph: Graph, original: Graph) -> bool:
@@ -22,31 +22,31 @@ def is_refitted(graph: Graph, original: Graph) -> bool:
     return any(step["step"] == "reconstruct" for step in graph.history[len(original.history) :])
 
 
-def restored(rewrite: Rewrite[G], refitted: G) -> tuple[G, dict[str, Tensor]]:
+def restored(slicing: Slicing[G], refitted: G) -> tuple[G, dict[str, Tensor]]:
     """The original with the refitted values, and what the outputs of layers gain that were given a bias, by name.
 
     Args:
-        rewrite: the proven rewrite that led to the sliced graph.
+        slicing: the proven slicing that led to the sliced graph.
         refitted: that graph, refitted.
     """
-    reference = cast(G, rewrite.labels.graph.clone())
+    reference = cast(G, slicing.labels.graph.clone())
     for name, value in refitted.params.items():
         own = reference.params.get(name)
         if own is None or own.data is None or value.data is None or not value.data.is_floating_point():
             continue
-        places = rewrite.sliced(name, torch.arange(own.data.numel(), device=own.data.device).reshape(own.data.shape))
+        places = slicing.sliced(name, torch.arange(own.data.numel(), device=own.data.device).reshape(own.data.shape))
         if places.shape == value.data.shape:
             data = own.data.detach().clone().flatten()
             data[places.flatten()] = value.data.detach().flatten()
             reference.set_param(name, data.reshape(own.data.shape))
     names = [name for step in refitted.history if step["step"] == "reconstruct" for name in step["biases"]]
-    return reference, {name: _gain(rewrite, reference.node(name), refitted.node(name)) for name in names}
+    return reference, {name: _gain(slicing, reference.node(name), refitted.node(name)) for name in names}
 
 
-def _gain(rewrite: Rewrite[Any], original: Node, node: Node) -> Tensor:
+def _gain(slicing: Slicing[Any], original: Node, node: Node) -> Tensor:
     """What a layer's new bias adds to that which it has in the original, in the shape of the original's output."""
     axis = channel_axis(original, original.output)
-    kept = kept_outputs([rewrite], node)
+    kept = kept_outputs([slicing], node)
     own, bias = original.get("bias"), _bias(node)
     gain = torch.zeros(original.output.sizes[axis], dtype=torch.float64)
     kept = torch.arange(len(gain)) if kept is None else kept

@@ -20,7 +20,7 @@ from irtool.errors import CheckError, IrtoolError, OptionError, PlanError
 from irtool.hosts.onnx.load import from_model
 from irtool.passmanager import Rewritten
 from irtool.pruning.masked import masked_run
-from irtool.pruning.plan_rewrite import find_rewrite
+from irtool.pruning.plan_slicing import find_slicing
 
 REAL = ["basic_pitch_nmp", "light_densenet121", "light_inception_v1", "light_resnet50", "light_shufflenet", "light_squeezenet", "mtcnn_pnet", "mtcnn_rnet",
         "ppocr_cls_mobilenetv3", "ppocr_v4_det", "super_resolution_opset11", "ultraface_rfb_320", "yunet_n_320"]  # fmt: skip
@@ -42,8 +42,8 @@ def test_sliced_equals_masked(name: str, scope: str, ratio: float, tmp_path: Pat
     assert size == os.path.getsize(tmp_path / "small.onnx")
     assert irtool.cost(smaller).params < irtool.cost(graph).params
     x = np.random.default_rng(1).normal(size=graph.inputs[0].sizes).astype(np.float32)
-    rewrite = find_rewrite(graph, plan)
-    masked = masked_run(graph, rewrite.labels, torch.from_numpy(rewrite.keep), (torch.from_numpy(x),), survivors=True).outputs[0].numpy()
+    slicing = find_slicing(graph, plan)
+    masked = masked_run(graph, slicing.labels, torch.from_numpy(slicing.keep), (torch.from_numpy(x),), survivors=True).outputs[0].numpy()
     assert relative(masked, in_onnxruntime(tmp_path / "small.onnx", x)[0]) <= 1e-5
     if name != "selected":  # its lowest channels are those that nobody reads
         assert relative(masked, in_onnxruntime(model.SerializeToString(), x)[0]) > 1e-4  # the mask does something

@@ -1,9 +1,12 @@
-"""The proven rewrite that a plan stands for: made anew on a graph, or refused with what does not fit."""
+"""The proven slicing that a plan stands for: what planning proved, or proven on a graph, or refused with what does not fit."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -12,11 +15,41 @@ from numpy.typing import NDArray
 from irtool.channels.groups import ChannelGroups, channel_groups
 from irtool.channels.labels import Layer
 from irtool.errors import PlanError, ProofError
-from irtool.ir.graph import G
+from irtool.ir.analyses import once
+from irtool.ir.graph import G, Graph
 from irtool.pruning.branches import chosen_branches, cut, mean_outputs, set_constants
 from irtool.pruning.plan import Plan, check_once, check_positions
 from irtool.pruning.residual import insert_selects
-from irtool.pruning.slicing import Rewrite, rewrite
+from irtool.pruning.slicing import Slicing, slice_channels
+
+
+@dataclass(frozen=True)
+class Planned(Generic[G]):
+    """A plan, and the slicing that planning proved for it."""
+
+    plan: Plan
+    slicing: Slicing[G]
+
+    def saying(self, **changes: Any) -> Planned[G]:
+        """The same choice of channels, of which other fields of the plan say something else."""
+        return Planned(dataclasses.replace(self.plan, **changes), self.slicing)
+
+    def remembered(self, graph: G) -> Plan:
+        """The plan, for the user. Its slicing is kept with the graph that it is for, as long as both live."""
+        _proven(graph)[self.plan] = on_copy(self.slicing, graph, self.plan)
+        return self.plan
+
+
+@once
+def _proven(graph: Graph) -> WeakKeyDictionary[Plan, Slicing[Any]]:
+    """The slicings of a graph that were proven, each as long as somebody holds its plan: nothing but a plan can ask for it."""
+    return WeakKeyDictionary()
+
+
+@once
+def _prepared(graph: Graph) -> WeakValueDictionary[tuple[str, ...], Graph]:
+    """The forms of a graph that plans speak of, each as long as a slicing, or somebody at work, holds it."""
+    return WeakValueDictionary()
 
 
 def prepare(graph: G, residual: str, branches: Sequence[str] = ()) -> G:
@@ -27,28 +60,45 @@ def prepare(graph: G, residual: str, branches: Sequence[str] = ()) -> G:
     """
     if residual != "select" and not branches:
         return graph
-    known: dict[tuple[str, ...], G] = graph.analyses.setdefault("prepared", {})
-    key = (residual, *branches)
-    if key not in known:
+    known, key = cast("WeakValueDictionary[tuple[str, ...], G]", _prepared(graph)), (residual, *branches)
+    found = known.get(key)
+    if found is None or not _shares_weights(found, graph):
         left = cut(graph, branches) if branches else graph
-        known[key] = insert_selects(left, shared=True) if residual == "select" else left
-    return known[key]
+        found = known[key] = insert_selects(left, shared=True) if residual == "select" else left
+    return found
 
 
-def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
-    """The proven rewrite for a plan: the one that planning made, or made anew for a plan from a file.
+def find_slicing(graph: G, plan: Plan) -> Slicing[G]:
+    """The proven slicing for a plan: the one that planning made, or made once for a plan from a file.
 
     Raises:
         PlanError: the plan belongs to another model.
         ProofError: it cannot be carried out on this graph.
 
-    Where branches went, `set_constants` says what they added before the rewrite is filled: until then it is 0, or what it was last.
+    Where branches went, `put_constants` says what they added before the slicing is filled: until then it is 0, or what it was last.
     """
-    cached = graph.analyses.pop("rewrite", None)
-    if isinstance(cached, tuple) and cached[0] is plan:
-        found = cached[1]
-        assert isinstance(found, Rewrite)
-        return found
+    known = _proven(graph)
+    found = known.get(plan)
+    if found is None or not _shares_weights(found.source, graph):
+        found = known[plan] = _slicing_of(graph, plan)
+    return found
+
+
+def on_copy(slicing: Slicing[G], graph: G, plan: Plan) -> Slicing[G]:
+    """A plan's slicing, for a copy of the graph that it is of: the same program, in which some parameters may have other values."""
+    prepared = prepare(graph, plan.residual, plan.branches)
+    return slicing if prepared is slicing.source else slicing.on(prepared, graph if plan.branches else None)
+
+
+def _shares_weights(prepared: Graph, graph: Graph) -> bool:
+    """Whether a form of a graph lies over the graph's own weights: `set_param` on the graph may have exchanged some."""
+    if prepared is graph:
+        return True
+    pairs = [(prepared.params[name].data, value.data) for name, value in graph.params.items() if name in prepared.params]
+    return all(a is b or (a is not None and b is not None and a.data_ptr() == b.data_ptr()) for a, b in pairs)
+
+
+def _slicing_of(graph: G, plan: Plan) -> Slicing[G]:
     prepared = prepare(graph, plan.residual, plan.branches)
     groups = channel_groups(prepared)
     remove = _removed(plan, groups)
@@ -56,7 +106,7 @@ def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
         group = int(np.flatnonzero(remove & groups.pinned)[0])
         raise PlanError(f"the plan removes channels that must stay: {groups.reasons[group]}", remedy="Make the plan again for this model.")
     try:
-        return whole_rewrite(graph, plan, rewrite(prepared, groups.labels, ~remove[groups.group]))
+        return slice_channels(prepared, groups.labels, ~remove[groups.group], graph if plan.branches else None)
     except ProofError as error:  # planning proves what it makes: this plan was changed, or is another model's
         uneven = _uneven(groups, remove)
         what, where = (
@@ -68,17 +118,11 @@ def find_rewrite(graph: G, plan: Plan) -> Rewrite[G]:
         raise ProofError(f"the plan cannot be carried out: {what}", where=where, remedy=remedy) from error
 
 
-def whole_rewrite(graph: G, plan: Plan, found: Rewrite[G]) -> Rewrite[G]:
-    """A rewrite that knows the graph with the branches that the plan takes out."""
-    found.origin = graph if plan.branches else None
-    return found
-
-
-def put_constants(found: Rewrite[G], plan: Plan, batches: Iterable[tuple[Any, ...]] | None = None, *, drop: bool = False) -> list[str]:
-    """Put what the branches that went added on average into a rewrite that is not filled yet; names of those of which nothing tells it.
+def put_constants(found: Slicing[G], plan: Plan, batches: Iterable[tuple[Any, ...]] | None = None, *, drop: bool = False) -> list[str]:
+    """Put what the branches that went added on average into the source of a slicing, for `fill`; names of those of which nothing tells it.
 
     Args:
-        found: the rewrite.
+        found: the slicing.
         plan: the plan that it carries out.
         batches: what to measure it on; without them batch norm's statistics tell.
         drop: put 0, as if removed channels had been zero.
