@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from irtool.errors import GraphError, OptionError
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import steps
+from irtool.ir.frontier import Stop
 from irtool.ir.graph import G, Graph, Node
-from irtool.modes import evaluating
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
 from irtool.passmanager import ChangesValues, Pass, Rewritten, register
 
@@ -65,7 +63,7 @@ class RecalibrateBatchNorm(ChangesValues, Pass):
         if not norms:
             return Rewritten(graph, notes)
         new = graph.clone()
-        if not isinstance(graph, FxGraph):
+        if not graph.trainable:
             raise GraphError("batch norms of an ONNX graph stay as they are", remedy="Recalibrate the torch model, then export it.")
         batches = [batch if isinstance(batch, tuple) else (batch,) for batch in self.batches]
         if not batches:
@@ -113,13 +111,12 @@ def _fixed(graph: Graph) -> list[Node]:
     return [node for node in graph.nodes if node.op == "BatchNormalization" and not_fixed(node) is None]
 
 
-def _measured(graph: FxGraph, batches: Sequence[tuple[Any, ...]], *, together: bool) -> tuple[dict[str, _Moments], list[str]]:
+def _measured(graph: Graph, batches: Sequence[tuple[Any, ...]], *, together: bool) -> tuple[dict[str, _Moments], list[str]]:
     """Moments of what is read under each name of a mean, and notes on where they are not quite those of use."""
     copy, found, numbered = graph.clone(), dict[str, _Moments](), dict(enumerate(batches))
     norms = _fixed(copy)
-    with evaluating(copy.module):  # runs side by side would each put the flags back
-        for group in [numbered] if together else [{number: batch} for number, batch in numbered.items()]:
-            _advance(copy, norms, group, found, biased=not together)
+    for group in [numbered] if together else [{number: batch} for number, batch in numbered.items()]:
+        _advance(copy, norms, group, found, biased=not together)
     counts = Counter(node.operands["running_mean"].name for node in norms)
     shared = [
         f"{name} serves {count} batch norms: in use none reads quite what was measured" for name, count in counts.items() if count > 1
@@ -127,45 +124,23 @@ def _measured(graph: FxGraph, batches: Sequence[tuple[Any, ...]], *, together: b
     return found, shared if together else []
 
 
-class _Inputs:
-    """A hook that shows what batch norms read in the place of what they give: a copy, to be normalised in place."""
-
-    def __init__(self, norms: Sequence[Node]) -> None:
-        self._source = {node.host: node.host.args[0] if node.host.args else node.host.kwargs["input"] for node in norms}
-        self._last = {source: host for host, source in self._source.items()}
-        self._kept: dict[fx.Node, Tensor] = {}
-
-    def __call__(self, node: Node | None, host: fx.Node, value: Any) -> Any:
-        source = self._source.get(host)
-        if source is not None:
-            value = self._kept[source].clone()
-            if self._last[source] is host:
-                del self._kept[source]
-        if host in self._last:
-            self._kept[host] = value
-        return value
-
-
 def _advance(
-    graph: FxGraph, norms: Sequence[Node], group: Mapping[int, tuple[Any, ...]], found: dict[str, _Moments], *, biased: bool
+    graph: Graph, norms: Sequence[Node], group: Mapping[int, tuple[Any, ...]], found: dict[str, _Moments], *, biased: bool
 ) -> None:
     """Run batches side by side, from batch norm to batch norm; each is normalised by the moments of the whole group."""
-    runs = [_stops(steps(graph, batch, _Inputs(norms)), norms) for batch in group.values()]
-    for stopped in zip(*runs, strict=True):
-        node = stopped[0][0]
-        here, total = _Moments(), found.setdefault(node.operands["running_mean"].name, _Moments())
-        for number, (_, value) in zip(group, stopped, strict=True):
-            _refuse_useless(value, node, number)
-            here.add(value)
-            total.add(value)
-        for _, value in stopped:
-            _normalise(value, node, here.mean, here.biased() if biased else here.unbiased())
-
-
-def _stops(run: Generator[Any, None, Any], norms: Sequence[Node]) -> Iterator[tuple[Node, Tensor]]:
-    for node, _, value in run:
-        if node in norms:
-            yield node, value
+    frontier = graph.side_by_side(list(group.values()), [Stop(node, [(node.input, node)]) for node in norms])
+    with frontier.running(), torch.no_grad():
+        for node in norms:
+            frontier.advance(node)
+            here, total = _Moments(), found.setdefault(node.operands["running_mean"].name, _Moments())
+            for place, number in enumerate(group):
+                value = frontier.value(place, node.input)
+                _refuse_useless(value, node, number)
+                here.add(value)
+                total.add(value)
+            for place in range(len(group)):
+                value = frontier.value(place, node.input)
+                frontier.give(place, node, _normalised(value, node, here.mean, here.biased() if biased else here.unbiased()))
 
 
 def _refuse_useless(value: Tensor, node: Node, number: int) -> None:
@@ -179,7 +154,7 @@ def _refuse_useless(value: Tensor, node: Node, number: int) -> None:
         )
 
 
-def _normalise(x: Tensor, node: Node, mean: Tensor, var: Tensor) -> None:
-    """Write batch norm's output over its input."""
+def _normalised(x: Tensor, node: Node, mean: Tensor, var: Tensor) -> Tensor:
+    """The batch norm's output with other statistics than its own."""
     scale, shift = (part.to(x).view(1, -1, *(1,) * (x.dim() - 2)) for part in scale_and_shift(node, mean, var))
-    x.mul_(scale).add_(shift)
+    return (x * scale).add_(shift)

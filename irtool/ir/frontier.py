@@ -49,5 +49,8 @@ class Frontier(Protocol):
     def value(self, batch: int, value: Value) -> Tensor:
         """A value that the stop looks at."""
 
+    def give(self, batch: int, node: Node, x: Tensor) -> None:
+        """Let the node of this stop, which has one output, give something else in this batch than it would."""
+
     def output(self, node: Node, x: Tensor) -> Tensor:
         """Compute a layer for an input of its own, weights as they are."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.errors import GraphError
+from irtool.ir.frontier import Stop
 from irtool.ir.graph import Graph, Node, Value
 
 TOLERANCE = 1e-5
@@ -429,3 +430,22 @@ def test_a_long_series_of_edits_takes_time_like_its_length(host: Host, tmp_path:
     graph.commit()
     assert sum(node.op == "Neg" for node in graph.nodes) == 200
     assert sum(node.op == "Tanh" for node in graph.nodes) == 0
+
+
+def test_batches_side_by_side_take_what_a_stop_gives(host: Host, tmp_path: Path) -> None:
+    graph = host.read(Single(), tmp_path)
+    relu = node_of(graph, "Relu")
+    (conv,) = relu.output.uses
+    frontier = graph.side_by_side([(X,), (2 * X,)], [Stop(node, [(node.input, node)]) for node in (relu, conv)])
+    with frontier.running(), torch.no_grad():
+        frontier.advance(relu)
+        read = frontier.value(1, relu.input).clone()
+        frontier.give(0, relu, -frontier.value(0, relu.input))
+        frontier.give(1, relu, read.tanh())
+        frontier.advance(conv)
+        seen = [frontier.value(batch, conv.input).clone() for batch in range(2)]
+    net = Single().eval()
+    with torch.no_grad():
+        assert far(seen[0], -net.first(X)) <= TOLERANCE
+        assert far(seen[1], net.first(2 * X).tanh()) <= TOLERANCE
+        assert far(graph.run(X), net(X)) <= TOLERANCE, "the graph itself stays"

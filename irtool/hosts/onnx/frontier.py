@@ -43,6 +43,7 @@ class OnnxFrontier:
         self._place = {stop.node.name: place[stop.node.host.name] for stop in stops}
         self._next, self._unseen = 0, graph.behind_foreign()
         self._outside = set(graph.host.tensors())
+        self._given: set[str] = set()
         self._last: dict[str, int] = {}
         end = max(self._place.values(), default=0)
         for number, host in enumerate(self._hosts[: end + 1]):
@@ -71,7 +72,7 @@ class OnnxFrontier:
         """Run all batches up to this stop."""
         place = self._place[node.name]
         hosts, self._next = self._hosts[self._next : place], place
-        hosts = [host for host in hosts if not any(output.name in self._unseen for output in host.outputs)]
+        hosts = [host for host in hosts if not any(output.name in self._unseen | self._given for output in host.outputs)]
         if not hosts:
             return
         made = [output.name for host in hosts for output in host.outputs if output.name]
@@ -88,6 +89,11 @@ class OnnxFrontier:
     def value(self, batch: int, value: Value) -> Tensor:
         """A value that the stop looks at."""
         return torch.from_numpy(np.array(self._live[batch][value.name]))
+
+    def give(self, batch: int, node: Node, x: Tensor) -> None:
+        """Let the node of this stop give something else in this batch than it would."""
+        self._live[batch][node.output.name] = x.detach().cpu().numpy()
+        self._given.add(node.output.name)
 
     def output(self, node: Node, x: Tensor) -> Tensor:
         """Compute a layer for an input of its own."""

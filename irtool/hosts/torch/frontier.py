@@ -51,6 +51,7 @@ class TorchFrontier:
                     self._source[stop.node.name, value] = source
                     self._last[source] = max(self._last.get(source, 0), self._place[stop.node.host])
         self._kept: list[dict[fx.Node, Tensor]] = [{} for _ in batches]
+        self._given: dict[tuple[int, fx.Node], Tensor] = {}
         self._runs = [steps(graph, batch, partial(self._hook, number)) for number, batch in enumerate(batches)]
 
     def usable(self, stop: Stop) -> bool:
@@ -67,6 +68,7 @@ class TorchFrontier:
                 for run in self._runs:
                     run.close()
                 self._kept.clear()
+                self._given.clear()
 
     def advance(self, node: Node) -> None:
         """Run all batches up to this stop."""
@@ -82,11 +84,16 @@ class TorchFrontier:
         """A value that the stop looks at."""
         return self._kept[batch][self._source[self._stop, value]]
 
+    def give(self, batch: int, node: Node, x: Tensor) -> None:
+        """Let the node of this stop give something else in this batch than it would."""
+        self._given[batch, node.host] = x
+
     def output(self, node: Node, x: Tensor) -> Tensor:
         """Compute a layer for an input of its own."""
         return self.graph.evaluate(node, {node.input: x})[0]
 
     def _hook(self, number: int, view: Node | None, host: fx.Node, value: Any) -> Any:
+        value = self._given.pop((number, host), value) if self._given else value
         added = self.added.get(view.name) if view is not None and self.added else None
         if added is not None:
             value = value + added.to(value)
