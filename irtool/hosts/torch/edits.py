@@ -251,8 +251,11 @@ class FxEdits(FxParameters):
         if host.op == "call_module":
             tensor = nn.Parameter(data)
             _, owner = self._pending.pop(bias), submodule(self.module, str(host.target))
-            self._former += [held for held in (owner._parameters.get("bias"),) if held is not None]
+            former = owner._parameters.get("bias")
             owner.bias = tensor
+            if former is not None:
+                self._former.append(former)
+                self._call_anew(former)
             bias.data = tensor.detach()
             self._places[id(owner._parameters), "bias"] = (owner._parameters, tensor.data_ptr())
             self._know(bias, f"{host.target}.bias", tensor)
