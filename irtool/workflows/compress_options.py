@@ -100,28 +100,9 @@ class CompressOptions:
             OptionError: a value that can never work, or two that do not go together.
         """
         self._require_images(data)
-        if self.budget and self.ratio is not None:
-            raise OptionError("a ratio and a budget", where="--ratio", remedy="Give one of them: the budget decides how many channels go.")
-        if self.max_drop is not None and (self.ratio is not None or self._reforms):
-            raise OptionError(
-                "a bound, and how to go about it",
-                where="--max-drop",
-                remedy="Leave --ratio, --constants, --calibrate and --no-reconstruct out.",
-            )
-        if self.limits and not self.budget and self.max_drop is None:
-            raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
+        self._check_together()
         self._check_numbers()
-        plan: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages", "groups", "allocator")
-        }
-        plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
-        plan |= {"depth": True} if self.depth else {}
-        plan |= {"budget": check_budget(self.budget)} if self.budget else {}
-        found = {LATENCY: 0.5} if self.max_drop is not None and self.engine is not None and not self.budget else self.budget or {}
-        check_engine_wish(found, self.engine, self.threads)
-        plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
-        plan |= {"limits": check_limits(self.limits)} if self.limits else {}
+        plan = self._plan()
         refits = self.reconstruct if self.reconstruct is not None else data and not self._reforms
         if self.distil and not refits:
             raise OptionError(
@@ -142,6 +123,32 @@ class CompressOptions:
             self.allow_unchecked,
             None if self.max_drop is None else Bound(self.max_drop / 100, self.epochs, self.minutes),
         )
+
+    def _plan(self) -> dict[str, Any]:
+        """The arguments of `irtool.plan`."""
+        plan: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages", "groups", "allocator")
+        }
+        plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
+        plan |= {"depth": True} if self.depth else {}
+        plan |= {"budget": check_budget(self.budget)} if self.budget else {}
+        found = {LATENCY: 0.5} if self.max_drop is not None and self.engine is not None and not self.budget else self.budget or {}
+        check_engine_wish(found, self.engine, self.threads)
+        plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
+        return plan | ({"limits": check_limits(self.limits)} if self.limits else {})
+
+    def _check_together(self) -> None:
+        if self.budget and self.ratio is not None:
+            raise OptionError("a ratio and a budget", where="--ratio", remedy="Give one of them: the budget decides how many channels go.")
+        if self.max_drop is not None and (self.ratio is not None or self._reforms):
+            raise OptionError(
+                "a bound, and how to go about it",
+                where="--max-drop",
+                remedy="Leave --ratio, --constants, --calibrate and --no-reconstruct out.",
+            )
+        if self.limits and not self.budget and self.max_drop is None:
+            raise OptionError("limits hold for budgets", where="--layer-limit", remedy="Give --budget too.")
 
     @property
     def _ratio(self) -> float:

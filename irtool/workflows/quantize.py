@@ -127,33 +127,24 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     work = _Work(engine, settings, images, model, stats, folder, reporter, feed)
     before = work.score(folder / f"float{engine.suffix}", "score float")
     floating, after, found, expected = work.search(before)
-    float_file, int8_file = (folder / f"{name}{engine.suffix}" for name in ("float", "int8"))
-    one = np.repeat(next(images.batches(1)), work.batch or 1, axis=0)
     with reporter.stage("time both"):
-        sessions = [engine.session(path, settings.threads) for path in (float_file, int8_file)]
-        times = latency_pairs(sessions, feed(one), runs=settings.runs, seconds=LATENCY_SECONDS)
+        first, second, ratio = work.timed(before, after)
         placement = work.placement(floating)
-        found_steps = (
-            account(model, placement) if settings.weights_only else engine.int8.account(int8_file, model, placement, feed(one)[feed.place])
-        )
-    first, second = (
-        Measured(path.stat().st_size, accuracy, time.median_ms)
-        for path, accuracy, time in zip((float_file, int8_file), (before, after), times.latencies, strict=True)
-    )
+        where = work.account(placement)
     return Outcome(
         first,
         second,
-        times.ratios[1],
+        ratio,
         placement,
         model,
         floating,
         tuple(found),
         expected,
         notes,
-        found_steps,
+        where,
         work.missed,
         work.measure,
-        feed(one),
+        work.one_run(),
     )
 
 
@@ -209,6 +200,28 @@ class _Work:
         if self.settings.weights_only:
             return Placement((), {}, frozenset(), dict.fromkeys(range(len(self.model.graph.node)), "weights alone are integers"))
         return place(self.model, self.engine.int8.policy, floating)
+
+    def one_run(self) -> tuple[np.ndarray, ...]:
+        """The inputs of one run, of one image where the batch is free."""
+        return self.feed(np.repeat(next(self.images.batches(1)), self.batch or 1, axis=0))
+
+    def timed(self, before: float, after: float) -> tuple[Measured, Measured, float]:
+        """The float and the int8 file, with their accuracies, and the ratio of their paired latencies."""
+        paths = [self.folder / f"{name}{self.engine.suffix}" for name in ("float", "int8")]
+        sessions = [self.engine.session(path, self.settings.threads) for path in paths]
+        times = latency_pairs(sessions, self.one_run(), runs=self.settings.runs, seconds=LATENCY_SECONDS)
+        first, second = (
+            Measured(path.stat().st_size, accuracy, time.median_ms)
+            for path, accuracy, time in zip(paths, (before, after), times.latencies, strict=True)
+        )
+        return first, second, times.ratios[1]
+
+    def account(self, placement: Placement) -> Account:
+        """Where the int8 file goes into integers and out again, and why."""
+        if self.settings.weights_only:
+            return account(self.model, placement)
+        path = self.folder / f"int8{self.engine.suffix}"
+        return self.engine.int8.account(path, self.model, placement, self.one_run()[self.feed.place])
 
     def score(self, path: Path, task: str) -> float:
         """Accuracy on all scored images, as a share; of a model that is no classifier the agreement of its outputs with float."""

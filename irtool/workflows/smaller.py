@@ -64,41 +64,9 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
         OptionError: a bound without images, or on an ONNX file.
         IrtoolError: a step cannot be taken.
     """
-    stages = stages_of(graph, settings, SEEN if data is not None else 0)
-    measured, shown = _apart(data) if data is not None and stages > 1 and graph.trainable else (None, data)
-    calibration = calibration_batches(graph, shown, settings.reconstruct or settings.calibrate)
-    scored = _scored(graph, shown, settings)
-    times, count = distilled_on(graph, settings, FOLLOWED)
-    followed = _followed(graph, shown, count)
-    settled: dict[str, Any] = {}  # what becomes of residual streams is tried once, and holds for all budgets of a search
-
-    def planned(wish: Mapping[str, Any], stages: int) -> Plan:
-        with reporter.stage("plan" if stages == 1 else f"plan in {stages} stages"):
-            plan = irtool.plan(graph, **{**settings.plan, **scored, **wish, **settled, "stages": stages, "progress": reporter})
-        settled["residual"] = plan.residual
-        return plan
-
-    def pruned(plan: Plan, distil: int = 0) -> PassResult[G]:
-        with reporter.stage("prune"):
-            if settings.reconstruct or (settings.noise and can_stand_in(graph)):
-                images = None if calibration is None else [*calibration, *(followed if distil else [])]
-                limit = settings.reconstruct if images else SEEN
-                return Reconstruct(plan, images, limit=limit, distil=distil, progress=reporter)(graph)
-            return Prune(plan, settings.constants, calibration)(graph)
-
-    def once(wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
-        if measured is None or not {**settings.plan, **wish}.get("budget"):
-            plan = planned(wish, stages)
-            return plan, pruned(plan, times)
-        held = Aims.of(graph, _batches(graph, measured))
-        tried = [(plan, pruned(plan)) for plan in (planned(wish, 1), planned(wish, stages))]
-        kept = better(held, f"planning in {stages} stages", tried[0], tried[1], lambda made: made[1].graph)
-        plan, done = kept.result
-        done = pruned(plan, times) if times else done
-        return plan, replace(done, notes=(kept.note, *done.notes))
-
+    maker = _Maker(graph, data, settings, reporter)
     if settings.bound is None:
-        return Smaller(*once({}), calibration)
+        return Smaller(*maker.make({}), maker.calibration)
     if data is None or not graph.trainable:
         raise OptionError(
             "a bound on what is lost", where="--max-drop", remedy="Give --data, and the PyTorch model: it may have to be trained."
@@ -110,14 +78,60 @@ def smaller(graph: G, data: Data | None, settings: Settings, reporter: Reporter)
         found = search(
             cast(FxGraph, graph),
             data,
-            lambda budget: _unpacked(*once({"budget": budget})),
+            lambda budget: _unpacked(*maker.make({"budget": budget})),
             lambda small: shares(small, graph, clock),
             settings.bound,
             as_shares(settings.plan.get("budget"), graph, clock),
             kind=LATENCY if engine else "macs",
             reporter=reporter,
         )
-    return Smaller(found.plan, PassResult(cast(G, found.graph), True, found.notes), calibration, found)
+    return Smaller(found.plan, PassResult(cast(G, found.graph), True, found.notes), maker.calibration, found)
+
+
+class _Maker(Generic[G]):
+    """Makes smaller graphs of one graph, for one budget after the other."""
+
+    def __init__(self, graph: G, data: Data | None, settings: Settings, reporter: Reporter) -> None:
+        self._graph, self._settings, self._reporter = graph, settings, reporter
+        self._stages = stages_of(graph, settings, SEEN if data is not None else 0)
+        self._measured: Tensor | None = None
+        shown = data
+        if data is not None and self._stages > 1 and graph.trainable:
+            self._measured, shown = _apart(data)
+        self.calibration = calibration_batches(graph, shown, settings.reconstruct or settings.calibrate)
+        self._scored = _scored(graph, shown, settings)
+        self._times, count = distilled_on(graph, settings, FOLLOWED)
+        self._followed = _followed(graph, shown, count)
+        self._settled: dict[str, Any] = {}
+        """What becomes of residual streams is tried once, and holds for all budgets of a search."""
+
+    def make(self, wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
+        """Plan and prune, with other options of `plan` than the settings have; in stages where these gain something."""
+        if self._measured is None or not {**self._settings.plan, **wish}.get("budget"):
+            plan = self._planned(wish, self._stages)
+            return plan, self._pruned(plan, self._times)
+        held = Aims.of(self._graph, _batches(self._graph, self._measured))
+        tried = [(plan, self._pruned(plan)) for plan in (self._planned(wish, 1), self._planned(wish, self._stages))]
+        kept = better(held, f"planning in {self._stages} stages", tried[0], tried[1], lambda made: made[1].graph)
+        plan, done = kept.result
+        done = self._pruned(plan, self._times) if self._times else done
+        return plan, replace(done, notes=(kept.note, *done.notes))
+
+    def _planned(self, wish: Mapping[str, Any], stages: int) -> Plan:
+        options = {**self._settings.plan, **self._scored, **wish, **self._settled, "stages": stages, "progress": self._reporter}
+        with self._reporter.stage("plan" if stages == 1 else f"plan in {stages} stages"):
+            plan = irtool.plan(self._graph, **options)
+        self._settled["residual"] = plan.residual
+        return plan
+
+    def _pruned(self, plan: Plan, distil: int = 0) -> PassResult[G]:
+        settings = self._settings
+        with self._reporter.stage("prune"):
+            if settings.reconstruct or (settings.noise and can_stand_in(self._graph)):
+                images = None if self.calibration is None else [*self.calibration, *(self._followed if distil else [])]
+                limit = settings.reconstruct if images else SEEN
+                return Reconstruct(plan, images, limit=limit, distil=distil, progress=self._reporter)(self._graph)
+            return Prune(plan, settings.constants, self.calibration)(self._graph)
 
 
 def _unpacked(plan: Plan, done: PassResult[Any]) -> tuple[Plan, FxGraph, tuple[str, ...]]:
