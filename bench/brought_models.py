@@ -72,6 +72,7 @@ def _superpoint() -> Brought:
 
 
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
+_CONVNEXT = {"out_features": _STAGES, "hidden_sizes": [96, 192, 384, 768]}  # its own default is a tuple, which its backbone refuses
 TRANSFORMERS: dict[str, Build] = {
     "resnet": lambda: _transformers("ResNetForImageClassification", 128, 32, config="ResNetConfig"),
     "regnet": lambda: _transformers("RegNetForImageClassification", 128, 32, config="RegNetConfig"),
@@ -79,7 +80,7 @@ TRANSFORMERS: dict[str, Build] = {
     "mobilevit": lambda: _transformers("MobileViTForImageClassification", 128, 32, config="MobileViTConfig", image_size=128),
     "mobilevit-seg": lambda: _transformers("MobileViTForSemanticSegmentation", 128, 32, config="MobileViTConfig", image_size=128),
     "segformer": lambda: _transformers("SegformerForSemanticSegmentation", 128, 32, config="SegformerConfig"),
-    "upernet": lambda: _with_backbone("UperNetForSemanticSegmentation", 128, "UperNetConfig", "ConvNextConfig", {"out_features": _STAGES}),
+    "upernet": lambda: _with_backbone("UperNetForSemanticSegmentation", 128, "UperNetConfig", "ConvNextConfig", _CONVNEXT),
     "upernet-resnet": lambda: _with_backbone(
         "UperNetForSemanticSegmentation", 128, "UperNetConfig", "ResNetConfig", {"out_features": _STAGES, "depths": [2, 2, 2, 2]},
         use_auxiliary_head=False,

@@ -181,10 +181,10 @@ def _unwrapped() -> Iterator[None]:
 def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
     """Arguments that are None, and those that the example leaves out, are constants (`mask=None` and the like)."""
     parameters = list(inspect.signature(model.forward).parameters.values())
-    absent = [
-        p.name for p, given in zip(parameters, inputs, strict=False) if given is None and p.kind is not inspect.Parameter.VAR_POSITIONAL
-    ]
-    rest = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty}
+    placed = [p for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    named = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    absent = [p.name for p, given in zip(placed, inputs, strict=False) if given is None]
+    rest = {p.name: p.default for p in [*placed[len(inputs) :], *named] if p.default is not inspect.Parameter.empty}
     return {**dict.fromkeys(absent), **rest} or None
 
 
