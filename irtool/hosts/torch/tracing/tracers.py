@@ -21,6 +21,7 @@ from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, e
 from irtool.hosts.torch.operators import module_spec
 from irtool.hosts.torch.tracing.attention import emit_attention
 from irtool.hosts.torch.tracing.autograd import name_in
+from irtool.hosts.torch.tracing.counted import Counted
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, computes_with, hooked, through
 from irtool.hosts.torch.tracing.proxies import ConcreteProxy, Flag, TracedParameter, TracedProxy
 from irtool.hosts.torch.tracing.sandbox import Asides, alike
@@ -187,6 +188,7 @@ class ConcreteTracer(SymbolicTracer):
         super().__init__(leaf, len(inputs), asides)
         self._feed = [map_tensors(item, meta) for item in inputs]
         self._values: dict[fx.Node, Any] = {}
+        self._counted = Counted()
         self._computing = False
         """Whether a layer runs on values, and the layers in it with it: nothing of that is recorded."""
 
@@ -195,8 +197,7 @@ class ConcreteTracer(SymbolicTracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         made = ConcreteProxy(node, self)
-        made.value = self._value(node)
-        self._values[node] = made.value
+        made.value = self._known(node)
         return made
 
     def _value(self, node: fx.Node) -> Any:
@@ -231,7 +232,8 @@ class ConcreteTracer(SymbolicTracer):
 
     def _on_zeros(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The shapes that an operator gives which cannot run without numbers; a number that it computes would be made up."""
-        found = call(self.root, node, map_tensors(args, _zeros), map_tensors(kwargs, _zeros))
+        with self._counted.watched(node):
+            found = call(self.root, node, map_tensors(args, _zeros), map_tensors(kwargs, _zeros))
         if not all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(found)):
             raise TraceError(f"{node.name} computes a number from the values of a tensor", remedy="Compute it outside of forward.")
         return map_tensors(found, meta)
@@ -243,6 +245,7 @@ class ConcreteTracer(SymbolicTracer):
         """A node's value; the tracer makes nodes for buffers and constants without a proxy."""
         if node not in self._values:
             self._values[node] = self._value(node)
+            self._counted.follow(node, self._values[node])
         return self._values[node]
 
     def python_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -261,6 +264,7 @@ class ConcreteTracer(SymbolicTracer):
 
     def settled(self, obj: fx.Proxy) -> None:
         """Note the user's line that makes a plain number of a value: the graph holds that number from there on."""
+        self._counted.refuse(obj.node)
         if isinstance(obj.value, int | float):
             frame = sys._getframe(2)
             while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
@@ -270,6 +274,8 @@ class ConcreteTracer(SymbolicTracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         members: Any = obj
+        if isinstance(obj.value, torch.Tensor):
+            self._counted.refuse(obj.node)
         return iter([members[index] for index in range(len(members.value))])
 
     def keys(self, obj: fx.Proxy) -> Any:
