@@ -72,6 +72,7 @@ def _superpoint() -> Brought:
 
 
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
+_CONVNEXT = {"out_features": _STAGES, "hidden_sizes": [96, 192, 384, 768]}  # its own default is a tuple, which its backbone refuses
 TRANSFORMERS: dict[str, Build] = {
     "resnet": lambda: _transformers("ResNetForImageClassification", 128, 32, config="ResNetConfig"),
     "regnet": lambda: _transformers("RegNetForImageClassification", 128, 32, config="RegNetConfig"),
@@ -79,7 +80,7 @@ TRANSFORMERS: dict[str, Build] = {
     "mobilevit": lambda: _transformers("MobileViTForImageClassification", 128, 32, config="MobileViTConfig", image_size=128),
     "mobilevit-seg": lambda: _transformers("MobileViTForSemanticSegmentation", 128, 32, config="MobileViTConfig", image_size=128),
     "segformer": lambda: _transformers("SegformerForSemanticSegmentation", 128, 32, config="SegformerConfig"),
-    "upernet": lambda: _with_backbone("UperNetForSemanticSegmentation", 128, "UperNetConfig", "ConvNextConfig", {"out_features": _STAGES}),
+    "upernet": lambda: _with_backbone("UperNetForSemanticSegmentation", 128, "UperNetConfig", "ConvNextConfig", _CONVNEXT),
     "upernet-resnet": lambda: _with_backbone(
         "UperNetForSemanticSegmentation", 128, "UperNetConfig", "ResNetConfig", {"out_features": _STAGES, "depths": [2, 2, 2, 2]},
         use_auxiliary_head=False,
@@ -284,7 +285,7 @@ def models() -> dict[str, Build]:
 
 
 def build(name: str) -> Brought:
-    """Build a model with weights of one seed, and batch norms that have seen something."""
+    """Build a model with weights of one seed that hand on what they are given, and batch norms that have seen noise."""
     from zoo import randomise
 
     torch.manual_seed(0)
@@ -293,10 +294,35 @@ def build(name: str) -> Brought:
         brought = models()[name]()
     training = brought.model.training
     with torch.no_grad():
-        if name.startswith(("transformers", "monai")):  # as they come, hardly anything of the image reaches the output
-            for module in brought.model.modules():
-                if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        for module in brought.model.modules():  # as they come, many initialise so small that hardly anything of the image is left
+            if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            elif isinstance(module, _NORMS) and module.weight is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
         randomise(brought.model)
+        _see_noise(brought)
     brought.model.train(training)
     return brought
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+def _see_noise(brought: Brought) -> None:
+    """Let batch norms take the statistics of noise, then put these off a little: equal ones would hide what is left out of them."""
+    norms = [module for module in brought.model.eval().modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.running_mean is not None]
+    before = [(norm.momentum, norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    try:
+        brought.model(torch.rand(4, *brought.shape[1:], generator=torch.Generator().manual_seed(0)))
+    finally:
+        brought.model.eval()
+        for norm, (momentum, _, _) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+    for norm, (_, mean, var) in zip(norms, before, strict=True):
+        scale = norm.running_var.clamp_(min=1e-4)
+        norm.running_mean += mean * scale.sqrt()
+        norm.running_var = scale * var

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from irtool.archive import container
 from irtool.archive.allowed import NotData, Refused, check_identifier
 from irtool.archive.container import DAMAGED, SAVE_AGAIN
+from irtool.archive.functions import plain_functions
 from irtool.archive.limits import check_header
 from irtool.archive.program import decode_program, encode_program
 from irtool.archive.replay import replay
@@ -90,7 +91,7 @@ def save(
     """
     if not isinstance(graph, FxGraph):
         raise OptionError(f"a {type(graph).__name__} is not a torch graph", where="save", remedy="Write an ONNX graph with save_onnx.")
-    graph = plain_results(graph)
+    graph = plain_functions(plain_results(graph))
     try:
         table, data = encode_tensors(graph.module)
         inputs = encode_inputs(graph.example_inputs)

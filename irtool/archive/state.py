@@ -13,6 +13,7 @@ from irtool.archive.kinds import show
 from irtool.archive.limits import DEPTH
 from irtool.archive.values import decode, encode
 from irtool.errors import GraphError
+from irtool.hosts.torch.tracing.autograd import OwnBackward
 
 _BASE = frozenset(dir(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -110,6 +111,8 @@ def _above(path: str) -> Iterator[str]:
 
 def _encode_module(path: str, module: nn.Module) -> dict[str, Any]:
     try:
+        if isinstance(module, OwnBackward):  # see functions.py
+            raise NotData("is a function whose backward is code of your own")
         found: dict[str, Any] = {"class": class_name(type(module))}
         if any(vars(module).get(hooks) for hooks in _HOOKS):
             raise NotData("has hooks")

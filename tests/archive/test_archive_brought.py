@@ -93,3 +93,53 @@ READ: dict[str, Callable[[Any, Tensor], Any]] = {
 def test_what_is_saved_loads_and_computes_the_same(name: str, tmp_path: Path) -> None:
     before, after = there_and_back(READ[name], tmp_path / "net.safetensors")
     assert torch.equal(after, before)
+
+
+class Scaled(torch.autograd.Function):
+    """Keeps less for its backward than torch would, and takes a number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, by: float) -> Tensor:
+        ctx.save_for_backward(x, gate)
+        ctx.by = by
+        return x * torch.sigmoid(gate) * by
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, gate = ctx.saved_tensors
+        opened = torch.sigmoid(gate)
+        return grad * opened * ctx.by, grad * x * opened * (1 - opened) * ctx.by, None
+
+
+class StraightThrough(torch.autograd.Function):
+    """Rounds, and passes gradients on as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.round(x * 4) / 4
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+def test_a_function_with_the_gradient_of_its_operators_is_saved_as_these(tmp_path: Path) -> None:
+    graph = irtool.trace(Net(lambda net, y: net.b(Scaled.apply(y, y + 1, 3.0))).eval(), X)
+    small = irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        irtool.save(small, tmp_path / "net.safetensors")
+    loaded = irtool.load(tmp_path / "net.safetensors")
+    assert torch.equal(loaded.module(X), small.module(X))
+    gradients = [torch.autograd.grad(made.module(X).square().sum(), list(made.module.parameters())) for made in (small, loaded)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_function_with_another_gradient_needs_its_code(tmp_path: Path) -> None:
+    model = Net(lambda net, y: net.b(StraightThrough.apply(y))).eval()
+    graph = irtool.trace(model, X)
+    small = irtool.prune(graph, irtool.plan(graph, "l1", 0.5, "local"))
+    with pytest.warns(UserWarning, match="StraightThrough is a function whose backward is code of your own"):
+        irtool.save(small, tmp_path / "net.safetensors")
+    assert torch.equal(irtool.load(tmp_path / "net.safetensors", model).module(X), small.module(X))

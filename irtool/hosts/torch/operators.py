@@ -190,7 +190,7 @@ def module_spec(module: nn.Module) -> Spec | None:
     if isinstance(module, ChannelSelect):
         return Spec("ChannelSelect", (), "run")
     if isinstance(module, OwnBackward):
-        return Spec("OwnBackward", (), "run") if works_by_element(module.function) else None
+        return Spec("OwnBackward", (), "run") if by_element(module.function) is not None else None
     if not kind.__module__.startswith("torch.nn"):
         return None  # A user's subclass may override forward: it is traced into, never trusted by its base.
     for classes, spec in MODULES:
@@ -205,8 +205,8 @@ def _module_op(kind: type) -> str:
 
 
 @cache
-def works_by_element(function: type[torch.autograd.Function]) -> bool:
-    """Whether the forward of a function of the user's own calls elementwise operators alone (a memory-saving swish)."""
+def by_element(function: type[torch.autograd.Function]) -> fx.Graph | None:
+    """The forward of a function of the user's own that calls elementwise operators alone (a memory-saving swish); None for another."""
     return recorded_by_element(function, _is_by_element)
 
 

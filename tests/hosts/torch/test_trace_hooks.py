@@ -42,6 +42,10 @@ def _asks_kind(module: nn.Module, args: Any, output: Any) -> Any:
     return output * 2 if isinstance(output, Tensor) else None
 
 
+def _asks_class(module: nn.Module, args: Any, output: Any) -> Any:
+    return output * 2 if type(output) is Tensor else None
+
+
 def _leaves_torch(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output * 2 + torch.from_numpy(output.detach().numpy())
 
@@ -56,7 +60,7 @@ def _kept(graph: irtool.FxGraph) -> list[str]:
     return [node.callee for node in graph.nodes if node.op == "Opaque"]
 
 
-@pytest.mark.parametrize("hook", [_reorders, _sized, _shifts, functools.partial(_shifts)])
+@pytest.mark.parametrize("hook", [_reorders, _sized, _shifts, functools.partial(_shifts), _asks_kind])
 def test_what_hooks_return_is_in_the_graph_once(hook: Any) -> None:
     model = _net()
     model[0].register_forward_hook(hook)
@@ -84,7 +88,7 @@ def test_hooks_before_a_layer_and_around_a_block() -> None:
     assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
 
 
-@pytest.mark.parametrize("hook", [_asks_kind, _leaves_torch, _Callable()])
+@pytest.mark.parametrize("hook", [_asks_class, _leaves_torch, _Callable()])
 def test_a_hook_that_cannot_be_followed_keeps_its_layer_whole(hook: Any) -> None:
     model = _net()
     handle = model[3].register_forward_hook(hook)
@@ -105,7 +109,7 @@ def test_a_layer_called_twice_and_a_block_whose_hook_cannot_be_followed() -> Non
     outer = nn.Sequential(model, nn.Conv2d(4, 4, 1))
     with torch.no_grad():
         torch.testing.assert_close(irtool.trace(outer, X).module(X), outer(X))
-        model.register_forward_hook(_asks_kind)
+        model.register_forward_hook(_asks_class)
         graph = irtool.trace(outer, X)
         torch.testing.assert_close(graph.module(X), outer(X))
     assert len(_kept(graph)) == 1

@@ -98,16 +98,22 @@ class _Ctx:
     save_for_forward = set_materialize_grads = mark_non_differentiable = save_for_backward
 
 
-def recorded_by_element(function: type[Function], allowed: Callable[[fx.Node], bool]) -> bool:
-    """Whether a forward, recorded with what stands for its arguments, gives one result by allowed calls alone; False if it cannot be."""
+def recorded_by_element(function: type[Function], allowed: Callable[[fx.Node], bool]) -> fx.Graph | None:
+    """A forward, recorded with what stands for its arguments, if it gives one result by allowed calls alone; None if not, or if it cannot be.
+
+    What it returns is the argument of the graph's output.
+    """
     graph, ctx = fx.Graph(), _Ctx()
     tracer = fx.proxy.GraphAppendingTracer(graph)
     own_context: Any = getattr(function.setup_context, "__qualname__", "").startswith("_SingleLevelFunction")
     names = list(inspect.signature(function.forward).parameters.values())[1 if own_context else 0 :]
     if any(name.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for name in names):
-        return False
+        return None
     try:
         result = function.forward(*([ctx] if own_context else []), *(fx.Proxy(graph.placeholder(name.name), tracer) for name in names))
     except Exception:  # the user's code, which may look at what is not there
-        return False
-    return isinstance(result, fx.Proxy) and all(node.op == "placeholder" or allowed(node) for node in graph.nodes)
+        return None
+    if not isinstance(result, fx.Proxy) or not all(node.op == "placeholder" or allowed(node) for node in graph.nodes):
+        return None
+    graph.output(result.node)
+    return graph

@@ -103,9 +103,11 @@ def _put_back(done: list[tuple[Any, str, Any]]) -> None:
 
 
 def _namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
-    """The globals of the methods of the user's classes, and of the functions of the same packages that they can call."""
+    """The globals of the methods of the user's classes, of hooks, and of the functions of the same packages that they can call."""
+    modules = list(modules)
     kinds = {kind for module in modules for kind in type(module).__mro__ if not kind.__module__.startswith(_NOT_THE_USERS)}
     waiting = [held.__globals__ for kind in kinds for held in vars(kind).values() if isinstance(held, FunctionType)]
+    waiting += [hook.__globals__ for module in modules for hook in _hooks(module) if isinstance(hook, FunctionType)]
     packages = {str(space.get("__name__", "")).partition(".")[0] for space in waiting}
     found: dict[int, dict[str, Any]] = {}
     while waiting:
@@ -115,6 +117,10 @@ def _namespaces(modules: Iterable[nn.Module]) -> list[dict[str, Any]]:
             called = (held for held in list(space.values()) if isinstance(held, FunctionType))
             waiting += [held.__globals__ for held in called if held.__module__.partition(".")[0] in packages]
     return [space for space in found.values() if not str(space.get("__name__", "")).startswith(_NOT_THE_USERS)]
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
 _NOT_THE_USERS = ("torch.", "irtool.", "builtins")
@@ -180,8 +186,21 @@ def _python(original: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-_PYTHON: dict[str, Any] = {"int": _Int, "float": _Float, **{made.__name__: _python(made) for made in (round, max, min, len)}}
-"""Functions of Python's own that programs compute sizes with: a module of the user's finds these first."""
+def _isinstance(value: Any, kinds: Any) -> bool:
+    """`isinstance` while a tracer is at work: of what a proxy stands for, where its tracer knows that."""
+    answer = getattr(value.tracer, "is_instance", isinstance) if isinstance(value, fx.Proxy) else isinstance
+    return bool(answer(value, kinds))
+
+
+def answers_kinds(function: Any) -> bool:
+    """Whether the code of a function finds that `isinstance` before Python's own."""
+    return getattr(function, "__globals__", {}).get("isinstance") is _isinstance
+
+
+_PYTHON: dict[str, Any] = {
+    "int": _Int, "float": _Float, "isinstance": _isinstance, **{made.__name__: _python(made) for made in (round, max, min, len)}
+}  # fmt: skip
+"""Functions of Python's own that programs compute sizes with, or choose by: a module of the user's finds these first."""
 
 
 def _asks_for_the_class(space: dict[str, Any]) -> bool:

@@ -8,14 +8,16 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
+from irtool.errors import TraceError
 from irtool.hosts.torch.modules import HOOKS, submodule
+from irtool.hosts.torch.tracing.factories import answers_kinds
 from irtool.hosts.torch.tracing.sandbox import Asides
 from irtool.hosts.torch.tracing.surroundings import contents, function_of, reached
 
 M = TypeVar("M", bound=nn.Module)
 
 _FORWARD = tuple(key for key in HOOKS if "forward" in key)
-_KINDS = frozenset({"isinstance", "issubclass", "type", "is_tensor"})
+_KINDS = frozenset({"issubclass", "type", "is_tensor"})
 """What a hook may ask that nothing which stands for a tensor answers as the tensor would."""
 
 
@@ -34,7 +36,7 @@ def hooked(module: nn.Module) -> bool:
 
 def through(
     module: nn.Module, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
-    leaf: Callable[..., Any] | None, asides: Asides,
+    leaf: Callable[..., Any] | None, asides: Asides, *, values: bool,
 ) -> Any:  # fmt: skip
     """Run a module's hooks as torch does, on what stands for its values.
 
@@ -45,13 +47,17 @@ def through(
         leaf: stands for the forward of a layer that is recorded as a whole. Where a hook exchanged what the layer computes
             with (its weight), its forward is traced into instead. None for a module that is traced into anyway.
         asides: told that this module has hooks.
+        values: whether the tracer knows what it stands for.
 
     Raises:
         HiddenHooks: a hook failed, or asks what cannot be answered.
+        TraceError: a hook asks what a tracer with values can answer.
     """
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     if not all(map(_follows, hooks)):
         raise HiddenHooks(path)
+    if not values and any("isinstance" in function_of(hook).__code__.co_names for hook in hooks):
+        raise TraceError(f"the hooks of {path} ask for a class", remedy="Remove them before tracing.")
     asides.hooked.setdefault(path)
     asides.reached += [found for hook in hooks for container in reached(hook) for found in contents(container)]
     own, before, replaced = module.forward, computes_with(module), module.__dict__.get("forward")
@@ -100,8 +106,9 @@ _NOT_COMPUTED = frozenset({*HOOKS, "_parameters", "_buffers", "_modules", "train
 
 def _follows(hook: Any) -> bool:
     """Whether a hook asks nothing of what it sees that cannot be answered; one without code of Python's may ask anything."""
-    code = getattr(function_of(hook), "__code__", None)
-    return code is not None and _KINDS.isdisjoint(code.co_names)
+    function = function_of(hook)
+    code = getattr(function, "__code__", None)
+    return code is not None and _KINDS.isdisjoint(code.co_names) and ("isinstance" not in code.co_names or answers_kinds(function))
 
 
 def unhook(program: nn.Module, asides: Asides) -> None:

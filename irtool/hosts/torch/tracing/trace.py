@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import math
 import operator
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -181,10 +184,10 @@ def _unwrapped() -> Iterator[None]:
 def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
     """Arguments that are None, and those that the example leaves out, are constants (`mask=None` and the like)."""
     parameters = list(inspect.signature(model.forward).parameters.values())
-    absent = [
-        p.name for p, given in zip(parameters, inputs, strict=False) if given is None and p.kind is not inspect.Parameter.VAR_POSITIONAL
-    ]
-    rest = {p.name: p.default for p in parameters[len(inputs) :] if p.default is not inspect.Parameter.empty}
+    placed = [p for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    named = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    absent = [p.name for p, given in zip(placed, inputs, strict=False) if given is None]
+    rest = {p.name: p.default for p in [*placed[len(inputs) :], *named] if p.default is not inspect.Parameter.empty}
     return {**dict.fromkeys(absent), **rest} or None
 
 
@@ -233,7 +236,8 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asid
     numbers = symbolic_numbers(modules_by_path(model).values())
     with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
         warnings.simplefilter("ignore")
-        module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
+        with _unprinted():
+            module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
         module.__dict__.pop(refused, None)
     modes = {path: child.training for path, child in modules_by_path(model).items()}
@@ -246,6 +250,15 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asid
             module.graph.erase_node(node)
     module.recompile()
     return module
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """Leave out what is written to standard error on the way to an exception: torch.export prints all of the program that it has so far."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        yield
+    sys.stderr.write(said.getvalue())
 
 
 _PLAIN: dict[Any, Callable[..., Any]] = {

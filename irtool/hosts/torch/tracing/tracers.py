@@ -7,6 +7,7 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, e
 from irtool.hosts.torch.operators import module_spec
 from irtool.hosts.torch.tracing.attention import emit_attention
 from irtool.hosts.torch.tracing.autograd import name_in
+from irtool.hosts.torch.tracing.counted import Counted
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, computes_with, hooked, through
 from irtool.hosts.torch.tracing.proxies import ConcreteProxy, Flag, TracedParameter, TracedProxy
 from irtool.hosts.torch.tracing.sandbox import Asides, alike
@@ -90,6 +92,8 @@ class SymbolicTracer(fx.Tracer):
             raise TraceError("a tensor is computed from parameters that were not asked for by name", remedy="Read them as attributes.")
         if type(a) is OrderedDict:  # torch makes a plain dict of it
             return super().create_node("call_function", OrderedDict, ([(key, self.create_arg(value)) for key, value in a.items()],), {})
+        if isinstance(a, dict) and is_dataclass(a) and set(a) <= {field.name for field in fields(a)}:  # or of a result with names
+            return super().create_node("call_function", type(a), (), {key: self.create_arg(value) for key, value in a.items()})
         if type(a) is tuple:  # most calls have a tuple of proxies and no keywords: torch looks at a dozen other kinds first
             return tuple(map(self.create_arg, a))
         return {} if type(a) is dict and not a else super().create_arg(a)
@@ -142,7 +146,7 @@ class SymbolicTracer(fx.Tracer):
     ) -> Any:  # fmt: skip
         def around(*args: Any, **kwargs: Any) -> Any:
             self._opened = None
-            return through(m, path, forward, args, kwargs, leaf, self._asides)
+            return through(m, path, forward, args, kwargs, leaf, self._asides, values=isinstance(self, ConcreteTracer))
 
         self._opened = m  # torch asks once more whether it is a leaf
         return super().call_module(m, around, args, kwargs)
@@ -184,6 +188,7 @@ class ConcreteTracer(SymbolicTracer):
         super().__init__(leaf, len(inputs), asides)
         self._feed = [map_tensors(item, meta) for item in inputs]
         self._values: dict[fx.Node, Any] = {}
+        self._counted = Counted()
         self._computing = False
         """Whether a layer runs on values, and the layers in it with it: nothing of that is recorded."""
 
@@ -192,8 +197,7 @@ class ConcreteTracer(SymbolicTracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         made = ConcreteProxy(node, self)
-        made.value = self._value(node)
-        self._values[node] = made.value
+        made.value = self._known(node)
         return made
 
     def _value(self, node: fx.Node) -> Any:
@@ -228,7 +232,8 @@ class ConcreteTracer(SymbolicTracer):
 
     def _on_zeros(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The shapes that an operator gives which cannot run without numbers; a number that it computes would be made up."""
-        found = call(self.root, node, map_tensors(args, _zeros), map_tensors(kwargs, _zeros))
+        with self._counted.watched(node):
+            found = call(self.root, node, map_tensors(args, _zeros), map_tensors(kwargs, _zeros))
         if not all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(found)):
             raise TraceError(f"{node.name} computes a number from the values of a tensor", remedy="Compute it outside of forward.")
         return map_tensors(found, meta)
@@ -240,6 +245,7 @@ class ConcreteTracer(SymbolicTracer):
         """A node's value; the tracer makes nodes for buffers and constants without a proxy."""
         if node not in self._values:
             self._values[node] = self._value(node)
+            self._counted.follow(node, self._values[node])
         return self._values[node]
 
     def python_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -248,12 +254,17 @@ class ConcreteTracer(SymbolicTracer):
             return args[0].size(0)
         return super().python_call(function, args)
 
+    def is_instance(self, obj: ConcreteProxy, kinds: Any) -> bool:
+        """Whether the value is of one of the classes."""
+        return isinstance(obj, kinds) or isinstance(getattr(obj, "value", None), kinds)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.settled(obj)
         return bool(obj.value)
 
     def settled(self, obj: fx.Proxy) -> None:
         """Note the user's line that makes a plain number of a value: the graph holds that number from there on."""
+        self._counted.refuse(obj.node)
         if isinstance(obj.value, int | float):
             frame = sys._getframe(2)
             while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
@@ -263,6 +274,8 @@ class ConcreteTracer(SymbolicTracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         members: Any = obj
+        if isinstance(obj.value, torch.Tensor):
+            self._counted.refuse(obj.node)
         return iter([members[index] for index in range(len(members.value))])
 
     def keys(self, obj: fx.Proxy) -> Any:
@@ -286,13 +299,22 @@ def held_at(root: nn.Module, path: str) -> Any:
 
 
 def _spelt_out(forward: Any, given: int) -> Any:
-    """A function of fixed arguments in place of one with `*args`; others as they are."""
+    """A function of plain arguments in place of one with `*args`, `**kwargs` or arguments by keyword alone; others as they are.
+
+    The example gives arguments by position, so that nothing arrives in `**kwargs`; a decorator that is in between sees the call as it was.
+    """
     parameters = list(inspect.signature(forward).parameters.values())
     rest = next((p for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL), None)
-    if rest is None:
+    if all(p.kind in _PLAIN_ARGUMENTS for p in parameters):
         return forward
-    fixed = [p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    names = ", ".join([*fixed, *(f"{rest.name}_{i}" for i in range(given - len(fixed) + 1))])
-    scope: dict[str, Any] = {"forward": forward}
-    exec(f"def spelt_out({names}):\n    return forward({names})", scope)
+    fixed = [p for p in parameters if p.kind in _PLAIN_ARGUMENTS]
+    named = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    names = [p.name for p in fixed] + ([f"{rest.name}_{i}" for i in range(given - len(fixed) + 1)] if rest is not None else [])
+    left_out = {p.name: p.default for p in [*fixed[given + 1 :], *named] if p.default is not inspect.Parameter.empty}
+    head = ", ".join(f"{name}=left_out[{name!r}]" if name in left_out else name for name in [*names, *(p.name for p in named)])
+    scope: dict[str, Any] = {"forward": forward, "left_out": left_out}
+    exec(f"def spelt_out({head}):\n    return forward({', '.join([*names, *(f'{p.name}={p.name}' for p in named)])})", scope)
     return scope["spelt_out"]
+
+
+_PLAIN_ARGUMENTS = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
