@@ -15,6 +15,8 @@ t F . : relu relu_ relu6 selu selu_ mish sigmoid sigmoid_ tanh tanh_ hardsigmoid
 t F . : softsign logsigmoid tanhshrink exp exp_ log log2 log10 log1p expm1 sqrt sqrt_ rsqrt square abs abs_ neg neg_ negative : input=T
 t . : reciprocal sin cos tan erf sign floor floor_ ceil ceil_ trunc frac sinh cosh asin acos atan isnan isinf isfinite : input=T
 t . : logical_not bitwise_not positive real imag angle conj adjoint ravel : input=T
+t . : asinh acosh atanh exp2 erfc erfinv sinc digamma lgamma i0 sgn signbit deg2rad rad2deg isposinf isneginf : input=T
+t . : logit : input=T eps=n0
 t . : round round_ : input=T decimals=i
 t F . : leaky_relu leaky_relu_ : input=T negative_slope=n inplace=b
 t F . : elu elu_ celu celu_ : input=T alpha=n inplace=b
@@ -42,7 +44,8 @@ t . : mul multiply mul_ true_divide floor_divide remainder fmod : input=nT other
 t . : div divide div_ : input=nT other=nT rounding_mode=0|floor|trunc
 t . : eq ne lt le gt ge logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor : input=nT other=nT
 t . : maximum minimum fmax fmin atan2 hypot copysign : input=nT other=nT
-t . : pow pow_ : input=nT exponent=nT
+t . : logaddexp logaddexp2 xlogy ldexp : input=nT other=nT
+t . : pow pow_ float_power : input=nT exponent=nT
 t : where : condition=T input=nT other=nT
 . : where : input=T condition=T other=nT
 t . : masked_fill masked_fill_ : input=T mask=T value=nT
@@ -101,6 +104,7 @@ tv : stochastic_depth : input=T p=n mode=|batch|row training=b
 fft : fft ifft rfft irfft hfft ihfft : input=T n=i0 dim=i norm=0|forward|backward|ortho
 fft : fft2 ifft2 rfft2 irfft2 : input=T s=I0 dim=I norm=0|forward|backward|ortho
 fft : fftn ifftn rfftn irfftn : input=T s=I0 dim=I0 norm=0|forward|backward|ortho
+t . : stft : input=T n_fft=i hop_length=i0 win_length=i0 window=T0 center=b pad_mode=|constant|reflect|replicate|circular normalized=b onesided=b0 return_complex=b0
 fft : fftshift ifftshift : input=T dim=I0
 """
 REDUCTIONS = """
@@ -176,7 +180,10 @@ t : zeros ones rand randn : *size=I size=S dtype=d0 device=v0 layout=l0 requires
 t : full : size=I fill_value=nT dtype=d0 device=v0 layout=l0 requires_grad=F
 t : arange : *bounds=n start=n end=n step=n dtype=d0 device=v0 layout=l0 requires_grad=F
 t : linspace : start=n end=n steps=i dtype=d0 device=v0 layout=l0 requires_grad=F
-t : hann_window hamming_window : window_length=i periodic=b dtype=d0 device=v0 layout=l0 requires_grad=F
+t : hann_window hamming_window blackman_window bartlett_window : window_length=i periodic=b dtype=d0 device=v0 layout=l0 requires_grad=F
+t : kaiser_window : window_length=i periodic=b beta=n dtype=d0 device=v0 layout=l0 requires_grad=F
+t : logspace : start=n end=n steps=i base=n dtype=d0 device=v0 layout=l0 requires_grad=F
+fft : fftfreq rfftfreq : n=i d=n dtype=d0 device=v0 layout=l0 requires_grad=F
 t : eye : n=i m=i dtype=d0 device=v0 layout=l0 requires_grad=F
 t : tensor scalar_tensor : data=N dtype=d0 device=v0 requires_grad=F
 . : new_zeros new_ones : input=T *size=I size=S dtype=d0 device=v0
@@ -191,24 +198,28 @@ col : OrderedDict : items=C
 TABLES = (UNARY, BINARY, PRODUCTS, REDUCTIONS, MOVEMENT, MAKERS, STRUCTURES)
 
 ATEN = frozenset("""
-_to_copy _upsample_bicubic2d_aa _upsample_bilinear2d_aa abs abs_ acos adaptive_avg_pool1d
-adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d add add_ addcdiv addcmul addmm adjoint affine_grid_generator alias all amax amin any
-arange argmax argmin argsort asin atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor bmm
-broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clone col2im concat
-constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution copy_ cos cosh cummax
-cumprod cumsum detach detach_ diag diag_embed diagonal div div_ dropout dropout_ einsum elu elu_ embedding eq erf exp exp_ expand expand_as expm1 eye
-feature_dropout fill fill_ flatten flip fliplr flipud floor floor_ floor_divide fmax fmin fmod frac full full_like gather ge gelu glu grid_sampler
-group_norm gt hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh hardtanh_ hstack im2col index index_select instance_norm
-isfinite isinf isnan layer_norm le leaky_relu leaky_relu_ lerp lift_fresh_copy linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid
-log_softmax logical_and logical_not logical_or logical_xor logsumexp lt mT masked_fill masked_fill_ matmul max max_pool1d max_pool2d max_pool3d maximum
-mean median meshgrid min minimum mish mish_ mm movedim mul mul_ multiply nan_to_num narrow
-ne neg neg_ new_full new_ones new_zeros norm one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle pow pow_ prelu prod rand
-rand_like randn randn_like ravel reciprocal reflection_pad1d reflection_pad2d relu relu6 relu_ remainder repeat repeat_interleave replication_pad1d
-replication_pad2d replication_pad3d reshape rms_norm roll rot90 round rsqrt rsub scalar_tensor scaled_dot_product_attention select selu selu_
-sigmoid sigmoid_ sign silu silu_ sin sinh slice softmax softplus softshrink sort split split_with_sizes sqrt sqrt_ square squeeze stack std std_mean sub
-sub_ sum swapaxes swapdims sym_numel sym_size t tan tanh tanh_ tensor_split threshold tile to topk transpose tril triu trunc type_as unbind unflatten
-unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d
-upsample_trilinear3d var var_mean view view_as vstack where zero_ zeros zeros_like
+_to_copy _upsample_bicubic2d_aa _upsample_bilinear2d_aa abs abs_ acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+adaptive_max_pool2d add add_ addcdiv addcmul addmm adjoint affine_grid_generator alias all amax amin any arange argmax argmin argsort
+asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bartlett_window batch_norm bitwise_and bitwise_not bitwise_or
+bitwise_xor blackman_window bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_ clamp_max clamp_max_
+clamp_min clamp_min_ clone col2im concat constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+conv_transpose3d convolution copy_ cos cosh cummax cumprod cumsum deg2rad detach detach_ diag diag_embed diagonal digamma div div_
+dropout dropout_ einsum elu elu_ embedding eq erf erfc erfinv exp exp2 exp_ expand expand_as expm1 eye feature_dropout fft_fftfreq
+fft_rfftfreq fill fill_ flatten flip fliplr flipud float_power floor floor_ floor_divide fmax fmin fmod frac full full_like gather ge
+gelu glu grid_sampler group_norm gt hamming_window hann_window hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh
+hardtanh_ hstack i0 im2col index index_select instance_norm isfinite isinf isnan isneginf isposinf kaiser_window layer_norm ldexp le
+leaky_relu leaky_relu_ lerp lgamma lift_fresh_copy linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax
+logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit logspace logsumexp lt mT masked_fill masked_fill_ matmul max
+max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mish mish_ mm movedim mul mul_ multiply nan_to_num narrow ne
+neg neg_ new_full new_ones new_zeros norm one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle positive pow pow_ prelu prod
+rad2deg rand rand_like randn randn_like ravel reciprocal reflection_pad1d reflection_pad2d relu relu6 relu_ remainder repeat
+repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape rms_norm roll rot90 round rsqrt rsub scalar_tensor
+scaled_dot_product_attention select selu selu_ sgn sigmoid sigmoid_ sign signbit silu silu_ sin sinc sinh slice softmax softplus
+softshrink sort special_entr special_erfcx special_i0e special_i1 special_i1e special_log_ndtr special_ndtr special_ndtri special_xlog1py
+split split_with_sizes sqrt sqrt_ square squeeze stack std std_mean stft sub sub_ sum swapaxes swapdims sym_numel sym_size t tan tanh tanh_
+tensor_split threshold tile to topk transpose tril triu trunc type_as unbind unflatten unfold unsqueeze upsample_bicubic2d
+upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d var var_mean view
+view_as vstack where xlogy zero_ zeros zeros_like
 """.split())  # fmt: skip
 """ATen operators by name. Of their overloads those are called whose schema has arguments of `SCHEMA_KINDS` alone."""
 

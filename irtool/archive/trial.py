@@ -195,7 +195,11 @@ def _makes(target: Any) -> bool:
     return target in _MAKERS
 
 
-_MAKERS = frozenset({torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.eye, torch.rand, torch.randn, torch.tensor, torch.scalar_tensor})  # fmt: skip
+_MAKERS = frozenset({
+    torch.zeros, torch.ones, torch.full, torch.arange, torch.linspace, torch.logspace, torch.eye, torch.rand, torch.randn, torch.tensor,
+    torch.scalar_tensor, torch.hann_window, torch.hamming_window, torch.blackman_window, torch.bartlett_window, torch.kaiser_window,
+    torch.fft.fftfreq, torch.fft.rfftfreq,
+})  # fmt: skip
 
 
 def _on_meta(value: Any) -> Any:

@@ -99,15 +99,18 @@ _ROWS: tuple[tuple[str, OpSpec], ...] = (
 )
 ELEMENTWISE = frozenset(
     """
-    Abs Acos Acosh Add Addcdiv Addcmul Alias AlphaDropout And Angle Asin Asinh Atan Atan2 Atanh Bfloat16 BitShift BitwiseAnd BitwiseNot
-    BitwiseOr BitwiseXor Cast CastLike Ceil Celu ClampMax ClampMin Clip Complex Conj ConjPhysical Copy Copysign Cos Cosh Cpu Cuda
-    DequantizeLinear Div Divide Double Dropout Dropout1d Dropout2d Dropout3d Elu Eq Equal Erf Exp Expm1 FeatureDropout Fill Float Floor
-    FloorDivide Floordiv Fmax Fmin Fmod Frac FullLike Ge Gelu Greater GreaterOrEqual Gt Half HardSigmoid HardSwish Hardshrink Heaviside
-    Hypot Identity Imag Invert IsInf IsNaN Isfinite Isinf Isnan Le LeakyRelu Lerp Less LessOrEqual LiftFreshCopy Log Log10 Log1p Log2
-    LogicalAnd LogicalNot LogicalOr LogicalXor Logsigmoid Lt MaskedFill Max Mean Min Mish Mod Mul Multiply NanToNum Ne Neg Negative Not
-    OnesLike Or OwnBackward Polar Pow QuantizeLinear Radd Real Reciprocal Relu Remainder RequiresGrad ResolveConj Rmul Round Rpow Rrelu
-    Rsqrt Rsub Rtruediv Selu Shrink Sigmoid Sign Sin Sinh Softplus Softshrink Softsign Sqrt Square StochasticDepth StopGradient Sub
-    Subtract Sum Swish Tan Tanh Tanhshrink Threshold ThresholdedRelu To ToCopy TrueDivide Trunc Type TypeAs Where Xor Zero ZerosLike
+    Abs Acos Acosh Add Addcdiv Addcmul Alias AlphaDropout And Angle Asin Asinh Atan Atan2 Atanh Bfloat16 BitShift BitwiseAnd
+    BitwiseLeftShift BitwiseNot BitwiseOr BitwiseRightShift BitwiseXor Bool Byte Cast CastLike Ceil Celu Char ClampMax ClampMin Clip
+    Complex Conj ConjPhysical Copy Copysign Cos Cosh Cpu Cuda Deg2rad DequantizeLinear Digamma Div Divide Double Dropout Dropout1d
+    Dropout2d Dropout3d Elu Eq Equal Erf Erfc Erfinv Exp Exp2 Expm1 FeatureDropout Fill Float FloatPower Floor FloorDivide Floordiv Fmax
+    Fmin Fmod Frac FullLike Ge Gelu Greater GreaterOrEqual Gt Half HardSigmoid HardSwish Hardshrink Heaviside Hypot I0 Identity Imag Int
+    Invert IsInf IsNaN Isclose Isfinite Isinf Isnan Isneginf Isposinf Ldexp Le LeakyRelu Lerp Less LessOrEqual Lgamma LiftFreshCopy Log
+    Log10 Log1p Log2 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Logit Logsigmoid Long Lt MaskedFill Max Mean Min
+    Mish Mod Mul Multiply NanToNum Ne Neg Negative Nextafter Not OnesLike Or OwnBackward Polar Pow QuantizeLinear Rad2deg Radd Real
+    Reciprocal Relu Remainder RequiresGrad ResolveConj Rmul Round Rpow Rrelu Rsqrt Rsub Rtruediv Selu Sgn Short Shrink Sigmoid Sign
+    Signbit Sin Sinc Sinh Softplus Softshrink Softsign SpecialEntr SpecialErfcx SpecialI0e SpecialI1 SpecialI1e SpecialLogNdtr
+    SpecialNdtr SpecialNdtri SpecialXlog1py Sqrt Square StochasticDepth StopGradient Sub Subtract Sum Swish Tan Tanh Tanhshrink Threshold
+    ThresholdedRelu To ToCopy TrueDivide Trunc Type TypeAs Where Xlogy Xor Zero ZerosLike
     """.split()
 )
 """Operators that compute each entry from the entries at its place. Names that ONNX lacks are torch's, in ONNX's style."""

@@ -143,3 +143,25 @@ def test_a_function_with_another_gradient_needs_its_code(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="StraightThrough is a function whose backward is code of your own"):
         irtool.save(small, tmp_path / "net.safetensors")
     assert torch.equal(irtool.load(tmp_path / "net.safetensors", model).module(X), small.module(X))
+
+
+WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        f"{name} {how}": lambda y, name=name, options=options: getattr(torch, f"{name}_window")(y.shape[-1], **options)
+        for name in ("hann", "hamming", "blackman", "bartlett", "kaiser")
+        for how, options in {"of its length": {}, "symmetric": {"periodic": False}, "of a type": {"dtype": torch.float32}}.items()
+    },
+    "of the type and device of what it meets": lambda y: torch.blackman_window(y.shape[-1], dtype=y.dtype, device=y.device),
+    "of torch.signal": lambda y: torch.signal.windows.cosine(y.shape[-1]),
+    "frequencies": lambda y: torch.fft.fftfreq(y.shape[-1], 0.5),
+    "steps of a power": lambda y: torch.logspace(0, 1, y.shape[-1]),
+    "in a short-time Fourier transform": lambda y: (
+        torch.stft(y.flatten(2).mean(1), 16, window=torch.hann_window(16), return_complex=True).abs().mean()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_that_forward_makes(name: str, tmp_path: Path) -> None:
+    before, after = there_and_back(lambda net, y: net.b(y * WINDOWS[name](y)), tmp_path / "net.safetensors")
+    assert torch.equal(before, after)

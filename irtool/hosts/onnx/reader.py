@@ -80,9 +80,18 @@ class Reader(ValueTypes):
         if tensor.name not in self.values:
             kind, shape = self.types[tensor.name]
             value = self.values[tensor.name] = Value(tensor.name, shape, _DTYPES.get(kind))
-            value.producer = Node(f"constant:{tensor.name}", "Constant", {}, (value,), {}, tensor.name, None, "constant")
+            operands, attrs = self._counted(tensor)
+            value.producer = Node(f"constant:{tensor.name}", "Constant", operands, (value,), attrs, tensor.name, None, "constant")
             self.nodes.append(value.producer)
         return self.values[tensor.name]
+
+    def _counted(self, tensor: gs.Tensor) -> tuple[dict[str, Value], dict[str, Any]]:
+        """The values whose sizes a filled tensor has: `count.1` for its axis 1, and there the (axis, multiple)."""
+        counts = {f"count.{place}": count for place, count in enumerate(self.counts.filled.get(tensor.name, ())) if count is not None}
+        found = {place: count for place, count in counts.items() if count.tensor in self.values}
+        return {place: self.values[count.tensor] for place, count in found.items()}, {
+            p: (count.axis, count.times) for p, count in found.items()
+        }
 
     def _param(self, tensor: gs.Constant) -> Value:
         if tensor.name not in self.params:

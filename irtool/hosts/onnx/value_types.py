@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from irtool.errors import GraphError
+from irtool.hosts.onnx.counts import Counts
 from irtool.hosts.onnx.data_sizes import PLACEHOLDER, makes_data_sizes, reads
 from irtool.hosts.onnx.evaluate import (
     SIZES,
@@ -60,6 +61,7 @@ class ValueTypes:
         self._declared, self._unknown = declared, set[str]()
         self._observed: Mapping[str, Seen] = {}
         self._budget = Budget()
+        self.counts = Counts()
 
     def typed(self, tensor: gs.Tensor) -> Typed:
         """The element type and shape of any tensor."""
@@ -88,13 +90,14 @@ class ValueTypes:
     def compute(self, node: gs.Node, present: list[gs.Tensor]) -> bool:
         """Note the value of what depends on shapes alone. False: nobody can tell how much there is to compute."""
         arrays: list[Array] | None
+        inputs: dict[str, Array] = {}
         if node.op in FROM_SHAPE:
             shape = np.array(self.typed(present[0])[1], np.int64)
             arrays = [shape[node.attrs.get("start", 0) : node.attrs.get("end")] if node.op == "Shape" else np.array(shape.prod())]
         else:
-            inputs = {tensor.name: self.constant(tensor) for tensor in present}
+            inputs = {tensor.name: self.constant(tensor) for tensor in present}  # type: ignore[misc]
             try:
-                arrays = run_constant(proto_of(node), inputs, self.opset, self._budget)  # type: ignore[arg-type]
+                arrays = run_constant(proto_of(node), inputs, self.opset, self._budget)
             except GraphError:
                 raise
             except Exception as error:  # whatever an operator raises on values that it does not take
@@ -108,6 +111,7 @@ class ValueTypes:
             found = np.asarray(array)
             self.known[output.name] = found
             self.types[output.name] = (element_type(found.dtype), found.shape)
+        self.counts.note(node, inputs, arrays, lambda numbers: run_constant(proto_of(node), numbers, self.opset, self._budget) or ())
         return True
 
     def _inferred(self, node: gs.Node, present: list[gs.Tensor]) -> list[Open | None]:

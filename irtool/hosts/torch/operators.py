@@ -47,13 +47,16 @@ threshold exp log log2 log10 log1p expm1 sqrt rsqrt square abs neg negative reci
 clamp_max clamp_ nan_to_num contiguous clone detach float double half to type_as type alias zero_ fill_ identity dropout dropout_
 feature_dropout dropout1d dropout2d dropout3d alpha_dropout zeros_like ones_like full_like rrelu
 logical_not bitwise_not invert real imag angle conj conj_physical resolve_conj isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_copy detach_ stop_gradient _to_copy requires_grad_ cpu cuda bfloat16
+tan asinh acosh atanh exp2 erfc erfinv logit sinc digamma lgamma i0 sgn signbit deg2rad rad2deg isposinf isneginf positive pos int long short byte char bool
+special_entr special_erfcx special_log_ndtr special_ndtr special_ndtri special_i0e special_i1 special_i1e
 """
 BINARY = """
 add sub mul div truediv true_divide divide multiply subtract floordiv floor_divide mod remainder fmod pow maximum minimum where eq ne lt le gt ge
 iadd imul isub itruediv add_ sub_ mul_ div_ rsub logical_and logical_or masked_fill masked_fill_ addcmul addcdiv lerp lerp_ and_ or_ xor
 bitwise_and bitwise_or bitwise_xor logical_xor complex polar copy_ atan2 hypot copysign heaviside radd rmul rtruediv rpow pow_ fmax fmin
+logaddexp logaddexp2 xlogy ldexp float_power nextafter isclose special_xlog1py bitwise_left_shift bitwise_right_shift lshift rshift
 """
-RUN_DTYPE = frozenset("bitwise_not invert real imag angle conj conj_physical resolve_conj bitwise_xor logical_xor complex polar eq ne lt le gt ge logical_and logical_or logical_not isnan isinf isfinite and_ or_ xor bitwise_and bitwise_or to type type_as "
+RUN_DTYPE = frozenset("int long short byte char bool float_power isclose isposinf isneginf signbit bitwise_not invert real imag angle conj conj_physical resolve_conj bitwise_xor logical_xor complex polar eq ne lt le gt ge logical_and logical_or logical_not isnan isinf isfinite and_ or_ xor bitwise_and bitwise_or to type type_as "
                       "_to_copy where float double half bfloat16".split())  # fmt: skip
 ONNX_NAMES = {
     "relu": "Relu", "relu6": "Clip", "hardtanh": "Clip", "clamp": "Clip", "clip": "Clip", "leaky_relu": "LeakyRelu", "elu": "Elu",
@@ -62,7 +65,7 @@ ONNX_NAMES = {
     "dropout": "Dropout", "contiguous": "Identity", "clone": "Identity", "detach": "Identity", "identity": "Identity", "add": "Add",
     "iadd": "Add", "sub": "Sub", "isub": "Sub", "mul": "Mul", "imul": "Mul", "div": "Div", "truediv": "Div", "itruediv": "Div", "pow": "Pow",
     "maximum": "Max", "minimum": "Min", "where": "Where", "prelu": "PRelu", "reciprocal": "Reciprocal", "log": "Log",
-    "silu": "Swish", "celu": "Celu",
+    "silu": "Swish", "celu": "Celu", "positive": "Identity", "pos": "Identity", "lshift": "BitwiseLeftShift", "rshift": "BitwiseRightShift",
 }  # fmt: skip
 
 
@@ -72,9 +75,15 @@ def onnx_name(name: str) -> str:
     return ONNX_NAMES.get(base) or "".join(part.capitalize() for part in base.split("_"))
 
 
+def _with_writes(names: str) -> list[str]:
+    """The names, and those of the forms that write into their input: what `abs` computes `abs_` does."""
+    listed = names.split()
+    return [*listed, *(f"{name}_" for name in listed if hasattr(torch.Tensor, f"{name}_"))]
+
+
 FUNCTIONS: dict[str, Spec] = {
-    **{name: Spec(onnx_name(name), ("input",), "run" if name in RUN_DTYPE else "same") for name in UNARY.split()},
-    **{name: Spec(onnx_name(name), ("input", "other", "third", "value"), "run" if name in RUN_DTYPE else "broadcast") for name in BINARY.split()},
+    **{name: Spec(onnx_name(name), ("input",), "run" if name in RUN_DTYPE else "same") for name in _with_writes(UNARY)},
+    **{name: Spec(onnx_name(name), ("input", "other", "third", "value"), "run" if name in RUN_DTYPE else "broadcast") for name in _with_writes(BINARY)},
     **_table("""
     Conv | conv1d conv2d conv3d | input weight bias stride padding dilation groups | conv
     Conv | aten.convolution | input weight bias stride padding dilation transposed output_padding groups | run
@@ -131,7 +140,8 @@ FUNCTIONS: dict[str, Spec] = {
     Im2Col | im2col | input kernel_size dilation padding stride | run
     Col2Im | col2im fold | input output_size kernel_size dilation padding stride | run
     ViewAsReal | view_as_real view_as_complex | input | run
-    Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace scalar_tensor eye | input | run
+    Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace logspace scalar_tensor eye fft_fftfreq fft_rfftfreq | input | run
+    Constant | hann_window hamming_window blackman_window bartlett_window kaiser_window | input | run
     Trilu | tril triu | input diagonal | same
     Embedding | embedding | weight input | run
     StochasticDepth | stochastic_depth drop_path | input p mode training | same
@@ -229,7 +239,7 @@ UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODU
 """What the parameter-free activation modules are."""
 
 
-_TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torch._C._linalg", "torch._C._fft", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
+_TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torch._C._linalg", "torch._C._fft", "torch._C._special", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
 
 
 PAIRWISE = {"max": "maximum", "min": "minimum"}

@@ -179,3 +179,25 @@ def test_a_detector_whose_queries_change_places_is_exported(tmp_path: Path) -> N
     made = irtool.export_onnx(irtool.prune(graph, irtool.plan(graph, "l1", 0.3)), tmp_path / "queries.onnx")
     assert made.dynamic_batch
     assert made.max_error < 1e-3
+
+
+class HiddenByBias(nn.Module):
+    """What the size decides is a ten-thousandth of the output, whose rest is a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            self.b.weight.mul_(2e-4)
+            self.b.bias.fill_(1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y if x.shape[3] < 14 else -y).mean((2, 3))
+
+
+def test_a_fault_that_a_bias_hides_is_told_from_rounding() -> None:
+    graph = irtool.trace(HiddenByBias().eval(), torch.randn(1, 3, 12, 12))
+    assert graph.fixed
+    assert any("image is fixed" in note for note in graph.notes)
+    assert not irtool.check_prune(graph, irtool.plan(graph, "random", 0.5)).wrong

@@ -21,8 +21,10 @@ from torch import fx, nn
 _FUNCTIONS: tuple[tuple[Any, str], ...] = (
     (
         torch,
-        "tensor as_tensor scalar_tensor zeros ones full rand randn randint arange linspace eye hann_window hamming_window narrow reshape broadcast_to tile roll repeat_interleave split chunk",
+        "tensor as_tensor scalar_tensor zeros ones full rand randn randint arange linspace logspace eye narrow reshape broadcast_to tile roll repeat_interleave split chunk",
     ),
+    (torch, "hann_window hamming_window blackman_window bartlett_window kaiser_window"),
+    (torch.fft, "fftfreq rfftfreq"),
     (torch, "empty empty_like"),
     (F, "interpolate pad one_hot affine_grid"),
 )

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import attribute
-from irtool.hosts.torch.tracing.compare import Change, apart_from, observed, other_batches, other_images, tolerance
+from irtool.hosts.torch.tracing.compare import Change, equal, observed, other_batches, other_images
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.modes import evaluating
@@ -83,7 +83,7 @@ def _verdict(model: nn.Module, program: Program, change: Change, decided: Mappin
     got = observed(program.module, change.inputs)
     if got is None:
         return "raises"
-    return "" if apart_from(model, program.module, change.inputs, decided, expected, got) <= tolerance(expected) else "differs"
+    return "" if equal(model, program.module, change.inputs, decided, expected, got) else "differs"
 
 
 def _told(model: nn.Module, program: Program, changes: Iterable[Change], decided: Mapping[str, bool], *, few: bool) -> list[Fixed]:

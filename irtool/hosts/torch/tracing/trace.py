@@ -23,6 +23,7 @@ from irtool.errors import TraceError
 from irtool.garbage import uncollected
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
+from irtool.hosts.torch.tracing.aliases import canonical
 from irtool.hosts.torch.tracing.autograd import own_backwards
 from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, observed, other_images
 from irtool.hosts.torch.tracing.errors import changeable, explained, refuse_hidden, refuse_unknown
@@ -245,7 +246,8 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asid
     for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode
         child.training = modes.get(path, model.training)
     for node in list(module.graph.nodes):
-        node.target = _PLAIN.get(node.target, node.target) if node.op == "call_function" else node.target
+        if node.op == "call_function":
+            node.target = _PLAIN.get(node.target) or canonical(node.op, node.target, {})[0]
         if not node.users and _is_guard(node):
             module.graph.erase_node(node)
     module.recompile()

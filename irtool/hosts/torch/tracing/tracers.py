@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import module_spec
+from irtool.hosts.torch.tracing.aliases import canonical
 from irtool.hosts.torch.tracing.attention import emit_attention
 from irtool.hosts.torch.tracing.autograd import name_in
 from irtool.hosts.torch.tracing.counted import Counted
@@ -104,6 +105,7 @@ class SymbolicTracer(fx.Tracer):
         """As torch's; nodes that one module's `forward` makes share one record of the modules around them."""
         if kind == "call_method" and target == "new_empty":  # see factories.py
             target = "new_zeros"
+        target, kwargs = canonical(kind, target, kwargs)
         node = add_node(self.graph, kind, target, args, kwargs, name, type_expr)
         if self.module_stack:
             call = next(reversed(self.module_stack))  # its name tells one call from another, and so all that lies around it

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.compare import apart, apart_from, like_weights, observed, tolerance
+from irtool.hosts.torch.tracing.compare import apart, apart_from, equal, like_weights, observed, tolerance
 from irtool.hosts.torch.tracing.fixed_sizes import Program, fixed_axes, guard, note_of
 from irtool.nests import map_tensors
 
@@ -42,8 +42,11 @@ class Witness:
         expected, inputs = self._on_example(graph.decided)
         if expected is None:
             return
-        off = apart_from(self._model, graph.module, inputs, graph.decided, expected, observed(graph.module, inputs))
-        if off > tolerance(expected) and apart(expected, observed(self._model, inputs, graph.decided)) <= tolerance(expected):
+        found = observed(graph.module, inputs)
+        if equal(self._model, graph.module, inputs, graph.decided, expected, found):
+            return
+        if apart(expected, observed(self._model, inputs, graph.decided)) <= tolerance(expected):
+            off = apart_from(self._model, graph.module, inputs, graph.decided, expected, found)
             raise TraceError(f"the graph computes something else than the model (relative difference {off:.2g})")
 
     def settled(self, graph: FxGraph) -> FxGraph:
