@@ -40,14 +40,16 @@ FINALISTS = 1
 """Peers that are tried with further seeds: the best of the first."""
 RATES = (0.001, 0.01)
 """Of the epoch; the better on the choosing images counts, for each tool."""
-WAYS = ("plain", "recalibrated")
+TOGETHER = 50
+"""Images that run together where nets answer, with their channels last: a fifth of the time that 250 take as they are."""
 Row = dict[str, Any]
 
 
 @torch.no_grad()
 def classes(module: nn.Module, images: Tensor) -> Tensor:
     """The class that a net gives each image."""
-    return torch.cat([module.eval()(part).argmax(1) for part in images.split(250)])
+    parts = images.contiguous(memory_format=torch.channels_last).split(TOGETHER)
+    return torch.cat([module.eval()(part).argmax(1) for part in parts])
 
 
 @torch.no_grad()
