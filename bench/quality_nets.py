@@ -143,7 +143,7 @@ def train_epoch(
             group["lr"] = rate * max(share, 0.01)
         batch = images[chosen]
         mirrored = torch.rand(len(batch), generator=generator) < 0.5
-        batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
+        batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch).contiguous(memory_format=torch.channels_last)
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(batch), labels[chosen]).backward()
         optimizer.step()

@@ -24,6 +24,7 @@ def table(rows: list[Row]) -> str:
     return "\n\n".join("\n".join([title, "", *part]) for title, part in parts.items() if part)
 
 
+AHEAD, EVERY = "ahead", 100.0
 MARKS = "<!-- bench/quality.py: begin -->", "<!-- bench/quality.py: end -->"
 
 
@@ -47,8 +48,8 @@ def _cells(rows: list[Row]) -> list[tuple[str, float]]:
 
 
 def _verdicts(rows: list[Row], scores: Scores) -> list[str]:
-    """A line a budget: means over seeds and their standard deviation."""
-    lines = []
+    """A line a budget: means over seeds and their standard deviation; then why irtool is not ahead where nothing was lost."""
+    lines, reasons = [], []
     for net, share in _cells(rows):
         found = [row for row in rows if (row["net"], row["share"]) == (net, share) and scores(row)]
         mine, peers = ([row for row in found if row["tool"].startswith("irtool") is own] for own in (True, False))
@@ -56,19 +57,32 @@ def _verdicts(rows: list[Row], scores: Scores) -> list[str]:
             continue
         names = ", ".join(dict.fromkeys(f"{row['tool']}{'' if row['way'] == 'plain' else ', recalibrated'}" for row in peers))
         line = f"| {net} | {100 * share:g} % | {len(mine)} |"
-        for place in (0, 1):
-            own, other = ([(scores(row) or [])[place] for row in part] for part in (mine, peers))
-            line += f" {_spread(own)} | {_spread(other)} | {_word(own, other)} |"
+        (own, other), (own_same, other_same) = (
+            [[(scores(row) or [])[place] for row in part] for part in (mine, peers)] for place in (0, 1)
+        )
+        for ours, theirs in ((own, other), (own_same, other_same)):
+            line += f" {_spread(ours)} | {_spread(theirs)} | {_word(ours, theirs)} |"
         lines.append(f"{line} {names} |")
+        if _word(own, other) != AHEAD and min(own_same) == EVERY:
+            reasons.append(_as_unpruned(f"{net} at {100 * share:g} %", own, other, other_same))
     head = ["| net | MACs | seeds | irtool: right | best peer | | irtool: as unpruned | best peer | | which peer |", "|" + "---|" * 10]
-    return head + lines if lines else []
+    return [*head, *lines, *(["", *reasons] if reasons else [])] if lines else []
+
+
+def _as_unpruned(where: str, own: list[float], other: list[float], same: list[float]) -> str:
+    """Why irtool is not ahead by what is right where it answers as the unpruned net does."""
+    if min(same) == EVERY:
+        return f"- {where}: both give the unpruned net's class for every image, so that nobody can be ahead."
+    gap = statistics.mean(other) - statistics.mean(own)
+    return (f"- {where}: irtool gives the unpruned net's class for every image, which is what it aims at; the peer gives another for "
+            f"{100 - statistics.mean(same):.2f} % of them, and is right {abs(gap):.2f} points {'more' if gap > 0 else 'less'} often.")  # fmt: skip
 
 
 def _word(own: list[float], other: list[float]) -> str:
     """Whether the difference is more than the spread over seeds of both together."""
     gap, spread = statistics.mean(own) - statistics.mean(other), sum(statistics.stdev(part) for part in (own, other) if len(part) > 1)
     if gap > spread:
-        return "ahead"
+        return AHEAD
     return "**within the spread**" if abs(gap) <= spread and spread else "**equal**" if not gap else "**LOST**"
 
 

@@ -41,16 +41,12 @@ def macs(module: nn.Module) -> int:
     return irtool.cost(irtool.trace(module.eval(), torch.zeros(EXAMPLE))).macs
 
 
-def ours(stages: int, residual: str, distil: int = 0) -> Tool:
-    """One call of plan and one of reconstruct."""
-
-    def run(model: nn.Module, share: float, given: Calibration) -> nn.Module:
-        graph = irtool.trace(model, torch.zeros(EXAMPLE))
-        plan = irtool.plan(graph, residual=residual, budget={"macs": share}, data=given.images, stages=stages, seed=given.seed, round_to=1)
-        module: nn.Module = irtool.reconstruct(graph, plan, given.images, distil=distil, seed=given.seed).module
-        return module
-
-    return run
+def ours(model: nn.Module, share: float, given: Calibration) -> nn.Module:
+    """One call of plan and one of reconstruct: the defaults, but for two stages and single channels, which peers take too."""
+    graph = irtool.trace(model, torch.zeros(EXAMPLE))
+    plan = irtool.plan(graph, budget={"macs": share}, data=given.images, stages=2, seed=given.seed, round_to=1)
+    module: nn.Module = irtool.reconstruct(graph, plan, given.images, seed=given.seed).module
+    return module
 
 
 def torch_pruning(importance: str, *, inside: bool, isomorphic: bool = False) -> Tool:
@@ -233,9 +229,4 @@ PEERS: dict[str, Tool] = {
 """`inside` leaves residual streams whole, `all` prunes them too."""
 SLOW: dict[str, Tool] = {"kirigami l2": kirigami("l2"), "kirigami taylor": kirigami("taylor")}
 """Tried at one budget a net."""
-OURS: dict[str, Tool] = {
-    "irtool, select": ours(2, "select"),
-    "irtool, couple": ours(2, "couple"),
-    "irtool, select, distilled": ours(2, "select", 4),
-}
-"""Criterion fisher, two stages, single channels."""
+OURS: dict[str, Tool] = {"irtool": ours}

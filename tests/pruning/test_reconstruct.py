@@ -16,6 +16,7 @@ from irtool.models import PreResNet
 from irtool.progress import Status
 from irtool.pruning.check import check_refitted
 from irtool.pruning.reconstruct.distil import Distillation
+from irtool.pruning.reconstruct.images import layout
 
 
 class Chain(nn.Module):
@@ -462,6 +463,31 @@ def test_distilling_leaves_ignored_layers_and_refuses_fixed_weights() -> None:
     assert torch.equal(made.params["8.weight"].data, sliced.params["8.weight"].data)
     with pytest.raises(OptionError, match="distilling changes weights"):
         irtool.reconstruct(graph, plan, given, distil=1, weights=False)
+
+
+class Laid(nn.Module):
+    """Notes how the images lie in memory that it is run on; with `view` it takes one layout alone."""
+
+    def __init__(self, *, viewed: bool) -> None:
+        super().__init__()
+        self.viewed, self.conv, self.head = viewed, nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        flat: Tensor = self.head(x.view(x.size(0), -1) if self.viewed else torch.flatten(x, 1))
+        return flat
+
+
+@pytest.mark.parametrize("viewed", [True, False])
+def test_batches_are_laid_out_as_the_program_can_take_them(viewed: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    graph, given = irtool.trace(Laid(viewed=viewed).eval(), torch.zeros(1, 3, 4, 4)), images((3, 4, 4), 128).float()
+    (laid,) = layout([graph], (given,))((given,))
+    assert torch.equal(laid, given)
+    assert laid.is_contiguous(memory_format=torch.channels_last) is not viewed
+    made = irtool.Reconstruct(irtool.plan(graph, "l2", 0.5), given, distil=1)(graph)
+    assert any(note.startswith("distil") for note in made.notes)
+    assert not capfd.readouterr().err
 
 
 def test_distilling_holds_back_batches_from_all_over() -> None:

@@ -10,23 +10,24 @@ Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from irtool.ir.descent import Descent
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
 from irtool.progress import Progress, Status, silent
 from irtool.pruning.names import is_at
 from irtool.pruning.reconstruct.distance import distance, outputs_of
+from irtool.pruning.reconstruct.images import layout
 
 HELD_BACK = 8
 """One batch in so many is not trained on."""
 WARM_UP = 0.1
 """Of the steps; the rate rises over it, and falls with a cosine behind."""
+_Outputs = Callable[[Batch], list[Tensor]]
 
 
 @dataclass
@@ -61,15 +62,19 @@ class Distillation:
             return "not distilled: the graph has no gradients"
         if len(self.batches) < 2 or not descent.parameters:
             return "not distilled: there is nothing to hold back, or nothing that may change"
-        aims = [outputs_of(self.original, batch) for batch in self.batches]
-        pairs = list(zip(self.batches, aims, strict=True))
+        laid = layout((self.original, self.new), self.batches[0])
+        pairs = [(batch, outputs_of(self.original, laid(batch))) for batch in self.batches]
         step = min(HELD_BACK, len(pairs))
         held = pairs[step - 1 :: step]  # from all over: images may come class by class
         shown = [pair for number, pair in enumerate(pairs) if number % step != step - 1]
+
+        def outputs(batch: Batch) -> list[Tensor]:
+            return descent.outputs(laid(batch))
+
         with descent.running():
-            before, old = self._loss(descent, held), [data.detach().clone() for data in descent.parameters]
-            self._train(descent, shown)
-            after = self._loss(descent, held)
+            before, old = self._loss(outputs, held), [data.detach().clone() for data in descent.parameters]
+            self._train(outputs, descent.parameters, shown)
+            after = self._loss(outputs, held)
             gains = after < before  # false for NaN too
             if not gains:
                 with torch.no_grad():
@@ -79,11 +84,11 @@ class Distillation:
         return f"distilled: {what}" if gains else f"distilling undone, it gained nothing: {what}"
 
     @torch.no_grad()
-    def _loss(self, descent: Descent, pairs: Sequence[tuple[Batch, list[Tensor]]]) -> float:
-        return float(sum(float(distance(descent.outputs(batch), aim).detach()) for batch, aim in pairs)) / len(pairs)
+    def _loss(self, outputs: _Outputs, pairs: Sequence[tuple[Batch, list[Tensor]]]) -> float:
+        return float(sum(float(distance(outputs(batch), aim).detach()) for batch, aim in pairs)) / len(pairs)
 
-    def _train(self, descent: Descent, pairs: Sequence[tuple[Batch, list[Tensor]]]) -> None:
-        optimizer = torch.optim.Adam(descent.parameters, lr=self.rate)
+    def _train(self, outputs: _Outputs, parameters: Sequence[Tensor], pairs: Sequence[tuple[Batch, list[Tensor]]]) -> None:
+        optimizer = torch.optim.Adam(parameters, lr=self.rate)
         generator, steps = torch.Generator().manual_seed(self.seed), self.epochs * len(pairs)
         for number in range(steps):
             if number % len(pairs) == 0:
@@ -92,7 +97,7 @@ class Distillation:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate * _share(number, steps)
             optimizer.zero_grad()
-            loss = distance(descent.outputs(batch), aim)
+            loss = distance(outputs(batch), aim)
             if not loss.requires_grad or not bool(torch.isfinite(loss.detach())):
                 return
             loss.backward()

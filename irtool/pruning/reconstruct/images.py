@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,10 @@ def size_of(batch: Batch) -> int:
     return first.shape[0] if first is not None and first.dim() else 1
 
 
+_REFUSALS = (GraphError, RuntimeError, ValueError, TypeError, IndexError)
+"""What a program raises that does not run on what it is given."""
+
+
 def split_to_fit(graph: Graph, batches: Sequence[Batch]) -> list[Batch]:
     """The batches, cut to the example's size where the program has that written into it.
 
@@ -68,19 +72,44 @@ def split_to_fit(graph: Graph, batches: Sequence[Batch]) -> list[Batch]:
     own = size_of(graph.example_inputs)
     first = batches[0]
     try:
-        graph.run(*_cut(first, 0, min(2, size_of(first))))
+        graph.run_as(_cut(first, 0, min(2, size_of(first))))
         return list(batches)
-    except (GraphError, RuntimeError, ValueError, TypeError, IndexError) as error:
+    except _REFUSALS as error:
         cause = error
     fitting = [part for batch in batches for part in _parts(batch, own) if size_of(part) == own]
     if fitting and size_of(first) != own:
         try:
-            graph.run(*fitting[0])
+            graph.run_as(fitting[0])
             return fitting
-        except (GraphError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        except _REFUSALS as error:
             cause = error
     text = (str(cause).strip().splitlines() or [type(cause).__name__])[0][:160]
     raise DataError(f"the model does not run on these images ({text})", where="images", remedy=REMEDY) from cause
+
+
+def layout(graphs: Iterable[Graph], batch: Batch) -> Callable[[Batch], Batch]:
+    """Return what lays batches out in memory so that graphs run fast: images with their channels last, which a processor's convolutions
+    run through in two thirds of the time. Nothing is laid out anew where a program asks for the usual layout, as `view` may.
+
+    Args:
+        graphs: what runs.
+        batch: one of the batches, to try it on.
+    """
+    try:
+        for graph in graphs:
+            graph.run_as(_channels_last(batch))
+    except _REFUSALS:
+        return lambda batch: batch
+    return _channels_last
+
+
+def _channels_last(batch: Batch) -> Batch:
+    return tuple(map(_laid_out, batch))
+
+
+def _laid_out(part: Any) -> Any:
+    images = isinstance(part, Tensor) and part.dim() == 4 and part.is_floating_point() and part.device.type == "cpu"
+    return part.contiguous(memory_format=torch.channels_last) if images else part
 
 
 def _arguments(graph: Graph, item: Any) -> Batch:
