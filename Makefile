@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check docs cpp bench bench-peers clean
+.PHONY: setup demo test check docs wheel cpp bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
+
+# The environment alone.
+setup: $(INSTALLED)
 
 # Two workers with torch's default threads each would fight over the same cores.
 test: $(INSTALLED)
@@ -23,6 +26,10 @@ check: $(INSTALLED)
 # The site, in build/site: open index.html. A broken link or an unknown name fails it.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The wheel, built and run in an environment of its own, away from the checkout.
+wheel: $(INSTALLED)
+	.ci/wheel
 
 # The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev; the engine is in MNN's wheel.
 cpp: $(INSTALLED)
