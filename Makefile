@@ -54,10 +54,11 @@ bench-peers: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-# Made again when the dependencies change. An interrupted install leaves no stamp, so it is taken up again.
+# Made again when the dependencies change. An interrupted install leaves no stamp, so it is taken up again. `compat` puts the checkout on
+# Python's path: the default finds irtool by a hook that comes too late where the current folder holds a clone called irtool.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "irtool needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
 	@echo "Installing into $(VENV) (torch is large: some minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
