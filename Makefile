@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check docs cpp bench bench-peers clean
+.PHONY: setup demo test check docs wheel cpp bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
+
+# The environment alone.
+setup: $(INSTALLED)
 
 # Two workers with torch's default threads each would fight over the same cores.
 test: $(INSTALLED)
@@ -23,6 +26,10 @@ check: $(INSTALLED)
 # The site, in build/site: open index.html. A broken link or an unknown name fails it.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The wheel, built and run in an environment of its own, away from the checkout.
+wheel: $(INSTALLED)
+	.ci/wheel
 
 # The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev; the engine is in MNN's wheel.
 cpp: $(INSTALLED)
@@ -47,10 +54,11 @@ bench-peers: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-# Made again when the dependencies change. An interrupted install leaves no stamp, so it is taken up again.
+# Made again when the dependencies change. An interrupted install leaves no stamp, so it is taken up again. `compat` puts the checkout on
+# Python's path: the default finds irtool by a hook that comes too late where the current folder holds a clone called irtool.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "irtool needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
 	@echo "Installing into $(VENV) (torch is large: some minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --config-settings editable_mode=compat -e '.[dev]'
 	@touch $@
