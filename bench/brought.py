@@ -156,21 +156,24 @@ def _at(graph: Any, plan: Any, shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _without_masks(graph: Any, plan: Any, x: Any, said: str) -> dict[str, Any]:
-    """The pruned graph beside the zeroed original, where masks of the example's size do not fit: behind a pixel shuffle they lie on pixels."""
-    import copy
+    """The pruned graph beside one that was traced at this size, pruned by the same plan and checked there.
 
+    For graphs whose masks fit the example's size alone: behind a pixel shuffle they lie on pixels, in front of attention on the batch.
+    """
     import irtool
     from irtool.hosts.torch.tracing.compare import apart, observed
-
-    sys.path.insert(0, str(ROOT / "tests"))
-    from strange_nets.judge import zeroed_original
 
     pruned = irtool.prune(graph, plan, "drop")
     found = observed(pruned.module, (x,))
     if found is None:
         return {"verdict": "refused, told" if any("refused at sizes" in note for note in pruned.notes) else f"FAILED: {said}"[:200]}
-    off = apart(observed(zeroed_original(copy.deepcopy(graph.origin), graph, plan), (x,), graph.decided), found)
-    return {"verdict": "equal" if off <= CLOSE else "WRONG", "relative": off}
+    here = irtool.trace(graph.origin, x)
+    try:
+        check = irtool.check_prune(here, plan)
+        off = apart(observed(irtool.prune(here, plan, "drop").module, (x,)), found)
+    except irtool.errors.IrtoolError as error:
+        return {"verdict": f"FAILED: {error}"[:200]}
+    return {"verdict": "equal" if check.ok and off <= CLOSE else "WRONG", "relative": max(off, check.relative)}
 
 
 def _archive(pruned: Any, model: Any, example: Any) -> dict[str, Any]:

@@ -77,8 +77,9 @@ TRANSFORMERS: dict[str, Build] = {
     "resnet": lambda: _transformers("ResNetForImageClassification", 128, 32, config="ResNetConfig"),
     "regnet": lambda: _transformers("RegNetForImageClassification", 128, 32, config="RegNetConfig"),
     "convnextv2": lambda: _transformers("ConvNextV2ForImageClassification", 128, 32, config="ConvNextV2Config"),
-    "mobilevit": lambda: _transformers("MobileViTForImageClassification", 128, 32, config="MobileViTConfig", image_size=128),
-    "mobilevit-seg": lambda: _transformers("MobileViTForSemanticSegmentation", 128, 32, config="MobileViTConfig", image_size=128),
+    # between multiples of 64 it resizes features: another branch, which the graph does not hold, and says so
+    "mobilevit": lambda: _transformers("MobileViTForImageClassification", 128, 64, config="MobileViTConfig", image_size=128),
+    "mobilevit-seg": lambda: _transformers("MobileViTForSemanticSegmentation", 128, 64, config="MobileViTConfig", image_size=128),
     "segformer": lambda: _transformers("SegformerForSemanticSegmentation", 128, 32, config="SegformerConfig"),
     "upernet": lambda: _with_backbone("UperNetForSemanticSegmentation", 128, "UperNetConfig", "ConvNextConfig", _CONVNEXT),
     "upernet-resnet": lambda: _with_backbone(

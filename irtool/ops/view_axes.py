@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -15,6 +15,18 @@ class ViewAxes:
     first: tuple[int, int]
     last: tuple[int, int]
     ranks: tuple[int, int]
+
+    def merging(self, listed: Sequence[Any]) -> ViewAxes:
+        """Return the same axes, those in front of the channels counted among them where the view merges both into one computed size.
+
+        A batch of one in front of the channels looks the same as none (`reshape(n * c * rows, 2, columns, 2)`): entries keep their
+        order in memory, so that the product says for any batch where each channel lies.
+
+        Args:
+            listed: as in `open`.
+        """
+        merges = self.first[0] and not self.first[1] and len(listed) == self.ranks[1] and -1 not in listed
+        return replace(self, first=(0, 0)) if merges and not isinstance(listed[0], int) else self
 
     def open(self, listed: Sequence[Any]) -> list[str]:
         """Return the parts ("before", "after", "channels") of which a view does not say how large they are.

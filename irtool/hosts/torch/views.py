@@ -37,7 +37,9 @@ def keep_axes_apart(nodes: Sequence[Node], module: fx.GraphModule, sizes: Sizes)
     for node in nodes:
         if node.op == "Reshape" and node.host.op != "call_module" and torch_name(node.host) in _VIEWS:
             host, found = hosts[node.name], _split(node, sizes)
-            if found is not None and _moves(host) and found.open(sizes_argument(host)[1]):
+            listed = sizes_argument(host)[1]
+            found = found.merging(listed) if found is not None else None
+            if found is not None and _moves(host) and found.open(listed):
                 _refuse(module.graph, host, found)
                 notes.append(f"{node.location}: refused at sizes of the input at which it would mix channels with other axes")
     if notes:

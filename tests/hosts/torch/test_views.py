@@ -56,6 +56,15 @@ def _by_count(net: Any, y: Tensor) -> Tensor:
     return net.b(y.view(n, c, h // 4, 4, w // 4, 4).mean((3, 5)))
 
 
+def _patches(net: Any, y: Tensor) -> Tensor:
+    n, c, h, w = y.shape
+    rows, columns = h // 2, w // 2
+    patches = y.reshape(n * c * rows, 2, columns, 2).transpose(1, 2).reshape(n, c, rows * columns, 4)
+    mixed = patches.transpose(1, 3).reshape(n * 4, rows * columns, -1).softmax(1).view(n, 4, rows * columns, -1)
+    back = mixed.transpose(1, 3).reshape(n * c * rows, columns, 2, 2).transpose(1, 2)
+    return net.b(back.reshape(n, c, rows * 2, columns * 2))
+
+
 SHAPES = [(1, 3, 16, 16), (3, 3, 16, 16), (1, 3, 16, 32), (2, 3, 32, 32), (4, 3, 8, 8)]
 
 
@@ -94,6 +103,23 @@ def test_sizes_that_are_computed_need_no_word(function: Callable[[Any, Tensor], 
         x = torch.randn(shape)
         with torch.no_grad():
             torch.testing.assert_close(pruned.module.forward(x), zeroed(x))
+
+
+def test_channels_merged_with_a_batch_that_is_computed_are_told_apart_at_any_batch() -> None:
+    torch.manual_seed(0)
+    model = Net(_patches).eval()
+    graph = irtool.trace(model, torch.randn(1, 3, 16, 16))
+    plan = irtool.plan(graph, "l1", 0.5)
+    pruned = irtool.prune(graph, plan, "drop")
+    assert plan.removed >= 8
+    for shape in SHAPES:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        alone = irtool.prune(irtool.trace(model, x), plan, "drop")
+        with torch.no_grad():
+            found = pruned.module.forward(x)
+            torch.testing.assert_close(found, torch.cat([pruned.module.forward(image[None]) for image in x]))
+            torch.testing.assert_close(found, alone.module.forward(x))
+            assert found.std() > 1e-3
 
 
 def test_pruned_again_saved_and_exported(tmp_path: Path) -> None:
