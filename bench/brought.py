@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results" / "brought.json"
 SECONDS = 600
 """CPU time for a model; on the clock it may take six times as long."""
 MEMORY = 14 << 30
@@ -360,13 +361,14 @@ def cells(name: str, found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def write(results: dict[str, Any], count: int) -> None:
-    """JSON for programs, Markdown for people."""
+def write(results: dict[str, Any], count: int, path: Path) -> None:
+    """JSON for programs, and Markdown for people where it is the table of the docs."""
     from irtool.atomic_files import replacing
 
-    with replacing(ROOT / "bench" / "results" / "brought.json") as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
-    (ROOT / "docs" / "brought.md").write_text("\n".join(page(results, count)) + "\n")
+    if path == RESULTS:
+        (ROOT / "docs" / "brought.md").write_text("\n".join(page(results, count)) + "\n")
 
 
 def page(results: dict[str, Any], count: int) -> list[str]:
@@ -392,6 +394,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="beginnings of names; these are measured again")
     parser.add_argument("--again-if-failed", action="store_true", help="measure again what has a fault")
     parser.add_argument("--table", action="store_true", help="write the page from the results that there are")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the rows go (docs/brought.md is written with the default alone)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -401,7 +404,7 @@ def main() -> None:
     from brought_models import models
 
     names = [name for name in models() if not options.models or name.startswith(tuple(options.models))]
-    path = ROOT / "bench" / "results" / "brought.json"
+    path: Path = options.json
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     for name in [] if options.table else names:
         if name in results and not options.models and not (options.again_if_failed and faults(results[name])):
@@ -409,8 +412,8 @@ def main() -> None:
         results[name] = row(name)
         print("  ".join(cells(name, results[name])), "  FAULTS: " * bool(faults(results[name])), faults(results[name]) or "", flush=True)
         results = {known: results[known] for known in models() if known in results}
-        write(results, len(models()))
-    write(results, len(models()))
+        write(results, len(models()), path)
+    write(results, len(models()), path)
     print("\n".join(page(results, len(models()))[8:9]))
 
 
