@@ -30,6 +30,7 @@ MEMORY = 14 << 30
 """Address space of a child, in bytes."""
 CLOSE = 1e-4
 """How far two results in float32 may lie apart, relative to the largest entry."""
+_NOT_TAKEN = "not taken by the model"
 
 
 def measure(name: str) -> Iterator[dict[str, Any]]:
@@ -62,16 +63,28 @@ def measure(name: str) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     check = irtool.check_prune(graph, plan)
     yield {"ok": check.ok, "relative": check.relative, "inexact": len(check.inexact), "traced": check.traced, "wrong": check.wrong}
-    yield {"sizes": [_at(graph, plan, shape) for shape in _others(brought)]}
+    sizes = [_at(graph, plan, shape) for shape in _others(brought)]
+    if all(size["verdict"] == _NOT_TAKEN for size in sizes):  # by its pooling, say: another batch alone tells more than nothing
+        sizes.append(_at(graph, plan, (brought.shape[0] + 2, *brought.shape[1:])))
+    yield {"sizes": sizes}
     yield _archive(pruned, model, example)
     yield _onnx(pruned, brought.shape)
     yield _training(pruned, brought)
 
 
 def _image(shape: Sequence[int], seed: int = 0) -> Any:
+    """Noise over coarse patches of one colour each: behind a mean over all places one image of noise alone is like the other."""
     import torch
 
-    return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn((*shape[:2], *(-(-side // 16) for side in shape[2:])), generator=generator)
+    for axis, side in enumerate(shape[2:], 2):
+        coarse = coarse.repeat_interleave(16, axis).narrow(axis, 0, side)
+    return (
+        torch.rand(tuple(shape), generator=generator)
+        + 2 * coarse
+        + 3 * torch.randn((*shape[:2], *[1] * (len(shape) - 2)), generator=generator)
+    )
 
 
 def _moves(pruned: Any, shape: Sequence[int]) -> float:
@@ -143,7 +156,7 @@ def _at(graph: Any, plan: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     x = _image(shape, 1)
     expected = observed(graph.origin, (x,), graph.decided)
     if expected is None:
-        return {"shape": shape, "verdict": "not taken by the model"}
+        return {"shape": shape, "verdict": _NOT_TAKEN}
     found = observed(graph.module, (x,))
     if found is None:
         return {"shape": shape, "verdict": "refused, told" if graph.notes else "REFUSED IN SILENCE"}

@@ -293,10 +293,24 @@ def build(name: str) -> Brought:
         brought = models()[name]()
     training = brought.model.training
     with torch.no_grad():
-        if name.startswith(("transformers", "monai")):  # as they come, hardly anything of the image reaches the output
+        if name.startswith(("transformers", "monai", "pytorchcv")):  # as they come, hardly anything of the image reaches the output
             for module in brought.model.modules():
                 if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         randomise(brought.model)
+        if name.startswith("pytorchcv"):
+            _see(brought)
     brought.model.train(training)
     return brought
+
+
+def _see(brought: Brought) -> None:
+    """Batch norms see two images, so that what each adds does not outweigh the image: of deep nets hardly anything would reach the outputs."""
+    norms = [module for module in brought.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 0.9
+    images = torch.randn((2, *brought.shape[1:])) + 2 * torch.randn((2, brought.shape[1], 1, 1))
+    brought.model(images)
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.eval().momentum = momentum
