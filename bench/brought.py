@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results" / "brought.json"
 SECONDS = 600
 """CPU time for a model; on the clock it may take six times as long."""
 MEMORY = 14 << 30
 """Address space of a child, in bytes."""
 CLOSE = 1e-4
 """How far two results in float32 may lie apart, relative to the largest entry."""
+_NOT_TAKEN = "not taken by the model"
 
 
 def measure(name: str) -> Iterator[dict[str, Any]]:
@@ -61,16 +63,28 @@ def measure(name: str) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     check = irtool.check_prune(graph, plan)
     yield {"ok": check.ok, "relative": check.relative, "inexact": len(check.inexact), "traced": check.traced, "wrong": check.wrong}
-    yield {"sizes": [_at(graph, plan, shape) for shape in _others(brought)]}
+    sizes = [_at(graph, plan, shape) for shape in _others(brought)]
+    if all(size["verdict"] == _NOT_TAKEN for size in sizes):  # by its pooling, say: another batch alone tells more than nothing
+        sizes.append(_at(graph, plan, (brought.shape[0] + 2, *brought.shape[1:])))
+    yield {"sizes": sizes}
     yield _archive(pruned, model, example)
     yield _onnx(pruned, brought.shape)
     yield _training(pruned, brought)
 
 
 def _image(shape: Sequence[int], seed: int = 0) -> Any:
+    """Noise over coarse patches of one colour each: behind a mean over all places one image of noise alone is like the other."""
     import torch
 
-    return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn((*shape[:2], *(-(-side // 16) for side in shape[2:])), generator=generator)
+    for axis, side in enumerate(shape[2:], 2):
+        coarse = coarse.repeat_interleave(16, axis).narrow(axis, 0, side)
+    return (
+        torch.rand(tuple(shape), generator=generator)
+        + 2 * coarse
+        + 3 * torch.randn((*shape[:2], *[1] * (len(shape) - 2)), generator=generator)
+    )
 
 
 def _moves(pruned: Any, shape: Sequence[int]) -> float:
@@ -142,7 +156,7 @@ def _at(graph: Any, plan: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     x = _image(shape, 1)
     expected = observed(graph.origin, (x,), graph.decided)
     if expected is None:
-        return {"shape": shape, "verdict": "not taken by the model"}
+        return {"shape": shape, "verdict": _NOT_TAKEN}
     found = observed(graph.module, (x,))
     if found is None:
         return {"shape": shape, "verdict": "refused, told" if graph.notes else "REFUSED IN SILENCE"}
@@ -363,13 +377,14 @@ def cells(name: str, found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def write(results: dict[str, Any], count: int) -> None:
-    """JSON for programs, Markdown for people."""
+def write(results: dict[str, Any], count: int, path: Path) -> None:
+    """JSON for programs, and Markdown for people where it is the table of the docs."""
     from irtool.atomic_files import replacing
 
-    with replacing(ROOT / "bench" / "results" / "brought.json") as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
-    (ROOT / "docs" / "brought.md").write_text("\n".join(page(results, count)) + "\n")
+    if path == RESULTS:
+        (ROOT / "docs" / "brought.md").write_text("\n".join(page(results, count)) + "\n")
 
 
 def page(results: dict[str, Any], count: int) -> list[str]:
@@ -395,6 +410,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="beginnings of names; these are measured again")
     parser.add_argument("--again-if-failed", action="store_true", help="measure again what has a fault")
     parser.add_argument("--table", action="store_true", help="write the page from the results that there are")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the rows go (docs/brought.md is written with the default alone)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -404,7 +420,7 @@ def main() -> None:
     from brought_models import models
 
     names = [name for name in models() if not options.models or name.startswith(tuple(options.models))]
-    path = ROOT / "bench" / "results" / "brought.json"
+    path: Path = options.json
     results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     for name in [] if options.table else names:
         if name in results and not options.models and not (options.again_if_failed and faults(results[name])):
@@ -412,8 +428,8 @@ def main() -> None:
         results[name] = row(name)
         print("  ".join(cells(name, results[name])), "  FAULTS: " * bool(faults(results[name])), faults(results[name]) or "", flush=True)
         results = {known: results[known] for known in models() if known in results}
-        write(results, len(models()))
-    write(results, len(models()))
+        write(results, len(models()), path)
+    write(results, len(models()), path)
     print("\n".join(page(results, len(models()))[8:9]))
 
 
