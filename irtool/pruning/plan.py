@@ -28,9 +28,9 @@ _WHERE_SAID = ("budget", "limits", "stages", "groups", "allocator", "branches", 
 
 
 def _freeze(plan: LayerPlan | Plan, *names: str) -> None:
-    """Make tuples of lists: what was proven of a plan must stay true of it."""
+    """Make tuples of lists and arrays: what was proven of a plan must stay true of it."""
     for name in names:
-        if isinstance(value := getattr(plan, name), list):
+        if not isinstance(value := getattr(plan, name), tuple | str):
             object.__setattr__(plan, name, tuple(value))
 
 

@@ -7,9 +7,11 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structures
 import torch
@@ -125,10 +127,10 @@ def test_branches_cost_the_labels_of_the_shorter_graph_alone(counts: Counts) -> 
     assert (counts.walks, counts.proofs) == (2, proofs)
 
 
-def test_what_was_planned_on_noise_is_proven_of_the_graph_itself(counts: Counts) -> None:
-    graph = traced("resnet_projection")
+def test_what_was_planned_on_noise_is_proven_of_the_graph_itself(make: Make, counts: Counts) -> None:
+    graph = make("resnet_projection")
     plan = irtool.plan(graph, budget={"macs": 0.6})
-    assert plan.criterion == "fisher"
+    assert plan.criterion == ("fisher" if graph.trainable else "activation")
     done = (counts.walks, counts.proofs)
     assert irtool.check_prune(graph, plan).ok
     pruned = irtool.prune(graph, plan, "drop")
@@ -223,6 +225,18 @@ def test_a_plan_is_data_whatever_was_proven_of_it() -> None:
         assert other == plan
         assert hash(other) == hash(plan)
         assert repr(other) == repr(plan)
+
+
+@pytest.mark.parametrize("listed", [list, np.array])
+def test_what_was_proven_of_a_plan_stays_true_of_it(listed: Callable[[Any], Any]) -> None:
+    graph = traced("resnet_projection")
+    plan = irtool.plan(graph, "l1", 0.5, "local")
+    own = [listed(layer.removed) for layer in plan.layers]
+    again = replace(plan, layers=[replace(layer, removed=removed) for layer, removed in zip(plan.layers, own, strict=True)])  # type: ignore[arg-type]
+    assert again == plan
+    own[0][0] = 0 if own[0][0] else 1
+    assert again == plan
+    assert same(irtool.prune(graph, again), irtool.prune(graph, plan))
 
 
 def test_a_copied_graph_knows_nothing_of_the_other() -> None:
