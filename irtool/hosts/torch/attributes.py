@@ -29,7 +29,14 @@ _DIGITS = 6
 def canonical(node: Node) -> Attrs:
     """The attributes of a node as JSON data, in one form for all hosts."""
     rule = _RULES.get(node.op, _others)
-    return {name: _spread(plain(value)) if name in _SPREADABLE else plain(value) for name, value in rule(node, _Raw(node)).items()}
+    found = {**rule(node, _Raw(node)), **_variant(node)}
+    return {name: _spread(plain(value)) if name in _SPREADABLE else plain(value) for name, value in found.items()}
+
+
+def _variant(node: Node) -> Attrs:
+    """Which of the functions that share an operator's rule a node is: a softmin beside a softmax."""
+    callee = node.callee.lower()
+    return {word: True for part, word in _VARIANTS.get(node.op, ()) if part in callee}
 
 
 def _spread(value: Any) -> Any:
@@ -154,9 +161,9 @@ def _along(default: int) -> Rule:
     return rule
 
 
-def _softmax(node: Node, raw: _Raw) -> Attrs:
-    found: Attrs = {"axis": _axis(node, raw, default=-1)}
-    return {**found, "log": True} if "log" in node.callee.lower() else found
+def _cumsum(node: Node, raw: _Raw) -> Attrs:
+    flags = {name: True for name in ("exclusive", "reverse") if raw.get(name, default=0)}
+    return {"axis": _axis(node, raw, default=0), **flags}
 
 
 def _split(node: Node, raw: _Raw) -> Attrs:
@@ -287,9 +294,9 @@ def _einsum(node: Node, raw: _Raw) -> Attrs:
 
 
 _RULES: Mapping[str, Rule] = {
-    "Conv": _conv, "ConvTranspose": _conv, "Pool": _pool, "Softmax": _softmax, "Split": _split, "Transpose": _transpose, "Reduce": _reduce,
+    "Conv": _conv, "ConvTranspose": _conv, "Pool": _pool, "Softmax": _along(-1), "Split": _split, "Transpose": _transpose, "Reduce": _reduce,
     "Clip": _clip, "HardSigmoid": _hard_sigmoid, "Gelu": _gelu, "Resize": _resize, "Pad": _pad, "Slice": _slice, "Einsum": _einsum,
-    "DepthToSpace": _depth, "SpaceToDepth": _depth, "Concat": _along(0), "Stack": _along(0), "Cumsum": _along(0), "Glu": _along(-1), "Gather": _along(0),
+    "DepthToSpace": _depth, "SpaceToDepth": _depth, "Concat": _along(0), "Stack": _along(0), "Cumsum": _cumsum, "Glu": _along(-1), "Gather": _along(0),
     "LeakyRelu": _parameter("alpha", "negative_slope", "arg1", default=0.01), "Elu": _parameter("alpha", "arg1", default=1.0),
     "Celu": _parameter("alpha", "arg1", default=1.0),
     **dict.fromkeys(("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"), _eps),
@@ -298,3 +305,12 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Relu", "Sigmoid", "Tanh", "HardSwish", "Swish", "Mish", "Selu", "ChannelSelect"), _nothing),
 }  # fmt: skip
 """What the attributes of an operator are. One without a row keeps those that its host gives."""
+_VARIANTS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "Softmax": (("log", "log"), ("min", "negated"), ("hard", "hard")),
+    "Cumsum": (("prod", "product"),),
+    "Trilu": (("triu", "upper"),),
+    "Roll": (("flip", "flipped"), ("fliplr", "columns"), ("flipud", "rows"), ("rot90", "turned")),
+    "Expand": (("interleave", "interleaved"),),
+    "Fourier": (("_i", "inverse"), ("rfft", "real"), ("hfft", "hermitian"), ("shift", "shifted")),
+}
+"""Functions that one rule serves, though they compute other numbers: a part of their names, and the word that tells them apart."""
