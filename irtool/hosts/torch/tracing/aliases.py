@@ -61,8 +61,9 @@ def canonical(kind: str, target: Any, kwargs: dict[str, Any]) -> tuple[Any, dict
     if isinstance(target, torch._ops.OpOverload):
         return _overload(target), kwargs
     found: Any = _functions().get(id(target), target)
-    if kwargs and isinstance(found, types.BuiltinFunctionType) and getattr(torch, found.__name__, None) is found:
-        kwargs = _renamed(kwargs, found.__name__)
+    name = str(getattr(found, "__name__", ""))
+    if kwargs and isinstance(found, types.BuiltinFunctionType) and getattr(torch, name, None) is found:
+        kwargs = _renamed(kwargs, name)
     return found, kwargs
 
 
