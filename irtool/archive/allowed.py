@@ -229,7 +229,7 @@ def class_name(kind: type) -> str:
     """
     name = f"{kind.__module__}.{kind.__qualname__}"
     if _class(name) is not kind:
-        raise NotData(f"is a {name}, a class of your own")
+        raise NotData(f"is a {name}, {'which no archive holds' if name.startswith('torch.') else 'a class of your own'}")
     return name
 
 

@@ -121,7 +121,7 @@ t . : sort argsort : input=T dim=i descending=b stable=b
 t . : topk : input=T k=i dim=i largest=b sorted=b
 """
 MOVEMENT = """
-. : view reshape permute expand repeat tile flip : input=T *sizes=I
+. : view reshape permute expand repeat tile flip : input=T *sizes=I size=I shape=I dims=I repeats=I
 t : reshape : input=T shape=I
 t : permute : input=T dims=I
 t : tile : input=T dims=I

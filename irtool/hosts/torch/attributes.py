@@ -306,7 +306,14 @@ def _fourier(call: Call) -> Attrs:
     return {"kind": call.name, "axes": axes, **rest}
 
 
+def _named(plain: str) -> Rule:
+    """The arguments, and which of the functions that share a rule it is, but for the plain one."""
+    return lambda call: {**others(call), **({} if call.name == plain else {"kind": call.name})}
+
+
 _RULES: Mapping[str, Rule] = {
+    "Trilu": _named("tril"), "Roll": _named("roll"),
+    "Expand": lambda call: {"kind": "interleave"} if "interleave" in call.name else {},
     "Conv": _conv, "ConvTranspose": _conv, "DeformConv": _deform_conv, "Gemm": lambda call: {"transB": 1}, "Pool": _pool, "Softmax": _softmax, "Split": _split,
     "Transpose": _transpose, "Reduce": _reduce, "Clip": _clip, "HardSigmoid": lambda call: {"alpha": 1 / 6, "beta": 0.5}, "Gelu": lambda call: {"approximate": call.get("approximate", default="none")}, "Resize": _resize, "Pad": _pad,
     "Slice": _slice, "Einsum": _einsum, "DepthToSpace": _depth, "SpaceToDepth": _depth, "Dropout": _dropout, "Fourier": _fourier,
@@ -317,7 +324,7 @@ _RULES: Mapping[str, Rule] = {
     "BatchNormalization": _batch_norm, "InstanceNormalization": _instance_norm, "GroupNormalization": _group_norm,
     "LpNormalization": _lp_norm, "LRN": _local_norm, **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _last_axes_norm),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod"), _numbers),
-    **dict.fromkeys(("MatMul", "Reshape", "Expand", "Identity", "StochasticDepth", "PRelu"), _nothing),
+    **dict.fromkeys(("MatMul", "Reshape", "Identity", "StochasticDepth", "PRelu"), _nothing),
     **dict.fromkeys(("Relu", "Sigmoid", "Tanh", "HardSwish", "Swish", "Mish", "Selu", "ChannelSelect"), _nothing),
 }  # fmt: skip
 """What the attributes of an operator are. One without a row keeps the arguments that have an effect."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import irtool
+from irtool.errors import TraceError
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -226,3 +227,28 @@ def test_a_part_of_a_model_leaves_no_mark_either() -> None:
     assert vars(model.state) == {"steps": 0, "inner": {"last": [0]}}
     assert not model.b._forward_pre_hooks
     assert torch.equal(x, X)
+
+
+class Late(nn.Module):
+    """Makes a layer on its first call: the weights are drawn then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.late = nn.Conv2d(3, 8, 3, padding=1), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if self.late is None:
+            self.late = nn.Conv2d(y.shape[1], 4, 1)
+        return self.late(y)
+
+
+def test_a_layer_that_forward_makes_is_asked_for_before() -> None:
+    model = Late().eval()
+    with pytest.raises(TraceError, match=r"late: is made by forward on its first call.*Run the model once"):
+        irtool.trace(model, X)
+    assert model.late is None
+    expected = model(X)
+    graph = irtool.trace(model, X)
+    assert torch.equal(graph.module(X), expected)
+    assert irtool.plan(graph, "l1", 0.5).removed == 4

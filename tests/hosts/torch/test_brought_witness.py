@@ -201,3 +201,31 @@ def test_a_fault_that_a_bias_hides_is_told_from_rounding() -> None:
     assert graph.fixed
     assert any("image is fixed" in note for note in graph.notes)
     assert not irtool.check_prune(graph, irtool.plan(graph, "random", 0.5)).wrong
+
+
+def _exchanged(net: Any, x: Tensor) -> Tensor:
+    kept = net.k.weight.data
+    net.k.weight.data = kept * 0.5
+    y = net.k(net.a(x))
+    net.k.weight.data = kept
+    return net.b(y)
+
+
+def _exchanged_twice(net: Any, x: Tensor) -> Tensor:
+    first, y = net.k.weight.data, net.a(x)
+    for factor in (0.5, 2.0):
+        net.k.weight.data = first * factor
+        y = net.k(y)
+    net.k.weight.data = first
+    return net.b(y) + net.b(net.k(y))
+
+
+@pytest.mark.parametrize("function", [_exchanged, _exchanged_twice])
+def test_data_that_is_exchanged_and_put_back(function: Callable[[Any, Tensor], Any]) -> None:
+    net = Parts(function).eval()
+    weight, expected = net.k.weight.detach().clone(), net(X)
+    graph = irtool.trace(net, X)
+    for _ in range(3):  # what the graph writes into the weights that it shares is taken back by itself, as by the model
+        assert torch.allclose(graph.module(X), expected, atol=1e-6)
+        assert torch.equal(net.k.weight, weight)
+    assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok

@@ -40,7 +40,8 @@ def _functions() -> dict[int, Any]:
             first = getattr(torch, name + ending, None)
             for space in _SPACES:
                 other = getattr(space, alias.removeprefix("special_").removeprefix("linalg_") + ending, None)
-                if first is not None and other is not None and other is not first and getattr(other, "__name__", "") == alias + ending:
+                named = getattr(other, "__name__", "") == alias + ending
+                if first is not None and other is not first and named:
                     found[id(other)] = first
     return found
 
@@ -59,9 +60,9 @@ def canonical(kind: str, target: Any, kwargs: dict[str, Any]) -> tuple[Any, dict
         return target, kwargs
     if isinstance(target, torch._ops.OpOverload):
         return _overload(target), kwargs
-    found = _functions().get(id(target), target)
-    name = found.__name__ if isinstance(found, types.BuiltinFunctionType) else ""
-    if kwargs and name and getattr(torch, name, None) is found:
+    found: Any = _functions().get(id(target), target)
+    name = str(getattr(found, "__name__", ""))
+    if kwargs and isinstance(found, types.BuiltinFunctionType) and getattr(torch, name, None) is found:
         kwargs = _renamed(kwargs, name)
     return found, kwargs
 

@@ -95,6 +95,21 @@ def refuse_hidden(model: nn.Module) -> None:
             )
 
 
+class MadeByForward(TraceError):
+    """A layer that forward makes on its first call, with weights that are drawn then: a graph would draw them each time.
+
+    Args:
+        name: the layer or parameter.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            "is made by forward on its first call, with random weights",
+            where=name,
+            remedy="Run the model once on an example before tracing.",
+        )
+
+
 def explained(model: nn.Module, inputs: tuple[Any, ...], failures: Sequence[tuple[str, Exception]]) -> TraceError:
     """One error: that of the model itself, if it does not run on the inputs; else one out of those of all tracers. With the user's line."""
     refusal = _refusal(model, inputs)
@@ -102,6 +117,9 @@ def explained(model: nn.Module, inputs: tuple[Any, ...], failures: Sequence[tupl
         given = ", ".join(f"{list(leaf.shape)}" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__name__}" for leaf in inputs)
         place = next(_source_lines(refusal), type(model).__name__)
         return TraceError(f"the model does not run on the example ({given}): {_first_line(refusal)}", where=place, remedy=REFUSED)
+    made = next((error for _, error in failures if isinstance(error, MadeByForward)), None)
+    if made is not None:
+        return made
     texts = [f"{name}: {_first_line(error)}" for name, error in failures]
     place = next((line for _, error in failures for line in _source_lines(error)), type(model).__name__)
     return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place, remedy=UNTRACEABLE)

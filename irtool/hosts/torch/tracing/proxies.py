@@ -48,13 +48,33 @@ class TracedParameter(fx.proxy.ParameterProxy):
     """The same of a parameter, whose sizes are plain numbers. `weight.data = ...` is a write into it."""
 
     def __getattr__(self, name: str) -> TracedAttribute:
-        return TracedAttribute(self, name)
+        made = TracedAttribute(self, name)
+        if name == "data":
+            _ = made.node  # it is read here, before what may be written into it later
+            self.__dict__.setdefault("held", []).append(made)
+        return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "data":
             super().__setattr__(name, value)
         elif not (isinstance(value, fx.Proxy) and value.node.target in AUGMENTED):  # `weight.data *= mask` wrote already
+            for read in self.__dict__.pop("held", ()):
+                _set_aside(read)
             self.data.copy_(value)
+            self.__dict__.pop("held")  # that was the write
+
+
+def _set_aside(read: TracedAttribute) -> None:
+    """What was read of a parameter before another tensor takes its place is still the old one: a copy, as the write goes into it."""
+    node = read.node
+    with node.graph.inserting_after(node):
+        copied = node.graph.call_method("clone", (node,))
+    node.replace_all_uses_with(copied, delete_user_cb=lambda user: user is not copied and not _writes(user))
+    read._node = copied
+
+
+def _writes(node: fx.Node) -> bool:
+    return node.target in AUGMENTED or str(node.target).endswith("_")
 
 
 def _augmented(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], Any]:

@@ -30,6 +30,7 @@ class Asides:
         ungraded: nodes made where gradients were off.
         cast: nodes made under autocast.
         written: attributes and buffers that forward sets.
+        made: of the attributes, layers and parameters that were not there before.
         begun: of the buffers, those that were written in place while tracing: what the graph holds of that may lack its beginning.
         recorded: buffers by identity whose every use is recorded, and their names.
         hooked: modules whose forward hooks were traced through.
@@ -45,6 +46,7 @@ class Asides:
     ungraded: dict[str, None] = field(default_factory=dict)
     cast: dict[str, None] = field(default_factory=dict)
     written: dict[str, None] = field(default_factory=dict)
+    made: dict[str, None] = field(default_factory=dict)
     begun: dict[str, None] = field(default_factory=dict)
     recorded: dict[int, str] = field(default_factory=dict)
     hooked: dict[str, None] = field(default_factory=dict)
@@ -102,7 +104,8 @@ def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None
                 refill(value, content)
         for path, module in tree.items():
             begun = [key for key, held_now in module._buffers.items() if id(held_now) in changed]
-            for names, told in ((begun, asides.begun), ((*held[path].put_back(module), *begun), asides.written)):
+            written = held[path].put_back(module)
+            for names, told in ((begun, asides.begun), ((*written, *begun), asides.written), (held[path].made, asides.made)):
                 for name in names:
                     told.setdefault(f"{path}.{name}" if path else name)
         around.put_back()
@@ -131,6 +134,7 @@ class _Held:
         self.ids = _ids(module)
         self.slots = {slot: dict(module.__dict__[slot]) for slot in _SLOTS}
         self.transient = set(module._non_persistent_buffers_set)
+        self.made: list[str] = []
         self.contents: dict[str, list[tuple[Any, Any]]] = {}
         if len(self.attributes) > len(_INTERNAL):
             for key, value in self.attributes.items():
@@ -152,6 +156,7 @@ class _Held:
         now.update(before)
         for slot, held in self.slots.items():
             table = now[slot]
+            self.made += [key for key in table if slot != "_buffers" and key not in held and not key.startswith("_")]
             if table.keys() != held.keys() or any(table[key] is not held[key] for key in held):
                 changed += [key for key in {**held, **table} if table.get(key) is not held.get(key)]
                 table.clear()
@@ -176,6 +181,8 @@ def alike(now: Any, before: Any) -> bool:
         return now is before
     if isinstance(now, (tuple, list)):
         return len(now) == len(before) and all(map(alike, now, before))
+    if isinstance(now, dict):
+        return now.keys() == before.keys() and all(alike(now[key], before[key]) for key in now)
     return isinstance(now, _PLAIN) and bool(now == before)
 
 

@@ -26,7 +26,7 @@ from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
 from irtool.hosts.torch.tracing.aliases import canonical
 from irtool.hosts.torch.tracing.autograd import own_backwards
 from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, observed, other_images
-from irtool.hosts.torch.tracing.errors import changeable, explained, refuse_hidden, refuse_unknown
+from irtool.hosts.torch.tracing.errors import MadeByForward, changeable, explained, refuse_hidden, refuse_unknown
 from irtool.hosts.torch.tracing.factories import recorded_sizes, symbolic_numbers
 from irtool.hosts.torch.tracing.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
@@ -110,6 +110,8 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, 
     if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
         graph.module.recompile()
         graph.refresh()
+    if asides.made and graph.drawing():
+        raise MadeByForward(next(iter(asides.made)))
     graph.origin, graph.notes = model, asides.notes(model)
     graph.sized = asides.sized
     graph.excused = asides.forgotten or bool(asides.cast)
