@@ -20,11 +20,12 @@ from irtool.cli.tables import chain_table
 from irtool.engines import export_onnx
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.engine import Engine
+from irtool.engines.onnxruntime.export import check_opset
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.table import OTHERS, REFERENCE, by_suffix
 from irtool.errors import FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import load_onnx, save_onnx
+from irtool.hosts.onnx.load import save_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import fold_batchnorm
 from irtool.workflows.chain import (
@@ -65,17 +66,18 @@ def export(
     [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --out resnet18.onnx --out resnet18.mnn
     """
     keep_inputs(out, model_files(model, weights))
-    files = _by_suffix(out)
+    files, shapes = _by_suffix(out), input_shapes(inputs)
+    check_opset(opset)
     with screen() as progress, tempfile.TemporaryDirectory() as name, _placed_errors(Path(name), files):
         drafts = _Drafts(Path(name), files)
         source = onnx_file(model)
         if source is not None and REFERENCE.suffix not in files:
             with progress.stage("convert"):
-                load_onnx(source)  # refuses what asks for too much, which the engines would try
+                graph_of(model, weights, shapes)  # refuses what asks for too much, which the engines would try
                 chain = Chain(tuple(drafts.converted(source, tuple(sample_inputs(OnnxSession(source).inputs)))))
         else:
             with progress.stage("trace"):
-                graph = graph_of(model, weights, input_shapes(inputs))
+                graph = graph_of(model, weights, shapes)
             graph = fold_batchnorm(graph) if fold else graph
             links = _links(graph, source, drafts, progress, opset, dynamic_batch)
             chain = Chain(tuple(links))
