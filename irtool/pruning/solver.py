@@ -117,7 +117,7 @@ class Solver:
                     self._pin_place(error, groups, remove)
                 couple = True
                 continue
-            if self.options.budget and not self._budgeted.keeps(done.graph):
+            if self.options.budget and not self._budgeted.keeps(done.graph, whole=not remove.any()):
                 continue
             made = self._describe(groups, scores, remove)
             self.graph.analyses["rewrite"] = (made, whole_rewrite(self.graph, made, done))
