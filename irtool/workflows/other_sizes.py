@@ -33,17 +33,14 @@ def at_sizes(graph: FxGraph, shapes: Sequence[Sequence[int | None]], where: str)
             remedy="Give --input once for each input, or not at all.",
         )
     asked = [*map(tuple, shapes), *known[len(shapes) :]]
-    wanted = [
-        tuple(was if size is None else size for size, was in zip(sizes, saved, strict=True)) if len(sizes) == len(saved) else sizes
-        for sizes, saved in zip(asked, known, strict=True)
-    ]
+    wanted = [_filled(sizes, saved) for sizes, saved in zip(asked, known, strict=True)]
     if wanted == known:
         return graph
     text, saved_for = (" and ".join("x".join(map(str, sizes)) for sizes in some) for some in (wanted, known))
     other_images = any(sizes[1:] != saved[1:] for sizes, saved in zip(wanted, known, strict=True))
     refused = f"saved for inputs of {saved_for}, which its program has written into it; {text} is asked for"
     remedy = "Leave --input out, give images of that size (--image-size), or trace the model at the other size and save it again."
-    if graph.tracer != _FREE and other_images:
+    if (graph.tracer != _FREE and other_images) or not all(isinstance(leaf, torch.Tensor) for leaf in own):
         raise OptionError(refused, where=where, remedy=remedy)
     examples = [
         leaf if sizes == saved else torch.zeros(sizes, dtype=leaf.dtype, device=leaf.device)
@@ -53,3 +50,9 @@ def at_sizes(graph: FxGraph, shapes: Sequence[Sequence[int | None]], where: str)
         return FxGraph(graph.shared().module, examples, tracer=graph.tracer, history=graph.history)
     except (IrtoolError, RuntimeError, ValueError, TypeError, IndexError) as error:
         raise OptionError(refused, where=where, remedy=remedy) from error
+
+
+def _filled(sizes: Sequence[int | None], saved: Sequence[int]) -> tuple[int, ...]:
+    """Sizes with those that are left open as they were saved; 1 where there is no such axis."""
+    own = saved if len(saved) == len(sizes) else [1] * len(sizes)
+    return tuple(was if size is None else size for size, was in zip(sizes, own, strict=True))
