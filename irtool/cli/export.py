@@ -36,9 +36,10 @@ def export(
     [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --out resnet18.onnx --out resnet18.mnn
     """
     keep_inputs(out, model_files(model, weights))
+    shapes = input_shapes(inputs)
     with screen() as progress:
         chain = write_files(
-            lambda: graph_of(model, weights, input_shapes(inputs)),
+            lambda: graph_of(model, weights, shapes),
             onnx_file(model),
             out,
             progress,

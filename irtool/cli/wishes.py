@@ -56,6 +56,8 @@ def _table(flag: str, words: Iterable[str], remedy: str) -> dict[str, float]:
             raise OptionError(f"{word!r} cannot be read", where=flag, remedy=remedy)
         if match[2] == "ms" and (name.strip() != LATENCY or float(match[1]) <= 1):
             raise OptionError(f"{word!r} cannot be read", where=flag, remedy="Give latency=5ms, above 1 ms, or a share, as in latency=50%.")
+        if match[2] == "%" and float(match[1]) > 100:
+            raise OptionError(f"{word!r} is more than all of it", where=flag, remedy="Give at most 100%.")
         if name.strip() in found:
             raise OptionError(f"{name.strip()} is given twice", where=flag, remedy="Give it once.")
         found[name.strip()] = float(match[1]) / 100 if match[2] == "%" else float(match[1]) * _SCALES[match[2] or ""]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from irtool.analysis.cost import Cost, cost
 from irtool.analysis.width_cost import KINDS, WidthCost
 from irtool.channels.groups import ChannelGroups
+from irtool.channels.labels import Layer
 from irtool.engines.table import ENGINES
 from irtool.engines.table import engine as find_engine
 from irtool.errors import PlanError
@@ -86,11 +87,21 @@ class Targets:
         return all(left[kind] <= most + EXCESS for kind, most in self.most.items() if kind in left)
 
     def unreachable(
-        self, groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_], least: Mapping[str, float], hint: str
-    ) -> PlanError:
-        """The error of a budget that the least reachable cost exceeds: which, by how much, and what the rest hangs on."""
+        self, groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_], least: Mapping[str, float], hint: str,
+        keeping: Callable[[Layer], str],
+    ) -> PlanError:  # fmt: skip
+        """The error of a budget that the least reachable cost exceeds: which, by how much, and what the rest hangs on.
+
+        Args:
+            groups: the channel groups.
+            costs: their costs.
+            remove: the groups that go where the least is left.
+            least: what is left then, by kind.
+            hint: what else could be loosened.
+            keeping: says why a layer keeps what nothing pins.
+        """
         kind = max(self.most, key=lambda kind: least[kind] / self.most[kind])
-        holders = "; ".join(_holders(groups, costs, remove, kind))
+        holders = "; ".join(_holders(groups, costs, remove, kind, keeping))
         share = 100 * least[kind] / max(self.original[kind], 1)
         return PlanError(
             f"{kind} cannot come down to {self.most[kind]:,.0f}: the least reachable is {least[kind]:,.0f}, {share:.1f} % of the original"
@@ -100,7 +111,9 @@ class Targets:
         )
 
 
-def _holders(groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_], kind: str, most: int = 3) -> list[str]:
+def _holders(
+    groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_], kind: str, keeping: Callable[[Layer], str], most: int = 3
+) -> list[str]:
     """The layers whose channels the largest part of a cost depends on, with the reason why these stay."""
     widths = costs.widths(~remove[groups.group])
     products = widths[costs.factors].prod(1) * costs.coefficients[kind]
@@ -112,6 +125,6 @@ def _holders(groups: ChannelGroups, costs: WidthCost, remove: NDArray[np.bool_],
         own = groups.group[layer.labels.numpy()]
         stays = own[~remove[own]]
         pinned = stays[groups.pinned[stays]]
-        reason = str(groups.reasons[int(pinned[0])]) if pinned.size else "the fewest that the conditions allow"
+        reason = str(groups.reasons[int(pinned[0])]) if pinned.size else keeping(layer)
         found.append(f"{layer.node.location} ({stays.size} of {own.size} channels stay: {reason})")
     return found

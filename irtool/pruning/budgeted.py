@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from irtool.analysis.cost import cost
 from irtool.analysis.width_cost import WidthCost, width_cost
 from irtool.channels.groups import ChannelGroups
+from irtool.channels.labels import Layer
 from irtool.engines.speed.layer_times import Term
 from irtool.errors import DataError, PlanError
 from irtool.ir.graph import Graph, Node
@@ -26,7 +27,7 @@ from irtool.pruning.greedy import Outcome, allocate
 from irtool.pruning.measured import allocate_measured
 from irtool.pruning.names import fits
 from irtool.pruning.plan import Allocator, Plan, check_choice
-from irtool.pruning.plan_slicing import place_of
+from irtool.pruning.plan_slicing import own_groups, place_of
 from irtool.pruning.sensitivity import Curve
 from irtool.pruning.stacks import Room, Stack, room_of, stacks_of
 from irtool.pruning.uniform import allocate_uniform
@@ -125,6 +126,8 @@ class Budgeted:
             PlanError: no choice keeps to the budget.
         """
         options = self.options
+        if self.aim is None and self.targets.hold(costs_of(cost(groups.graph))):
+            return np.zeros(groups.count, bool)  # what nothing is taken from gets no biases, either
         costs = width_cost(groups, biased(groups.graph), self.terms)
         shares, most = self._shares(groups), self._most(costs)
         for finer in finer_steps(options.round_to):
@@ -145,7 +148,7 @@ class Budgeted:
             asked = [name for name in ("ignore", "limits") if getattr(options, name)]
             asked += [name for name in ("min_channels", "round_to") if getattr(options, name) not in (1, "auto")]
             hint = f", or loosen {', '.join(asked)}" if asked else ""
-            raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint)
+            raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint, partial(self._keeping, groups, scores, shares))
         self._expected = found.cost
         return found.remove
 
@@ -158,10 +161,25 @@ class Budgeted:
             self._curves[key] = self.measure(groups, stacks, room)
         return allocate_measured(stacks, room, costs, most, self._curves[key])
 
-    def keeps(self, graph: Graph) -> bool:
-        """Whether a sliced graph keeps to the budget by its exact cost; if not, the next allocation aims lower."""
+    def _keeping(self, groups: ChannelGroups, scores: Scores, shares: Mapping[int, float], layer: Layer) -> str:
+        """Why a layer can lose no more, where nothing pins what it keeps."""
+        options = self.options
+        if np.isnan(scores[own_groups(groups, layer)]).any():
+            return f"{options.criterion} has no score here"
+        share = next((shares[number] for number, one in enumerate(groups.layers) if one is layer and number in shares), None)
+        said = [] if share is None else [f"a limit of {share:.0%}"]
+        said += [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(options, name)) not in (1, "auto")]
+        return ", ".join(said) or "the fewest that can stay"
+
+    def keeps(self, graph: Graph, *, whole: bool = False) -> bool:
+        """Whether a sliced graph keeps to the budget by its exact cost; if not, the next allocation aims lower.
+
+        Args:
+            graph: the sliced graph.
+            whole: nothing was taken out of it.
+        """
         exact = costs_of(cost(graph))
-        room = _room_for_biases(graph)
+        room = {} if whole else _room_for_biases(graph)
         left = {kind: exact[kind] + room.get(kind, 0) for kind in self.targets.most}
         if self.targets.hold(left):
             return True

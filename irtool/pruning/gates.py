@@ -105,10 +105,19 @@ def sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor | None:
     logarithm, where rows are probabilities already). Any other outputs are taken as means of normal distributions: the loss is
     `sum z * y / (s * sqrt(n))` with z drawn from N(0, 1), s the standard deviation of that output over the batch and n its entries
     for one image, so that the squared gradient's mean is that of a squared error in units of s. Summed over images.
+
+    Raises:
+        DataError: an output is not finite.
     """
     tensors = [output for output in floats_in(outputs) if output.requires_grad]
     if not tensors:
         return None
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise DataError(
+            "the model gives values that are not finite on these images",
+            where="data",
+            remedy="Look at their preprocessing, and at the model's weights.",
+        )
     if len(tensors) == 1 and tensors[0].dim() == 2 and tensors[0].shape[1] > 1:
         scores = tensors[0]
         chances = scores.detach()
@@ -122,7 +131,8 @@ def sampled_loss(outputs: Any, generator: torch.Generator) -> Tensor | None:
     for tensor in tensors:
         unit = float(tensor.detach().double().std()) if tensor.numel() > 1 else 1.0
         noise = torch.randn(tensor.shape, generator=generator).to(tensor)
-        parts.append((noise * tensor).sum() / (max(unit, 1e-12) * max(tensor[:1].numel(), 1) ** 0.5))
+        entries = max(tensor[:1].numel(), 1) if tensor.dim() else 1  # a number has no axis of images
+        parts.append((noise * tensor).sum() / (max(unit, 1e-12) * entries**0.5))
     return torch.stack(parts).sum()
 
 

@@ -118,7 +118,7 @@ class Solver:
                     self._pin_place(error, groups, remove)
                 couple = True
                 continue
-            if self.options.budget and not self._budgeted.keeps(done.program):
+            if self.options.budget and not self._budgeted.keeps(done.program, whole=not remove.any()):
                 continue
             return Planned(self._describe(groups, scores, remove), done)
         if self.options.budget:

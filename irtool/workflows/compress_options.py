@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from irtool.engines.onnxruntime.export import check_opset
 from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.passes.prune import Constants
@@ -181,6 +182,12 @@ class CompressOptions:
             raise OptionError(
                 f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."
             )
+        if self.stages is not None and self.stages < 1:
+            raise OptionError(f"{self.stages}", where="--stages", remedy="Give 1 or a larger number.")
+        check_opset(self.opset)
+        for name in ("epochs", "minutes"):
+            if self.max_drop is None and getattr(self, name) != getattr(CompressOptions, name):
+                raise OptionError(f"{getattr(self, name)}, and no bound to train for", where=f"--{name}", remedy="Give --max-drop too.")
         for name, most, remedy in _MOST:
             if not 0 <= (getattr(self, name) or 0) <= most:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)

@@ -25,7 +25,7 @@ from irtool.workflows.compress_onnx import compress_onnx, original_onnx
 from irtool.workflows.compress_options import CompressOptions
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.data import DataOptions, example_shapes, known_preprocessing
-from irtool.workflows.models import Shape, fingerprint, graph_of, onnx_file
+from irtool.workflows.models import Shape, fingerprint, graph_of, onnx_file, saved_model
 from irtool.workflows.options import read_options
 from irtool.workflows.output_folder import COMPRESS, keep_inputs, model_files, output_folder
 from irtool.workflows.record import Report
@@ -92,6 +92,8 @@ def compress(
     >>> compress("PreResNet:depth=38", "small", weights="sparse.pth", data="cifar10.zip", budget={"macs": 0.5})  # doctest: +SKIP
     """
     reporter, out = progress or Reporter(), Path(out)
+    if isinstance(data, DataOptions):
+        data.require_source()
     settings = read_options(CompressOptions, options).settings(data=data is not None and data != DataOptions())
     source = _Source(model, example_inputs, None if weights is None else Path(weights), tuple(inputs), values or {})
     keep_inputs((out / name for name in FILES.values()), source.files())
@@ -118,6 +120,11 @@ class _Source:
     def title(self) -> str:
         """For people."""
         return self.name or type(self.model).__name__
+
+    @property
+    def saved(self) -> bool:
+        """Whether it is a file with a batch size of its own."""
+        return bool(self.name) and saved_model(self.name) is not None
 
     def files(self) -> list[Path]:
         """What is read, and may not be written over."""
@@ -161,7 +168,7 @@ def _run(
     data, data_options = _loaded(source, given, reporter)
     file = onnx_file(source.name) if source.name else None
     with reporter.stage("trace"):
-        graph = source.graph(example_shapes(data, source.inputs, own_batch=file is not None))
+        graph = source.graph(example_shapes(data, source.inputs, own_batch=source.saved))
     data = None if data is None else answered(data, graph, reporter)
     before: Built
     done: Compressed

@@ -74,6 +74,8 @@ class DataOptions:
             OptionError: a mean, std or size that can never work, or a model that takes no such images.
         """
         mean, std = _numbers(self.mean, "--mean"), _numbers(self.std, "--std")
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"{self.limit} images", where="--limit", remedy="Give at least 1, or leave it out for all.")
         file = onnx_file(model) if isinstance(model, str) else None
         known, size = _image_of(file, last=self.last) if file is not None else (_channels(model), None)
         if self.image_size is not None:
@@ -83,6 +85,17 @@ class DataOptions:
                     f"{self.image_size} pixels", where="--image-size", remedy=f"Give 1 to {LARGEST_SIDE:,}: larger images fit no memory."
                 )
         return Wanted(mean, std, len(mean or std or ()) or known, size)
+
+    def require_source(self) -> None:
+        """Refuse words about images where there are none.
+
+        Raises:
+            OptionError: one of them; it is named.
+        """
+        said = next((name for name in ("mean", "std", "limit", "image_size") if getattr(self, name) is not None), None)
+        if self.source is None and said is not None:
+            flag = f"--{said.replace('_', '-')}"
+            raise OptionError("no images that it speaks of", where=flag, remedy="Give --data too, or leave it out.")
 
     def record(self) -> dict[str, Any]:
         """For report.json."""

@@ -14,11 +14,12 @@ from irtool.atomic_files import MAKE_ROOM, replacing
 from irtool.engines import export_onnx
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.engine import Engine
+from irtool.engines.onnxruntime.export import check_opset
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.table import OTHERS, REFERENCE, by_suffix
 from irtool.errors import FileError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import load_onnx, save_onnx
+from irtool.hosts.onnx.load import save_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph
 from irtool.passes import fold_batchnorm
@@ -69,11 +70,12 @@ def write_files(
         FileError: a file cannot be written.
     """
     files = _by_suffix(out)
+    check_opset(opset)
     with tempfile.TemporaryDirectory() as name, _placed_errors(Path(name), files):
         drafts = _Drafts(Path(name), files)
         if source is not None and REFERENCE.suffix not in files:
             with reporter.stage("convert"):
-                load_onnx(source)  # refuses what asks for too much, which the engines would try
+                graph_of()  # refuses what asks for too much, which the engines would try
                 chain = Chain(tuple(drafts.converted(source, tuple(sample_inputs(OnnxSession(source).inputs)))))
         else:
             with reporter.stage("trace"):

@@ -32,6 +32,7 @@ from irtool.ir import Graph
 from irtool.models import MODELS
 from irtool.workflows.finite import require_sound
 from irtool.workflows.folders import require_finished, step_folders
+from irtool.workflows.other_sizes import at_sizes
 from irtool.workflows.user_code import foreign, quiet_torch
 from irtool.workflows.weights import load_weights
 
@@ -114,7 +115,8 @@ def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape], *, sound
     Args:
         model: see the syntax above; or the path of a saved model, which needs no shapes, or of an .onnx file.
         weights: a state dict to load, or None for the weights that it is built with.
-        shapes: of the inputs; for an ONNX file, of those with free axes that 1 for the batch and 64 do not suit.
+        shapes: of the inputs; for an ONNX file, of those with free axes that 1 for the batch and 64 do not suit; for a saved model,
+            other ones than it was saved with.
         values: numbers for inputs of an ONNX file, see `load_onnx`.
         sound: refuse weights that nothing can be computed with. Without it they can be looked at.
 
@@ -226,7 +228,7 @@ def _load(path: Path, weights: Path | None, shapes: Sequence[Shape], values: Giv
         raise OptionError("a saved model has its weights in it", where="--weights", remedy="Leave --weights out.")
     if path.suffix in (".pth", ".pt"):
         raise OptionError("weights alone are no model", where=str(path), remedy=f"Pass them as --weights and name the model. {_SYNTAX}")
-    return load_onnx(path, shapes, values) if path.suffix == ".onnx" else load(path)
+    return load_onnx(path, shapes, values) if path.suffix == ".onnx" else at_sizes(load(path), shapes, str(path))
 
 
 def fingerprint(graph: Graph) -> str:

@@ -13,7 +13,7 @@ from irtool.progress import Reporter
 from irtool.train import Data
 from irtool.workflows.calibration_images import Images, load_images
 from irtool.workflows.data import DataOptions, example_shapes, file_shapes
-from irtool.workflows.models import Shape, graph_of, onnx_file
+from irtool.workflows.models import Shape, graph_of, onnx_file, saved_model
 from irtool.workflows.options import read_options
 from irtool.workflows.output_folder import QUANTIZE, keep_inputs, model_files, output_folder
 from irtool.workflows.quantize import Outcome, Settings, quantize_graph
@@ -84,7 +84,7 @@ def quantize(
             if source is not None and not inputs:
                 shapes: Sequence[Shape] = file_shapes(source, images.preprocessing.input_shape, values or {})
             else:
-                shapes = example_shapes(Data("", images.calibration, images.scored), inputs, own_batch=source is not None)
+                shapes = example_shapes(Data("", images.calibration, images.scored), inputs, own_batch=saved_model(name) is not None)
             graph = graph_of(name, own_weights, shapes, values=values)
         outcome = quantize_graph(graph, images, settings, folder, reporter)
         write_report(folder, outcome, images, settings)

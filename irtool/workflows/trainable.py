@@ -13,7 +13,7 @@ from irtool.train import Data
 from irtool.train.data.image_files import content_of
 from irtool.train.data.sources import named_sets
 from irtool.workflows.data import example_shapes
-from irtool.workflows.models import graph_of, onnx_file
+from irtool.workflows.models import graph_of, onnx_file, saved_model
 
 
 def trainable(model: str, weights: Path | None, data: Data, given: Any = (), seed: int = 0) -> FxGraph:
@@ -27,7 +27,7 @@ def trainable(model: str, weights: Path | None, data: Data, given: Any = (), see
         raise OptionError("an ONNX file cannot be trained", where=model, remedy="Name the PyTorch model that it came from.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cast(FxGraph, graph_of(model, weights, example_shapes(data, given)))
+        return cast(FxGraph, graph_of(model, weights, example_shapes(data, given, own_batch=saved_model(model) is not None)))
 
 
 def data_stamp(source: str | None) -> str | None:

@@ -207,11 +207,35 @@ def test_weights_of_a_foreign_form_bring_no_warnings(form: str, expected: str, t
         (["train", NET, "--data", "digits", "--image-size", "100000"], "--image-size: 100000 pixels. Give 1 to 8,192"),
         (["train", NET, "--data", "digits", "--seed", "99999999999999999999999"], "seed = 99999999999999999999999"),
         (["compress", "--recipe", "r.toml", "--ratio", "0", "--limit", "3"], "--recipe: --limit, --ratio and a recipe"),
+        (["compress", NET, *SIZE, "--limit", "5", "--calibrate", "8"], "--limit: no images that it speaks of"),
+        (["compress", NET, *SIZE, "--mean", "0.5,0.5,0.5"], "--mean: no images that it speaks of"),
+        (["compress", NET, *SIZE, "--image-size", "8"], "--image-size: no images that it speaks of"),
+        (["compress", NET, "--data", "digits", "--limit", "0"], "--limit: 0 images. Give at least 1"),
+        (["compress", NET, *SIZE, "--epochs", "3"], "--epochs: 3, and no bound to train for. Give --max-drop"),
+        (["compress", NET, *SIZE, "--minutes", "-1"], "--minutes: -1.0, and no bound to train for. Give --max-drop"),
+        (["compress", NET, *SIZE, "--stages", "0"], "--stages: 0. Give 1"),
+        (["compress", NET, *SIZE, "--opset", "99"], "opset=99. Choose 11 to 26"),
     ],
 )
 def test_options_that_were_ignored_or_came_to_grief(words: list[str], expected: str, tmp_path: Path, fails: Fails) -> None:
     assert expected in fails(*words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_limit_holds_for_images_without_classes_too(tmp_path: Path, fails: Fails) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(folder / f"{number}.png")
+    for limit in ("0", "-1"):
+        line = fails("quantize", NET, "--calib", folder, "--limit", limit, "--out", tmp_path / "out")
+        assert f"--limit: {limit} images. Give at least 1" in line
+
+
+def test_an_operator_set_that_no_file_has_is_told_before_the_work(tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli("export", NET, *SIZE, "--opset", "99", "--out", tmp_path / "a.onnx")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "opset=99. Choose 11 to 26" in err
 
 
 def test_one_image_is_no_dataset(tmp_path: Path, fails: Fails) -> None:

@@ -38,6 +38,8 @@ def test_words() -> None:
         (["macs=1k", "macs=2k"], "once"),
         (["macs=5ms"], "Give latency=5ms"),
         (["latency=0.5ms"], "a share, as in latency=50%"),
+        (["macs=150%"], "Give at most 100%"),
+        (["params=100.5%"], "Give at most 100%"),
     ],
 )
 def test_what_cannot_be_read(words: list[str], remedy: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,37 @@ def test_the_least_that_can_be_reached_is_told(resnet: irtool.FxGraph) -> None:
         PlanError, match=r"the least reachable is [\d,]+, .* % of the original, held up by .*ignore='layer4'.*or loosen ignore"
     ):
         irtool.plan(resnet, "l2", budget={"params": 0.1}, ignore="layer4")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"criterion": "bn_scale"}, "bn_scale has no score here"),
+        ({"limits": {"*": 0.25}}, "a limit of 25%"),
+        ({"min_channels": 12}, "min_channels=12"),
+        ({"round_to": 16}, "round_to=16"),
+        ({}, "the fewest that can stay"),
+    ],
+)
+def test_what_holds_a_cost_up_is_told_by_its_own_name(options: dict[str, Any], reason: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))
+    graph = irtool.trace(net.eval(), torch.zeros(2, 3, 12, 12))
+    with pytest.raises(PlanError, match=rf"held up by .* channels stay: {reason}"):
+        irtool.plan(graph, **{"criterion": "l1", "budget": {"macs": 0.01}, **options})
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_nothing_goes_from_a_net_that_keeps_to_its_budget_as_it_is(kind: str, scope: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, groups=4, bias=False), nn.Conv2d(32, 4, 1)
+    )
+    graph = irtool.trace(net.eval(), torch.zeros(2, 3, 12, 12))
+    plan = irtool.plan(graph, "l1", budget={kind: 1.0}, scope=scope)
+    assert not plan.removed
+    assert irtool.cost(irtool.reconstruct(graph, plan, torch.randn(8, 3, 12, 12))).params == irtool.cost(graph).params
 
 
 @pytest.mark.parametrize(

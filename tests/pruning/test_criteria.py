@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 import irtool
-from irtool.errors import OptionError, PlanError
+from irtool.errors import DataError, OptionError, PlanError
 from irtool.models import VGG
 from irtool.pruning.criteria import CRITERIA
+from irtool.pruning.reconstruct.distance import distance
 
 
 @pytest.fixture
@@ -65,3 +67,32 @@ def test_bn_output_is_what_a_relu_gives_on_average() -> None:
     expected = drawn.relu().square().mean(0).sqrt().detach().numpy()
     assert scores == pytest.approx(expected, rel=0.02, abs=1e-3)
     assert scores.argmin() == 2
+
+
+class WithNumber(nn.Module):
+    """A net that gives a number beside its scores: a mean, or a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.last(torch.relu(self.first(x)).mean((2, 3)))
+        return scores, scores.square().mean()
+
+
+@pytest.mark.parametrize("name", ["fisher", "taylor", "hessian"])
+def test_outputs_may_be_single_numbers(name: str) -> None:
+    torch.manual_seed(0)
+    graph, images = irtool.trace(WithNumber().eval(), torch.zeros(2, 3, 8, 8)), torch.randn(32, 3, 8, 8)
+    plan = irtool.plan(graph, name, budget={"macs": 0.5}, data=images, round_to=1)
+    assert len(plan.layers[0].removed) == 4
+    assert float(distance([torch.tensor(3.0)], [torch.tensor(2.0)])) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("name", ["fisher", "taylor", "hessian"])
+@pytest.mark.parametrize("net", [WithNumber(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4))])
+def test_outputs_that_are_not_finite_are_told(net: nn.Module, name: str) -> None:
+    graph = irtool.trace(net.eval(), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(DataError, match="values that are not finite on these images"):
+        irtool.plan(graph, name, 0.5, data=3e38 * torch.randn(4, 3, 8, 8).clamp(-1, 1))

@@ -339,6 +339,8 @@ def test_progress_runs_to_its_end() -> None:
         ({"x": torch.zeros(2, 3, 16, 16)}, "a dict holds no images"),
         (torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "Prepare them as for inference"),
         (torch.full((4, 3, 16, 16), float("nan")), "not finite"),
+        (torch.zeros(4, 3, 16, 16, dtype=torch.complex64), r"holds complex numbers \(torch.complex64\), the model takes real numbers"),
+        (torch.ones(4, 3, 16, 16).to_sparse(), "is a sparse tensor"),
         (torch.zeros(4, 1, 16, 16), "the model does not run on these images"),
         (torch.zeros(4, 3, 16, 16, 2), r"an argument has shape \(4, 3, 16, 16, 2\), the example \(2, 3, 16, 16\)"),
         ([{"x": 1}], "a batch is a dict"),

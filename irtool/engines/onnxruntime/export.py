@@ -157,7 +157,7 @@ def _prepare(
         flat,
         _names("input_names", input_names, flat.input_names),
         _names("output_names", names, _distinct(result_names(result), flat.input_names if input_names is None else input_names)),
-        _opset(opset),
+        check_opset(opset),
         batched,
         output_dims,
         cases,
@@ -194,7 +194,12 @@ def _names(option: str, given: Sequence[str] | None, default: list[str]) -> list
     return names
 
 
-def _opset(opset: int) -> int:
+def check_opset(opset: int) -> int:
+    """The operator set that is asked for.
+
+    Raises:
+        OptionError: none that files can be written in.
+    """
     if opset not in _OPSETS:
         raise OptionError(f"opset={opset}", where="export_onnx", remedy=f"Choose {_OPSETS.start} to {_OPSETS.stop - 1}; 17 suits MNN.")
     return opset

@@ -65,5 +65,10 @@ def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
             aim, output = aim.clamp_min(1e-12).log(), output.clamp_min(1e-12).log()
         got, wanted = (F.log_softmax(part.double() / TEMPERATURE, 1) for part in (output, aim))
         return TEMPERATURE**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
-    parts = [(output - aim).square().mean() / aim.var().clamp_min(1e-12) for output, aim in zip(outputs, aims, strict=True)]
+    parts = [(output - aim).square().mean() / _unit(aim).clamp_min(1e-12) for output, aim in zip(outputs, aims, strict=True)]
     return torch.stack(parts).sum()
+
+
+def _unit(aim: Tensor) -> Tensor:
+    """What a squared error counts in: the variance; of a single number, which has none, its square."""
+    return aim.var() if aim.numel() > 1 else aim.square().sum()

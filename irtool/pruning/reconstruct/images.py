@@ -134,18 +134,24 @@ def _argument(given: Any, example: Any) -> Any:
         given = given[None]
     if given.dim() != example.dim():
         raise DataError(f"an argument has shape {tuple(given.shape)}, the example {tuple(example.shape)}", where="images", remedy=REMEDY)
+    if given.layout is not torch.strided:
+        raise DataError(f"an argument is a sparse tensor ({given.layout})", where="images", remedy="Call to_dense() on it.")
     if not given.numel():
         raise DataError("a batch is empty", where="images", remedy="Leave it out.")
-    if given.is_floating_point() != example.is_floating_point():
-        kinds = {True: "real numbers", False: "whole numbers"}
+    if _numbers(given) != _numbers(example):
         raise DataError(
-            f"an argument holds {kinds[given.is_floating_point()]} ({given.dtype}), the model takes {kinds[example.is_floating_point()]}",
+            f"an argument holds {_numbers(given)} ({given.dtype}), the model takes {_numbers(example)}",
             where="images",
             remedy="Prepare them as for inference, normalised and in the model's type.",
         )
-    if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+    if not bool(torch.isfinite(given).all()):
         raise DataError("an image holds values that are not finite", where="images", remedy="Look for NaN and infinity in it.")
     return given.detach().to(example.device, example.dtype)
+
+
+def _numbers(tensor: Tensor) -> str:
+    """What kind of numbers a tensor holds, for people."""
+    return "complex numbers" if tensor.is_complex() else "real numbers" if tensor.is_floating_point() else "whole numbers"
 
 
 def _cut(batch: Batch, start: int, stop: int) -> Batch:
