@@ -251,8 +251,9 @@ class FxEdits(FxParameters):
         if host.op == "call_module":
             tensor = nn.Parameter(data)
             _, owner = self._pending.pop(bias), submodule(self.module, str(host.target))
-            self._former += [held for held in (owner._parameters.get("bias"),) if held is not None]
-            owner.bias = tensor
+            former, owner.bias = owner._parameters.get("bias"), tensor
+            if former is not None:
+                self._move(former)
             bias.data = tensor.detach()
             self._places[id(owner._parameters), "bias"] = (owner._parameters, tensor.data_ptr())
             self._know(bias, f"{host.target}.bias", tensor)

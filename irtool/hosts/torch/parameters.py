@@ -70,6 +70,17 @@ class FxParameters(Graph):
         self._reader.known[id(tensor)] = value
         self._held.clear()
 
+    def _move(self, tensor: torch.Tensor) -> None:
+        """Name a parameter after the next module that holds it, where the first holds another now."""
+        self._former.append(tensor)
+        value = self._reader.known.get(id(tensor))
+        paths = (
+            (path, key) for path, owner in modules_by_path(self.module).items() for key, held in owner._parameters.items() if held is tensor
+        )
+        found = next(paths, None)
+        if value is not None and found is not None:
+            self._know(value, ".".join(filter(None, found)), tensor)
+
     def set_param(self, name: str, data: torch.Tensor) -> None:
         """Replace a parameter's or buffer's tensor everywhere it is used; the shape stays that of the view.
 
