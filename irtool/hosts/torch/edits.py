@@ -136,14 +136,16 @@ class FxEdits(FxParameters):
         left = next((host for host in wanted - reached if host is not maker), None)
         if left is not None:
             raise GraphError(f"{left.name} does not read {value.name} by itself", remedy="Exchange what it reads as a whole.")
-        for host in hosts:
-            for user in list(host.users):
-                if user is maker or (readers is not None and user not in wanted):
-                    continue
-                if isinstance(self._values.get(user), Value) and self._values[user] is value:
-                    continue
-                user.replace_input_with(host, self._fetch(by, user))
-            self._loose.append(host)
+        pairs = [
+            (host, user)
+            for host in hosts
+            for user in host.users
+            if user is not maker and (readers is None or user in wanted) and self._values.get(user) is not value
+        ]
+        targets = [self._fetch(by, user) for _, user in pairs]  # all of them before any is exchanged: an edit is done or refused
+        for (host, user), target in zip(pairs, targets, strict=True):
+            user.replace_input_with(host, target)
+        self._loose += hosts
 
     def _held_by_modules(self, value: Value) -> bool:
         return any(use.host.op == "call_module" for use in value.uses)
@@ -251,11 +253,9 @@ class FxEdits(FxParameters):
         if host.op == "call_module":
             tensor = nn.Parameter(data)
             _, owner = self._pending.pop(bias), submodule(self.module, str(host.target))
-            former = owner._parameters.get("bias")
-            owner.bias = tensor
+            former, owner.bias = owner._parameters.get("bias"), tensor
             if former is not None:
-                self._former.append(former)
-                self._call_anew(former)
+                self._move(former)
             bias.data = tensor.detach()
             self._places[id(owner._parameters), "bias"] = (owner._parameters, tensor.data_ptr())
             self._know(bias, f"{host.target}.bias", tensor)

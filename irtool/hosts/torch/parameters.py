@@ -70,14 +70,16 @@ class FxParameters(Graph):
         self._reader.known[id(tensor)] = value
         self._held.clear()
 
-    def _call_anew(self, tensor: torch.Tensor) -> None:
-        """Call a parameter by where it still hangs, since another one took the place that it was called by."""
-        for path, owner in modules_by_path(self.module).items():
-            key = next((key for key, held in owner._parameters.items() if held is tensor), None)
-            value = self._reader.known.get(id(tensor))
-            if key is not None and value is not None:
-                self._know(value, f"{path}.{key}" if path else key, tensor)
-                return
+    def _move(self, tensor: torch.Tensor) -> None:
+        """Name a parameter after the next module that holds it, where the first holds another now."""
+        self._former.append(tensor)
+        value = self._reader.known.get(id(tensor))
+        paths = (
+            (path, key) for path, owner in modules_by_path(self.module).items() for key, held in owner._parameters.items() if held is tensor
+        )
+        found = next(paths, None)
+        if value is not None and found is not None:
+            self._know(value, ".".join(filter(None, found)), tensor)
 
     def set_param(self, name: str, data: torch.Tensor) -> None:
         """Replace a parameter's or buffer's tensor everywhere it is used; the shape stays that of the view.

@@ -154,3 +154,16 @@ def test_what_works_in_place_is_not_dropped_with_what_edits_left_unread() -> Non
     graph.bypass(node_of(graph, "Relu"))
     graph.commit()
     assert [node.host.name for node in graph.nodes] == [name for name in before if name != "act"]
+
+
+def test_a_shared_bias_is_named_after_who_keeps_it() -> None:
+    one, two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+    two.bias = one.bias
+    graph = traced(lambda net, y: net.b(net.a(y).relu()), a=one, b=two)
+    first, second = (node for node in graph.nodes if node.location in ("a", "b"))
+    graph.give_bias(first, torch.ones(4), "unused")
+    assert (first.operands["bias"].name, second.operands["bias"].name) == ("a.bias", "b.bias")
+    graph.set_param("b.bias", torch.full((4,), 2.0))
+    graph.commit()
+    assert torch.equal(graph.module.a.bias, torch.ones(4))
+    assert torch.equal(graph.module.b.bias, torch.full((4,), 2.0))
