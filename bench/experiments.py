@@ -144,7 +144,7 @@ class Queue:
         if not kept.exists() or kept.read_text() != definition:
             (folder / "last.pt").unlink(missing_ok=True)
             kept.write_text(definition)
-        settings = Settings.settle(Settings(device="cpu", out=folder, resume=True, seed=run.seed), run.settings)
+        settings = Settings.merged(Settings(device="cpu", out=folder, resume=True, seed=run.seed), run.settings)
         return STAGES[run.stage](graph.module, self, run, data, settings)
 
 

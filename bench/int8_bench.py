@@ -31,7 +31,7 @@ from irtool.passes import Equalise, LowerAffine, WidenSelects
 from irtool.quant import Placement, Scheme, Statistics, make_recipe, observe, place
 from irtool.quant.affine import grid
 from irtool.quant.boundaries import account
-from irtool.quant.placement import Wiring, rectified
+from irtool.quant.placement import DefUse, rectified
 from irtool.train import Data, Preprocessing
 
 SESSIONS: dict[str, Callable[[Path, int], Session]] = {".onnx": OnnxSession, ".mnn": MnnSession}
@@ -228,7 +228,7 @@ def scaled_kinds(path: Path) -> dict[str, int]:
 
 def with_one_scale(model: onnx.ModelProto, placement: Placement, stats: Mapping[str, Statistics], scheme: Scheme) -> Placement:
     """A placement in which all tensors that meet in additions and concats have the scale of the widest of them."""
-    wiring, meets = Wiring(model), []
+    wiring, meets = DefUse(model), []
     for index in placement.integer:
         node = wiring.nodes[index]
         if node.op_type in ("Add", "Concat"):

@@ -54,7 +54,7 @@ def committed(folder: Path, stale: Callable[[Path], Iterable[str]] = lambda _new
         finish(folder)
 
 
-def settle(folder: Path) -> None:
+def restore(folder: Path) -> None:
     """Before files of a folder are read together: finish what a process that was ended left to be moved there.
 
     Raises:

@@ -33,7 +33,7 @@ class FoldConstants(Pass):
     def rewrite(self, graph: G) -> Rewritten[G]:
         """Fold them. A constant that an output names stays the operator that makes it."""
         new = graph.clone()
-        sizes = new.settle_shapes()
+        sizes = new.fold_shapes()
         if sizes:
             new.commit()
         computed = _unwritten(new, _computed(new))

@@ -16,7 +16,7 @@ import irtool
 from irtool.atomic_files import locked, replacing
 from irtool.cli.main import run as command
 from irtool.cli.train import keep
-from irtool.commit import settle
+from irtool.commit import restore
 from irtool.train import History, load_data
 from irtool.train.history import Record
 from irtool.workflows.output_folder import COMPRESS, output_folder
@@ -74,7 +74,7 @@ def nested(folder: Path) -> None:
 
 
 def read(folder: Path) -> None:
-    settle(folder)
+    restore(folder)
 
 
 def one_file(folder: Path) -> None:

@@ -21,7 +21,7 @@ import irtool
 from irtool import temporary
 from irtool.atomic_files import LOCK, locked, replacing
 from irtool.cli.main import run as command
-from irtool.commit import committed, settle
+from irtool.commit import committed, restore
 from irtool.engines import export_onnx
 from irtool.errors import FileError
 from irtool.temporary import MOVING, new_name, sweep
@@ -74,7 +74,7 @@ def test_outputs(watch: Watch, tmp_path: Path) -> None:
     """A newer result in place of an older one. What is nobody's result stays; what the older had besides goes."""
     found = []
     for folder in each_kill(watch, "outputs", old, tmp_path):
-        settle(folder)
+        restore(folder)
         seen = texts(folder)
         result = {name: text for name, text in seen.items() if not name.startswith(".irtool.") and name != "notes.txt"}
         assert result in (OLD, NEW), result
@@ -90,7 +90,7 @@ def test_outputs(watch: Watch, tmp_path: Path) -> None:
 def test_a_folder_that_was_not_there(watch: Watch, tmp_path: Path) -> None:
     for folder in each_kill(watch, "nested", lambda folder: None, tmp_path):
         if folder.exists():
-            settle(folder)
+            restore(folder)
             assert {name for name in texts(folder) if not name.startswith(".irtool.")} in (set(), {"a/file", "b/file"})
 
 
@@ -104,7 +104,7 @@ def test_who_finishes_may_be_killed_too(watch: Watch, tmp_path: Path) -> None:
             copy = folder.parent / f"copy-{number}"
             shutil.copytree(folder, copy)
             report = watch.call(killed_at, number, "read", str(copy))
-            settle(copy)
+            restore(copy)
             assert {name: text for name, text in texts(copy).items() if name in OLD} == NEW
             kills += 1
             if report.ended == "returned":
@@ -274,7 +274,7 @@ def test_a_lock_of_a_stranger_makes_no_file_elsewhere(make: Callable[[Path], Non
     make(folder / LOCK)
     (folder / MOVING).touch()
     with pytest.raises(FileError, match=r"its \.irtool\.lock is no file that irtool made\. Remove"):
-        settle(folder)
+        restore(folder)
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -314,7 +314,7 @@ def test_a_record_of_a_stranger_moves_nothing(record: object, tmp_path: Path) ->
     (folder / MOVING).write_text(text)
     before = texts(tmp_path)
     with pytest.raises(FileError, match=r"its record of files to be moved is damaged\. Remove \.irtool\.moving"):
-        settle(folder)
+        restore(folder)
     assert texts(tmp_path) == before
 
 
@@ -325,7 +325,7 @@ def test_a_record_removes_no_file_that_it_does_not_know(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     stale = {"precious": DIGEST, "other": DIGEST, "absent": DIGEST}
     (tmp_path / MOVING).write_text(json.dumps({"from": staged.name, "files": [], "stale": stale}))
-    settle(tmp_path)
+    restore(tmp_path)
     assert texts(tmp_path) == {"other": "other"}
 
 
@@ -364,7 +364,7 @@ def test_what_cannot_be_moved_is_told_and_waits(tmp_path: Path, monkeypatch: pyt
             outputs(tmp_path)
         assert (tmp_path / MOVING).exists()
         with pytest.raises(FileError, match="cannot be moved"):
-            settle(tmp_path)
-    settle(tmp_path)
+            restore(tmp_path)
+    restore(tmp_path)
     assert irtools(tmp_path) == [".irtool.mine"]
     assert (tmp_path / "report.json").read_text() == NEW["report.json"]

@@ -29,7 +29,7 @@ INFINITE = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """How far one value is from its reference.
+    """Distance of one value from its reference.
 
     Attributes:
         name: the output's path, or the node's name.

@@ -195,9 +195,9 @@ class _Grouping:
     def solve(self) -> ChannelGroups:
         for _ in range(20):
             groups = self._connect()
-            if self._settle_boxes(groups):
+            if self._resolve_boxes(groups):
                 continue
-            if self._settle_balances(groups):
+            if self._resolve_balances(groups):
                 continue
             return groups
         raise AssertionError("balance constraints did not settle")  # each round adds meetings or pins, so it ends
@@ -217,7 +217,7 @@ class _Grouping:
             pinned[groups] = True
         return ChannelGroups(self.labels, group, int(number), pinned, [], pins, self.whole)
 
-    def _settle_boxes(self, groups: ChannelGroups) -> bool:
+    def _resolve_boxes(self, groups: ChannelGroups) -> bool:
         """A split axis must shrink along one of its parts. True if meetings were added."""
         added = False
         self._balanced = [(node, table.numpy()) for node, table in self.labels.balances if node.name not in self.whole]
@@ -248,7 +248,7 @@ class _Grouping:
             self.extra.append((first[news], rest[news]))
         return bool(news.any())
 
-    def _settle_balances(self, groups: ChannelGroups) -> bool:
+    def _resolve_balances(self, groups: ChannelGroups) -> bool:
         open_tables = []
         order = {node: index for index, node in enumerate(self.labels.graph.nodes)}
         for node, table in sorted(self._balanced, key=lambda item: order[item[0]]):

@@ -10,7 +10,7 @@ from torch import Tensor
 from irtool.ops.context import place
 
 
-class Survivors:
+class Kept:
     """The surviving entries of label tensors. Answers are kept: most parameters share their labels with what flows by.
 
     Args:

@@ -19,7 +19,7 @@ Key = tuple[str, Axis]
 
 
 def entries(value: Value, axis: Axis) -> int:
-    """How many entries a parameter's axis has, over all groups."""
+    """Count the entries of a parameter's axis, over all groups."""
     return value.sizes[axis] if isinstance(axis, int) else value.sizes[axis[0]] * axis[1]
 
 
@@ -34,7 +34,7 @@ class Layer:
 
 @dataclass
 class Walk:
-    """What both walks share: the labels of every value, and the rules' view of them.
+    """The labels of every value and the rules' view of them, as the labelling and the proof share them.
 
     A subclass says where an axis's labels come from and what happens when two labels meet.
     """
@@ -224,7 +224,7 @@ class Labels(Walk):
         )
 
     def names(self) -> list[tuple[int, int, int]]:
-        """Where the label vectors lie that are known to be several channels, no two alike."""
+        """Keys (see `storage_key`) of label vectors that are known to be several channels, no two alike."""
         return [where for where, distinct in self._names.items() if distinct]
 
     def _are_names(self, labels: Tensor) -> bool:

@@ -46,7 +46,7 @@ def with_flags(
 
 
 def described(kind: type) -> dict[str, str]:
-    """What a dataclass's docstring says about each field under `Args:`, on one line each."""
+    """Read what a dataclass's docstring says about each field under `Args:`, on one line each."""
     text = inspect.getdoc(kind) or ""
     section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.M | re.S)
     found: dict[str, str] = {}

@@ -44,7 +44,7 @@ class Commands(typer.core.TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """What help shows of a command; None if there is none of this name."""
+        """Return a command's entry for help; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
         return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name], short_help=COMMANDS[cmd_name], rich_markup_mode="rich")

@@ -99,7 +99,7 @@ def train(
     """
     own: dict[str, Any] = {field.name: chosen.pop(field.name) for field in fields(StageOptions)}
     given = {name: value for name, value in chosen.items() if value is not None} | {"out": out, "seed": seed}
-    Settings.settle(STAGES[stage].settings, given)  # a mistake is better told before the data is read
+    Settings.merged(STAGES[stage].settings, given)  # a mistake is better told before the data is read
     read = [*model_files(model, weights), *(model_files(teacher, teacher_weights) if teacher is not None else ())]
     keep_inputs((out / name for name in (MODEL_FILE, "last.pt", "best.pt")), read)
     data_options = known_preprocessing(model, DataOptions(data, mean, std, limit, image_size))

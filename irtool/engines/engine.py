@@ -19,7 +19,7 @@ from irtool.quant.placement import Int8Policy
 
 @dataclass(frozen=True)
 class Int8:
-    """How int8 files are written for an engine.
+    """An engine's int8: how its files are written.
 
     Attributes:
         policy: which tensors and layers are integers.

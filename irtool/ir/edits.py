@@ -17,7 +17,7 @@ from irtool.ir.nodes import Node, Value
 
 
 class Edits(ABC):
-    """What every graph can have done to it. The public verbs are the same for every host; a host has the methods with an underscore."""
+    """The edits of a graph. The public verbs are the same for every host; a host has the methods with an underscore."""
 
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
@@ -160,7 +160,7 @@ class Edits(ABC):
     def drop_dead(self) -> list[str]:
         """Take out every operator that changes nothing and that nobody reads, dead before the edits or by them; returns their names."""
 
-    def settle_shapes(self) -> int:
+    def fold_shapes(self) -> int:
         """Make constants of sizes that the program computes though no input can change them; returns how many."""
         return 0
 

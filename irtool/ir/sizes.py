@@ -21,4 +21,4 @@ class Sizes(Protocol):
         """The positions along an axis that stay, or None if all do."""
 
     def groups(self, node: Node) -> int:
-        """How many groups a convolution has after slicing."""
+        """Count the groups that a convolution has after slicing."""

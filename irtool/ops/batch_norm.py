@@ -9,7 +9,7 @@ from irtool.ir.graph import Node
 
 
 def not_fixed(node: Node) -> str | None:
-    """Why a batch norm in eval mode is no scale and shift by stored numbers; None if it is."""
+    """Return the reason why a batch norm in eval mode is no scale and shift by stored numbers; None if it is."""
     if node.get("running_mean") is None or node.get("running_var") is None:
         return "it keeps no running statistics"
     if node.attrs.get("training_mode"):
@@ -18,7 +18,7 @@ def not_fixed(node: Node) -> str | None:
 
 
 def computed_values(node: Node) -> str | None:
-    """Which of a batch norm's values the program computes, as a reason; None if all that it has are stored."""
+    """Name the values of a batch norm that the program computes, as a reason; None if all that it has are stored."""
     computed = [role for role in node.operands if role != "input" and not node.operands[role].is_param]
     return f"its {' and '.join(computed)} {'are' if len(computed) > 1 else 'is'} computed" if computed else None
 

@@ -131,7 +131,7 @@ def align(labels: Tensor, rank: int) -> Tensor:
 
 
 def place(labels: Tensor) -> tuple[int, int, int]:
-    """Where a label vector lies in memory: as long as it is held, whatever lies there is the same vector."""
+    """Identify a label vector by its memory: as long as it is held, whatever lies there is the same vector."""
     return labels.data_ptr(), labels.numel(), labels.stride(0)
 
 

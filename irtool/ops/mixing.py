@@ -14,15 +14,15 @@ from irtool.ir.graph import Node, Value
 
 Rest = Callable[[Tensor], Any]
 """The node's own operator as a function of its first input."""
-Survivors = Callable[[Value], Tensor]
+Kept = Callable[[Value], Tensor]
 """A parameter's surviving entries."""
 
 
-Mixing = Callable[["Node", "Packed", Rest, Survivors], Any | None]
+Mixing = Callable[["Node", "Packed", Rest, Kept], Any | None]
 """How an operator is computed from the surviving channels; None where this has no plain form."""
 
 
-def on_survivors(rule: Mixing, node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, parameter: Survivors) -> Any | None:
+def on_kept(rule: Mixing, node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, parameter: Kept) -> Any | None:
     """Run a channel-mixing node on the channels that stay.
 
     Args:
@@ -97,12 +97,12 @@ def mixed_axes(node: Node, rank: int) -> set[int]:
     return set(range(rank))
 
 
-def _given(node: Node, role: str, parameter: Survivors, like: Tensor) -> Tensor | None:
+def _given(node: Node, role: str, parameter: Kept, like: Tensor) -> Tensor | None:
     value = node.get(role)
     return None if value is None or value.data is None else parameter(value).to(like)
 
 
-def last_axes_norm(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
+def last_axes_norm(node: Node, packed: Packed, rest: Rest, parameter: Kept) -> Any | None:
     """Layer norm and RMS norm."""
     x = packed.tensor
     sizes = x.shape[node.attrs["axis"] :]
@@ -114,18 +114,18 @@ def last_axes_norm(node: Node, packed: Packed, rest: Rest, parameter: Survivors)
     return packed.spread(F.layer_norm(x, sizes, weight, bias, node.attrs["epsilon"]))
 
 
-def group_norm(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
+def group_norm(node: Node, packed: Packed, rest: Rest, parameter: Kept) -> Any | None:
     """Group norm."""
     x = packed.tensor
     weight, bias = _given(node, "weight", parameter, x), _given(node, "bias", parameter, x)
     return packed.spread(F.group_norm(x, node.attrs["num_groups"], weight, bias, node.attrs["epsilon"]))
 
 
-def same_shape(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
-    """What has a result of its input's shape."""
+def same_shape(node: Node, packed: Packed, rest: Rest, parameter: Kept) -> Any | None:
+    """An operator whose result has its input's shape."""
     return packed.spread(rest(packed.tensor))
 
 
-def reduced(node: Node, packed: Packed, rest: Rest, parameter: Survivors) -> Any | None:
+def reduced(node: Node, packed: Packed, rest: Rest, parameter: Kept) -> Any | None:
     """A reduction."""
     return rest(packed.tensor)

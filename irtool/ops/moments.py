@@ -66,7 +66,7 @@ def _evaluate(graph: Graph, node: Node, values: Mapping[Value, Tensor]) -> list[
 
 
 def batchnorm(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | None:
-    """What a batch norm says of its outputs: beta and gamma squared; where it reads constants, what it makes of them."""
+    """Moments of a batch norm's outputs: beta and gamma squared; where it reads constants, what it makes of them."""
     rank, size = len(node.output.sizes), node.input.sizes[1] if len(node.input.sizes) > 1 else 0
     if not size or computed_values(node) is not None:
         return None
@@ -128,7 +128,7 @@ def _reads(node: Node, weight: Tensor, moving: Tensor) -> Tensor:
 
 
 def passed(graph: Graph, node: Node, found: Found) -> Sequence[Moments]:
-    """What is passed on unchanged."""
+    """Moments that are passed on unchanged."""
     return [_of(node.input, found)]
 
 

@@ -78,7 +78,7 @@ def _lowest_of_each(remove: Mask, members: Ints, owner: Ints, scores: Scores, nu
     remove[ranked[place < np.repeat(numbers, sizes)]] = True
 
 
-def settle(groups: ChannelGroups, scores: Scores, remove: Mask, limits: Limits) -> Mask:
+def satisfied(groups: ChannelGroups, scores: Scores, remove: Mask, limits: Limits) -> Mask:
     """Change the wish as little as possible so that every condition holds: balances exactly, then minima and rounding."""
     remove = remove & ~groups.pinned
     layers = _Sets(groups, [layer.labels.numpy() for layer in groups.layers], limits)

@@ -42,7 +42,7 @@ def check_budget(budget: Any) -> dict[str, float]:
     return {kind: float(value) for kind, value in budget.items()}
 
 
-def check_engine_wish(budget: Mapping[str, float], engine: str | None, threads: int) -> None:
+def check_engine_request(budget: Mapping[str, float], engine: str | None, threads: int) -> None:
     """Refuse a latency budget without an engine to measure it in, and an engine without a latency budget.
 
     Raises:

@@ -36,7 +36,7 @@ TRACED = 1e-4
 
 @dataclass(frozen=True)
 class MaskedCheck:
-    """How far the sliced graph is from the masked original.
+    """Distance of the sliced graph from the masked original.
 
     Attributes:
         max_abs: largest absolute difference of any output element. Operators that mix channels are computed from the

@@ -24,7 +24,7 @@ Batches = Sequence[tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Criterion:
-    """How channels are scored.
+    """A way to score channels.
 
     Attributes:
         name: what plans and messages call it.

@@ -42,7 +42,7 @@ def whole_groups(groups: ChannelGroups, kind: GroupKind, budget: Mapping[str, fl
 
 
 def channels_at_once(groups: ChannelGroups) -> NDArray[np.int64]:
-    """How many channels of one layer each group takes if it holds whole groups of a convolution, else 1. Shape (groups,)."""
+    """Count the channels of one layer that each group takes if it holds whole groups of a convolution, else 1. Shape (groups,)."""
     found = np.ones(groups.count, np.int64)
     tables = group_tables(groups.labels) if groups.whole else {}
     inside = [groups.group[np.concatenate(tables[name], axis=1)].reshape(-1) for name in groups.whole]

@@ -18,7 +18,7 @@ from irtool.channels.labels import Labels, mixes
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Compute
 from irtool.nests import tensors_in
-from irtool.ops.mixing import on_survivors
+from irtool.ops.mixing import on_kept
 from irtool.ops.spec import spec_of
 
 
@@ -66,7 +66,7 @@ class Masking:
         masks = self._masks(self._labels.parts(own.input)) if own.name in self._mixers else []
         if masks:
             rule = spec_of(own.op).mixing
-            found = rule and on_survivors(rule, own, reads[node.input], masks, lambda x: _nest(compute({node.input: x})), self._parameter)
+            found = rule and on_kept(rule, own, reads[node.input], masks, lambda x: _nest(compute({node.input: x})), self._parameter)
             made = tensors_in(found) if found is not None else []
             if made and not any(value.uses for value in own.outputs[len(made) :]):
                 return made

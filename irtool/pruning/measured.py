@@ -100,7 +100,7 @@ class _Program:
             held[kind] += weight * table
 
     def solved(self) -> list[int]:
-        """How many units of each stack go."""
+        """Choose how many units of each stack go."""
         count = int(self.start[-1])
         sizes = [self.levels[a] * self.levels[b] for a, b in self.pairs]
         if sum(sizes) > MOST:

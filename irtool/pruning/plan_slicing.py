@@ -31,7 +31,7 @@ class Planned(Generic[G]):
     slicing: Slicing[G]
 
     def saying(self, **changes: Any) -> Planned[G]:
-        """The same choice of channels, of which other fields of the plan say something else."""
+        """Return a plan with the same choice of channels and other values in some of its fields."""
         return Planned(dataclasses.replace(self.plan, **changes), self.slicing)
 
     def remembered(self, graph: G) -> Plan:

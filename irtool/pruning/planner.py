@@ -14,7 +14,7 @@ from irtool.ir.graph import Graph
 from irtool.progress import Progress, silent
 from irtool.pruning.batches import batches_for, default_criterion, without_images
 from irtool.pruning.branches import chosen_branches, mean_outputs, set_constants
-from irtool.pruning.budget import check_budget, check_engine_wish
+from irtool.pruning.budget import check_budget, check_engine_request
 from irtool.pruning.budgeted import check_allocator, check_limits
 from irtool.pruning.choices import LEAST, Choice, check_depth
 from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, find_criterion
@@ -97,8 +97,8 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
         DataError: the criterion needs data and there are none, or the graph does not run on them.
     """
     chosen = find_criterion(criterion if criterion is not None else default_criterion(graph, data, budget=budget is not None))
-    wish = _checked_wish(ratio, scope, residual, min_channels, round_to, seed, budget, limits)
-    check_engine_wish(wish, engine, threads)
+    wish = _checked_request(ratio, scope, residual, min_channels, round_to, seed, budget, limits)
+    check_engine_request(wish, engine, threads)
     shown, seen = data is not None, graph  # noise is good enough to score channels by, and no reason to choose between plans
     if criterion is None and not shown and chosen.reads != "parameters":
         seen, data = without_images(graph, int(seed))
@@ -116,7 +116,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     return job.chosen(options, batches, streams=streams, depth=depth is True).remembered(graph)
 
 
-def _checked_wish(ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int,
+def _checked_request(ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int,
                   budget: Mapping[str, float] | None, limits: Mapping[str, float] | None) -> Mapping[str, float]:  # fmt: skip
     """What may be left of each cost; empty where a ratio is asked for. Refuses what no plan can have."""
     check_values(ratio, scope, "couple" if residual == "auto" else residual, min_channels, round_to, seed)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.channels.kept import Survivors
+from irtool.channels.kept import Kept
 from irtool.channels.labels import Key, Labels, Walk
 from irtool.channels.positions import alike_in_place, misplaced
 from irtool.errors import GraphError, ProofError
@@ -47,7 +47,7 @@ class Replay(Walk):
     """
 
     before: Labels = None  # type: ignore[assignment]
-    surviving: Survivors = None  # type: ignore[assignment]
+    surviving: Kept = None  # type: ignore[assignment]
     orders: dict[Key, Tensor | None] = field(default_factory=dict)
     _own: dict[Key, Tensor] = field(default_factory=dict)
     """The labels of each axis in that order."""
@@ -182,7 +182,7 @@ class Replay(Walk):
         return axis if isinstance(axis, int) else (axis[0], self._counts.get(node.name, axis[1]))
 
     def fresh(self, node: Node, count: int) -> Tensor:
-        """Survivors of the channels that a node makes."""
+        """Kept of the channels that a node makes."""
         kept, _ = self.surviving.of(self.before.axes[f"node:{node.name}", 0])
         if kept.numel() != count:
             raise ProofError(f"makes {count} channels where {kept.numel()} should stay", where=node.location, remedy=_REMEDY)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.channels.kept import Survivors
+from irtool.channels.kept import Kept
 from irtool.channels.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
 from irtool.ir.graph import G, Graph, Node, Value
@@ -52,11 +52,11 @@ class Slicing(Generic[G]):
     def program(self) -> G:
         """The smaller program, whose parameters are still empty. `fill` takes it; then it is written again."""
         if self._proven is None:
-            self._proven, _ = _smaller_program(self.source, self.labels, Survivors(self.keep))
+            self._proven, _ = _smaller_program(self.source, self.labels, Kept(self.keep))
         return self._proven
 
     def on(self, source: G, origin: G | None = None) -> Slicing[G]:
-        """The same slicing of another graph of the same program, in which some parameters have other values; proven with this one."""
+        """Slice another graph of the same program, in which some parameters have other values, likewise; proven with this one."""
         return replace(self, source=source, labels=self.labels.on(source), origin=origin, _proven=None)
 
     def parameter(self, name: str) -> Tensor:
@@ -147,12 +147,12 @@ def _groups_left(positions: Tensor, width: int) -> int:
 class _Sizes:
     """Shapes after slicing, and positions that stay, from the labels of the original values."""
 
-    def __init__(self, labels: Labels, surviving: Survivors) -> None:
+    def __init__(self, labels: Labels, surviving: Kept) -> None:
         self.labels, self._surviving = labels, surviving
         self._shapes: dict[Value, tuple[int, ...]] = {}
 
     def mask(self, value: Value) -> NDArray[np.bool_] | None:
-        """Which entries of a value's labels stay; None if all do."""
+        """Return the entries of a value's labels that stay; None if all do."""
         masks = [self._surviving.keep[found.numpy()] for found in self._parts(value)]
         if all(mask.all() for mask in masks):
             return None
@@ -187,7 +187,7 @@ class _Sizes:
         return tuple(map(min, *boxes)) if len(boxes) > 1 else tuple(boxes[0]) if boxes else value.sizes
 
     def groups(self, node: Node) -> int:
-        """How many groups a convolution has after slicing: as many as channels if it is depthwise, else those that keep any channel."""
+        """Count the groups that a convolution has after slicing: as many as channels if it is depthwise, else those that keep any channel."""
         groups, weight = node.attrs.get("group", 1), node.get("weight")
         if weight is None or groups == 1:
             return groups
@@ -233,14 +233,14 @@ def slice_channels(graph: G, labels: Labels, keep: NDArray[np.bool_], origin: G 
     Raises:
         ProofError: the smaller graph does not hold together; the text names the node.
     """
-    surviving = Survivors(keep)
+    surviving = Kept(keep)
     new, edited = _smaller_program(graph, labels, surviving)
     replay = Replay(new, before=labels, surviving=surviving)
     replay.run()
     return Slicing(graph, labels, keep, replay.orders, edited, origin, new)
 
 
-def _smaller_program(graph: G, labels: Labels, surviving: Survivors) -> tuple[G, list[str]]:
+def _smaller_program(graph: G, labels: Labels, surviving: Kept) -> tuple[G, list[str]]:
     """The program with the sizes that are left, its parameters empty, and the names of the nodes whose arguments had to change."""
     try:
         return graph.resized(_parameter_shapes(graph, labels, surviving), _Sizes(labels, surviving))
@@ -252,7 +252,7 @@ def _smaller_program(graph: G, labels: Labels, surviving: Survivors) -> tuple[G,
         ) from error
 
 
-def _parameter_shapes(graph: Graph, labels: Labels, surviving: Survivors) -> dict[str, tuple[int, ...]]:
+def _parameter_shapes(graph: Graph, labels: Labels, surviving: Kept) -> dict[str, tuple[int, ...]]:
     """Sliced parameter shapes, as far as they differ."""
     shapes: dict[str, tuple[int, ...]] = {}
     for (name, axis), found in labels.axes.items():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
 from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import Graph
-from irtool.pruning.allocation import Limits, settle, wanted
+from irtool.pruning.allocation import Limits, satisfied, wanted
 from irtool.pruning.budgeted import Budgeted
 from irtool.pruning.criteria import Batches, Criterion, Scores, check_finite, group_scores
 from irtool.pruning.group_kinds import channels_at_once, whole_groups
@@ -149,15 +149,15 @@ class Solver:
         for found in groups.owned:
             listed[found] = True
 
-        def settled(ratio: float, steps: NDArray[np.int64] | None) -> NDArray[np.bool_]:
+        def chosen_by(ratio: float, steps: NDArray[np.int64] | None) -> NDArray[np.bool_]:
             # what no layer makes has no place in a plan, and would be back when it is read from a file
             wish = wanted(groups, scores, ratio, options.scope, inclusive=self.criterion.inclusive) & listed
-            return settle(groups, scores, wish, Limits(options.min_channels, steps))
+            return satisfied(groups, scores, wish, Limits(options.min_channels, steps))
 
         self.wish = wanted(groups, scores, options.ratio, options.scope, inclusive=self.criterion.inclusive) & listed
         if options.round_to != "auto":
-            return settled(options.ratio, steps_of(groups, options.round_to))
-        remove, finer = in_steps(groups, settled, options.ratio)
+            return chosen_by(options.ratio, steps_of(groups, options.round_to))
+        remove, finer = in_steps(groups, chosen_by, options.ratio)
         self.notes = (FINER.format("the ratio"),) if finer else ()
         return remove
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from irtool.analysis.width_cost import WidthCost
 from irtool.channels.groups import ChannelGroups
-from irtool.pruning.allocation import Limits, settle, wanted
+from irtool.pruning.allocation import Limits, satisfied, wanted
 from irtool.pruning.criteria import Scores
 from irtool.pruning.greedy import Outcome
 
@@ -72,7 +72,7 @@ class _Uniform:
             self.listed[found] = True
 
     def at(self, ratio: float) -> Mask:
-        """What one ratio removes, under all conditions."""
+        """Remove by one ratio, under all conditions."""
         wish = wanted(self.groups, self.scores, ratio, self.scope, inclusive=False) & self.listed
         for number, share in self.shares.items():
             own = self.groups.group[self.groups.layers[number].labels.numpy()]
@@ -81,10 +81,10 @@ class _Uniform:
             ranked = gone[np.argsort(self.scores[gone], kind="stable")]
             taken = np.cumsum([(own == group).sum() for group in ranked])
             wish[ranked[taken > most]] = False
-        return settle(self.groups, self.scores, wish, self.limits)
+        return satisfied(self.groups, self.scores, wish, self.limits)
 
     def cost(self, remove: Mask) -> dict[str, float]:
-        """What is left."""
+        """Count what is left."""
         left = self.costs.total(self.costs.widths(~remove[self.groups.group]))
         return {kind: left[kind] for kind in self.targets}
 
@@ -100,7 +100,7 @@ class _Uniform:
             np.unique(family[more]).tolist(), key=lambda number: -float(np.nansum(self.scores[more & (family == number)]))
         ):
             wish = remove & ~(more & (family == number))
-            found = settle(self.groups, self.scores, wish, self.limits)
+            found = satisfied(self.groups, self.scores, wish, self.limits)
             if self.holds(found):
                 remove = found
         return remove

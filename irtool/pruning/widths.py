@@ -91,34 +91,34 @@ def finer_steps(round_to: Rounding) -> tuple[int, ...]:
     return (1, 2, 4, 16) if round_to == "auto" else (1,)
 
 
-def in_steps(groups: ChannelGroups, settled: Callable[..., Mask], ratio: float) -> tuple[Mask, bool]:
+def in_steps(groups: ChannelGroups, chosen_by: Callable[..., Mask], ratio: float) -> tuple[Mask, bool]:
     """The groups that go where layers keep multiples of their steps, and whether these had to be finer than the widths suggest.
 
     Rounding alone would only give channels back. So the ratio is raised until as many channels go as without it, as nearly as may be.
 
     Args:
         groups: the channel groups.
-        settled: for a ratio and the layers' steps (None for single channels) the groups that go, bool, shape (groups,).
+        chosen_by: for a ratio and the layers' steps (None for single channels) the groups that go, bool, shape (groups,).
         ratio: what was asked for.
     """
-    single = settled(ratio, None)
+    single = chosen_by(ratio, None)
     aim = _channels(groups, single)
     for finer in finer_steps("auto"):
         steps = steps_of(groups, "auto", finer)
         if (steps <= 1).all():
             break
-        found, miss = _nearest(groups, partial(settled, steps=steps), ratio, aim)
+        found, miss = _nearest(groups, partial(chosen_by, steps=steps), ratio, aim)
         if miss <= _MISS * aim:
             return found, finer > 1
     return single, bool((steps_of(groups, "auto") > 1).any() and aim)
 
 
-def _nearest(groups: ChannelGroups, settled: Callable[[float], Mask], ratio: float, aim: int) -> tuple[Mask, float]:
+def _nearest(groups: ChannelGroups, chosen_by: Callable[[float], Mask], ratio: float, aim: int) -> tuple[Mask, float]:
     """By halving: the choice that removes nearest to `aim` channels, and by how many it misses."""
     low, high, asked = ratio, min(2 * ratio, (1 + ratio) / 2), ratio
     best, miss = np.zeros(groups.count, bool), float(aim)
     for _ in range(_TRIES):
-        found = settled(asked)
+        found = chosen_by(asked)
         gone = _channels(groups, found)
         if abs(gone - aim) < miss or (gone == aim):
             best, miss = found, abs(gone - aim)

@@ -52,7 +52,7 @@ def grid(dtype: str, symmetric: bool = False) -> Grid:
 
 @dataclass(frozen=True)
 class Affine:
-    """How one tensor is quantised.
+    """Quantisation of one tensor.
 
     Attributes:
         scale: the size of one step, a float32 value greater than zero.

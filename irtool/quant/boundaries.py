@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from irtool.quant.placement import Placement, Wiring
+from irtool.quant.placement import DefUse, Placement
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def steps(model: ModelProto, placement: Placement) -> tuple[Step, ...]:
         model: the float model that the placement was made for.
         placement: which nodes compute in integers.
     """
-    wiring = Wiring(model)
+    wiring = DefUse(model)
     absorbed = {name for name in placement.tensors if name in wiring.producer}
     found = []
     for tensor in placement.tensors:
@@ -81,7 +81,7 @@ def steps(model: ModelProto, placement: Placement) -> tuple[Step, ...]:
     return tuple(found)
 
 
-def _integer(wiring: Wiring, placement: Placement, index: int, absorbed: set[str]) -> bool:
+def _integer(wiring: DefUse, placement: Placement, index: int, absorbed: set[str]) -> bool:
     """Whether a node computes in integers, by itself or as the activation of one that does."""
     node = wiring.nodes[index]
     if index in placement.integer:
@@ -92,5 +92,5 @@ def _integer(wiring: Wiring, placement: Placement, index: int, absorbed: set[str
     )
 
 
-def _names(wiring: Wiring, indices: Sequence[int]) -> str:
+def _names(wiring: DefUse, indices: Sequence[int]) -> str:
     return ", ".join(dict.fromkeys(wiring.nodes[index].op_type for index in indices))

@@ -90,8 +90,8 @@ def _names_inside(node: NodeProto) -> Iterator[str]:
                 yield from _names_inside(inner)
 
 
-class Wiring:
-    """Who makes and who reads each tensor of a model."""
+class DefUse:
+    """Producer and readers of each tensor of a model (its def-use index)."""
 
     def __init__(self, model: ModelProto) -> None:
         self.nodes: list[NodeProto] = list(model.graph.node)
@@ -136,15 +136,15 @@ class Int8Policy:
     """
 
     outputs: bool = False
-    unfit: Callable[[Wiring], Mapping[int, str]] = lambda _wiring: {}
-    better: Callable[[Wiring, Layer], str | None] = lambda _wiring, _layer: None
+    unfit: Callable[[DefUse], Mapping[int, str]] = lambda _wiring: {}
+    better: Callable[[DefUse, Layer], str | None] = lambda _wiring, _layer: None
 
 
 PLAIN = Int8Policy()
 """Whatever can be an integer is one, but for the results of products: what onnxruntime computes."""
 
 
-def non_negative(wiring: Wiring) -> set[str]:
+def non_negative(wiring: DefUse) -> set[str]:
     """The tensors between nodes that cannot be negative, whatever the model reads."""
     found: set[str] = set()
 
@@ -159,7 +159,7 @@ def non_negative(wiring: Wiring) -> set[str]:
     return found
 
 
-def is_result(wiring: Wiring, name: str) -> bool:
+def is_result(wiring: DefUse, name: str) -> bool:
     """Whether a tensor is an output of the model, or becomes one without another layer: moved, resized, by a softmax."""
     readers = [wiring.nodes[index] for index in wiring.readers.get(name, [])]
     return name in wiring.outputs or any(node.op_type in MOVES | ENDINGS and is_result(wiring, node.output[0]) for node in readers)
@@ -167,7 +167,7 @@ def is_result(wiring: Wiring, name: str) -> bool:
 
 def layers_of(model: ModelProto) -> tuple[Layer, ...]:
     """All layers of a model, in order."""
-    wiring = Wiring(model)
+    wiring = DefUse(model)
     found = (_layer(wiring, index, node) for index, node in enumerate(wiring.nodes))
     return tuple(layer for layer in found if layer is not None)
 
@@ -181,7 +181,7 @@ def place(model: ModelProto, policy: Int8Policy = PLAIN, floating: Collection[st
         floating: the names of layers that stay in float, beside those that the engine computes better so.
         joins: whether operators between layers compute in integers too; without, only the layers do.
     """
-    wiring = Wiring(model)
+    wiring = DefUse(model)
     everything = {layer.node: layer for layer in layers_of(model)}
     reasons = {index: why for index, layer in everything.items() if (why := policy.better(wiring, layer))}
     reasons |= {index: "left in float" for index, layer in everything.items() if layer.name in floating}
@@ -204,7 +204,7 @@ def place(model: ModelProto, policy: Int8Policy = PLAIN, floating: Collection[st
     return Placement(tuple(layers.values()), _resolved(tensors), frozenset(integer), reasons)
 
 
-def _spread(wiring: Wiring, node: NodeProto, tensors: dict[str, str], joins: bool, policy: Int8Policy) -> str | None:
+def _spread(wiring: DefUse, node: NodeProto, tensors: dict[str, str], joins: bool, policy: Int8Policy) -> str | None:
     """Make a join's output integers if its inputs are; else the reason why it stays in float."""
     if node.op_type not in JOINS | MOVES:
         return f"{node.op_type} has no integer form"
@@ -236,7 +236,7 @@ def _resolved(tensors: Mapping[str, str]) -> dict[str, str]:
     return {name: end(name) for name in tensors}
 
 
-def _layer(wiring: Wiring, index: int, node: NodeProto) -> Layer | None:
+def _layer(wiring: DefUse, index: int, node: NodeProto) -> Layer | None:
     if node.op_type not in LAYERS or len(node.input) < 2:
         return None
     data, weight = node.input[:2]
@@ -254,7 +254,7 @@ def _layer(wiring: Wiring, index: int, node: NodeProto) -> Layer | None:
     return Layer(node.output[0], node.op_type, data, output, weight, bias, axis, index, int(attributes.get("group", 1)))
 
 
-def rectified(wiring: Wiring, name: str) -> str:
+def rectified(wiring: DefUse, name: str) -> str:
     """The tensor after an activation that the integer range can replace, or the tensor itself.
 
     A ReLU, or a Clip from 0, is what clipping to a range that begins at 0 does. The tensor before it must have no other reader.
@@ -265,7 +265,7 @@ def rectified(wiring: Wiring, name: str) -> str:
     return reader.output[0]
 
 
-def _rectifies(wiring: Wiring, node: NodeProto) -> bool:
+def _rectifies(wiring: DefUse, node: NodeProto) -> bool:
     if node.op_type != "Clip":
         return node.op_type in RECTIFIERS
     low = node.input[1] if len(node.input) > 1 else ""

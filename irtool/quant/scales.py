@@ -11,7 +11,7 @@ from onnx import ModelProto
 from irtool.errors import DataError
 from irtool.quant.affine import Affine, grid
 from irtool.quant.observers import observe
-from irtool.quant.placement import Layer, Placement, Wiring
+from irtool.quant.placement import DefUse, Layer, Placement
 from irtool.quant.statistics import Statistics
 from irtool.quant.weights import channel_scales, integers_of, steps_of
 
@@ -91,14 +91,14 @@ def make_recipe(model: ModelProto, placement: Placement, stats: Mapping[str, Sta
         )
     ranges = {name: observe(stats[name], scheme.method, kind) for name in placement.observed}
     activations = {name: ranges[source] for name, source in placement.tensors.items()}
-    wiring = Wiring(model)
+    wiring = DefUse(model)
     layers = {
         layer.name: quantise_layer(wiring, layer, activations[layer.input], scheme, stats.get(layer.input)) for layer in placement.layers
     }
     return Recipe(placement, activations, layers)
 
 
-def quantise_layer(wiring: Wiring, layer: Layer, given: Affine, scheme: Scheme, seen: Statistics | None = None) -> QuantisedLayer:
+def quantise_layer(wiring: DefUse, layer: Layer, given: Affine, scheme: Scheme, seen: Statistics | None = None) -> QuantisedLayer:
     """A layer's weight and bias in integers.
 
     Args:

@@ -71,7 +71,7 @@ def distill(
         OptionError: a value that can never work, or an unknown module in `hints`.
         DataError, TrainError, FileError: see `fit`.
     """
-    settings = Settings.settle(settings, changes)
+    settings = Settings.merged(settings, changes)
     module = module_of(student)
     _check_distilling(alpha, temperature, hint_weight, hints)
     if cache and (settings.mixup or hints):

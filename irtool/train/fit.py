@@ -95,7 +95,7 @@ def fit(
         TrainError: the loss is no longer finite, nothing can be trained, or a checkpoint does not belong to this run.
         FileError: a checkpoint cannot be written.
     """
-    settings = Settings.settle(settings or Settings(), changes)
+    settings = Settings.merged(settings or Settings(), changes)
     module = module_of(model)
     _check_trainable(module)
     scored_labels(data.test)  # at once, and not after the training

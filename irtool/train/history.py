@@ -87,7 +87,7 @@ class History:
         try:
             json.dumps(values)  # a tensor, say, could not be compared when a run is resumed
             facts, records = values["facts"], tuple(Record(**record) for record in values["records"])
-            sound = isinstance(facts, dict) and all(_is_sound(record, number) for number, record in enumerate(records, start=1))
+            sound = isinstance(facts, dict) and all(_is_valid(record, number) for number, record in enumerate(records, start=1))
         except (LookupError, TypeError, ValueError) as error:
             raise TrainError(f"not a training history ({error})", remedy="Give what to_dict() gave.") from error
         if not sound:
@@ -108,7 +108,7 @@ class History:
             writer.writerows(rows)
 
 
-def _is_sound(record: Record, number: int) -> bool:
+def _is_valid(record: Record, number: int) -> bool:
     """Whether a record is that of epoch `number`, and all its values are numbers (those of the test may be None)."""
     numbers = (value for name, value in record.row().items() if value is not None or not name.startswith("test_"))
     return record.epoch == number and all(isinstance(value, (int, float)) for value in numbers)

@@ -92,13 +92,13 @@ def recover(
     images = work.data.sample(calibrate, settings.seed).split(BATCH)
     work.attempt("drop", lambda: Prune(plan, "drop")(graph).graph)
     work.attempt("absorb", lambda: Prune(plan, "absorb", [(batch,) for batch in images])(graph).graph)
-    settings = Settings.settle(settings, {**changes, "evaluate_every": 0})
+    settings = Settings.merged(settings, {**changes, "evaluate_every": 0})
     augmented = work.data.sample(calibrate, settings.seed, settings.augmentation(data.flip, data.preprocessing.size)).split(BATCH)
     work.attempt("recalibrate", lambda: RecalibrateBatchNorm(images)(work.graph).graph)
     work.attempt("recalibrate, augmented", lambda: RecalibrateBatchNorm(augmented)(work.graph).graph)
     left = end - time.perf_counter()
     if left > 0:
-        settings = Settings.settle(settings, {"time_budget": left})
+        settings = Settings.merged(settings, {"time_budget": left})
         work.attempt("finetune" if teacher is None else "distill", lambda: work.train(teacher, settings))
     return Recovery(work.graph, tuple(work.attempts), work.history)
 

@@ -94,7 +94,7 @@ class Settings:
             raise OptionError("nesterov without momentum", remedy="Give a momentum too, 0.9 say, or leave nesterov out.")
 
     @classmethod
-    def settle(cls, base: Settings, changes: Mapping[str, Any]) -> Settings:
+    def merged(cls, base: Settings, changes: Mapping[str, Any]) -> Settings:
         """`base` with some fields replaced by name.
 
         Raises:

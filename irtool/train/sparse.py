@@ -61,7 +61,7 @@ def sparse(
         TrainError: the model has no batch norm with a scale, or see `fit`.
         OptionError: a strength that can never work, or an unknown name in `ignore`.
     """
-    settings = Settings.settle(settings or Settings(), changes)
+    settings = Settings.merged(settings or Settings(), changes)
     module = module_of(model)
     batch_norm_scales(module, ignore)
     if strength == "auto" and settings.resume and settings.out and (settings.out / "last.pt").exists():

@@ -90,4 +90,4 @@ def train(
             f"{foreign[0]} is no option of the stage {stage}",
             remedy=f"It belongs to {' and '.join(owners)}." if owners else f"It has {', '.join(found.options) or 'none'}.",
         )
-    return found.run(model, data, Settings.settle(found.settings, changes or {}), given, progress)
+    return found.run(model, data, Settings.merged(found.settings, changes or {}), given, progress)

@@ -43,7 +43,7 @@ class Images:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures become inputs."""
+        """Preprocessing of pictures to inputs."""
         return self.calibration.preprocessing
 
     def batches(self, size: int = BATCH) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ from irtool.engines.onnxruntime.export import check_opset
 from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.passes.prune import Constants
-from irtool.pruning.budget import LATENCY, check_budget, check_engine_wish
+from irtool.pruning.budget import LATENCY, check_budget, check_engine_request
 from irtool.pruning.budgeted import check_limits
 from irtool.pruning.plan import Allocator, GroupKind, ResidualWish, Rounding, Scope
 from irtool.pruning.planner import check_options
@@ -135,7 +135,7 @@ class CompressOptions:
         plan |= {"depth": True} if self.depth else {}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}
         found = {LATENCY: 0.5} if self.max_drop is not None and self.engine is not None and not self.budget else self.budget or {}
-        check_engine_wish(found, self.engine, self.threads)
+        check_engine_request(found, self.engine, self.threads)
         plan |= {"engine": self.engine, "threads": self.threads} if self.engine is not None else {}
         return plan | ({"limits": check_limits(self.limits)} if self.limits else {})
 

@@ -127,7 +127,7 @@ class _Source:
         return bool(self.name) and saved_model(self.name) is not None
 
     def files(self) -> list[Path]:
-        """What is read, and may not be written over."""
+        """Files that are read, and may not be written over."""
         return model_files(self.name, self.weights) if self.name else []
 
     def graph(self, shapes: Sequence[Shape]) -> Graph:

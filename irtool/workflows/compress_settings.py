@@ -12,7 +12,7 @@ from irtool.workflows.search import Bound
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compress.
+    """Settings of a compression.
 
     Attributes:
         plan: arguments of `irtool.plan`.

@@ -51,4 +51,4 @@ def demo_settings(*, quick: bool = False, **changes: Any) -> Demo:
     full = Demo(Settings(epochs=20, lr=0.1, batch_size=32, channels_last=True, evaluate_every=5, device="cpu"))
     short = replace(full, settings=replace(full.settings, epochs=6, evaluate_every=0), strength=1e-2)
     chosen = short if quick else full
-    return replace(chosen, settings=Settings.settle(chosen.settings, changes))
+    return replace(chosen, settings=Settings.merged(chosen.settings, changes))

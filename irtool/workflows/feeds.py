@@ -38,7 +38,7 @@ class Feed:
 
 
 def feed_of(graph: Graph, image: tuple[int, ...]) -> Feed:
-    """How a graph is fed: the first input of the images' sizes takes them, others are ones, so that masks let all through.
+    """Make a function that feeds images to a graph: the first input of the images' sizes takes them, others are ones, so that masks let all through.
 
     Args:
         graph: an ONNX graph or a traced model.
@@ -96,7 +96,7 @@ def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def agreement(results: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
-    """How much of the outputs is the same in two forms of a model: 1 - |result - reference|^2 / |reference|^2, of the worst output.
+    """Agreement of the outputs of two forms of a model: 1 - |result - reference|^2 / |reference|^2, of the worst output.
 
     It is 1 for equal outputs, and 0.997 where the noise is 25 dB below the signal. Integers are compared entry by entry: the
     share that is equal. Outputs whose sizes differ (how many detections there are is data) are left out.

@@ -11,7 +11,7 @@ _ROLES = frozenset({"weight", "bias", "running_mean", "running_var"})
 """What a layer computes with. Other constants may well be infinite: the mask of an attention is."""
 
 
-def require_sound(graph: Graph, where: str) -> None:
+def require_finite(graph: Graph, where: str) -> None:
     """Refuse NaN, infinity and negative variances among the weights.
 
     Args:

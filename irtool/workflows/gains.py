@@ -58,7 +58,7 @@ def stages_of(graph: Graph, settings: Settings, images: int) -> int:
 
 
 def distilled_on(graph: Graph, settings: Settings, most: int) -> tuple[int, int]:
-    """How often images are looked at while distilling, and how many: as asked for; else once, as many as are worth it, or none.
+    """Choose how often images are looked at while distilling, and how many: as asked for; else once, as many as are worth it, or none.
 
     Args:
         graph: the original.

@@ -24,13 +24,13 @@ from torch import nn
 
 from irtool import load_onnx, trace
 from irtool.archive import load
-from irtool.commit import settle
+from irtool.commit import restore
 from irtool.errors import FileError, OptionError, TraceError
 from irtool.hosts.onnx.given import Given
 from irtool.hosts.torch.tracing.errors import REFUSED, UNTRACEABLE
 from irtool.ir import Graph
 from irtool.models import MODELS
-from irtool.workflows.finite import require_sound
+from irtool.workflows.finite import require_finite
 from irtool.workflows.folders import require_finished, step_folders
 from irtool.workflows.other_sizes import at_sizes
 from irtool.workflows.user_code import foreign, quiet_torch
@@ -128,7 +128,7 @@ def graph_of(model: str, weights: Path | None, shapes: Sequence[Shape], *, sound
         raise OptionError("a value for an input of a model that is no .onnx file", where="--set", remedy="Leave --set out.")
     graph = _load(saved, weights, shapes, values) if saved is not None else _built(model, weights, shapes)
     if sound:
-        require_sound(graph, str(weights or saved or model))
+        require_finite(graph, str(weights or saved or model))
     return graph
 
 
@@ -191,7 +191,7 @@ def saved_model(model: str) -> Path | None:
     there = _is_there(path)
     if there and path.suffix != ".py":
         folder = path if path.is_dir() else path.parent
-        settle(folder)
+        restore(folder)
         require_finished(folder)
     if there and path.is_dir():
         path = next((path / name for name in (MODEL_FILE, ONNX_FILE) if (path / name).is_file()), path / MODEL_FILE)

@@ -85,7 +85,7 @@ def output_folder(out: Path, maker: str | None = None) -> Iterator[Path]:
 
 
 def makers(folder: Path) -> set[str]:
-    """Who left files in a folder, told by the records that are there."""
+    """Name who left files in a folder, by the records that are there."""
     report = read_object(folder / "report.json")
     found = {maker for maker, key in _REPORTS.items() if key in report}
     left = {maker for maker, names in _RECORDS.items() if any((folder / name).is_file() for name in names)}

@@ -36,7 +36,7 @@ LATENCY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Settings:
-    """How to quantise.
+    """Settings of a quantisation.
 
     Attributes:
         engine: a key of `irtool.engines.table.ENGINES`.
@@ -196,7 +196,7 @@ class _Work:
         return scores
 
     def placement(self, floating: tuple[str, ...]) -> Placement:
-        """Where integers are, in the file with these layers in float."""
+        """Place integers in the file, with these layers in float."""
         if self.settings.weights_only:
             return Placement((), {}, frozenset(), dict.fromkeys(range(len(self.model.graph.node)), "weights alone are integers"))
         return place(self.model, self.engine.int8.policy, floating)

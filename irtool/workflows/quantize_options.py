@@ -20,7 +20,7 @@ ACTIVATIONS = tuple(dict.fromkeys(dtype for dtype, _ in GRIDS))
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """How to quantise, as a user says it.
+    """Options of a quantisation, as a user gives them.
 
     Args:
         engine: The engine that the file is for: onnxruntime, mnn.

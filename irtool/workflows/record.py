@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from irtool.atomic_files import parse_json, read_text, replacing
-from irtool.commit import settle
+from irtool.commit import restore
 from irtool.engines.table import ENGINES
 from irtool.errors import FileError
 from irtool.workflows.chain import Chain
@@ -106,7 +106,7 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         FileError: missing, no JSON, or of another format.
     """
-    settle(path.parent)
+    restore(path.parent)
     try:
         plain = parse_json(read_text(path))
     except OSError as error:

@@ -16,7 +16,7 @@ from typing import Any
 from irtool.analysis.diff.diff import diff
 from irtool.analysis.diff.picture import FORMAT
 from irtool.atomic_files import LARGEST_TEXT, parse_json, read_text, replacing
-from irtool.commit import settle
+from irtool.commit import restore
 from irtool.errors import FileError
 from irtool.ir.graph import Graph
 from irtool.page import run_page
@@ -47,7 +47,7 @@ def page_of(folder: Path) -> str:
     Raises:
         FileError: there is no report, or a file is malformed.
     """
-    settle(folder)
+    restore(folder)
     report = read_record(folder / "report.json")
     picture, plan = _graphs(folder / GRAPHS), _object(folder / "plan.json")
     missing = [] if picture is not None else [f"{GRAPHS} is missing, so there is no graph: an older irtool made this run."]

@@ -179,7 +179,7 @@ class _Work:
             return False
         student, begun = refitted.clone(), self.bound.clock()
         changes = {"epochs": epochs, "evaluate_every": 0}
-        distill(student, self.graph, self.data, Settings.settle(self.settings, changes), alpha=self._alpha, progress=self.reporter)
+        distill(student, self.graph, self.data, Settings.merged(self.settings, changes), alpha=self._alpha, progress=self.reporter)
         self.epoch_seconds = (self.bound.clock() - begun) / epochs
         trained = f"distilled from the original for {epochs} epochs on {len(self.data.train):,} images"
         return self._note(budget, plan, student, (*notes, trained), epochs)

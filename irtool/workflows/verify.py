@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irtool.archive import load
-from irtool.commit import settle
+from irtool.commit import restore
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.table import ENGINES, OTHERS, REFERENCE, by_suffix, engine
@@ -97,7 +97,7 @@ def _read_first(paths: list[Path]) -> None:
     process of its own first.
     """
     for folder in {path if path.is_dir() else path.parent for path in paths}:
-        settle(folder)
+        restore(folder)
         require_finished(folder)
     if len(paths) == 1 and paths[0].is_dir():
         read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such

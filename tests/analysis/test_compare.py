@@ -278,11 +278,11 @@ class Several(nn.Module):
 
 @pytest.mark.parametrize("tracer", ["symbolic", "export"])
 def test_structures_of_inputs_and_outputs(tracer: str) -> None:
-    from irtool.hosts.torch.tracing.sandbox import Asides
+    from irtool.hosts.torch.tracing.sandbox import TraceNotes
     from irtool.hosts.torch.tracing.trace import TRACERS
 
     given = ((torch.arange(4.0), torch.ones(4)),)
-    graph = FxGraph(TRACERS[tracer](Several(), given, (), Asides()), given)
+    graph = FxGraph(TRACERS[tracer](Several(), given, (), TraceNotes()), given)
     result = run_with(graph, given)
     assert result["first"].tolist() == [1, 2]
     assert (result["rest"][0].tolist(), result["rest"][1].item()) == ([3, 4], 7)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.engines import MnnSession, OnnxSession
-from irtool.engines.mnn.workarounds import mended
+from irtool.engines.mnn.workarounds import worked_around
 from irtool.errors import ExportError
 
 
@@ -65,7 +65,7 @@ def test_slices_that_go_back_are_gathers_of_the_same_numbers(tmp_path: Path) -> 
         helper.make_graph(nodes, "slices", [image], outputs, held), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
     )
     onnx.save(model, tmp_path / "slices.onnx")
-    path = mended(model, tmp_path / "slices.onnx", tmp_path)
+    path = worked_around(model, tmp_path / "slices.onnx", tmp_path)
     assert {node.op_type for node in onnx.load(path).graph.node} == {"Gather"}
     x = np.random.default_rng(0).normal(size=(3, 8, 6)).astype(np.float32)
     for ours, theirs in zip(OnnxSession(path).run(x), OnnxSession(tmp_path / "slices.onnx").run(x), strict=True):

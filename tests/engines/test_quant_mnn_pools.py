@@ -24,7 +24,7 @@ from irtool.engines.onnxruntime.calibrate import calibrate, observed_model
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.errors import ExportError, FileError
 from irtool.quant import Scheme, make_recipe, place
-from irtool.quant.placement import Int8Policy, Wiring, non_negative
+from irtool.quant.placement import DefUse, Int8Policy, non_negative
 
 SIZE = (4, 3, 9, 9)
 NAMES = {"Pooling", "Interp"}
@@ -156,7 +156,7 @@ def test_one_border_serves_all_readers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["Mixed", *FLOAT, *INTEGER])
 def test_what_is_said_not_to_be_negative_is_not(name: str, tmp_path: Path) -> None:
     model = prepared(exported(Mixed() if name == "Mixed" else (FLOAT | INTEGER)[name], tmp_path, SIZE))
-    claimed = sorted(non_negative(Wiring(model)))
+    claimed = sorted(non_negative(DefUse(model)))
     if name in ("max of relu", "max of a concatenation of relus"):
         assert {node.output[0] for node in model.graph.node if node.op_type in ("Relu", "MaxPool", "Concat")} <= set(claimed)
     session = ort.InferenceSession(observed_model(model, claimed).SerializeToString(), providers=["CPUExecutionProvider"])

@@ -18,7 +18,7 @@ from irtool.pruning import proof as replay
 from irtool.pruning import slicing
 from seeded_faults.fault import Patch, fault, longest
 
-# Literals of the program.
+# SizeEdits of the program.
 
 
 @fault("shuffle_literal", "flatten_hw", "linear_to_map")
@@ -35,7 +35,7 @@ def split_sizes_are_not_rewritten(patch: Patch) -> None:
 def split_sizes_are_reversed(patch: Patch) -> None:
     old = fx_literals.EDITORS["Split"]
 
-    def faulty(edits: fx_literals.Literals, node: Node) -> None:
+    def faulty(edits: fx_literals.SizeEdits, node: Node) -> None:
         old(edits, node)
         host = edits.hosts[node.name]
         if len(host.args) > 1 and isinstance(host.args[1], list):
@@ -84,7 +84,7 @@ def attention_scale_is_not_kept(patch: Patch) -> None:
 def wrong_index_in_the_selection(patch: Patch) -> None:
     old = fx_literals._select
 
-    def faulty(edits: fx_literals.Literals, node: Node) -> None:
+    def faulty(edits: fx_literals.SizeEdits, node: Node) -> None:
         old(edits, node)
         owner = edits.owner(node)
         assert owner is not None

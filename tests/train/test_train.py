@@ -152,7 +152,7 @@ def test_schedules() -> None:
 )
 def test_options_that_can_never_work(change: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        Settings.settle(Settings(), change)
+        Settings.merged(Settings(), change)
 
 
 def test_settings_are_settings_in_python_s_own_types() -> None:

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from irtool.atomic_files import replacing
 from irtool.engines.agreement import relative_error, sample_inputs
 from irtool.engines.mnn.process import UNSUPPORTED, in_child, meaning, scratch
-from irtool.engines.mnn.workarounds import mended
+from irtool.engines.mnn.workarounds import worked_around
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
@@ -88,7 +88,7 @@ def export_mnn(
     target = Path(path)
     with replacing(target) as temporary, scratch() as folder:
         temporary.unlink()  # that the converter wrote it is the only sign of its success
-        _convert(mended(model, source, folder), source, temporary.absolute(), flags, folder, timeout)
+        _convert(worked_around(model, source, folder), source, temporary.absolute(), flags, folder, timeout)
         error = _verify(source, temporary.absolute(), folder, timeout, exact=not flags) if verify else None
         size = temporary.stat().st_size
     return MnnExport(target, size, *_names(model), error)

@@ -19,7 +19,7 @@ from irtool.engines.mnn.int8_form import mnn_form
 from irtool.engines.mnn.int8_params import MnnLayer, compression_params
 from irtool.engines.mnn.layers import MnnOperator, mnn_operators
 from irtool.errors import OptionError
-from irtool.quant.placement import Layer, Wiring, is_result, layers_of
+from irtool.quant.placement import DefUse, Layer, is_result, layers_of
 from irtool.quant.scales import Recipe
 from irtool.quant.weights import steps_of
 
@@ -113,7 +113,7 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
 
 def _only_results_float(model: ModelProto, recipe: Recipe) -> bool:
     """Whether the layers in float are last ones: these may have 8-bit weights. Between integers MNN takes such a layer for an integer one."""
-    wiring, quantised = Wiring(model), {layer.name for layer in recipe.placement.layers}
+    wiring, quantised = DefUse(model), {layer.name for layer in recipe.placement.layers}
     return all(is_result(wiring, layer.output) for layer in layers_of(model) if layer.name not in quantised)
 
 

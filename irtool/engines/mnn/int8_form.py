@@ -20,7 +20,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from irtool.engines.mnn.int8_policy import mnn_unfit
 from irtool.engines.onnxruntime.prepare import replace_nodes
-from irtool.quant.placement import Wiring
+from irtool.quant.placement import DefUse
 
 JOINS = frozenset({"Add", "Mul", "Sub", "Div", "Max", "Min", "Pow"})
 """Operators of two tensors. MNN's integer maximum is wrong, and the others are slow."""
@@ -47,7 +47,7 @@ def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray], floating: Coll
 
 class _Form:
     def __init__(self, model: ModelProto, floating: Collection[int]) -> None:
-        self.model, self.graph, self.wiring = model, model.graph, Wiring(model)
+        self.model, self.graph, self.wiring = model, model.graph, DefUse(model)
         self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         norms = {index for index in floating if self.graph.node[index].op_type == "BatchNormalization"}
         self.apart = norms | mnn_unfit(self.wiring).keys()

@@ -7,10 +7,10 @@ from typing import Any
 
 import onnx
 
-from irtool.quant.placement import Int8Policy, Layer, Sizes, Wiring, is_result, non_negative
+from irtool.quant.placement import DefUse, Int8Policy, Layer, Sizes, is_result, non_negative
 
 
-def mnn_unfit(wiring: Wiring) -> dict[int, str]:
+def mnn_unfit(wiring: DefUse) -> dict[int, str]:
     """The nodes that MNN 3.6 computes wrong or badly in integers on x86.
 
     There it stores an integer with 128 added, in an unsigned byte. Its maximum compares the bytes as signed ones, so that any
@@ -28,7 +28,7 @@ def mnn_unfit(wiring: Wiring) -> dict[int, str]:
     return found
 
 
-def mnn_better(wiring: Wiring, layer: Layer) -> str | None:
+def mnn_better(wiring: DefUse, layer: Layer) -> str | None:
     """Say why a layer is better computed in float in MNN: in 8 bits the two best classes often get the same number."""
     return "its result is the model's, which 8 bits would round too much" if is_result(wiring, layer.output) else None
 

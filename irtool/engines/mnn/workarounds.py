@@ -13,7 +13,7 @@ from irtool.engines.mnn.rewrites import known_sizes, rewrite, whole_numbers
 _AXIS_ONE_BEFORE_13 = ("Softmax", "LogSoftmax", "Hardmax")
 
 
-def mended(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
+def worked_around(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
     """The file to convert: `source`, or a copy of it in `folder` with what MNN misreads in other words; `model` is changed.
 
     Files with weights beside them are left as they are: a copy in another folder would not find these.
@@ -22,7 +22,7 @@ def mended(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
         return source
     if not any([rewrite(model), _explicit_axes(model), _flips_by_index(model)]):
         return source
-    path = folder / "mended.onnx"
+    path = folder / "worked_around.onnx"
     onnx.save(model, str(path))
     return path
 

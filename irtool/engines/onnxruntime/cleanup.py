@@ -9,7 +9,7 @@ import onnx
 from irtool.engines.flat_module import INNER
 
 
-def tidy(model: onnx.ModelProto, *, output_dims: list[list[int | str]], metadata: Mapping[str, str]) -> None:
+def clean(model: onnx.ModelProto, *, output_dims: list[list[int | str]], metadata: Mapping[str, str]) -> None:
     """Clean a freshly exported model in place.
 
     - Names lose the wrapper (`irtool_inner.conv.weight` becomes `conv.weight`, `/irtool_inner/conv/Conv` `/conv/Conv`).

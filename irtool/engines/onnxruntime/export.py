@@ -18,7 +18,7 @@ from torch import nn
 from irtool.atomic_files import replacing
 from irtool.engines.agreement import relative_error, row_error
 from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
-from irtool.engines.onnxruntime.cleanup import tidy
+from irtool.engines.onnxruntime.cleanup import clean
 from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, unsupported_operator
 from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
 from irtool.engines.quiet import captured
@@ -227,7 +227,7 @@ def _attempt(name: str, job: Job, draft: Path, metadata: dict[str, str], verify:
     """Export, clean, write, check; the error against torch and the opset written."""
     with evaluating(job.flat), captured():
         model = EXPORTERS[name](job, draft.parent / "raw.onnx")
-    tidy(model, output_dims=job.output_dims, metadata=metadata)
+    clean(model, output_dims=job.output_dims, metadata=metadata)
     _save(model, draft)
     onnx.checker.check_model(str(draft), full_check=True)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))

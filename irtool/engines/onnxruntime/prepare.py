@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from irtool.hosts.onnx.file import is_large
-from irtool.quant.placement import Wiring
+from irtool.quant.placement import DefUse
 
 
 def prepared(model: ModelProto) -> ModelProto:
@@ -29,7 +29,7 @@ def prepared(model: ModelProto) -> ModelProto:
         tensor.name = node.output[0]
         result.graph.initializer.append(tensor)
     replace_nodes(result, kept)
-    wiring, rewritten = Wiring(result), list[NodeProto]()
+    wiring, rewritten = DefUse(result), list[NodeProto]()
     for node in wiring.nodes:
         rewritten += _REWRITES.get(node.op_type, lambda node, _wiring: [node])(node, wiring)
     replace_nodes(result, rewritten)
@@ -72,7 +72,7 @@ def _constant(node: NodeProto) -> onnx.TensorProto | None:
     return None
 
 
-def _mean(node: NodeProto, wiring: Wiring) -> list[NodeProto]:
+def _mean(node: NodeProto, wiring: DefUse) -> list[NodeProto]:
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     axes = attributes.get("axes")
     if axes is None and len(node.input) > 1 and node.input[1] in wiring.constants:
@@ -88,4 +88,4 @@ def _mean(node: NodeProto, wiring: Wiring) -> list[NodeProto]:
     ]
 
 
-_REWRITES: dict[str, Callable[[NodeProto, Wiring], list[NodeProto]]] = {"ReduceMean": _mean}
+_REWRITES: dict[str, Callable[[NodeProto, DefUse], list[NodeProto]]] = {"ReduceMean": _mean}

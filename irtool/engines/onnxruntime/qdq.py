@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from irtool.errors import ExportError
 from irtool.hosts.onnx.file import opset_of
 from irtool.quant.affine import Affine
-from irtool.quant.placement import Layer, Placement, Wiring, layers_of
+from irtool.quant.placement import DefUse, Layer, Placement, layers_of
 from irtool.quant.scales import QuantisedLayer, Recipe
 from irtool.quant.weights import channel_scales, integers_of, steps_of
 
@@ -34,7 +34,7 @@ def weights_to_qdq(model: ModelProto, method: str = "max", bits: int = 8) -> Mod
         ExportError: an older operator set.
         OptionError: another method or number of bits.
     """
-    wiring, layers = Wiring(model), layers_of(model)
+    wiring, layers = DefUse(model), layers_of(model)
     found = {}
     for layer in layers:
         weight = wiring.array(layer.weight)
@@ -75,7 +75,7 @@ class _Writer:
     """Names that it makes are short: with many small layers, names would be a tenth of the file."""
 
     def __init__(self, model: ModelProto, recipe: Recipe) -> None:
-        self.graph, self.recipe, self.wiring = model.graph, recipe, Wiring(model)
+        self.graph, self.recipe, self.wiring = model.graph, recipe, DefUse(model)
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.before: dict[int, list[NodeProto]] = {}
         self.after: dict[str, list[NodeProto]] = {}

@@ -49,7 +49,7 @@ class Sample:
 
     @property
     def repeats(self) -> int:
-        """How many times the model holds it."""
+        """Count how many times the model holds it."""
         return COPIES if self.op in LAYERS else CHAIN
 
     @property

@@ -40,7 +40,7 @@ class Call(Protocol):
         """The shape of an output."""
 
     def results(self) -> int:
-        """How many outputs the node lists."""
+        """Count the outputs that the node lists."""
 
     def is_read(self, index: int) -> bool:
         """Whether a node or the model's caller reads an output."""
@@ -140,7 +140,7 @@ def gemm(call: Call) -> Attrs:
 
 
 def norm(call: Call) -> Attrs:
-    """What keeps a norm from dividing by 0."""
+    """Read the number that keeps a norm from dividing by 0."""
     return {"epsilon": float(call.attr("epsilon", 1e-5))}
 
 
@@ -207,7 +207,7 @@ def cumulated(call: Call) -> Attrs:
 
 
 def reduce(call: Call) -> Attrs:
-    """What is reduced to what."""
+    """Read the kind and the axes of a reduction."""
     axes, rank = argument(call, 1, "axes"), len(call.shape(0))
     if not axes and call.attr("noop_with_empty_axes", 0):
         raise Unreadable(f"{call.op} over no axes")
@@ -217,12 +217,12 @@ def reduce(call: Call) -> Attrs:
 
 
 def arg_reduce(call: Call) -> Attrs:
-    """Where the largest or smallest entry is."""
+    """Read the axis along which the largest or smallest entry is looked for."""
     return {"kind": call.op.lower(), "axes": (call.attr("axis", 0) % len(call.shape(0)),), "keepdims": bool(call.attr("keepdims", 1))}
 
 
 def resize(call: Call) -> Attrs:
-    """How values between places are found. Where scales and sizes are computed from data, the sizes are those of the example."""
+    """Read how values between places are found. Where scales and sizes are computed from data, the sizes are those of the example."""
     for index in (1, 2, 3):
         if call.given(index) and call.known(index) is None:
             raise Unreadable(f"{call.op} to a size computed from data")

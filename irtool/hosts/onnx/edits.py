@@ -16,7 +16,7 @@ from irtool.hosts.onnx.edges import cleanup, exchange, redirect
 from irtool.hosts.onnx.interpreter import restated
 from irtool.hosts.onnx.parameters import OnnxParameters, array_of, scalars_of
 from irtool.hosts.onnx.reader import Fix
-from irtool.hosts.onnx.static_shapes import settle_reshapes, settle_shapes
+from irtool.hosts.onnx.static_shapes import fold_reshapes, fold_shapes
 from irtool.hosts.onnx.subgraphs import all_nodes, bodies
 from irtool.hosts.onnx.written import check_operator, put_attribute
 from irtool.ir.graph import Node, Value
@@ -223,10 +223,10 @@ class OnnxEdits(OnnxParameters):
 
     # Sizes that the program computes: the view does not show them.
 
-    def settle_shapes(self) -> int:
+    def fold_shapes(self) -> int:
         """Make constants of sizes that the program computes though no input can change them; how many."""
         before = scalars_of(self.host)
-        gone = settle_shapes(self.host, self.proto)
+        gone = fold_shapes(self.host, self.proto)
         self.scalars |= scalars_of(self.host) - before
         return gone
 
@@ -235,7 +235,7 @@ class OnnxEdits(OnnxParameters):
         twice; how many operators went.
         """
         before, count = scalars_of(self.host), len(self.host.nodes)
-        while settle_shapes(self.host, self.proto) + settle_reshapes(self.host, self.proto) + merge_duplicates(self.host):
+        while fold_shapes(self.host, self.proto) + fold_reshapes(self.host, self.proto) + merge_duplicates(self.host):
             pass
         self.scalars |= scalars_of(self.host) - before
         return count - len(self.host.nodes)
@@ -276,5 +276,5 @@ def _with_inner(host: gs.Node) -> Iterator[gs.Node]:
 
 
 def place_of(host: gs.Graph, node: gs.Node) -> int:
-    """Where a node stands; `list.index` would compare nodes by all that they have."""
+    """Return the position of a node; `list.index` would compare nodes by all that they have."""
     return next(index for index, other in enumerate(host.nodes) if other is node)

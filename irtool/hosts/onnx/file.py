@@ -15,7 +15,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 from irtool.atomic_files import replacing
 from irtool.errors import FileError
 from irtool.hosts.onnx.limits import check_extent
-from irtool.hosts.onnx.mend import closed_outputs, mend
+from irtool.hosts.onnx.repair import closed_outputs, repair
 from irtool.temporary import folder_beside
 
 INLINE_LIMIT = 2**31 - 2**24
@@ -28,12 +28,12 @@ _BROKEN = "Write the file again, or get a whole copy of it: onnx.checker names t
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelProto:
-    """The model in a file, as `read_mended` gives it."""
-    return read_mended(path)[0]
+    """The model in a file, as `read_repaired` gives it."""
+    return read_repaired(path)[0]
 
 
-def read_mended(path: str | os.PathLike[str]) -> tuple[ModelProto, list[str]]:
-    """The model in a file, weights included, checked by onnx.checker; and what had to be mended for that.
+def read_repaired(path: str | os.PathLike[str]) -> tuple[ModelProto, list[str]]:
+    """The model in a file, weights included, checked by onnx.checker; and what had to be repaired for that.
 
     Raises:
         FileError: no such file, not ONNX, cut off, malformed, without an operator set, or with weights outside its folder.
@@ -45,8 +45,8 @@ def read_mended(path: str | os.PathLike[str]) -> tuple[ModelProto, list[str]]:
 
 
 def checked(model: ModelProto, where: str) -> list[str]:
-    """Mend what onnxruntime does not mind, in place, and run onnx.checker. Returns what was mended; raises FileError."""
-    notes = mend(model)
+    """Repair what onnxruntime does not mind, in place, and run onnx.checker. Returns what was repaired; raises FileError."""
+    notes = repair(model)
     with closed_outputs(model):
         check(model, where)
     return notes

@@ -82,7 +82,7 @@ def is_foreign(node: NodeProto, foreign: frozenset[tuple[str, str]]) -> bool:
 
 
 def declared_types(model: ModelProto, names: set[str], sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Open]:
-    """What a file says of the sizes of some values: symbols that inputs have too are resolved by the example's sizes.
+    """Read the sizes that a file states of some values: symbols that inputs have too are resolved by the example's sizes.
 
     Args:
         model: the description, with inputs, outputs and value_info.
@@ -182,7 +182,7 @@ def _drawn(name: str, kind: int, shape: tuple[int, ...]) -> Array:
 
 
 def cannot_run(names: list[str], foreign: frozenset[tuple[str, str]]) -> GraphError:
-    """What to say where a value is asked for that such an operator keeps from being computed."""
+    """Make the error for a value that such an operator keeps from being computed."""
     operators = ", ".join(f"{domain}.{name}" if domain else name for domain, name in sorted(foreign))
     return GraphError(
         f"onnxruntime does not run {operators}, and the file does not state the sizes of what it gives",

@@ -62,7 +62,7 @@ def _array(value: onnx.ValueInfoProto, numbers: float | bool | Sequence[float]) 
     return np.full(filled, array.reshape(-1)[0] if array.ndim else array, dtype)
 
 
-def settle_branches(host: gs.Graph) -> int:
+def take_branches(host: gs.Graph) -> int:
     """Put the branch that a constant chooses in the place of each If, in place. Returns how many there were."""
     if not any(_is_decided(node) for node in host.nodes):
         return 0

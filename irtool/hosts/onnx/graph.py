@@ -45,7 +45,7 @@ class OnnxGraph(OnnxEdits):
         fix: called before each host node is read; it may change the node's inputs.
         apart: whether nobody knows yet what the program does when it is run: if it must be, then in a process of its own.
         foreign: the operators (domain, name) that onnxruntime does not run.
-        notes: what was mended in the file, or must be known of it, a line each.
+        notes: what was repaired in the file, or must be known of it, a line each.
 
     Raises:
         GraphError: the program does not fit the example's sizes.

@@ -118,7 +118,7 @@ def _loadable(model: ModelProto) -> Iterator[bytes | str]:
 
 @contextmanager
 def showing(file: Path, values: Sequence[str]) -> Iterator[bytes | str]:
-    """What onnxruntime takes to run a file with some values inside among its outputs; the file itself if there are none."""
+    """Return what onnxruntime loads to give some inner values among the outputs; the file itself if there are none."""
     if not values:
         yield str(file)
         return

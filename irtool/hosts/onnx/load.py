@@ -12,13 +12,13 @@ from onnx import ModelProto, inliner
 
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.hosts.onnx.evaluate import check_size
-from irtool.hosts.onnx.file import read_mended, stored_bytes, write_model
+from irtool.hosts.onnx.file import read_repaired, stored_bytes, write_model
 from irtool.hosts.onnx.foreign import foreign_operators, kept_descriptions
 from irtool.hosts.onnx.given import Given, dense_initialisers, set_inputs
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.limits import check_extent
-from irtool.hosts.onnx.mend import settle_outputs
-from irtool.hosts.onnx.normalize import tidy
+from irtool.hosts.onnx.normalize import normalize
+from irtool.hosts.onnx.repair import declare_outputs
 from irtool.hosts.onnx.sequences import axis_sizes
 from irtool.tensor_defaults import plain_tensors
 
@@ -48,10 +48,10 @@ def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None, values: 
         OptionError: `sizes` or `values` names an input that does not exist, or contradicts the file.
         GraphError: the model does not fit the sizes.
     """
-    model, mended = read_mended(path)
+    model, repaired = read_repaired(path)
     try:
         graph = from_model(model, sizes, values)
-        graph.notes = (*mended, *graph.notes)
+        graph.notes = (*repaired, *graph.notes)
         return graph
     except IrtoolError as error:
         where = f"{path}: {error.where}" if error.where else str(path)
@@ -81,7 +81,7 @@ def from_model(model: ModelProto, sizes: Sizes | None = None, values: Given | No
         dense_initialisers(model)
     foreign = foreign_operators(model)
     host = gs.import_onnx(model)
-    filled = tidy(host, stored_bytes(model), axis_sizes(model))
+    filled = normalize(host, stored_bytes(model), axis_sizes(model))
     header = ModelProto()
     header.CopyFrom(
         ModelProto(ir_version=model.ir_version, domain=model.domain, model_version=model.model_version, doc_string=model.doc_string)
@@ -94,7 +94,7 @@ def from_model(model: ModelProto, sizes: Sizes | None = None, values: Given | No
     graph = OnnxGraph(host, _concrete(host, _by_name(host, sizes or {})), header, filled=filled, foreign=foreign, apart=True)
     graph.operators = len(model.graph.node)
     known = {value.name: graph.types[value.name] for value in graph.outputs if value.name in graph.types}
-    graph.notes = (*given, *settle_outputs(model, header, known), *_notes(foreign))
+    graph.notes = (*given, *declare_outputs(model, header, known), *_notes(foreign))
     return graph
 
 

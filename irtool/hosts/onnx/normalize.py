@@ -1,4 +1,4 @@
-"""What is settled once when an ONNX file is read: names, constants, linear layers. The program stays equal."""
+"""Normalizes a program once, when its file is read: names, constants, linear layers. The program stays equal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from irtool.errors import GraphError
 from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.evaluate import Budget, proto_of, run_constant
-from irtool.hosts.onnx.given import drop_empty_operands, settle_branches
+from irtool.hosts.onnx.given import drop_empty_operands, take_branches
 from irtool.hosts.onnx.sequences import unpack_sequences
 from irtool.hosts.onnx.subgraphs import bodies
 
@@ -24,7 +24,7 @@ LARGE = 32
 """Filled constants of more entries are written as one ConstantOfShape node where they came as one."""
 
 
-def tidy(graph: gs.Graph, stored: int, sizes: Mapping[str, list[int | None]] | None = None) -> frozenset[str]:
+def normalize(graph: gs.Graph, stored: int, sizes: Mapping[str, list[int | None]] | None = None) -> frozenset[str]:
     """Settle a freshly imported graph in place. Returns the constants that came as fills (ConstantOfShape).
 
     - every node has a name of its own;
@@ -43,12 +43,12 @@ def tidy(graph: gs.Graph, stored: int, sizes: Mapping[str, list[int | None]] | N
     _name_nodes(graph)
     budget = Budget(stored)
     filled = fold_constants(graph, budget)
-    while unpack_sequences(graph, sizes or {}) or settle_branches(graph):
+    while unpack_sequences(graph, sizes or {}) or take_branches(graph):
         filled |= fold_constants(graph, budget)
     drop_empty_operands(graph)
     for node in graph.nodes:
         if node.op == "Gemm" and node.domain in STANDARD:
-            _settle_gemm(node, budget)
+            _fold_factors(node, budget)
     cleanup(graph)
     edges = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
     for tensor in graph.tensors().values():
@@ -65,7 +65,7 @@ def fold_constants(graph: gs.Graph, budget: Budget) -> set[str]:
         if any(tensor.name in outputs for tensor in node.outputs):
             continue  # an output keeps the node that makes it
         if node.op == "Constant" and node.domain in STANDARD:
-            settle(node, [_constant_value(node)], graph)
+            become_constant(node, [_constant_value(node)], graph)
         elif _foldable(node, graph):
             _fold(graph, node, filled, budget)
     return filled
@@ -119,10 +119,10 @@ def _fold(graph: gs.Graph, node: gs.Node, filled: set[str], budget: Budget) -> N
     uniform = node.op == "ConstantOfShape" or (node.op in ("Unsqueeze", "Reshape") and node.inputs[0].name in filled)
     if uniform and np.asarray(results[0]).size > LARGE:
         filled.add(node.outputs[0].name)
-    settle(node, results, graph)
+    become_constant(node, results, graph)
 
 
-def settle(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
+def become_constant(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
     """Constants in the place of a node's outputs; the node is left without any, for `cleanup` to take."""
     outputs = list(node.outputs)
     node.outputs.clear()
@@ -130,7 +130,7 @@ def settle(node: gs.Node, results: list[Any], graph: gs.Graph) -> None:
         redirect(output, gs.Constant(output.name, np.asarray(result)))
 
 
-def _settle_gemm(node: gs.Node, budget: Budget) -> None:
+def _fold_factors(node: gs.Node, budget: Budget) -> None:
     """alpha * A B + beta * C with constants: the factors go into B and C, unless these have other readers."""
     for key, index in (("alpha", 1), ("beta", 2)):
         factor = float(node.attrs.get(key, 1.0))

@@ -16,7 +16,7 @@ from irtool.ir.attributes import Attrs
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How to read a node: operator in the view, roles of the inputs, attributes."""
+    """A row of the table: operator in the view, roles of the inputs, reader of the attributes."""
 
     op: str
     roles: tuple[str, ...]

@@ -20,7 +20,7 @@ LOOP_SECONDS = 120.0
 
 
 class Runnable:
-    """What of a program can be run, and running it.
+    """The part of a program that can be run.
 
     Args:
         host: the program.

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from irtool.hosts.onnx.edges import cleanup
 from irtool.hosts.onnx.evaluate import SIZES, Array, Budget, proto_of, run_node
 from irtool.hosts.onnx.file import is_large, stored_bytes
-from irtool.hosts.onnx.normalize import STANDARD, fold_constants, settle
+from irtool.hosts.onnx.normalize import STANDARD, become_constant, fold_constants
 
 _MOVES = frozenset({"Gather", "Slice", "Unsqueeze", "Squeeze", "Concat", "Cast", "Identity", "Reshape"})
 """Operators that only move entries: each entry of the result is one of the arguments'."""
@@ -23,7 +23,7 @@ def _runs(name: str, seen: dict[str, tuple[int, int]]) -> tuple[int, int]:
     return seen.setdefault(name, (-(2**31) + 4 * len(seen) + 1, -(2**31) + 4 * len(seen) + 3))
 
 
-def settle_shapes(host: gs.Graph, proto: ModelProto) -> int:
+def fold_shapes(host: gs.Graph, proto: ModelProto) -> int:
     """Make initialisers, in place, of the results of Shape and of what moves its entries, where ONNX's symbolic shape
     inference says that they are the same for every input; then of what is computed from those. Returns how many nodes went.
     """
@@ -34,14 +34,14 @@ def settle_shapes(host: gs.Graph, proto: ModelProto) -> int:
     for node in list(host.nodes):
         pair = found.get(node.outputs[0].name) if node.outputs else None
         if pair is not None and np.array_equal(*pair) and not any(output in host.outputs for output in node.outputs):
-            settle(node, [pair[0]], host)
+            become_constant(node, [pair[0]], host)
     cleanup(host)
     fold_constants(host, Budget(stored_bytes(proto)))
     cleanup(host)
     return before - len(host.nodes)
 
 
-def settle_reshapes(host: gs.Graph, proto: ModelProto) -> int:
+def fold_reshapes(host: gs.Graph, proto: ModelProto) -> int:
     """Write the sizes of each Reshape down, in place, where at most one of them is not known or that of the same axis before:
     0 stands for the size that the axis has, -1 for the rest. Returns how many were written down.
     """

@@ -48,7 +48,7 @@ def observed_types(
 
 
 def refusal(model: Any) -> str:
-    """What onnxruntime says against a model when it loads it, in another process; nothing if it takes it.
+    """Return onnxruntime's objection to a model, loaded in another process; nothing if it takes it.
 
     Raises:
         GraphError: onnxruntime is absent; or loading takes too much memory, or does not end.

@@ -30,7 +30,7 @@ _SIZED = frozenset({"Reshape", "Expand", "Resize", "Upsample", "Split", "Slice",
 """Operators whose computed arguments are sizes and positions; a computed number anywhere else keeps the value it had."""
 
 
-class OnnxLiterals:
+class OnnxSizeEdits:
     """Edits a copy of a graph's program.
 
     Args:
@@ -141,7 +141,7 @@ class OnnxLiterals:
 def resized(graph: OnnxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[OnnxGraph, list[str]]:
     """A copy of the graph for parameters of other shapes, these empty yet, and the names of the nodes that were edited."""
     host = graph.host.copy()
-    edits = OnnxLiterals(graph, host, sizes)
+    edits = OnnxSizeEdits(graph, host, sizes)
     edits.edit()
     changed = frozenset(shapes) - graph.selects  # an index is edited above, not sliced
     for name, tensor in host.tensors().items():
@@ -158,7 +158,7 @@ def complete(source: OnnxGraph, new: OnnxGraph) -> None:
     cleanup(host)
 
 
-def _sizes_of_result(edits: OnnxLiterals, node: Node) -> None:
+def _sizes_of_result(edits: OnnxSizeEdits, node: Node) -> None:
     index = _TARGETS.get(node.host.op)
     old = edits.constant(node, index) if index is not None else None
     if index is None or old is None or not edits.is_literal(node, index) or old.shape != (len(node.output.sizes),):
@@ -167,7 +167,7 @@ def _sizes_of_result(edits: OnnxLiterals, node: Node) -> None:
     edits.put(node, index, [new if listed == before else listed for listed, new, before in pairs], "sizes")
 
 
-def _split(edits: OnnxLiterals, node: Node) -> None:
+def _split(edits: OnnxSizeEdits, node: Node) -> None:
     axis = node.attrs["axis"]
     new = [edits.sizes.shape(output)[axis] for output in node.outputs]
     if new == [output.sizes[axis] for output in node.outputs]:
@@ -179,7 +179,7 @@ def _split(edits: OnnxLiterals, node: Node) -> None:
     edits.put(node, 1, new, "split")
 
 
-def _slice(edits: OnnxLiterals, node: Node) -> None:
+def _slice(edits: OnnxSizeEdits, node: Node) -> None:
     """Bounds over a pruned axis move to where their channels are now; bounds over other axes stay."""
     starts, ends, listed, steps = (edits.listed(node, index, name) for index, name in enumerate(("starts", "ends", "axes", "steps"), 1))
     assert starts is not None
@@ -213,7 +213,7 @@ def _python_slice(start: int, end: int, step: int, size: int) -> slice:
     return slice(start, None if step < 0 and end < -size else end, step)
 
 
-def _gather(edits: OnnxLiterals, node: Node) -> None:
+def _gather(edits: OnnxSizeEdits, node: Node) -> None:
     """A constant index over a pruned axis: the positions of what is still there."""
     axis = node.attrs["axis"]
     kept, old = edits.sizes.kept(node.input, axis), edits.constant(node, 1)
@@ -223,7 +223,7 @@ def _gather(edits: OnnxLiterals, node: Node) -> None:
     edits.put(node, 1, np.searchsorted(kept, index if old.ndim == 0 else index[np.isin(index, kept)]), "index")
 
 
-def _select(edits: OnnxLiterals, node: Node) -> None:
+def _select(edits: OnnxSizeEdits, node: Node) -> None:
     """An owned selection: its copies that stay, at their sources' new positions."""
     index = node.operands["index"]
     assert index.data is not None
@@ -232,7 +232,7 @@ def _select(edits: OnnxLiterals, node: Node) -> None:
     edits.hosts[node.name].inputs[1].values = old if kept is None else np.searchsorted(kept, old)
 
 
-def _pad(edits: OnnxLiterals, node: Node) -> None:
+def _pad(edits: OnnxSizeEdits, node: Node) -> None:
     rank, pads = len(node.input.sizes), node.attrs["pads"]
     new = {}
     for axis in range(rank):
@@ -250,19 +250,19 @@ def _pad(edits: OnnxLiterals, node: Node) -> None:
         edits.put(node, 1, amounts, "pads")
 
 
-def _conv(edits: OnnxLiterals, node: Node) -> None:
+def _conv(edits: OnnxSizeEdits, node: Node) -> None:
     """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
     if node.attrs["group"] > 1:
         edits.set_attr(node, "group", edits.sizes.groups(node))
 
 
-def _group_norm(edits: OnnxLiterals, node: Node) -> None:
+def _group_norm(edits: OnnxSizeEdits, node: Node) -> None:
     """Group norm with a channel a group stays that."""
     if node.attrs["num_groups"] == node.input.sizes[1]:
         edits.set_attr(node, "num_groups", edits.sizes.shape(node.input)[1])
 
 
-EDITORS: dict[str, Callable[[OnnxLiterals, Node], None]] = {
+EDITORS: dict[str, Callable[[OnnxSizeEdits, Node], None]] = {
     "Reshape": _sizes_of_result,
     "Expand": _sizes_of_result,
     "Resize": _sizes_of_result,

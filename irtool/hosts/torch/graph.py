@@ -83,7 +83,7 @@ class FxGraph(FxEdits):
 
     @property
     def analyses(self) -> Analyses:  # type: ignore[override]
-        """What was found out about the graph, as its tensors are now; see `follow`."""
+        """Results of analyses of the graph, as its tensors are now; see `follow`."""
         self.follow()
         return self._analyses
 

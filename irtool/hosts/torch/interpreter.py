@@ -48,7 +48,7 @@ def run_with(graph: FxGraph, inputs: Sequence[Any], hook: Hook | None = None, dt
 
 
 def drain(run: Generator[Any, None, Any]) -> Any:
-    """What a generator returns at its end."""
+    """Run a generator to its end, and return what it returns."""
     while True:
         try:
             next(run)

@@ -24,7 +24,7 @@ LISTS_SIZES = frozenset({"view", "reshape", "_unsafe_view", "expand", "broadcast
 Ints = NDArray[np.int64]
 
 
-class Literals:
+class SizeEdits:
     """Edits a copy of a graph's program.
 
     Args:
@@ -41,7 +41,7 @@ class Literals:
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
 
-    def edit(self, editors: Mapping[str, Callable[[Literals, Node], None]]) -> None:
+    def edit(self, editors: Mapping[str, Callable[[SizeEdits, Node], None]]) -> None:
         """Edit every node that needs it, by the row of its operator."""
         for node in self.graph.nodes:
             editor = editors.get(node.op)
@@ -131,14 +131,14 @@ def _lists_sizes(node: Node) -> bool:
 
 
 def written_amounts(node: Node) -> dict[int, tuple[int, int]]:
-    """What is padded before and after each axis that the call lists, from the last one backwards."""
+    """Amounts of padding before and after each axis that the call lists, from the last one backwards."""
     rank, pads, listed = len(node.input.sizes), node.attrs["pads"], node.given.get("pad", node.given.get("padding", ()))
     count = rank - 2 if isinstance(listed, int) else len(listed) // 2
     return {axis: (pads[axis], pads[rank + axis]) for axis in range(rank - 1, rank - 1 - count, -1)}
 
 
-def amounts(edits: Literals, node: Node) -> list[int]:
-    """How much is padded after slicing, as torch lists it."""
+def amounts(edits: SizeEdits, node: Node) -> list[int]:
+    """Amounts of padding after slicing, as torch lists them."""
     new: list[int] = []
     for axis, (before, after) in written_amounts(node).items():
         kept = edits.kept(node.output, axis)

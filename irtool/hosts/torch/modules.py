@@ -127,7 +127,7 @@ def _owners(owners: dict[str, tuple[nn.Module, nn.Module]], path: str) -> tuple[
 
 
 def compiled(module: fx.GraphModule) -> fx.GraphModule:
-    """The same object, its code generated, and no longer lazy: what users get, and `torch.jit.script` takes."""
+    """Generate a program's code, so that it is no longer lazy: users get it so, and `torch.jit.script` takes it. Returns the same object."""
     if isinstance(module, _LazyGraphModule):
         plain: type[fx.GraphModule] = type(
             fx.GraphModule.__new__(fx.GraphModule)

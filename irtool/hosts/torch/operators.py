@@ -24,7 +24,7 @@ from irtool.ops.opaque import short_name
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How to read a call: ONNX operator, argument names, and how to infer the output shape without running it."""
+    """A row of the table: ONNX operator, argument names, and the formula of the output's shape."""
 
     op: str
     arguments: tuple[str, ...] = ()
@@ -292,7 +292,7 @@ _AUGMENTED = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixo
 
 
 def target_of_write(callee: str, operands: Mapping[str, Value], attrs: Mapping[str, Any]) -> Value | None:
-    """What a call writes into: `x` of `x.add_(y)`, `x += y` and an activation in place, or `out`; None if it writes nothing."""
+    """Return the value that a call writes into: `x` of `x.add_(y)`, `x += y` and an activation in place, or `out`; None if it writes nothing."""
     if "out" in operands:
         return operands["out"]
     name = short_name(callee)
@@ -301,7 +301,7 @@ def target_of_write(callee: str, operands: Mapping[str, Value], attrs: Mapping[s
 
 
 def module_callee(module: nn.Module) -> str:
-    """What a module is called in messages: its class, and what keeps irtool from knowing it by that."""
+    """Name a module in messages: its class, and what keeps irtool from knowing it by that."""
     if isinstance(module, OwnBackward):
         return f"{module.function.__name__}.apply (a function with a backward of its own)"
     name = type(module).__name__

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from irtool.hosts.torch.arguments import torch_name
-from irtool.hosts.torch.literals import Literals
+from irtool.hosts.torch.literals import SizeEdits
 from irtool.hosts.torch.modules import compiled, copy_module, modules_by_path
 from irtool.hosts.torch.views import keep_axes_apart
 from irtool.hosts.torch.write_attrs import EDITORS
@@ -31,7 +31,7 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
         return torch.empty(shapes.get(name, tuple(tensor.shape)), dtype=tensor.dtype, device="meta")
 
     module = copy_module(graph.module, empty)
-    edits = Literals(graph, module, sizes)
+    edits = SizeEdits(graph, module, sizes)
     edits.edit(EDITORS)
     notes = keep_axes_apart(graph.nodes, module, sizes.shape)
     for child in modules_by_path(module).values():
@@ -44,7 +44,7 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
 
 
 def complete(source: FxGraph, new: FxGraph) -> None:
-    """What nothing reads (an unused parameter) travels as it is; the code of the program is generated."""
+    """Copy parameters that no node reads as they are, and generate the code of the program."""
     held = modules_by_path(source.module)
     for path, module in modules_by_path(new.module).items():
         for slot in (module._parameters, module._buffers):
@@ -135,7 +135,7 @@ class _Restate:
     _made: dict[fx.Node, Any] = field(default_factory=dict)
 
     def for_reader(self, reader: fx.Node) -> Callable[[fx.Node], Any]:
-        """What a reader's arguments become, one by one."""
+        """Map a reader's arguments, one by one."""
         return lambda arg: self(arg, reader)
 
     def __call__(self, arg: fx.Node, reader: fx.Node) -> Any:

@@ -23,13 +23,13 @@ from irtool.hosts.torch.arguments import (
     unflattened,
     with_sizes,
 )  # fmt: skip
-from irtool.hosts.torch.literals import Ints, Literals, amounts, written_amounts
+from irtool.hosts.torch.literals import Ints, SizeEdits, amounts, written_amounts
 from irtool.hosts.torch.modules import set_attribute
 from irtool.hosts.torch.tracing.counts import sizes_of
 from irtool.ir.graph import Node
 
 
-def _reshape(edits: Literals, node: Node) -> None:
+def _reshape(edits: SizeEdits, node: Node) -> None:
     host, new = edits.hosts[node.name], edits.sizes(node.output)
     owner = edits.owner(node)
     if isinstance(owner, nn.Unflatten):
@@ -49,7 +49,7 @@ def _reshape(edits: Literals, node: Node) -> None:
     _set_sizes(edits, node, host, new)
 
 
-def _set_sizes(edits: Literals, node: Node, host: fx.Node, new: tuple[int, ...]) -> None:
+def _set_sizes(edits: SizeEdits, node: Node, host: fx.Node, new: tuple[int, ...]) -> None:
     key, listed = sizes_argument(host)
     if len(listed) == len(new):
         fixed = [stated_size(old, size, before) for old, size, before in zip(listed, new, node.output.sizes, strict=True)]
@@ -57,13 +57,13 @@ def _set_sizes(edits: Literals, node: Node, host: fx.Node, new: tuple[int, ...])
             edits.set_args(node, *with_sizes(host, key, fixed))
 
 
-def _expand(edits: Literals, node: Node) -> None:
+def _expand(edits: SizeEdits, node: Node) -> None:
     host = edits.hosts[node.name]
     if torch_name(host) in ("expand", "broadcast_to", "repeat"):  # an axis of size 1 is repeated as often as it is to be long
         _set_sizes(edits, node, host, edits.sizes(node.output))
 
 
-def _split(edits: Literals, node: Node) -> None:
+def _split(edits: SizeEdits, node: Node) -> None:
     host = edits.hosts[node.name]
     if torch_name(host) == "unbind":
         return
@@ -80,7 +80,7 @@ def _split(edits: Literals, node: Node) -> None:
     edits.edited.append(node.name)
 
 
-def _slice(edits: Literals, node: Node) -> None:
+def _slice(edits: SizeEdits, node: Node) -> None:
     host = edits.hosts[node.name]
     name, rank = torch_name(host), len(node.input.sizes)
     if name == "getitem":
@@ -106,7 +106,7 @@ def _slice(edits: Literals, node: Node) -> None:
             edits.set_args(node, (host.args[0], (*[slice(None)] * dim, moved)), {})
 
 
-def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
+def _new_index(edits: SizeEdits, node: Node, index: tuple[Any, ...]) -> Any:
     """The entries of `x[...]` with slices and integers over pruned axes moved to where their channels are now."""
     rank = len(node.input.sizes)
     explicit = sum(entry is not None and entry is not Ellipsis for entry in index)
@@ -125,7 +125,7 @@ def _new_index(edits: Literals, node: Node, index: tuple[Any, ...]) -> Any:
     return tuple(new) if len(new) > 1 else new[0]
 
 
-def _gather(edits: Literals, node: Node) -> None:
+def _gather(edits: SizeEdits, node: Node) -> None:
     """A constant index over a pruned axis: the positions of what is still there."""
     axis = node.attrs.get("axis", 1)
     kept = edits.kept(node.input, axis)
@@ -133,7 +133,7 @@ def _gather(edits: Literals, node: Node) -> None:
         _move_constant(edits, node, kept, node.input.sizes[axis])
 
 
-def _move_constant(edits: Literals, node: Node, kept: Ints, size: int) -> None:
+def _move_constant(edits: SizeEdits, node: Node, kept: Ints, size: int) -> None:
     index = next((value for value in node.inputs if value.is_param and value is not node.input), None)
     if index is None or index.data is None or index.data.dim() != 1:
         return
@@ -144,7 +144,7 @@ def _move_constant(edits: Literals, node: Node, kept: Ints, size: int) -> None:
     set_attribute(edits.module, index.name, torch.from_numpy(np.searchsorted(kept, old[np.isin(old, kept)])))
 
 
-def _select(edits: Literals, node: Node) -> None:
+def _select(edits: SizeEdits, node: Node) -> None:
     """An owned selection: its copies that stay, at their sources' new positions."""
     owner, index = edits.owner(node), node.operands["index"]
     assert index.data is not None
@@ -155,7 +155,7 @@ def _select(edits: Literals, node: Node) -> None:
     owner.index = torch.from_numpy(old if kept is None else np.searchsorted(kept, old))
 
 
-def _pad(edits: Literals, node: Node) -> None:
+def _pad(edits: SizeEdits, node: Node) -> None:
     host, new = edits.hosts[node.name], amounts(edits, node)
     if new == [amount for both in written_amounts(node).values() for amount in both]:
         return
@@ -166,7 +166,7 @@ def _pad(edits: Literals, node: Node) -> None:
         edits.set_args(node, (host.args[0], new, *host.args[2:]), {key: value for key, value in host.kwargs.items() if key != "pad"})
 
 
-def _filler(edits: Literals, node: Node) -> None:
+def _filler(edits: SizeEdits, node: Node) -> None:
     """Zeros that are concatenated to channels: as many as are left of them."""
     host, new, old = edits.hosts[node.name], edits.sizes(node.output), node.output.sizes
     key, first, listed = sizes_of(host)
@@ -177,7 +177,7 @@ def _filler(edits: Literals, node: Node) -> None:
         edits.set_args(node, *filled_with(host, key, first, sizes))
 
 
-def _norm_shape(edits: Literals, node: Node) -> None:
+def _norm_shape(edits: SizeEdits, node: Node) -> None:
     owner, host = edits.owner(node), edits.hosts[node.name]
     new = edits.sizes(node.input)[node.attrs["axis"] :]
     if owner is not None:
@@ -188,7 +188,7 @@ def _norm_shape(edits: Literals, node: Node) -> None:
         edits.set_args(node, (host.args[0], list(new), *host.args[2:]))
 
 
-def _conv(edits: Literals, node: Node) -> None:
+def _conv(edits: SizeEdits, node: Node) -> None:
     """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
     groups = node.attrs["group"]
     new, owner, host = edits.groups(node), edits.owner(node), edits.hosts[node.name]
@@ -204,7 +204,7 @@ def _conv(edits: Literals, node: Node) -> None:
         edits.set_args(node, (*host.args[:position], new, *host.args[position + 1 :]))
 
 
-def _group_norm(edits: Literals, node: Node) -> None:
+def _group_norm(edits: SizeEdits, node: Node) -> None:
     """Group norm with a channel a group stays that."""
     number = node.attrs["num_groups"]
     if number != node.input.sizes[1]:
@@ -219,14 +219,14 @@ def _group_norm(edits: Literals, node: Node) -> None:
         edits.set_args(node, (host.args[0], new, *host.args[2:]), dict(host.kwargs))
 
 
-def _attention(edits: Literals, node: Node) -> None:
+def _attention(edits: SizeEdits, node: Node) -> None:
     """The default scale is 1 / sqrt(head size): written in with the size before slicing."""
     host, size = edits.hosts[node.name], node.input.sizes[-1]
     if node.attrs.get("scale") is None and edits.sizes(node.input)[-1] != size:
         edits.set_args(node, host.args[:6], {**host.kwargs, "scale": size**-0.5})
 
 
-EDITORS: dict[str, Callable[[Literals, Node], None]] = {
+EDITORS: dict[str, Callable[[SizeEdits, Node], None]] = {
     "Reshape": _reshape,
     "Expand": _expand,
     "Split": _split,

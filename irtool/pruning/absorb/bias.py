@@ -48,7 +48,7 @@ def add_biases(graph: G, labels: Labels, keep: NDArray[np.bool_], gains: Mapping
 
 
 def outputs_of(graph: Graph, name: str) -> int:
-    """How many channels the layer of this name makes."""
+    """Count the channels that the layer of this name makes."""
     return outputs(graph.node(name))
 
 

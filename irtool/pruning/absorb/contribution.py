@@ -24,7 +24,7 @@ def channel_axis(node: Node, value: Value) -> int:
 
 
 def outputs(node: Node) -> int:
-    """How many channels a layer makes."""
+    """Count the channels that a layer makes."""
     return node.output.sizes[channel_axis(node, node.output)]
 
 

@@ -38,7 +38,7 @@ def added_by_layers(graph: Graph, found: Absorption) -> dict[str, Tensor]:
 
 
 def deviation(graph: Graph, layers: Collection[str], inputs: tuple[Any, ...]) -> float:
-    """How far the means that layers' inputs are taken to have are from the inputs of a model whose channels are constant.
+    """Measure the distance of the means that layers' inputs are taken to have from the inputs of a model whose channels are constant.
 
     Every batch norm gives its shift at every position, whatever flows in, and the rest of the model runs as it is: what
     arrives at a layer then must be the mean that is known of it, entry by entry. Relative to the largest entry, or shift.

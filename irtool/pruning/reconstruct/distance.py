@@ -37,12 +37,12 @@ class Aims:
 
     @property
     def count(self) -> int:
-        """How many images."""
+        """Count the images."""
         return sum(map(size_of, self.batches))
 
     @torch.no_grad()
     def distance(self, graph: Graph) -> float:
-        """How far a graph's outputs are from these, a mean over images; see `distance` below."""
+        """Measure the distance of a graph's outputs from these, a mean over images; see `distance` below."""
         pairs = zip(self.batches, self.outputs, strict=True)
         return sum(float(distance(outputs_of(graph, batch), aim)) * size_of(batch) for batch, aim in pairs) / max(self.count, 1)
 
@@ -54,7 +54,7 @@ def outputs_of(graph: Graph, batch: Batch) -> list[Tensor]:
 
 
 def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
-    """How far outputs are from what they should be: a mean over images.
+    """Measure the distance of outputs from what they should be: a mean over images.
 
     Where the only output is a table (images, classes): `T^2 KL(softmax(aim / T) || softmax(output / T))` with T = 2, classes being what
     adds up to one, or is taken to. Other outputs: squared error over the aim's variance, summed over outputs.

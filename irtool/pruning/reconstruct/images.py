@@ -54,7 +54,7 @@ def _items(dataset: Any, limit: int) -> Iterator[Any]:
 
 
 def size_of(batch: Batch) -> int:
-    """How many images a batch holds."""
+    """Count the images of a batch."""
     first = next((part for part in batch if isinstance(part, Tensor)), None)
     return first.shape[0] if first is not None and first.dim() else 1
 

@@ -81,7 +81,7 @@ def _fold(context: Context, options: Options) -> Made:
 def _recalibrate(context: Context, options: Options) -> Made:
     data, seen = context.data, {name: value for name, value in options.items() if name in _SEEN}
     # As training shows them: on a published net that is worth six points over plain images (docs/results.md).
-    settings = Settings.settle(Settings(), seen)
+    settings = Settings.merged(Settings(), seen)
     augment = settings.augmentation(data.flip, data.preprocessing.size) if options.get("augment", True) else None
     batches = data.sample(options.get("images", 1024), context.seed, augment).split(BATCH)
     made = RecalibrateBatchNorm(batches, options.get("method", "pooled"))(context.graph)
@@ -141,7 +141,7 @@ def _check_training(name: str, value: Any) -> None:
     elif name == "temperature" and not value > 0:
         raise OptionError(f"temperature {value:g}", remedy="Give a temperature above 0.")
     elif name not in _STAGE_OPTIONS:
-        Settings.settle(Settings(), {name: value})
+        Settings.merged(Settings(), {name: value})
 
 
 def _check_prune(name: str, value: Any) -> None:
@@ -171,7 +171,7 @@ def _check_recalibrate(name: str, value: Any) -> None:
     if name == "method":
         RecalibrateBatchNorm((), value)
     if name in _SEEN:
-        Settings.settle(Settings(), {name: value})
+        Settings.merged(Settings(), {name: value})
 
 
 def _check_width(name: str, value: Any) -> None:

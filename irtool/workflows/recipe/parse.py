@@ -251,7 +251,7 @@ class _Check:
 
 
 def _check_setting(name: str, value: Any) -> None:
-    Settings.settle(Settings(), {name: value})
+    Settings.merged(Settings(), {name: value})
 
 
 def _fits(hint: Any, value: Any) -> bool:

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
-from irtool.hosts.torch.tracing.sandbox import Asides
+from irtool.hosts.torch.tracing.sandbox import TraceNotes
 
 
 class OwnBackward(nn.Module):
@@ -27,7 +27,7 @@ class OwnBackward(nn.Module):
 
 
 @contextmanager
-def own_backwards(asides: Asides, record: Callable[[Any, type[Function], tuple[Any, ...]], Any] | None = None) -> Iterator[None]:
+def own_backwards(asides: TraceNotes, record: Callable[[Any, type[Function], tuple[Any, ...]], Any] | None = None) -> Iterator[None]:
     """While a tracer is at work, see to the functions of the user that it meets.
 
     Args:
@@ -76,7 +76,7 @@ def _as_graded(tracer: Any) -> Iterator[None]:
 
 
 def name_in(root: nn.Module, function: type[Function]) -> str:
-    """Where calls of a function hang in the module that is traced: under its own name, or a longer one where that is taken."""
+    """Choose the name of a function's calls in the traced module: its own, or a longer one where that is taken."""
     name = function.__name__
     while name in root._modules or hasattr(root, name):
         held = root._modules.get(name)

@@ -23,7 +23,7 @@ _UNBIASED = frozenset({"var", "std", "var_mean", "std_mean"})
 """`x.var(False)` is short for `x.var(unbiased=False)`: no axis."""
 
 
-def settle_calls(graph: fx.Graph) -> bool:
+def normalize_calls(graph: fx.Graph) -> bool:
     """Rewrite calls in the form that everything else expects. True if one changed."""
     changed = False
     for node in graph.nodes:

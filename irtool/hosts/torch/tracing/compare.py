@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.sandbox import Asides, untouched
+from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.modes import in_mode
 from irtool.nests import map_tensors, tensors_in
@@ -34,7 +34,12 @@ def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None 
         decided: for modules that decide by `self.training`, by path, the mode in which they are run.
         training: run all others in train mode.
     """
-    with untouched(module, Asides(), flags=False), in_mode(module, training=training), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with (
+        untouched(module, TraceNotes(), flags=False),
+        in_mode(module, training=training),
+        torch.no_grad(),
+        torch.random.fork_rng(devices=[]),
+    ):
         torch.manual_seed(0)
         if decided:
             tree = modules_by_path(module)
@@ -77,7 +82,7 @@ def tolerance(expected: Any) -> float:
 def apart_from(
     model: nn.Module, module: fx.GraphModule, inputs: Any, decided: Mapping[str, bool] | None, expected: Any, found: Any
 ) -> float:
-    """How far a program's outputs lie from the model's, in float64 where a choice among nearly equal numbers sets them apart in float32.
+    """Measure the distance of a program's outputs from the model's, in float64 where a choice among nearly equal numbers sets them apart in float32.
 
     The best 300 of some thousand candidates come in another order where two differ by less than the rounding.
 

@@ -27,7 +27,7 @@ class Count:
 
 
 def count_of(arg: Any) -> Count | None:
-    """What a number counts, if it is read off a tensor's sizes, or a whole multiple of such a number."""
+    """Find the axis that a number counts, if it is read off a tensor's sizes, or is a whole multiple of such a number."""
     if not isinstance(arg, fx.Node):
         return None
     if arg.op == "call_method" and arg.target == "size":
@@ -58,7 +58,7 @@ def _counted(tensor: Any, axis: Any) -> Count | None:
 
 
 def counts_of(listed: Sequence[Any], rank: Callable[[fx.Node], int | None]) -> list[Count | None]:
-    """What each of the sizes that a call lists counts: also where a whole shape is given, or a piece of one, or several joined.
+    """Find the axis that each of the sizes that a call lists counts, also where a whole shape is given, or a piece of one, or several joined.
 
     Args:
         listed: the sizes, as `sizes_of` gives them.

@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.sandbox import Asides, untouched
+from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.tracers import NOT_THE_USERS
 from irtool.modes import evaluating
 from irtool.nests import map_tensors
@@ -50,7 +50,7 @@ def changeable(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def refuse_hidden(model: nn.Module) -> None:
-    """What a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights,
+    """Refuse what a trace of `forward` does not see, or cannot slice: scripted and compiled modules, hooks on the root, computed weights,
     layers that have none yet.
 
     A weight that a parametrisation computes has no entries of its own to slice.
@@ -127,7 +127,7 @@ def explained(model: nn.Module, inputs: tuple[Any, ...], failures: Sequence[tupl
 
 def _refusal(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
     """What the model raises on these inputs in eval mode."""
-    with untouched(model, Asides(), flags=False), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with untouched(model, TraceNotes(), flags=False), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             model(*map_tensors(inputs, torch.clone))
         except Exception as error:  # the user's code

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.tracing.compare import Change, equal, observed, other_batches, other_images
-from irtool.hosts.torch.tracing.sandbox import Asides, untouched
+from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.modes import evaluating
 from irtool.nests import map_tensors, tensors_in
@@ -131,7 +131,7 @@ class _Values(fx.Interpreter):
 
     def follow(self, inputs: Sequence[Any]) -> fx.Node | None:
         """Run; the node that fails, if one does."""
-        with untouched(self.module, Asides(), flags=False), evaluating(self.module), torch.no_grad():
+        with untouched(self.module, TraceNotes(), flags=False), evaluating(self.module), torch.no_grad():
             with put_back_writes(self.module):
                 try:
                     graph: Any = self.module.graph

@@ -61,14 +61,14 @@ def _place(tensor: Any) -> int:
     return tensor.untyped_storage().data_ptr() if known else 0
 
 
-def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+def functionalize_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
     """Make writes into a tensor visible as data: what reads it later reads the result of the write, which is the same tensor.
 
     `x += y` becomes `x = x + y` wherever no other name of x is read afterwards. A residual net's `out += identity` is the
     usual case: then every pass sees a plain addition. Numbers are not written into.
 
     Returns:
-        The nodes made plain, and what they called before: see `unsettle`.
+        The nodes made plain, and what they called before: see `restore_writes`.
     """
     nodes = list(module.graph.nodes)
     written = [node for node in nodes if node.op.startswith("call_") and node.target is not operator.setitem and writes(module, node)]
@@ -97,7 +97,7 @@ def settle_writes(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node
     return plain
 
 
-def unsettle(plain: Mapping[fx.Node, Any], dtype: Callable[[fx.Node], Any]) -> bool:
+def restore_writes(plain: Mapping[fx.Node, Any], dtype: Callable[[fx.Node], Any]) -> bool:
     """Make a write of it again where the operands differ in type: a write keeps the first one's. True if the program changed."""
     changed = False
     for node, before in plain.items():

@@ -11,7 +11,7 @@ from torch import nn
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import HOOKS, submodule
 from irtool.hosts.torch.tracing.factories import answers_kinds
-from irtool.hosts.torch.tracing.sandbox import Asides
+from irtool.hosts.torch.tracing.sandbox import TraceNotes
 from irtool.hosts.torch.tracing.surroundings import contents, function_of, reached
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,7 +36,7 @@ def hooked(module: nn.Module) -> bool:
 
 def through(
     module: nn.Module, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
-    leaf: Callable[..., Any] | None, asides: Asides, *, values: bool,
+    leaf: Callable[..., Any] | None, asides: TraceNotes, *, values: bool,
 ) -> Any:  # fmt: skip
     """Run a module's hooks as torch does, on what stands for its values.
 
@@ -111,7 +111,7 @@ def _follows(hook: Any) -> bool:
     return code is not None and _KINDS.isdisjoint(code.co_names) and ("isinstance" not in code.co_names or answers_kinds(function))
 
 
-def unhook(program: nn.Module, asides: Asides) -> None:
+def unhook(program: nn.Module, asides: TraceNotes) -> None:
     """Put layers without forward hooks in the place of those whose hooks the program holds by now, over the same tensors."""
     for path in asides.hooked:
         prefix, _, name = path.rpartition(".")

@@ -41,11 +41,11 @@ class TracedProxy(fx.Proxy):
 
 
 class TracedAttribute(fx.proxy.Attribute):
-    """The same of `x.mT`, which is x in another order, and of other attributes."""
+    """A proxy of `x.mT`, which is x in another order, and of other attributes."""
 
 
 class TracedParameter(fx.proxy.ParameterProxy):
-    """The same of a parameter, whose sizes are plain numbers. `weight.data = ...` is a write into it."""
+    """A proxy of a parameter, whose sizes are plain numbers. `weight.data = ...` is a write into it."""
 
     def __getattr__(self, name: str) -> TracedAttribute:
         made = TracedAttribute(self, name)
@@ -105,19 +105,19 @@ class ConcreteProxy(TracedProxy):
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __len__(self) -> int:
-        self.tracer.settled(self)
+        self.tracer.written(self)
         return len(self.value)
 
     def __int__(self) -> int:
-        self.tracer.settled(self)
+        self.tracer.written(self)
         return int(self.value)
 
     def __index__(self) -> int:
-        self.tracer.settled(self)
+        self.tracer.written(self)
         return int(self.value)
 
     def __float__(self) -> float:
-        self.tracer.settled(self)
+        self.tracer.written(self)
         return float(self.value)
 
     def __contains__(self, item: Any) -> bool:

@@ -22,8 +22,8 @@ _SLOTS = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass
-class Asides:
-    """What a program does that its graph cannot hold, in the order in which it was seen.
+class TraceNotes:
+    """Behaviour of the model that its graph cannot hold, in the order in which it was seen.
 
     Attributes:
         asked: modules that decide by `self.training`.
@@ -39,7 +39,7 @@ class Asides:
         backwards: classes of functions whose own backward the graph lacks.
         sized: names of nodes whose value forward made a plain number of, and the line.
         forgotten: whether writes into buffers were left out, so that the numbers may differ from the model's.
-        mended: of those that decide, the ones whose decision became a module that follows the mode.
+        following_modes: of those that decide, the ones whose decision became a module that follows the mode.
     """
 
     asked: dict[str, None] = field(default_factory=dict)
@@ -53,19 +53,19 @@ class Asides:
     reached: list[tuple[Any, Any]] = field(default_factory=list)
     hooked_back: dict[str, None] = field(default_factory=dict)
     backwards: dict[str, None] = field(default_factory=dict)
-    mended: set[str] = field(default_factory=set)
+    following_modes: set[str] = field(default_factory=set)
     sized: dict[str, str] = field(default_factory=dict)
     forgotten: bool = False
 
-    def again(self) -> Asides:
+    def again(self) -> TraceNotes:
         """For another attempt at the same model. Who decides by `training` is known from all of them: not every tracer can tell."""
-        return Asides(asked=dict(self.asked))
+        return TraceNotes(asked=dict(self.asked))
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         """A line for people on each kind."""
         own = [path or type(model).__name__ for path, module in modules_by_path(model).items() if type(module).train is not nn.Module.train]
         said = (
-            ("decide by self.training: traced as in this mode, what they do in the other is not in the graph", [p for p in self.asked if p not in self.mended]),
+            ("decide by self.training: traced as in this mode, what they do in the other is not in the graph", [p for p in self.asked if p not in self.following_modes]),
             ("have a train() of their own, which the graph's does not call", own),
             ("computed under torch.no_grad(): in the graph gradients flow through", self.ungraded),
             ("computed under autocast: in the graph they have the type of their inputs", self.cast),
@@ -82,7 +82,7 @@ def _listed(names: list[str]) -> str:
 
 
 @contextmanager
-def untouched(model: nn.Module, asides: Asides, *, flags: bool) -> Iterator[None]:
+def untouched(model: nn.Module, asides: TraceNotes, *, flags: bool) -> Iterator[None]:
     """Put attributes, sub-modules and buffers back; with `flags`, `training` of the user's classes tells who decides by it."""
     tree = modules_by_path(model)
     held, numbers, around = {path: _Held(module) for path, module in tree.items()}, _Numbers(model), Surroundings(tree.values())
@@ -176,7 +176,7 @@ _PLAIN = (int, float, str, type(None))
 
 
 def alike(now: Any, before: Any) -> bool:
-    """The same object, or equal plain data: torch.export sets sizes anew. Nothing else is asked whether it is equal."""
+    """Tell whether two are the same object, or equal plain data: torch.export sets sizes anew. Nothing else is asked whether it is equal."""
     if now is before or type(now) is not type(before):
         return now is before
     if isinstance(now, (tuple, list)):

@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.sandbox import Asides, untouched
+from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.write_back import put_back_writes
 from irtool.modes import evaluating
 from irtool.nests import map_tensors
@@ -41,7 +41,7 @@ def capture(model: nn.Module, inputs: Sequence[Any], path: str) -> tuple[nn.Modu
         seen.append(map_tensors(tuple(bound.arguments.values()), torch.clone))
         raise _Reached
 
-    with untouched(model, Asides(), flags=False), evaluating(model), torch.no_grad(), put_back_writes(model):
+    with untouched(model, TraceNotes(), flags=False), evaluating(model), torch.no_grad(), put_back_writes(model):
         part.register_forward_pre_hook(hook, with_kwargs=True)  # taken off again with all that the run changes
         try:
             model(*map_tensors(tuple(inputs), torch.clone))

@@ -33,7 +33,7 @@ def holds(value: Any) -> bool:
 
 
 def contents(value: Any) -> list[tuple[Any, Any]]:
-    """What a container and all in it hold now; nothing for what is none."""
+    """List what a container and all in it hold now; nothing for what is none."""
     return list(_contents(value, set())) if holds(value) else []
 
 
@@ -158,7 +158,7 @@ def function_of(hook: Any) -> Any:
 
 
 def reached(hook: Any) -> Iterator[Any]:
-    """Where a hook may leave what it sees: containers that its function names, and the object that it is a method of."""
+    """List where a hook may leave what it sees: containers that its function names, and the object that it is a method of."""
     function = function_of(hook)
     owner = getattr(function, "__self__", None)
     if hasattr(owner, "__dict__") and not isinstance(owner, nn.Module):  # modules of the model are put back anyway

@@ -29,12 +29,12 @@ from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, obs
 from irtool.hosts.torch.tracing.errors import MadeByForward, changeable, explained, refuse_hidden, refuse_unknown
 from irtool.hosts.torch.tracing.factories import recorded_sizes, symbolic_numbers
 from irtool.hosts.torch.tracing.fixed_sizes import decided_by
-from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
+from irtool.hosts.torch.tracing.functionalize import forget_writes, functionalize_writes, restore_writes, written_buffers
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
-from irtool.hosts.torch.tracing.sandbox import Asides, untouched
+from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.submodule import capture
 from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
-from irtool.hosts.torch.tracing.train_modes import mend
+from irtool.hosts.torch.tracing.train_modes import follow_modes
 from irtool.hosts.torch.tracing.witness import Witness
 from irtool.nests import tensors_in
 from irtool.tensor_defaults import real_tensors
@@ -71,7 +71,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     refuse_unknown(model, leaf)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
-    asides, witness = Asides(), Witness(model, inputs)
+    asides, witness = TraceNotes(), Witness(model, inputs)
     for name, flags in ATTEMPTS:
         if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
             continue  # that a flag is no bool was not what failed
@@ -85,12 +85,12 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
-            settled = witness.settled(graph)
-            settled.notes += copied
-            return witness.settled(opaque) if opaque is not None and settled.fixed and not _hides(opaque) else settled
+            found = witness.witnessed(graph)
+            found.notes += copied
+            return witness.witnessed(opaque) if opaque is not None and found.fixed and not _hides(opaque) else found
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
-        return witness.settled(opaque)
+        return witness.witnessed(opaque)
     raise explained(model, inputs, failures)
 
 
@@ -101,13 +101,15 @@ def _hides(graph: FxGraph) -> bool:
     )
 
 
-def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool) -> FxGraph:
-    """One tracer's graph, mended; `flags`: see `untouched`."""
+def _attempt(
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: TraceNotes, *, flags: bool
+) -> FxGraph:
+    """One tracer's graph, whose layers follow the modes; `flags`: see `untouched`."""
     module, asides = _program(model, inputs, leaf, name, asides, flags=flags)
     unhook(module, asides)
-    plain = settle_writes(module, inputs)
-    graph = FxGraph(mend(module, inputs, asides if flags else None, model), inputs, tracer=name)
-    if plain and unsettle(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
+    plain = functionalize_writes(module, inputs)
+    graph = FxGraph(follow_modes(module, inputs, asides if flags else None, model), inputs, tracer=name)
+    if plain and restore_writes(plain, lambda node: getattr(graph.value_of(node), "dtype", None)):
         graph.module.recompile()
         graph.refresh()
     if asides.made and graph.drawing():
@@ -115,13 +117,13 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, 
     graph.origin, graph.notes = model, asides.notes(model)
     graph.sized = asides.sized
     graph.excused = asides.forgotten or bool(asides.cast)
-    graph.decided = decided_by(model, [path for path in asides.asked if path not in asides.mended])
+    graph.decided = decided_by(model, [path for path in asides.asked if path not in asides.following_modes])
     return graph
 
 
 def _program(
-    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: Asides, *, flags: bool
-) -> tuple[fx.GraphModule, Asides]:
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: TraceNotes, *, flags: bool
+) -> tuple[fx.GraphModule, TraceNotes]:
     """What one tracer records, and what that lacks.
 
     A module whose hooks cannot be followed stays whole. What forward does with a buffer alone is not seen by the tracers: where it
@@ -151,21 +153,21 @@ def _program(
     return module, asides
 
 
-def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+def _symbolic(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: TraceNotes) -> fx.GraphModule:
     return _traced(SymbolicTracer(leaf, len(inputs), asides), model, inputs, asides)
 
 
-def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: TraceNotes) -> fx.GraphModule:
     with _unwrapped():
         return _traced(ConcreteTracer(inputs, leaf, asides), model, inputs, asides)
 
 
-def _traced(tracer: SymbolicTracer, model: nn.Module, inputs: Sequence[Any], asides: Asides) -> fx.GraphModule:
+def _traced(tracer: SymbolicTracer, model: nn.Module, inputs: Sequence[Any], asides: TraceNotes) -> fx.GraphModule:
     with own_backwards(asides, type(tracer).own_backward), recorded_sizes(modules_by_path(model).values()):
         graph = tracer.trace(model, _defaults(model, inputs))
     if any(id(held_at(model, path)) != held for held, path in asides.recorded.items()):
         raise TraceError("a buffer is exchanged by what is computed", remedy="Write into it in place.")
-    _settle_checks(graph)
+    _drop_checks(graph)
     made = lazy(tracer.root, graph, type(model).__name__)
     for name in tracer.added:
         del tracer.root._modules[name]
@@ -194,7 +196,7 @@ def _defaults(model: nn.Module, inputs: Sequence[Any]) -> dict[str, Any] | None:
     return {**dict.fromkeys(absent), **rest} or None
 
 
-def _settle_checks(graph: fx.Graph) -> None:
+def _drop_checks(graph: fx.Graph) -> None:
     """Check that an argument is None by functions that an archive knows."""
     for node in graph.find_nodes(op="call_function", target=_symbolic_trace._assert_is_none):
         argument, text = node.args
@@ -203,7 +205,7 @@ def _settle_checks(graph: fx.Graph) -> None:
         node.target, node.args = torch._assert, (absent, text)
 
 
-def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: Asides) -> fx.GraphModule:
+def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: TraceNotes) -> fx.GraphModule:
     if leaf:
         raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
     batch, image = _dynamic_shapes(model, inputs)
@@ -219,7 +221,7 @@ _SMALL = 300
 """Nodes of a program that torch.export is asked for once more with images of any size: that takes it up to 30 times as long."""
 
 
-def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Change], asides: Asides) -> fx.GraphModule | None:
+def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Change], asides: TraceNotes) -> fx.GraphModule | None:
     """The program with the axes of some changes free; None where torch.export cannot, or the program does not agree with the model.
 
     torch takes sizes of 0 and 1 for the model's own, so that a batch of one is doubled.
@@ -234,14 +236,14 @@ def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Cha
     return module if agrees(model, module, inputs) else None
 
 
-def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asides) -> fx.GraphModule:
+def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: TraceNotes) -> fx.GraphModule:
     """The program of torch.export, without its guards, in the modes of the model."""
     numbers = symbolic_numbers(modules_by_path(model).values())
     with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
         warnings.simplefilter("ignore")
         with _unprinted():
             module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
-    for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
+    for refused in ("train", "eval"):  # exported modules refuse both; `follow_modes` puts back what the modes change
         module.__dict__.pop(refused, None)
     modes = {path: child.training for path, child in modules_by_path(model).items()}
     asides.hooked.update((path, None) for path, child in modules_by_path(model).items() if hooked(child))
@@ -301,7 +303,7 @@ def _free_axes(inputs: Sequence[Any], changes: Sequence[Change]) -> Any:
     return tuple(pytree.tree_map(axes, item) for item in inputs)
 
 
-TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], Asides], fx.GraphModule]] = {
+TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], TraceNotes], fx.GraphModule]] = {
     "symbolic": _symbolic, "concrete": _concrete, "export": _export,
 }  # fmt: skip
 ATTEMPTS = (("symbolic", True), ("symbolic", False), ("concrete", True), ("concrete", False), ("export", False))

@@ -25,16 +25,16 @@ from irtool.hosts.torch.tracing.autograd import name_in
 from irtool.hosts.torch.tracing.counted import Counted
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, computes_with, hooked, through
 from irtool.hosts.torch.tracing.proxies import ConcreteProxy, Flag, TracedParameter, TracedProxy
-from irtool.hosts.torch.tracing.sandbox import Asides, alike
+from irtool.hosts.torch.tracing.sandbox import TraceNotes, alike
 from irtool.nests import map_tensors
 
 
 class SymbolicTracer(fx.Tracer):
     """torch.fx's tracer with irtool's idea of a leaf: a module whose operator is known, or that the user names."""
 
-    def __init__(self, leaf: Sequence[str | type] = (), given: int = 0, asides: Asides | None = None) -> None:
+    def __init__(self, leaf: Sequence[str | type] = (), given: int = 0, asides: TraceNotes | None = None) -> None:
         super().__init__(autowrap_modules=(__import__("math"),), param_shapes_constant=True)
-        self._leaf, self._given, self._asides = leaf, given, asides or Asides()
+        self._leaf, self._given, self._asides = leaf, given, asides or TraceNotes()
         self.graded = torch.is_grad_enabled()
         self.added: set[str] = set()
         self._opened: nn.Module | None = None
@@ -186,7 +186,7 @@ class SymbolicTracer(fx.Tracer):
 class ConcreteTracer(SymbolicTracer):
     """Runs each operator on meta tensors while it records it. Data-dependent branches still fail, as they must."""
 
-    def __init__(self, inputs: Sequence[Any], leaf: Sequence[str | type] = (), asides: Asides | None = None) -> None:
+    def __init__(self, inputs: Sequence[Any], leaf: Sequence[str | type] = (), asides: TraceNotes | None = None) -> None:
         super().__init__(leaf, len(inputs), asides)
         self._feed = [map_tensors(item, meta) for item in inputs]
         self._values: dict[fx.Node, Any] = {}
@@ -261,10 +261,10 @@ class ConcreteTracer(SymbolicTracer):
         return isinstance(obj, kinds) or isinstance(getattr(obj, "value", None), kinds)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        self.settled(obj)
+        self.written(obj)
         return bool(obj.value)
 
-    def settled(self, obj: fx.Proxy) -> None:
+    def written(self, obj: fx.Proxy) -> None:
         """Note the user's line that makes a plain number of a value: the graph holds that number from there on."""
         self._counted.refuse(obj.node)
         if isinstance(obj.value, int | float):

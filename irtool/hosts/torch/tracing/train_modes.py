@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.reader import Reader
-from irtool.hosts.torch.tracing.call_form import settle_calls
+from irtool.hosts.torch.tracing.call_form import normalize_calls
 from irtool.hosts.torch.tracing.proxies import Flag
-from irtool.hosts.torch.tracing.sandbox import Asides
+from irtool.hosts.torch.tracing.sandbox import TraceNotes
 from irtool.ir.graph import Value
 
 _DROPOUTS: dict[str, type[nn.Module]] = {
@@ -21,7 +21,9 @@ _DROPOUTS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 
 
-def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None, model: nn.Module | None = None) -> fx.GraphModule:
+def follow_modes(
+    module: fx.GraphModule, inputs: Sequence[Any], asides: TraceNotes | None, model: nn.Module | None = None
+) -> fx.GraphModule:
     """Give functional dropout, stochastic depth and batch norm a module again, so that they follow `train()` and `eval()`.
 
     That is what a flag that came from `self.training` meant. A flag that the model's own code states stays as it states it.
@@ -33,23 +35,23 @@ def mend(module: fx.GraphModule, inputs: Sequence[Any], asides: Asides | None, m
             is taken to come from it.
         model: what was traced; tells how its batch norms count, which no call says.
     """
-    changed = [settle_calls(module.graph)]
+    changed = [normalize_calls(module.graph)]
     calls = [(node, name) for node in module.graph.nodes if (name := _functional(node)) in _FLAGS]
-    mended = [(node, name) for node, name in calls if _follows(module, node, name, asides)]
-    following = {node for node, _ in mended}
+    following_modes = [(node, name) for node, name in calls if _follows(module, node, name, asides)]
+    following = {node for node, _ in following_modes}
     for node in module.graph.nodes:
         flags = [arg for arg in (*node.args, *node.kwargs.values()) if type(arg) is Flag]
         if flags:
             if node not in following:
                 flags[0].asked()
             node.args, node.kwargs = (fx.node.map_aggregate(part, _plain) for part in (node.args, node.kwargs))
-    shapes = Reader(module, inputs, None).values if any(name in _NORMS for _, name in mended) else {}
+    shapes = Reader(module, inputs, None).values if any(name in _NORMS for _, name in following_modes) else {}
     held = dict(model.named_modules(remove_duplicate=False)) if model is not None else {}
-    for node, name in mended:
+    for node, name in following_modes:
         layer = held.get(_around(node))
-        changed.append(_MENDERS.get(name, _mend_dropout)(module, node, name, shapes))
+        changed.append(_MENDERS.get(name, _replace_dropout)(module, node, name, shapes))
         if name == "batch_norm" and changed[-1] and isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            _count_as(module, node.meta["mended"], layer)
+            _count_as(module, node.meta["owner"], layer)
     if any(changed):
         module.graph.lint()
         module.recompile()
@@ -65,7 +67,7 @@ def _plain(arg: Any) -> Any:
     return arg.plain if isinstance(arg, Flag) else arg
 
 
-def _follows(module: fx.GraphModule, node: fx.Node, name: str, asides: Asides | None) -> bool:
+def _follows(module: fx.GraphModule, node: fx.Node, name: str, asides: TraceNotes | None) -> bool:
     """Whether a call's flag came from `self.training`, handed on or decided by."""
     flag, owner = _argument(node, *_FLAGS[name]), _around(node)
     if isinstance(flag, Flag):
@@ -75,7 +77,7 @@ def _follows(module: fx.GraphModule, node: fx.Node, name: str, asides: Asides | 
         return False  # `not self.training`, or a probability that depends on the mode
     asked = owner or type(module).__name__
     if asides is not None and asked in asides.asked:
-        asides.mended.add(asked)
+        asides.following_modes.add(asked)
     return asides is None or asked in asides.asked
 
 
@@ -103,14 +105,14 @@ def _replace(module: fx.GraphModule, node: fx.Node, path: str, new: nn.Module) -
     return True
 
 
-def _mend_dropout(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
     p = _argument(node, 1, "p", 0.5)
     if not isinstance(p, int | float):
         return False
     return _replace(module, node, f"mended_{node.name}", _DROPOUTS[name](float(p)).train(_mode(node, name)))
 
 
-def _mend_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+def _replace_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
     from torchvision.ops import StochasticDepth
 
     p, mode = _argument(node, 1, "p", 0.0), _argument(node, 2, "mode", "row")
@@ -121,12 +123,12 @@ def _mend_stochastic_depth(module: fx.GraphModule, node: fx.Node, name: str, sha
     )
 
 
-def _mend_rrelu(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+def _replace_rrelu(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
     lower, upper = (_argument(node, place, key, default) for place, key, default in ((1, "lower", 1 / 8), (2, "upper", 1 / 3)))
     return _replace(module, node, f"mended_{node.name}", nn.RReLU(lower, upper).train(_mode(node, name)))
 
 
-def _mend_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
+def _replace_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping[fx.Node, Any]) -> bool:
     """Rebuild a layer with statistics over the same tensors. Argument order differs between torch.nn.functional and ATen."""
     aten = isinstance(node.target, torch._ops.OpOverload)
     order = ("weight", "bias", "running_mean", "running_var") if aten else ("running_mean", "running_var", "weight", "bias")
@@ -144,8 +146,8 @@ def _mend_norm(module: fx.GraphModule, node: fx.Node, name: str, shapes: Mapping
     for role, tensor in tensors.items():
         setattr(new, role, tensor)
     new.num_batches_tracked = torch.zeros((), dtype=torch.long)
-    node.meta["mended"] = _owner(module, nodes, node)
-    return _replace(module, node, node.meta["mended"], new.train(_mode(node, name)))
+    node.meta["owner"] = _owner(module, nodes, node)
+    return _replace(module, node, node.meta["owner"], new.train(_mode(node, name)))
 
 
 def _count_as(module: fx.GraphModule, path: str, layer: nn.modules.batchnorm._BatchNorm) -> None:
@@ -169,11 +171,11 @@ def _owner(module: fx.GraphModule, nodes: dict[str, Any], node: fx.Node) -> str:
 
 
 _MENDERS = {
-    "dropout": _mend_dropout,
-    "stochastic_depth": _mend_stochastic_depth,
-    "batch_norm": _mend_norm,
-    "instance_norm": _mend_norm,
-    "rrelu": _mend_rrelu,
+    "dropout": _replace_dropout,
+    "stochastic_depth": _replace_stochastic_depth,
+    "batch_norm": _replace_norm,
+    "instance_norm": _replace_norm,
+    "rrelu": _replace_rrelu,
 }
 _NORMS: dict[str, dict[int, Any]] = {
     "batch_norm": {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d},

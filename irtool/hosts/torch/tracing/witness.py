@@ -49,8 +49,8 @@ class Witness:
             off = apart_from(self._model, graph.module, inputs, graph.decided, expected, found)
             raise TraceError(f"the graph computes something else than the model (relative difference {off:.2g})")
 
-    def settled(self, graph: FxGraph) -> FxGraph:
-        """The same graph, with a note on each axis that it fixes; it refuses sizes at which it would be wrong."""
+    def witnessed(self, graph: FxGraph) -> FxGraph:
+        """Return the same graph with a note on each axis that it fixes; it refuses sizes at which it would be wrong."""
         if graph.tracer not in _SPECIALISED or any(tensor.is_meta for tensor in self._model.parameters()):
             return graph
         _, inputs = self._on_example(graph.decided)

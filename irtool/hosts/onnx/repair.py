@@ -17,8 +17,8 @@ _PRESENT = 8
 """The IR version that is written where a file names none."""
 
 
-def mend(model: ModelProto) -> list[str]:
-    """Put right, in place, what needs no knowledge of sizes. Returns a line for each thing that was mended."""
+def repair(model: ModelProto) -> list[str]:
+    """Put right, in place, what needs no knowledge of sizes. Returns a line for each thing that was repaired."""
     notes = []
     graph = model.graph
     inputs = {value.name for value in graph.input}
@@ -105,7 +105,7 @@ def closed_outputs(model: ModelProto) -> Iterator[bool]:
         model.graph.output.extend(kept)
 
 
-def settle_outputs(model: ModelProto, header: ModelProto, types: Mapping[str, Open]) -> list[str]:
+def declare_outputs(model: ModelProto, header: ModelProto, types: Mapping[str, Open]) -> list[str]:
     """Give each output of the description that has no shape, or one that contradicts the example, the shape that it has.
 
     Args:
@@ -114,7 +114,7 @@ def settle_outputs(model: ModelProto, header: ModelProto, types: Mapping[str, Op
         types: of the outputs, for the example's sizes; an output of unknown sizes is absent.
 
     Returns:
-        A line for each thing that was mended.
+        A line for each thing that was repaired.
     """
     wrong = [value for value in header.graph.output if value.name in types and not _agrees(value, types[value.name])]
     if not wrong:
