@@ -16,9 +16,11 @@ from irtool.ir.frontier import Batch
 from irtool.ir.graph import G, Graph
 from irtool.passmanager import Pass, Rewritten, register
 from irtool.progress import Progress, silent
-from irtool.pruning.absorb.bias import add_to_biases, outputs_of
+from irtool.pruning.absorb.bias import add_biases, add_to_biases, outputs_of
+from irtool.pruning.absorb.calibration import measured
 from irtool.pruning.plan import Plan
 from irtool.pruning.plan_slicing import find_slicing, on_copy, put_constants
+from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.distil import Distillation
 from irtool.pruning.reconstruct.images import image_batches, live_bytes, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
@@ -27,6 +29,8 @@ from irtool.pruning.slicing import Slicing
 
 CHUNK = 32
 """Images that run together."""
+JUDGES = 64
+"""Images of other noise, which say whether refitting on noise gained."""
 RATE = 5e-5
 """Of Adam. Refitted nets stand no more: at 1e-3 they are lost."""
 
@@ -128,18 +132,37 @@ class Reconstruct(Pass):
         return self._result(new, slicing, found, notes)
 
     def _without_images(self, graph: G) -> Rewritten[G]:
-        """Refit in a graph whose batch norms have the statistics of noise, and put the real ones back."""
+        """Refit in a graph whose batch norms have the statistics of noise, and put the real ones back.
+
+        Where that gains nothing on other noise, absorbed constants are what is left to do.
+        """
         batches = noise_batches(graph, min(self.limit, IMAGES), CHUNK, int(self.seed), self.memory)
         with uncollected():
-            slicing = on_copy(find_slicing(graph, self.plan), with_statistics_of(graph, batches, self.progress), self.plan)
+            world = with_statistics_of(graph, batches, self.progress)
+            slicing = on_copy(find_slicing(graph, self.plan), world, self.plan)
             put_constants(slicing, self.plan, batches)  # behind a batch norm its shift, whatever it is measured on
             new = slicing.fill()
         new, found = self._refit([slicing], new, batches)
+        judge = Aims.of(world, noise_batches(graph, JUDGES, CHUNK, int(self.seed) + 1, self.memory))
+        refitted, absorbed = judge.distance(new), judge.distance(_absorbed(slicing)[0])
+        if not refitted <= absorbed:
+            lost = (
+                f"no images: refitting on noise gains nothing on other noise ({absorbed:.3g} -> {refitted:.3g}), so constants are absorbed"
+            )
+            return self._without_refitting(graph, lost)
         for name, data in statistics(graph).items():
             if name in new.params:  # else it went with a branch
                 new.set_param(name, slicing.sliced(name, data))
         used = sum(map(size_of, batches))
         return self._result(new, slicing, found, [f"no images: refitted on {used} of noise, by the statistics of batch norms"])
+
+    def _without_refitting(self, graph: G, why: str) -> Rewritten[G]:
+        """Slice, and let biases take up what removed channels gave on average."""
+        slicing = find_slicing(graph, self.plan)
+        put_constants(slicing, self.plan)
+        new, names = _absorbed(slicing)
+        total = sum(layer.total for layer in self.plan.layers)
+        return Rewritten(new, (f"{self.plan.removed} of {total} channels removed", why), {"plan": self.plan.to_dict(), "biases": names})
 
     @property
     def _left(self) -> tuple[str, ...]:
@@ -176,6 +199,13 @@ class Reconstruct(Pass):
             return kept, []
         used = sum(map(size_of, kept))
         return kept, [f"{used} of {sum(each)} images used: more would take above {self.memory / (1 << 30):.3g} GiB (memory= says how much)"]
+
+
+def _absorbed(slicing: Slicing[G]) -> tuple[G, list[str]]:
+    """The sliced graph with what removed channels gave on average in its biases, and the layers that were given some."""
+    found = measured(slicing.labels, slicing.keep, None)
+    new = slicing.fill()
+    return (add_biases(new, slicing.labels, slicing.keep, found.biases) if found.biases else new), sorted(found.biases)
 
 
 def _before(original: Graph | None, graph: Graph) -> list[Slicing[Graph]]:

@@ -23,7 +23,7 @@ from irtool.pruning.absorb.contribution import outputs, weight_of
 from irtool.pruning.allocation import Limits
 from irtool.pruning.budget import LATENCY, Targets, costs_of
 from irtool.pruning.criteria import Scores
-from irtool.pruning.greedy import Outcome, allocate
+from irtool.pruning.greedy import USED, Outcome, allocate
 from irtool.pruning.measured import allocate_measured
 from irtool.pruning.names import fits
 from irtool.pruning.plan import Allocator, Plan, check_choice
@@ -130,16 +130,7 @@ class Budgeted:
             return np.zeros(groups.count, bool)  # what nothing is taken from gets no biases, either
         costs = width_cost(groups, biased(groups.graph), self.terms)
         shares, most = self._shares(groups), self._most(costs)
-        for finer in finer_steps(options.round_to):
-            limits = Limits(options.min_channels, steps_of(groups, options.round_to, finer))
-            if options.scope == "global":
-                room = room_of(groups, costs, limits, shares)
-                stacks = stacks_of(groups, scores, room)
-                found = self._allocated(groups, stacks, room, costs, most)
-            else:
-                found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
-            if found.reached:
-                break
+        found, finer = self._in_steps(groups, scores, costs, shares, most)
         self.notes = (FINER.format("the budget"),) if finer > 1 else ()
         self.reached = found.cost.get(LATENCY, 0.0) / self.whole if self.whole else 1.0
         if not found.reached and found.cost.get(LATENCY, 0.0) > most.get(LATENCY, np.inf):
@@ -151,6 +142,31 @@ class Budgeted:
             raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint, partial(self._keeping, groups, scores, shares))
         self._expected = found.cost
         return found.remove
+
+    def _in_steps(
+        self, groups: ChannelGroups, scores: Scores, costs: WidthCost, shares: Mapping[int, float], most: Mapping[str, float]
+    ) -> tuple[Outcome, int]:
+        """Allocate in the steps that engines like, or in finer ones where those do not reach the budget, or leave more of it unused than `USED`.
+
+        Returns:
+            The outcome, and what the steps were divided by. Of those that keep to the budget, the first that uses it, else the one that
+            uses most of it.
+        """
+        options, tried = self.options, list[tuple[float, Outcome, int]]()
+        for finer in finer_steps(options.round_to):
+            limits = Limits(options.min_channels, steps_of(groups, options.round_to, finer))
+            if options.scope == "global":
+                room = room_of(groups, costs, limits, shares)
+                stacks = stacks_of(groups, scores, room)
+                found = self._allocated(groups, stacks, room, costs, most)
+            else:
+                found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
+            used = max((found.cost[kind] / value for kind, value in most.items()), default=1.0) if found.reached else -1.0
+            if used >= USED or (found.reached and (LATENCY in most or self.measure is not None)):  # time is measured, not counted
+                return found, finer
+            tried.append((used, found, finer))
+        best = max(tried, key=lambda one: one[0])
+        return best[1:] if best[0] >= 0 else tried[-1][1:]
 
     def _allocated(self, groups: ChannelGroups, stacks: list[Stack], room: Room, costs: WidthCost, most: dict[str, float]) -> Outcome:
         """By the scores, or by what was measured of each family where that can reach what is asked for."""

@@ -259,3 +259,28 @@ def test_units_are_exchanged_until_a_small_net_uses_its_budget(kind: str, share:
     graph = small_net()
     found = shares(graph, irtool.plan(graph, "l2", budget={kind: share}, round_to=1))
     assert 0.97 * share <= found[kind] <= share
+
+
+class Shared(nn.Module):
+    """One convolution, called twice: its channels cost twice, and coarse steps miss a budget by a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.out = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1), nn.Conv2d(24, 30, 3)
+        self.norms, self.head = nn.ModuleList(nn.BatchNorm2d(24) for _ in range(2)), nn.Linear(30, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        for norm in self.norms:
+            x = norm(self.conv(x)).relu()
+        found: torch.Tensor = self.head(self.out(x).relu().mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_steps_that_leave_much_of_a_budget_are_made_finer_and_it_is_told(share: float) -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(Shared().eval(), torch.zeros(2, 3, 16, 16))
+    plan = irtool.plan(graph, "l1", budget={"macs": share})
+    assert 0.97 <= shares(graph, plan)["macs"] / share <= 1
+    assert any(note.startswith("finer multiples of channels") for note in plan.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,3 +169,27 @@ def test_a_net_that_noise_says_nothing_about_is_refused_in_a_line(net: nn.Module
     with pytest.raises(DataError, match=text) as raised:
         irtool.reconstruct(graph, irtool.plan(graph, "l1", 0.3))
     assert "\n" not in str(raised.value)
+
+
+def test_refitting_that_gains_nothing_on_other_noise_gives_way_to_absorbed_constants(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    graph = trained(plain(), 12)
+    plan = irtool.plan(graph, "l1", 0.5)
+    refit = irtool.Reconstruct._refit
+
+    def spoilt(self: irtool.Reconstruct, slicings: Any, new: Any, batches: Any) -> Any:
+        new, found = refit(self, slicings, new, batches)
+        for name, value in new.params.items():
+            if name.endswith("3.weight"):
+                new.set_param(name, value.data * 3)
+        return new, found
+
+    monkeypatch.setattr(irtool.Reconstruct, "_refit", spoilt)
+    result = irtool.Reconstruct(plan)(graph)
+    assert any("gains nothing on other noise" in note for note in result.notes)
+    x = photographs(8, 12, 3)
+    assert torch.equal(result.graph.run(x), irtool.prune(graph, plan).run(x))
+    irtool.save(result.graph, tmp_path / "net.safetensors")
+    assert torch.equal(irtool.load(tmp_path / "net.safetensors").run(x), result.graph.run(x))
+    assert torch.equal(irtool.load(tmp_path / "net.safetensors", plain().eval()).run(x), result.graph.run(x))
