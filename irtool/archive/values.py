@@ -126,18 +126,19 @@ def encode(value: Any) -> Any:
     raise NotData(f"holds a {type(value).__module__}.{type(value).__qualname__}")
 
 
-def decode(data: Any, nodes: Mapping[str, fx.Node] = MappingProxyType({})) -> Any:
+def decode(data: Any, nodes: Mapping[str, fx.Node] = MappingProxyType({}), *, described: bool = False) -> Any:
     """The inverse of `encode`.
 
     Args:
         data: what `encode` returned.
         nodes: the nodes that may be named.
+        described: whether tensors may be described, as those of example inputs are: anywhere else a description is no value.
 
     Raises:
         Refused: the data holds a tag that is not known here.
     """
     if isinstance(data, list):
-        return [decode(item, nodes) for item in data]
+        return [decode(item, nodes, described=described) for item in data]
     if not isinstance(data, dict):
         return data
     ((tag, inner),) = data.items()
@@ -147,7 +148,9 @@ def decode(data: Any, nodes: Mapping[str, fx.Node] = MappingProxyType({})) -> An
         return float(inner)
     if tag not in CODERS:
         raise Refused(f"holds a value of an unknown kind {tag!r}")
-    return CODERS[tag].read(inner, lambda part: decode(part, nodes))
+    if CODERS[tag].kinds == (Described,) and not described:
+        raise Refused("describes a tensor where a value belongs")
+    return CODERS[tag].read(inner, lambda part: decode(part, nodes, described=described))
 
 
 def encode_inputs(inputs: Any) -> Any:
@@ -169,7 +172,7 @@ def decode_inputs(data: Any) -> Any:
             return torch.zeros(leaf.shape, dtype=leaf.dtype)
         return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
 
-    inputs = decode(data)
+    inputs = decode(data, described=True)
     leaves = pytree.tree_leaves(inputs)
     odd = next((leaf for leaf in leaves if type(leaf) not in _LEAVES), None)
     if odd is not None or not isinstance(inputs, tuple):

@@ -307,6 +307,7 @@ HARM: dict[str, Callable[[dict[str, Any]], Any]] = {
     "code in a module path": lambda header: node_of(header, "call_module").update(target=f'a", {INJECTION}) #'),
     "code in a node's name": lambda header: node_of(header, "call_module").update(name=INJECTION),
     "code in a keyword": lambda header: node_of(header, "call_function").update(kwargs={INJECTION: 1}),
+    "a described tensor for an output": lambda header: node_of(header, "output").update(args=[{"tensor": [[1, 2], {"dtype": "float32"}]}]),
     "code in the class's name": lambda header: header["program"].update(name=INJECTION),
     "code in the nesting": lambda header: header["program"].update(nesting={"arguments": [INJECTION], "inputs": {"tuple": [{"tuple": [0]}, {"dict": []}]}, "outputs": None}),
     "keyword arguments": lambda header: header["program"].update(nesting={"arguments": ["x"], "inputs": {"tuple": [{"tuple": [0]}, {"dict": [[INJECTION, 0]]}]}, "outputs": None}),
