@@ -26,6 +26,8 @@ CHUNK = 32
 """Images that are run together while layers are refitted."""
 IMAGES = 512
 """Refitted on between stages."""
+MOST = 20
+"""Stages of a plan: each takes as long as planning does without them."""
 Place = tuple[str, int]
 
 
@@ -51,8 +53,9 @@ def check_stages(stages: Any, budget: Mapping[str, float], data: Any) -> None:
         PlanError: it is no number, or there is no budget to come nearer to.
         DataError: there are no images to refit on.
     """
-    if not isinstance(stages, Integral) or isinstance(stages, bool) or int(stages) < 1:
-        raise PlanError(f"{stages!r} is no number of stages", where="stages", remedy="Give 1 or a larger number.")
+    if not isinstance(stages, Integral) or isinstance(stages, bool) or not 1 <= int(stages) <= MOST:
+        remedy = f"Give 1 to {MOST}: each is a planning and a refitting of its own, and more than three hardly gain."
+        raise PlanError(f"{stages!r} is no number of stages", where="stages", remedy=remedy)
     if int(stages) > 1 and not budget:
         raise PlanError(
             "stages lead to a budget, and there is none", where="stages", remedy="Give budget={'macs': 0.5}, or leave stages out."
