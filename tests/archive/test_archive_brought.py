@@ -143,3 +143,15 @@ def test_a_function_with_another_gradient_needs_its_code(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="StraightThrough is a function whose backward is code of your own"):
         irtool.save(small, tmp_path / "net.safetensors")
     assert torch.equal(irtool.load(tmp_path / "net.safetensors", model).module(X), small.module(X))
+
+
+def _exported_flags(net: Any, y: Tensor) -> Tensor:
+    kept = torch.zeros_like(y)
+    kept[:, :, 1:] = y[:, :, 1:]  # an assignment that torch.export alone follows
+    return net.b(torch.where(((y > 0) & (y < 1)) | (y > 2) ^ (y < -2), y, kept))
+
+
+def test_flags_joined_in_an_exported_program_are_saved(tmp_path: Path) -> None:
+    assert irtool.trace(Net(_exported_flags).eval(), X).tracer == "export"
+    before, after = there_and_back(_exported_flags, tmp_path / "net.safetensors")
+    assert torch.equal(after, before)
