@@ -295,9 +295,10 @@ def build(name: str) -> Brought:
         brought = models()[name]()
     training = brought.model.training
     with torch.no_grad():
+        normed = any(isinstance(module, _NORMS) for module in brought.model.modules())
         for module in brought.model.modules():  # as they come, many initialise so small that hardly anything of the image is left
             if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if normed else "relu")
             elif isinstance(module, _NORMS) and module.weight is not None:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
         randomise(brought.model)

@@ -165,3 +165,15 @@ WINDOWS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_windows_that_forward_makes(name: str, tmp_path: Path) -> None:
     before, after = there_and_back(lambda net, y: net.b(y * WINDOWS[name](y)), tmp_path / "net.safetensors")
     assert torch.equal(before, after)
+
+
+def _exported_flags(net: Any, y: Tensor) -> Tensor:
+    kept = torch.zeros_like(y)
+    kept[:, :, 1:] = y[:, :, 1:]  # an assignment that torch.export alone follows
+    return net.b(torch.where(((y > 0) & (y < 1)) | (y > 2) ^ (y < -2), y, kept))
+
+
+def test_flags_joined_in_an_exported_program_are_saved(tmp_path: Path) -> None:
+    assert irtool.trace(Net(_exported_flags).eval(), X).tracer == "export"
+    before, after = there_and_back(_exported_flags, tmp_path / "net.safetensors")
+    assert torch.equal(after, before)

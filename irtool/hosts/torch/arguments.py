@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,14 @@ def sizes_argument(host: fx.Node) -> tuple[str | None, Sequence[Any]]:
     else:
         listed = host.args[1] if len(host.args) == 2 and isinstance(host.args[1], tuple | list) else host.args[1:]
     return key, listed if isinstance(listed, tuple | list) else ()
+
+
+def computed_sizes(host: fx.Node, examples: Mapping[fx.Node, Any]) -> fx.Node | None:
+    """The node whose value is the sizes that a call lists, all of them as one tuple; None for a call that lists them one by one."""
+    found = next(
+        (host.kwargs[key] for key in ("shape", "size", "sizes") if key in host.kwargs), host.args[1] if len(host.args) == 2 else None
+    )
+    return found if isinstance(found, fx.Node) and isinstance(examples[found], tuple | list) else None
 
 
 def with_sizes(host: fx.Node, key: str | None, sizes: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from irtool.errors import ProofError
-from irtool.hosts.torch.arguments import filled_with, of_batch, sizes_argument, torch_name, unflattened, with_sizes
+from irtool.hosts.torch.arguments import computed_sizes, filled_with, of_batch, sizes_argument, torch_name, unflattened, with_sizes
 from irtool.hosts.torch.tracing.counts import sizes_of
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
@@ -69,6 +70,9 @@ class SizeEdits:
         constant = node.op == "Constant"
         key, first, listed = sizes_of(host) if constant else (*sizes_argument(host)[:1], 0, list(sizes_argument(host)[1]))
         new = self.sizes(node.output)
+        if not constant and (whole := computed_sizes(host, examples)) is not None:
+            self._spell_out(host, node, whole, examples)
+            return
         if len(listed) != len(new):
             return
         fixed = [size if isinstance(arg, fx.Node) and examples[arg] != size else arg for arg, size in zip(listed, new, strict=True)]
@@ -76,6 +80,22 @@ class SizeEdits:
             if any(old is not arg and of_batch(arg) for old, arg in zip(fixed, listed, strict=True)):
                 raise ProofError("a size that is computed from the batch would become a number", where=node.location)
             self.set_args(node, *(filled_with(host, key, first, fixed) if constant else with_sizes(host, key, fixed)))
+
+    def _spell_out(self, host: fx.Node, node: Node, whole: fx.Node, examples: Mapping[fx.Node, Any]) -> None:
+        """The same for `x.view(y.shape[:-1] + (64,))`, whose sizes are one computed tuple: its members one by one, where these are right."""
+        found, new = examples[whole], self.sizes(node.output)
+        wrong = [axis for axis, (size, right) in enumerate(zip(found, new, strict=True)) if size not in (-1, right)]
+        if 0 in wrong and of_batch(whole):
+            raise ProofError("a size that is computed from the batch would become a number", where=node.location)
+        if not wrong:
+            return
+        listed: list[Any] = list(new)
+        for axis in set(range(len(new))) - set(wrong):
+            with self.module.graph.inserting_before(host):
+                listed[axis] = self.module.graph.call_function(operator.getitem, (whole, axis))
+            examples[listed[axis]] = found[axis]  # type: ignore[index]
+        key = next((name for name, value in host.kwargs.items() if value is whole), None)
+        self.set_args(node, *((host.args, {**host.kwargs, key: listed}) if key else ((host.args[0], listed), dict(host.kwargs))))
 
     def _fix_unflatten(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
         """The same for `x.unflatten(2, y.shape[2:])`, whose sizes are those of some axes; one of them may be -1."""

@@ -36,6 +36,17 @@ def _appended(net: Any, x: Tensor) -> Tensor:
     return net.few(torch.cat([y, torch.zeros(n, 4, h, w)], 1))
 
 
+def _sizes_in_one(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    rows = y.permute(0, 2, 3, 1).unflatten(3, (4, 4)).contiguous()
+    return net.o(rows.view(rows.size()[:-2] + (16,)).permute(0, 3, 1, 2))  # noqa: RUF005 (one tuple, not its members)
+
+
+def _sizes_by_name(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.o(torch.reshape(y.flatten(2), shape=y.shape[:1] + (16,) + y.shape[2:]))  # noqa: RUF005
+
+
 def _doubled(net: Any, x: Tensor) -> Tensor:
     y = net.a(x)
     return net.o(net.b(torch.cat([y, torch.zeros((y.size(0), y.size(1), y.size(2), y.size(3)))], 1)))
@@ -165,6 +176,8 @@ TIED = [
     _told,
     _unset,
     _mixed_places,
+    _sizes_in_one,
+    _sizes_by_name,
     _appended,
     _doubled,
     _ones,

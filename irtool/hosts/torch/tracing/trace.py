@@ -268,9 +268,11 @@ def _unprinted() -> Iterator[None]:
 
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
-    torch.sym_float: float, torch.sym_int: int, math.trunc: int, torch.sym_max: max, torch.sym_min: min
+    torch.sym_float: float, torch.sym_int: int, math.trunc: int, torch.sym_max: max, torch.sym_min: min,
+    **{getattr(getattr(torch.ops.aten, f"__{name}__"), kind): getattr(getattr(torch.ops.aten, f"bitwise_{name}"), kind)
+       for name in ("and", "or", "xor") for kind in ("Tensor", "Scalar")},
 }  # fmt: skip
-"""What torch.export calls on sizes, by the names that archives know; on plain numbers they are the same."""
+"""What torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
 
 
 def _is_guard(node: fx.Node) -> bool:
