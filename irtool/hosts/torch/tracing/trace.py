@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import math
 import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -234,8 +236,7 @@ def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Cha
 def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asides) -> fx.GraphModule:
     """The program of torch.export, without its guards, in the modes of the model."""
     numbers = symbolic_numbers(modules_by_path(model).values())
-    with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
-        warnings.simplefilter("ignore")
+    with _silent(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
         module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
         module.__dict__.pop(refused, None)
@@ -250,6 +251,19 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asid
             module.graph.erase_node(node)
     module.recompile()
     return module
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Where it fails, torch.export prints the graph that it has so far and logs an advice; what to do is in our error."""
+    logger = logging.getLogger("torch.export._trace")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
