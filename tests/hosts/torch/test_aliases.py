@@ -99,6 +99,21 @@ def test_graphs_of_both_names_are_the_same(
     assert torch.equal(first(x), graphs[0].module(x))
 
 
+OWN = [
+    lambda x, y: x * torch.cosine_similarity(x1=x, x2=y, dim=1)[:, None],
+    lambda x, y: x * torch.trapezoid(y, x=torch.arange(8.0))[..., None],
+    lambda x, y: x + torch.fake_quantize_per_channel_affine(y, torch.full((8,), 0.1), torch.zeros(8), axis=1, quant_min=-8, quant_max=7),
+]
+
+
+@pytest.mark.parametrize("function", OWN)
+def test_arguments_that_a_function_calls_so_itself_stay(function: Callable[..., Tensor]) -> None:
+    net, x = Pair(function).eval(), torch.randn(2, 3, 8, 8)
+    graph = irtool.trace(net, x)
+    assert graph.tracer == "symbolic"
+    assert torch.equal(graph.module(x), net(x))
+
+
 ELEMENTWISE = """
 tan asinh acosh atanh exp2 erfc erfinv logit sinc digamma lgamma i0 sgn signbit deg2rad rad2deg isposinf isneginf positive
 special.entr special.erfcx special.log_ndtr special.ndtr special.i0e special.i1 special.i1e

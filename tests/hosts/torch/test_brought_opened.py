@@ -201,3 +201,22 @@ def test_channels_that_became_one_group_are_said_to_meet_somewhere() -> None:
 def test_an_error_shows_no_colour_codes() -> None:
     error = explained(nn.Identity(), (X,), [("export", RuntimeError("\x1b[31mno\x1b[0m guard\nmore"))])
     assert "(export: no guard)" in str(error)
+
+
+class Decides(nn.Module):
+    """Asks for the sign of a number that it computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return y if y.sum() > 0 else y * 2
+
+
+def test_a_failed_trace_prints_nothing_but_its_error(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(irtool.errors.TraceError):
+        irtool.trace(Decides().eval(), torch.randn(1, 3, 12, 12))
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.name == "torch.export._trace"]

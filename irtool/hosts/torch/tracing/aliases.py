@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from irtool.hosts.torch.operators import FUNCTIONS
+
 ALIASES = """
 abs absolute | acos arccos | acosh arccosh | asin arcsin | asinh arcsinh | atan arctan | atan2 arctan2 | atanh arctanh
 clamp clip | cat concat concatenate | div divide true_divide | ge greater_equal | gt greater | le less_equal | lt less | ne not_equal
@@ -21,8 +23,9 @@ softmax special_softmax | xlogy special_xlogy | digamma special_digamma special_
 diagonal linalg_diagonal | matmul linalg_matmul | trapezoid trapz
 """
 """The canonical name, then those that mean the same. What has an in-place form has one under each name."""
-_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x2": "other", "x1": "input", "a": "input", "x": "input"}
-"""What NumPy calls arguments, which torch's compiled functions take, too."""
+_NUMPY = {"axis": "dim", "keepdims": "keepdim"}
+"""What NumPy calls arguments, which torch's compiled functions take, too. Of operators that irtool does not know they are left as they
+are: a quantisation has an `axis` of its own."""
 _OF = {"transpose": {"axis0": "dim0", "axis1": "dim1"}}
 """Arguments that an alias calls otherwise, by the canonical name."""
 CANONICAL = {
@@ -73,7 +76,8 @@ def _named(name: str) -> str:
 
 
 def _renamed(kwargs: dict[str, Any], name: str) -> dict[str, Any]:
-    return {_OF.get(name, {}).get(key) or _NUMPY.get(key, key): value for key, value in kwargs.items()}
+    names = {**_NUMPY, **_OF.get(name, {})} if name in FUNCTIONS else {}
+    return {names.get(key, key): value for key, value in kwargs.items()}
 
 
 @cache

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import io
+import logging
 import math
 import operator
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -239,10 +238,8 @@ def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Cha
 def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: TraceNotes) -> fx.GraphModule:
     """The program of torch.export, without its guards, in the modes of the model."""
     numbers = symbolic_numbers(modules_by_path(model).values())
-    with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
-        warnings.simplefilter("ignore")
-        with _unprinted():
-            module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
+    with _silent(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
+        module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
     for refused in ("train", "eval"):  # exported modules refuse both; `follow_modes` puts back what the modes change
         module.__dict__.pop(refused, None)
     modes = {path: child.training for path, child in modules_by_path(model).items()}
@@ -259,12 +256,16 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Trac
 
 
 @contextmanager
-def _unprinted() -> Iterator[None]:
-    """Leave out what is written to standard error on the way to an exception: torch.export prints all of the program that it has so far."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        yield
-    sys.stderr.write(said.getvalue())
+def _silent() -> Iterator[None]:
+    """Where it fails, torch.export prints the graph that it has so far and logs an advice; what to do is in our error."""
+    logger = logging.getLogger("torch.export._trace")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
