@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import math
 import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from irtool.hosts.torch.tracing.factories import recorded_sizes, symbolic_number
 from irtool.hosts.torch.tracing.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.functionalize import forget_writes, settle_writes, unsettle, written_buffers
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
+from irtool.hosts.torch.tracing.kept_whole import MOST, failing_part
 from irtool.hosts.torch.tracing.sandbox import Asides, untouched
 from irtool.hosts.torch.tracing.submodule import capture
 from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
@@ -67,17 +70,8 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     refuse_unknown(model, leaf)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
-    asides, witness = Asides(), Witness(model, inputs)
-    for name, flags in ATTEMPTS:
-        if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
-            continue  # that a flag is no bool was not what failed
-        asides = asides.again()
-        try:
-            graph = _attempt(model, inputs, tuple(leaf), name, asides, flags=flags)
-            witness.agrees(graph)
-        except Exception as error:
-            failures.append((name, error))
-            continue
+    witness = Witness(model, inputs)
+    for graph in _tried(model, inputs, tuple(leaf), ATTEMPTS, witness, failures):
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
@@ -87,7 +81,51 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
         return witness.settled(opaque)
-    raise explained(model, inputs, failures)
+    settled_around = _around(model, inputs, tuple(leaf), witness, failures)
+    if settled_around is None:
+        raise explained(model, inputs, failures)
+    settled_around.notes += copied
+    return settled_around
+
+
+def _tried(
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], attempts: Sequence[tuple[str, bool]], witness: Witness,
+    failures: list[tuple[str, Exception]],
+) -> Iterator[FxGraph]:  # fmt: skip
+    """Give the graphs that agree with the model, one tracer after the other; the errors of the others go into `failures`."""
+    asides = Asides()
+    for name, flags in attempts:
+        if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
+            continue  # that a flag is no bool was not what failed
+        asides = asides.again()
+        try:
+            graph = _attempt(model, inputs, leaf, name, asides, flags=flags)
+            witness.agrees(graph)
+        except Exception as error:
+            failures.append((name, error))
+            continue
+        yield graph
+
+
+def _around(
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], witness: Witness, failures: Sequence[tuple[str, Exception]]
+) -> FxGraph | None:
+    """The graph around the parts that no tracer can follow, which stay whole; None where that is the whole model, or does not help."""
+    whole: dict[str, str] = {}
+    while len(whole) < MOST:
+        error = next((error for name, error in reversed(failures) if name == "concrete"), None)
+        named = [name for name in leaf if isinstance(name, str)]
+        part = failing_part(model, error, {*whole, *named}) if error is not None else None
+        if part is None:
+            return None
+        whole[part.path] = part.said
+        failures = []
+        graph = next(_tried(model, inputs, (*leaf, *whole), ATTEMPTS[:-1], witness, failures), None)
+        if graph is not None:
+            graph = witness.settled(graph)
+            graph.notes += tuple(whole.values())
+            return graph
+    return None
 
 
 def _hides(graph: FxGraph) -> bool:
@@ -231,8 +269,7 @@ def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Cha
 def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asides) -> fx.GraphModule:
     """The program of torch.export, without its guards, in the modes of the model."""
     numbers = symbolic_numbers(modules_by_path(model).values())
-    with warnings.catch_warnings(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
-        warnings.simplefilter("ignore")
+    with _quiet(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
         module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
     for refused in ("train", "eval"):  # exported modules refuse both; `mend` puts back what the modes change
         module.__dict__.pop(refused, None)
@@ -246,6 +283,20 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Asid
             module.graph.erase_node(node)
     module.recompile()
     return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what torch.export says, who prints all of the program where it fails: the error is what the user is told."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 _PLAIN: dict[Any, Callable[..., Any]] = {

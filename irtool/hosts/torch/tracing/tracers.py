@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import sys
@@ -184,6 +185,8 @@ class ConcreteTracer(SymbolicTracer):
         super().__init__(leaf, len(inputs), asides)
         self._feed = [map_tensors(item, meta) for item in inputs]
         self._values: dict[fx.Node, Any] = {}
+        self._unsized: set[fx.Node] = set()
+        """Values whose sizes hang on numbers (what `nonzero` finds), and what is computed from them."""
         self._computing = False
         """Whether a layer runs on values, and the layers in it with it: nothing of that is recorded."""
 
@@ -205,18 +208,14 @@ class ConcreteTracer(SymbolicTracer):
             return meta(found) if isinstance(found, torch.Tensor) and not single else found  # a number that a factory may ask for
         if node.op == "output":
             return None
+        if not self._unsized.isdisjoint(node.all_input_nodes):
+            self._unsized.add(node)
         args: Any = fx.node.map_aggregate(node.args, self._plain)
         kwargs: Any = fx.node.map_aggregate(node.kwargs, self._plain)
         with torch.no_grad():
             if node.op == "call_module":
                 # Not through __call__, which is the tracer's own hook for the time being.
-                held = self.root.get_submodule(str(node.target))
-                copied = copy_module(held, empty_like).eval()
-                self._computing = True
-                try:
-                    return (copied._call_impl if self._is_named(held, str(node.target)) else copied.forward)(*args, **kwargs)
-                finally:
-                    self._computing = False
+                return self._layer(self.root.get_submodule(str(node.target)), str(node.target), args, kwargs)
             try:
                 return call(self.root, node, args, kwargs)
             except AttributeError as error:  # in a property of a proxy, Python would ask for another attribute, without end
@@ -226,11 +225,32 @@ class ConcreteTracer(SymbolicTracer):
             except RuntimeError:  # what the program makes of sizes (anchors) is real, and meets values that are not
                 return call(self.root, node, map_tensors(args, meta), map_tensors(kwargs, meta))
 
+    def _layer(self, held: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+        """What a layer makes of values: a copy of it, in eval mode."""
+        whole, self._computing = self._is_named(held, path), True
+        try:
+            copied = copy_module(held, empty_like).eval()
+            return (copied._call_impl if whole else copied.forward)(*args, **kwargs)
+        except NotImplementedError:  # a part that stays whole for what it does with numbers
+            if not whole:
+                raise
+            copied = copy.deepcopy(held).eval()
+            return map_tensors(copied._call_impl(*map_tensors(args, _zeros), **map_tensors(kwargs, _zeros)), meta)
+        finally:
+            self._computing = False
+
     def _on_zeros(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The shapes that an operator gives which cannot run without numbers; a number that it computes would be made up."""
         found = call(self.root, node, map_tensors(args, _zeros), map_tensors(kwargs, _zeros))
-        if not all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(found)):
+        leaves = pytree.tree_leaves(found)
+        if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
             raise TraceError(f"{node.name} computes a number from the values of a tensor", remedy="Compute it outside of forward.")
+        try:
+            others = pytree.tree_leaves(call(self.root, node, map_tensors(args, _counted), map_tensors(kwargs, _counted)))
+        except Exception:  # numbers that the operator does not take
+            others = leaves
+        if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in others]:
+            self._unsized.add(node)
         return map_tensors(found, meta)
 
     def _plain(self, arg: Any) -> Any:
@@ -254,6 +274,8 @@ class ConcreteTracer(SymbolicTracer):
 
     def settled(self, obj: fx.Proxy) -> None:
         """Note the user's line that makes a plain number of a value: the graph holds that number from there on."""
+        if obj.node in self._unsized:
+            raise TraceError(f"the size of {obj.node.name} hangs on the values of a tensor", remedy="Compute it outside of forward.")
         if isinstance(obj.value, int | float):
             frame = sys._getframe(2)
             while frame is not None and frame.f_code.co_filename.startswith(NOT_THE_USERS):
@@ -262,6 +284,8 @@ class ConcreteTracer(SymbolicTracer):
                 self._asides.sized.setdefault(obj.node.name, f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        if isinstance(obj.value, torch.Tensor):
+            self.settled(obj)
         members: Any = obj
         return iter([members[index] for index in range(len(members.value))])
 
@@ -271,6 +295,11 @@ class ConcreteTracer(SymbolicTracer):
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def _counted(tensor: torch.Tensor) -> torch.Tensor:
+    """Numbers that differ, small enough to be indices."""
+    return (torch.arange(tensor.numel()) % 2).reshape(tensor.shape).to(tensor.dtype)
 
 
 NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])), "<")
