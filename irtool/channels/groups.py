@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from irtool.channels.balance import Balance, balance_of, sharing
 from irtool.channels.explained import explain
 from irtool.channels.labels import Labels, Layer, label
+from irtool.channels.origins import of_the_input
 from irtool.channels.positions import mixed_axes
 from irtool.channels.whole import tied
 from irtool.ir.graph import Graph, Node
@@ -193,10 +194,13 @@ class _Grouping:
         self.a = np.concatenate(firsts) if firsts else np.zeros(0, np.int64)
         self.b = np.concatenate(seconds) if seconds else np.zeros(0, np.int64)
         if bool(((self.a < 0) != (self.b < 0)).any()):
+            own = of_the_input(labels)
             for (node, *_), first, second in zip(labels.meetings, firsts, seconds, strict=True):
                 mask = (first < 0) != (second < 0)
                 if mask.any():
-                    reason = "meets a value whose channels cannot be removed"
+                    reason = "meets a value whose channels cannot be removed" + (
+                        ": they are the input's own" if own & {*node.inputs} else ""
+                    )
                     self.pins.append((np.maximum(first, second)[mask], Pin(reason, node.location)))
 
     def solve(self) -> ChannelGroups:

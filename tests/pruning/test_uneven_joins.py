@@ -45,3 +45,23 @@ def test_a_join_of_other_widths_than_the_groups_behind_it_loses_half(gated: bool
     assert left["wide"][1] + left["stem"][1] == left["back"][1]
     assert left["narrow"][1] < 27
     assert irtool.check_prune(graph, plan).ok
+
+
+class Reversible(nn.Module):
+    """The image itself, rearranged, is the residual stream (iRevNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pixel_unshuffle(x, 2)
+        out: Tensor = self.head(y + self.b(F.relu(self.a(y))))
+        return out
+
+
+def test_what_is_added_to_the_image_stays_and_is_said_to() -> None:
+    graph = irtool.trace(Reversible().eval(), torch.rand(1, 3, 8, 8))
+    reasons = {layer.name: layer.reason for layer in irtool.plan(graph, "l1", 0.5, round_to=1).layers}
+    assert reasons["a"] == ""
+    assert reasons["b"].startswith("meets a value whose channels cannot be removed: they are the input's own (at ")
