@@ -152,7 +152,7 @@ def _pytorchcv(name: str) -> Brought:
 
     large = name.endswith(("_cityscapes", "_coco", "_widerface"))
     try:
-        model = get_model(name, pretrained=False, **({"in_size": (256, 256)} if large else {}))
+        model = get_model(name, pretrained=False, **({"in_size": (128, 128)} if large else {}))
     except TypeError:
         model = get_model(name, pretrained=False)
     size = tuple(getattr(model, "in_size", (256, 256)))

@@ -22,12 +22,14 @@ class Balance:
         equal: shape (conditions, cells): `equal @ removed == 0` where removed[c] counts the groups taken from cell c.
         rows: shape (rows, cells): channels that a row loses for one group taken from each cell.
         room: shape (rows,): channels a row can lose at most if one is to stay.
+        split: whether a table is of an axis that is split and laid out anew, so that what stays may come in another order.
     """
 
     cells: list[Ints]
     equal: Ints
     rows: Ints
     room: Ints
+    split: bool = False
 
     @property
     def alike(self) -> bool:
@@ -51,8 +53,8 @@ def sharing(tables: list[tuple]) -> list[list[tuple]]:
     """Tables that share a free group, together."""
     if not tables:
         return []
-    count, groups = len(tables), np.concatenate([ids.ravel() for _, _, ids, _ in tables])
-    owners = np.repeat(np.arange(count), [ids.size for _, _, ids, _ in tables])
+    count, groups = len(tables), np.concatenate([ids.ravel() for _, _, ids, *_ in tables])
+    owners = np.repeat(np.arange(count), [ids.size for _, _, ids, *_ in tables])
     free = groups >= 0
     nodes = count + int(groups.max()) + 1
     links = coo_array((np.ones(free.sum()), (owners[free], count + groups[free])), shape=(nodes, nodes))
@@ -60,12 +62,13 @@ def sharing(tables: list[tuple]) -> list[list[tuple]]:
     return [[tables[index] for index in range(count) if component[index] == number] for number in dict.fromkeys(component)]
 
 
-def balance_of(tables: list[Ints], labels: list[Ints], groups: list[Ints]) -> Balance | None:
+def balance_of(tables: list[Ints], labels: list[Ints], groups: list[Ints], relaid: list[bool]) -> Balance | None:
     """The conditions on a family of tables, in the order in which the graph meets them; None if a group sits unevenly.
 
-    Each row of a table must lose equally many channels. Where a table's channels go on to a later table, its rows must
-    also send equally many to each row there that they reach: a shuffle interleaves the rows, so a later split falls
-    between the same channels only then. `tables` holds free groups (else -1), `groups` all of them.
+    Each row of a table must lose equally many channels. Where a split axis is laid out anew, and its channels go on to a later
+    table, its rows must also send equally many to each row there that they reach: a shuffle interleaves the rows, so a later
+    split falls between the same channels only then. Channels that stay in their order need no such thing. `tables` holds free
+    groups (else -1), `groups` all of them; `relaid` says which tables are of split axes.
     """
     by_rows = _cells(tables)
     cells = list(by_rows)
@@ -77,14 +80,17 @@ def balance_of(tables: list[Ints], labels: list[Ints], groups: list[Ints]) -> Ba
     conditions = []
     for number, rows in enumerate(loss):
         conditions.append(rows[1:] - rows[:1])
-        for after, there in zip(loss[number + 1 :], present[number + 1 :], strict=True):
+        later = zip(loss[number + 1 :], present[number + 1 :], strict=True) if relaid[number] else ()
+        for after, there in later:
             reached = (present[number] @ there.T).toarray() > 0
             conditions.append(_equal_where(rows[reached.any(1)], after.sum(0) > 0))
             conditions += [_equal_where(rows[reached[:, row]], after[row] > 0) for row in range(after.shape[0])]
     equal = np.unique(np.concatenate(conditions), axis=0) if len(tables) > 1 else conditions[0]
     everything = np.concatenate(loss)
     room = np.concatenate([_distinct_in_rows(table) for table in labels]) - 1
-    return Balance([np.array(sorted(found), np.int64) for found in by_rows.values()], equal[(equal != 0).any(1)], everything, room)
+    return Balance(
+        [np.array(sorted(found), np.int64) for found in by_rows.values()], equal[(equal != 0).any(1)], everything, room, any(relaid)
+    )
 
 
 def _distinct_in_rows(table: Ints) -> Ints:

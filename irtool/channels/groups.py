@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from irtool.channels.balance import Balance, balance_of, sharing
 from irtool.channels.explained import explain
 from irtool.channels.labels import Labels, Layer, label
+from irtool.channels.origins import of_the_input
 from irtool.channels.positions import mixed_axes
 from irtool.channels.whole import tied
 from irtool.ir.analyses import once
@@ -28,6 +29,7 @@ from irtool.ops.properties import KEEPS_HEADS
 from irtool.tensor_defaults import plain_tensors
 
 Ints = NDArray[np.int64]
+NOBODY: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,20 @@ def channel_groups(graph: Graph) -> ChannelGroups:
 
 
 def group_channels(
-    labels: Labels, *, couple: bool = False, pins: Iterable[tuple[Ints, Pin]] = (), together: Iterable[tuple[Ints, Ints]] = (),
-    whole: Collection[str] = ()) -> ChannelGroups:  # fmt: skip
+    labels: Labels, *, couple: Ints = NOBODY, strict: Ints = NOBODY, pins: Iterable[tuple[Ints, Pin]] = (),
+    together: Iterable[tuple[Ints, Ints]] = (), whole: Collection[str] = ()) -> ChannelGroups:  # fmt: skip
     """Group labelled channels.
 
     Args:
         labels: a finished first walk.
-        couple: in balanced families remove the same position from every row, instead of each its own.
+        couple: labels in whose balanced families the same position goes from every row, instead of each its own.
+        strict: labels in whose balanced families the rows of every table send equally many to each row that they reach, not those of
+            split axes alone.
         pins: labels that must stay, with reasons, beside those that the walk found.
         together: pairs of labels that go together, beside those that met.
         whole: names of grouped convolutions whose groups go as a whole, in place of equally many channels of each.
     """
-    return _Grouping(labels, couple, list(pins), list(together), frozenset(whole)).solve()
+    return _Grouping(labels, couple, strict, list(pins), list(together), frozenset(whole)).solve()
 
 
 def distinct(numbers: Ints) -> Ints:
@@ -177,19 +181,24 @@ def distinct(numbers: Ints) -> Ints:
 
 
 class _Grouping:
-    def __init__(self, labels: Labels, couple: bool, pins: list[tuple[Ints, Pin]], together: list[tuple[Ints, Ints]],
+    def __init__(self, labels: Labels, couple: Ints, strict: Ints, pins: list[tuple[Ints, Pin]], together: list[tuple[Ints, Ints]],
                  whole: frozenset[str]) -> None:  # fmt: skip
         self.labels, self.couple, self.pins, self.extra, self.whole = labels, couple, pins, [*together, *tied(labels, whole)], whole
-        self._balanced: list[tuple[Node, Ints]] = []
+        self._strict = strict
+        self._balanced: list[tuple[Node, Ints, bool]] = []
+        """Tables whose rows lose equally many, and whether each is of an axis that is split."""
         firsts, seconds = [a.numpy() for _, a, _ in labels.meetings], [b.numpy() for _, _, b in labels.meetings]
         self.pins += [(found.numpy(), Pin(reason, node.location)) for node, found, reason in labels.pins]
         self.a = np.concatenate(firsts) if firsts else np.zeros(0, np.int64)
         self.b = np.concatenate(seconds) if seconds else np.zeros(0, np.int64)
         if bool(((self.a < 0) != (self.b < 0)).any()):
+            own = of_the_input(labels)
             for (node, *_), first, second in zip(labels.meetings, firsts, seconds, strict=True):
                 mask = (first < 0) != (second < 0)
                 if mask.any():
-                    reason = "meets a value whose channels cannot be removed"
+                    reason = "meets a value whose channels cannot be removed" + (
+                        ": they are the input's own" if own & {*node.inputs} else ""
+                    )
                     self.pins.append((np.maximum(first, second)[mask], Pin(reason, node.location)))
 
     def solve(self) -> ChannelGroups:
@@ -220,8 +229,8 @@ class _Grouping:
     def _resolve_boxes(self, groups: ChannelGroups) -> bool:
         """A split axis must shrink along one of its parts. True if meetings were added."""
         added = False
-        self._balanced = [(node, table.numpy()) for node, table in self.labels.balances if node.name not in self.whole]
-        heads = {row.tobytes() for node, table in self._balanced if node.op in KEEPS_HEADS for row in table}
+        self._balanced = [(node, table.numpy(), False) for node, table in self.labels.balances if node.name not in self.whole]
+        heads = {row.tobytes() for node, table, _ in self._balanced if node.op in KEEPS_HEADS for row in table}
         for node, tensor in self.labels.boxes:
             table = tensor.numpy().reshape([size for size in tensor.shape if size > 1])
             ids = np.where(table >= 0, groups.group[table], -1)
@@ -233,8 +242,8 @@ class _Grouping:
                 added |= self._unify_rows(groups, table.reshape(-1, 1))
                 continue
             axis = max(own, key=lambda d: (_within(table, d, heads), table.shape[d], d))
-            if axis == table.ndim - 1 and not self.couple:
-                self._balanced.append((node, table.reshape(-1, table.shape[-1])))
+            if axis == table.ndim - 1:
+                self._balanced.append((node, table.reshape(-1, table.shape[-1]), True))
                 continue
             rows = np.moveaxis(table, axis, 0).reshape(table.shape[axis], -1)
             added |= self._unify_rows(groups, rows.T)
@@ -251,20 +260,18 @@ class _Grouping:
     def _resolve_balances(self, groups: ChannelGroups) -> bool:
         open_tables = []
         order = {node: index for index, node in enumerate(self.labels.graph.nodes)}
-        for node, table in sorted(self._balanced, key=lambda item: order[item[0]]):
+        for node, table, relaid in sorted(self._balanced, key=lambda item: order[item[0]]):
             ids = np.where(table >= 0, groups.group[table], -1)
             free = ~groups.pinned[ids] & (ids >= 0)
             if free.any() and not (ids == ids[:1]).all():
-                open_tables.append((node, table, np.where(free, ids, -1), ids))
+                open_tables.append((node, table, np.where(free, ids, -1), ids, relaid))
         changed = False
         for component in sharing(open_tables):
-            balance = (
-                None
-                if self.couple
-                else balance_of(
-                    [free for _, _, free, _ in component], [table for _, table, _, _ in component], [ids for *_, ids in component]
-                )
-            )
+            _, tables, free_ids, all_ids, flags = zip(*component, strict=True)
+            members = np.concatenate([ids.reshape(-1) for ids in all_ids])
+            strict = bool(np.isin(groups.group[self._strict], members).any())
+            couple = bool(np.isin(groups.group[self.couple], members).any())
+            balance = None if couple else balance_of(list(free_ids), list(tables), list(all_ids), [strict or flag for flag in flags])
             if balance is not None:
                 groups.balances.append(balance)
                 continue

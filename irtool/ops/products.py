@@ -312,8 +312,9 @@ def _outer(node: Node, ctx: Context, parts: list[Tensor], value: Value, other: V
 
 
 def source_of(node: Node, ctx: Context, weight: Value, labels: Tensor) -> tuple[Value, int] | None:
-    """The parameter and axis that a computed weight's output labels come from: what makes the channels."""
+    """The parameter and axis that a computed weight's output labels come from: what makes the channels, whole or a slice of it."""
     waiting, seen = [weight], set()
+    sliced: list[tuple[Value, int]] = []
     while waiting:
         value = waiting.pop()
         if value in seen:
@@ -324,7 +325,12 @@ def source_of(node: Node, ctx: Context, weight: Value, labels: Tensor) -> tuple[
             continue
         axes = [axis for axis, size in enumerate(value.sizes) if size > 1]
         for axis in axes if value.dtype is not None and value.dtype.is_floating_point and len(axes) > 1 else ():
-            same = value.sizes[axis] == labels.numel() and torch.equal(ctx.param(value, axis), labels)
-            if ctx.decide(node, f"made by {value.name} {axis}", same):
+            held = ctx.param(value, axis)
+            if ctx.decide(node, f"made by {value.name} {axis}", value.sizes[axis] == labels.numel() and torch.equal(held, labels)):
                 return value, axis
-    return None
+            if ctx.decide(node, f"a slice of {value.name} {axis}", bool((labels >= 0).all()) and bool(torch.isin(labels, held).all())):
+                sliced.append((value, axis))
+    if not sliced:
+        return None
+    ctx.floor(labels)
+    return sliced[0]

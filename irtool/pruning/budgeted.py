@@ -144,7 +144,7 @@ class Budgeted:
         return found.remove
 
     def _in_steps(
-        self, groups: ChannelGroups, scores: Scores, costs: WidthCost, shares: Mapping[int, float], most: Mapping[str, float]
+        self, groups: ChannelGroups, scores: Scores, costs: WidthCost, shares: dict[int, float], most: dict[str, float]
     ) -> tuple[Outcome, int]:
         """Allocate in the steps that engines like, or in finer ones where those do not reach the budget, or leave more of it unused than `USED`.
 

@@ -17,7 +17,7 @@ from irtool.channels.kept import Kept
 from irtool.channels.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
 from irtool.ir.graph import G, Graph, Node, Value
-from irtool.ops.context import Axis, varying
+from irtool.ops.context import Axis, on_axis, varying
 from irtool.ops.contraction import channel_axis
 from irtool.pruning.proof import Replay
 
@@ -160,11 +160,12 @@ class _Sizes:
         return together
 
     def _parts(self, value: Value) -> tuple[Tensor, ...]:
-        """The value's label tensors; none for a value without labels."""
-        labels = self.labels.axes.get((value.name, 0)) if value.is_param else self.labels.values.get(value)
-        if labels is None or (value.is_param and len(value.sizes) != 1):
-            return ()
-        return (labels, *self.labels.more.get(value, ()))
+        """The value's label tensors, of a parameter those of its axes; none for a value without labels."""
+        if value.is_param:
+            known = [(axis, self.labels.axes.get((value.name, axis))) for axis in range(len(value.sizes))]
+            return tuple(on_axis(found, axis, len(value.sizes)) for axis, found in known if found is not None and found.numel() > 1)
+        labels = self.labels.values.get(value)
+        return () if labels is None else (labels, *self.labels.more.get(value, ()))
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The value's shape after slicing."""

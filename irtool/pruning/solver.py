@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from irtool.channels.groups import ChannelGroups, Pin, channel_groups, group_channels
+from irtool.channels.balance import Balance
+from irtool.channels.groups import NOBODY, ChannelGroups, Pin, channel_groups, group_channels
 from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import Graph
 from irtool.pruning.allocation import Limits, satisfied, wanted
@@ -89,19 +90,21 @@ class Solver:
         return float(np.nansum(self._weighed(groups, scores)[self._allocate(groups, scores)]))
 
     def solve(self) -> Planned[Graph]:
-        """Plan, prove, and where the proof fails fall back: keep places, leave groups whole, couple balanced families, then pin what cannot
-        be proven."""
+        """Plan, prove, and where the proof fails fall back: keep places, leave groups whole, balance strictly, couple balanced families,
+        then pin what cannot be proven."""
         labels = channel_groups(self.prepared).labels
         base = stream_pins(labels, self.options.residual) + self._ignored()
-        couple, whole = False, self.whole
+        whole, couple, strict = self.whole, NOBODY, NOBODY
         for attempt in range(12):
             pins = base + self.pins
             groups = channel_groups(self.prepared)
             if attempt or pins or whole:
-                groups = group_channels(labels, couple=couple, pins=pins, together=self.together, whole=whole)
+                groups = group_channels(labels, couple=couple, strict=strict, pins=pins, together=self.together, whole=whole)
             if (nameless := _nameless(groups)).size:
                 pin = Pin("is balanced with channels that no layer makes", groups.labels.balances[0][0].location)
-                groups = group_channels(labels, couple=couple, pins=[*pins, (nameless, pin)], together=self.together, whole=whole)
+                groups = group_channels(
+                    labels, couple=couple, strict=strict, pins=[*pins, (nameless, pin)], together=self.together, whole=whole
+                )
             scores = self._scores(groups)
             remove = self._allocate(groups, scores)
             try:
@@ -114,9 +117,16 @@ class Solver:
                 if whole:
                     whole = frozenset()
                     continue
-                if couple or not groups.balances:
-                    self._pin_place(error, groups, remove)
-                couple = True
+                touched = self._touched(error, groups, remove)
+                hit = [balance for balance in groups.balances if np.isin(np.concatenate(balance.cells), groups.group[touched]).any()]
+                if any(balance.split for balance in hit):  # others like these would fail next
+                    couple = np.concatenate([couple, _labels_of(groups, [balance for balance in groups.balances if balance.split])])
+                elif not np.isin(found := _labels_of(groups, hit), strict).all():
+                    strict = np.concatenate([strict, found])
+                elif hit:
+                    couple = np.concatenate([couple, found])
+                else:
+                    self.pins.append((touched, Pin(f"no proof: {error.what}", error.where or "graph")))
                 continue
             if self.options.budget and not self._budgeted.keeps(done.program, whole=not remove.any()):
                 continue
@@ -161,8 +171,8 @@ class Solver:
         self.notes = (FINER.format("the ratio"),) if finer else ()
         return remove
 
-    def _pin_place(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> None:
-        """Leave alone what flows into the node whose proof failed; all of it if the node is not known."""
+    def _touched(self, error: ProofError, groups: ChannelGroups, remove: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The labels of what flows into the node whose proof failed; all of those that go if the node is not known."""
         nodes = [
             node
             for node in self.prepared.nodes
@@ -178,7 +188,7 @@ class Solver:
         touched = touched[(touched >= 0) & (touched < groups.group.size)]  # a parameter that nothing labelled has none
         if not remove[groups.group[touched]].any():
             touched = np.flatnonzero(remove[groups.group])
-        self.pins.append((touched, Pin(f"no proof: {error.what}", error.where or "graph")))
+        return touched
 
     def _ignored(self) -> list[tuple[NDArray[np.int64], Pin]]:
         layers = channel_groups(self.prepared).layers
@@ -217,9 +227,15 @@ class Solver:
         return dataclasses.replace(self.options, layers=tuple(layers.values()), ratio=ratio, notes=(*self.notes, *notes))
 
 
+def _labels_of(groups: ChannelGroups, balances: Sequence[Balance]) -> NDArray[np.int64]:
+    """The labels of some balanced families."""
+    cells = [cell for balance in balances for cell in balance.cells]
+    return np.flatnonzero(np.isin(groups.group, np.concatenate(cells))) if cells else NOBODY
+
+
 def _nameless(groups: ChannelGroups) -> NDArray[np.int64]:
     """Labels in balanced families that no layer makes (a stored tensor's that is joined to channels). A plan cannot name them, so they
     must stay, or it would be another one when it is read."""
-    members = np.concatenate([cell for balance in groups.balances for cell in balance.cells] or [np.zeros(0, np.int64)])
+    members = np.concatenate([cell for balance in groups.balances for cell in balance.cells] or [NOBODY])
     lost = np.setdiff1d(members, np.concatenate(groups.owned or [members]))
     return np.flatnonzero(np.isin(groups.group, lost))

@@ -20,7 +20,7 @@ NONE = _Rows(np.zeros((0, 1), np.int64), *[np.zeros(0, np.int64)] * 3)
 def grouped(groups: int, width: int) -> Balance:
     """The family of a grouped convolution's input: a row a group, every channel a group of its own."""
     table = np.arange(groups * width).reshape(groups, width)
-    found = balance_of([table], [table], [table])
+    found = balance_of([table], [table], [table], [False])
     assert found is not None
     return found
 
@@ -54,7 +54,7 @@ def test_of_equally_near_numbers_the_one_nearest_to_the_ratio_wins() -> None:
 def test_a_shuffle_between_two_groupings_is_left_to_the_program() -> None:
     table = np.arange(12).reshape(2, 6)
     shuffled = table.T.reshape(3, 4)
-    found = balance_of([table, shuffled], [table, shuffled], [table, shuffled])
+    found = balance_of([table, shuffled], [table, shuffled], [table, shuffled], [True, False])
     assert found is not None
     assert not found.alike
     taken = _nearest(found, np.array([len(cell) // 2 for cell in found.cells]), NONE)

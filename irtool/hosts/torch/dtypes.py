@@ -6,7 +6,12 @@ from collections.abc import Callable, Set
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from irtool.hosts.torch.modules import submodule
+from irtool.hosts.torch.operators import module_spec
 
 _CASTS = frozenset({"float", "half", "bfloat16"})
 
@@ -27,6 +32,12 @@ def widen(module: fx.GraphModule, dtype: torch.dtype, makers: Set[str] = frozens
             changed = [_widen_node(node, wide, dtype) for node in program.graph.nodes]
             if any(changed):
                 program.recompile()
+    whole = {str(node.target): submodule(module, str(node.target)) for node in module.graph.nodes if node.op == "call_module"}
+    for held in {id(held): held for held in whole.values() if not type(held).__module__.startswith("torch.")}.values():
+        if module_spec(held) is None and not isinstance(held, fx.GraphModule):
+            around = _Around(dtype)
+            held.register_forward_pre_hook(around.enter)
+            held.register_forward_hook(around.leave, always_call=True)
     for node in [node for node in module.graph.nodes if node.name in makers]:
         with module.graph.inserting_after(node):
             converted = module.graph.call_method("to", (node, dtype))
@@ -45,3 +56,37 @@ def _widen_node(node: fx.Node, wide: Callable[[Any], Any], dtype: torch.dtype) -
         return False
     node.args, node.kwargs = args, kwargs
     return True
+
+
+class _Around:
+    """Hooks of a module that stays whole: what its code names as a narrower type is the wider one while it runs."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype, self._entered = dtype, list[_Wider]()
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self._entered.append(_Wider(self._dtype))
+        self._entered[-1].__enter__()
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._entered.pop().__exit__(None, None, None)
+
+
+class _Wider(TorchFunctionMode):
+    """Reads every narrower floating type as the wider one: those that calls name, and those that they make of no float."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _CASTS:
+            return args[0].to(self._dtype)
+        args, kwargs = pytree.tree_map(self._wide, (tuple(args), kwargs or {}))
+        return pytree.tree_map(self._wide, func(*args, **kwargs))
+
+    def _wide(self, leaf: Any) -> Any:
+        kind = leaf.dtype if type(leaf) is torch.Tensor else leaf
+        if not isinstance(kind, torch.dtype) or not kind.is_floating_point or kind.itemsize >= self._dtype.itemsize:
+            return leaf
+        return self._dtype if leaf is kind else leaf.to(self._dtype)

@@ -115,13 +115,13 @@ def explained(model: nn.Module, inputs: tuple[Any, ...], failures: Sequence[tupl
     refusal = _refusal(model, inputs)
     if refusal is not None:
         given = ", ".join(f"{list(leaf.shape)}" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__name__}" for leaf in inputs)
-        place = next(_source_lines(refusal), type(model).__name__)
-        return TraceError(f"the model does not run on the example ({given}): {_first_line(refusal)}", where=place, remedy=REFUSED)
+        place = next(source_lines(refusal), type(model).__name__)
+        return TraceError(f"the model does not run on the example ({given}): {first_line(refusal)}", where=place, remedy=REFUSED)
     made = next((error for _, error in failures if isinstance(error, MadeByForward)), None)
     if made is not None:
         return made
-    texts = [f"{name}: {_first_line(error)}" for name, error in failures]
-    place = next((line for _, error in failures for line in _source_lines(error)), type(model).__name__)
+    texts = [f"{name}: {first_line(error)}" for name, error in failures]
+    place = next((line for _, error in failures for line in source_lines(error)), type(model).__name__)
     return TraceError(f"cannot be traced ({'; '.join(texts)})", where=place, remedy=UNTRACEABLE)
 
 
@@ -139,12 +139,13 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """What colours text in a terminal: torch.export writes it into its errors."""
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, plain and short."""
     return (_COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[0].removesuffix(", but expected one of:")[:160]
 
 
-def _source_lines(error: BaseException) -> Iterator[str]:
-    """The innermost source lines outside torch and irtool on an error's way up."""
+def source_lines(error: BaseException) -> Iterator[str]:
+    """Give the source lines outside torch and irtool on an error's way up, the innermost first."""
     found = []
     trail = error.__traceback__
     while trail is not None:

@@ -30,6 +30,7 @@ from irtool.hosts.torch.tracing.factories import recorded_sizes, symbolic_number
 from irtool.hosts.torch.tracing.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.functionalize import forget_writes, functionalize_writes, restore_writes, written_buffers
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
+from irtool.hosts.torch.tracing.kept_whole import MOST, failing_part
 from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.submodule import capture
 from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
@@ -70,17 +71,8 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     refuse_unknown(model, leaf)
     failures: list[tuple[str, Exception]] = []
     opaque: FxGraph | None = None
-    asides, witness = TraceNotes(), Witness(model, inputs)
-    for name, flags in ATTEMPTS:
-        if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
-            continue  # that a flag is no bool was not what failed
-        asides = asides.again()
-        try:
-            graph = _attempt(model, inputs, tuple(leaf), name, asides, flags=flags)
-            witness.agrees(graph)
-        except Exception as error:
-            failures.append((name, error))
-            continue
+    witness = Witness(model, inputs)
+    for graph in _tried(model, inputs, tuple(leaf), ATTEMPTS, witness, failures):
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
@@ -90,7 +82,51 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
         return witness.witnessed(opaque)
-    raise explained(model, inputs, failures)
+    around = _around(model, inputs, tuple(leaf), witness, failures)
+    if around is None:
+        raise explained(model, inputs, failures)
+    around.notes += copied
+    return around
+
+
+def _tried(
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], attempts: Sequence[tuple[str, bool]], witness: Witness,
+    failures: list[tuple[str, Exception]],
+) -> Iterator[FxGraph]:  # fmt: skip
+    """Give the graphs that agree with the model, one tracer after the other; the errors of the others go into `failures`."""
+    asides = TraceNotes()
+    for name, flags in attempts:
+        if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
+            continue  # that a flag is no bool was not what failed
+        asides = asides.again()
+        try:
+            graph = _attempt(model, inputs, leaf, name, asides, flags=flags)
+            witness.agrees(graph)
+        except Exception as error:
+            failures.append((name, error))
+            continue
+        yield graph
+
+
+def _around(
+    model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], witness: Witness, failures: Sequence[tuple[str, Exception]]
+) -> FxGraph | None:
+    """The graph around the parts that no tracer can follow, which stay whole; None where that is the whole model, or does not help."""
+    whole: dict[str, str] = {}
+    while len(whole) < MOST:
+        error = next((error for name, error in reversed(failures) if name == "concrete"), None)
+        named = [name for name in leaf if isinstance(name, str)]
+        part = failing_part(model, error, {*whole, *named}) if error is not None else None
+        if part is None:
+            return None
+        whole[part.path] = part.said
+        failures = []
+        graph = next(_tried(model, inputs, (*leaf, *whole), ATTEMPTS[:-1], witness, failures), None)
+        if graph is not None:
+            graph = witness.witnessed(graph)
+            graph.notes += tuple(whole.values())
+            return graph
+    return None
 
 
 def _hides(graph: FxGraph) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import sys
@@ -216,13 +217,7 @@ class ConcreteTracer(SymbolicTracer):
         with torch.no_grad():
             if node.op == "call_module":
                 # Not through __call__, which is the tracer's own hook for the time being.
-                held = self.root.get_submodule(str(node.target))
-                copied = copy_module(held, empty_like).eval()
-                self._computing = True
-                try:
-                    return (copied._call_impl if self._is_named(held, str(node.target)) else copied.forward)(*args, **kwargs)
-                finally:
-                    self._computing = False
+                return self._layer(self.root.get_submodule(str(node.target)), str(node.target), args, kwargs)
             try:
                 return call(self.root, node, args, kwargs)
             except AttributeError as error:  # in a property of a proxy, Python would ask for another attribute, without end
@@ -231,6 +226,20 @@ class ConcreteTracer(SymbolicTracer):
                 return self._on_zeros(node, args, kwargs)
             except RuntimeError:  # what the program makes of sizes (anchors) is real, and meets values that are not
                 return call(self.root, node, map_tensors(args, meta), map_tensors(kwargs, meta))
+
+    def _layer(self, held: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
+        """What a layer makes of values: a copy of it, in eval mode."""
+        whole, self._computing = self._is_named(held, path), True
+        try:
+            copied = copy_module(held, empty_like).eval()
+            return (copied._call_impl if whole else copied.forward)(*args, **kwargs)
+        except NotImplementedError:  # a part that stays whole for what it does with numbers
+            if not whole:
+                raise
+            copied = copy.deepcopy(held).eval()
+            return map_tensors(copied._call_impl(*map_tensors(args, _zeros), **map_tensors(kwargs, _zeros)), meta)
+        finally:
+            self._computing = False
 
     def _on_zeros(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         """The shapes that an operator gives which cannot run without numbers; a number that it computes would be made up."""
