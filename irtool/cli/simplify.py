@@ -17,7 +17,8 @@ from irtool.errors import IrtoolError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
 from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
-from irtool.workflows.chain import Chain, Link, chain_inputs, files_link, graph_link
+from irtool.workflows.chain import Chain, Link, files_link, graph_link
+from irtool.workflows.chain_inputs import chain_inputs
 from irtool.workflows.export import place
 from irtool.workflows.model_inputs import input_shapes, input_values
 from irtool.workflows.models import graph_of, onnx_file

@@ -27,13 +27,11 @@ from irtool.train import Data, evaluate
 from irtool.workflows.chain import (
     Chain,
     Link,
-    chain_inputs,
-    fitting_inputs,
     folded_links,
     masked_links,
     onnx_link,
-    takes_any_batch,
 )
+from irtool.workflows.chain_inputs import chain_inputs, fitting_inputs, takes_any_batch
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.engine_files import FILES as ENGINE_FILES
 from irtool.workflows.engine_files import EngineFiles, engine_files

@@ -18,7 +18,8 @@ from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
 from irtool.progress import Reporter
 from irtool.train import Data, evaluate
-from irtool.workflows.chain import Chain, chain_inputs, fitting_inputs, onnx_link
+from irtool.workflows.chain import Chain, onnx_link
+from irtool.workflows.chain_inputs import chain_inputs, fitting_inputs
 from irtool.workflows.compress import FILES, Built, Compressed, files_without, sliced_and_folded
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.engine_files import EngineFiles, engine_files

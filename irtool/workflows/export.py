@@ -27,14 +27,11 @@ from irtool.progress import Reporter
 from irtool.workflows.chain import (
     Chain,
     Link,
-    chain_inputs,
     engine_link,
     files_link,
-    fitting_inputs,
     onnx_link,
-    own_inputs,
-    takes_any_batch,
 )
+from irtool.workflows.chain_inputs import chain_inputs, fitting_inputs, own_inputs, takes_any_batch
 
 OWN_SUFFIXES = tuple(row.suffix for row in OTHERS if row.convert is not None)
 """Suffixes of engines that have files of their own."""

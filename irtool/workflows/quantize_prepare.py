@@ -30,7 +30,8 @@ from irtool.progress import Reporter
 from irtool.quant import Statistics, place
 from irtool.train import Status
 from irtool.workflows.calibration_images import Images
-from irtool.workflows.chain import Chain, files_link, takes_any_batch
+from irtool.workflows.chain import Chain, files_link
+from irtool.workflows.chain_inputs import takes_any_batch
 from irtool.workflows.feeds import Feed
 
 RENEWED = 17

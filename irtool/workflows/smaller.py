@@ -27,7 +27,7 @@ from irtool.pruning.reconstruct.stand_in import can_stand_in
 from irtool.train import Data
 from irtool.train.data.dataset import balanced
 from irtool.train.data.split import Part
-from irtool.workflows.chain import fitting_inputs
+from irtool.workflows.chain_inputs import fitting_inputs
 from irtool.workflows.compress_settings import Settings
 from irtool.workflows.gains import HELD_BACK, better, distilled_on, stages_of
 from irtool.workflows.search import Found, search

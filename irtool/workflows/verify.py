@@ -22,14 +22,13 @@ from irtool.pruning import Plan
 from irtool.workflows.chain import (
     Chain,
     Link,
-    chain_inputs,
     engine_link,
     files_link,
-    fitting_inputs,
     folded_links,
     masked_links,
     onnx_link,
 )
+from irtool.workflows.chain_inputs import chain_inputs, fitting_inputs
 from irtool.workflows.compress import FILES
 from irtool.workflows.data import DataOptions
 from irtool.workflows.engine_files import FILES as ENGINE_FILES

@@ -205,7 +205,9 @@ def test_data_that_cannot_be_used(tmp_path: Path, fails: Fails) -> None:
         assert line.startswith(str(source))
         assert expected in line
     assert "--mean: cannot read '1,2'. Write three numbers" in fails(*_compress(tmp_path, "--data", "digits", "--mean", "1,2", size=False))
-    assert "--limit: 0 images. Give at least 1, or leave it out for all." in fails(*_compress(tmp_path, "--data", "digits", "--limit", "0", size=False))
+    assert "--limit: 0 images. Give at least 1, or leave it out for all." in fails(
+        *_compress(tmp_path, "--data", "digits", "--limit", "0", size=False)
+    )
 
 
 def test_data_of_other_classes(tmp_path: Path, fails: Fails) -> None:

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import irtool
-from irtool.errors import DataError, LayerError, OptionError
+from irtool.errors import OptionError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.models import PreResNet
-from irtool.progress import Status
 from irtool.pruning.check import check_refitted
-from irtool.pruning.reconstruct.distil import Distillation
-from irtool.pruning.reconstruct.images import layout
 
 
 class Chain(nn.Module):
@@ -286,82 +283,6 @@ def test_the_result_saves_loads_replays_folds_exports_and_traces(tmp_path: Path)
     torch.testing.assert_close(irtool.load_onnx(tmp_path / "m.onnx").run(x)[0], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("weights", [True, False])
-def test_biases_alone_leave_every_weight_as_it_was_sliced(weights: bool) -> None:
-    graph, plan = half_pruned()
-    sliced = irtool.prune(graph, plan, "drop")
-    found = irtool.reconstruct(graph, plan, images((3, 16, 16), 32), weights=weights)
-    same = [torch.equal(found.params[n].data, v.data) for n, v in sliced.params.items() if v.data.dim() > 1]
-    assert all(same) == (not weights)
-    assert not torch.equal(found.run(images((3, 16, 16), 2).float()), sliced.run(images((3, 16, 16), 2).float()))
-
-
-def test_ignored_layers_keep_their_values() -> None:
-    graph, plan = half_pruned()
-    sliced = irtool.prune(graph, plan, "drop")
-    found = irtool.Reconstruct(plan, images((3, 16, 16), 32), ignore="layer2")(graph)
-    inside = [name for name, value in sliced.params.items() if name.startswith("layer2") and value.data.dim() == 4]
-    assert inside
-    assert all(torch.equal(found.graph.params[name].data, sliced.params[name].data) for name in inside)
-    assert any("ignored" in note for note in found.notes)
-    with pytest.raises(LayerError, match="no layer is called 'layer9'"):
-        irtool.reconstruct(graph, plan, images((3, 16, 16), 32), ignore="layer9")
-
-
-def test_a_plan_that_removes_nothing_changes_nothing() -> None:
-    graph, _ = half_pruned()
-    found = irtool.Reconstruct(irtool.plan(graph, "l1", 0.0), images((3, 16, 16), 16))(graph)
-    assert not found.changed
-    assert all(torch.equal(value.data, graph.params[name].data) for name, value in found.graph.params.items())
-
-
-def test_too_many_images_for_the_memory_are_left_out_with_a_note() -> None:
-    graph, plan = half_pruned()
-    found = irtool.Reconstruct(plan, images((3, 16, 16), 512), memory=1 << 21)(graph)
-    assert any("of 512 images used" in note for note in found.notes)
-
-
-def test_progress_runs_to_its_end() -> None:
-    graph, plan = half_pruned()
-    seen: list[Status] = []
-    irtool.reconstruct(graph, plan, images((3, 16, 16), 16), progress=seen.append)
-    assert seen[0].task == "run the original"
-    assert seen[-1].done == seen[-1].total > 0
-
-
-@pytest.mark.parametrize(
-    ("given", "text"),
-    [
-        (torch.zeros(0, 3, 16, 16), "a batch is empty"),
-        ([], "there are no images"),
-        (3, "a int holds no images"),
-        ("folder", "a str holds no images"),
-        ({"x": torch.zeros(2, 3, 16, 16)}, "a dict holds no images"),
-        (torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "Prepare them as for inference"),
-        (torch.full((4, 3, 16, 16), float("nan")), "not finite"),
-        (torch.zeros(4, 3, 16, 16, dtype=torch.complex64), r"holds complex numbers \(torch.complex64\), the model takes real numbers"),
-        (torch.ones(4, 3, 16, 16).to_sparse(), "is a sparse tensor"),
-        (torch.zeros(4, 1, 16, 16), "the model does not run on these images"),
-        (torch.zeros(4, 3, 16, 16, 2), r"an argument has shape \(4, 3, 16, 16, 2\), the example \(2, 3, 16, 16\)"),
-        ([{"x": 1}], "a batch is a dict"),
-        ([()], "a batch holds 0 of the 1 arguments"),
-        ([("a", 1)], "the model takes a tensor"),
-    ],
-)
-def test_bad_images_are_refused_in_a_line(given: object, text: str) -> None:
-    graph, plan = half_pruned()
-    with pytest.raises(DataError, match=text) as caught:
-        irtool.reconstruct(graph, plan, given)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("options", [{"positions": 0}, {"limit": 0}, {"memory": 5}, {"seed": -1}, {"positions": "many"}, {"size": 3}])
-def test_impossible_options_are_refused(options: dict[str, object]) -> None:
-    graph, plan = half_pruned()
-    with pytest.raises(OptionError, match=r"reconstruct|no number to work with"):
-        irtool.reconstruct(graph, plan, images((3, 16, 16), 8), **options)
-
-
 def test_stages_aim_at_the_first_graph() -> None:
     graph, first = half_pruned()
     x, probe = images((3, 16, 16)), images((3, 16, 16), 64, 2).float()
@@ -426,82 +347,3 @@ def test_a_net_whose_structure_is_wrong_does_not_pass_as_refitted() -> None:
     longest = max(selects, key=lambda module: len(module.index))
     longest.index = longest.index.flip(0)
     assert not check_refitted(graph, plan, wrong, x).ok
-
-
-def wide_net() -> irtool.FxGraph:
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 6),
-    )  # fmt: skip
-    return irtool.trace(net.eval(), torch.zeros(1, 3, 8, 8))
-
-
-def test_distilling_comes_nearer_to_the_original_on_other_images() -> None:
-    graph, given, other = wide_net(), images((3, 8, 8), 256).float(), images((3, 8, 8), 256, seed=2).float()
-    plan = irtool.plan(graph, "l2", 0.5)
-    wanted = graph.module(other)
-    before = irtool.reconstruct(graph, plan, given)
-    made = irtool.Reconstruct(plan, given, distil=8, rate=1e-3)(graph)
-    errors = [float((net.module(other) - wanted).square().mean().detach()) for net in (before, made.graph)]
-    assert errors[1] < errors[0]
-    assert any(note.startswith("distilled: ") for note in made.notes)
-    assert check_refitted(graph, plan, made.graph, (other[:4],)).ok
-
-
-def test_distilling_that_gains_nothing_is_undone() -> None:
-    graph, given = wide_net(), images((3, 8, 8), 128).float()
-    plan = irtool.plan(graph, "l2", 0.5)
-    made = irtool.Reconstruct(plan, given, distil=1, rate=0.9)(graph)
-    assert any(note.startswith("distilling undone") for note in made.notes)
-    plain = irtool.reconstruct(graph, plan, given)
-    assert torch.equal(made.graph.module(given), plain.module(given))
-
-
-def test_distilling_leaves_ignored_layers_and_refuses_fixed_weights() -> None:
-    graph, given = wide_net(), images((3, 8, 8), 128).float()
-    plan = irtool.plan(graph, "l2", 0.5)
-    sliced, made = irtool.prune(graph, plan, "drop"), irtool.reconstruct(graph, plan, given, distil=2, rate=1e-3, ignore="8")
-    assert torch.equal(made.params["8.weight"].data, sliced.params["8.weight"].data)
-    with pytest.raises(OptionError, match="distilling changes weights"):
-        irtool.reconstruct(graph, plan, given, distil=1, weights=False)
-
-
-class Laid(nn.Module):
-    """Notes how the images lie in memory that it is run on; with `view` it takes one layout alone."""
-
-    def __init__(self, *, viewed: bool) -> None:
-        super().__init__()
-        self.viewed, self.conv, self.head = viewed, nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.conv(x))
-        flat: Tensor = self.head(x.view(x.size(0), -1) if self.viewed else torch.flatten(x, 1))
-        return flat
-
-
-@pytest.mark.parametrize("viewed", [True, False])
-def test_batches_are_laid_out_as_the_program_can_take_them(viewed: bool, capfd: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    graph, given = irtool.trace(Laid(viewed=viewed).eval(), torch.zeros(1, 3, 4, 4)), images((3, 4, 4), 128).float()
-    (laid,) = layout([graph], (given,))((given,))
-    assert torch.equal(laid, given)
-    assert laid.is_contiguous(memory_format=torch.channels_last) is not viewed
-    made = irtool.Reconstruct(irtool.plan(graph, "l2", 0.5), given, distil=1)(graph)
-    assert any(note.startswith("distil") for note in made.notes)
-    assert not capfd.readouterr().err
-
-
-def test_distilling_holds_back_batches_from_all_over() -> None:
-    """Images may come class by class: the last eighth would be of the last class alone."""
-    held: list[list[float]] = []
-
-    class Looking(Distillation):
-        def _loss(self, descent, pairs):  # type: ignore[no-untyped-def]
-            held.append([float(batch[0].mean()) for batch, _ in pairs])
-            return super()._loss(descent, pairs)
-
-    model = nn.Linear(4, 3).eval()
-    graph = irtool.trace(model, torch.zeros(2, 4))
-    Looking(graph, graph, [(torch.full((2, 4), float(number)),) for number in range(32)], 1, 1e-4).run()
-    assert held[0] == [7.0, 15.0, 23.0, 31.0]

@@ -10,7 +10,7 @@ from typing import Any
 from irtool.hosts.torch.graph import FxGraph
 from irtool.progress import Reporter
 from irtool.train import Data
-from irtool.workflows.chain import chain_inputs, fitting_inputs
+from irtool.workflows.chain_inputs import chain_inputs, fitting_inputs
 from irtool.workflows.compress import CHECK_IMAGES
 
 Options = Mapping[str, Any]
