@@ -31,8 +31,8 @@ import irtool
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import RecalibrateBatchNorm
 from irtool.train import Data, History, Settings, distill, evaluate, finetune, fit, sparse
-from irtool.workflows.models import ModelSpec
-from irtool.workflows.weights import load_weights
+from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results" / "training"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.engines.speed.whole_graph import GraphClock
-from irtool.workflows.speed import slower_sentences
+from irtool.workflows.compress.speed import slower_sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 HALF, BUDGETS = (ROOT / "bench" / "results" / name for name in ("half_macs.json", "latency_budgets.json"))

@@ -39,7 +39,7 @@ from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.errors import IrtoolError
 from irtool.quant import Scheme, make_recipe, place
-from irtool.workflows.sensitivity import sqnr
+from irtool.workflows.quantize.sensitivity import sqnr
 
 RESULTS = Path(__file__).parent / "results" / "mnn_operators.json"
 TOLERANCE, GOOD = 4.0, 50.0

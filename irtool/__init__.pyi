@@ -36,10 +36,10 @@ from .passmanager import Pass, PassResult, Pipeline
 from .pruning import Plan, criterion, plan
 from .pruning.check import MaskedCheck, check_prune
 from .workflows.apply import apply
-from .workflows.compress_run import Compression, compress
-from .workflows.quantize_run import Quantisation, quantize
+from .workflows.compress.run import Compression, compress
+from .workflows.equality.verify import verify
+from .workflows.quantize.run import Quantisation, quantize
 from .workflows.recipe.run import RecipeRun, run_recipe
-from .workflows.verify import verify
 
 __version__: str
 

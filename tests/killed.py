@@ -19,7 +19,7 @@ from irtool.cli.train import keep
 from irtool.commit import restore
 from irtool.train import History, load_data
 from irtool.train.history import Record
-from irtool.workflows.output_folder import COMPRESS, output_folder
+from irtool.workflows.folders.output_folder import COMPRESS, output_folder
 
 _CHANGES = frozenset(
     {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink", "os.utime", "shutil.rmtree"}

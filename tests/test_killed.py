@@ -25,8 +25,8 @@ from irtool.commit import committed, restore
 from irtool.engines import export_onnx
 from irtool.errors import FileError
 from irtool.temporary import MOVING, new_name, sweep
-from irtool.workflows.models import saved_model
-from irtool.workflows.output_folder import COMPRESS, claimed
+from irtool.workflows.folders.output_folder import COMPRESS, claimed
+from irtool.workflows.loading.models import saved_model
 
 DIGEST = hashlib.sha256(b"precious").hexdigest()
 ENDLESS = 1_000_000

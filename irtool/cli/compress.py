@@ -16,11 +16,11 @@ from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table, comparison_table, trials_table
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
-from irtool.workflows.compress_options import CompressOptions
-from irtool.workflows.compress_run import Compression
-from irtool.workflows.compress_run import compress as workflow
-from irtool.workflows.data import DataOptions
-from irtool.workflows.model_inputs import input_shapes, input_values
+from irtool.workflows.compress.options import CompressOptions
+from irtool.workflows.compress.run import Compression
+from irtool.workflows.compress.run import compress as workflow
+from irtool.workflows.loading.data import DataOptions
+from irtool.workflows.loading.model_inputs import input_shapes, input_values
 
 
 @with_flags(CompressOptions, leave_out=("budget", "limits", "round_to"), defaults={"ratio": " Default 0.5."}, panel="Compression")

@@ -18,13 +18,13 @@ from irtool.cli.tables import chain_table, comparison_table
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes.prune import Constants
 from irtool.train import Data, History, sparse
-from irtool.workflows.compress import FILES, Built, Compressed, compress_graph, original, report_of, timed, torch_threads
-from irtool.workflows.compress_settings import Settings
-from irtool.workflows.data import TRACE_BATCH
+from irtool.workflows.compress.built import FILES, Built, Compressed, compress_graph, original, report_of, timed, torch_threads
+from irtool.workflows.compress.settings import Settings
 from irtool.workflows.demo import Demo, demo_settings
-from irtool.workflows.models import fingerprint
-from irtool.workflows.output_folder import output_folder
-from irtool.workflows.run_folder import write_run_page
+from irtool.workflows.folders.output_folder import output_folder
+from irtool.workflows.folders.run_folder import write_run_page
+from irtool.workflows.loading.data import TRACE_BATCH
+from irtool.workflows.loading.models import fingerprint
 
 _VARIANTS: tuple[tuple[float, Constants], ...] = ((0.5, "absorb"), (0.7, "drop"), (0.7, "absorb"))
 _SOURCE = {"model": None, "weights": None, "data": "digits", "limit": None, "image_size": None}

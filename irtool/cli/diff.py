@@ -13,8 +13,8 @@ from irtool.atomic_files import replacing
 from irtool.cli import options
 from irtool.ir import Graph
 from irtool.nests import tensors_in
-from irtool.workflows.model_inputs import input_shapes
-from irtool.workflows.models import graph_of, saved_model
+from irtool.workflows.loading.model_inputs import input_shapes
+from irtool.workflows.loading.models import graph_of, saved_model
 
 
 def diff(

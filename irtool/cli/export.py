@@ -12,9 +12,9 @@ from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
 from irtool.workflows.export import OWN_SUFFIXES, write_files
-from irtool.workflows.model_inputs import input_shapes
-from irtool.workflows.models import graph_of, onnx_file
-from irtool.workflows.output_folder import keep_inputs, model_files
+from irtool.workflows.folders.output_folder import keep_inputs, model_files
+from irtool.workflows.loading.model_inputs import input_shapes
+from irtool.workflows.loading.models import graph_of, onnx_file
 
 
 def export(

@@ -17,8 +17,8 @@ from irtool.cli import options
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.ir import Graph
-from irtool.workflows.model_inputs import input_shapes, input_values
-from irtool.workflows.models import graph_of
+from irtool.workflows.loading.model_inputs import input_shapes, input_values
+from irtool.workflows.loading.models import graph_of
 
 
 @dataclass(frozen=True)

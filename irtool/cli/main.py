@@ -21,7 +21,7 @@ import irtool
 from irtool.cli.codes import INTERRUPTED, TERMINATED
 from irtool.cli.lazy import COMMANDS, HELP, Commands
 from irtool.errors import Interrupted, IrtoolError, OptionError
-from irtool.workflows.user_code import Terminated
+from irtool.workflows.loading.user_code import Terminated
 
 app = typer.Typer(
     name="irtool",

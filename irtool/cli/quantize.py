@@ -12,11 +12,11 @@ from irtool.cli.flags import with_flags
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import int8_table
-from irtool.workflows.data import DataOptions
-from irtool.workflows.model_inputs import input_shapes, input_values
-from irtool.workflows.quantize_options import QuantizeOptions
-from irtool.workflows.quantize_report import borders
-from irtool.workflows.quantize_run import quantize as workflow
+from irtool.workflows.loading.data import DataOptions
+from irtool.workflows.loading.model_inputs import input_shapes, input_values
+from irtool.workflows.quantize.options import QuantizeOptions
+from irtool.workflows.quantize.report import borders
+from irtool.workflows.quantize.run import quantize as workflow
 
 
 @with_flags(QuantizeOptions, panel="Quantisation")

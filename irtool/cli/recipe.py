@@ -11,7 +11,7 @@ from rich.table import Table
 from irtool.cli.screen import complain, screen
 from irtool.cli.screen import out as console
 from irtool.errors import OptionError
-from irtool.workflows.folders import SUMMARY
+from irtool.workflows.folders.steps import SUMMARY
 from irtool.workflows.recipe.parse import RecipeError
 from irtool.workflows.recipe.run import run_recipe
 

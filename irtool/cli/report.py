@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from irtool.cli.screen import out as console
-from irtool.workflows.output_folder import keep_inputs
-from irtool.workflows.run_folder import PAGE, write_page
+from irtool.workflows.folders.output_folder import keep_inputs
+from irtool.workflows.folders.run_folder import PAGE, write_page
 
 
 def report(

@@ -17,12 +17,12 @@ from irtool.errors import IrtoolError, OptionError
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.load import save_onnx
 from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
-from irtool.workflows.chain import Chain, Link, files_link, graph_link
-from irtool.workflows.chain_inputs import chain_inputs
+from irtool.workflows.equality.chain import Chain, Link, files_link, graph_link
+from irtool.workflows.equality.chain_inputs import chain_inputs
 from irtool.workflows.export import place
-from irtool.workflows.model_inputs import input_shapes, input_values
-from irtool.workflows.models import graph_of, onnx_file
-from irtool.workflows.output_folder import keep_inputs, model_files
+from irtool.workflows.folders.output_folder import keep_inputs, model_files
+from irtool.workflows.loading.model_inputs import input_shapes, input_values
+from irtool.workflows.loading.models import graph_of, onnx_file
 
 _MORE = (1, 32)
 """How much longer free axes are in other comparisons: the first axis, and others."""

@@ -8,12 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from irtool.quant import layers_of
-from irtool.workflows.calibration_images import Images
-from irtool.workflows.chain import Chain
-from irtool.workflows.engine_files import FILES
-from irtool.workflows.quantize import Outcome, Settings
-from irtool.workflows.record import TIMED, Measured
-from irtool.workflows.search import Trial
+from irtool.workflows.compress.engine_files import FILES
+from irtool.workflows.compress.search import Trial
+from irtool.workflows.equality.chain import Chain
+from irtool.workflows.folders.record import TIMED, Measured
+from irtool.workflows.quantize.calibration_images import Images
+from irtool.workflows.quantize.graph import Outcome, Settings
 
 _COLOURS = {"holds": "green", "unchecked": "yellow", "BROKEN": "red"}
 

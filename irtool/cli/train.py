@@ -29,11 +29,11 @@ from irtool.train import Data, History, Settings
 from irtool.train.checkpoint import check_facts
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
-from irtool.workflows.data import DataOptions, known_preprocessing
-from irtool.workflows.model_inputs import input_shapes
-from irtool.workflows.models import MODEL_FILE
-from irtool.workflows.output_folder import TRAIN, claimed, keep_inputs, model_files, read_object
-from irtool.workflows.trainable import data_stamp, trainable
+from irtool.workflows.folders.output_folder import TRAIN, claimed, keep_inputs, model_files, read_object
+from irtool.workflows.loading.data import DataOptions, known_preprocessing
+from irtool.workflows.loading.model_inputs import input_shapes
+from irtool.workflows.loading.models import MODEL_FILE
+from irtool.workflows.loading.trainable import data_stamp, trainable
 
 HISTORY_FILE = "train.json"
 DATA_FILE = "train-data.json"

@@ -11,7 +11,7 @@ from irtool.cli import options
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
-from irtool.workflows.verify import verify as workflow
+from irtool.workflows.equality.verify import verify as workflow
 
 _REMEDY = "The files do not belong together, or one was changed: run irtool compress again."
 

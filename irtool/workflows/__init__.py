@@ -1,1 +1,1 @@
-"""Tables, plots and HTML pages about a result."""
+"""Whole jobs, as functions: what the command line parses, calls and prints."""

@@ -24,14 +24,14 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph
 from irtool.passes import fold_batchnorm
 from irtool.progress import Reporter
-from irtool.workflows.chain import (
+from irtool.workflows.equality.chain import (
     Chain,
     Link,
     engine_link,
     files_link,
     onnx_link,
 )
-from irtool.workflows.chain_inputs import chain_inputs, fitting_inputs, own_inputs, takes_any_batch
+from irtool.workflows.equality.chain_inputs import chain_inputs, fitting_inputs, own_inputs, takes_any_batch
 
 OWN_SUFFIXES = tuple(row.suffix for row in OTHERS if row.convert is not None)
 """Suffixes of engines that have files of their own."""

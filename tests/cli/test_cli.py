@@ -23,9 +23,9 @@ from irtool.cli.main import run
 from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
 from irtool.errors import IrtoolError
 from irtool.train import Preprocessing
-from irtool.workflows.compress import FILES
-from irtool.workflows.models import ModelSpec
-from irtool.workflows.weights import read_weights
+from irtool.workflows.compress.built import FILES
+from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.weights import read_weights
 
 MODEL = "VGG:depth=11,width=0.0625"
 Run = Callable[..., tuple[int, str, str]]
@@ -261,7 +261,7 @@ def test_a_broken_link_writes_nothing(weights: Path, tmp_path: Path, cli: Run, m
         _spoil(path, "features.4.weight")
         return done
 
-    monkeypatch.setattr("irtool.workflows.compress.export_onnx", spoilt)
+    monkeypatch.setattr("irtool.workflows.compress.built.export_onnx", spoilt)
     code, printed, complaint = cli("compress", MODEL, "-w", weights, "-i", "2x3x32x32", "-o", tmp_path / "deep" / "out")
     assert code == 1
     assert "folded = ONNX: differ by" in complaint

@@ -9,8 +9,8 @@ import torch
 
 from irtool.errors import FileError, OptionError
 from irtool.models import PreResNet
-from irtool.workflows.models import ModelSpec
-from irtool.workflows.weights import load_weights, read_weights
+from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.weights import load_weights, read_weights
 
 
 @pytest.mark.parametrize(

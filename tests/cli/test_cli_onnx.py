@@ -19,7 +19,7 @@ from onnx_nets import Net
 from irtool.cli.main import run
 from irtool.engines import export_mnn
 from irtool.engines.table import ENGINES
-from irtool.workflows.chain import engine_link
+from irtool.workflows.equality.chain import engine_link
 
 Run = Callable[..., tuple[int, str, str]]
 

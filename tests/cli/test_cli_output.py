@@ -22,7 +22,7 @@ from irtool.cli import train as train_command
 from irtool.cli.main import run
 from irtool.errors import FileError
 from irtool.train.checkpoint import save_checkpoint
-from irtool.workflows.output_folder import COMPRESS, QUANTIZE, RECIPE, TRAIN, claimed, makers, output_folder
+from irtool.workflows.folders.output_folder import COMPRESS, QUANTIZE, RECIPE, TRAIN, claimed, makers, output_folder
 
 ROOT = Path(__file__).parents[2]
 MODEL = "VGG:depth=11,width=0.0625"

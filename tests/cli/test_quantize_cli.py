@@ -81,7 +81,7 @@ def test_a_drop_that_cannot_be_kept_writes_nothing(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, *[0.1] * 20])
-    monkeypatch.setattr("irtool.workflows.quantize._Work.score", lambda self, path, task: next(scores))
+    monkeypatch.setattr("irtool.workflows.quantize.graph._Work.score", lambda self, path, task: next(scores))
     options = ["--calib", "digits", "--limit", "60", "--images", "32", "--max-drop", "1"]
     assert run(["quantize", str(saved), "--out", str(tmp_path / "out"), *options]) == 1
     assert "int8 loses 80.00 points" in (said := capsys.readouterr().err)

@@ -21,8 +21,8 @@ from irtool.engines.speed.whole_graph import GraphClock
 from irtool.engines.table import ENGINES, OTHERS, by_suffix
 from irtool.errors import BackendError, FileError, IrtoolError
 from irtool.quant import place
-from irtool.workflows.chain import engine_link
-from irtool.workflows.sensitivity import sqnr
+from irtool.workflows.equality.chain import engine_link
+from irtool.workflows.quantize.sensitivity import sqnr
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 3, 16, 16)).astype(np.float32)
 

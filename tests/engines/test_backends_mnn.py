@@ -25,7 +25,7 @@ from irtool.engines.mnn import workarounds as mnn_mend
 from irtool.engines.mnn.process import meaning
 from irtool.engines.table import ENGINES
 from irtool.errors import BackendError, ExportError, FileError, OptionError
-from irtool.workflows.chain import engine_link
+from irtool.workflows.equality.chain import engine_link
 
 
 class Signature(nn.Module):

@@ -22,9 +22,9 @@ from irtool.page import diff_page
 from irtool.passes import fold_batchnorm, prune
 from irtool.pruning import plan
 from irtool.train.history import History, Record
-from irtool.workflows.run_folder import keep_history, page_of, write_run_page
-from irtool.workflows.sensitivity import Sensitivity
-from irtool.workflows.sensitivity_plot import write_sensitivity
+from irtool.workflows.folders.run_folder import keep_history, page_of, write_run_page
+from irtool.workflows.quantize.sensitivity import Sensitivity
+from irtool.workflows.quantize.sensitivity_plot import write_sensitivity
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>@@style@@"
 

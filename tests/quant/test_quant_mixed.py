@@ -32,7 +32,7 @@ def quantised(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
     def go(drop: str, scores: list[float]) -> tuple[int, Path]:
         given = iter(scores)
-        monkeypatch.setattr("irtool.workflows.quantize._Work.score", lambda self, path, task: next(given))
+        monkeypatch.setattr("irtool.workflows.quantize.graph._Work.score", lambda self, path, task: next(given))
         options = ["--calib", "digits", "--limit", "60", "--images", "32", "--runs", "2", "--engine", "mnn", "--no-sensitivity"]
         return run(["quantize", str(saved), "--out", str(tmp_path / "out"), f"--max-drop={drop}", *options]), tmp_path / "out"
 

@@ -15,7 +15,7 @@ from onnx_nets import Net
 from PIL import Image
 
 from irtool.errors import CheckError
-from irtool.workflows.feeds import Feed, agreement
+from irtool.workflows.loading.feeds import Feed, agreement
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -10,8 +10,8 @@ import irtool
 from irtool.cli.tables import chain_table
 from irtool.errors import CheckError
 from irtool.pruning.check import MaskedCheck
-from irtool.workflows import chain
-from irtool.workflows.chain import Chain, Link, masked_links
+from irtool.workflows.equality import chain
+from irtool.workflows.equality.chain import Chain, Link, masked_links
 
 
 def shown(*links: Link) -> str:

@@ -11,10 +11,10 @@ from torch import nn
 import irtool
 from irtool.pruning.reconstruct.distance import Aims
 from irtool.train import load_data
-from irtool.workflows.compress_settings import Settings
-from irtool.workflows.gains import STAGES, better, distilled_on, stages_of
-from irtool.workflows.search import Bound
-from irtool.workflows.smaller import _apart
+from irtool.workflows.compress.gains import STAGES, better, distilled_on, stages_of
+from irtool.workflows.compress.search import Bound
+from irtool.workflows.compress.settings import Settings
+from irtool.workflows.compress.smaller import _apart
 
 MACS = {"budget": {"macs": 0.5}}
 

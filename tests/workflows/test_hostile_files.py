@@ -47,10 +47,10 @@ from irtool.engines.mnn.session import mnn_module
 from irtool.pruning import Plan
 from irtool.train import load_data
 from irtool.train.data.image_files import MOST_ENTRIES
+from irtool.workflows.folders.record import read_record
+from irtool.workflows.folders.recorded import Recorded
+from irtool.workflows.folders.run_folder import page_of
 from irtool.workflows.recipe.parse import read_recipe
-from irtool.workflows.record import read_record
-from irtool.workflows.recorded import Recorded
-from irtool.workflows.run_folder import page_of
 
 OWN = (
     *(

@@ -142,7 +142,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
 
 def test_every_option_of_the_command_is_one_in_python() -> None:
     from irtool.cli.compress import compress
-    from irtool.workflows.compress_options import CompressOptions
+    from irtool.workflows.compress.options import CompressOptions
 
     flags = set(inspect.signature(compress).parameters)
     assert set(CompressOptions.__dataclass_fields__) - {"limits"} <= flags

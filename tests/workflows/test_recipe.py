@@ -256,7 +256,7 @@ def test_killed_in_the_middle_of_steps_it_ends_in_the_same_bytes(tmp_path: Path,
     path, whole, killed = tmp_path / "r.toml", tmp_path / "whole", tmp_path / "killed"
     path.write_text(GOOD[: GOOD.index('[[step]]\ndo = "verify"')] + INT8 + 'name = "int8"\n' + INT8 + 'engine = "mnn"\n')
     # In the second epoch, before its checkpoint; and with the int8 file written, before it is timed.
-    for module, name, times in (("irtool.train.fit", "save_checkpoint", 2), ("irtool.workflows.quantize", "latency_pairs", 1)):
+    for module, name, times in (("irtool.train.fit", "save_checkpoint", 2), ("irtool.workflows.quantize.graph", "latency_pairs", 1)):
         call = [sys.executable, "-c", KILLED, module, name, str(times), *command(path, killed)]
         assert subprocess.run(call, capture_output=True, timeout=900).returncode == -signal.SIGKILL
     assert not json.loads((killed / "06-int8" / "step.json").read_text())["done"]
@@ -273,8 +273,8 @@ def test_int8_of_a_recipe_is_guarded_and_told(tmp_path: Path, capsys: pytest.Cap
     path.write_text(GOOD[: GOOD.index("[settings]")] + INT8.replace("60", "1"))
     scores = iter([0.9, 0.1])
     with monkeypatch.context() as patch:
-        patch.setattr("irtool.workflows.quantize._Work.score", lambda self, path, task: next(scores))
-        patch.setattr("irtool.workflows.quantize._Work._sensitivities", lambda self: ([], 0.0))
+        patch.setattr("irtool.workflows.quantize.graph._Work.score", lambda self, path, task: next(scores))
+        patch.setattr("irtool.workflows.quantize.graph._Work._sensitivities", lambda self: ([], 0.0))
         assert run(command(path, out)) == 1
     assert "int8 loses 80.00 points" in (said := capsys.readouterr().err)
     assert "a larger --max-drop (max_drop in a recipe)" in said

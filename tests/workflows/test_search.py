@@ -20,9 +20,9 @@ from irtool.errors import OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.train import Data, Preprocessing
 from irtool.train.data.split import MemorySplit
-from irtool.workflows.search import Bound, Found, Trial, pareto, search
-from irtool.workflows.search_report import is_met, verdict
-from irtool.workflows.smaller import as_shares, shares
+from irtool.workflows.compress.search import Bound, Found, Trial, pareto, search
+from irtool.workflows.compress.search_report import is_met, verdict
+from irtool.workflows.compress.smaller import as_shares, shares
 
 PREPROCESSING = Preprocessing((0.5,) * 3, (0.25,) * 3, (8, 8), 3)
 PLAIN = irtool.Plan((), "l1")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import irtool
-from irtool.workflows.speed import slower_sentences
+from irtool.workflows.compress.speed import slower_sentences
 
 
 def net(*widths: int, groups: int = 1, size: int = 8) -> irtool.FxGraph:

@@ -10,8 +10,8 @@ from typing import Any
 from irtool.hosts.torch.graph import FxGraph
 from irtool.progress import Reporter
 from irtool.train import Data
-from irtool.workflows.chain_inputs import chain_inputs, fitting_inputs
-from irtool.workflows.compress import CHECK_IMAGES
+from irtool.workflows.compress.built import CHECK_IMAGES
+from irtool.workflows.equality.chain_inputs import chain_inputs, fitting_inputs
 
 Options = Mapping[str, Any]
 

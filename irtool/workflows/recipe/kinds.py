@@ -20,15 +20,15 @@ from irtool.train import Settings, evaluate, recover
 from irtool.train.sparse import strength_of
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
-from irtool.workflows.chain import (
+from irtool.workflows.compress.built import FILES
+from irtool.workflows.equality.chain import (
     Chain,
     engine_link,
     folded_links,
     masked_links,
     onnx_link,
 )
-from irtool.workflows.chain_inputs import takes_any_batch
-from irtool.workflows.compress import FILES
+from irtool.workflows.equality.chain_inputs import takes_any_batch
 from irtool.workflows.recipe.kind import Context, Kind, Made, Options
 from irtool.workflows.recipe.quantize import QUANTIZE
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from irtool.engines.table import ENGINES
-from irtool.workflows.calibration_images import Images
-from irtool.workflows.quantize import Outcome, quantize_graph
-from irtool.workflows.quantize_options import QuantizeOptions
-from irtool.workflows.quantize_report import borders, verdict, write_report
+from irtool.workflows.quantize.calibration_images import Images
+from irtool.workflows.quantize.graph import Outcome, quantize_graph
+from irtool.workflows.quantize.options import QuantizeOptions
+from irtool.workflows.quantize.report import borders, verdict, write_report
 from irtool.workflows.recipe.kind import Context, Kind, Made, Options
 
 

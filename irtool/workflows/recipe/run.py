@@ -20,15 +20,15 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.progress import Reporter
 from irtool.temporary import new_name, sweep
 from irtool.train import Data, evaluate
-from irtool.workflows.compress import FILES
-from irtool.workflows.data import known_preprocessing
-from irtool.workflows.folders import STATE as STATE_FILE
-from irtool.workflows.folders import SUMMARY as SUMMARY_FILE
-from irtool.workflows.output_folder import RECIPE, claimed, keep_inputs, model_files
+from irtool.workflows.compress.built import FILES
+from irtool.workflows.folders.output_folder import RECIPE, claimed, keep_inputs, model_files
+from irtool.workflows.folders.steps import STATE as STATE_FILE
+from irtool.workflows.folders.steps import SUMMARY as SUMMARY_FILE
+from irtool.workflows.loading.data import known_preprocessing
+from irtool.workflows.loading.trainable import data_stamp, trainable
 from irtool.workflows.recipe.kind import Context, Made
 from irtool.workflows.recipe.kinds import KINDS
 from irtool.workflows.recipe.parse import Recipe, Step, read_recipe
-from irtool.workflows.trainable import data_stamp, trainable
 
 FORMAT = 1
 """Part of every key: a step made by another version of this file is made again."""

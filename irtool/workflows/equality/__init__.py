@@ -1,0 +1,1 @@
+"""The chain of equality between a model and its files, and where two programs part."""

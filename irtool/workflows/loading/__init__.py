@@ -1,0 +1,1 @@
+"""Models, weights, images and their shapes, as users name them."""

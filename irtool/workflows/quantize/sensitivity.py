@@ -1,0 +1,100 @@
+"""What each layer costs when it alone is quantised."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from irtool.engines import OnnxSession
+from irtool.engines.onnxruntime.calibrate import Told, nobody
+from irtool.engines.onnxruntime.qdq import to_qdq
+from irtool.quant.placement import Int8Policy, place
+from irtool.quant.scales import Scheme, make_recipe
+from irtool.quant.statistics import Statistics
+from irtool.workflows.loading.feeds import Feed, agreement, runner
+
+STEP = 64
+"""Images at a time."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One layer in int8, all else in float.
+
+    Attributes:
+        layer: its name.
+        op: its operator.
+        sqnr_db: power of the model's output over power of the error, in decibels: the higher the better.
+        accuracy: share of images that are right, in [0, 1]; of a model that is no classifier the agreement of its outputs.
+        weights: entries of its weight.
+    """
+
+    layer: str
+    op: str
+    sqnr_db: float
+    accuracy: float
+    weights: int
+
+
+def sensitivities(
+    model: ModelProto,
+    policy: Int8Policy,
+    stats: Mapping[str, Statistics],
+    scheme: Scheme,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    *,
+    feed: Feed | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+    told: Told = nobody,
+) -> list[Sensitivity]:
+    """Quantise each layer alone and look at the model's outputs, in onnxruntime; the most sensitive layer first.
+
+    Args:
+        model: as `prepared` returns it.
+        policy: of the engine that the model is for, which onnxruntime simulates; that is near enough to rank.
+        stats: of all tensors of the engine's placement.
+        scheme: the options.
+        images: float32 (N, C, H, W).
+        labels: int64 (N,); None of a model that is no classifier.
+        feed: how the model takes images; by default as they are.
+        batch: the batch that is written into the model; None if it is free.
+        threads: of onnxruntime.
+        told: called with the number of layers done.
+    """
+    layers = place(model, policy).layers
+    everything = [layer.name for layer in layers]
+    sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def outputs(some: ModelProto) -> list[np.ndarray]:
+            path = Path(folder) / "model.onnx"
+            onnx.save(some, str(path))
+            run = runner(OnnxSession(path, threads), feed or Feed(), batch)
+            parts = [run(images[start : start + STEP]) for start in range(0, len(images), STEP)]
+            return [np.concatenate([np.atleast_1d(array) for array in arrays]) for arrays in zip(*parts, strict=True)]
+
+        expected = outputs(model)
+        for done, layer in enumerate(layers, start=1):
+            alone = place(model, policy, [name for name in everything if name != layer.name], joins=False)
+            got = outputs(to_qdq(model, make_recipe(model, alone, stats, scheme)))
+            right = agreement(got, expected) if labels is None else float((got[0].reshape(len(labels), -1).argmax(1) == labels).mean())
+            pairs = [(a, b) for a, b in zip(got, expected, strict=True) if a.shape == b.shape]
+            found.append(Sensitivity(layer.name, layer.op, min(sqnr(a, b) for a, b in pairs), right, sizes[layer.weight]))
+            told(done)
+    return sorted(found, key=lambda entry: entry.sqnr_db)
+
+
+def sqnr(result: np.ndarray, reference: np.ndarray) -> float:
+    """Signal to quantisation noise in decibels; 200 where there is no noise."""
+    signal = float((reference.astype(np.float64) ** 2).sum())
+    noise = float(((result.astype(np.float64) - reference) ** 2).sum())
+    return min(200.0, 10 * float(np.log10(max(signal, 1e-30) / max(noise, 1e-300))))
