@@ -63,7 +63,7 @@ def recalibrated(module: nn.Module, images: Tensor) -> nn.Module:
     new.eval()
     for part in norms:
         part.train()
-    for batch in images.split(128):
+    for batch in images.contiguous(memory_format=torch.channels_last).split(128):
         new(batch)
     return new.eval()
 

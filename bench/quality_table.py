@@ -117,7 +117,7 @@ def plot(rows: list[Row], path: Path) -> None:
     nets = list(dict.fromkeys(row["net"] for row in scored))
     if not nets:
         return
-    figure, panels = plt.subplots(1, len(nets), figsize=(4.2 * len(nets), 3.6), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(nets), figsize=(4.2 * len(nets), 3.6), sharex=True, sharey=True, squeeze=False)
     for net, panel in zip(nets, panels[0], strict=True):
         for mine, colour, label in ((True, "tab:blue", "irtool"), (False, "tab:orange", "best peer")):
             points: dict[float, list[float]] = {}
