@@ -156,7 +156,9 @@ def _pytorchcv(name: str) -> Brought:
     except TypeError:
         model = get_model(name, pretrained=False)
     size = tuple(getattr(model, "in_size", (256, 256)))
-    return Brought(model.eval(), (1, 1 if name == "superpointnet" else 3, *(min(side, 352) for side in size)))
+    if name == "superpointnet":  # goes over its points one by one
+        return Brought(model.eval(), (1, 1, 64, 64), 8)
+    return Brought(model.eval(), (1, 3, *(min(side, 352) for side in size)))
 
 
 class Edsr(nn.Module):
