@@ -28,7 +28,7 @@ from onnx_peer import LAYERS  # noqa: E402
 
 import irtool  # noqa: E402
 from irtool.errors import IrtoolError  # noqa: E402
-from irtool.pruning.check import before_saturation  # noqa: E402
+from irtool.pruning.slicing.check import before_saturation  # noqa: E402
 
 HEAD = ("file", "nodes", "layers", "parameters", "0.3", "0.5", "bytes", "0.5", "error 0.3", "error 0.5", "fold", "seconds")
 

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from onnx_nets import Net  # noqa: E402
 
 import irtool  # noqa: E402
-from irtool.hosts.onnx.load import from_model  # noqa: E402
+from irtool.hosts.onnx.files.load import from_model  # noqa: E402
 
 
 def chain(blocks: int) -> Any:

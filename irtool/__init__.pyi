@@ -7,8 +7,8 @@ from .analysis.diff.diff import Diff, diff
 from .archive import load, read_info, save
 from .channels.groups import ChannelGroups, channel_groups
 from .engines import export_mnn, export_onnx
+from .hosts.onnx.files.load import load_onnx, save_onnx
 from .hosts.onnx.graph import OnnxGraph
-from .hosts.onnx.load import load_onnx, save_onnx
 from .hosts.torch.graph import FxGraph
 from .hosts.torch.tracing.submodule import put_back
 from .hosts.torch.tracing.trace import trace
@@ -34,7 +34,7 @@ from .passes import (
 )
 from .passmanager import Pass, PassResult, Pipeline
 from .pruning import Plan, criterion, plan
-from .pruning.check import MaskedCheck, check_prune
+from .pruning.slicing.check import MaskedCheck, check_prune
 from .workflows.apply import apply
 from .workflows.compress.run import Compression, compress
 from .workflows.equality.verify import verify

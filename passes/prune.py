@@ -13,9 +13,9 @@ from irtool.passmanager import Pass, Rewritten, register
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.bias import add_biases, no_gains
 from irtool.pruning.absorb.calibration import constants_of_branches, listed, measured
-from irtool.pruning.check import MaskedCheck, check_prune
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_slicing import find_slicing
+from irtool.pruning.slicing.check import MaskedCheck, check_prune
+from irtool.pruning.slicing.plan_slicing import find_slicing
 
 Constants = Literal["absorb", "drop"]
 

@@ -19,13 +19,13 @@ from irtool.progress import Progress, silent
 from irtool.pruning.absorb.bias import add_biases, add_to_biases, outputs_of
 from irtool.pruning.absorb.calibration import measured
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_slicing import find_slicing, on_copy, put_constants
 from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.distil import Distillation
 from irtool.pruning.reconstruct.images import image_batches, live_bytes, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
 from irtool.pruning.reconstruct.stand_in import IMAGES, noise_batches, statistics, with_statistics_of
-from irtool.pruning.slicing import Slicing
+from irtool.pruning.slicing.plan_slicing import find_slicing, on_copy, put_constants
+from irtool.pruning.slicing.slicing import Slicing
 
 CHUNK = 32
 """Images that run together."""

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal
 from irtool.errors import GraphError, OptionError
 from irtool.ir.graph import G
 from irtool.passmanager import Pass, Rewritten, register
-from irtool.pruning.plan_slicing import find_slicing
 from irtool.pruning.planner import Plan, plan
+from irtool.pruning.slicing.plan_slicing import find_slicing
 
 Init = Literal["fresh", "best"]
 

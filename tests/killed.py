@@ -96,7 +96,7 @@ def trained(folder: Path, seed: int = 1) -> None:
 
 def large_model(folder: Path, seed: int = 1) -> None:
     """An .onnx file with its weights beside it."""
-    from irtool.hosts.onnx import file as onnx_file
+    from irtool.hosts.onnx.files import file as onnx_file
 
     graph = irtool.load_onnx(folder.parent / f"{seed}.onnx")
     onnx_file.INLINE_LIMIT = 100

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 FILES = Path(__file__).parents[2] / "shared" / "data" / "onnx"
 

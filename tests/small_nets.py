@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import irtool
-from irtool.pruning.check import MaskedCheck
+from irtool.pruning.slicing.check import MaskedCheck
 
 Middle = Callable[[Any, Tensor], Tensor]
 """Of the net, whose parts it may use, and 16 channels."""

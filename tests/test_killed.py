@@ -154,7 +154,7 @@ def test_a_model_with_its_weights_beside_it(watch: Watch, tmp_path: Path, monkey
     for seed in (0, 1):
         export_onnx(net(seed), tmp_path / f"{seed}.onnx")
         results[seed] = irtool.load_onnx(tmp_path / f"{seed}.onnx").run(x)[0].numpy()
-    monkeypatch.setattr("irtool.hosts.onnx.file.INLINE_LIMIT", 100)
+    monkeypatch.setattr("irtool.hosts.onnx.files.file.INLINE_LIMIT", 100)
     (tmp_path / "old").mkdir()
     large_model(tmp_path / "old", 0)
     assert (tmp_path / "old" / "m.onnx.data").is_file()

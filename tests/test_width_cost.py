@@ -10,7 +10,7 @@ import torchvision
 import irtool
 from irtool.analysis.width_cost import KINDS, WidthCost, width_cost
 from irtool.channels.groups import channel_groups
-from irtool.pruning.plan_slicing import prepare
+from irtool.pruning.slicing.plan_slicing import prepare
 
 
 def counted(costs: WidthCost, keep: np.ndarray) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import CheckError, OptionError
-from irtool.hosts.torch.interpreter import cast_module
+from irtool.hosts.torch.running.interpreter import cast_module
 from irtool.ir.graph import Graph
 from irtool.modes import evaluating
 from irtool.nests import cast, map_tensors, tensors_in

@@ -14,8 +14,8 @@ from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
 from irtool.errors import IrtoolError, OptionError
+from irtool.hosts.onnx.files.load import save_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import save_onnx
 from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
 from irtool.workflows.equality.chain import Chain, Link, files_link, graph_link
 from irtool.workflows.equality.chain_inputs import chain_inputs

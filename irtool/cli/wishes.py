@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 
 from irtool.errors import OptionError
-from irtool.pruning.budget import LATENCY, check_budget
-from irtool.pruning.budgeted import check_limits
+from irtool.pruning.allocation.budget import LATENCY, check_budget
+from irtool.pruning.allocation.budgeted import check_limits
 from irtool.pruning.plan import Rounding
 
 _SCALES = {"": 1.0, "ms": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}

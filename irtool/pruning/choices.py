@@ -24,10 +24,10 @@ from irtool.pruning.absorb.bias import add_to_biases
 from irtool.pruning.branches import Branch, branches, chosen_branches, cut, mean_outputs, set_constants
 from irtool.pruning.names import fits, is_at
 from irtool.pruning.plan import Plan, Residual, check_names
-from irtool.pruning.plan_slicing import Planned, put_constants
 from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.images import image_batches, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Reconstruction
+from irtool.pruning.slicing.plan_slicing import Planned, put_constants
 
 SHOWN, HELD, LEAST = 128, 256, 32
 """Images that a trial scores channels and refits layers on, and images that it is measured on, at most; both together, at least."""

@@ -12,13 +12,13 @@ from irtool.errors import DataError, PlanError
 from irtool.garbage import uncollected
 from irtool.ir.graph import Graph
 from irtool.progress import Progress, silent
-from irtool.pruning.batches import batches_for, default_criterion, without_images
+from irtool.pruning.allocation.budget import check_budget, check_engine_request
+from irtool.pruning.allocation.budgeted import check_allocator, check_limits
+from irtool.pruning.allocation.latency import plan_within
 from irtool.pruning.branches import chosen_branches, mean_outputs, set_constants
-from irtool.pruning.budget import check_budget, check_engine_request
-from irtool.pruning.budgeted import check_allocator, check_limits
 from irtool.pruning.choices import LEAST, Choice, check_depth
-from irtool.pruning.criteria import CRITERIA, Batches, Criterion, Scores, find_criterion
-from irtool.pruning.latency import plan_within
+from irtool.pruning.criteria.batches import batches_for, default_criterion, without_images
+from irtool.pruning.criteria.criteria import CRITERIA, Batches, Criterion, Scores, find_criterion
 from irtool.pruning.plan import (
     Allocator,
     GroupKind,
@@ -31,8 +31,8 @@ from irtool.pruning.plan import (
     check_names,
     check_values,
 )
-from irtool.pruning.plan_slicing import Planned, prepare
 from irtool.pruning.reconstruct.images import image_batches, split_to_fit
+from irtool.pruning.slicing.plan_slicing import Planned, prepare
 from irtool.pruning.solver import Solver
 from irtool.pruning.stages import CHUNK, IMAGES, check_stages, in_stages
 from irtool.tensor_defaults import plain_tensors

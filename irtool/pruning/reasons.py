@@ -13,8 +13,8 @@ from scipy.sparse.csgraph import connected_components
 
 from irtool.channels.groups import ChannelGroups
 from irtool.channels.labels import Layer
-from irtool.pruning.criteria import Scores
-from irtool.pruning.plan_slicing import own_groups
+from irtool.pruning.criteria.criteria import Scores
+from irtool.pruning.slicing.plan_slicing import own_groups
 
 
 def reason_of(groups: ChannelGroups, scores: Scores, layer: Layer, *, asked: bool, gone: bool, options: Mapping[str, Any]) -> str:

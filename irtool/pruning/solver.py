@@ -15,20 +15,20 @@ from irtool.channels.balance import Balance
 from irtool.channels.groups import NOBODY, ChannelGroups, Pin, channel_groups, group_channels
 from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import Graph
-from irtool.pruning.allocation import Limits, satisfied, wanted
-from irtool.pruning.budgeted import Budgeted
-from irtool.pruning.criteria import Batches, Criterion, Scores, check_finite, group_scores
+from irtool.pruning.allocation.allocation import Limits, satisfied, wanted
+from irtool.pruning.allocation.budgeted import Budgeted
+from irtool.pruning.allocation.latency import Way
+from irtool.pruning.allocation.sensitivity import sensitivity
+from irtool.pruning.allocation.widths import FINER, in_steps, steps_of
+from irtool.pruning.criteria.criteria import Batches, Criterion, Scores, check_finite, group_scores
 from irtool.pruning.group_kinds import channels_at_once, whole_groups
-from irtool.pruning.latency import Way
 from irtool.pruning.names import names
 from irtool.pruning.plan import GroupKind, LayerPlan, Plan
-from irtool.pruning.plan_slicing import Planned, find_slicing, own_groups, place_of
-from irtool.pruning.proof import PlaceError
 from irtool.pruning.reasons import reason_of, unseparated
 from irtool.pruning.residual import stream_pins
-from irtool.pruning.sensitivity import sensitivity
-from irtool.pruning.slicing import slice_channels
-from irtool.pruning.widths import FINER, in_steps, steps_of
+from irtool.pruning.slicing.plan_slicing import Planned, find_slicing, own_groups, place_of
+from irtool.pruning.slicing.proof import PlaceError
+from irtool.pruning.slicing.slicing import slice_channels
 
 
 @dataclass

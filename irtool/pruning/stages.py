@@ -15,12 +15,12 @@ from typing import Any
 from irtool.errors import DataError, PlanError
 from irtool.ir.graph import Graph
 from irtool.pruning.absorb.bias import add_to_biases
-from irtool.pruning.budget import Targets
+from irtool.pruning.allocation.budget import Targets
 from irtool.pruning.plan import LayerPlan, Plan
-from irtool.pruning.plan_slicing import Planned, find_slicing, put_constants
 from irtool.pruning.reconstruct.images import image_batches, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Reconstruction
-from irtool.pruning.slicing import Slicing
+from irtool.pruning.slicing.plan_slicing import Planned, find_slicing, put_constants
+from irtool.pruning.slicing.slicing import Slicing
 
 CHUNK = 32
 """Images that are run together while layers are refitted."""

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from irtool.errors import OptionError, PlanError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.layer_sizes import exported_sizes, layer_of, parameter_sizes
 from irtool.hosts.torch.modules import attribute
+from irtool.hosts.torch.sizes.layer_sizes import exported_sizes, layer_of, parameter_sizes
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Node
 from irtool.nests import map_tensors, tensors_in
 from irtool.pruning.absorb.absorb import absorption
 from irtool.pruning.absorb.bias import add_biases
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_slicing import find_slicing
-from irtool.pruning.slicing import Slicing
+from irtool.pruning.slicing.plan_slicing import find_slicing
+from irtool.pruning.slicing.slicing import Slicing
 from irtool.tensor_defaults import plain_tensors, seeded
 
 _REMEDY = "Use prune(graph, plan), whose graph needs no class, or leave that layer out with ignore=."

@@ -18,8 +18,8 @@ from irtool.engines.onnxruntime.export import check_opset
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.table import OTHERS, REFERENCE, by_suffix
 from irtool.errors import FileError, OptionError
+from irtool.hosts.onnx.files.load import save_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import save_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph
 from irtool.passes import fold_batchnorm

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from irtool.analysis.compare import FLOOR, compare
 from irtool.errors import CheckError, GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import run_with
+from irtool.hosts.torch.running.interpreter import run_with
 from irtool.hosts.torch.tracing.trace import trace
 
 X = torch.ones(1)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from irtool.analysis.diff.diff import diff
 from irtool.engines import export_onnx
+from irtool.hosts.onnx.files.load import load_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import load_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.models import VGG, PreResNet

@@ -13,7 +13,7 @@ from onnx_nets import Net
 from torch import Tensor, nn
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 FUNCTIONS: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "softmax": [lambda x: F.softmax(x, 3), lambda x: F.softmin(x, 3), lambda x: F.log_softmax(x, 3)],

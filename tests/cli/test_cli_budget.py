@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from irtool.cli.main import app
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import IrtoolError
-from irtool.pruning import latency
+from irtool.pruning.allocation import latency
 from irtool.workflows.compress import run as compress_run
 
 MODEL = ["compress", "PreResNet:depth=11,width=0.5", "--input", "1x3x32x32"]

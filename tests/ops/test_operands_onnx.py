@@ -7,7 +7,7 @@ import pytest
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 
 def extremum(net: Net, x: str) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.archive import load, save
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 BEFORE = """\
 input  %input:1x3x4x4

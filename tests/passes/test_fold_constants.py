@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 
 class Standardised(nn.Module):

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 from irtool.passes import LowerAffine
 
 

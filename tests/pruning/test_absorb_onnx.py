@@ -10,7 +10,7 @@ import torch
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 
 class Constant(Net):

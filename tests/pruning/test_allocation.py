@@ -11,7 +11,7 @@ from torch import nn
 
 import irtool
 from irtool.channels.balance import Balance, balance_of
-from irtool.pruning.allocation import Limits, _nearest, _nearest_alike, _Rows, _Sets
+from irtool.pruning.allocation.allocation import Limits, _nearest, _nearest_alike, _Rows, _Sets
 
 NONE = _Rows(np.zeros((0, 1), np.int64), *[np.zeros(0, np.int64)] * 3)
 """No layer that the family touches."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import irtool
 from irtool.errors import DataError, PlanError
 from irtool.pruning.branches import branches, constant_of, cut
-from irtool.pruning.check import check_prune, check_refitted
+from irtool.pruning.slicing.check import check_prune, check_refitted
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ from onnx_nets import Net
 from torch import nn
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 SIDES, COUNT = 4, 8
 PLACES = np.arange(COUNT, dtype=np.float32)

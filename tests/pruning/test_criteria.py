@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import irtool
 from irtool.errors import DataError, OptionError, PlanError
 from irtool.models import VGG
-from irtool.pruning.criteria import CRITERIA
+from irtool.pruning.criteria.criteria import CRITERIA
 from irtool.pruning.reconstruct.distance import distance
 
 

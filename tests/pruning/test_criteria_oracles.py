@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.channels.groups import channel_groups
-from irtool.pruning.criteria import CRITERIA, group_scores
+from irtool.pruning.criteria.criteria import CRITERIA, group_scores
 
 LAYERS = ("0", "2")
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.errors import OptionError
-from irtool.pruning.check import check_refitted
 from irtool.pruning.reconstruct.distil import Distillation
 from irtool.pruning.reconstruct.images import layout
+from irtool.pruning.slicing.check import check_refitted
 
 
 def wide_net() -> irtool.FxGraph:

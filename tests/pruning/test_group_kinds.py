@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.errors import PlanError, ProofError
-from irtool.pruning import latency
-from irtool.pruning.check import check_prune, check_refitted
+from irtool.pruning.allocation import latency
+from irtool.pruning.slicing.check import check_prune, check_refitted
 
 
 class Gate(nn.Module):

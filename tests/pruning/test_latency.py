@@ -13,9 +13,9 @@ from torch import nn
 
 import irtool
 from irtool.errors import OptionError, PlanError
-from irtool.pruning import latency
-from irtool.pruning.budgeted import SlowError
-from irtool.pruning.latency import TOLERANCE, Attempt, search
+from irtool.pruning.allocation import latency
+from irtool.pruning.allocation.budgeted import SlowError
+from irtool.pruning.allocation.latency import TOLERANCE, Attempt, search
 
 UNUSED: Any = None
 """A plan, which the search does not look at."""

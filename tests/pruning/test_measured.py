@@ -14,10 +14,10 @@ import irtool
 from irtool.analysis.width_cost import width_cost
 from irtool.channels.groups import channel_groups
 from irtool.errors import DataError, PlanError
-from irtool.pruning.allocation import Limits
-from irtool.pruning.measured import _Program, allocate_measured
-from irtool.pruning.sensitivity import Curve, sensitivity
-from irtool.pruning.stacks import room_of, stacks_of
+from irtool.pruning.allocation.allocation import Limits
+from irtool.pruning.allocation.measured import _Program, allocate_measured
+from irtool.pruning.allocation.sensitivity import Curve, sensitivity
+from irtool.pruning.allocation.stacks import room_of, stacks_of
 
 
 def net() -> irtool.FxGraph:

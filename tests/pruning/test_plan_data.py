@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import irtool
 from irtool.errors import FileError, PlanError
 from irtool.pruning import LayerPlan, Plan
-from irtool.pruning.plan_slicing import find_slicing
+from irtool.pruning.slicing.plan_slicing import find_slicing
 
 X = torch.zeros(1, 3, 9, 9)
 

@@ -93,7 +93,7 @@ def test_folding_and_pruning_again_agree(seed: int) -> None:
     folded = irtool.fold_batchnorm(once)
     assert difference(once.run(*graph.example_inputs), folded.run(*graph.example_inputs))[1] <= 1e-9
     again = irtool.plan(folded, "l2", 0.4, seed=seed)
-    assert irtool.pruning.check.check_prune(folded, again).relative <= 1e-9
+    assert irtool.pruning.slicing.check.check_prune(folded, again).relative <= 1e-9
 
 
 @pytest.mark.parametrize("seed", range(20))

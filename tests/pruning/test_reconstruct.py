@@ -13,7 +13,7 @@ import irtool
 from irtool.errors import OptionError
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.models import PreResNet
-from irtool.pruning.check import check_refitted
+from irtool.pruning.slicing.check import check_refitted
 
 
 class Chain(nn.Module):

@@ -13,8 +13,8 @@ import irtool
 from irtool.errors import DataError, OptionError
 from irtool.models import PreResNet
 from irtool.ops.batch_norm import scale_and_shift
-from irtool.pruning.check import check_refitted
 from irtool.pruning.reconstruct.stand_in import gaussian_noise, leaves, noise, noise_batches, norms_of, with_statistics_of
+from irtool.pruning.slicing.check import check_refitted
 
 
 def photographs(count: int, size: int, seed: int) -> Tensor:

@@ -11,8 +11,8 @@ from structures import CASES, module
 
 import irtool
 from irtool.errors import ProofError
-from irtool.pruning.check import TOLERANCE, check_prune
-from irtool.pruning.proof import PlaceError
+from irtool.pruning.slicing.check import TOLERANCE, check_prune
+from irtool.pruning.slicing.proof import PlaceError
 
 planning = sys.modules["irtool.pruning.solver"]
 

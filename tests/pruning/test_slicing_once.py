@@ -20,9 +20,9 @@ from torch import nn
 import irtool
 from irtool.channels import groups
 from irtool.ir.graph import Graph
-from irtool.pruning import slicing
 from irtool.pruning.branches import branches
-from irtool.pruning.plan_slicing import find_slicing
+from irtool.pruning.slicing import slicing
+from irtool.pruning.slicing.plan_slicing import find_slicing
 
 Make = Callable[[str], Graph]
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 import irtool
 from irtool.analysis.compare import difference
 from irtool.channels.groups import channel_groups
-from irtool.pruning.check import check_prune
+from irtool.pruning.slicing.check import check_prune
 
 NAMES = sorted(CASES)
 OUTPUT = ("is a graph output",)

@@ -9,7 +9,7 @@ from torch import nn
 
 import irtool
 from irtool.errors import PlanError
-from irtool.pruning.widths import steps_of
+from irtool.pruning.allocation.widths import steps_of
 
 
 def chain(*widths: int, groups: int = 1) -> irtool.FxGraph:

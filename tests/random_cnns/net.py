@@ -9,7 +9,7 @@ from random_norms import randomise
 from torch import Tensor, nn
 
 import irtool
-from irtool.pruning.check import check_prune
+from irtool.pruning.slicing.check import check_prune
 from random_cnns import moves  # noqa: F401  (registers its blocks)
 from random_cnns.blocks import BLOCKS, Plan
 from random_cnns.heads import HEADS, STEMS

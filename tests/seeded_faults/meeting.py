@@ -13,7 +13,7 @@ from irtool.ir.graph import Node, Value
 from irtool.ops import contraction, elementwise, normalisation, products
 from irtool.ops import spec as table
 from irtool.ops.context import Context
-from irtool.pruning import proof as replay
+from irtool.pruning.slicing import proof as replay
 from seeded_faults.fault import Patch, fault, outputs
 
 # Elementwise: operands that meet.

@@ -9,13 +9,13 @@ from exchanged import exchange
 from torch import Tensor
 
 from irtool.channels.labels import Labels, Walk
-from irtool.hosts.torch import write_attrs as fx_literals
+from irtool.hosts.torch.sizes import write_attrs as fx_literals
 from irtool.ir.graph import Node
 from irtool.ops import contraction, products, recurrent
 from irtool.ops import spec as table
 from irtool.ops.context import Context, none, on_axis
-from irtool.pruning import proof as replay
-from irtool.pruning import slicing
+from irtool.pruning.slicing import proof as replay
+from irtool.pruning.slicing import slicing
 from seeded_faults.fault import Patch, fault, longest
 
 # SizeEdits of the program.

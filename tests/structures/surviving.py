@@ -13,8 +13,8 @@ from irtool.analysis.compare import difference
 from irtool.ir.graph import Node, Value
 from irtool.ir.hooks import Compute
 from irtool.ops.context import varying
-from irtool.pruning.masked import Masking
-from irtool.pruning.plan_slicing import find_slicing
+from irtool.pruning.slicing.masked import Masking
+from irtool.pruning.slicing.plan_slicing import find_slicing
 
 
 class Surviving(Masking):

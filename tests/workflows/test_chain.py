@@ -9,7 +9,7 @@ from rich.console import Console
 import irtool
 from irtool.cli.tables import chain_table
 from irtool.errors import CheckError
-from irtool.pruning.check import MaskedCheck
+from irtool.pruning.slicing.check import MaskedCheck
 from irtool.workflows.equality import chain
 from irtool.workflows.equality.chain import Chain, Link, masked_links
 

@@ -15,7 +15,7 @@ from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.onnxruntime.qdq import OLDEST, to_qdq
 from irtool.errors import BackendError, ExportError
-from irtool.hosts.onnx.file import opset_of
+from irtool.hosts.onnx.files.file import opset_of
 from irtool.quant.scales import Recipe
 
 LEAST = 0.5

@@ -14,7 +14,7 @@ from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.profile import operator_times
 from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
 from irtool.engines.onnxruntime.session import OnnxSession
-from irtool.hosts.onnx.load import load_onnx
+from irtool.hosts.onnx.files.load import load_onnx
 from irtool.quant import Placement, Scheme, Statistics, make_recipe
 from irtool.quant.boundaries import account
 from irtool.quant.placement import PLAIN

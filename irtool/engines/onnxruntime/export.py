@@ -23,7 +23,7 @@ from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job
 from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
 from irtool.engines.quiet import captured
 from irtool.errors import ExportError, OptionError
-from irtool.hosts.onnx.file import move_with_weights
+from irtool.hosts.onnx.files.file import move_with_weights
 from irtool.temporary import folder_beside
 from irtool.tensor_defaults import plain_tensors
 

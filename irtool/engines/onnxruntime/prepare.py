@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from irtool.hosts.onnx.file import is_large
+from irtool.hosts.onnx.files.file import is_large
 from irtool.quant.placement import DefUse
 
 

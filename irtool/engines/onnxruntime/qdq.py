@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from irtool.errors import ExportError
-from irtool.hosts.onnx.file import opset_of
+from irtool.hosts.onnx.files.file import opset_of
 from irtool.quant.affine import Affine
 from irtool.quant.placement import DefUse, Layer, Placement, layers_of
 from irtool.quant.scales import QuantisedLayer, Recipe

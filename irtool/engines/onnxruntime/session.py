@@ -14,8 +14,8 @@ import numpy as np
 from irtool.engines.quiet import captured
 from irtool.engines.session import TensorSpec, checked, model_file, run_failed, thread_count
 from irtool.errors import BackendError, FileError
-from irtool.hosts.onnx.file import check_bounds
-from irtool.hosts.onnx.interpreter import showing
+from irtool.hosts.onnx.files.file import check_bounds
+from irtool.hosts.onnx.running.interpreter import showing
 
 # onnxruntime's type names that are not numpy's.
 _DTYPES = {"float": "float32", "double": "float64"}

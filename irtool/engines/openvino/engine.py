@@ -6,7 +6,7 @@ from irtool.engines.engine import Engine
 from irtool.engines.onnxruntime.engine import QDQ
 from irtool.engines.openvino.profile import openvino_times
 from irtool.engines.openvino.session import OpenvinoSession
-from irtool.hosts.onnx.load import load_onnx
+from irtool.hosts.onnx.files.load import load_onnx
 
 ENGINE = Engine(
     name="openvino",

@@ -15,7 +15,7 @@ import numpy as np
 from irtool.engines.quiet import captured
 from irtool.engines.session import TensorSpec, checked, model_file, run_failed, thread_count
 from irtool.errors import BackendError
-from irtool.hosts.onnx.file import check_bounds
+from irtool.hosts.onnx.files.file import check_bounds
 
 _TELEMETRY = "openvino_telemetry"
 

@@ -14,7 +14,7 @@ from irtool.engines.session import Session
 from irtool.engines.speed.stopwatch import clock_of
 from irtool.engines.table import engine as find_engine
 from irtool.errors import GraphError
-from irtool.hosts.onnx.load import save_onnx
+from irtool.hosts.onnx.files.load import save_onnx
 from irtool.ir.graph import Graph
 from irtool.nests import map_tensors, tensors_in
 

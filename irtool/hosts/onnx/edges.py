@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from irtool.hosts.onnx.subgraphs import all_nodes, bodies
+from irtool.hosts.onnx.files.subgraphs import all_nodes, bodies
 
 
 def redirect(old: gs.Tensor, new: gs.Tensor, but: gs.Node | None = None) -> None:

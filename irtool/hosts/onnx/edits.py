@@ -11,13 +11,13 @@ import torch
 from onnx import ModelProto
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.duplicates import merge_duplicates
 from irtool.hosts.onnx.edges import cleanup, exchange, redirect
-from irtool.hosts.onnx.interpreter import restated
+from irtool.hosts.onnx.files.duplicates import merge_duplicates
+from irtool.hosts.onnx.files.subgraphs import all_nodes, bodies
 from irtool.hosts.onnx.parameters import OnnxParameters, array_of, scalars_of
 from irtool.hosts.onnx.reader import Fix
-from irtool.hosts.onnx.static_shapes import fold_reshapes, fold_shapes
-from irtool.hosts.onnx.subgraphs import all_nodes, bodies
+from irtool.hosts.onnx.running.interpreter import restated
+from irtool.hosts.onnx.sizes.static_shapes import fold_reshapes, fold_shapes
 from irtool.hosts.onnx.written import check_operator, put_attribute
 from irtool.ir.graph import Node, Value
 

@@ -12,15 +12,15 @@ import torch
 from onnx import ModelProto
 
 from irtool.errors import GraphError, OptionError
-from irtool.hosts.onnx.data_sizes import instead_of_outputs
 from irtool.hosts.onnx.edits import OnnxEdits
-from irtool.hosts.onnx.evaluate import Array, Seen, proto_of, run_node
-from irtool.hosts.onnx.frontier import OnnxFrontier
-from irtool.hosts.onnx.hooked import run_hooked
-from irtool.hosts.onnx.interpreter import described
 from irtool.hosts.onnx.parameters import array_of, scalars_of
 from irtool.hosts.onnx.reader import Fix, Reader
-from irtool.hosts.onnx.runnable import Runnable
+from irtool.hosts.onnx.running.evaluate import Array, Seen, proto_of, run_node
+from irtool.hosts.onnx.running.frontier import OnnxFrontier
+from irtool.hosts.onnx.running.hooked import run_hooked
+from irtool.hosts.onnx.running.interpreter import described
+from irtool.hosts.onnx.running.runnable import Runnable
+from irtool.hosts.onnx.sizes.data_sizes import instead_of_outputs
 from irtool.hosts.onnx.write_attrs import complete, resized
 from irtool.ir import frontier
 from irtool.ir.analyses import Analyses, once

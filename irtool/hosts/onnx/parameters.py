@@ -8,8 +8,8 @@ import torch
 from onnx import helper
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.evaluate import Array
 from irtool.hosts.onnx.reader import Reader
+from irtool.hosts.onnx.running.evaluate import Array
 from irtool.ir.graph import Graph, Value
 
 

@@ -12,12 +12,12 @@ import torch
 
 from irtool.errors import GraphError
 from irtool.hosts.onnx.attributes import REDUCTIONS, Unreadable
-from irtool.hosts.onnx.evaluate import Array, Open, check_size, element_type
+from irtool.hosts.onnx.files.normalize import STANDARD
+from irtool.hosts.onnx.files.subgraphs import bodies, captured
 from irtool.hosts.onnx.fits import check_fit
-from irtool.hosts.onnx.normalize import STANDARD
 from irtool.hosts.onnx.operators import ELEMENTWISE, ROWS, Row
-from irtool.hosts.onnx.subgraphs import bodies, captured
-from irtool.hosts.onnx.value_types import Observe, ValueTypes
+from irtool.hosts.onnx.running.evaluate import Array, Open, check_size, element_type
+from irtool.hosts.onnx.sizes.value_types import Observe, ValueTypes
 from irtool.ir.graph import Node, Value
 
 Fix = Callable[["Reader", gs.Node], None]

@@ -62,7 +62,7 @@ def _told(model: Any, job: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     import numpy as np
 
     from irtool.errors import GraphError
-    from irtool.hosts.onnx.file import write_draft
+    from irtool.hosts.onnx.files.file import write_draft
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from irtool.hosts.onnx.computed import OriginalNumbers, scaled
 from irtool.hosts.onnx.edges import cleanup
 from irtool.hosts.onnx.reader import Reader
-from irtool.hosts.onnx.views import ViewGuards
+from irtool.hosts.onnx.sizes.computed import OriginalNumbers, scaled
+from irtool.hosts.onnx.sizes.views import ViewGuards
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
 

@@ -16,7 +16,7 @@ from irtool.hosts.torch.modules import submodule
 from irtool.hosts.torch.parameters import FxParameters
 from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.reader import Fix
-from irtool.hosts.torch.resize import sync_attributes
+from irtool.hosts.torch.sizes.resize import sync_attributes
 from irtool.hosts.torch.written import call_of, write_argument, write_field
 from irtool.ir.graph import Node, Value
 

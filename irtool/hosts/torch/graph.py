@@ -11,20 +11,20 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.errors import IrtoolError
-from irtool.hosts.torch.counting import counted_macs
-from irtool.hosts.torch.descent import TorchDescent
 from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.edits import FxEdits
-from irtool.hosts.torch.frontier import TorchFrontier, observe
-from irtool.hosts.torch.gradients import run_backward
-from irtool.hosts.torch.hooked import run_hooked
 from irtool.hosts.torch.initialise import initialise
-from irtool.hosts.torch.interpreter import run_with, steps
 from irtool.hosts.torch.modules import call, copy_module
 from irtool.hosts.torch.purity import is_pure
-from irtool.hosts.torch.randomness import drawing_nodes
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
-from irtool.hosts.torch.resize import complete, resized
+from irtool.hosts.torch.running.counting import counted_macs
+from irtool.hosts.torch.running.descent import TorchDescent
+from irtool.hosts.torch.running.frontier import TorchFrontier, observe
+from irtool.hosts.torch.running.gradients import run_backward
+from irtool.hosts.torch.running.hooked import run_hooked
+from irtool.hosts.torch.running.interpreter import run_with, steps
+from irtool.hosts.torch.running.randomness import drawing_nodes
+from irtool.hosts.torch.sizes.resize import complete, resized
 from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
 from irtool.ir.analyses import Analyses
 from irtool.ir.frontier import Batch, Seen, Stop

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from irtool.errors import GraphError
-from irtool.hosts.torch.arguments import torch_name
+from irtool.hosts.torch.sizes.arguments import torch_name
 from irtool.ir.nodes import Value
 
 Call = tuple[Any, tuple[Any, ...]]

@@ -14,8 +14,8 @@ from irtool.channels.labels import Labels
 from irtool.errors import DataError, GraphError
 from irtool.pruning.absorb.absorb import Absorption, absorption
 from irtool.pruning.plan import Plan
-from irtool.pruning.plan_slicing import put_constants
-from irtool.pruning.slicing import Slicing
+from irtool.pruning.slicing.plan_slicing import put_constants
+from irtool.pruning.slicing.slicing import Slicing
 
 _REMEDY = "Give a list of batches, each a tensor of the example's sizes (any batch size), or a tuple of the arguments of forward."
 

@@ -25,7 +25,7 @@ from irtool.pruning.reconstruct.images import size_of
 from irtool.pruning.reconstruct.least_squares import KEPT_ROWS, WIDE, Fit, Regression
 from irtool.pruning.reconstruct.refit import Task, tasks
 from irtool.pruning.reconstruct.rows import as_blocks, from_blocks, inputs_at, outputs_at, sample
-from irtool.pruning.slicing import Slicing
+from irtool.pruning.slicing.slicing import Slicing
 
 HELD_OUT = 4
 """One image in so many is held out."""

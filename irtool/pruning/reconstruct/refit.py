@@ -17,7 +17,7 @@ from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import LAYERS, WINDOWED
 from irtool.pruning.absorb.contribution import channel_axis, has_plain_window, weight_of
 from irtool.pruning.names import names
-from irtool.pruning.slicing import Slicing
+from irtool.pruning.slicing.slicing import Slicing
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from irtool.ir.graph import G, Graph, Node
 from irtool.pruning.absorb.contribution import channel_axis
 from irtool.pruning.reconstruct.refit import kept_outputs
-from irtool.pruning.slicing import Slicing
+from irtool.pruning.slicing.slicing import Slicing
 
 
 def is_refitted(graph: Graph, original: Graph) -> bool:

@@ -14,8 +14,8 @@ import numpy as np
 from irtool.analysis.cost import cost
 from irtool.engines import OnnxSession
 from irtool.engines.session import Session
+from irtool.hosts.onnx.files.load import save_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import save_onnx
 from irtool.progress import Reporter
 from irtool.train import Data, evaluate
 from irtool.workflows.compress.built import FILES, Built, Compressed, files_without, sliced_and_folded

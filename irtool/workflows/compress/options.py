@@ -11,8 +11,8 @@ from irtool.engines.onnxruntime.export import check_opset
 from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.passes.prune import Constants
-from irtool.pruning.budget import LATENCY, check_budget, check_engine_request
-from irtool.pruning.budgeted import check_limits
+from irtool.pruning.allocation.budget import LATENCY, check_budget, check_engine_request
+from irtool.pruning.allocation.budgeted import check_limits
 from irtool.pruning.plan import Allocator, GroupKind, ResidualWish, Rounding, Scope
 from irtool.pruning.planner import check_options
 from irtool.workflows.compress.search import Bound

@@ -11,9 +11,9 @@ from typing import Any, cast
 from torch import nn
 
 from irtool.errors import OptionError
-from irtool.hosts.onnx.given import Given
+from irtool.hosts.onnx.files.given import Given
+from irtool.hosts.onnx.files.load import save_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import save_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
 from irtool.ir.graph import Graph

@@ -20,8 +20,8 @@ from irtool.passes import Prune, Reconstruct, fold_batchnorm
 from irtool.passmanager import PassResult
 from irtool.progress import Reporter
 from irtool.pruning import CRITERIA, Plan
-from irtool.pruning.batches import default_criterion
-from irtool.pruning.budget import LATENCY, costs_of
+from irtool.pruning.allocation.budget import LATENCY, costs_of
+from irtool.pruning.criteria.batches import default_criterion
 from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.stand_in import can_stand_in
 from irtool.train import Data

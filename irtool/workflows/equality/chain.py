@@ -21,17 +21,17 @@ from irtool.engines import OnnxSession
 from irtool.engines.engine import Engine
 from irtool.engines.table import REFERENCE
 from irtool.errors import CheckError, IrtoolError
+from irtool.hosts.onnx.files.load import load_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import load_onnx
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph
 from irtool.nests import map_tensors
 from irtool.passes import fold_batchnorm, prune
 from irtool.passes.prune import Constants
 from irtool.pruning import Plan
-from irtool.pruning.check import TOLERANCE as EXACT
-from irtool.pruning.check import TRACED, MaskedCheck, check_prune, check_refitted
 from irtool.pruning.reconstruct.restored import is_refitted
+from irtool.pruning.slicing.check import TOLERANCE as EXACT
+from irtool.pruning.slicing.check import TRACED, MaskedCheck, check_prune, check_refitted
 from irtool.workflows.equality.divergence import before_saturation, first_in_engine, first_in_onnx
 
 FLOAT32 = 1e-4

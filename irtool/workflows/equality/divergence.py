@@ -19,9 +19,9 @@ from irtool.engines import OnnxSession
 from irtool.engines.agreement import relative_error
 from irtool.engines.engine import Engine
 from irtool.errors import IrtoolError
-from irtool.hosts.onnx.file import write_draft
+from irtool.hosts.onnx.files.file import write_draft
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.interpreter import steps
+from irtool.hosts.torch.running.interpreter import steps
 from irtool.nests import tensors_in
 from irtool.ops.properties import HAS_WEIGHT
 

@@ -13,8 +13,8 @@ from irtool.engines import OnnxSession
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.table import ENGINES, OTHERS, REFERENCE, by_suffix, engine
 from irtool.errors import DataError, FileError, OptionError
+from irtool.hosts.onnx.files.load import load_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
-from irtool.hosts.onnx.load import load_onnx
 from irtool.ir import Graph
 from irtool.passes import fold_batchnorm, prune, reconstruct
 from irtool.progress import Reporter

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from irtool.errors import FileError, OptionError
-from irtool.hosts.onnx.given import Given
+from irtool.hosts.onnx.files.given import Given
 from irtool.workflows.loading.models import LARGEST_INPUT, ModelSpec, names_code, saved_model
 
 LARGEST_MODEL, MOST_PARAMETERS = 1 << 30, 20_000

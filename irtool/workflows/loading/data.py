@@ -12,7 +12,7 @@ from torch import nn
 from irtool.archive import read_info
 from irtool.atomic_files import parse_json
 from irtool.errors import DataError, FileError, IrtoolError, OptionError
-from irtool.hosts.onnx.file import declared_shapes, read_description
+from irtool.hosts.onnx.files.file import declared_shapes, read_description
 from irtool.ir.graph import Graph
 from irtool.progress import Reporter
 from irtool.train import Data, Preprocessing, load_data

@@ -26,7 +26,7 @@ from irtool import load_onnx, trace
 from irtool.archive import load
 from irtool.commit import restore
 from irtool.errors import FileError, OptionError, TraceError
-from irtool.hosts.onnx.given import Given
+from irtool.hosts.onnx.files.given import Given
 from irtool.hosts.torch.tracing.errors import REFUSED, UNTRACEABLE
 from irtool.ir import Graph
 from irtool.models import MODELS

@@ -20,7 +20,7 @@ from irtool.engines.onnxruntime.calibrate import calibrate
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import OLDEST
 from irtool.errors import ExportError
-from irtool.hosts.onnx.file import opset_of
+from irtool.hosts.onnx.files.file import opset_of
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irtool.engines.table import ENGINES
-from irtool.hosts.onnx.given import Given
+from irtool.hosts.onnx.files.given import Given
 from irtool.progress import Reporter
 from irtool.train import Data
 from irtool.workflows.folders.output_folder import QUANTIZE, keep_inputs, model_files, output_folder

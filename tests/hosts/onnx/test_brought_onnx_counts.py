@@ -12,7 +12,7 @@ from onnx_judge import in_onnxruntime, relative, zeroed_original
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 Part = Callable[[Net, str], tuple[str, int]]
 HALF = helper.make_tensor("half", TensorProto.FLOAT, [1], [0.5])

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 
 def faked(n: Net, weight: str, axis: int) -> str:

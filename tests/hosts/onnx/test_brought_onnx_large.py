@@ -14,7 +14,7 @@ from onnx_nets import Net
 
 import irtool
 from irtool.errors import FileError
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 COUNT = 600
 

@@ -12,7 +12,7 @@ from onnx_judge import in_onnxruntime, relative
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 from irtool.passmanager import make
 
 PASSES = ("fold_constants", "fold_batchnorm", "fold_norm_forward", "lower_affine", "widen_selects", "remove_identity")

@@ -15,7 +15,7 @@ from onnx_nets import NETS, Net, shape_chain
 
 import irtool
 from irtool.errors import OptionError
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,7 +13,7 @@ from onnx_judge import relative, zeroed_original
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 C = 16
 SHAPES = [(1, 3, 16, 16), (3, 3, 16, 16), (1, 3, 16, 32), (2, 3, 32, 32), (4, 3, 8, 8), (1, 3, 8, 32), (2, 3, 32, 8), (2, 3, 20, 12)]

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnx_nets import Net
 
 import irtool
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 
 def _branch(name: str, nodes: list[onnx.NodeProto]) -> onnx.GraphProto:

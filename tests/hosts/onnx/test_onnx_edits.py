@@ -10,7 +10,7 @@ from onnx_nets import Net, branching, flatten_by_shape, residual
 
 import irtool
 from irtool.errors import GraphError
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 from irtool.ir.graph import Node
 
 

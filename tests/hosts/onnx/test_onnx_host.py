@@ -17,10 +17,10 @@ from torch import nn
 
 import irtool
 from irtool.errors import CheckError, IrtoolError, OptionError, PlanError
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 from irtool.passmanager import Rewritten
-from irtool.pruning.masked import masked_run
-from irtool.pruning.plan_slicing import find_slicing
+from irtool.pruning.slicing.masked import masked_run
+from irtool.pruning.slicing.plan_slicing import find_slicing
 
 REAL = ["basic_pitch_nmp", "light_densenet121", "light_inception_v1", "light_resnet50", "light_shufflenet", "light_squeezenet", "mtcnn_pnet", "mtcnn_rnet",
         "ppocr_cls_mobilenetv3", "ppocr_v4_det", "super_resolution_opset11", "ultraface_rfb_320", "yunet_n_320"]  # fmt: skip

@@ -14,7 +14,7 @@ from onnx_nets import NETS, Net, residual
 
 import irtool
 from irtool.errors import FileError, GraphError, OptionError
-from irtool.hosts.onnx.load import from_model
+from irtool.hosts.onnx.files.load import from_model
 
 
 def with_external_weights(folder: Path, location: str = "weights.bin") -> Path:
@@ -138,7 +138,7 @@ def test_every_operator_set(opset: int, tmp_path: Path) -> None:
 
 def test_models_that_are_too_large_for_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As above 2 GiB, with the limit at 1,000 bytes: weights go beside the file, and nothing serialises the whole."""
-    monkeypatch.setattr("irtool.hosts.onnx.file.INLINE_LIMIT", 1000)
+    monkeypatch.setattr("irtool.hosts.onnx.files.file.INLINE_LIMIT", 1000)
     path = with_external_weights(tmp_path)
     graph = irtool.load_onnx(path)
     plan = irtool.plan(graph, "l1", 0.5)

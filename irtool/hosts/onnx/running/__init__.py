@@ -1,0 +1,1 @@
+"""An ONNX program run: whole, node by node, side by side."""

@@ -1,0 +1,1 @@
+"""Sizes in an ONNX program: fixed, computed, or data."""

@@ -1,0 +1,1 @@
+"""A traced program run: whole, node by node, side by side, backwards."""

@@ -1,0 +1,1 @@
+"""Sizes written into a traced program, before and after slicing."""

@@ -1,0 +1,169 @@
+"""The sizes that a traced program states, before and after slicing: what the rows of `write_attrs` ask and edit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from irtool.errors import ProofError
+from irtool.hosts.torch.sizes.arguments import computed_sizes, filled_with, of_batch, sizes_argument, torch_name, unflattened, with_sizes
+from irtool.hosts.torch.tracing.counts import sizes_of
+from irtool.ir.graph import Node
+from irtool.ir.sizes import Sizes
+
+if TYPE_CHECKING:
+    from irtool.hosts.torch.graph import FxGraph
+
+LISTS_SIZES = frozenset({"view", "reshape", "_unsafe_view", "expand", "broadcast_to"})
+"""Views that list the sizes of their result."""
+Ints = NDArray[np.int64]
+
+
+class SizeEdits:
+    """Edits a copy of a graph's program.
+
+    Args:
+        graph: the graph before slicing.
+        module: a copy of its program, parameters already of their new shapes.
+        left: what slicing leaves of each value.
+    """
+
+    def __init__(self, graph: FxGraph, module: fx.GraphModule, left: Sizes) -> None:
+        self.graph, self.module, self.sizes, self.kept, self.groups = graph, module, left.shape, left.kept, left.groups
+        self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
+        self._sized = {node.name: node for node in graph.nodes if _lists_sizes(node)}
+        self._originals = {node.name: node for node in graph.module.graph.nodes}
+        self.edited: list[str] = []
+        """Names of nodes whose arguments in the program changed (not attributes of modules)."""
+
+    def edit(self, editors: Mapping[str, Callable[[SizeEdits, Node], None]]) -> None:
+        """Edit every node that needs it, by the row of its operator."""
+        for node in self.graph.nodes:
+            editor = editors.get(node.op)
+            if editor is not None and any(self.sizes(value) != value.shape for value in (*node.inputs, *node.outputs)):
+                editor(self, node)
+        if self.edited:
+            self.module.graph.lint()
+            self.module.recompile()
+
+    def fix_computed(self, host: fx.Node, examples: Mapping[fx.Node, Any]) -> None:
+        """A size that the program computes from another tensor (`x.reshape(b, n, y.shape[-1])`) may be wrong after slicing.
+
+        Called while the edited program is read: a computed size of a pruned axis that differs from what the axis has now
+        becomes a literal.
+        """
+        node = self._sized.get(host.name)
+        if node is None:
+            return
+        if node.op == "Pad":
+            self._fix_pad(host, node, examples)
+            return
+        if torch_name(host) == "unflatten":
+            self._fix_unflatten(host, node, examples)
+            return
+        constant = node.op == "Constant"
+        key, first, listed = sizes_of(host) if constant else (*sizes_argument(host)[:1], 0, list(sizes_argument(host)[1]))
+        new = self.sizes(node.output)
+        if not constant and (whole := computed_sizes(host, examples)) is not None:
+            self._spell_out(host, node, whole, examples)
+            return
+        if len(listed) != len(new):
+            return
+        fixed = [size if isinstance(arg, fx.Node) and examples[arg] != size else arg for arg, size in zip(listed, new, strict=True)]
+        if fixed != listed:
+            if any(old is not arg and of_batch(arg) for old, arg in zip(fixed, listed, strict=True)):
+                raise ProofError("a size that is computed from the batch would become a number", where=node.location)
+            self.set_args(node, *(filled_with(host, key, first, fixed) if constant else with_sizes(host, key, fixed)))
+
+    def _spell_out(self, host: fx.Node, node: Node, whole: fx.Node, examples: Mapping[fx.Node, Any]) -> None:
+        """The same for `x.view(y.shape[:-1] + (64,))`, whose sizes are one computed tuple: its members one by one, where these are right."""
+        found, new = examples[whole], self.sizes(node.output)
+        wrong = [axis for axis, (size, right) in enumerate(zip(found, new, strict=True)) if size not in (-1, right)]
+        if 0 in wrong and of_batch(whole):
+            raise ProofError("a size that is computed from the batch would become a number", where=node.location)
+        if not wrong:
+            return
+        listed: list[Any] = list(new)
+        for axis in set(range(len(new))) - set(wrong):
+            with self.module.graph.inserting_before(host):
+                listed[axis] = self.module.graph.call_function(operator.getitem, (whole, axis))
+            examples[listed[axis]] = found[axis]  # type: ignore[index]
+        key = next((name for name, value in host.kwargs.items() if value is whole), None)
+        self.set_args(node, *((host.args, {**host.kwargs, key: listed}) if key else ((host.args[0], listed), dict(host.kwargs))))
+
+    def _fix_unflatten(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
+        """The same for `x.unflatten(2, y.shape[2:])`, whose sizes are those of some axes; one of them may be -1."""
+        dim, stated = unflattened(host)
+        found = fx.map_arg(stated, examples.__getitem__)
+        start = dim % len(node.input.sizes)
+        new = self.sizes(node.output)[start : start + len(found)]
+        if any(size not in (-1, right) for size, right in zip(found, new, strict=True)):
+            self.set_args(node, (host.args[0], dim, tuple(new)), {})
+
+    def _fix_pad(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
+        """The same for `F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))`: as many channels as are left of those that it adds."""
+        stated = host.args[1] if len(host.args) > 1 else host.kwargs.get("pad")
+        right = amounts(self, node)
+        if not isinstance(stated, list | tuple) or len(stated) != len(right):
+            return
+        fixed = [amount if isinstance(arg, fx.Node) and examples[arg] != amount else arg for arg, amount in zip(stated, right, strict=True)]
+        if fixed != list(stated):
+            kwargs = {key: value for key, value in host.kwargs.items() if key != "pad"}
+            self.set_args(node, (host.args[0], fixed, *host.args[2:]), kwargs)
+
+    def value(self, arg: Any) -> Any:
+        """An argument as it was before slicing: a literal, or what the program computed for the example inputs."""
+        return self.graph.examples[self._originals[arg.name]] if isinstance(arg, fx.Node) else arg
+
+    def literal(self, entry: Any) -> Any:
+        """An index entry with its computed bounds as numbers."""
+        if isinstance(entry, slice):
+            return slice(self.value(entry.start), self.value(entry.stop), self.value(entry.step))
+        value = self.value(entry)
+        return value if isinstance(value, int) else entry
+
+    def owner(self, node: Node) -> Any:
+        """The module that a node calls (its size attributes may be set), or None for a function."""
+        host = self.hosts[node.name]
+        return self.module.get_submodule(str(host.target)) if host.op == "call_module" else None
+
+    def set_args(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        """Change a node's arguments if they differ."""
+        host = self.hosts[node.name]
+        kwargs = dict(host.kwargs) if kwargs is None else kwargs
+        if (args, kwargs) != (host.args, dict(host.kwargs)):
+            host.args, host.kwargs = args, kwargs
+            self.edited.append(node.name)
+
+
+def _lists_sizes(node: Node) -> bool:
+    """Whether a call lists the sizes of its result: a factory, or a view."""
+    if node.op == "Pad" and node.host.op != "call_module":
+        return any(isinstance(arg, fx.Node) for arg in pytree.tree_leaves((node.host.args[1:], node.host.kwargs)))
+    viewed = node.op in ("Reshape", "Expand") and node.host.op != "call_module" and torch_name(node.host) in (*LISTS_SIZES, "unflatten")
+    return viewed or node.op == "Constant"
+
+
+def written_amounts(node: Node) -> dict[int, tuple[int, int]]:
+    """Amounts of padding before and after each axis that the call lists, from the last one backwards."""
+    rank, pads, listed = len(node.input.sizes), node.attrs["pads"], node.given.get("pad", node.given.get("padding", ()))
+    count = rank - 2 if isinstance(listed, int) else len(listed) // 2
+    return {axis: (pads[axis], pads[rank + axis]) for axis in range(rank - 1, rank - 1 - count, -1)}
+
+
+def amounts(edits: SizeEdits, node: Node) -> list[int]:
+    """Amounts of padding after slicing, as torch lists them."""
+    new: list[int] = []
+    for axis, (before, after) in written_amounts(node).items():
+        kept = edits.kept(node.output, axis)
+        if kept is not None and (before or after):
+            size = node.input.sizes[axis]
+            before, after = int((kept < before).sum()), int((kept >= before + size).sum())
+        new += [before, after]
+    return new

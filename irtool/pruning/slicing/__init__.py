@@ -1,0 +1,1 @@
+"""A plan carried out: slicing, its proof, and the check in numbers."""
