@@ -25,7 +25,7 @@ from irtool.channels.positions import mixed_axes
 from irtool.channels.whole import tied
 from irtool.ir.analyses import once
 from irtool.ir.graph import Graph, Node
-from irtool.ops.properties import KEEPS_HEADS
+from irtool.ops.properties import KEEPS_HEADS, KEEPS_ORDER
 from irtool.tensor_defaults import plain_tensors
 
 Ints = NDArray[np.int64]
@@ -186,7 +186,7 @@ class _Grouping:
         self.labels, self.couple, self.pins, self.extra, self.whole = labels, couple, pins, [*together, *tied(labels, whole)], whole
         self._strict = strict
         self._balanced: list[tuple[Node, Ints, bool]] = []
-        """Tables whose rows lose equally many, and whether each is of an axis that is split."""
+        """Tables whose rows lose equally many, and whether what stays of each may come in another order."""
         firsts, seconds = [a.numpy() for _, a, _ in labels.meetings], [b.numpy() for _, _, b in labels.meetings]
         self.pins += [(found.numpy(), Pin(reason, node.location)) for node, found, reason in labels.pins]
         self.a = np.concatenate(firsts) if firsts else np.zeros(0, np.int64)
@@ -229,7 +229,9 @@ class _Grouping:
     def _resolve_boxes(self, groups: ChannelGroups) -> bool:
         """A split axis must shrink along one of its parts. True if meetings were added."""
         added = False
-        self._balanced = [(node, table.numpy(), False) for node, table in self.labels.balances if node.name not in self.whole]
+        self._balanced = [
+            (node, table.numpy(), node.op not in KEEPS_ORDER) for node, table in self.labels.balances if node.name not in self.whole
+        ]
         heads = {row.tobytes() for node, table, _ in self._balanced if node.op in KEEPS_HEADS for row in table}
         for node, tensor in self.labels.boxes:
             table = tensor.numpy().reshape([size for size in tensor.shape if size > 1])

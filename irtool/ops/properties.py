@@ -14,6 +14,8 @@ MAKES_CHANNELS = AFFINE | {"ChannelSelect"}
 """Operators whose result has channels of its own, which no residual stream shares."""
 KEEPS_HEADS = frozenset({"MatMul", "Einsum", "Attention"})
 """Operators whose results have all heads, but no channels along them."""
+KEEPS_ORDER = WINDOWED | {"GroupNormalization"}
+"""Operators that work in groups of channels and leave these in their order, as a shuffle does not."""
 HAS_WEIGHT = LAYERS | {"BatchNormalization"}
 """Operators with a weight as second input, in ONNX files and in the view."""
 

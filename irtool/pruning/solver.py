@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from irtool.channels.balance import Balance
 from irtool.channels.groups import NOBODY, ChannelGroups, Pin, channel_groups, group_channels
+from irtool.channels.labels import Labels
 from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import Graph
 from irtool.pruning.allocation.allocation import Limits, satisfied, wanted
@@ -29,6 +30,8 @@ from irtool.pruning.residual import stream_pins
 from irtool.pruning.slicing.plan_slicing import Planned, find_slicing, own_groups, place_of
 from irtool.pruning.slicing.proof import PlaceError
 from irtool.pruning.slicing.slicing import slice_channels
+
+Ints = NDArray[np.int64]
 
 
 @dataclass
@@ -98,13 +101,8 @@ class Solver:
         for attempt in range(12):
             pins = base + self.pins
             groups = channel_groups(self.prepared)
-            if attempt or pins or whole:
-                groups = group_channels(labels, couple=couple, strict=strict, pins=pins, together=self.together, whole=whole)
-            if (nameless := _nameless(groups)).size:
-                pin = Pin("is balanced with channels that no layer makes", groups.labels.balances[0][0].location)
-                groups = group_channels(
-                    labels, couple=couple, strict=strict, pins=[*pins, (nameless, pin)], together=self.together, whole=whole
-                )
+            if attempt or pins or whole or _nameless(groups).size:
+                groups = self._grouped(labels, couple, strict, pins, whole)
             scores = self._scores(groups)
             remove = self._allocate(groups, scores)
             try:
@@ -123,8 +121,8 @@ class Solver:
                     couple = np.concatenate([couple, _labels_of(groups, [balance for balance in groups.balances if balance.split])])
                 elif not np.isin(found := _labels_of(groups, hit), strict).all():
                     strict = np.concatenate([strict, found])
-                elif hit:
-                    couple = np.concatenate([couple, found])
+                elif hit or groups.balances:  # at last those of other places, which decide what is left here
+                    couple = np.concatenate([couple, _labels_of(groups, hit or groups.balances)])
                 else:
                     self.pins.append((touched, Pin(f"no proof: {error.what}", error.where or "graph")))
                 continue
@@ -136,6 +134,16 @@ class Solver:
             raise PlanError("no choice of channels was proven that keeps to it", where="budget", remedy=remedy)
         made = self._describe(groups, scores, np.zeros(groups.count, bool))
         return Planned(made, find_slicing(self.graph, made))
+
+    def _grouped(
+        self, labels: Labels, couple: Ints, strict: Ints, pins: Sequence[tuple[Ints, Pin]], whole: frozenset[str]
+    ) -> ChannelGroups:
+        """The channel groups under all that is known; balanced families with channels that a plan cannot name stay."""
+        groups = group_channels(labels, couple=couple, strict=strict, pins=pins, together=self.together, whole=whole)
+        if not (nameless := _nameless(groups)).size:
+            return groups
+        pin = Pin("is balanced with channels that no layer makes", groups.labels.balances[0][0].location)
+        return group_channels(labels, couple=couple, strict=strict, pins=[*pins, (nameless, pin)], together=self.together, whole=whole)
 
     def _scores(self, groups: ChannelGroups) -> Scores:
         """One score a group. Those of criteria that see data are kept while the groups are the same."""

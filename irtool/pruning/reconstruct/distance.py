@@ -57,8 +57,11 @@ def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
     """Measure the distance of outputs from what they should be: a mean over images.
 
     Where the only output is a table (images, classes): `T^2 KL(softmax(aim / T) || softmax(output / T))` with T = 2, classes being what
-    adds up to one, or is taken to. Other outputs: squared error over the aim's variance, summed over outputs.
+    adds up to one, or is taken to. Other outputs: squared error over the aim's variance, summed over outputs. Outputs of other sizes, as
+    data may make them, are infinitely far.
     """
+    if any(output.shape != aim.shape for output, aim in zip(outputs, aims, strict=True)):
+        return torch.tensor(torch.inf)
     if len(aims) == 1 and aims[0].dim() == 2 and aims[0].shape[1] > 1:
         aim, output = aims[0], outputs[0]
         if bool((aim >= 0).all() and ((aim.sum(1) - 1).abs() < 1e-3).all()):
