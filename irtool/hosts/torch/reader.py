@@ -313,7 +313,8 @@ def _is_structure(kind: type) -> bool:
 
 
 def _cloned(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone()
+    """A tensor of numbers: zeros where there are none yet, as while a program is sliced."""
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.clone()
 
 
 def _holds_tensor(example: Any) -> bool:

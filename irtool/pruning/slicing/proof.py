@@ -141,9 +141,18 @@ class Replay(Walk):
             raise PlaceError(place, pairs)
 
     def _check_sizes(self, originals: Mapping[str, Node]) -> None:
-        """A value may only shrink along axes of channels: what else it holds (heads, positions) has no name by which it could be told apart."""
+        """A value may only shrink along axes of channels: what else it holds (heads, positions) has no name by which it could be told apart.
+
+        What an operator that irtool does not know gives is as long as its data have it (the points that a detector finds), which each reading
+        of the program may see otherwise; all that flows into it stays.
+        """
+        by_data: set[Value] = set()
         for node in self.graph.nodes:
             old = originals.get(node.name)
+            if node.op == "Opaque" or any(value in by_data for value in node.inputs):
+                pairs = zip(old.outputs, node.outputs, strict=False) if old is not None else ()
+                by_data.update(after for before, after in pairs if before.shape != after.shape)
+                continue
             for before, after in zip(old.outputs, node.outputs, strict=False) if old is not None else ():
                 if before.shape is None or after.shape in (None, before.shape) or 0 in before.sizes:
                     continue

@@ -220,3 +220,44 @@ def test_a_failed_trace_prints_nothing_but_its_error(capfd: pytest.CaptureFixtur
         irtool.trace(Decides().eval(), torch.randn(1, 3, 12, 12))
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.name == "torch.export._trace"]
+
+
+class Points(nn.Module):
+    """Where a map of heat is above a number: as many points as there are, told by the numbers of the weights too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.n = nn.Conv2d(16, 1, 1), nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = (self.n(self.c(x))[0, 0] > 0.1).nonzero()
+        return found if float(found.sum()) > -1 else found[:1]
+
+
+class FindsPoints(nn.Module):
+    """Layers in front of a part that no tracer can follow, and beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.points = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), Points()
+        self.o, self.f = nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.b(self.a(x).relu()).relu()
+        return self.points(y), self.f(self.o(y).relu())
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5, 2.0])
+def test_what_a_part_finds_has_another_size_at_each_reading_and_the_plan_is_carried_out(bias: float) -> None:
+    torch.manual_seed(0)
+    model = FindsPoints().eval()
+    nn.init.constant_(model.points.n.bias, bias)
+    x = torch.randn(1, 3, 12, 12)
+    graph = irtool.trace(model, x)
+    plan = irtool.plan(graph, "l1", 0.5, round_to=1)
+    assert plan.removed >= 16
+    assert irtool.check_prune(graph, plan).ok
+    small = irtool.prune(graph, plan, "drop")
+    points, made = small.run(x)
+    assert points.shape[1] == 2
+    assert made.shape == (1, 4, 10, 10)
