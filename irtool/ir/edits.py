@@ -125,6 +125,18 @@ class Edits(ABC):
     def set_param(self, name: str, data: torch.Tensor) -> None:
         """Replace a parameter's tensor by one of the same shape, everywhere it is used."""
 
+    def fitting_param(self, name: str, data: torch.Tensor) -> Value:
+        """Return the parameter of this name, which a tensor can take the place of.
+
+        Raises:
+            GraphError: it has another shape.
+        """
+        value = self.params[name]
+        if tuple(data.shape) != value.shape:
+            remedy = "Use replace_uses and add_param for a parameter of another shape."
+            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy=remedy)
+        return value
+
     @abstractmethod
     def commit(self) -> None:
         """Drop what edits left unread, and read the program again: the end of a series of edits.

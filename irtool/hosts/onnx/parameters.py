@@ -7,7 +7,6 @@ import onnx_graphsurgeon as gs
 import torch
 from onnx import helper
 
-from irtool.errors import GraphError
 from irtool.hosts.onnx.reader import Reader
 from irtool.hosts.onnx.running.evaluate import Array
 from irtool.ir.graph import Graph, Value
@@ -71,10 +70,7 @@ class OnnxParameters(Graph):
         Raises:
             GraphError: another shape.
         """
-        value = self.params[name]
-        if tuple(data.shape) != value.shape:
-            remedy = "Use replace_uses and add_param for a parameter of another shape."
-            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy=remedy)
+        value = self.fitting_param(name, data)
         self._constants()[name].values = array_of(data)
         self.empty.discard(name)
         value.data = data.detach()

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from irtool.errors import GraphError
 from irtool.hosts.torch.modules import modules_by_path
 from irtool.hosts.torch.reader import Reader
 from irtool.ir.graph import Graph, Value
@@ -87,10 +86,7 @@ class FxParameters(Graph):
         Raises:
             GraphError: another shape.
         """
-        value = self.params[name]
-        if tuple(data.shape) != value.shape:
-            remedy = "Use replace_uses and add_param for a parameter of another shape."
-            raise GraphError(f"shape {tuple(data.shape)} for {value.shape}", where=name, remedy=remedy)
+        value = self.fitting_param(name, data)
         old = self._holders()[name][0]
         held = old[0][old[1]]
         self._put(name, nn.Parameter(data, requires_grad=held.requires_grad) if isinstance(held, nn.Parameter) else data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,22 +56,23 @@ def allocate_uniform(
     return Outcome(best, uniform.cost(best), True)
 
 
+@dataclass(frozen=True)
 class _Uniform:
-    def __init__(
-        self,
-        groups: ChannelGroups,
-        scores: Scores,
-        costs: WidthCost,
-        targets: Mapping[str, float],
-        limits: Limits,
-        scope: str,
-        shares: Mapping[int, float],
-    ) -> None:
-        self.groups, self.scores, self.costs, self.targets = groups, scores, costs, targets
-        self.limits, self.scope, self.shares = limits, scope, shares
-        self.listed = np.zeros(groups.count, bool)
-        for found in groups.owned:
-            self.listed[found] = True
+    groups: ChannelGroups
+    scores: Scores
+    costs: WidthCost
+    targets: Mapping[str, float]
+    limits: Limits
+    scope: str
+    shares: Mapping[int, float]
+
+    @cached_property
+    def listed(self) -> Mask:
+        """The groups that some layer makes."""
+        found = np.zeros(self.groups.count, bool)
+        for own in self.groups.owned:
+            found[own] = True
+        return found
 
     def at(self, ratio: float) -> Mask:
         """Remove by one ratio, under all conditions."""

@@ -24,6 +24,7 @@ from irtool.passmanager import PassResult
 from irtool.progress import Reporter
 from irtool.pruning import Plan
 from irtool.train import Data, evaluate
+from irtool.train.evaluate import Evaluation
 from irtool.workflows.compress.engine_files import FILES as ENGINE_FILES
 from irtool.workflows.compress.engine_files import EngineFiles, engine_files
 from irtool.workflows.compress.search import Found
@@ -246,15 +247,20 @@ def _export(graph: FxGraph, folder: Path, settings: Settings, metadata: Mapping[
 def _measured(
     graph: FxGraph, data: Data | None, onnx: Path, others: EngineFiles, sizes: Mapping[str, int], task: str, reporter: Reporter
 ) -> Built:
-    found = cost(graph)
     score = evaluate(graph, data, progress=reporter, task=task) if data is not None and data.truth != "none" else None
+    return as_built(graph, onnx, others, score, {**sizes, "onnx": onnx.stat().st_size, **others.sizes()})
+
+
+def as_built(graph: Graph, onnx: Path, others: EngineFiles, score: Evaluation | None, sizes: Mapping[str, int]) -> Built:
+    """Put together what is known of a model with its files; `score` is None without labels, `sizes` are bytes by kind of file."""
+    found = cost(graph)
     measured = Measured(
         params=found.params,
         macs=found.macs,
         weight_bytes=found.weight_bytes,
         accuracy=score.accuracy if score is not None else None,
         images=score.count if score is not None else 0,
-        file_bytes={**sizes, "onnx": onnx.stat().st_size, **others.sizes()},
+        file_bytes=sizes,
     )
     return Built(graph, onnx, others, measured)
 

@@ -11,19 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from irtool.analysis.cost import cost
 from irtool.engines import OnnxSession
 from irtool.engines.session import Session
 from irtool.hosts.onnx.files.load import save_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.progress import Reporter
 from irtool.train import Data, evaluate
-from irtool.workflows.compress.built import FILES, Built, Compressed, files_without, sliced_and_folded
+from irtool.workflows.compress.built import FILES, Built, Compressed, as_built, files_without, sliced_and_folded
 from irtool.workflows.compress.engine_files import EngineFiles, engine_files
 from irtool.workflows.compress.settings import Settings
 from irtool.workflows.equality.chain import Chain, onnx_link
 from irtool.workflows.equality.chain_inputs import chain_inputs, fitting_inputs
-from irtool.workflows.folders.record import Measured
 
 BATCH = 64
 """Images at a time, where the file leaves the batch free."""
@@ -91,18 +89,9 @@ def classifier(session: Session, batch: int | None = None) -> Callable[[np.ndarr
 
 
 def _measured(graph: OnnxGraph, data: Data | None, onnx: Path, others: EngineFiles, task: str, reporter: Reporter) -> Built:
-    found = cost(graph)
     score = None
     if data is not None and not graph.foreign and data.truth != "none":
         score = evaluate(classifier(OnnxSession(onnx)), data, BATCH, progress=reporter, task=task)
     weights = onnx.with_name(f"{onnx.name}.data")
     sizes = {"onnx": onnx.stat().st_size + (weights.stat().st_size if weights.exists() else 0), **others.sizes()}
-    measured = Measured(
-        params=found.params,
-        macs=found.macs,
-        weight_bytes=found.weight_bytes,
-        accuracy=score.accuracy if score is not None else None,
-        images=score.count if score is not None else 0,
-        file_bytes=sizes,
-    )
-    return Built(graph, onnx, others, measured)
+    return as_built(graph, onnx, others, score, sizes)

@@ -18,7 +18,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from irtool.errors import GraphError
-from irtool.hosts.onnx.files.limits import bodies_of
+from irtool.hosts.onnx.files.limits import bodies_of, names_read
 from irtool.hosts.onnx.running.evaluate import Array, Open, check_size, closed
 from irtool.hosts.onnx.trial import refusal
 
@@ -144,7 +144,7 @@ def without(model: ModelProto, foreign: frozenset[tuple[str, str]], types: Mappi
                     feed[name] = _drawn(name, *known)
                 elif name:
                     gone.add(name)
-        elif any(name in gone for name in _reads(node)):
+        elif any(name in gone for name in names_read(node)):
             gone.update(name for name in node.output if name)
         else:
             kept.append(node)
@@ -158,14 +158,6 @@ def without(model: ModelProto, foreign: frozenset[tuple[str, str]], types: Mappi
     model.graph.input.extend(inputs)
     model.graph.ClearField("value_info")
     return feed
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    yield from node.input
-    for body in bodies_of(node):
-        for inner in body.node:
-            yield from _reads(inner)
-        yield from (value.name for value in body.output)
 
 
 def _bytes(name: str, kind: int, shape: tuple[int, ...]) -> int:

@@ -117,6 +117,15 @@ def bodies_of(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def names_read(node: NodeProto) -> Iterator[str]:
+    """The names that a node reads, in its bodies too."""
+    yield from node.input
+    for body in bodies_of(node):
+        for inner in body.node:
+            yield from names_read(inner)
+        yield from (value.name for value in body.output)
+
+
 def _sparse_of(node: NodeProto) -> Iterator[SparseTensorProto]:
     for attribute in node.attribute:
         if attribute.HasField("sparse_tensor"):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from irtool.hosts.onnx.files.limits import bodies_of
+from irtool.hosts.onnx.files.limits import names_read
 from irtool.hosts.onnx.running.evaluate import Open
 
 _INITIALISERS_ALONE = 4
@@ -40,7 +40,7 @@ def repair(model: ModelProto) -> list[str]:
 def _sort(graph: GraphProto) -> bool:
     """Put nodes in an order in which they can run, if they are not and there is one. Returns whether they were moved."""
     made = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    needs = [{made[name] for name in _reads(node) if name in made} for node in graph.node]
+    needs = [{made[name] for name in names_read(node) if name in made} for node in graph.node]
     if all(source < index for index, sources in enumerate(needs) for source in sources):
         return False
     readers: dict[int, list[int]] = {}
@@ -62,14 +62,6 @@ def _sort(graph: GraphProto) -> bool:
     del graph.node[:]
     graph.node.extend(nodes)
     return True
-
-
-def _reads(node: NodeProto) -> Iterator[str]:
-    yield from node.input
-    for body in bodies_of(node):
-        for inner in body.node:
-            yield from _reads(inner)
-        yield from (value.name for value in body.output)
 
 
 def _unnamed_domains(model: ModelProto) -> bool:

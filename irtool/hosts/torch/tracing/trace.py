@@ -82,8 +82,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
     if opaque is not None:
         return witness.witnessed(opaque)
-    around = _around(model, inputs, tuple(leaf), witness, failures)
-    if around is None:
+    if (around := _around(model, inputs, tuple(leaf), witness, failures)) is None:
         raise explained(model, inputs, failures)
     around.notes += copied
     return around
