@@ -74,6 +74,10 @@ class Graph(Edits):
         value = self.params.get(name)
         return value.data if value is not None and value.data is not None and value.data.is_floating_point() else None
 
+    def constant(self, value: Value) -> torch.Tensor | None:
+        """Return the entries of a value that no input can change: a parameter, or what is computed from sizes alone; None if it flows."""
+        return value.data
+
     def follow(self) -> bool:
         """Read the host again if its tensors were exchanged under the view; whether they were."""
         return False

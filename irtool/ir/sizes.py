@@ -1,4 +1,4 @@
-"""What slicing leaves of each value, as a host is told it."""
+"""The sizes that slicing leaves of each value, as rules and hosts read them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from irtool.ir.graph import Node, Value
 
 
@@ -19,6 +21,9 @@ class Sizes(Protocol):
 
     def kept(self, value: Value, axis: int) -> NDArray[np.intp] | None:
         """The positions along an axis that stay, or None if all do."""
+
+    def constant(self, value: Value) -> Tensor | None:
+        """The entries that a value had before slicing, if no input can change them; see `Graph.constant`."""
 
     def groups(self, node: Node) -> int:
         """Count the groups that a convolution has after slicing."""

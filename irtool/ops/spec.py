@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node
-from irtool.ops import counts, macs, mixing, moments, unchanged
+from irtool.ir.sizes import Sizes
+from irtool.ops import counts, macs, mixing, moments, resize, unchanged
 from irtool.ops.context import Rule
 from irtool.ops.contraction import attention, conv, deform_conv, embedding, linear, matmul
 from irtool.ops.einsum import einsum
@@ -34,6 +36,7 @@ class OpSpec:
         mixing: how it is computed from the surviving channels, where it mixes channels; None where labels and masks tell all.
         moments: what becomes of means and variances; None where that is not known.
         returns_input: whether a node of it gives what it reads.
+        resize: the attributes that state sizes or positions, after slicing.
     """
 
     labels: Rule
@@ -42,18 +45,19 @@ class OpSpec:
     mixing: Mixing | None = None
     moments: moments.Rule | None = None
     returns_input: Callable[[Node], bool] = unchanged.never
+    resize: resize.Rule = resize.nothing
 
 
-_LAYER = OpSpec(conv, macs.conv, counts.conv, moments=moments.layer)
+_LAYER = OpSpec(conv, macs.conv, counts.conv, moments=moments.layer, resize=resize.conv)
 _MIXED = OpSpec(across_channels, mixing=mixing.same_shape)
-_LAST_AXES = OpSpec(over_last_axes, channels=counts.norm, mixing=mixing.last_axes_norm)
+_LAST_AXES = OpSpec(over_last_axes, channels=counts.norm, mixing=mixing.last_axes_norm, resize=resize.norm_shape)
 _MOVED = OpSpec(movement, moments=moments.moved)
 _BY_ENTRY = OpSpec(elementwise, moments=moments.elementwise)
 _PASSED = replace(_BY_ENTRY, moments=moments.passed)
 
 _ROWS: tuple[tuple[str, OpSpec], ...] = (
     ("Input", OpSpec(graph_input)),
-    ("Constant", OpSpec(filled)),
+    ("Constant", OpSpec(filled, resize=resize.result)),
     ("Output", OpSpec(graph_output)),
     ("Conv", replace(_LAYER, mixing=mixing.same_shape)),
     ("ConvTranspose", _LAYER),
@@ -61,20 +65,21 @@ _ROWS: tuple[tuple[str, OpSpec], ...] = (
     ("Gemm", OpSpec(linear, macs.gemm, counts.gemm, moments=moments.layer)),
     ("MatMul", OpSpec(matmul, macs.matmul)),
     ("Einsum", OpSpec(einsum, macs.einsum)),
-    ("Attention", OpSpec(attention, macs.attention)),
+    ("Attention", OpSpec(attention, macs.attention, resize=resize.attention)),
     ("Embedding", OpSpec(embedding)),
     ("LSTM GRU RNN", OpSpec(recurrent)),
     ("BatchNormalization", OpSpec(per_channel, channels=counts.norm, mixing=mixing.same_shape, moments=moments.batchnorm)),
     ("InstanceNormalization", OpSpec(per_channel, channels=counts.norm, mixing=mixing.same_shape)),
     ("LayerNormalization RMSNormalization", _LAST_AXES),
-    ("GroupNormalization", OpSpec(group_norm, channels=counts.norm, mixing=mixing.group_norm)),
+    ("GroupNormalization", OpSpec(group_norm, channels=counts.norm, mixing=mixing.group_norm, resize=resize.group_norm)),
     ("QuantizePerChannel", OpSpec(quantise_channels)),
     ("LRN Cumsum LogCumsumExp LpNormalization", _MIXED),
     ("Reduce", OpSpec(reduce, mixing=mixing.reduced, moments=moments.reduced)),
     ("Glu", OpSpec(glu)),
     ("Softmax", OpSpec(softmax, mixing=mixing.same_shape)),
     ("PRelu", OpSpec(prelu, channels=counts.norm)),
-    ("Pool Resize", OpSpec(channelwise, moments=moments.sampled)),
+    ("Pool", OpSpec(channelwise, moments=moments.sampled)),
+    ("Resize", OpSpec(channelwise, moments=moments.sampled, resize=resize.result)),
     ("Trilu", OpSpec(channelwise)),
     ("MaxUnpool", OpSpec(unpool)),
     ("RoiPool", OpSpec(pooled_regions)),
@@ -83,15 +88,17 @@ _ROWS: tuple[tuple[str, OpSpec], ...] = (
     ("Im2Col", OpSpec(columns)),
     ("Col2Im", OpSpec(images)),
     ("Concat", OpSpec(concat, moments=moments.concat, returns_input=unchanged.one_part)),
-    ("Reshape", OpSpec(reshape, moments=moments.reshape)),
-    ("Pad", OpSpec(pad, returns_input=unchanged.pads_nothing)),
-    ("ChannelSelect", OpSpec(select, channels=counts.select, moments=moments.select)),
+    ("Reshape", OpSpec(reshape, moments=moments.reshape, resize=resize.result)),
+    ("Pad", OpSpec(pad, returns_input=unchanged.pads_nothing, resize=resize.pad)),
+    ("ChannelSelect", OpSpec(select, channels=counts.select, moments=moments.select, resize=resize.select)),
     ("Stack", OpSpec(stack, moments=moments.moved)),
     ("ChannelShuffle", OpSpec(shuffle, moments=moments.moved)),
-    ("Expand", OpSpec(stretch, moments=moments.moved)),
+    ("Expand", OpSpec(stretch, moments=moments.moved, resize=resize.result)),
     ("Transpose", replace(_MOVED, returns_input=unchanged.moves_nothing)),
-    ("Slice", replace(_MOVED, returns_input=unchanged.is_full)),
-    ("Split Gather Roll DepthToSpace SpaceToDepth Unfold", _MOVED),
+    ("Slice", replace(_MOVED, returns_input=unchanged.is_full, resize=resize.slices)),
+    ("Split", replace(_MOVED, resize=resize.split)),
+    ("Gather", replace(_MOVED, resize=resize.gather)),
+    ("Roll DepthToSpace SpaceToDepth Unfold", _MOVED),
     ("Identity", replace(_PASSED, returns_input=unchanged.is_plain)),
     ("Dropout StochasticDepth", _PASSED),
     ("Cast", replace(_BY_ENTRY, returns_input=unchanged.keeps_type)),
@@ -127,3 +134,11 @@ def spec_of(op: str) -> OpSpec:
 def rule_for(op: str) -> Rule:
     """The rule that serves an operator, part by part where a value has several; what has none is a barrier, never a guess."""
     return by_parts(spec_of(op).labels, ELEMENTWISE.__contains__)
+
+
+def resized(node: Node, sizes: Sizes) -> Attrs:
+    """Return the attributes of a node that state sizes or positions, after slicing; none if all that it reads and makes is as it was."""
+    rule = spec_of(node.op).resize
+    if rule is resize.nothing or all(sizes.shape(value) == value.shape for value in (*node.inputs, *node.outputs)):
+        return {}
+    return rule(node, sizes)

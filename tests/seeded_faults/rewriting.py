@@ -5,92 +5,85 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
 from exchanged import exchange
 from torch import Tensor
 
 from irtool.channels.labels import Labels, Walk
-from irtool.hosts.torch.sizes import write_attrs as fx_literals
+from irtool.hosts.torch.sizes import write_attrs
+from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node
-from irtool.ops import contraction, products, recurrent
+from irtool.ir.sizes import Sizes
+from irtool.ops import contraction, products, recurrent, resize
 from irtool.ops import spec as table
 from irtool.ops.context import Context, none, on_axis
 from irtool.pruning.slicing import proof as replay
 from irtool.pruning.slicing import slicing
 from seeded_faults.fault import Patch, fault, longest
 
-# SizeEdits of the program.
+# Sizes in the program.
 
 
 @fault("shuffle_literal", "flatten_hw", "linear_to_map")
 def view_sizes_are_not_rewritten(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "Reshape")
+    exchange(patch, "Reshape", resize=resize.nothing)
 
 
 @fault("unequal_split", "shufflenet_v2", "conv_lstm")
 def split_sizes_are_not_rewritten(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "Split")
+    exchange(patch, "Split", resize=resize.nothing)
 
 
 @fault("unequal_split", "mixconv")
 def split_sizes_are_reversed(patch: Patch) -> None:
-    old = fx_literals.EDITORS["Split"]
+    def faulty(node: Node, sizes: Sizes) -> Attrs:
+        return {name: value[::-1] for name, value in resize.split(node, sizes).items()}
 
-    def faulty(edits: fx_literals.SizeEdits, node: Node) -> None:
-        old(edits, node)
-        host = edits.hosts[node.name]
-        if len(host.args) > 1 and isinstance(host.args[1], list):
-            host.args = (host.args[0], host.args[1][::-1], *host.args[2:])
-
-    patch.setitem(fx_literals.EDITORS, "Split", faulty)
+    exchange(patch, "Split", resize=faulty)
 
 
 @fault("slices")
 def slice_bounds_off_by_one(patch: Patch) -> None:
-    old = fx_literals.moved_entry
+    old = write_attrs.cut
 
-    def faulty(entry: Any, kept: Any, size: int) -> Any:
-        moved = old(entry, kept, size)
-        return [max(index - 1, 0) for index in moved] if isinstance(moved, list) else moved
+    def faulty(*given: Any) -> Any:
+        found = old(*given)
+        return found if isinstance(found, np.ndarray) or found[1] is None else (found[0], found[1] - 1, found[2])
 
-    patch.setattr(fx_literals, "moved_entry", faulty)
+    patch.setattr(write_attrs, "cut", faulty)
 
 
 @fault("flips", "gather_repeated")
 def gathered_indices_are_not_moved(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "Gather")
+    exchange(patch, "Gather", resize=resize.nothing)
 
 
 @fault("inverted_residual", "multiplier_2")
 def depthwise_groups_are_not_rewritten(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "Conv")
+    exchange(patch, "Conv", resize=resize.nothing)
 
 
 @fault("option_a", "constant_pad")
 def pad_amounts_are_not_rewritten(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "Pad")
+    exchange(patch, "Pad", resize=resize.nothing)
 
 
 @fault("convnext")
 def normalized_shape_is_not_rewritten(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "LayerNormalization")
+    exchange(patch, "LayerNormalization", resize=resize.nothing)
 
 
 @fault("scaled_dot_product")
 def attention_scale_is_not_kept(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "Attention")
+    exchange(patch, "Attention", resize=resize.nothing)
 
 
 @fault("preactivation", "densenet", residual="select")
 def wrong_index_in_the_selection(patch: Patch) -> None:
-    old = fx_literals._select
+    def faulty(node: Node, sizes: Sizes) -> Attrs:
+        return {name: np.maximum(index - 1, 0) for name, index in resize.select(node, sizes).items()}
 
-    def faulty(edits: fx_literals.SizeEdits, node: Node) -> None:
-        old(edits, node)
-        owner = edits.owner(node)
-        assert owner is not None
-        owner.index = (owner.index - 1).clamp(min=0)
-
-    patch.setitem(fx_literals.EDITORS, "ChannelSelect", faulty)
+    exchange(patch, "ChannelSelect", resize=faulty)
 
 
 @fault("preactivation", "densenet", residual="select")
@@ -176,4 +169,4 @@ def recurrent_layers_read_the_wrong_features(patch: Patch) -> None:
 
 @fault("zeros_beside")
 def zeros_are_not_made_shorter(patch: Patch) -> None:
-    patch.delitem(fx_literals.EDITORS, "Constant")
+    exchange(patch, "Constant", resize=resize.nothing)

@@ -106,6 +106,11 @@ class OnnxGraph(OnnxEdits):
             notes=self.notes,
         )
 
+    def constant(self, value: Value) -> torch.Tensor | None:
+        """Return the entries of a value that no input can change; see `Graph.constant`."""
+        known = self.known.get(value.name) if value.data is None else None
+        return value.data if known is None else torch.from_numpy(np.asarray(known))
+
     def observe_inputs(self, batch: frontier.Batch, nodes: Sequence[Node], seen: frontier.Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and first input of each node."""
         values = list(dict.fromkeys(node.input.name for node in nodes))

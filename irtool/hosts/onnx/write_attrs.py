@@ -1,6 +1,6 @@
-"""Sizes written into an ONNX program are rewritten from the sizes that its values have after slicing.
+"""Writes the sizes that slicing leaves into an ONNX program: new attributes (`irtool.ops.resize`) as attributes or as constant inputs.
 
-One row an operator of the view. Sizes that the program computes from shapes are left to it where they come out right.
+One row an operator whose nodes state sizes. Sizes that the program computes from shapes are left to it where they come out right.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from irtool.hosts.onnx.edges import cleanup
 from irtool.hosts.onnx.reader import Reader
 from irtool.hosts.onnx.sizes.computed import OriginalNumbers, scaled
 from irtool.hosts.onnx.sizes.views import ViewGuards
+from irtool.hosts.onnx.written import argument_slot
+from irtool.ir.attributes import END, Attrs
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
+from irtool.ops.resize import Cut, Positions, restated
+from irtool.ops.spec import resized as new_attributes
 
 if TYPE_CHECKING:
     from irtool.hosts.onnx.graph import OnnxGraph
 
-Ints = NDArray[np.int64]
+_SHAPES = {"Reshape": "shape", "Expand": "shape", "Resize": "sizes", "Tile": "repeats"}
+"""What an operator calls the sizes of its result."""
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Which input holds the sizes of the result."""
 _SIZED = frozenset({"Reshape", "Expand", "Resize", "Upsample", "Split", "Slice", "Gather", "Pad", "Tile", "Squeeze", "Unsqueeze"})
@@ -52,46 +57,59 @@ class OnnxSizeEdits:
     def edit(self) -> None:
         """Edit every node that needs it."""
         for node in self.graph.nodes:
-            editor = EDITORS.get(node.op)
-            if editor is not None and any(self.sizes.shape(value) != value.shape for value in (*node.inputs, *node.outputs)):
-                editor(self, node)
+            if node.op in WRITERS and (new := new_attributes(node, self.sizes)):
+                WRITERS[node.op](self, node, new)
 
-    def constant(self, node: Node, index: int) -> NDArray[Any] | None:
-        """An argument as it was before slicing; None if it is absent."""
+    def stated(self, node: Node, name: str) -> list[int] | None:
+        """Return an argument as it was before slicing: an input, or in older operator sets an attribute; None if it is absent."""
+        index = argument_slot(node.host.op, name, self.graph.opset)
+        if index is None:
+            return list(node.host.attrs[name]) if name in node.host.attrs else None
+        found = self._constant(node, index)
+        return None if found is None else found.tolist()
+
+    def _constant(self, node: Node, index: int) -> NDArray[Any] | None:
+        """An input as it was before slicing; None if it is absent."""
         inputs = node.host.inputs
         if len(inputs) <= index or not inputs[index].name:
             return None
         tensor = inputs[index]
         return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else self.graph.known.get(tensor.name)
 
-    def listed(self, node: Node, index: int, name: str) -> list[int] | None:
-        """An argument as it was before slicing: an input, or in older operator sets an attribute; None if it is absent."""
-        found = self.constant(node, index)
-        return list(node.host.attrs[name]) if name in node.host.attrs else None if found is None else found.tolist()
-
-    def is_literal(self, node: Node, index: int) -> bool:
+    def is_literal(self, node: Node, name: str) -> bool:
         """Whether an argument is written in the program rather than computed."""
-        return isinstance(node.host.inputs[index], gs.Constant)
+        index = argument_slot(node.host.op, name, self.graph.opset)
+        return index is None or isinstance(node.host.inputs[index], gs.Constant)
 
-    def put(self, node: Node, index: int, values: Sequence[int] | Ints, label: str) -> None:
-        """Give the node an argument of its own: the old one may have other readers."""
-        host = self.hosts[node.name]
-        old = self.constant(node, index)
-        array = np.asarray(values, np.int64 if old is None else old.dtype)
-        if old is not None and np.array_equal(array, old) and self.is_literal(node, index):
-            return
-        constant = gs.Constant(f"{node.name}.{label}", array)
-        while len(host.inputs) <= index:
-            host.inputs.append(gs.Variable.empty())
-        host.inputs[index] = constant
-        self.edited.append(node.name)
-
-    def set_attr(self, node: Node, name: str, value: Any) -> None:
-        """Change an attribute if it differs."""
-        host = self.hosts[node.name]
-        if host.attrs.get(name) != value:
+    def write(self, node: Node, name: str, value: Any) -> None:
+        """Change an attribute if it differs: as an input where the operator set has it there."""
+        index, host = argument_slot(node.host.op, name, self.graph.opset), self.hosts[node.name]
+        value = list(value) if isinstance(value, tuple) else value
+        if index is not None:
+            self.put(node, index, value, name)
+        elif host.attrs.get(name) != value:
             host.attrs[name] = value
             self.edited.append(node.name)
+
+    def put(self, node: Node, index: int, values: Any, label: str) -> None:
+        """Give the node an input of its own if it differs: the old one may have other readers."""
+        host, old = self.hosts[node.name], self._constant(node, index)
+        array = np.asarray(values, np.int64 if old is None else old.dtype)
+        if old is not None and np.array_equal(array, old) and isinstance(node.host.inputs[index], gs.Constant):
+            return
+        while len(host.inputs) <= index:
+            host.inputs.append(gs.Variable.empty())
+        host.inputs[index] = gs.Constant(f"{node.name}.{label}", array)
+        self.edited.append(node.name)
+
+    def gather(self, node: Node, axis: int, positions: Positions) -> None:
+        """Turn a slice along one axis into a selection of single entries."""
+        host = self.hosts[node.name]
+        host.op, host.attrs = "Gather", {"axis": axis}
+        while len(host.inputs) > 1:
+            host.inputs.pop()
+        host.inputs.append(gs.Constant(f"{node.name}.index", positions.astype(np.int64)))
+        self.edited.append(node.name)
 
     def fix(self, reader: Reader, host: gs.Node) -> None:
         """A number that the program computes from a pruned size may be wrong after slicing: put right before the node is read."""
@@ -138,6 +156,9 @@ class OnnxSizeEdits:
         host.inputs[index] = scaled(host, tensor, target, computed, f"{host.name}.sizes", partial(self._insert, reader))
 
 
+Writer = Callable[[OnnxSizeEdits, Node, Attrs], None]
+
+
 def resized(graph: OnnxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[OnnxGraph, list[str]]:
     """A copy of the graph for parameters of other shapes, these empty yet, and the names of the nodes that were edited."""
     host = graph.host.copy()
@@ -158,120 +179,75 @@ def complete(source: OnnxGraph, new: OnnxGraph) -> None:
     cleanup(host)
 
 
-def _sizes_of_result(edits: OnnxSizeEdits, node: Node) -> None:
-    index = _TARGETS.get(node.host.op)
-    old = edits.constant(node, index) if index is not None else None
-    if index is None or old is None or not edits.is_literal(node, index) or old.shape != (len(node.output.sizes),):
-        return
-    pairs = zip(old.tolist(), edits.sizes.shape(node.output), node.output.sizes, strict=True)
-    edits.put(node, index, [new if listed == before else listed for listed, new, before in pairs], "sizes")
+def _shape(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
+    """Sizes, or of a Tile how often an axis of size 1 is repeated."""
+    name = _SHAPES.get(node.host.op)
+    listed = edits.stated(node, name) if name is not None else None
+    if name is not None and listed is not None and len(listed) == len(node.output.sizes) and edits.is_literal(node, name):
+        edits.write(node, name, restated(listed, node.output.sizes, new["shape"]))
 
 
-def _split(edits: OnnxSizeEdits, node: Node) -> None:
-    axis = node.attrs["axis"]
-    new = [edits.sizes.shape(output)[axis] for output in node.outputs]
-    if new == [output.sizes[axis] for output in node.outputs]:
-        return
-    if edits.graph.opset < 13:
-        edits.set_attr(node, "split", new)
-        return
+def _split(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
     edits.hosts[node.name].attrs.pop("num_outputs", None)
-    edits.put(node, 1, new, "split")
+    edits.write(node, "split", new["split"])
 
 
-def _slice(edits: OnnxSizeEdits, node: Node) -> None:
-    """Bounds over a pruned axis move to where their channels are now; bounds over other axes stay."""
-    starts, ends, listed, steps = (edits.listed(node, index, name) for index, name in enumerate(("starts", "ends", "axes", "steps"), 1))
+def _slice(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
+    """Bounds over other axes than those that are pruned stay. Entries between which no even steps lead are gathered."""
+    cuts: dict[int, Cut | Positions] = new["cuts"]
+    starts, ends, listed, steps = (edits.stated(node, name) for name in ("starts", "ends", "axes", "steps"))
     assert starts is not None
     assert ends is not None
     axes = [axis % len(node.input.sizes) for axis in listed or range(len(starts))]
-    steps = steps or [1] * len(starts)
-    moved = False
+    before = steps or [1] * len(starts)
+    written = list(before)
+    if len(axes) > 1 and not all(edits.is_literal(node, name) for name in ("starts", "ends")):
+        return  # some bounds are computed as others are
     for place, axis in enumerate(axes):
-        kept, size = edits.sizes.kept(node.input, axis), node.input.sizes[axis]
-        if kept is None or abs(steps[place]) != 1:
-            continue
-        chosen = np.arange(size)[_python_slice(starts[place], ends[place], steps[place], size)]
-        if chosen.size == size:
-            continue  # all of it, whatever there is
-        positions = np.searchsorted(kept, chosen[np.isin(chosen, kept)])
-        first, last = (int(positions.min()), int(positions.max()) + 1) if positions.size else (0, 0)
-        starts[place], ends[place] = (first, last) if steps[place] > 0 else (last - 1, first - 1 if first else -(2**31))
-        moved = True
-    if not moved:
-        return
-    if edits.graph.opset < 10:
-        edits.set_attr(node, "starts", starts)
-        edits.set_attr(node, "ends", ends)
-    elif len(axes) == 1 or (edits.is_literal(node, 1) and edits.is_literal(node, 2)):
-        edits.put(node, 1, starts, "starts")
-        edits.put(node, 2, ends, "ends")
+        found = cuts.get(axis, (starts[place], ends[place], written[place]))
+        if isinstance(found, np.ndarray):
+            if len(axes) == 1:
+                edits.gather(node, axis, found)
+            return
+        starts[place], end, written[place] = found
+        ends[place] = end if end is not None else END if written[place] > 0 else -END - 1
+    edits.write(node, "starts", starts)
+    edits.write(node, "ends", ends)
+    if written != before:
+        edits.write(node, "steps", written)
 
 
-def _python_slice(start: int, end: int, step: int, size: int) -> slice:
-    """ONNX clamps bounds as Python does, and an end below -size means "to the beginning"."""
-    return slice(start, None if step < 0 and end < -size else end, step)
+def _gather(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
+    edits.put(node, 1, new["index"], "index")
 
 
-def _gather(edits: OnnxSizeEdits, node: Node) -> None:
-    """A constant index over a pruned axis: the positions of what is still there."""
-    axis = node.attrs["axis"]
-    kept, old = edits.sizes.kept(node.input, axis), edits.constant(node, 1)
-    if kept is None or old is None or old.ndim > 1:
-        return
-    index = old % node.input.sizes[axis]
-    edits.put(node, 1, np.searchsorted(kept, index if old.ndim == 0 else index[np.isin(index, kept)]), "index")
+def _select(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
+    edits.hosts[node.name].inputs[1].values = new["index"]
 
 
-def _select(edits: OnnxSizeEdits, node: Node) -> None:
-    """An owned selection: its copies that stay, at their sources' new positions."""
-    index = node.operands["index"]
-    assert index.data is not None
-    copies, kept, old = edits.sizes.kept(index, 0), edits.sizes.kept(node.input, 1), index.data.numpy()
-    old = old if copies is None else old[copies]
-    edits.hosts[node.name].inputs[1].values = old if kept is None else np.searchsorted(kept, old)
+def _pad(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
+    """Newer operator sets may list the axes."""
+    rank, listed = len(node.input.sizes), edits.stated(node, "axes")
+    axes = range(rank) if listed is None else [axis % rank for axis in listed]
+    if new["pads"] != node.attrs["pads"]:
+        edits.write(node, "pads", [new["pads"][axis + side] for side in (0, rank) for axis in axes])
 
 
-def _pad(edits: OnnxSizeEdits, node: Node) -> None:
-    rank, pads = len(node.input.sizes), node.attrs["pads"]
-    new = {}
-    for axis in range(rank):
-        before, after = pads[axis], pads[rank + axis]
-        kept, size = edits.sizes.kept(node.output, axis), node.input.sizes[axis]
-        if kept is not None and (before or after):
-            before, after = int((kept < before).sum()), int((kept >= before + size).sum())
-        new[axis] = (before, after)
-    amounts = [new[axis][0] for axis in range(rank)] + [new[axis][1] for axis in range(rank)]
-    if amounts == list(pads):
-        return
-    if edits.graph.opset < 11:
-        edits.set_attr(node, "pads", amounts)
-    elif len(node.host.inputs) < 4:
-        edits.put(node, 1, amounts, "pads")
+def _attribute(name: str) -> Writer:
+    return lambda edits, node, new: edits.write(node, name, new[name])
 
 
-def _conv(edits: OnnxSizeEdits, node: Node) -> None:
-    """A depthwise convolution has as many groups as input channels; of another whole groups may go."""
-    if node.attrs["group"] > 1:
-        edits.set_attr(node, "group", edits.sizes.groups(node))
-
-
-def _group_norm(edits: OnnxSizeEdits, node: Node) -> None:
-    """Group norm with a channel a group stays that."""
-    if node.attrs["num_groups"] == node.input.sizes[1]:
-        edits.set_attr(node, "num_groups", edits.sizes.shape(node.input)[1])
-
-
-EDITORS: dict[str, Callable[[OnnxSizeEdits, Node], None]] = {
-    "Reshape": _sizes_of_result,
-    "Expand": _sizes_of_result,
-    "Resize": _sizes_of_result,
+WRITERS: dict[str, Writer] = {
+    "Reshape": _shape,
+    "Expand": _shape,
+    "Resize": _shape,
     "Split": _split,
     "Slice": _slice,
     "Gather": _gather,
     "ChannelSelect": _select,
     "Pad": _pad,
-    "Conv": _conv,
-    "ConvTranspose": _conv,
-    "GroupNormalization": _group_norm,
+    "Conv": _attribute("group"),
+    "ConvTranspose": _attribute("group"),
+    "GroupNormalization": _attribute("num_groups"),
 }
+"""How the new attributes of an operator are written; not called where there are none."""

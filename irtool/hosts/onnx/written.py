@@ -13,13 +13,21 @@ _ARGUMENTS: dict[str, dict[str, tuple[int, int]]] = {
     "Clip": {"min": (1, 11), "max": (2, 11)},
     "Reshape": {"shape": (1, 5)},
     "Expand": {"shape": (1, 8)},
-    "Pad": {"pads": (1, 11)},
+    "Pad": {"pads": (1, 11), "axes": (3, 18)},
     "Slice": {"starts": (1, 10), "ends": (2, 10), "axes": (3, 10), "steps": (4, 10)},
     "Split": {"split": (1, 13)},
+    "Resize": {"sizes": (3, 11)},
+    "Tile": {"repeats": (1, 6)},
     "Squeeze": {"axes": (1, 13)},
     "Unsqueeze": {"axes": (1, 13)},
 }
 """Attributes that an operator takes as inputs: which one, and since which operator set."""
+
+
+def argument_slot(op: str, name: str, opset: int) -> int | None:
+    """Return the input that holds an attribute in an operator set; None where it is an attribute of the node."""
+    slot, since = _ARGUMENTS.get(op, {}).get(name, (None, 0))
+    return slot if since <= opset else None
 
 
 def check_operator(op: str, opset: int) -> None:
@@ -43,8 +51,8 @@ def put_attribute(node: gs.Node, name: str, value: Any, opset: int, constant: An
     Raises:
         GraphError: the operator has no such attribute.
     """
-    slot, since = _ARGUMENTS.get(node.op, {}).get(name, (0, opset + 1))
-    if since > opset:
+    slot = argument_slot(node.op, name, opset)
+    if slot is None:
         if name not in onnx.defs.get_schema(node.op, opset, "").attributes:
             raise GraphError(f"{node.op} has no attribute {name!r} in operator set {opset}", where=node.name, remedy="Leave it out.")
         node.attrs[name] = list(value) if isinstance(value, tuple) else value

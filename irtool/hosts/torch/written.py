@@ -125,14 +125,18 @@ _PLACES: dict[str, dict[str, tuple[str, int]]] = {
     "hardtanh": {"min": ("min_val", 1), "max": ("max_val", 2)},
     **{key: {"axis": ("dim", 1)} for key in ("softmax", "log_softmax", "cat", "concat", "concatenate", "index_select")},
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _WINDOW),
+    **{key: {"group": ("groups", 6)} for key in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")},
+    "convolution": {"group": ("groups", 8)},
     "batch_norm": {"epsilon": ("eps", 7)},
-    "layer_norm": {"epsilon": ("eps", 4)},
+    "layer_norm": {"epsilon": ("eps", 4), "normalized_shape": ("normalized_shape", 1)},
+    "rms_norm": {"normalized_shape": ("normalized_shape", 1)},
     "group_norm": {"epsilon": ("eps", 4), "num_groups": ("num_groups", 1)},
 }
 """Where a function or method takes an attribute: its name there, and its position."""
 _FIELDS = {
     "alpha": ("negative_slope", "alpha"), "min": ("min_val",), "max": ("max_val",), "axis": ("dim",), "strides": ("stride",),
     "pads": ("padding",), "dilations": ("dilation",), "group": ("groups",), "epsilon": ("eps",), "num_groups": ("num_groups",),
+    "normalized_shape": ("normalized_shape",),
 }  # fmt: skip
 """What modules call an attribute."""
 
@@ -156,9 +160,14 @@ def write_argument(host: fx.Node, name: str, value: Any) -> bool:
     return True
 
 
+def field_of(module: nn.Module, name: str) -> str | None:
+    """Return what a module calls an attribute; None if it has no such."""
+    return next((key for key in _FIELDS.get(name, ()) if key in vars(module)), None)
+
+
 def write_field(module: nn.Module, name: str, value: Any) -> bool:
     """Change an attribute of a module of `torch.nn`; False if it is not known to have one."""
-    key = next((key for key in _FIELDS.get(name, ()) if key in vars(module)), None)
+    key = field_of(module, name)
     if key is None or not type(module).__module__.startswith("torch.nn."):
         return False
     written = _torch_form(name, value)

@@ -198,6 +198,10 @@ class _Sizes:
         _, positions = (None, None) if labels is None else self._surviving.of(labels)
         return groups if positions is None else _groups_left(positions, weight.sizes[1])
 
+    def constant(self, value: Value) -> Tensor | None:
+        """The entries that a value had before slicing, if no input can change them."""
+        return self.labels.graph.constant(value)
+
     def kept(self, value: Value, axis: int) -> Ints | None:
         """Positions along one axis that stay, if that axis alone carries what was removed."""
         stays = self.mask(value)

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import fx
-
-Ints = NDArray[np.int64]
 
 
 def sizes_argument(host: fx.Node) -> tuple[str | None, Sequence[Any]]:
@@ -46,33 +42,6 @@ def filled_with(host: fx.Node, key: str | None, first: int, sizes: list[Any]) ->
         return host.args, {**host.kwargs, key: sizes}
     packed = isinstance(host.args[first], tuple | list)
     return (*host.args[:first], sizes, *host.args[first + 1 :]) if packed else (*host.args[:first], *sizes), dict(host.kwargs)
-
-
-def stated_size(old: Any, new: int, before: int) -> Any:
-    """A literal that stated the size before states the size after; -1 and computed sizes stay."""
-    return new if isinstance(old, int) and old == before and old != -1 else old
-
-
-def span(positions: Ints) -> tuple[int, int]:
-    """First position and end of a run."""
-    return (int(positions[0]), int(positions[-1]) + 1) if positions.size else (0, 0)
-
-
-def moved_entry(entry: Any, kept: Ints, size: int) -> Any:
-    """An index entry (an integer, a list, a slice) over a pruned axis, as it is among the positions that stay."""
-    if isinstance(entry, int):
-        return int(np.searchsorted(kept, entry % size))
-    if isinstance(entry, list | tuple) and all(type(item) is int for item in entry):
-        listed = np.array(entry) % size
-        return np.searchsorted(kept, listed[np.isin(listed, kept)]).tolist()
-    if not isinstance(entry, slice):
-        return entry
-    chosen = np.arange(size)[entry]
-    new = np.searchsorted(kept, chosen[np.isin(chosen, kept)])
-    start, stop = span(new)
-    if new.size == stop - start:
-        return entry if entry == slice(None) else slice(start, stop)
-    return new.tolist()
 
 
 def torch_name(host: fx.Node) -> str:

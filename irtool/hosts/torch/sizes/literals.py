@@ -1,28 +1,28 @@
-"""The sizes that a traced program states, before and after slicing: what the rows of `write_attrs` ask and edit."""
+"""The sizes that a traced program states, before and after slicing: read and edited by the rows of `write_attrs`."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from irtool.errors import ProofError
 from irtool.hosts.torch.sizes.arguments import computed_sizes, filled_with, of_batch, sizes_argument, torch_name, unflattened, with_sizes
 from irtool.hosts.torch.tracing.counts import sizes_of
+from irtool.hosts.torch.written import field_of, write_argument
+from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
+from irtool.ops.spec import resized
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
 
 LISTS_SIZES = frozenset({"view", "reshape", "_unsafe_view", "expand", "broadcast_to"})
 """Views that list the sizes of their result."""
-Ints = NDArray[np.int64]
 
 
 class SizeEdits:
@@ -35,19 +35,27 @@ class SizeEdits:
     """
 
     def __init__(self, graph: FxGraph, module: fx.GraphModule, left: Sizes) -> None:
-        self.graph, self.module, self.sizes, self.kept, self.groups = graph, module, left.shape, left.kept, left.groups
+        self.graph, self.module, self.left, self.sizes, self.kept = graph, module, left, left.shape, left.kept
         self.hosts: dict[str, fx.Node] = {node.name: node for node in module.graph.nodes}
         self._sized = {node.name: node for node in graph.nodes if _lists_sizes(node)}
         self._originals = {node.name: node for node in graph.module.graph.nodes}
         self.edited: list[str] = []
         """Names of nodes whose arguments in the program changed (not attributes of modules)."""
 
-    def edit(self, editors: Mapping[str, Callable[[SizeEdits, Node], None]]) -> None:
-        """Edit every node that needs it, by the row of its operator."""
+    def edit(
+        self, writers: Mapping[str, Callable[[SizeEdits, Node, Attrs], None]], own: Mapping[str, Callable[[SizeEdits, Node], None]]
+    ) -> None:
+        """Edit every node that needs it.
+
+        Args:
+            writers: how new attributes of an operator are written.
+            own: what edits an operator whose attributes do not say all.
+        """
         for node in self.graph.nodes:
-            editor = editors.get(node.op)
-            if editor is not None and any(self.sizes(value) != value.shape for value in (*node.inputs, *node.outputs)):
-                editor(self, node)
+            if node.op in own and any(self.sizes(value) != value.shape for value in (*node.inputs, *node.outputs)):
+                own[node.op](self, node)
+            elif node.op in writers and (new := resized(node, self.left)):
+                writers[node.op](self, node, new)
         if self.edited:
             self.module.graph.lint()
             self.module.recompile()
@@ -109,7 +117,7 @@ class SizeEdits:
     def _fix_pad(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
         """The same for `F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))`: as many channels as are left of those that it adds."""
         stated = host.args[1] if len(host.args) > 1 else host.kwargs.get("pad")
-        right = amounts(self, node)
+        right = torch_pads(node, resized(node, self.left).get("pads", node.attrs["pads"]))
         if not isinstance(stated, list | tuple) or len(stated) != len(right):
             return
         fixed = [amount if isinstance(arg, fx.Node) and examples[arg] != amount else arg for arg, amount in zip(stated, right, strict=True)]
@@ -133,6 +141,18 @@ class SizeEdits:
         host = self.hosts[node.name]
         return self.module.get_submodule(str(host.target)) if host.op == "call_module" else None
 
+    def set_attr(self, node: Node, name: str, value: Any) -> None:
+        """Change an attribute of a layer: of its module, or an argument of its function."""
+        host, owner = self.hosts[node.name], self.owner(node)
+        if owner is not None:
+            key = field_of(owner, name)
+            if key is not None:
+                setattr(owner, key, value)
+            return
+        before = host.args, dict(host.kwargs)
+        if write_argument(host, name, value) and before != (host.args, dict(host.kwargs)):
+            self.edited.append(node.name)
+
     def set_args(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         """Change a node's arguments if they differ."""
         host = self.hosts[node.name]
@@ -150,20 +170,8 @@ def _lists_sizes(node: Node) -> bool:
     return viewed or node.op == "Constant"
 
 
-def written_amounts(node: Node) -> dict[int, tuple[int, int]]:
-    """Amounts of padding before and after each axis that the call lists, from the last one backwards."""
-    rank, pads, listed = len(node.input.sizes), node.attrs["pads"], node.given.get("pad", node.given.get("padding", ()))
+def torch_pads(node: Node, pads: Sequence[int]) -> list[int]:
+    """Amounts of padding as the call lists them: those before and after each axis together, from the last axis backwards."""
+    rank, listed = len(node.input.sizes), node.given.get("pad", node.given.get("padding", ()))
     count = rank - 2 if isinstance(listed, int) else len(listed) // 2
-    return {axis: (pads[axis], pads[rank + axis]) for axis in range(rank - 1, rank - 1 - count, -1)}
-
-
-def amounts(edits: SizeEdits, node: Node) -> list[int]:
-    """Amounts of padding after slicing, as torch lists them."""
-    new: list[int] = []
-    for axis, (before, after) in written_amounts(node).items():
-        kept = edits.kept(node.output, axis)
-        if kept is not None and (before or after):
-            size = node.input.sizes[axis]
-            before, after = int((kept < before).sum()), int((kept >= before + size).sum())
-        new += [before, after]
-    return new
+    return [amount for axis in range(rank - 1, rank - 1 - count, -1) for amount in (pads[axis], pads[rank + axis])]

@@ -1,4 +1,4 @@
-"""What of slicing is particular to torch: empty parameters on the meta device, literals, size attributes of modules."""
+"""Slicing of a torch program: empty parameters on the meta device, literals, size attributes of modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from irtool.hosts.torch.modules import compiled, copy_module, modules_by_path
 from irtool.hosts.torch.sizes.arguments import torch_name
 from irtool.hosts.torch.sizes.literals import SizeEdits
 from irtool.hosts.torch.sizes.views import keep_axes_apart
-from irtool.hosts.torch.sizes.write_attrs import EDITORS
+from irtool.hosts.torch.sizes.write_attrs import OWN, WRITERS
 from irtool.ir.sizes import Sizes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def resized(graph: FxGraph, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes)
 
     module = copy_module(graph.module, empty)
     edits = SizeEdits(graph, module, sizes)
-    edits.edit(EDITORS)
+    edits.edit(WRITERS, OWN)
     notes = keep_axes_apart(graph.nodes, module, sizes.shape)
     for child in modules_by_path(module).values():
         sync_attributes(child)
