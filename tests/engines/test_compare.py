@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from irtool.analysis.compare import FLOOR, compare
+from irtool.analysis.compare import FLOOR
+from irtool.engines.compare import compare
 from irtool.errors import CheckError, GraphError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.running.interpreter import run_with
