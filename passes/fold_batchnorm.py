@@ -53,7 +53,7 @@ class FoldBatchNorm(Pass):
 
 
 def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
-    """Why a batch norm stays; an empty reason for one that simply has no convolution before it."""
+    """Return the reason for which a batch norm stays; empty for one that has no convolution before it."""
     source = node.input.producer
     if source is None or source.op not in AFFINE or not graph.accepts_bias(source):
         return ""

@@ -197,4 +197,4 @@ def _are_parts(slices: Ints, parts: Ints) -> bool:
 
 
 KINDS = ("macs", "params", "bytes")
-"""What a width decides exactly."""
+"""Costs that widths decide exactly."""

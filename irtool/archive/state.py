@@ -18,7 +18,7 @@ from irtool.hosts.torch.tracing.autograd import OwnBackward
 _BASE = frozenset(dir(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _DERIVED = frozenset({"_flat_weights", "_flat_weight_refs"})
-"""What a recurrent layer derives from its parameters."""
+"""Attributes that a recurrent layer derives from its parameters."""
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

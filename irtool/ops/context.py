@@ -1,4 +1,4 @@
-"""What an operator rule may ask of the engine that walks the graph, and the arithmetic on label tensors.
+"""The labelling engine as rules of operators see it, and the arithmetic on label tensors.
 
 A label tensor has the rank of its value; an axis of size 1 stands for any number of equal entries (broadcast), and -1
 means "no channel here". The same rules serve two walks: the first gives every parameter axis fresh labels and

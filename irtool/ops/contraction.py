@@ -26,30 +26,34 @@ def conv(node: Node, ctx: Context) -> None:
         ctx.inexact(node, ctx.of(node.input).movedim(varying(ctx.of(node.input))[-1], -1), "a convolution over channels")
         ctx.put(node.output, ctx.of(node.input))
         return
-    transposed = node.op == "ConvTranspose"
-    groups = node.attrs["group"]
     value, axis = node.input, channel_axis(node, weight)
     _pin_other_axes(node, ctx, value, axis)
     arriving = channel_vector(node, ctx, value, axis)
     _pin_stored(node, ctx, arriving)
-    depthwise = ctx.decide(
-        node, "depthwise", groups == value.sizes[axis] > 1 and (weight.sizes[1] == 1 or not transposed) and not is_none(arriving)
-    )
-    if depthwise:
+    transposed, groups = node.op == "ConvTranspose", node.attrs["group"]
+    alone = groups == value.sizes[axis] > 1 and (weight.sizes[1] == 1 or not transposed) and not is_none(arriving)
+    if ctx.decide(node, "depthwise", alone):
         out = _depthwise(node, ctx, weight, arriving, transposed)
     else:
-        input_axis, output_axis = (0, 1) if transposed else (1, 0)
-        grouped = ctx.decide(node, "grouped", groups > 1)
-        read_axis: Axis = (input_axis, groups) if grouped and not transposed else input_axis
-        out_axis: Axis = (output_axis, groups) if grouped and transposed else output_axis
-        ctx.read(node, weight, read_axis, arriving)
-        out = ctx.produce(node, weight, out_axis)
-        if grouped and out.numel() == groups and is_none(arriving):
-            ctx.pin(node, out, "a filter for each channel of the graph's input")
-        if grouped:
-            ctx.balance(node, arriving.reshape(groups, -1))
-            ctx.balance(node, out.reshape(groups, -1))
+        out = _summed(node, ctx, weight, arriving, transposed)
     _finish(node, ctx, out, axis)
+
+
+def _summed(node: Node, ctx: Context, weight: Value, arriving: Tensor, transposed: bool) -> Tensor:
+    """Sum over all channels, or those of each group, which stay equally many; returns the labels of the filters."""
+    groups = node.attrs["group"]
+    input_axis, output_axis = (0, 1) if transposed else (1, 0)
+    grouped = ctx.decide(node, "grouped", groups > 1)
+    read_axis: Axis = (input_axis, groups) if grouped and not transposed else input_axis
+    out_axis: Axis = (output_axis, groups) if grouped and transposed else output_axis
+    ctx.read(node, weight, read_axis, arriving)
+    out = ctx.produce(node, weight, out_axis)
+    if grouped and out.numel() == groups and is_none(arriving):
+        ctx.pin(node, out, "a filter for each channel of the graph's input")
+    if grouped:
+        ctx.balance(node, arriving.reshape(groups, -1))
+        ctx.balance(node, out.reshape(groups, -1))
+    return out
 
 
 def deform_conv(node: Node, ctx: Context) -> None:

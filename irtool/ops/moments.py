@@ -1,4 +1,4 @@
-"""What operators make of the mean and variance of what they read, one rule an operator.
+"""Means and variances through operators, one rule each.
 
 A batch norm says that its output has mean beta and variance gamma^2 over the data it was trained on; taken as normal,
 that gives the mean after any activation (in closed form for ReLU). What moves or averages entries is run on the means
@@ -234,7 +234,7 @@ def elementwise(graph: Graph, node: Node, found: Found) -> Sequence[Moments] | N
 
 
 def _of_constants(graph: Graph, node: Node, moments: Mapping[Value, Moments]) -> Sequence[Moments] | None:
-    """What any elementwise operator makes of entries that are constant in all of its inputs."""
+    """Compute an elementwise operator's results for entries that are constant in all of its inputs."""
     if any(value.dtype is None or not value.dtype.is_floating_point for value in moments):
         return None
     moving = torch.zeros(())

@@ -75,7 +75,7 @@ def stretch(node: Node, ctx: Context) -> None:
 
 
 _NUMBERED = frozenset({"arange", "linspace", "eye"})
-"""What counts entries: of fewer channels it makes other numbers."""
+"""Factories that number the entries they make: fewer channels get other numbers."""
 
 
 def filled(node: Node, ctx: Context) -> None:

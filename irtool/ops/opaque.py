@@ -1,4 +1,4 @@
-"""What irtool does not understand, it leaves alone, and says so."""
+"""Operators that irtool does not understand: the channels that flow into them are pinned, with the reason."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REASONS = {
     ),
     **dict.fromkeys(("Bilinear", "bilinear"), "a bilinear layer multiplies every channel with every other"),
 }
-"""Why operators that irtool knows, and cannot prune through, keep what flows into them; by their name in torch."""
+"""Reasons for operators that irtool knows, and cannot prune through; by their name in torch."""
 
 
 def short_name(callee: str) -> str:

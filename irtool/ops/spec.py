@@ -1,4 +1,4 @@
-"""What irtool knows of each operator, one row an operator. What is not here is a barrier.
+"""The table of operators, one row each. An operator without a row is a barrier.
 
 An operator that is new to irtool needs a row here, and one in each host that has it (`hosts/torch/operators.py`, `hosts/onnx/operators.py`).
 """

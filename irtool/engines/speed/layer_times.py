@@ -130,7 +130,7 @@ def _by_elements(node: Node, rates: dict[tuple[str, tuple[int, ...]], float]) ->
 
 
 def _largest(node: Node) -> Value:
-    """What an operator reads or writes, whichever is more."""
+    """Return the largest value that an operator reads or writes, parameters aside."""
     found = [value for value in (*node.inputs, *node.outputs) if value.shape is not None and not value.is_param]
     return max(found, key=lambda value: prod(value.sizes))
 

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from irtool.hosts.onnx.graph import OnnxGraph
 
 _SHAPES = {"Reshape": "shape", "Expand": "shape", "Resize": "sizes", "Tile": "repeats"}
-"""What an operator calls the sizes of its result."""
+"""Name of the argument that states the sizes of the result."""
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
-"""Which input holds the sizes of the result."""
+"""Index of the input that holds the sizes of the result."""
 _SIZED = frozenset({"Reshape", "Expand", "Resize", "Upsample", "Split", "Slice", "Gather", "Pad", "Tile", "Squeeze", "Unsqueeze"})
 """Operators whose computed arguments are sizes and positions; a computed number anywhere else keeps the value it had."""
 

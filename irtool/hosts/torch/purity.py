@@ -1,4 +1,4 @@
-"""Which host nodes do nothing but compute their result."""
+"""Purity of host nodes: whether they do nothing but compute their result."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ class Reader:
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
 """Of a second tensor these take the type and the device alone."""
 COUNT = "count."
-"""What the operands of a factory are called that it only takes sizes of, before the axis."""
+"""Role of an operand that a factory only takes a size of; the axis follows."""
 _PLAIN = (int, float, str, bool, type(None))
 
 

@@ -1,4 +1,4 @@
-"""What constant inputs add to the outputs of a convolution or linear layer, on average over the positions of its output."""
+"""Contribution of constant inputs to the outputs of a convolution or linear layer, on average over the positions of its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers of a sliced graph can be refitted, and what each is to give."""
+"""Layers of a sliced graph that can be refitted, and the outputs that each is to give."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def tasks(slicings: Sequence[Slicing[Any]], new: Graph, ignore: Sequence[str]) -
 
 
 class _UnclearError(Exception):
-    """It cannot be told which entries of the original a layer's outputs are."""
+    """Raised for a layer whose outputs cannot be found among the original's."""
 
 
 def _ignored(graph: Graph, ignore: Sequence[str]) -> set[str]:
@@ -101,7 +101,7 @@ def _ignored(graph: Graph, ignore: Sequence[str]) -> set[str]:
 
 
 def _unfit(slicing: Slicing[Any], graph: Graph, node: Node) -> str | None:
-    """Why a layer cannot be refitted."""
+    """Return the reason for which a layer cannot be refitted; None if it can."""
     weight = weight_of(node)
     assert weight is not None
     if weight.data is None:

@@ -212,7 +212,7 @@ class _Sizes:
 
 
 def _slabs(stays: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Which indices along an axis have any entry that stays."""
+    """Mark the indices along an axis at which any entry stays."""
     return np.asarray(stays.any(tuple(other for other in range(stays.ndim) if other != axis)))
 
 

@@ -24,7 +24,7 @@ diagonal linalg_diagonal | matmul linalg_matmul | trapezoid trapz
 """
 """The canonical name, then those that mean the same. What has an in-place form has one under each name."""
 _NUMPY = {"axis": "dim", "keepdims": "keepdim"}
-"""What NumPy calls arguments, which torch's compiled functions take, too. Of operators that irtool does not know they are left as they
+"""NumPy's names of arguments, which torch's compiled functions take, too. Of operators that irtool does not know they are left as they
 are: a quantisation has an `axis` of its own."""
 _OF = {"transpose": {"axis0": "dim0", "axis1": "dim1"}}
 """Arguments that an alias calls otherwise, by the canonical name."""
@@ -50,7 +50,7 @@ def _functions() -> dict[int, Any]:
 
 
 def canonical(kind: str, target: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What a call calls, and its keyword arguments, under the names that irtool's tables have.
+    """Return a call's target and its keyword arguments under the names that irtool's tables have.
 
     Args:
         kind: as `fx.Node.op`.

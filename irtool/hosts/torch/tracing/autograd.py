@@ -88,7 +88,7 @@ def name_in(root: nn.Module, function: type[Function]) -> str:
 
 
 class _Ctx:
-    """What a forward is given to keep things for its backward in. Telling autograd that it writes in place is refused."""
+    """The context in which a forward keeps things for its backward. Telling autograd that it writes in place is refused."""
 
     needs_input_grad = (True,) * 64
 

@@ -10,7 +10,7 @@ from torch import fx
 from irtool.hosts.torch.operators import function_spec
 
 _FIRST = {"split": "tensor", "where": ""}
-"""What a function calls its first argument, where that is not `input`; `torch.where` begins with its condition."""
+"""Names of first arguments that are not `input`; `torch.where` begins with its condition."""
 _ATTRIBUTES: dict[Any, tuple[Any, tuple[int, ...]]] = {
     "real": (torch.real, ()),
     "imag": (torch.imag, ()),

@@ -161,7 +161,7 @@ class _Number(type):
 
 
 _SYMBOLS = (torch.SymInt, torch.SymFloat)
-"""What torch.export has in place of sizes."""
+"""Types that torch.export has in place of sizes."""
 
 
 class _Int(metaclass=_Number):

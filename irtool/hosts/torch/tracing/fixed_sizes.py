@@ -87,7 +87,7 @@ def _verdict(model: nn.Module, program: Program, change: Change, decided: Mappin
 
 
 def _told(model: nn.Module, program: Program, changes: Iterable[Change], decided: Mapping[str, bool], *, few: bool) -> list[Fixed]:
-    """What is to be said of some sizes of the same axes: that they are fixed, if the program is wrong at one of them.
+    """Decide whether some sizes of the same axes are fixed: they are, if the program is wrong at one of them.
 
     Args:
         few: look at the first alone that the model takes.

@@ -26,7 +26,7 @@ _ALIASES = frozenset("Identity Dropout StochasticDepth Reshape Transpose Slice S
 
 _MEASURES = frozenset({"size", "numel", "nelement", "dim", "ndimension", "len"})
 _SHAPES = frozenset({"shape", "ndim"})
-"""What makes numbers of tensors: calls, and attributes."""
+"""Calls and attributes that make numbers of tensors."""
 _PARTS = frozenset({"data", "real", "imag", "T", "mT", "H", "mH"})
 """Attributes that are the tensor itself or a view of it."""
 
@@ -56,7 +56,7 @@ def _stores(module: fx.GraphModule) -> Iterator[fx.Node]:
 
 
 def _place(tensor: Any) -> int:
-    """Where a tensor's memory begins; views share it. 0 for what is no tensor, or has no memory."""
+    """Return the address of a tensor's memory, which views share; 0 for what is no tensor, or has no memory."""
     known = isinstance(tensor, torch.Tensor) and not nn.parameter.is_lazy(tensor) and tensor.layout is torch.strided
     return tensor.untyped_storage().data_ptr() if known else 0
 
@@ -108,7 +108,7 @@ def restore_writes(plain: Mapping[fx.Node, Any], dtype: Callable[[fx.Node], Any]
 
 
 def _first(node: fx.Node) -> fx.Node | None:
-    """What a call writes into, if it writes: `out`, or its first argument."""
+    """Return the argument that a call writes into, if it writes: `out`, or its first argument."""
     first = node.kwargs.get("out", node.args[0] if node.args else None)
     return first if isinstance(first, fx.Node) else None
 

@@ -18,7 +18,7 @@ M = TypeVar("M", bound=nn.Module)
 
 _FORWARD = tuple(key for key in HOOKS if "forward" in key)
 _KINDS = frozenset({"issubclass", "type", "is_tensor"})
-"""What a hook may ask that nothing which stands for a tensor answers as the tensor would."""
+"""Functions that nothing which stands for a tensor answers as the tensor would."""
 
 
 class HiddenHooks(Exception):
@@ -53,13 +53,7 @@ def through(
         HiddenHooks: a hook failed, or asks what cannot be answered.
         TraceError: a hook asks what a tracer with values can answer.
     """
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    if not all(map(_follows, hooks)):
-        raise HiddenHooks(path)
-    if not values and any("isinstance" in function_of(hook).__code__.co_names for hook in hooks):
-        raise TraceError(f"the hooks of {path} ask for a class", remedy="Remove them before tracing.")
-    asides.hooked.setdefault(path)
-    asides.reached += [found for hook in hooks for container in reached(hook) for found in contents(container)]
+    _note_hooks(module, path, asides, values)
     own, before, replaced = module.forward, computes_with(module), module.__dict__.get("forward")
     failed: list[Exception] = []
 
@@ -88,6 +82,17 @@ def through(
         _put_back(module, replaced)
 
 
+def _note_hooks(module: nn.Module, path: str, asides: TraceNotes, values: bool) -> None:
+    """Note a module's hooks and the containers that they reach. Raises HiddenHooks or TraceError where they cannot be followed."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if not all(map(_follows, hooks)):
+        raise HiddenHooks(path)
+    if not values and any("isinstance" in function_of(hook).__code__.co_names for hook in hooks):
+        raise TraceError(f"the hooks of {path} ask for a class", remedy="Remove them before tracing.")
+    asides.hooked.setdefault(path)
+    asides.reached += [found for hook in hooks for container in reached(hook) for found in contents(container)]
+
+
 def _put_back(module: nn.Module, forward: Any) -> None:
     module.__dict__.pop("forward", None)
     if forward is not None:
@@ -101,7 +106,7 @@ def computes_with(module: nn.Module) -> dict[str, Any]:
 
 
 _NOT_COMPUTED = frozenset({*HOOKS, "_parameters", "_buffers", "_modules", "training", "forward"})
-"""What says nothing of a layer's numbers, or is looked at elsewhere."""
+"""Attributes that do not change a layer's numbers, or are compared elsewhere."""
 
 
 def _follows(hook: Any) -> bool:

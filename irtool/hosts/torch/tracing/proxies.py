@@ -1,4 +1,4 @@
-"""What stands for a value while a module is traced: proxies, and flags that say who asked for them."""
+"""Proxies: they stand for values while a module is traced, and flags say who asked for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AUGMENTED: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iand: operator.and_, operator.ior: operator.or_, operator.ixor: operator.xor,
     operator.ilshift: operator.lshift, operator.irshift: operator.rshift,
 }  # fmt: skip
-"""What `x += y` and its like call, and what computes the same without writing into x. Tensors have no `@=` that writes."""
+"""In-place operators (`x += y`), and those that compute the same without writing into x. Tensors have no `@=` that writes."""
 
 
 class TracedProxy(fx.Proxy):
@@ -65,7 +65,7 @@ class TracedParameter(fx.proxy.ParameterProxy):
 
 
 def _set_aside(read: TracedAttribute) -> None:
-    """What was read of a parameter before another tensor takes its place is still the old one: a copy, as the write goes into it."""
+    """Keep what was read of a parameter before another tensor takes its place: a copy, since the write goes into the parameter."""
     node = read.node
     with node.graph.inserting_after(node):
         copied = node.graph.call_method("clone", (node,))
@@ -96,7 +96,7 @@ class ConcreteProxy(TracedProxy):
     tracer: Any
 
     def __getattr__(self, name: str) -> Any:
-        """What an attribute is known, too (`x.shape`); methods are recorded when they are called."""
+        """Record an attribute with its value (`x.shape`); methods are recorded when they are called."""
         held = getattr(self.value, name, None) if "value" in self.__dict__ else None
         if held is None or callable(held):
             return super().__getattr__(name)

@@ -17,7 +17,7 @@ from irtool.hosts.torch.tracing.proxies import Flag
 from irtool.hosts.torch.tracing.surroundings import Surroundings, content_of, contents, holds, refill, same
 
 _INTERNAL = frozenset(vars(nn.Module()))
-"""What every module has; of these the slots below and `training` are looked at."""
+"""Attributes of every module; of these the slots below and `training` are compared."""
 _SLOTS = ("_parameters", "_buffers", "_modules")
 
 
@@ -127,7 +127,7 @@ def _asks_identity(kind: type) -> bool:
 
 
 class _Held:
-    """What a module's attributes are, and what its own containers hold."""
+    """State of a module before it runs: its attributes, and the contents of its own containers."""
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = dict(module.__dict__)
@@ -167,7 +167,7 @@ class _Held:
 
 
 def _ids(module: nn.Module) -> list[list[int]]:
-    """Which objects a module holds, and in which order: what shows at once that nothing was exchanged."""
+    """Return the identities of the objects that a module holds, in order: equal ones show at once that nothing was exchanged."""
     held = module.__dict__
     return [list(map(id, table.values())) for table in (held, *(held[slot] for slot in _SLOTS))]
 
@@ -187,7 +187,7 @@ def alike(now: Any, before: Any) -> bool:
 
 
 class _Numbers:
-    """What a model's buffers hold, kept in one tensor for each type: one by one the copies would take longer.
+    """Copies of a model's buffers, in one tensor for each type: one by one they would take longer.
 
     Versions alone do not tell what was written: torch's batch norm counts none when it updates its statistics.
     """

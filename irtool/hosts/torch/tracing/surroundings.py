@@ -1,4 +1,4 @@
-"""What `forward` may change outside of its module's own attributes, looked at before and after: hooks, classes, globals, torch's state."""
+"""State that `forward` may change outside of its module's attributes, compared before and after: hooks, classes, globals, torch's state."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Surroundings:
 
 @cache
 def _named(kind: type) -> tuple[tuple[Any, str], ...]:
-    """Where the code of a class may leave data: attributes of its own classes, and names of its modules that it mentions."""
+    """Places in which the code of a class may leave data: attributes of its own classes, and names of its modules that it mentions."""
     found: list[tuple[Any, str]] = []
     for base in kind.__mro__:
         if base.__module__.startswith(("torch.", "builtins")) or base is object:

@@ -158,7 +158,7 @@ def _attempt(
 def _program(
     model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: TraceNotes, *, flags: bool
 ) -> tuple[fx.GraphModule, TraceNotes]:
-    """What one tracer records, and what that lacks.
+    """Run one tracer; return its program, and notes on what that lacks.
 
     A module whose hooks cannot be followed stays whole. What forward does with a buffer alone is not seen by the tracers: where it
     also writes into one, every use of that is recorded, or if that fails no write.
@@ -292,7 +292,7 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Trac
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Where it fails, torch.export prints the graph that it has so far and logs an advice; what to do is in our error."""
+    """Silence torch.export: where it fails it prints the graph that it has so far and logs an advice; the remedy is in our error."""
     logger = logging.getLogger("torch.export._trace")
     before, logger.disabled = logger.disabled, True
     try:
@@ -308,7 +308,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     **{getattr(getattr(torch.ops.aten, f"__{name}__"), kind): getattr(getattr(torch.ops.aten, f"bitwise_{name}"), kind)
        for name in ("and", "or", "xor") for kind in ("Tensor", "Scalar")},
 }  # fmt: skip
-"""What torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
+"""Functions that torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
 
 
 def _is_guard(node: fx.Node) -> bool:

@@ -228,7 +228,7 @@ class ConcreteTracer(SymbolicTracer):
                 return call(self.root, node, map_tensors(args, meta), map_tensors(kwargs, meta))
 
     def _layer(self, held: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-        """What a layer makes of values: a copy of it, in eval mode."""
+        """Compute a layer on values: a copy of it, in eval mode."""
         whole, self._computing = self._is_named(held, path), True
         try:
             copied = copy_module(held, empty_like).eval()

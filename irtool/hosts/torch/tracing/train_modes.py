@@ -189,4 +189,4 @@ _FLAGS: dict[str, tuple[int, str, bool]] = {
     "rrelu": (3, "training", False),
     "stochastic_depth": (3, "training", True),
 }
-"""Where a function's flag stands: its position, its name, and what it is if left out."""
+"""Training flags of functions: position, name, and value if left out."""

@@ -1,4 +1,4 @@
-"""What the model itself computes on the example: a trace is compared with that before it is returned."""
+"""The model's own results on the example: a trace is compared with them before it is returned."""
 
 from __future__ import annotations
 

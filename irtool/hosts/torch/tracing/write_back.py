@@ -1,4 +1,4 @@
-"""What a module writes into its own tensors while it runs is put back: each is copied when it is first written into."""
+"""Undo a module's writes into its own tensors while it runs: each is copied when it is first written into."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def put_back_writes(module: nn.Module) -> Iterator[None]:
 
 
 def _place(tensor: Tensor) -> int:
-    """Where the memory begins that a tensor lies in; 0 if it has none."""
+    """Return the address of the memory that a tensor lies in; 0 if it has none."""
     known = not nn.parameter.is_lazy(tensor) and tensor.layout is torch.strided and not tensor.is_meta
     return tensor.untyped_storage().data_ptr() if known else 0
 
