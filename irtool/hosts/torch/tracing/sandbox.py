@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.proxies import Flag
+from irtool.hosts.torch.tracing.flags import Flag
 from irtool.hosts.torch.tracing.surroundings import Surroundings, content_of, contents, holds, refill, same
 
 _INTERNAL = frozenset(vars(nn.Module()))

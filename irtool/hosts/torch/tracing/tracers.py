@@ -24,8 +24,9 @@ from irtool.hosts.torch.tracing.aliases import canonical
 from irtool.hosts.torch.tracing.attention import emit_attention
 from irtool.hosts.torch.tracing.autograd import name_in
 from irtool.hosts.torch.tracing.counted import Counted
+from irtool.hosts.torch.tracing.flags import Flag
 from irtool.hosts.torch.tracing.hooks import HiddenHooks, computes_with, hooked, through
-from irtool.hosts.torch.tracing.proxies import ConcreteProxy, Flag, TracedParameter, TracedProxy
+from irtool.hosts.torch.tracing.proxies import ConcreteProxy, TracedParameter, TracedProxy
 from irtool.hosts.torch.tracing.sandbox import TraceNotes, alike
 from irtool.nests import map_tensors
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.reader import Reader
 from irtool.hosts.torch.tracing.call_form import normalize_calls
-from irtool.hosts.torch.tracing.proxies import Flag
+from irtool.hosts.torch.tracing.flags import Flag
 from irtool.hosts.torch.tracing.sandbox import TraceNotes
 from irtool.ir.graph import Value
 
