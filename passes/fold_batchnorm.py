@@ -11,8 +11,8 @@ from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import AFFINE
+from irtool.ops.rules.contraction import inputs_first
 from irtool.passmanager import Pass, Rewritten, register
 
 

@@ -11,7 +11,7 @@ import torch
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
-from irtool.ops.contraction import inputs_first
+from irtool.ops.rules.contraction import inputs_first
 from irtool.passmanager import Pass, Rewritten, register
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import G, Node, Value
-from irtool.ops.contraction import channel_axis, inputs_first
 from irtool.ops.properties import AFFINE
+from irtool.ops.rules.contraction import channel_axis, inputs_first
 from irtool.passmanager import Pass, Rewritten, register
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.ops.context import place
+from irtool.ops.rules.context import place
 
 
 class Kept:

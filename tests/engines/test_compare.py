@@ -279,7 +279,7 @@ class Several(nn.Module):
 
 @pytest.mark.parametrize("tracer", ["symbolic", "export"])
 def test_structures_of_inputs_and_outputs(tracer: str) -> None:
-    from irtool.hosts.torch.tracing.sandbox import TraceNotes
+    from irtool.hosts.torch.tracing.state.sandbox import TraceNotes
     from irtool.hosts.torch.tracing.trace import TRACERS
 
     given = ((torch.arange(4.0), torch.ones(4)),)

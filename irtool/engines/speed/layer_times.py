@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from irtool.engines.speed.samples import ELEMENTWISE, LAYERS, MOST_WEIGHTS, Sample
 from irtool.engines.speed.stopwatch import Stopwatch
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.macs import Product
+from irtool.ops.facets.macs import Product
 
 Term = tuple[float, Product]
 """Milliseconds for each unit of a product of axis lengths."""

@@ -16,10 +16,10 @@ import torch
 from torch import fx, nn
 
 from irtool.hosts.torch.channel_select import ChannelSelect
-from irtool.hosts.torch.tracing.autograd import OwnBackward, recorded_by_element
-from irtool.hosts.torch.tracing.hooks import hooked
+from irtool.hosts.torch.tracing.recording.autograd import OwnBackward, recorded_by_element
+from irtool.hosts.torch.tracing.recording.hooks import hooked
 from irtool.ir.graph import Value
-from irtool.ops.opaque import short_name
+from irtool.ops.rules.opaque import short_name
 
 
 @dataclass(frozen=True, slots=True)

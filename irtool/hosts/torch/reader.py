@@ -18,8 +18,8 @@ from irtool.hosts.torch.examples import Examples
 from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec, target_of_write
 from irtool.hosts.torch.shapes import infer_shape
-from irtool.hosts.torch.tracing.counts import counts_of, sizes_of
-from irtool.hosts.torch.tracing.hooks import hooked
+from irtool.hosts.torch.sizes.counts import counts_of, sizes_of
+from irtool.hosts.torch.tracing.recording.hooks import hooked
 from irtool.ir.graph import Node, Value
 from irtool.nests import look_into, map_tensors, tensors_in
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.moments import Found, Moments, shrunk, unknown
+from irtool.ops.facets.moments import Found, Moments, shrunk, unknown
 from irtool.ops.properties import TELLS_MOMENTS
 from irtool.ops.spec import spec_of
 from irtool.ops.writes import written_through

@@ -13,8 +13,8 @@ from irtool.errors import LayerError
 from irtool.ir.frontier import Stop
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import LAYERS, WINDOWED
+from irtool.ops.rules.contraction import inputs_first
 from irtool.pruning.absorb.contribution import channel_axis, has_plain_window, weight_of
 from irtool.pruning.names import names
 from irtool.pruning.slicing.slicing import Slicing

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import WINDOWED
+from irtool.ops.rules.contraction import inputs_first
 from irtool.pruning.absorb.contribution import channel_axis, padded, weight_of
 
 

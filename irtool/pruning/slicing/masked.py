@@ -18,7 +18,7 @@ from irtool.channels.labels import Labels, mixes
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Compute
 from irtool.nests import tensors_in
-from irtool.ops.mixing import on_kept
+from irtool.ops.facets.mixing import on_kept
 from irtool.ops.spec import spec_of
 
 

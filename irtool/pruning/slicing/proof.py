@@ -16,7 +16,7 @@ from irtool.channels.labels import Key, Labels, Walk
 from irtool.channels.positions import alike_in_place, misplaced
 from irtool.errors import GraphError, ProofError
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import Axis, same
+from irtool.ops.rules.context import Axis, same
 
 _REMEDY = "This is a gap in irtool's operator table; name the module in ignore=, and please report it."
 

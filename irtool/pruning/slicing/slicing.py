@@ -17,8 +17,8 @@ from irtool.channels.kept import Kept
 from irtool.channels.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
 from irtool.ir.graph import G, Graph, Node, Value
-from irtool.ops.context import Axis, on_axis, varying
-from irtool.ops.contraction import channel_axis
+from irtool.ops.rules.context import Axis, on_axis, varying
+from irtool.ops.rules.contraction import channel_axis
 from irtool.pruning.slicing.proof import Replay
 
 Ints = NDArray[np.int64]

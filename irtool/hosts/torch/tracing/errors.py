@@ -16,8 +16,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
-from irtool.hosts.torch.tracing.tracers import NOT_THE_USERS
+from irtool.hosts.torch.tracing.recording.tracers import NOT_THE_USERS
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.modes import evaluating
 from irtool.nests import map_tensors
 

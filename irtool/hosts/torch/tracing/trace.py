@@ -22,20 +22,20 @@ from irtool.errors import TraceError
 from irtool.garbage import uncollected
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
-from irtool.hosts.torch.tracing.aliases import canonical
-from irtool.hosts.torch.tracing.autograd import own_backwards
-from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, observed, other_images
+from irtool.hosts.torch.tracing.checking.compare import Change, agrees, larger_batch, observed, other_images
+from irtool.hosts.torch.tracing.checking.fixed_sizes import decided_by
+from irtool.hosts.torch.tracing.checking.witness import Witness
 from irtool.hosts.torch.tracing.errors import MadeByForward, changeable, explained, refuse_hidden, refuse_unknown
-from irtool.hosts.torch.tracing.factories import recorded_sizes, symbolic_numbers
-from irtool.hosts.torch.tracing.fixed_sizes import decided_by
-from irtool.hosts.torch.tracing.functionalize import forget_writes, functionalize_writes, restore_writes, written_buffers
-from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
 from irtool.hosts.torch.tracing.kept_whole import MOST, failing_part
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
+from irtool.hosts.torch.tracing.recording.aliases import canonical
+from irtool.hosts.torch.tracing.recording.autograd import own_backwards
+from irtool.hosts.torch.tracing.recording.factories import recorded_sizes, symbolic_numbers
+from irtool.hosts.torch.tracing.recording.hooks import HiddenHooks, hooked, unhook
+from irtool.hosts.torch.tracing.recording.tracers import ConcreteTracer, SymbolicTracer, held_at
+from irtool.hosts.torch.tracing.rewriting.functionalize import forget_writes, functionalize_writes, restore_writes, written_buffers
+from irtool.hosts.torch.tracing.rewriting.train_modes import follow_modes
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.submodule import capture
-from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
-from irtool.hosts.torch.tracing.train_modes import follow_modes
-from irtool.hosts.torch.tracing.witness import Witness
 from irtool.nests import tensors_in
 from irtool.tensor_defaults import real_tensors
 

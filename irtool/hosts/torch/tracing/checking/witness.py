@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.compare import apart, apart_from, equal, like_weights, observed, tolerance
-from irtool.hosts.torch.tracing.fixed_sizes import Program, fixed_axes, guard, note_of
+from irtool.hosts.torch.tracing.checking.compare import apart, apart_from, equal, like_weights, observed, tolerance
+from irtool.hosts.torch.tracing.checking.fixed_sizes import Program, fixed_axes, guard, note_of
 from irtool.nests import map_tensors
 
 _SPECIALISED = frozenset({"concrete", "export"})

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
-from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
+from irtool.hosts.torch.tracing.state.write_back import put_back_writes
 from irtool.modes import in_mode
 from irtool.nests import map_tensors, tensors_in
 

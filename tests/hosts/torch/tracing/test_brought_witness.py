@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import irtool
 from irtool.engines.agreement import row_error
 from irtool.errors import TraceError
-from irtool.hosts.torch.tracing.compare import apart, apart_from, observed
+from irtool.hosts.torch.tracing.checking.compare import apart, apart_from, observed
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

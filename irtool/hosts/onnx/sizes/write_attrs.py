@@ -1,4 +1,4 @@
-"""Writes the sizes that slicing leaves into an ONNX program: new attributes (`irtool.ops.resize`) as attributes or as constant inputs.
+"""Writes the sizes that slicing leaves into an ONNX program: new attributes (`irtool.ops.facets.resize`) as attributes or as constant inputs.
 
 One row an operator whose nodes state sizes. Sizes that the program computes from shapes are left to it where they come out right.
 """
@@ -21,7 +21,7 @@ from irtool.hosts.onnx.written import argument_slot
 from irtool.ir.attributes import END, Attrs
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
-from irtool.ops.resize import Cut, Positions, restated
+from irtool.ops.facets.resize import Cut, Positions, restated
 from irtool.ops.spec import resized as new_attributes
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import (
+from irtool.ops.rules.context import (
     NONE,
     Context,
     align,
@@ -22,8 +22,8 @@ from irtool.ops.context import (
     says_where,
     varying,
 )
-from irtool.ops.normalisation import LENGTHS, mix
-from irtool.ops.opaque import barrier
+from irtool.ops.rules.normalisation import LENGTHS, mix
+from irtool.ops.rules.opaque import barrier
 from irtool.ops.windows import first_space
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import attribute
-from irtool.hosts.torch.tracing.compare import Change, equal, observed, other_batches, other_images
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
-from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.hosts.torch.tracing.checking.compare import Change, equal, observed, other_batches, other_images
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
+from irtool.hosts.torch.tracing.state.write_back import put_back_writes
 from irtool.modes import evaluating
 from irtool.nests import map_tensors, tensors_in
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.hosts.torch.operators import FUNCTIONS
-from irtool.hosts.torch.tracing.aliases import canonical
+from irtool.hosts.torch.tracing.recording.aliases import canonical
 
 _SAYS = re.compile(r"[Aa]lias (?:for|of)\s+:?\w*:?:?`?~?\.?([\w.]+)")
 

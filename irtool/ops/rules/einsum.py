@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import NONE, Context, is_none, none, varying
-from irtool.ops.opaque import barrier
-from irtool.ops.products import meeting
+from irtool.ops.rules.context import NONE, Context, is_none, none, varying
+from irtool.ops.rules.opaque import barrier
+from irtool.ops.rules.products import meeting
 
 Entry = tuple[int, Tensor]
 """The number of an operand, and one of its label tensors over all letters."""

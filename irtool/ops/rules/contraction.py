@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
-from irtool.ops.opaque import barrier, pin_value, short_name
-from irtool.ops.products import heads_stay, matmul_parts, meeting, source_of
+from irtool.ops.rules.context import NONE, Axis, Context, channel_vector, is_none, none, on_axis, varying
+from irtool.ops.rules.opaque import barrier, pin_value, short_name
+from irtool.ops.rules.products import heads_stay, matmul_parts, meeting, source_of
 
 
 def conv(node: Node, ctx: Context) -> None:

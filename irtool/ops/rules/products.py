@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import NONE, Axis, Context, Rule, align, is_none, is_stored, none, varying
-from irtool.ops.opaque import barrier
+from irtool.ops.rules.context import NONE, Axis, Context, Rule, align, is_none, is_stored, none, varying
+from irtool.ops.rules.opaque import barrier
 
 WHOLE = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm", "Einsum", "Output", "QuantizePerChannel"})
 """Operators whose rules look at all parts themselves."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from irtool.hosts.torch.tracing.compare import TOLERANCE, apart_from, like_weights, observed, shares_weights
-from irtool.hosts.torch.tracing.fixed_sizes import Fixed, Program, fixed_axes
+from irtool.hosts.torch.tracing.checking.compare import TOLERANCE, apart_from, like_weights, observed, shares_weights
+from irtool.hosts.torch.tracing.checking.fixed_sizes import Fixed, Program, fixed_axes
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph

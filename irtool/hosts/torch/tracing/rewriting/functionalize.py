@@ -12,7 +12,7 @@ from torch import fx, nn
 from irtool.hosts.torch.modules import attribute, submodule
 from irtool.hosts.torch.operators import function_spec, module_spec
 from irtool.hosts.torch.purity import writes
-from irtool.hosts.torch.tracing.proxies import AUGMENTED
+from irtool.hosts.torch.tracing.recording.proxies import AUGMENTED
 
 _FRESH = frozenset(
     "Conv ConvTranspose Gemm MatMul Einsum Attention BatchNormalization InstanceNormalization LayerNormalization GroupNormalization "

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import Context, channel_vector, collapse, expand, flatten_others, is_none, none, on_axis, varying
-from irtool.ops.opaque import barrier, short_name
+from irtool.ops.rules.context import Context, channel_vector, collapse, expand, flatten_others, is_none, none, on_axis, varying
+from irtool.ops.rules.opaque import barrier, short_name
 from irtool.ops.writes import written
 
 LARGEST = 1 << 24

@@ -20,14 +20,14 @@ from torch.utils import _pytree as pytree
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import module_spec
-from irtool.hosts.torch.tracing.aliases import canonical
-from irtool.hosts.torch.tracing.attention import emit_attention
-from irtool.hosts.torch.tracing.autograd import name_in
-from irtool.hosts.torch.tracing.counted import Counted
-from irtool.hosts.torch.tracing.flags import Flag
-from irtool.hosts.torch.tracing.hooks import HiddenHooks, computes_with, hooked, through
-from irtool.hosts.torch.tracing.proxies import ConcreteProxy, TracedParameter, TracedProxy
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, alike
+from irtool.hosts.torch.tracing.recording.aliases import canonical
+from irtool.hosts.torch.tracing.recording.attention import emit_attention
+from irtool.hosts.torch.tracing.recording.autograd import name_in
+from irtool.hosts.torch.tracing.recording.counted import Counted
+from irtool.hosts.torch.tracing.recording.hooks import HiddenHooks, computes_with, hooked, through
+from irtool.hosts.torch.tracing.recording.proxies import ConcreteProxy, TracedParameter, TracedProxy
+from irtool.hosts.torch.tracing.state.flags import Flag
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, alike
 from irtool.nests import map_tensors
 
 
@@ -298,7 +298,8 @@ def _zeros(tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
-NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parents[3])), "<")
+_OURS = next(folder for folder in Path(__file__).parents if folder.name == "irtool")
+NOT_THE_USERS = (*(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, _OURS)), "<")
 """By their folders: a user's own path may hold a folder called torch or irtool. What begins with < was generated."""
 
 

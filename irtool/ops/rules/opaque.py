@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import Context, none
+from irtool.ops.rules.context import Context, none
 
 _RECURRENT, _ORDERED, _DISTANCE = "a recurrent layer ties its gates together", "orders values by size", "a distance sums over channels"
 REASONS = {

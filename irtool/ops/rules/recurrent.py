@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from irtool.ir.graph import Node
-from irtool.ops.context import Context, channel_vector, none, varying
-from irtool.ops.opaque import barrier
+from irtool.ops.rules.context import Context, channel_vector, none, varying
+from irtool.ops.rules.opaque import barrier
 
 _FIRST = ("weight_ih_l0", "weight_ih_l0_reverse")
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import computed_values
-from irtool.ops.context import on_axis
-from irtool.ops.contraction import channel_axis, inputs_first
-from irtool.ops.movement import LARGEST, matching_axes
-from irtool.ops.opaque import short_name
 from irtool.ops.properties import ADDITIVE
+from irtool.ops.rules.context import on_axis
+from irtool.ops.rules.contraction import channel_axis, inputs_first
+from irtool.ops.rules.movement import LARGEST, matching_axes
+from irtool.ops.rules.opaque import short_name
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance, float64, of the value's rank. An axis along which nothing changes has size 1, others their real size; NaN where unknown."""

@@ -10,9 +10,9 @@ from torch import nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import HOOKS, submodule
-from irtool.hosts.torch.tracing.factories import answers_kinds
-from irtool.hosts.torch.tracing.sandbox import TraceNotes
-from irtool.hosts.torch.tracing.surroundings import contents, function_of, reached
+from irtool.hosts.torch.tracing.recording.factories import answers_kinds
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes
+from irtool.hosts.torch.tracing.state.surroundings import contents, function_of, reached
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
-from irtool.hosts.torch.tracing.sandbox import TraceNotes
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes
 
 
 class OwnBackward(nn.Module):

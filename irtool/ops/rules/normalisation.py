@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops.context import NONE, Context, channel_vector, flatten_others, is_none, is_stored, none, on_axis, varying
+from irtool.ops.rules.context import NONE, Context, channel_vector, flatten_others, is_none, is_stored, none, on_axis, varying
 from irtool.ops.windows import first_space
 
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")

@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from irtool.hosts.torch.modules import attribute
 from irtool.hosts.torch.reader import Reader
-from irtool.hosts.torch.tracing.call_form import normalize_calls
-from irtool.hosts.torch.tracing.flags import Flag
-from irtool.hosts.torch.tracing.sandbox import TraceNotes
+from irtool.hosts.torch.tracing.rewriting.call_form import normalize_calls
+from irtool.hosts.torch.tracing.state.flags import Flag
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes
 from irtool.ir.graph import Value
 
 _DROPOUTS: dict[str, type[nn.Module]] = {

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.flags import Flag
-from irtool.hosts.torch.tracing.surroundings import Surroundings, content_of, contents, holds, refill, same
+from irtool.hosts.torch.tracing.state.flags import Flag
+from irtool.hosts.torch.tracing.state.surroundings import Surroundings, content_of, contents, holds, refill, same
 
 _INTERNAL = frozenset(vars(nn.Module()))
 """Attributes of every module; of these the slots below and `training` are compared."""
