@@ -265,7 +265,7 @@ def _state(graph: Graph) -> tuple[str, tuple[tuple[str, int, int], ...]]:
 
 
 def _writes(tensor: torch.Tensor) -> int:
-    """How often a tensor was written; those that inference mode made are not counted."""
+    """Count the writes into a tensor; those that inference mode made are not counted."""
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -32,7 +32,7 @@ CHUNK = 32
 JUDGES = 64
 """Images of other noise, which say whether refitting on noise gained."""
 RATE = 5e-5
-"""Of Adam. Refitted nets stand no more: at 1e-3 they are lost."""
+"""Learning rate of Adam. Refitted nets stand no more: at 1e-3 they are lost."""
 
 
 @register
@@ -192,7 +192,7 @@ class Reconstruct(Pass):
         return add_to_biases(new, zeros) if zeros else new
 
     def _within_memory(self, graph: Graph, batches: list[Batch]) -> tuple[list[Batch], list[str]]:
-        """As many batches as may be held side by side."""
+        """Return as many batches as may be held side by side."""
         most, each = max(1, self.memory // max(live_bytes(graph), 1)), list(map(size_of, batches))
         kept = [batch for number, batch in enumerate(batches) if number == 0 or sum(each[: number + 1]) <= most]
         if len(kept) == len(batches):

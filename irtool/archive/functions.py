@@ -14,7 +14,7 @@ from irtool.hosts.torch.operators import by_element
 from irtool.hosts.torch.tracing.recording.autograd import OwnBackward
 
 _CLOSE = 1e-6
-"""How far two gradients of the same function may lie apart in float64, relative to the largest entry: they are computed by other steps."""
+"""Distance that two gradients of a function may have in float64, relative to the largest entry: they are computed by other steps."""
 
 
 def plain_functions(graph: FxGraph) -> FxGraph:

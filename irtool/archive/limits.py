@@ -1,4 +1,4 @@
-"""How much a file may ask for, checked before it is given.
+"""Limits of a file's demands, checked before they are met.
 
 `irtool.load` of any file then ends within seconds, in memory of at most three times the file's size and 2 GiB on top.
 """
@@ -90,7 +90,7 @@ class Budget:
         self.made = 0
         self.parts = 0
         self._sizes: dict[fx.Node, int] = {}
-        """How far integers and shapes can grow, whatever the inputs are: in words of 64 bits, and in pieces that were put together."""
+        """Bounds of integers and shapes, whatever the inputs are: in words of 64 bits, and in pieces that were put together."""
 
     def check_call(self, name: str, bound: Mapping[str, Any], args: Sequence[Any], module: nn.Module | None) -> None:
         """Before a call: into how many parts it goes, and how large plain integers and lists become. Raises `Refused`."""
@@ -176,7 +176,7 @@ def _axis(tensor: torch.Tensor, bound: Mapping[str, Any]) -> int:
 
 
 def _pieces(*names: str) -> Callable[[torch.Tensor, Mapping[str, Any]], int]:
-    """How many parts of a given size there are, or how many sizes are listed."""
+    """Count the parts of a given size, or the sizes that are listed."""
 
     def count(tensor: torch.Tensor, bound: Mapping[str, Any]) -> int:
         given: Any = next((bound[name] for name in names if name in bound), 1)
@@ -186,7 +186,7 @@ def _pieces(*names: str) -> Callable[[torch.Tensor, Mapping[str, Any]], int]:
 
 
 def _number(*names: str) -> Callable[[torch.Tensor, Mapping[str, Any]], int]:
-    """How many parts are asked for."""
+    """Count the parts that are asked for."""
 
     def count(_: torch.Tensor, bound: Mapping[str, Any]) -> int:
         given: Any = next((bound[name] for name in names if name in bound), 1)

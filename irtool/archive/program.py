@@ -116,7 +116,7 @@ _READ = _targets(Refused, function_called)
 
 
 def _encode_nesting(codegen: CodeGen) -> Any:
-    """How the flat inputs and outputs of an exported graph are nested: a nest of the same form that holds numbers."""
+    """Nesting of the flat inputs and outputs of an exported graph: a nest of the same form that holds numbers."""
     if type(codegen) is CodeGen:
         return None
     if type(codegen) is not _PyTreeCodeGen:

@@ -165,7 +165,7 @@ def _misshapen(module: nn.RNNBase) -> str | None:
 
 
 _GATES = {(nn.LSTM, "LSTM"): 4, (nn.GRU, "GRU"): 3, (nn.RNN, "RNN_TANH"): 1, (nn.RNN, "RNN_RELU"): 1}
-"""How many rows of a weight there are for each hidden channel."""
+"""Rows of a weight for each hidden channel."""
 
 
 def _check_attribute(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -94,7 +94,7 @@ def balance_of(tables: list[Ints], labels: list[Ints], groups: list[Ints], relai
 
 
 def _distinct_in_rows(table: Ints) -> Ints:
-    """How many labels each row of a table holds, repetitions and -1 not counted."""
+    """Count the labels in each row of a table, repetitions and -1 aside."""
     ordered = np.sort(table, axis=1)
     changes = (ordered[:, 1:] != ordered[:, :-1]).sum(1)
     found: Ints = changes + (ordered[:, 0] >= 0)

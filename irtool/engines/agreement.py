@@ -1,4 +1,4 @@
-"""How far two engines' numbers are apart."""
+"""Distance between two engines' numbers."""
 
 from __future__ import annotations
 

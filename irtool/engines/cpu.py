@@ -23,7 +23,7 @@ _VPDPBUSD = re.compile(
 )
 """The instruction that multiplies 8-bit integers and adds four products, by its encoding in Intel's manual (volume 2, VPDPBUSD)."""
 _CHANCE = 8
-"""So many matches of five or four bytes may be chance in a library of tens of megabytes; kernels hold hundreds."""
+"""Matches of five or four bytes that may be chance in a library of tens of megabytes; kernels hold hundreds."""
 
 
 def processor() -> str:

@@ -1,4 +1,4 @@
-"""How long a session takes, on a machine that does other things too."""
+"""Latency of a session, on a machine that does other things too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many threads an engine may be told to start."""
+"""Number of threads that an engine may be told to start."""
 
 from __future__ import annotations
 

@@ -21,6 +21,6 @@ def implied_axis(rank: int) -> int:
 
 @cache
 def _dimensions(callee: str) -> int:
-    """How many axes the name says; 0 if it says none (ONNX's operators, `interpolate`): all that follow the channels'."""
+    """Count the axes that an operator's name states; 0 if it states none (ONNX's operators, `interpolate`): all behind the channels'."""
     found = re.search(r"([123])d", callee)
     return int(found[1]) if found else 0

@@ -38,7 +38,7 @@ CHUNK = 32
 _WAYS: tuple[Residual, ...] = ("couple", "select")
 """Treatments of residual streams that are tried. To keep them is left out: whatever may go then may go with selections, too."""
 _PATIENCE = 2
-"""So many branches more are tried after one that gained nothing, which stays."""
+"""Branches that are still tried after one that gained nothing, which stays."""
 
 
 @dataclass

@@ -51,7 +51,7 @@ class Solver:
     criterion: Criterion
     batches: Batches
     widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    """Of each layer's channels, by its place: how many there were before an earlier stage took some."""
+    """Channels that each layer had before an earlier stage took some, by its place."""
     images: Batches | None = None
     """Batches that families are measured on, if they are."""
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)

@@ -43,7 +43,7 @@ class Account:
     floating: Mapping[tuple[str, str], int]
 
     def lines(self) -> list[str]:
-        """For people: the totals, the steps, the operators in float."""
+        """Print for people: the totals, the steps, the operators in float."""
         head = f"{self.integer} operators in integers, {sum(self.floating.values())} in float, {len(self.steps)} steps between them"
         steps = [f"{step.kind:10} {step.tensor}: {step.between}: {step.why}" for step in self.steps]
         return [head, *steps, *(f"{'in float':10} {count} {op}: {reason}" for (op, reason), count in self.floating.items())]

@@ -13,9 +13,9 @@ from irtool.quant.statistics import Statistics
 
 Range = tuple[float, float]
 PERCENTILE = 99.99
-"""Of the values on each side that the percentile observer keeps inside the range."""
+"""Percentage of the values on each side that the percentile observer keeps inside the range."""
 CANDIDATES = 100
-"""How many ends of a range the MSE observer tries on each side."""
+"""Ends of a range that the MSE observer tries on each side."""
 KL_BINS = 2048
 """Bins of the magnitudes that the KL observer compares."""
 

@@ -100,7 +100,7 @@ class DefUse:
         self.inputs = [value.name for value in model.graph.input if value.name not in self.constants]
         described = (*model.graph.value_info, *model.graph.input, *model.graph.output)
         self.shapes = {v.name: _sizes(v.type.tensor_type.shape) for v in described if v.type.tensor_type.HasField("shape")}
-        """As far as the model says them; free sizes are None."""
+        """Shapes as far as the model states them; free sizes are None."""
         self.producer = {name: index for index, node in enumerate(self.nodes) for name in node.output if name}
         self.readers: dict[str, list[int]] = {}
         for index, node in enumerate(self.nodes):

@@ -1,4 +1,4 @@
-"""How a model is quantised: the options, and the numbers that they led to on one model."""
+"""Quantisation of a model: the options, and the numbers that they led to."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from irtool.errors import DataError
 
 BINS = 8192
-"""Of the histogram. Its width doubles when a larger value comes, so at least half of the bins on one side are in use."""
+"""Bins of the histogram. Its width doubles when a larger value comes, so at least half of the bins on one side are in use."""
 MOMENTUM = 0.9
-"""Of the moving average of each batch's extremes, as in Jacob et al. (2018, arXiv:1712.05877), section 3.1."""
+"""Momentum of the moving average of each batch's extremes, as in Jacob et al. (2018, arXiv:1712.05877), section 3.1."""
 
 
 class Statistics:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from irtool.errors import OptionError
 
 ROUNDS = 20
-"""Of alternation at most; most channels stand still after five."""
+"""Most rounds of alternation; most channels stand still after five."""
 
 
 def steps_of(bits: int) -> int:

@@ -24,7 +24,7 @@ from irtool.train.settings import Settings, is_number, is_whole, learning_rate
 NEAR_ZERO = 0.05
 """A scale counts as small when it is at most this share of the network's largest."""
 RESISTANCE = 0.5
-"""How much of the penalty's early pull lasts: the loss resists more as scales shrink. Without this factor the search foretold
+"""Share of the penalty's early pull that lasts: the loss resists more as scales shrink. Without this factor the search foretold
 71 % of small scales for a strength that gave 50 % (VGG-11 at a quarter of its width, digits, 20 epochs)."""
 
 Strength = float | Callable[[float], float]

@@ -21,7 +21,7 @@ LARGEST = 24
 ENTRIES = 2**23
 """Nor are stretches with more numbers than this in their values."""
 TOLERANCE = 1e-4
-"""Of the largest number: float32, other orders of summation."""
+"""Tolerance relative to the largest number: float32, other orders of summation."""
 
 Side = tuple[Graph, Sequence[Node]]
 

@@ -17,7 +17,7 @@ from irtool.engines.session import check_runs, model_file, thread_count
 from irtool.errors import BackendError
 
 INTEGER = "DT_INT8"
-"""How MNN marks an operator that computes in integers."""
+"""Mark of MNN for an operator that computes in integers."""
 
 
 @dataclass(frozen=True)

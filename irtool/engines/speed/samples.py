@@ -11,9 +11,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 COPIES = 4
-"""So many layers read one input side by side, so that changing its layout counts little. Each ends in a global mean, as small as may be."""
+"""Layers that read one input side by side, so that changing its layout counts little. Each ends in a global mean, as small as may be."""
 CHAIN = 8
-"""So many element-wise operators follow one another."""
+"""Element-wise operators that follow one another."""
 MOST_WEIGHTS = 2**22
 """Entries of a sample's weight. Of larger layers a narrower one is timed."""
 
@@ -54,7 +54,7 @@ class Sample:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the model's input."""
+        """Shape of the model's input."""
         return (1, self.inputs, *self.size) if self.op in LAYERS else (1, *self.size)
 
 

@@ -19,7 +19,7 @@ from irtool.ir.graph import Graph
 from irtool.nests import map_tensors, tensors_in
 
 SECONDS = 4.0
-"""Of one comparison."""
+"""Seconds of one comparison."""
 _ROUNDS, _WARM = 400, 3
 
 

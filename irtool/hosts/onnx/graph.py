@@ -59,7 +59,7 @@ class OnnxGraph(OnnxEdits):
         self.history: tuple[Mapping[str, Any], ...] = tuple(history)
         self.scalars = scalars_of(host) if scalars is None else scalars
         self.operators = len(host.nodes)
-        """How many operators the file has; of a graph that a pass made, those of its program."""
+        """Number of operators in the file; of a graph that a pass made, in its program."""
         self._apart = apart
         self.analyses = Analyses()
         self.refresh(fix)

@@ -1,4 +1,4 @@
-"""How operators of the view are written in ONNX: most under their own names, with attributes that newer operator sets take as inputs."""
+"""Operators of the view in ONNX: most are written under their own names, with attributes that newer operator sets take as inputs."""
 
 from __future__ import annotations
 

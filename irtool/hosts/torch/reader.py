@@ -297,7 +297,7 @@ class Reader:
 
 
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
-"""Of a second tensor these take the type and the device alone."""
+"""Operators that take the type and the device alone of a second tensor."""
 COUNT = "count."
 """Role of an operand that a factory only takes a size of; the axis follows."""
 _PLAIN = (int, float, str, bool, type(None))

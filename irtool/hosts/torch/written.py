@@ -1,4 +1,4 @@
-"""How operators of the view are written in torch: the call that makes one, and where a call or a module keeps its attributes.
+"""Operators of the view in torch: the call that makes one, and the places in which a call or a module keeps its attributes.
 
 Attributes have ONNX's names and forms on the way in. What a table does not have is refused: a program is never edited half.
 """

@@ -1,4 +1,4 @@
-"""How many channels an operator reads and makes, as its parameters say: (inputs, outputs)."""
+"""Counts of the channels that an operator reads and makes, as its parameters say: (inputs, outputs)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Kept = Callable[[Value], Tensor]
 
 
 Mixing = Callable[["Node", "Packed", Rest, Kept], Any | None]
-"""How an operator is computed from the surviving channels; None where this has no plain form."""
+"""Computes an operator from the surviving channels; None where this has no plain form."""
 
 
 def on_kept(rule: Mixing, node: Node, x: Tensor, masks: Sequence[Tensor], rest: Rest, parameter: Kept) -> Any | None:

@@ -130,7 +130,7 @@ def _meet_param(
 
 
 def _distinct(labels: Tensor, axis: int) -> int:
-    """How many labels differ along an axis: the channel axis of a table of positions and channels is the one with most."""
+    """Count the labels that differ along an axis: the channel axis of a table of positions and channels is the one with most."""
     return int(torch.unique(labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]).numel())
 
 

@@ -1,1 +1,1 @@
-"""How many channels of each layer go: ratios, budgets, times, in widths that engines like."""
+"""Allocation: the number of channels that each layer loses, by ratios, budgets and times, in widths that engines like."""

@@ -20,9 +20,9 @@ from irtool.analysis.width_cost import Floats, Ints, WidthCost
 from irtool.pruning.allocation.stacks import Room, Stack
 
 LOOK_AHEAD = 12
-"""So many steps of a stack are looked at together: one important channel must not hide the cheap ones behind it."""
+"""Steps of a stack that are scored together: one important channel must not hide the cheap ones behind it."""
 USED = 0.97
-"""Of the tightest target. Below it units are exchanged."""
+"""Fraction of the tightest target below which units are exchanged."""
 _EXCHANGES = 16
 _CANDIDATES = 32
 """Stacks that may get units back, and as many that may lose them, in one exchange."""
@@ -259,7 +259,7 @@ class _Greedy:
         return self.gone[number][-1] + 1 if self.gone[number] else 0
 
     def _restorable(self, number: int) -> list[int]:
-        """How many of a stack's last units may come back together."""
+        """List the numbers of last units of a stack that may come back together."""
         stack, most = self.stacks[number], _BACK * (self.window[number] // LOOK_AHEAD)
         after = self.level[stack.touched] + stack.drop[self.gone[number][::-1][:most]].cumsum(0)
         fits = self._rounded(stack, after) & (after >= self.room.least[stack.touched]).all(1)
@@ -282,7 +282,7 @@ class _Greedy:
 
 
 def _period(stack: Stack, room: Room) -> int:
-    """So many units apart, at most, the widths that a stack takes from are multiples of their steps."""
+    """Return the number of units after which all widths that a stack takes from are multiples of their steps again."""
     found, constant = 1, bool((stack.drop == stack.drop[0]).all())
     for step, drop in zip(room.step[stack.touched].tolist(), stack.drop[0].astype(np.int64).tolist(), strict=True):
         found = math.lcm(found, step // math.gcd(step, drop) if constant else step**2)

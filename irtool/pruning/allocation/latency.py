@@ -21,7 +21,7 @@ from irtool.pruning.slicing.plan_slicing import Planned
 TOLERANCE = 0.05
 """Measured, a net may take this part more than was asked for."""
 _CLOSE = 0.03
-"""As near as this is near enough."""
+"""Relative distance from the wanted latency that is near enough."""
 _ATTEMPTS = 7
 
 

@@ -28,9 +28,9 @@ _GROUP = ((32, 16), (16, 8), (8, 4))
 """The same for one group's channels, where there are groups."""
 FINER = "finer multiples of channels than engines like were needed to reach {}: narrow layers may run slowly"
 _MISS = 0.1
-"""As much of the channels asked for may be missed, or taken too many, before finer steps are tried."""
+"""Share of the channels asked for that may be missed, or taken too many, before finer steps are tried."""
 _CLOSE, _TRIES = 0.02, 7
-"""As near as this is near enough, and so many ratios are tried."""
+"""Share of the channels asked for that is near enough, and the number of ratios that are tried."""
 
 
 def steps_of(groups: ChannelGroups, round_to: Rounding, finer: int = 1) -> Ints:

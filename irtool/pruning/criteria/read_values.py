@@ -32,7 +32,7 @@ class Seen:
 
     @property
     def variance(self) -> Tensor:
-        """Of each channel."""
+        """Variance of each channel's values."""
         return (self.squares / self.count - (self.sums / self.count).square()).clamp_min(0)
 
     @property

@@ -1,4 +1,4 @@
-"""How far a graph's outputs are from those of the graph that it was made of."""
+"""Distance of a graph's outputs from those of the graph that it was made of."""
 
 from __future__ import annotations
 

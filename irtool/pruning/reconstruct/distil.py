@@ -26,7 +26,7 @@ from irtool.pruning.reconstruct.images import layout
 HELD_BACK = 8
 """One batch in so many is not trained on."""
 WARM_UP = 0.1
-"""Of the steps; the rate rises over it, and falls with a cosine behind."""
+"""Fraction of the steps over which the rate rises; it falls with a cosine behind."""
 _Outputs = Callable[[Batch], list[Tensor]]
 
 
@@ -106,6 +106,6 @@ class Distillation:
 
 
 def _share(number: int, steps: int) -> float:
-    """Of the rate, at one step."""
+    """Factor of the learning rate at one step."""
     rise = max(1, int(steps * WARM_UP))
     return (number + 1) / rise if number < rise else 0.5 + 0.5 * math.cos(math.pi * (number - rise) / max(steps - rise, 1))

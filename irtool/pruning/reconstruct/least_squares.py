@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 STRENGTHS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Of the penalty, relative to the mean variance of what is read."""
+"""Weight of the penalty, relative to the mean variance of the inputs."""
 WIDE = 2304
 """Inputs of a group above which rows are kept and the regression is solved among rows instead, which is the same solution."""
 KEPT_ROWS = 3072
@@ -58,7 +58,7 @@ class Sums:
         self._dd = self._dd.to(x.device) + b.square().sum(1)
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Of x and d."""
+        """Means of x and d."""
         return self._x / self.count, self._d / self.count
 
     def about(self, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,7 +176,7 @@ class _Rows:
         self._projected = self._vectors.mT @ self._d / n
 
     def change(self, strength: float) -> Tensor:
-        """Of the weight, (groups, outputs, inputs)."""
+        """Gradient of the weight, (groups, outputs, inputs)."""
         inverse = _inverse(self._values, strength * self._level)[:, :, None]
         return ((self._vectors @ (inverse * self._projected)).mT @ self._x).contiguous()
 

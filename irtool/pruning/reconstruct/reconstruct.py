@@ -77,7 +77,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Of one layer and batch: positions, the images that they are of, the aim there (rows, outputs), the sizes of the output."""
+    """Sampled positions of one layer in one batch: the images that they are of, the aim there (rows, outputs), the sizes of the output."""
 
     places: Tensor
     images: Tensor
@@ -226,7 +226,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Of one layer and batch: its whole input; and at sampled positions what it gives, reads, should give and lacks; which are held out."""
+    """Rows of one layer in one batch: its whole input; at sampled positions output, input, aim and error; and those that are held out."""
 
     x: Tensor
     places: Tensor
@@ -258,7 +258,7 @@ def _data(node: Node) -> Tensor:
 
 
 class _Spread:
-    """How much rows vary, summed over channels."""
+    """Variance of rows, summed over channels."""
 
     def __init__(self) -> None:
         self._count, self._sum, self._squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -269,7 +269,7 @@ class _Spread:
         self._sum, self._squares = self._sum.to(rows) + rows.sum(0), self._squares.to(rows) + rows.square().sum(0)
 
     def variance(self) -> float | None:
-        """Of all channels together; None without rows."""
+        """Variance of all channels together; None without rows."""
         if not self._count:
             return None
         mean = self._sum / self._count

@@ -27,11 +27,11 @@ from irtool.progress import Progress, Status, silent
 from irtool.pruning.reconstruct.images import image_batches, live_bytes, split_to_fit
 
 IMAGES = 256
-"""Of noise, where the net is small."""
+"""Number of noise images for a small net."""
 FEWEST, WORK = 32, 50e9
-"""Of a large net fewer: as many as take so many multiply-accumulates, and at least so many."""
+"""Least number of noise images for a large net, and the multiply-accumulates that bound it."""
 SHARED = 0.9
-"""How much of the variance of a channel of the input is common to all of them, as in photographs."""
+"""Share of the variance of the input's channels that is common to all of them, as in photographs."""
 LEAVES = 40
 """Shapes in an image."""
 REMEDY = "Give images (no labels are needed), or use prune, which absorbs what is constant."

@@ -59,7 +59,7 @@ class Replay(Walk):
     _met: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
     _tied: list[tuple[Node, Tensor, Tensor]] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
-    """How many groups each node had: axes are named after that."""
+    """Groups that each node had: axes are named after their number."""
 
     def run(self) -> None:
         """Walk, then check all meetings at once.

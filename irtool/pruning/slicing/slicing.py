@@ -140,7 +140,7 @@ def _take_grouped(data: Tensor, groups: int, columns: Tensor | None, rows: Tenso
 
 
 def _groups_left(positions: Tensor, width: int) -> int:
-    """How many groups of a convolution keep any of the entries of its grouped axis, which are counted over all groups."""
+    """Count the groups of a convolution that keep any entry of its grouped axis; entries are counted over all groups."""
     return int(torch.unique(positions // width).numel())
 
 

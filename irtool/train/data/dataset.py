@@ -26,7 +26,7 @@ from irtool.train.settings import is_whole
 TEST_SHARE = 0.2
 """Fraction that is held out for testing where a dataset has only one split."""
 STATISTICS_SAMPLE = 2000
-"""How many training images are decoded for the statistics of a dataset too large for memory."""
+"""Training images that are decoded for the statistics of a dataset too large for memory."""
 MEMORY_LIMIT = 1 << 30
 """Bytes of decoded pixels, both splits together, above which files are streamed."""
 DIGITS_SIZE = 32

@@ -25,9 +25,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 READ_LIMIT = 1 << 28
 """Bytes of one file."""
 MOST_PIXELS, MOST_SIDE = 1 << 26, (1 << 16) - 1
-"""Of one image: a file of a few kilobytes may stand for billions of pixels, and a single column for a huge scaled one."""
+"""Most pixels and longest side of an image: a few kilobytes may stand for billions of pixels, and a single column for a huge scaled one."""
 LARGEST_DIRECTORY, MOST_ENTRIES = 1 << 28, 2_000_000
-"""Of a zip: bytes of its list of files, and files, which are all held in memory."""
+"""Most bytes of a zip's list of files, and most files: both are held in memory."""
 MOST_FOLDERS = 200_000
 """Folders in a tree; links may lead to the same ones again and again."""
 LAYOUT = "Expected train/<class>/*.jpg and test/<class>/*.jpg, or <class>/*.jpg to be split here."

@@ -1,4 +1,4 @@
-"""How a picture becomes a network's input. One value, stored with the model, used by calibration and by C++."""
+"""Preprocessing: from a picture to a network's input. One value, stored with the model, used by calibration and by C++."""
 
 from __future__ import annotations
 

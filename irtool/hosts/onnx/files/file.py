@@ -23,7 +23,7 @@ INLINE_LIMIT = 2**31 - 2**24
 OLDEST = 7
 """The oldest operator set that is read: broadcasting was made explicit before it."""
 _SHARED = 8
-"""So many weights may be the same bytes of a file beside the model."""
+"""Weights that may be the same bytes of a file beside the model."""
 _BROKEN = "Write the file again, or get a whole copy of it: onnx.checker names the fault too."
 
 

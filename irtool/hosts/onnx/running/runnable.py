@@ -16,7 +16,7 @@ from irtool.hosts.onnx.sizes.data_sizes import reads
 from irtool.hosts.onnx.trial import observed_types
 
 LOOP_SECONDS = 120.0
-"""How long a model with a Loop may take on the example after an edit: as it came from its file it has ended in a process of its own."""
+"""Seconds that a model with a Loop may take on the example after an edit: as it came from its file it has ended in a process of its own."""
 
 
 class Runnable:

@@ -250,4 +250,4 @@ WRITERS: dict[str, Writer] = {
     "ConvTranspose": _attribute("group"),
     "GroupNormalization": _attribute("num_groups"),
 }
-"""How the new attributes of an operator are written; not called where there are none."""
+"""Writers of an operator's new attributes; not called where there are none."""

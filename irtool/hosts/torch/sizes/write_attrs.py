@@ -137,7 +137,7 @@ WRITERS: dict[str, Writer] = {
     "GroupNormalization": _attribute("num_groups"),
     "Attention": _scale,
 }
-"""How the new attributes of an operator are written; not called where there are none."""
+"""Writers of an operator's new attributes; not called where there are none."""
 
 
 def _slice(edits: SizeEdits, node: Node) -> None:

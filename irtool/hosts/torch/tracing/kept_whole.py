@@ -13,7 +13,7 @@ from irtool.hosts.torch.modules import modules_by_path
 from irtool.hosts.torch.tracing.errors import first_line, source_lines
 
 MOST = 8
-"""So many parts may stay whole before the model as a whole counts as one that cannot be traced."""
+"""Parts that may stay whole before the model as a whole counts as one that cannot be traced."""
 
 
 @dataclass(frozen=True)

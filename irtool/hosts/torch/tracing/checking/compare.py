@@ -173,7 +173,7 @@ def other_batches(inputs: Sequence[Any], *, few: bool = False) -> list[Change]:
 
 
 def _with_others(tensor: Tensor, count: int) -> Tensor:
-    """So many, none of which is the same as another."""
+    """Return a tensor with more entries along the batch, none of which is the same as another."""
     turned = tensor.is_floating_point() and tensor.dim() > 1
     parts = [tensor.roll(number, -1) if turned and number else tensor for number in range(-(-count // tensor.shape[0]))]
     return torch.cat(parts)[:count]

@@ -45,7 +45,7 @@ class SymbolicTracer(fx.Tracer):
         self._first: dict[int, dict[str, Any]] = {}
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """As torch's. What each layer computes with is known from before, so that an exchange of it shows."""
+        """Trace a model, as torch's tracer does; tensors of each layer are noted first, so that an exchange of them shows."""
         self._first = {id(module): computes_with(module) for module in modules_by_path(root).values() if not module._modules}
         return super().trace(root, concrete_args)
 
@@ -75,7 +75,7 @@ class SymbolicTracer(fx.Tracer):
         return self._has_rule[kind] or (own and not m._modules and not isinstance(m, nn.Sequential))
 
     def path_of_module(self, mod: nn.Module) -> str:
-        """As torch's; a layer that forward itself makes on its first call is found, too."""
+        """Return a layer's path, as torch's tracer does; a layer that forward itself makes on its first call is found, too."""
         try:
             return super().path_of_module(mod)
         except NameError:
@@ -104,7 +104,7 @@ class SymbolicTracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str | None = None, type_expr: Any = None
     ) -> fx.Node:
-        """As torch's; nodes that one module's `forward` makes share one record of the modules around them."""
+        """Make a node, as torch's tracer does; nodes of one module's `forward` share one record of the modules around them."""
         if kind == "call_method" and target == "new_empty":  # see factories.py
             target = "new_zeros"
         target, kwargs = canonical(kind, target, kwargs)
@@ -261,7 +261,7 @@ class ConcreteTracer(SymbolicTracer):
         return self._values[node]
 
     def python_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """As above; a tensor's length is its first size."""
+        """Call a function of Python that the user's code calls; a tensor's length is its first size."""
         if function is len and isinstance(args[0], ConcreteProxy) and isinstance(args[0].value, torch.Tensor):
             return args[0].size(0)
         return super().python_call(function, args)

@@ -220,5 +220,5 @@ class _Numbers:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written into; torch does not count that for those made in inference mode."""
+    """Count the writes into a tensor; torch does not count them for those made in inference mode."""
     return 0 if tensor.is_inference() else tensor._version

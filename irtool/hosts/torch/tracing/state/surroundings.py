@@ -183,4 +183,4 @@ _STATE: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (lambda: torch.backends.cudnn.benchmark, lambda value: setattr(torch.backends.cudnn, "benchmark", value)),
     (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
 )
-"""How to read and how to set what is the same for a whole process."""
+"""Readers and setters of state that a whole process shares."""
