@@ -28,7 +28,7 @@ class TracedProxy(fx.Proxy):
 
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
-        """Record a call, as torch's proxy does. That one lists all of torch to tell functions from methods, which takes longer than a small net."""
+        """Record a call, as torch's proxy does, which lists all of torch first to tell functions from methods: that outlasts a small net."""
         plain = type(orig_method) in (BuiltinFunctionType, FunctionType)
         if not plain or getattr(torch.Tensor, orig_method.__name__, None) is orig_method:
             return super().__torch_function__(orig_method, types, args, kwargs)
