@@ -195,6 +195,30 @@ def test_groups_that_are_computed_from_channels_stay_as_many() -> None:
     check_prune(graph, plan)
 
 
+class Unbound(nn.Module):
+    """Takes apart the last axis, and a norm over sizes that are computed one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Conv1d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = F.layer_norm(x, [x.size(1), x.size(2), x.size(3)])
+        first, *_, last = x.unbind(-1)
+        return self.head(first + last)
+
+
+def test_parts_without_their_axis_and_sizes_of_other_axes_stay_as_they_are() -> None:
+    graph = irtool.trace(Unbound().eval(), torch.zeros(2, 3, SIDE, SIDE))
+    plan = irtool.plan(graph, "l1", 0.5)
+    assert plan.layers[0].removed
+    pruned = irtool.prune(graph, plan)
+    check_prune(graph, plan)
+    x = torch.randn(2, 3, SIDE + 2, SIDE)
+    assert only(pruned.run(x)).shape == only(graph.run(x)).shape
+
+
 def test_padding_of_listed_axes_has_fewer_channels(tmp_path: Path) -> None:
     """Since operator set 18 a Pad may list the axes that it widens."""
     net = onnx_nets.Net(18)

@@ -78,8 +78,10 @@ def result(node: Node, sizes: Sizes) -> Attrs:
 
 
 def split(node: Node, sizes: Sizes) -> Attrs:
-    """Return the size of each part, if any of them changes."""
+    """Return the size of each part, if any of them changes; nothing for `unbind`, whose parts lack the axis."""
     axis = node.attrs["axis"]
+    if any(len(output.sizes) != len(node.input.sizes) for output in node.outputs):
+        return {}
     new = tuple(sizes.shape(output)[axis] for output in node.outputs)
     return {} if new == tuple(output.sizes[axis] for output in node.outputs) else {"split": new}
 

@@ -61,8 +61,6 @@ def _expand(edits: SizeEdits, node: Node, new: Attrs) -> None:
 def _split(edits: SizeEdits, node: Node, new: Attrs) -> None:
     """One size for all parts becomes a list of sizes."""
     host = edits.hosts[node.name]
-    if torch_name(host) == "unbind":
-        return
     if host.op == "call_method":
         host.target = "split"
     else:
@@ -106,10 +104,13 @@ def _filler(edits: SizeEdits, node: Node, new: Attrs) -> None:
 
 
 def _norm_shape(edits: SizeEdits, node: Node, new: Attrs) -> None:
-    """A shape that is computed as a whole is left to the program."""
-    owner, host = edits.owner(node), edits.hosts[node.name]
-    if owner is not None or not isinstance(argument(host, 1, "normalized_shape"), fx.Node):
-        edits.set_attr(node, "normalized_shape", new["normalized_shape"])
+    """A shape that is computed as a whole is left to the program, and so are sizes of axes that stay."""
+    shape, before = new["normalized_shape"], node.input.sizes[node.attrs["axis"] :]
+    listed = argument(edits.hosts[node.name], 1, "normalized_shape") if edits.owner(node) is None else None
+    if isinstance(listed, list | tuple):
+        shape = tuple(old if size == was else size for old, size, was in zip(listed, shape, before, strict=True))
+    if not isinstance(listed, fx.Node):
+        edits.set_attr(node, "normalized_shape", shape)
 
 
 def _attribute(name: str) -> Writer:
