@@ -96,9 +96,9 @@ class FxGraph(FxEdits):
         return exchanged
 
     def run(self, *inputs: Any) -> Any:
-        """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
+        """Run the graph in eval mode without gradients, on copies of the inputs; train/eval flags are put back afterwards."""
         with evaluating(self.module), torch.no_grad():
-            return self.module(*inputs)
+            return self.module(*map_tensors(inputs, torch.clone))
 
     def run_as(self, inputs: Sequence[Any], dtype: torch.dtype | None = None) -> Any:
         """Run the program in eval mode without touching its inputs, in `dtype` if that is given; see `Graph.run_as`."""
