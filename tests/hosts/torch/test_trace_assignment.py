@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,34 +102,58 @@ def test_item_assignment_is_traced_pruned_and_right_at_every_size(forward: Calla
     torch.manual_seed(0)
     model = Writes(forward).eval()
     graph = irtool.trace(model, torch.randn(1, 3, 12, 12))
-    assert graph.tracer in ("symbolic", "concrete") and not graph.fixed
+    assert graph.tracer in ("symbolic", "concrete")
+    assert not graph.fixed
     plan = irtool.plan(graph, "l1", 0.5, round_to=1)
     assert "a" in {layer.name for layer in plan.layers if layer.removed}
     for shape in ((1, 3, 12, 12), (3, 3, 16, 20)):
         x = torch.randn(shape)
         torch.testing.assert_close(graph.module(x.clone()), copy.deepcopy(model)(x.clone()))
         check = irtool.check_prune(graph, plan, (x,))
-        assert check.ok and check.relative < 1e-9
+        assert check.ok
+        assert check.relative < 1e-9
 
 
-def test_places_that_are_assigned_one_by_one_stay() -> None:
-    """What lies at a list of places is no view: the writes are kept, and what flows into them with its channels."""
+def test_places_that_are_computed_are_written_as_they_are() -> None:
+    """What lies at a list of places is no view: the write is kept, and what flows into it with its channels."""
 
     def forward(net: Writes, x: Tensor) -> Tensor:
         y = net.b(F.relu(net.a(x)))
-        y[:, torch.tensor([0, 3, 5])] = 0.5
+        y[:, x.mean((0, 2, 3)).topk(2)[1]] = 0.5
         return net.out(y)
 
     model = Writes(forward).eval()
     graph = irtool.trace(model, torch.randn(1, 3, 8, 8))
     plan = irtool.plan(graph, "l1", 0.5, round_to=1)
     reasons = {layer.name: layer.reason for layer in plan.layers if not layer.removed}
-    assert "index_fill_" in str(reasons["b"]) and graph.tracer == "concrete"
+    assert "index_fill_" in str(reasons["b"])
+    assert graph.tracer == "concrete"
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(graph.module(x), model(x))
 
 
-def test_the_models_own_tensor_is_not_written_into(tmp_path) -> None:
+@pytest.mark.parametrize("places", [torch.tensor([0, 3, 5]), [0, 3, 5]], ids=["tensor", "list"])
+def test_places_that_are_known_stay_and_the_channels_between_them_go(places: Any, tmp_path: Path) -> None:
+    def forward(net: Writes, x: Tensor) -> Tensor:
+        y = net.b(F.relu(net.a(x)))
+        y[:, places] = x
+        y[..., places, :] = 0.5
+        return net.out(y)
+
+    model = Writes(forward).eval()
+    graph = irtool.trace(model, torch.randn(1, 3, 8, 8))
+    plan = irtool.plan(graph, "l1", 0.5, round_to=1)
+    removed = {layer.name: layer.removed for layer in plan.layers}
+    assert removed["b"]
+    assert not {0, 3, 5} & set(removed["b"])
+    x = torch.randn(2, 3, 12, 8)
+    torch.testing.assert_close(graph.module(x), model(x))
+    assert irtool.check_prune(graph, plan, (x,)).ok
+    irtool.save(irtool.prune(graph, plan), tmp_path / "net.irtool")
+    irtool.load(tmp_path / "net.irtool")
+
+
+def test_the_models_own_tensor_is_not_written_into() -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -146,7 +172,7 @@ def test_the_models_own_tensor_is_not_written_into(tmp_path) -> None:
     torch.testing.assert_close(graph.module(x), model(x))
 
 
-def test_a_model_that_writes_into_its_input_is_exported_as_what_it_computes(tmp_path) -> None:
+def test_a_model_that_writes_into_its_input_is_exported_as_what_it_computes(tmp_path: Path) -> None:
     """An engine's inputs are not written into: the file and its check work on copies."""
 
     def forward(net: Writes, x: Tensor) -> Tensor:
@@ -162,3 +188,8 @@ def test_a_model_that_writes_into_its_input_is_exported_as_what_it_computes(tmp_
     x = torch.randn(3, 3, 8, 8)
     (found,) = OnnxSession(tmp_path / "net.onnx").run(x.numpy())
     torch.testing.assert_close(torch.from_numpy(found), model(x.clone()), rtol=1e-4, atol=1e-4)
+
+
+def test_a_traced_programs_code_can_be_read() -> None:
+    model = Writes(_zeros).eval()
+    assert "fill_(0)" in irtool.trace(model, torch.randn(1, 3, 8, 8)).module.code

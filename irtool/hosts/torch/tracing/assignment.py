@@ -39,17 +39,21 @@ def assign(target: fx.Proxy, index: Any, value: Any) -> None:
 
 
 def _fill(part: fx.Proxy, value: Any) -> None:
-    """Write a number, or a tensor, over all of a view."""
-    if isinstance(value, int | float | complex):
-        part.tracer.create_proxy("call_method", "fill_", (part, value), {})
+    """Write a number, or a tensor, over all of a view.
+
+    A tensor is stretched first, as torch does it for an assignment: exporters take `copy_` for one that broadcasts nothing.
+    """
+    tracer, own, held = part.tracer, getattr(part, "value", None), getattr(value, "value", value)
+    if isinstance(held, int | float | complex):
+        tracer.create_proxy("call_method", "fill_", (part, value), {})
         return
-    own, held = getattr(part, "value", None), getattr(value, "value", value)
-    if isinstance(own, torch.Tensor) and isinstance(held, torch.Tensor) and held.dim() > own.dim():  # leading axes of one entry
-        value = value[(0,) * (held.dim() - own.dim())]
-    if isinstance(held, int | float):
-        part.tracer.create_proxy("call_method", "fill_", (part, value), {})
-        return
-    part.tracer.create_proxy("call_method", "copy_", (part, value), {})
+    if isinstance(own, torch.Tensor) and isinstance(held, torch.Tensor):
+        if held.dim() > own.dim():  # leading axes of one entry
+            value = value[(0,) * (held.dim() - own.dim())]
+        if held.shape == own.shape:
+            tracer.create_proxy("call_method", "copy_", (part, value), {})
+            return
+    tracer.create_proxy("call_method", "copy_", (part, tracer.create_proxy("call_method", "expand_as", (value, part), {})), {})
 
 
 def _assign_at(target: fx.Proxy, entries: tuple[Any, ...], value: Any) -> None:
@@ -66,9 +70,27 @@ def _assign_at(target: fx.Proxy, entries: tuple[Any, ...], value: Any) -> None:
         target.tracer.create_proxy("call_method", "masked_fill_", (target, shaped, value), {})
         return
     axis, places = _single(entries, known.dim())
+    if not isinstance(places, fx.Proxy) and len(places) <= _FEW:
+        for which, place in enumerate(torch.as_tensor(places).tolist()):
+            part = target.tracer.create_proxy("call_function", operator.getitem, (target, (*[slice(None)] * axis, place)), {})
+            _fill(part, value if number else _taken(value, known.dim(), axis, which))
+        return
     name = "index_fill_" if number else "index_copy_"
     moved = value if number else _as_wide(target, axis, places, value)
     target.tracer.create_proxy("call_method", name, (target, axis, places, moved), {})
+
+
+_FEW = 64
+"""So many known places are written one by one, which are views: what lies at a list of places is none."""
+
+
+def _taken(value: Any, rank: int, axis: int, place: int) -> Any:
+    """What of a tensor goes to one of the places: it is broadcast over what it is assigned to."""
+    held = getattr(value, "value", value)
+    own = axis - (rank - held.dim())
+    if own < 0:
+        return value
+    return value[(*[slice(None)] * own, place if held.shape[own] > 1 else 0)]
 
 
 def _single(entries: tuple[Any, ...], rank: int) -> tuple[int, Any]:
@@ -78,6 +100,8 @@ def _single(entries: tuple[Any, ...], rank: int) -> tuple[int, Any]:
     if len(found) == 1 and len(dots) <= 1:
         number, entry = found[0]
         places = _tensor(entry)
+        if isinstance(entry, list) and all(type(place) is int for place in entry):
+            entry = places = torch.tensor(entry)
         if places is not None and places.dim() == 1 and places.dtype in (torch.int64, torch.int32):
             return number - len(entries) + rank if dots and dots[0] < number else number, entry
     raise TypeError("item assignment by several tensors, or by one that is no list of places, is not recorded")
