@@ -184,6 +184,11 @@ class Graph(Edits):
         """
         return self
 
+    def read_on(self: G, inputs: Sequence[Any]) -> G:
+        """The same program over the same weights, read on inputs of other sizes; the graph itself where its host does not need that, or
+        where they are of the example's sizes."""
+        return self
+
     @abstractmethod
     def resized(self: G, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[G, list[str]]:
         """A copy for parameters of other shapes, these empty yet, with the sizes in the program changed, and the names of edited nodes."""

@@ -144,7 +144,7 @@ def _prepare(
         for inputs in batches:
             fresh = [_random(t) for t in inputs]
             try:
-                result = flat.nested(*fresh)
+                result = flat.observed(*fresh)
                 cases.append((fresh, tensors_of(result)))
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 if len(cases) < _NEEDED:
@@ -286,7 +286,7 @@ def _is_undecided(job: Job, inputs: Sequence[torch.Tensor], references: Sequence
     """Whether torch itself gives another result in float64 than in float32."""
     try:
         with evaluating(wide := copy.deepcopy(job.flat).double()):
-            found = tensors_of(wide.nested(*(t.double() if t.is_floating_point() else t for t in inputs)))
+            found = tensors_of(wide.observed(*(t.double() if t.is_floating_point() else t for t in inputs)))
     except (RuntimeError, TypeError):  # what cannot be copied, or states float32 itself
         return False
     return _largest(relative_error, [tensor.detach().cpu().numpy() for tensor in found], references) > TOLERANCE
