@@ -22,7 +22,7 @@ from irtool.ops.properties import LAYERS
 from irtool.pruning.absorb.contribution import outputs, weight_of
 from irtool.pruning.allocation.allocation import Limits
 from irtool.pruning.allocation.budget import LATENCY, Targets, costs_of
-from irtool.pruning.allocation.greedy import USED, Outcome, allocate
+from irtool.pruning.allocation.greedy import USED, Outcome, allocate, finished
 from irtool.pruning.allocation.measured import allocate_measured
 from irtool.pruning.allocation.sensitivity import Curve
 from irtool.pruning.allocation.stacks import Room, Stack, room_of, stacks_of
@@ -163,11 +163,11 @@ class Budgeted:
             if options.scope == "global":
                 room = room_of(groups, costs, limits, shares)
                 stacks = stacks_of(groups, scores, room)
-                found = self._allocated(groups, stacks, room, costs, most)
+                found = self._allocated(groups, stacks, room, costs, most, tried[-1][1] if tried else None)
             else:
                 found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
             used = _used(found, most)
-            if used >= USED or (found.reached and (LATENCY in most or self.measure is not None)):  # time is measured, not counted
+            if used >= USED or (found.reached and LATENCY in most):  # time is measured, not counted
                 return found, finer
             tried.append((used, found, finer))
         best = max(tried, key=lambda one: one[0])
@@ -182,10 +182,20 @@ class Budgeted:
             coarse = f"steps of round_to={self.options.round_to}"
         return (f"{self.used:.0%} of the budget is used: the smallest next step, in {coarse}, is larger than the rest",)
 
-    def _allocated(self, groups: ChannelGroups, stacks: list[Stack], room: Room, costs: WidthCost, most: dict[str, float]) -> Outcome:
-        """By the scores, or by what was measured of each family where that can reach what is asked for."""
+    def _allocated(
+        self, groups: ChannelGroups, stacks: list[Stack], room: Room, costs: WidthCost, most: dict[str, float], coarser: Outcome | None
+    ) -> Outcome:
+        """By the scores, or by what was measured of each family where that can reach what is asked for.
+
+        Args:
+            groups, stacks, room, costs, most: as for `allocate`.
+            coarser: what came of coarser steps; families that were measured in these are not measured again.
+        """
         if self.measure is None:
             return allocate(stacks, room, costs, most)
+        if coarser is not None and coarser.reached:
+            gone = [sum(bool(coarser.remove[unit].all()) for unit in stack.units) for stack in stacks]
+            return finished(stacks, room, costs, most, gone)
         key = groups.group.tobytes() + room.step.tobytes()
         if key not in self._curves:
             self._curves[key] = self.measure(groups, stacks, room)
