@@ -188,6 +188,10 @@ def test_files_that_are_no_models(tmp_path: Path, state: dict[str, torch.Tensor]
     assert "the file is empty. Write the file again" in fails("inspect", _empty(tmp_path / "net.onnx"))
     assert "report.json: cannot be read" in fails("verify", folder)
     assert "gone.onnx: no such file" in fails("verify", tmp_path / "gone.onnx", weights)
+    assert "lost.mnn: no such file" in fails("verify", weights, tmp_path / "lost.mnn")  # before the other is read
+    assert "lost.pth: no such file" in fails("verify", folder, "--weights", tmp_path / "lost.pth")
+    assert "lost.py: no such file" in fails("verify", folder, "--model", f"{tmp_path / 'lost.py'}:Net")
+    assert "does not exist" in fails("verify", folder, "--engine", "lost")
     assert "cannot compare" in fails("verify", weights)
 
 

@@ -241,7 +241,8 @@ class OnnxGraph(OnnxEdits):
     def observe(self, batch: frontier.Batch, names: Collection[str], seen: frontier.Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and output of each node named."""
         observed = [node for node in self.nodes if node.name in names]
-        for node, value in zip(observed, self.run(*batch, values=[node.output.name for node in observed]), strict=True):
+        values = self.run(*batch, values=[node.output.name for node in observed]) if observed else []  # no names would mean the outputs
+        for node, value in zip(observed, values, strict=True):
             seen(node.name, value)
 
     def side_by_side(self, batches: Sequence[frontier.Batch], stops: Sequence[frontier.Stop]) -> OnnxFrontier:
