@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test check docs wheel cpp bench bench-peers clean
+.PHONY: setup demo test check surface docs wheel cpp bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
@@ -22,6 +22,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
+
+# What the commands take, as the data that help and completion read. Run it after an option was changed.
+surface: $(INSTALLED)
+	$(BIN)/python -m irtool.cli.surface
 
 # The site, in build/site: open index.html. A broken link or an unknown name fails it.
 docs: $(INSTALLED)

@@ -11,8 +11,8 @@ import typer
 from irtool.cli import options
 from irtool.cli.flags import with_flags
 from irtool.cli.recipe import show_recipe
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table, comparison_table, trials_table
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
@@ -96,6 +96,7 @@ def compress(
             progress=progress,
             **chosen,
         )
+    answer(done.report.to_dict() | {"folder": str(out), "verdict": done.verdict, "met": done.met})
     _show(model, out, done)
     if not done.met:
         raise typer.Exit(1)

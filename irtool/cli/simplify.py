@@ -10,8 +10,8 @@ import typer
 
 from irtool.atomic_files import scratch_folder
 from irtool.cli import options
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
 from irtool.errors import IrtoolError, OptionError
 from irtool.hosts.onnx.files.load import save_onnx
@@ -60,8 +60,10 @@ def simplify(
             chain = Chain(tuple(_links(graph, simple, source if not given else None, draft)))
             chain.require()
         place(draft, out)
-    console().print(chain_table(chain))
     before = graph.operators
+    facts = {"file": str(out), "bytes": out.stat().st_size, "operators": [before, len(simple.host.nodes)], "notes": list(graph.notes)}
+    answer(facts | {"chain": chain.to_dict()})
+    console().print(chain_table(chain))
     for note in graph.notes:
         console().print(note, markup=False)
     console().print(f"written: {out} ({out.stat().st_size:,} bytes), {before:,} operators became {len(simple.host.nodes):,}")
