@@ -89,7 +89,7 @@ def _image(shape: Sequence[int], seed: int = 0) -> Any:
 
 def _moves(pruned: Any, shape: Sequence[int]) -> float:
     """How much of the outputs hangs on the image: of a net whose outputs do not, equality would tell nothing."""
-    from irtool.hosts.torch.tracing.compare import apart, observed
+    from irtool.hosts.torch.tracing.checking.compare import apart, observed
 
     return apart(*(observed(pruned.module, (_image(shape, seed),)) for seed in (7, 8)))
 
@@ -151,7 +151,7 @@ def _others(brought: Any) -> list[tuple[int, ...]]:
 def _at(graph: Any, plan: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """The graph against its model, and the pruned graph against the masked one, at another size: or what refuses it."""
     import irtool
-    from irtool.hosts.torch.tracing.compare import apart_from, observed
+    from irtool.hosts.torch.tracing.checking.compare import apart_from, observed
 
     x = _image(shape, 1)
     expected = observed(graph.origin, (x,), graph.decided)
@@ -175,7 +175,7 @@ def _without_masks(graph: Any, plan: Any, x: Any, said: str) -> dict[str, Any]:
     For graphs whose masks fit the example's size alone: behind a pixel shuffle they lie on pixels, in front of attention on the batch.
     """
     import irtool
-    from irtool.hosts.torch.tracing.compare import apart, observed
+    from irtool.hosts.torch.tracing.checking.compare import apart, observed
 
     pruned = irtool.prune(graph, plan, "drop")
     found = observed(pruned.module, (x,))

@@ -64,6 +64,12 @@ def folder(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
+def files_by_folder(modules: set[str]) -> Counter[str]:
+    """The number of files in each folder, `__init__.py` aside."""
+    packages = {module.rsplit(".", 1)[0] for module in modules}
+    return Counter(module.rsplit(".", 1)[0] for module in modules - packages)
+
+
 def functions(trees: dict[str, ast.Module]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """All functions and methods."""
     for tree in trees.values():
@@ -117,7 +123,6 @@ def measure(root: Path) -> dict[str, Any]:
     runs = {module: imports(tree, modules, types=False) for module, tree in trees.items()}
     graph = nx.DiGraph((a, b) for a, names in runs.items() for b in names if b in modules and a != b)
     tables = operator_tables(trees, vocabulary(trees))
-    folders = Counter(module.rsplit(".", 1)[0] for module in modules)
     text = {module: ast.unparse(tree) for module, tree in trees.items()}
     above = [module for module in modules if folder(module) not in ("hosts", "archive")]
     return {
@@ -145,7 +150,7 @@ def measure(root: Path) -> dict[str, Any]:
             len(re.findall(r"^\s*(?:from|import) irtool\.cli", file.read_text(encoding="utf-8"), re.M))
             for file in (root / "bench").glob("*.py")
         ),
-        "largest folders": dict(folders.most_common(6)),
+        "files in the largest folders": dict(files_by_folder(modules).most_common(6)),
         "cycles of imports when run": [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1],
         "largest module, characters": max(lines.items(), key=lambda item: item[1])[0],
     }

@@ -1,12 +1,13 @@
 """What `import irtool` offers. `irtool/__init__.py` loads each name from here when it is first used."""
 
 from . import errors, models, passes, quant, train
-from .analysis.compare import Comparison, compare
+from .analysis.compare import Comparison
 from .analysis.cost import Cost, cost
 from .analysis.diff.diff import Diff, diff
 from .archive import load, read_info, save
 from .channels.groups import ChannelGroups, channel_groups
 from .engines import export_mnn, export_onnx
+from .engines.compare import compare
 from .hosts.onnx.files.load import load_onnx, save_onnx
 from .hosts.onnx.graph import OnnxGraph
 from .hosts.torch.graph import FxGraph

@@ -98,7 +98,7 @@ def finish(folder: Path) -> None:
 
 
 def _record(folder: Path, temporary: Path, stale: Iterable[str]) -> dict[str, Any]:
-    """What is to be done, as JSON data. Raises OSError where it cannot be done."""
+    """Describe the moves and deletions that are left to do, as JSON data. Raises OSError where it cannot be done."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     names = [path.relative_to(temporary).as_posix() for path in files]
     for path, name in zip(files, names, strict=True):

@@ -58,7 +58,7 @@ def parse(text: str, find: Callable[[str], type]) -> Iterator[Any]:
 
 
 def _braces(rest: str, text: str) -> tuple[str, str]:
-    """What the braces at the start hold, and what follows them. Braces in texts count as letters."""
+    """Split a text behind the braces that it starts with: what they hold, and what follows them. Braces in texts count as letters."""
     quoted, depth = False, 0
     for place, letter in enumerate(rest):
         if letter == '"' and rest[place - 1] != "\\":

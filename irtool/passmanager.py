@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic
 
 import torch
 
-from irtool.analysis.compare import TOLERANCES, compare
+from irtool.analysis.compare import TOLERANCES, compare_graphs
 from irtool.analysis.randomness import without_dropout
 from irtool.errors import CheckError, OptionError
 from irtool.ir.graph import G, Graph
@@ -250,7 +250,7 @@ class Pipeline(Pass):
             # In float64 from the start: weights that a pass computes in float32 are rounded there, and that is no fault of the pass.
             pairs.insert(0, (wide, step(wide).graph, torch.float64, self.tolerance))
         for reference, other, dtype, tolerance in pairs:
-            found = compare(reference, other, inputs, dtype=dtype)
+            found = compare_graphs(reference, other, inputs, dtype=dtype)
             if not found.ok(tolerance):
                 raise CheckError(
                     f"the pass {step.name} changed the outputs: {found.text(tolerance)}",
@@ -265,7 +265,7 @@ def replace_check(inner: Pipeline, inputs: tuple[Any, ...] | None) -> Pipeline:
 
 
 def _state(graph: Graph) -> tuple[str, tuple[tuple[str, int, int], ...]]:
-    """What tells whether somebody edited a graph: its text, and where each parameter lies and how often it was written."""
+    """Fingerprint of a graph that any edit changes: its text, and the address and number of writes of each parameter."""
     return graph.text(), tuple((name, value.data.data_ptr(), _writes(value.data)) for name, value in _params(graph))
 
 

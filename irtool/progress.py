@@ -1,4 +1,4 @@
-"""What a long piece of work tells whoever watches it.
+"""Progress of a long piece of work, for whoever watches it.
 
 The loops know nothing about terminals. They call a `Progress` with a `Status`; the command line draws it, a notebook may
 plot it, and `silent` drops it.
@@ -18,7 +18,7 @@ class Status:
     """One report. `done == total` is the last one of its task."""
 
     task: str
-    """What is being done, for people: "train epoch 2/10", "evaluate", "decode train"."""
+    """The work in hand, for people: "train epoch 2/10", "evaluate", "decode train"."""
     done: int
     """Images done so far."""
     total: int

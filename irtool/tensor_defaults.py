@@ -1,4 +1,4 @@
-"""What torch takes where a tensor is made and nothing is said: it is the caller's choice, and no part of irtool may depend on it."""
+"""torch's defaults for new tensors: they are the caller's choice, and no part of irtool may depend on them."""
 
 from __future__ import annotations
 

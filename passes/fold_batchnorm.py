@@ -11,8 +11,8 @@ from torch import Tensor
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import AFFINE
+from irtool.ops.rules.contraction import inputs_first
 from irtool.passmanager import Pass, Rewritten, register
 
 
@@ -53,7 +53,7 @@ class FoldBatchNorm(Pass):
 
 
 def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
-    """Why a batch norm stays; an empty reason for one that simply has no convolution before it."""
+    """Return the reason for which a batch norm stays; empty for one that has no convolution before it."""
     source = node.input.producer
     if source is None or source.op not in AFFINE or not graph.accepts_bias(source):
         return ""

@@ -48,7 +48,7 @@ class FoldConstants(Pass):
 
 
 def _computed(graph: Graph) -> dict[Value, Tensor]:
-    """What each operator on parameters alone gives, in order."""
+    """Compute the results of all operators on parameters alone, in order."""
     found: dict[Value, Tensor] = {}
     for node in graph.nodes:
         single = len(node.outputs) == 1 and node.output not in graph.outputs
@@ -60,7 +60,7 @@ def _computed(graph: Graph) -> dict[Value, Tensor]:
 
 
 def _drawing_nothing(graph: Graph, node: Node, values: Mapping[Value, Tensor]) -> Tensor | None:
-    """What the operator gives; None if it drew random numbers, which its name alone does not tell. The generators stay as they were."""
+    """Compute an operator; None if it drew random numbers, which its name alone does not tell. The generators stay as they were."""
     cuda = torch.cuda.is_initialized()
     before = [torch.random.get_rng_state(), *(torch.cuda.get_rng_state_all() if cuda else ())]
     data = graph.evaluate(node, values)[0]
@@ -87,7 +87,7 @@ def _unwritten(graph: Graph, computed: Mapping[Value, Tensor]) -> dict[Value, Te
 
 
 def _memory(data: Tensor) -> int:
-    """What tensors over the same memory have in common."""
+    """Return the address of a tensor's storage, which all tensors over the same memory share."""
     return data.untyped_storage().data_ptr()
 
 

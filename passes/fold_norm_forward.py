@@ -11,7 +11,7 @@ import torch
 
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import float_param, grouped_inputs, not_fixed, pads_nothing, scale_and_shift
-from irtool.ops.contraction import inputs_first
+from irtool.ops.rules.contraction import inputs_first
 from irtool.passmanager import Pass, Rewritten, register
 
 
@@ -66,7 +66,7 @@ def fold_named(graph: G, names: Sequence[str]) -> G:
 
 
 def _refusal(graph: Graph, node: Node, readers: Counter[str]) -> str | None:
-    """Why a batch norm stays; an empty reason for one that simply has no layer right behind it."""
+    """Return the reason for which a batch norm stays; empty for one that has no layer right behind it."""
     uses = node.output.uses
     if len(uses) != 1 or node.output in graph.outputs or uses[0].op not in ("Conv", "Gemm") or uses[0].input is not node.output:
         return ""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import G, Node, Value
-from irtool.ops.contraction import channel_axis, inputs_first
 from irtool.ops.properties import AFFINE
+from irtool.ops.rules.contraction import channel_axis, inputs_first
 from irtool.passmanager import Pass, Rewritten, register
 
 
@@ -71,7 +71,7 @@ def _scaling(node: Node) -> tuple[Node, Tensor] | None:
 
 
 def _refusal(layer: Node, held: list[Value]) -> str:
-    """Why a layer's weights stay as they are; empty if they may be scaled."""
+    """Return the reason for which a layer's weights stay as they are; empty if they may be scaled."""
     if len(layer.output.uses) > 1:
         return f"{layer.location} has another reader"
     if not all(value.is_param and value.data is not None and value.data.is_floating_point() for value in held):

@@ -13,7 +13,7 @@ from irtool.ops.affine import channel_affine
 from irtool.passmanager import Pass, Rewritten, onnx_only, register
 
 _FLOATS = frozenset({torch.float16, torch.float32})
-"""What engines have convolutions in."""
+"""Types in which engines have convolutions."""
 
 
 @register

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from irtool.errors import OptionError
 from irtool.ir.graph import G, Graph, Node, Value
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import HOMOGENEOUS
+from irtool.ops.rules.contraction import inputs_first
 from irtool.passmanager import Pass, Rewritten, onnx_only, register
 
 _KEEPS_CHANNELS = HOMOGENEOUS | {"Clip"}

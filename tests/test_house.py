@@ -15,6 +15,8 @@ HOST_LIBRARIES = ("torch.fx", "onnx_graphsurgeon")
 HOST_CHECK = re.compile(r"isinstance\([^)]*(FxGraph|OnnxGraph)")
 HOST_CHECKS = 7
 """Questions outside of the hosts which host a graph lies on."""
+LARGEST = 20
+"""Files of a folder: `cli/` has one a command."""
 READS_A_HOST: set[str] = set()
 """Files outside of the hosts, and of the archive that stores fx programs, that import a host's library."""
 
@@ -59,6 +61,22 @@ def test_tables_of_operators_stand_in_ops_hosts_and_engines(house: ModuleType) -
     tables = house.operator_tables(trees, house.vocabulary(trees))
     found = {module: names for module, names in tables.items() if house.folder(module) not in house.HOME_OF_TABLES}
     assert found == OPERATOR_TABLES, "a property of operators belongs into irtool/ops/properties.py, a rule into its family"
+
+
+@pytest.mark.parametrize(("section", "roots"), [("trace", ("irtool", "irtool/hosts/torch/tracing")), ("prune", ("irtool", "."))])
+def test_routes_name_files_that_are_there_each_once(section: str, roots: tuple[str, ...]) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    found = re.search(rf"## Where a \w+ goes in `{section}`\n(.*?)\n## ", text, re.S)
+    assert found is not None
+    named = re.findall(r"`([\w/]+\.py)`", found[1])
+    assert len(named) > 10
+    assert len(named) == len(set(named))
+    assert [name for name in named if not any((ROOT / root / name).is_file() for root in roots)] == []
+
+
+def test_folders_hold_one_subject_each(house: ModuleType) -> None:
+    files = house.files_by_folder(set(house.sources(ROOT)))
+    assert [name for name, count in files.items() if count > LARGEST] == [], "split it by subject"
 
 
 @pytest.fixture(scope="module")

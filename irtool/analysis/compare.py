@@ -1,22 +1,20 @@
-"""Two programs side by side on the same inputs: how far apart, and where they part."""
+"""Two graphs side by side on the same inputs: how far apart, and where they part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from irtool.errors import CheckError, OptionError
-from irtool.hosts.torch.running.interpreter import cast_module
+from irtool.errors import CheckError
 from irtool.ir.graph import Graph
-from irtool.modes import evaluating
-from irtool.nests import cast, map_tensors, tensors_in
-from irtool.tensor_defaults import plain_tensors, seeded
+from irtool.nests import tensors_in
+from irtool.tensor_defaults import plain_tensors
 
 FLOOR = 1e-6
 """Relative errors are measured against at least this: an output that is zero but for rounding is no difference."""
@@ -55,7 +53,7 @@ class Deviation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The deviations that `compare` found.
+    """The deviations between two programs.
 
     Attributes:
         outputs: a deviation per output tensor, in order.
@@ -131,90 +129,31 @@ class Comparison:
 
 
 @plain_tensors()
-def compare(a: Any, b: Any, inputs: Any, *, dtype: torch.dtype | None = None) -> Comparison:
-    """Run two programs on the same inputs.
+def compare_graphs(a: Graph, b: Graph, inputs: Any, *, dtype: torch.dtype | None = None) -> Comparison:
+    """Compare two graphs of one host node by node; by their outputs alone where they differ in what stands for outputs.
 
-    Args:
-        a: the reference: a graph, an `nn.Module`, a session of `irtool.engines`, or any function of tensors. Modules and
-            graphs run in eval mode without gradients; ONNX graphs run in onnxruntime.
-        b: the other program, of any of these kinds.
-        inputs: a tensor or array, or a tuple of the positional arguments.
-        dtype: compute in this type (`torch.float64`), on copies. Torch graphs and modules only: sessions and functions get
-            the inputs as they are.
-
-    Returns:
-        Errors per output. For two graphs of one host the nodes that share a name are compared as well. Torch graphs run in
-        lockstep, so that of the values inside only those still needed are held.
-
-    Raises:
-        OptionError: something that cannot be run; or a type that was asked of an ONNX graph, which states its own.
-        CheckError: the programs return different numbers of tensors.
-        GraphError: a graph cannot run on these inputs.
+    The arguments and errors are those of `irtool.compare`, which takes other programs, too.
     """
-    arguments = _arguments(inputs)
-    tolerance = TOLERANCES[torch.float64 if dtype is torch.float64 else None]
-    if isinstance(a, Graph) and isinstance(b, Graph) and type(a) is type(b):
-        return _compare_graphs(a, b, arguments, dtype, tolerance)
-    first, second = (seeded(runner(program, dtype), *arguments) for program in (a, b))
-    return Comparison(_outputs(first, second), tolerance=tolerance)
-
-
-def _compare_graphs(a: Graph, b: Graph, inputs: Sequence[Any], dtype: torch.dtype | None, tolerance: float) -> Comparison:
-    """Two graphs of one host, node by node; by their outputs alone where they differ in what stands for outputs."""
+    inputs, tolerance = arguments_of(inputs), tolerance_for(dtype)
     if len(a.compared()) != len(b.compared()):
-        return Comparison(_outputs(a.run_as(inputs, dtype), b.run_as(inputs, dtype)), tolerance=tolerance)
+        return compare_results(a.run_as(inputs, dtype), b.run_as(inputs, dtype), tolerance)
     lockstep = _Lockstep(a, b, inputs, dtype)
     results = lockstep.run()
     return Comparison(_outputs(*results), tuple(lockstep.found), tuple(lockstep.skipped), _sources(a), tolerance, a.hidden_outputs())
 
 
-def runner(program: Any, dtype: torch.dtype | None = None) -> Callable[..., Any]:
-    """A function of tensors that runs a graph, module, session or function once, without touching its inputs.
-
-    Raises:
-        OptionError: something that cannot be run.
-    """
-    for fits, make in _RUNNERS:
-        if fits(program):
-            return make(program, dtype)
-    raise OptionError(f"{type(program).__name__} cannot be run", remedy="Pass a graph, an nn.Module, a session or a function of tensors.")
+def compare_results(reference: Any, other: Any, tolerance: float) -> Comparison:
+    """Compare the results of two programs, nests of tensors. Raises CheckError where these have different numbers of tensors."""
+    return Comparison(_outputs(reference, other), tolerance=tolerance)
 
 
-def _run_graph(graph: Graph, dtype: torch.dtype | None) -> Callable[..., Any]:
-    return lambda *inputs: graph.run_as(inputs, dtype)
+def tolerance_for(dtype: torch.dtype | None) -> float:
+    """Return the relative error that two equal programs may show when they are asked to compute in a type."""
+    return TOLERANCES[torch.float64 if dtype is torch.float64 else None]
 
 
-def _run_module(module: nn.Module, dtype: torch.dtype | None) -> Callable[..., Any]:
-    def run(*inputs: Any) -> Any:
-        given = map_tensors(inputs, torch.clone)
-        with evaluating(module if dtype is None else cast_module(module, dtype)) as ready, torch.no_grad():
-            return ready(*(given if dtype is None else cast(given, dtype)))
-
-    return run
-
-
-def _run_session(session: Any, dtype: torch.dtype | None) -> Callable[..., Any]:
-    return lambda *inputs: session.run(*(leaf.detach().cpu().numpy() for leaf in tensors_in(inputs)))
-
-
-def _run_function(function: Callable[..., Any], dtype: torch.dtype | None) -> Callable[..., Any]:
-    def run(*inputs: Any) -> Any:
-        with torch.no_grad():
-            return function(*map_tensors(inputs, torch.clone))
-
-    return run
-
-
-_RUNNERS: tuple[tuple[Callable[[Any], bool], Callable[[Any, torch.dtype | None], Callable[..., Any]]], ...] = (
-    (lambda program: isinstance(program, Graph), _run_graph),
-    (lambda program: isinstance(program, nn.Module), _run_module),
-    # By what it has, not by its class: the engines lie above this layer.
-    (lambda program: callable(getattr(program, "run", None)), _run_session),
-    (callable, _run_function),
-)
-
-
-def _arguments(inputs: Any) -> tuple[Any, ...]:
+def arguments_of(inputs: Any) -> tuple[Any, ...]:
+    """Return positional arguments with tensors in place of arrays; one input alone is the only argument."""
     given = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     return pytree.tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, given)
 

@@ -1,4 +1,4 @@
-"""What a graph costs: parameters, multiply-accumulates, bytes.
+"""Cost of a graph: parameters, multiply-accumulates, bytes.
 
 Counted are the operators that multiply and accumulate: convolution, transposed convolution, linear layers, matrix
 products, einsum and attention. Biases, normalisation, activations, pooling, resizing and other element-wise work are not.
@@ -168,7 +168,7 @@ def holdings(graph: Graph) -> list[Held]:
 
 
 class _Ownership:
-    """Which node reads a parameter first."""
+    """Assigns each parameter to the node that reads it first."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

@@ -18,8 +18,8 @@ from torch import Tensor
 from irtool.analysis.cost import holdings
 from irtool.channels.groups import ChannelGroups
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import varying
-from irtool.ops.macs import Product
+from irtool.ops.facets.macs import Product
+from irtool.ops.rules.context import varying
 from irtool.ops.spec import spec_of
 
 Ints = NDArray[np.int64]
@@ -197,4 +197,4 @@ def _are_parts(slices: Ints, parts: Ints) -> bool:
 
 
 KINDS = ("macs", "params", "bytes")
-"""What a width decides exactly."""
+"""Costs that widths decide exactly."""

@@ -130,7 +130,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "program": _is_a(dict, type(None)),
     "incomplete": _is_a(str, type(None)),
 }
-"""What each part of a header is: most of it is only handed on, so nothing else would notice that it is not."""
+"""Types of the parts of a header: most are only handed on, so that nothing else would notice a wrong one."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import add_node, copy_module, submodule
 from irtool.hosts.torch.operators import by_element
-from irtool.hosts.torch.tracing.autograd import OwnBackward
+from irtool.hosts.torch.tracing.recording.autograd import OwnBackward
 
 _CLOSE = 1e-6
 """How far two gradients of the same function may lie apart in float64, relative to the largest entry: they are computed by other steps."""

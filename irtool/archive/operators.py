@@ -257,4 +257,4 @@ ATTRIBUTES = {
     "result": frozenset({"indices", "values"}),
     "device": frozenset({"type"}),
 }  # fmt: skip
-"""What `getattr` reads, by what it reads it of: a tensor, the named result of an operator (`x.max(1).values`), a device."""
+"""Attributes that `getattr` may read, by owner: a tensor, the named result of an operator (`x.max(1).values`), a device."""

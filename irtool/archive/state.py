@@ -13,12 +13,12 @@ from irtool.archive.kinds import show
 from irtool.archive.limits import DEPTH
 from irtool.archive.values import decode, encode
 from irtool.errors import GraphError
-from irtool.hosts.torch.tracing.autograd import OwnBackward
+from irtool.hosts.torch.tracing.recording.autograd import OwnBackward
 
 _BASE = frozenset(dir(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _DERIVED = frozenset({"_flat_weights", "_flat_weight_refs"})
-"""What a recurrent layer derives from its parameters."""
+"""Attributes that a recurrent layer derives from its parameters."""
 
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, str, Tensor]]:

@@ -141,7 +141,7 @@ _UNFOLDING = frozenset({"unfold", "fold", "im2col", "col2im"})
 
 
 def _misshapen(module: nn.RNNBase) -> str | None:
-    """Which weight of a recurrent layer has another shape than its sizes say: torch reads beyond its end without a look. None if none has."""
+    """Name a recurrent layer's weight of another shape than its sizes say, beyond whose end torch would read; None if none is."""
     width, factor = module.hidden_size, _GATES.get((type(module), module.mode), 0)
     out = module.proj_size or width
     directions = 2 if module.bidirectional else 1
@@ -181,7 +181,7 @@ def _check_attribute(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def _name(target: Any) -> str:
-    """What an operator is called, wherever it is found."""
+    """Return an operator's name, wherever it is found."""
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.name.partition("::")[2]
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))

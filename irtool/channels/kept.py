@@ -1,4 +1,4 @@
-"""Which labels stay, asked about the same label tensors many times: for shapes, for the proof and for slicing."""
+"""Kept entries of label tensors, cached: shapes, the proof and slicing ask for the same ones many times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irtool.ops.context import place
+from irtool.ops.rules.context import place
 
 
 class Kept:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.context import Axis, Context, is_floating, none, on_axis, place, says_where
+from irtool.ops.rules.context import Axis, Context, is_floating, none, on_axis, place, says_where
 from irtool.ops.spec import rule_for
 
 Key = tuple[str, Axis]

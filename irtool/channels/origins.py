@@ -1,4 +1,4 @@
-"""Where channels come from that no layer makes."""
+"""Origins of channels that no layer makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processor of this machine can do, and what an engine's library makes of it."""
+"""Instructions of this machine's processor, and those that an engine's library uses."""
 
 from __future__ import annotations
 

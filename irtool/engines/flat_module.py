@@ -1,4 +1,4 @@
-"""What a backend is given: a module and example inputs, seen as tensors in and tensors out.
+"""A module as exporters see it: with example inputs, tensors in and tensors out.
 
 Exporters and engines know lists of tensors; modules take and return tuples, dicts and nests of them. `FlatModule` is the
 bridge: it has one positional argument per tensor leaf and returns a tuple of tensors, and it names both ends.

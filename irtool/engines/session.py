@@ -1,4 +1,4 @@
-"""What every engine looks like from here: named inputs and outputs, numpy arrays in, numpy arrays out."""
+"""Session: a model loaded in an engine. It has named inputs and outputs; numpy arrays go in and come out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was found out about a graph, kept with it until its next edit."""
+"""Results of analyses, kept with a graph until its next edit."""
 
 from __future__ import annotations
 

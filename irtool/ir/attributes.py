@@ -1,4 +1,4 @@
-"""What a node's attributes are called, the same for all hosts: ONNX's names and forms.
+"""The vocabulary of attributes, the same for all hosts: ONNX's names and forms.
 
 A host's reader gives each node its attributes in this vocabulary (`hosts/torch/attributes.py`, `hosts/onnx/attributes.py`); rules,
 passes and analyses read nothing else. Axes count from 0, except those that are named from the end (`axis` of a layer norm);

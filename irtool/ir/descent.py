@@ -1,4 +1,4 @@
-"""What an algorithm needs that changes a graph's parameters by their gradients."""
+"""Interface for algorithms that change a graph's parameters by their gradients."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Frontier(Protocol):
     """A graph on several batches, advanced from stop to stop. Weights may change between."""
 
     added: dict[str, Tensor]
-    """What is added to the outputs of nodes from now on, by the node's name, of a shape that broadcasts over the output."""
+    """Tensors that are added to the outputs of nodes from now on, by the node's name; their shapes broadcast over the output."""
 
     def usable(self, stop: Stop) -> bool:
         """Whether all that the stop looks at can be seen."""

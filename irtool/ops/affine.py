@@ -9,7 +9,7 @@ from irtool.ir.graph import Graph, Node
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
 
 _PROBES = {"Mul": torch.ones, "Div": torch.ones, "Add": torch.zeros, "Sub": torch.zeros}
-"""What an operator is run on to show its constant: a scale where that is multiplied, a shift where it is added."""
+"""Inputs on which an operator shows its constant: a scale where that is multiplied, a shift where it is added."""
 _ORDERED = frozenset({"Div", "Sub"})
 
 

@@ -1,4 +1,4 @@
-"""What ONNX operators are to int8: layers that compute in integers, and operators that integers pass through. By ONNX's names."""
+"""Roles of ONNX operators in int8: layers that compute in integers, and operators that integers pass through. By ONNX's names."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ RECTIFIERS = frozenset({"Relu", "Clip"})
 POSITIVE = frozenset({"Sigmoid", "HardSigmoid", "Softmax"})
 """Operators other than rectifiers whose results are never negative."""
 ENDINGS = POSITIVE | {"LogSoftmax", "Tanh", "Resize"}
-"""What often stands behind a last layer, and keeps the order of its results."""
+"""Operators that often stand behind a last layer, and keep the order of its results."""

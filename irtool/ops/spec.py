@@ -1,4 +1,4 @@
-"""What irtool knows of each operator, one row an operator. What is not here is a barrier.
+"""The table of operators, one row each. An operator without a row is a barrier.
 
 An operator that is new to irtool needs a row here, and one in each host that has it (`hosts/torch/operators.py`, `hosts/onnx/operators.py`).
 """
@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
-from irtool.ops import counts, macs, mixing, moments, resize, unchanged
-from irtool.ops.context import Rule
-from irtool.ops.contraction import attention, conv, deform_conv, embedding, linear, matmul
-from irtool.ops.einsum import einsum
-from irtool.ops.elementwise import channelwise, complex_view, elementwise, fourier, glu, pooled_regions, prelu, softmax, unpool
-from irtool.ops.macs import Product
-from irtool.ops.mixing import Mixing
-from irtool.ops.movement import columns, concat, filled, images, movement, pad, reshape, select, shuffle, stack, stretch
-from irtool.ops.normalisation import across_channels, group_norm, over_last_axes, per_channel, quantise_channels, reduce
-from irtool.ops.opaque import barrier, graph_input, graph_output
-from irtool.ops.products import by_parts
-from irtool.ops.recurrent import recurrent
+from irtool.ops.facets import counts, macs, mixing, moments, resize, unchanged
+from irtool.ops.facets.macs import Product
+from irtool.ops.facets.mixing import Mixing
+from irtool.ops.rules.context import Rule
+from irtool.ops.rules.contraction import attention, conv, deform_conv, embedding, linear, matmul
+from irtool.ops.rules.einsum import einsum
+from irtool.ops.rules.elementwise import channelwise, complex_view, elementwise, fourier, glu, pooled_regions, prelu, softmax, unpool
+from irtool.ops.rules.movement import columns, concat, filled, images, movement, pad, reshape, select, shuffle, stack, stretch
+from irtool.ops.rules.normalisation import across_channels, group_norm, over_last_axes, per_channel, quantise_channels, reduce
+from irtool.ops.rules.opaque import barrier, graph_input, graph_output
+from irtool.ops.rules.products import by_parts
+from irtool.ops.rules.recurrent import recurrent
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which axes of a view lie around the channels, and what must hold of them at any size so that no channel is mixed with others."""
+"""The axes of a view that lie around its channels, and the equations of their sizes under which no channel is mixed with others."""
 
 from __future__ import annotations
 

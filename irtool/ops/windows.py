@@ -1,4 +1,4 @@
-"""Where operators work that do not list their axes: pools along the last one to three, as their names say (`max_pool2d`)."""
+"""Axes of operators that do not list them: pools work along the last one to three, as their names say (`max_pool2d`)."""
 
 from __future__ import annotations
 

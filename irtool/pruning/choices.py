@@ -36,7 +36,7 @@ _WORK = 6e11
 CHUNK = 32
 """Images that are run together."""
 _WAYS: tuple[Residual, ...] = ("couple", "select")
-"""What may become of residual streams. To keep them is left out: whatever may go then may go with selections, too."""
+"""Treatments of residual streams that are tried. To keep them is left out: whatever may go then may go with selections, too."""
 _PATIENCE = 2
 """So many branches more are tried after one that gained nothing, which stays."""
 

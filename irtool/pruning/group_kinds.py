@@ -1,4 +1,4 @@
-"""Which of the two balances a grouped convolution keeps: whole groups go, or equally many channels of each.
+"""The two balances of a grouped convolution: whole groups go, or equally many channels of each.
 
 Engines compute a group's channels in blocks. Groups of 8 that lose half of their channels take as long as before in MNN, those of 16 in
 onnxruntime (`docs/widths.md`), while half of the groups takes half of the time. Wide groups lose channels for less: what is left is a

@@ -1,4 +1,4 @@
-"""What a name covers that a user gives for a part of a model: a module's path, a node's name, a pattern."""
+"""Names that a user gives for parts of a model: a module's path, a node's name, a pattern."""
 
 from __future__ import annotations
 

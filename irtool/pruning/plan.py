@@ -185,7 +185,7 @@ def _wish(value: float) -> str:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a field may hold, in words for the message and as a test."""
+    """The values that a field may hold, in words for the message and as a test."""
 
     words: str
     fits: Callable[[Any], bool]

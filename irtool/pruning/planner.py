@@ -119,7 +119,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
 
 def _checked_request(ratio: float, scope: str, residual: str, min_channels: int, round_to: Rounding, seed: int,
                   budget: Mapping[str, float] | None, limits: Mapping[str, float] | None) -> Mapping[str, float]:  # fmt: skip
-    """What may be left of each cost; empty where a ratio is asked for. Refuses what no plan can have."""
+    """Read the amount of each cost that may be left; empty where a ratio is asked for. Refuses what no plan can have."""
     check_values(ratio, scope, "couple" if residual == "auto" else residual, min_channels, round_to, seed)
     if budget is not None and ratio != _RATIO:
         raise PlanError("a ratio and a budget", where="ratio", remedy="Give one of them: the budget decides how many channels go.")

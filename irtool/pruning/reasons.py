@@ -1,4 +1,4 @@
-"""What a plan says about itself: why a layer was left alone, and what its scores cannot tell."""
+"""Reasons and notes of a plan: for layers that are left alone, and for scores that cannot tell channels apart."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reason_of(groups: ChannelGroups, scores: Scores, layer: Layer, *, asked: boo
 
 
 def _unmet(groups: ChannelGroups, layer: Layer, options: Mapping[str, Any]) -> str:
-    """Why a layer loses nothing though some of its channels were to go."""
+    """Explain why a layer loses nothing though some of its channels were to go."""
     own = layer.labels.numpy()
     balanced = next((node for node, table in groups.labels.balances if np.isin(table.numpy(), own).any()), None)
     limits = [f"{name}={value}" for name in ("min_channels", "round_to") if (value := options[name]) != 1]
@@ -67,7 +67,7 @@ def unseparated(groups: ChannelGroups, scores: Scores, remove: NDArray[np.bool_]
 
 
 def _joined(groups: ChannelGroups, layer: Layer) -> str:
-    """Where the first two of a layer's groups that became one met, for people; nothing if that was no single meeting."""
+    """Name the node at which the first two of a layer's groups that became one met; nothing if that was no single meeting."""
     meetings, own, size = groups.labels.meetings, layer.labels.numpy(), groups.group.size
     ends = [np.stack([part.reshape(-1) for part in np.broadcast_arrays(a.numpy(), b.numpy())]) for _, a, b in meetings]
 

@@ -55,7 +55,7 @@ class Solver:
     widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
     """Of each layer's channels, by its place: how many there were before an earlier stage took some."""
     images: Batches | None = None
-    """What families are measured on, if they are."""
+    """Batches that families are measured on, if they are."""
     pins: list[tuple[NDArray[np.int64], Pin]] = field(default_factory=list)
     together: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=list)
     """Labels that go together so that each channel keeps its place."""
@@ -140,17 +140,8 @@ class Solver:
             except ProofError as error:
                 if whole:
                     whole = frozenset()
-                    continue
-                touched = self._touched(error, groups, remove)
-                hit = [balance for balance in groups.balances if np.isin(np.concatenate(balance.cells), groups.group[touched]).any()]
-                if any(balance.split for balance in hit):  # others like these would fail next
-                    couple = np.concatenate([couple, _labels_of(groups, [balance for balance in groups.balances if balance.split])])
-                elif not np.isin(found := _labels_of(groups, hit), strict).all():
-                    strict = np.concatenate([strict, found])
-                elif hit or groups.balances:  # at last those of other places, which decide what is left here
-                    couple = np.concatenate([couple, _labels_of(groups, hit or groups.balances)])
                 else:
-                    self.pins.append((touched, Pin(f"no proof: {error.what}", error.where or "graph")))
+                    couple, strict = self._tightened(groups, self._touched(error, groups, remove), error, couple, strict)
                 continue
             if self.options.budget and not self._budgeted.keeps(done.program, whole=not remove.any()):
                 continue
@@ -160,6 +151,21 @@ class Solver:
             raise PlanError("no choice of channels was proven that keeps to it", where="budget", remedy=remedy)
         made = self._describe(groups, scores, np.zeros(groups.count, bool))
         return Planned(made, find_slicing(self.graph, made))
+
+    def _tightened(self, groups: ChannelGroups, touched: Ints, error: ProofError, couple: Ints, strict: Ints) -> tuple[Ints, Ints]:
+        """After a proof that failed: the labels of balanced families that are to be coupled, and of those that lose strictly equally many.
+
+        Where no balance is left to tighten, the touched channels are pinned.
+        """
+        hit = [balance for balance in groups.balances if np.isin(np.concatenate(balance.cells), groups.group[touched]).any()]
+        if any(balance.split for balance in hit):  # others like these would fail next
+            return np.concatenate([couple, _labels_of(groups, [balance for balance in groups.balances if balance.split])]), strict
+        if not np.isin(found := _labels_of(groups, hit), strict).all():
+            return couple, np.concatenate([strict, found])
+        if hit or groups.balances:  # at last those of other places, which decide what is left here
+            return np.concatenate([couple, _labels_of(groups, hit or groups.balances)]), strict
+        self.pins.append((touched, Pin(f"no proof: {error.what}", error.where or "graph")))
+        return couple, strict
 
     def _grouped(
         self, labels: Labels, couple: Ints, strict: Ints, pins: Sequence[tuple[Ints, Pin]], whole: frozenset[str]

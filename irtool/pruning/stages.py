@@ -105,7 +105,7 @@ def _refitted(slicings: list[Slicing[Any]], batches: list[Any]) -> Graph:
 
 
 def _joined(before: Plan, then: Plan) -> list[LayerPlan]:
-    """What two plans remove one after the other, in positions of the first one's graph."""
+    """Join two plans that follow each other: all that is removed, in positions of the first one's graph."""
     later = {(layer.parameter, layer.axis): layer for layer in then.layers}
     found = []
     for layer in before.layers:

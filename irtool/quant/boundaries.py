@@ -1,4 +1,4 @@
-"""Where a model goes into integers and out of them again, and why."""
+"""Boundaries between integers and floats in a model, with their reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors of an ONNX graph are stored as integers, and which of them share one scale.
+"""Placement of int8: the tensors of an ONNX graph that are stored as integers, and those of them that share one scale.
 
 The rule is the engines' own: a layer (a convolution or product with a constant weight) computes in integers if its input
 and output are integers; an operator that joins or moves tensors does if all its tensors are. So integers are spread from

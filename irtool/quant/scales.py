@@ -122,7 +122,7 @@ def quantise_layer(wiring: DefUse, layer: Layer, given: Affine, scheme: Scheme, 
 
 
 def _shift(layer: Layer, error: np.ndarray, weight: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """What the weights' error adds to each output on average: sum over inputs of error times the input's mean.
+    """Return the mean error of each output that the weights' rounding causes: sum over inputs of error times the input's mean.
 
     After Nagel et al. (2019, arXiv:1906.04721), section 4.2, with means measured on images. Zero padding is left out of the
     account, so the correction is a little too large at the border.

@@ -1,4 +1,4 @@
-"""What is remembered of a tensor during calibration: a fixed number of counts, whatever the number of images."""
+"""Statistics of a tensor during calibration: a fixed number of counts, whatever the number of images."""
 
 from __future__ import annotations
 

@@ -79,14 +79,8 @@ def distill(
     guide = teacher if not isinstance(getattr(teacher, "module", teacher), nn.Module) else module_of(teacher)
     if isinstance(guide, nn.Module):
         _check_apart(module, guide)
-    facts = {
-        "stage": "distill",
-        "alpha": float(alpha),
-        "temperature": float(temperature),
-        "cache": bool(cache),
-        "hints": dict(hints or {}),
-        "hint_weight": float(hint_weight),
-    }
+    facts = {"stage": "distill", "alpha": float(alpha), "temperature": float(temperature), "cache": bool(cache),
+             "hints": dict(hints or {}), "hint_weight": float(hint_weight)}  # fmt: skip
     with contextlib.ExitStack() as stack:
         stored = predict(guide, data.train, progress=progress, task="teacher") if cache else None
         follow = _from_cache(stored) if stored is not None else stack.enter_context(_running(guide, len(data.classes)))

@@ -87,7 +87,7 @@ def alike(a: object, b: object) -> bool:
 
 
 def _places(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
-    """Where each entry of the state dict stands: the table of its owner, and its name there.
+    """Map each entry of the state dict to its place: the table of its owner, and its name there.
 
     Tables and not tensors: a forward may put another tensor in a buffer's place (`self.mean = ...`). A state dict would
     tell the same, but takes too long to make at every step.

@@ -121,6 +121,16 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
     return lambda logits, batch: functional.cross_entropy(logits, batch.targets, label_smoothing=label_smoothing)
 
 
+def _optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+    )
+
+
 class _Run:
     """The state of one run. Lives as long as `fit`."""
 
@@ -141,14 +151,7 @@ class _Run:
         self.fabric: Fabric = launch(settings)
         if settings.channels_last:
             module.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(
-            [parameter for parameter in module.parameters() if parameter.requires_grad],
-            lr=settings.lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-        )
-        self.forward, self.optimizer = self.fabric.setup(module, optimizer)
+        self.forward, self.optimizer = self.fabric.setup(module, _optimizer(module, settings))
         self.average = Average(module, settings.ema) if settings.ema else None
         world = self.fabric.world_size
         if world > 1 and settings.time_budget:
@@ -159,19 +162,19 @@ class _Run:
         if not self.steps:
             raise TrainError(f"{len(data.train)} training images for {world} processes", remedy="Give more images or fewer processes.")
         self.augment = settings.augmentation(data.flip, data.preprocessing.size)
-        self.history = History(
-            {
-                **settings.identity(),
-                **facts,
-                "processes": world,
-                "train_images": len(data.train),
-                "input": list(data.preprocessing.input_shape),
-                "mean": list(data.preprocessing.mean),
-                "std": list(data.preprocessing.std),
-                "labels": f"{zlib.crc32(self.labels.numpy().tobytes()):08x}",  # other images rarely have the same
-            }
-        )
+        self.history = History({**settings.identity(), **facts, "processes": world, **self._facts_of_data()})
         self.throttle = Throttle()
+
+    def _facts_of_data(self) -> dict[str, Any]:
+        """Facts by which a run that is resumed knows its data again."""
+        train, preprocessing = self.data.train, self.data.preprocessing
+        return {
+            "train_images": len(train),
+            "input": list(preprocessing.input_shape),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "labels": f"{zlib.crc32(self.labels.numpy().tobytes()):08x}",  # other images rarely have the same
+        }
 
     def train(self) -> History:
         settings = self.settings

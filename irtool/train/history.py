@@ -1,4 +1,4 @@
-"""What a training run reports: one record an epoch, as values, as CSV, as TensorBoard events."""
+"""History of a training run: one record an epoch, as values, as CSV, as TensorBoard events."""
 
 from __future__ import annotations
 

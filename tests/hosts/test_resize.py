@@ -21,7 +21,8 @@ from irtool.ir.attributes import shown
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
 from irtool.nests import tensors_in
-from irtool.ops import resize, spec
+from irtool.ops import spec
+from irtool.ops.facets import resize
 from irtool.pruning.slicing.check import check_prune
 
 Operator = Callable[[Tensor], Any]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from irtool.channels.labels import Walk, label
 from irtool.ir.graph import Node, Value
-from irtool.ops import contraction
 from irtool.ops import spec as table
-from irtool.ops.context import Context
-from irtool.ops.products import _Part
+from irtool.ops.rules import contraction
+from irtool.ops.rules.context import Context
+from irtool.ops.rules.products import _Part
 
 BY_SIZE = frozenset({"Constant"})
 """Operators that read an operand's size and type only (`new_zeros`); what they make is shortened with it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from irtool.hosts.onnx import operators as onnx_operators
 from irtool.hosts.torch import operators as torch_operators
-from irtool.hosts.torch.tracing.proxies import AUGMENTED
+from irtool.hosts.torch.tracing.recording.proxies import AUGMENTED
 from irtool.ops.spec import ELEMENTWISE, spec_of
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node
 from irtool.ops import spec as table
-from irtool.ops.context import Context
+from irtool.ops.rules.context import Context
 
 Patch = pytest.MonkeyPatch
 

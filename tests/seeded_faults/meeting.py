@@ -10,9 +10,9 @@ from torch import Tensor
 
 from irtool.channels.labels import Labels
 from irtool.ir.graph import Node, Value
-from irtool.ops import contraction, elementwise, normalisation, products
 from irtool.ops import spec as table
-from irtool.ops.context import Context
+from irtool.ops.rules import contraction, elementwise, normalisation, products
+from irtool.ops.rules.context import Context
 from irtool.pruning.slicing import proof as replay
 from seeded_faults.fault import Patch, fault, outputs
 

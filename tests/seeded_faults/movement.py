@@ -7,9 +7,9 @@ from exchanged import exchange
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops import movement
 from irtool.ops import spec as table
-from irtool.ops.context import Context
+from irtool.ops.rules import movement
+from irtool.ops.rules.context import Context
 from seeded_faults.fault import Patch, fault, mirrored, outputs, rolled
 
 

@@ -14,9 +14,10 @@ from irtool.hosts.torch.sizes import write_attrs
 from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
-from irtool.ops import contraction, products, recurrent, resize
 from irtool.ops import spec as table
-from irtool.ops.context import Context, none, on_axis
+from irtool.ops.facets import resize
+from irtool.ops.rules import contraction, products, recurrent
+from irtool.ops.rules.context import Context, none, on_axis
 from irtool.pruning.slicing import proof as replay
 from irtool.pruning.slicing import slicing
 from seeded_faults.fault import Patch, fault, longest

@@ -12,7 +12,7 @@ import irtool
 from irtool.analysis.compare import difference
 from irtool.ir.graph import Node, Value
 from irtool.ir.hooks import Compute
-from irtool.ops.context import varying
+from irtool.ops.rules.context import varying
 from irtool.pruning.slicing.masked import Masking
 from irtool.pruning.slicing.plan_slicing import find_slicing
 

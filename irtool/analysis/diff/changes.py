@@ -1,4 +1,4 @@
-"""What can differ about a node and its partner."""
+"""Changes between a node and its partner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed between two graphs."""
+"""Differences between two graphs."""
 
 from __future__ import annotations
 

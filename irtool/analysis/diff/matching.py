@@ -1,4 +1,4 @@
-"""Which node of one graph is which node of another.
+"""Matching of the nodes of two graphs.
 
 Both node lists are aligned in their order of execution, as texts are by `diff`: a pair scores by how much speaks for it
 (name, module path, parameter names and contents, attributes, shapes, neighbours), and the alignment with the highest sum
@@ -27,7 +27,7 @@ _WEIGHTS: dict[str, int] = {
     "name": 2, "path": 2, "parameters": 4, "contents": 40, "parameter shapes": 2, "attributes": 2, "shape": 1, "producer names": 2,
     "producer ops": 1, "consumer ops": 1,
 }  # fmt: skip
-"""What speaks for a pair of the same operator, and how loudly. Equal weights outweigh the names of a whole block, since these shift."""
+"""Weights of the evidence for a pair of the same operator. Equal weights outweigh the names of a whole block, since these shift."""
 
 _ENOUGH = ("name", "parameters", "contents", "attributes")
 """A pair needs one of these: two convolutions with other names, weights and strides are not each other."""
@@ -146,7 +146,7 @@ def _align_part(a: NDArray[np.int64], b: NDArray[np.int64]) -> Pairs:
 
 
 def _scores(row: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int32]:
-    """What speaks for the pairs of one node with each of `b`; 0 for no pair."""
+    """Score the pairs of one node with each of `b`; 0 for no pair."""
     equal = b == row
     enough = np.zeros(len(b), bool)
     for name in _ENOUGH:
@@ -178,7 +178,7 @@ def _anchors(a: NDArray[np.int64], b: NDArray[np.int64]) -> Pairs:
 
 
 def _match_by_name(rows: Sequence[Node], columns: Sequence[Node], pairs: dict[Node, Node]) -> None:
-    """What the order kept apart: branches that are computed in another order."""
+    """Match nodes by name that the order kept apart: branches that are computed in another order."""
     taken = set(pairs.values())
     free = {(node.op, node.name): node for node in columns if node not in taken}
     for node in rows:

@@ -1,4 +1,4 @@
-"""What took the place of what: the nodes without a partner, by the matched nodes around them."""
+"""Replacements between two graphs: nodes without a partner, by the matched nodes around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an MNN file goes into integers and out of them again, read from what MNN runs."""
+"""Boundaries between integers and floats in an MNN file, read from the operators that MNN runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _IN_MNN = {
     "Scale": "a batch norm that cannot be folded rounds less in float",
     "While": "MNN has no integer form of a selection by indices",
 }
-"""Why MNN computes an operator in float; any other has no int8 form there, or its result has no scale."""
+"""Reasons for which MNN computes an operator in float; any other has no int8 form there, or its result has no scale."""
 
 
 def mnn_account(runs: Sequence[MnnRun]) -> Account:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,44 +47,52 @@ def run(model: str, inputs: str | None = None, outputs: str | None = None) -> No
     import MNN.expr as expr
     import numpy as np
 
-    def load(*ends: list[str], **options: Any) -> Any:
-        try:
-            return MNN.nn.load_module_from_file(model, *ends, **options)
-        except (RuntimeError, SystemError, ValueError):  # a SystemError says no more than that there was another error
-            sys.exit("not an MNN model, or a truncated one")
-
-    info = load([], []).get_info()
+    info = _load(model, [], []).get_info()
     runtime = MNN.nn.create_runtime_manager(({"numThread": 1},))  # the default has four threads, which wait by spinning
     runtime.set_hint(3, 1)  # WINOGRAD_MEMORY_LEVEL: small tiles, which round less; whether the file is right is the question here
-    module = load(info["inputNames"], info["outputNames"], runtime_manager=runtime)
+    module = _load(model, info["inputNames"], info["outputNames"], runtime_manager=runtime)
     given = np.load(inputs) if inputs else {}
     arrays = []
     for index, held in enumerate(info["inputs"]):
         kind = {expr.dtype.int: np.int32, expr.dtype.uint8: np.uint8}.get(held.dtype, np.float32)
         arrays.append(given[f"arr_{index}"] if inputs else np.zeros([32 if size < 0 else size for size in held.shape], kind))
 
-    def forward(repeats: int) -> list[np.ndarray]:
-        variables = []
-        for array, held in zip(arrays, info["inputs"], strict=True):
-            batch = np.concatenate([array] * repeats) if array.ndim else array
-            variable = expr.placeholder(list(batch.shape), held.data_format, held.dtype)
-            variable.write(batch)
-            variables.append(variable)
-        results = []
-        for result in module.onForward(variables):
-            plain = expr.convert(result, expr.data_format.NCHW) if result.data_format == expr.data_format.NC4HW4 else result
-            results.append(np.array(plain.read()).reshape(plain.shape))
-        return results
-
-    results = forward(1)
+    results = _forward(module, info["inputs"], arrays)
     if inputs and arrays:
         for repeats in (2, 1):
             try:
-                forward(repeats)
+                _forward(module, info["inputs"], [np.concatenate([array] * repeats) if array.ndim else array for array in arrays])
             except (RuntimeError, ValueError, SystemError, TypeError):
                 break
     if outputs:
         np.savez(outputs, *results)
+
+
+def _load(model: str, *ends: list[str], **options: Any) -> Any:
+    """Load a model, or end the process with one line."""
+    import MNN
+
+    try:
+        return MNN.nn.load_module_from_file(model, *ends, **options)
+    except (RuntimeError, SystemError, ValueError):  # a SystemError says no more than that there was another error
+        sys.exit("not an MNN model, or a truncated one")
+
+
+def _forward(module: Any, inputs: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+    """Run a loaded model once; `inputs` are MNN's descriptions of what it reads."""
+    import MNN.expr as expr
+    import numpy as np
+
+    variables = []
+    for array, held in zip(arrays, inputs, strict=True):
+        variable = expr.placeholder(list(array.shape), held.data_format, held.dtype)
+        variable.write(array)
+        variables.append(variable)
+    results = []
+    for result in module.onForward(variables):
+        plain = expr.convert(result, expr.data_format.NCHW) if result.data_format == expr.data_format.NC4HW4 else result
+        results.append(np.array(plain.read()).reshape(plain.shape))
+    return results
 
 
 ACTIONS: dict[str, Callable[..., None]] = {"convert": convert, "quantise": quantise, "run": run, "probe": probe}

@@ -1,4 +1,4 @@
-"""What MNN's library can compute with."""
+"""Instruction sets that MNN's library can compute with."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from irtool.quant.scales import Recipe
 from irtool.quant.weights import steps_of
 
 _COPIES = frozenset({"ConvertTensor", "Reshape"})
-"""What the converter puts behind a product that became a convolution: the result's name comes after it."""
+"""Operators that the converter puts behind a product that became a convolution: the result's name comes after them."""
 
 
 @dataclass(frozen=True)

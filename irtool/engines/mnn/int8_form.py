@@ -73,7 +73,7 @@ class _Form:
         replace_nodes(self.model, nodes)
 
     def _before(self, node: NodeProto) -> Iterable[NodeProto]:
-        """What stands between a node and the maker of its input, which may have a scale. The node is changed."""
+        """Insert an operator between a node and the maker of its input, which may have a scale. The node is changed."""
         name = node.input[0]
         if name in self.borders.values() or (name in self.wiring.producer and self._is_join(self.wiring.nodes[self.wiring.producer[name]])):
             return ()
@@ -82,7 +82,7 @@ class _Form:
         return made
 
     def _after(self, node: NodeProto) -> Iterable[NodeProto]:
-        """What stands between a node and its readers. Its readers are changed."""
+        """Insert an operator between a node and its readers. Its readers are changed."""
         name, made = node.output[0], list[NodeProto]()
         for index in self.wiring.readers.get(name, []):
             reader = self.graph.node[index]

@@ -1,4 +1,4 @@
-"""Which nodes of a model MNN is given in integers: not those that it computes wrong in them, nor those whose result is the model's."""
+"""Nodes that MNN is given in integers: not those that it computes wrong in them, nor those whose result is the model's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What MNN's converter makes of an ONNX file: its convolutions, by the names that it gives their tensors.
+"""Convolutions of an MNN file, by the names that its converter gives their tensors.
 
 The converter fuses activations into convolutions, turns products into 1x1 convolutions, and renames tensors on the way. An
 int8 file is made by naming output tensors, so they are read off the converter's own result: a file without weights,
@@ -84,7 +84,7 @@ def _json(model: Path, text: Path, source: Path, timeout: float) -> dict[str, An
 
 _BARE = re.compile(r"([:\[,]\s*-?)(inf|nan)(?=\s*[,\]}])", re.IGNORECASE)
 _NAMES = {"inf": "Infinity", "nan": "NaN"}
-"""What MNN writes for numbers that JSON has no form for, and what Python reads."""
+"""MNN's words for numbers that JSON has no form for, and Python's."""
 
 
 def _call(arguments: list[str], written: Path, source: Path, timeout: float) -> None:

@@ -1,4 +1,4 @@
-"""What MNN runs when it runs a model: the operators after its own planning, in integers or in float, and their time."""
+"""Operators that MNN runs of a model, after its own planning: in integers or in float, and their time."""
 
 from __future__ import annotations
 

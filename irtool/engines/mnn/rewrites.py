@@ -1,4 +1,4 @@
-"""What MNN's converter refuses or misreads, in other words: operators of the same numbers that it takes."""
+"""Rewrites of operators that MNN's converter refuses or misreads, into others of the same numbers."""
 
 from __future__ import annotations
 

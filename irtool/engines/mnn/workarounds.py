@@ -1,4 +1,4 @@
-"""What MNN's converter misreads, written so that it reads it rightly: the same numbers by other operators or attributes."""
+"""Workarounds for what MNN's converter misreads: the same numbers by other operators or attributes."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _gathers(
 
 
 def _positions(start: int, end: int, step: int, size: int) -> range:
-    """What ONNX's Slice takes of an axis: bounds below zero count from its end, and those outside are moved to its border."""
+    """Return the bounds of ONNX's Slice within an axis: those below zero count from its end, those outside are moved to its border."""
     low, high = (-1, size - 1) if step < 0 else (0, size)
     start, end = (bound + size if bound < 0 else bound for bound in (start, end))
     return range(min(max(start, 0), high), min(max(end, low), high), step)

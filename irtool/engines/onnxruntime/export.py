@@ -102,24 +102,28 @@ def export_onnx(
     attempts = _order(exporter, opset)
     if verify:
         onnxruntime()  # if it is absent, say so before the work
+    where = type(getattr(source, "module", source)).__name__
+    return _first_right(job, attempts, Path(path), dict(metadata or {}), verify, where)
+
+
+def _first_right(job: Job, attempts: Sequence[str], target: Path, metadata: dict[str, str], verify: bool, where: str) -> OnnxExport:
+    """Write the file by the first exporter that serves. Raises ExportError if none does."""
     failures: list[tuple[str, Exception]] = []
-    target = Path(path)
     with replacing(target) as temporary, folder_beside(target.parent) as folder:
         for name in attempts:
             draft = folder / name / target.name
             draft.parent.mkdir()
             try:
-                error, written = _attempt(name, job, draft, dict(metadata or {}), verify)
+                error, written = _attempt(name, job, draft, metadata, verify)
             except OSError:
                 raise  # a full disk is full for the next exporter too
             except Exception as failure:  # exporters raise whatever their parts raise; the next one may serve
                 failures.append((name, failure))
                 continue
             size = _move(draft, temporary, target)
-            return OnnxExport(
-                target, size, name, written, tuple(job.input_names), tuple(job.output_names), job.dynamic, error, _note(failures)
-            )
-        raise _failure(failures, where=type(getattr(source, "module", source)).__name__, dynamic=job.dynamic)
+            names = tuple(job.input_names), tuple(job.output_names)
+            return OnnxExport(target, size, name, written, *names, job.dynamic, error, _note(failures))
+        raise _failure(failures, where=where, dynamic=job.dynamic)
 
 
 def _prepare(
@@ -135,6 +139,24 @@ def _prepare(
     where = type(module).__name__
     first = flat.examples[0]
     batched = [dynamic_batch and t.dim() > 0 and first.dim() > 0 and t.shape[0] == first.shape[0] for t in flat.examples]
+    cases, result = _cases(flat, batched, where)
+    outs = cases[0][1]
+    if not outs:
+        raise ExportError("the module returns no tensor", where=where, remedy="Return a tensor, or a tuple or dict of tensors.")
+    output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[1 if any(batched) else 0][1], strict=True)]
+    return Job(
+        flat,
+        _names("input_names", input_names, flat.input_names),
+        _names("output_names", names, _distinct(result_names(result), flat.input_names if input_names is None else input_names)),
+        check_opset(opset),
+        batched,
+        output_dims,
+        cases,
+    )
+
+
+def _cases(flat: FlatModule, batched: Sequence[bool], where: str) -> tuple[list[tuple[list[torch.Tensor], list[torch.Tensor]]], Any]:
+    """Run the module on random inputs, at other batch sizes too where that is free; returns inputs with results, and the last nest."""
     batches = [list(flat.examples)]
     if any(batched):
         batches += [[_longer(t, extra) if b else t for t, b in zip(flat.examples, batched, strict=True)] for extra in (0, 3)]
@@ -149,19 +171,7 @@ def _prepare(
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 if len(cases) < _NEEDED:
                     raise _run_failure(error, where, len(cases)) from error
-    outs = cases[0][1]
-    if not outs:
-        raise ExportError("the module returns no tensor", where=where, remedy="Return a tensor, or a tuple or dict of tensors.")
-    output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[1 if any(batched) else 0][1], strict=True)]
-    return Job(
-        flat,
-        _names("input_names", input_names, flat.input_names),
-        _names("output_names", names, _distinct(result_names(result), flat.input_names if input_names is None else input_names)),
-        check_opset(opset),
-        batched,
-        output_dims,
-        cases,
-    )
+    return cases, result
 
 
 def _dims(shape: Sequence[int], grown: Sequence[int], batch: Sequence[int]) -> list[int | str]:

@@ -1,4 +1,4 @@
-"""Where onnxruntime spends a model's time, by kind of operator."""
+"""Time that a model takes in onnxruntime, by kind of operator."""
 
 from __future__ import annotations
 

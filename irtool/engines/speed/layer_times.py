@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 from irtool.engines.speed.samples import ELEMENTWISE, LAYERS, MOST_WEIGHTS, Sample
 from irtool.engines.speed.stopwatch import Stopwatch
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.macs import Product
+from irtool.ops.facets.macs import Product
 
 Term = tuple[float, Product]
 """Milliseconds for each unit of a product of axis lengths."""
@@ -130,7 +130,7 @@ def _by_elements(node: Node, rates: dict[tuple[str, tuple[int, ...]], float]) ->
 
 
 def _largest(node: Node) -> Value:
-    """What an operator reads or writes, whichever is more."""
+    """Return the largest value that an operator reads or writes, parameters aside."""
     found = [value for value in (*node.inputs, *node.outputs) if value.shape is not None and not value.is_param]
     return max(found, key=lambda value: prod(value.sizes))
 

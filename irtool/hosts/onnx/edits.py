@@ -111,7 +111,7 @@ class OnnxEdits(OnnxParameters):
         return gs.Constant(self.free_name(label), array_of(data.to(torch.int64 if sizes else meets.dtype)))
 
     def _point(self, anchor: Node, after: bool) -> int:
-        """Where a node stands that is put in front of another one or behind it."""
+        """Return the position of a node that is put in front of another one or behind it."""
         host = anchor.host
         if host is None and anchor.op == "Output":
             return len(self.host.nodes)

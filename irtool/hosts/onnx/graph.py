@@ -21,7 +21,7 @@ from irtool.hosts.onnx.running.hooked import run_hooked
 from irtool.hosts.onnx.running.interpreter import described
 from irtool.hosts.onnx.running.runnable import Runnable
 from irtool.hosts.onnx.sizes.data_sizes import instead_of_outputs
-from irtool.hosts.onnx.write_attrs import complete, resized
+from irtool.hosts.onnx.sizes.write_attrs import complete, resized
 from irtool.ir import frontier
 from irtool.ir.analyses import Analyses, once
 from irtool.ir.graph import Graph, Node, Value

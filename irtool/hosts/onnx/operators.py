@@ -1,4 +1,4 @@
-"""What each ONNX operator is in the view: its name there, the roles of its inputs, and what reads its attributes.
+"""ONNX operators in the view: the name of each, the roles of its inputs, and the reader of its attributes.
 
 One row an operator. A role `-` is an argument (sizes, indices, bounds): it is no tensor that flows, and its value is read
 into the attributes. A last role with `*` collects the rest.

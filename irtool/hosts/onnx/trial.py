@@ -58,7 +58,7 @@ def refusal(model: Any) -> str:
 
 
 def _told(model: Any, job: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the other process says of a model. Raises GraphError where its limits ended it."""
+    """Return the other process's report on a model. Raises GraphError where its limits ended it."""
     import numpy as np
 
     from irtool.errors import GraphError
@@ -82,7 +82,7 @@ def _told(model: Any, job: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 
 
 def _started(folder: Path) -> dict[str, Any]:
-    """What the other process leaves, or how it ended."""
+    """Return the other process's output, or how it ended."""
     command = [sys.executable, str(Path(__file__).resolve()), str(folder)]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False)

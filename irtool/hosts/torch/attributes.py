@@ -88,7 +88,7 @@ def _batch_norm(call: Call) -> Attrs:
 
 
 def _instance_norm(call: Call) -> Attrs:
-    """It measures what flows in: the function unless it is told not to, the module unless it stores statistics."""
+    """Instance norm measures its input: the function unless it is told not to, the module unless it stores statistics."""
     stated = call.given.get("use_input_stats", call.module is None)
     return _norm(call) if stated or call.node.get("running_mean") is None else {**_norm(call), "use_input_stats": False}
 
@@ -327,4 +327,4 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("MatMul", "Reshape", "Identity", "StochasticDepth", "PRelu"), _nothing),
     **dict.fromkeys(("Relu", "Sigmoid", "Tanh", "HardSwish", "Swish", "Mish", "Selu", "ChannelSelect"), _nothing),
 }  # fmt: skip
-"""What the attributes of an operator are. One without a row keeps the arguments that have an effect."""
+"""Readers of attributes, by operator. One without a row keeps the arguments that have an effect."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node
-from irtool.ops.opaque import short_name
+from irtool.ops.rules.opaque import short_name
 
 _SILENT = frozenset(
     {"inplace", "training", "tensors", "momentum", "memory_format", "dtype", "requires_grad", "in_features", "out_features"}

@@ -25,7 +25,7 @@ from irtool.hosts.torch.running.hooked import run_hooked
 from irtool.hosts.torch.running.interpreter import run_with, steps
 from irtool.hosts.torch.running.randomness import drawing_nodes
 from irtool.hosts.torch.sizes.resize import complete, resized
-from irtool.hosts.torch.tracing.faithful import against_model, fixed_elsewhere
+from irtool.hosts.torch.tracing.checking.faithful import against_model, fixed_elsewhere
 from irtool.ir.analyses import Analyses
 from irtool.ir.frontier import Batch, Seen, Stop
 from irtool.ir.graph import Graph, Node, Value

@@ -142,7 +142,7 @@ _SHARED = frozenset({int, float, str, bool, bytes, tuple, type(None), type, torc
 _CONTAINERS = frozenset({OrderedDict, dict, list, set})
 _TREE = frozenset({"_parameters", "_buffers", "_modules"})
 HOOKS = frozenset(key for key in vars(nn.Module()) if "_hooks" in key)
-"""Where a module keeps its hooks. What these belong to is not the module's, and is never copied with it."""
+"""Attributes in which a module keeps its hooks. These belong to others, and are never copied with it."""
 
 
 def _copy_tree(module: nn.Module, memo: dict[int, Any], new: nn.Module | None = None) -> nn.Module:

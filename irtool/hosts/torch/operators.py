@@ -1,4 +1,4 @@
-"""What each torch callable is in ONNX's vocabulary, and what its arguments are called.
+"""Callables of torch in ONNX's vocabulary, with the names of their arguments.
 
 One row an operator: the ONNX name, then the torch names that mean it, then the argument names in call order. Methods,
 functions and ATen overloads share a row, since all three agree on names and order (where they do not, the ATen
@@ -16,10 +16,10 @@ import torch
 from torch import fx, nn
 
 from irtool.hosts.torch.channel_select import ChannelSelect
-from irtool.hosts.torch.tracing.autograd import OwnBackward, recorded_by_element
-from irtool.hosts.torch.tracing.hooks import hooked
+from irtool.hosts.torch.tracing.recording.autograd import OwnBackward, recorded_by_element
+from irtool.hosts.torch.tracing.recording.hooks import hooked
 from irtool.ir.graph import Value
-from irtool.ops.opaque import short_name
+from irtool.ops.rules.opaque import short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ def _is_by_element(node: fx.Node) -> bool:
 
 
 UNARY_MODULES = tuple(Spec(_module_op(kind), (), "same") for kind in _UNARY_MODULES)
-"""What the parameter-free activation modules are."""
+"""Operators of the activation modules without parameters."""
 
 
 _TRUSTED = ("torch", "torch.nn.functional", "_operator", "torch._C", "torch._C._nn", "torch._C._linalg", "torch._C._fft", "torch._C._special", "torchvision.ops.stochastic_depth", "builtins", "math", "torch.functional", "torch._jit_internal", "torch.nn.modules.utils")  # fmt: skip
@@ -291,7 +291,7 @@ def names_a_write(name: str) -> bool:
 
 
 _AUGMENTED = frozenset("iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift".split())
-"""What `x += y` and its like call. Tensors have no `@=` that writes."""
+"""In-place operators (`x += y`). Tensors have no `@=` that writes."""
 
 
 def target_of_write(callee: str, operands: Mapping[str, Value], attrs: Mapping[str, Any]) -> Value | None:

@@ -12,7 +12,7 @@ from irtool.hosts.torch.reader import Reader
 from irtool.ir.graph import Graph, Value
 
 Slot = tuple[dict[str, Any], str]
-"""Where a tensor hangs: a module's parameters, buffers or attributes, and the name there."""
+"""Place of a tensor: a module's parameters, buffers or attributes, and the name there."""
 
 
 class FxParameters(Graph):
@@ -104,7 +104,7 @@ class FxParameters(Graph):
         self._reader.known[id(tensor)] = value
 
     def _holders(self) -> dict[str, list[Slot]]:
-        """Where each parameter hangs in the module tree: a shared one hangs in several places."""
+        """Return the places of each parameter in the module tree: a shared one has several."""
         if not self._held:
             fetched = {str(node.target).rpartition(".")[0] for node in self.module.graph.nodes if node.op == "get_attr"}
             for path, owner in modules_by_path(self.module).items():

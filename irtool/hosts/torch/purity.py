@@ -1,4 +1,4 @@
-"""Which host nodes do nothing but compute their result."""
+"""Purity of host nodes: whether they do nothing but compute their result."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import fx
 from irtool.hosts.torch.channel_select import ChannelSelect
 from irtool.hosts.torch.modules import submodule
 from irtool.hosts.torch.operators import names_a_write
-from irtool.hosts.torch.tracing.hooks import hooked
-from irtool.hosts.torch.tracing.proxies import AUGMENTED
+from irtool.hosts.torch.tracing.recording.hooks import hooked
+from irtool.hosts.torch.tracing.recording.proxies import AUGMENTED
 
 _WRITE = frozenset({operator.setitem, operator.delitem, operator.iconcat, *AUGMENTED})
 

@@ -18,8 +18,8 @@ from irtool.hosts.torch.examples import Examples
 from irtool.hosts.torch.modules import attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import Spec, callee, function_spec, module_callee, module_spec, target_of_write
 from irtool.hosts.torch.shapes import infer_shape
-from irtool.hosts.torch.tracing.counts import counts_of, sizes_of
-from irtool.hosts.torch.tracing.hooks import hooked
+from irtool.hosts.torch.sizes.counts import counts_of, sizes_of
+from irtool.hosts.torch.tracing.recording.hooks import hooked
 from irtool.ir.graph import Node, Value
 from irtool.nests import look_into, map_tensors, tensors_in
 
@@ -299,7 +299,7 @@ class Reader:
 _ONLY_TYPE = frozenset({"To", "TypeAs"})
 """Of a second tensor these take the type and the device alone."""
 COUNT = "count."
-"""What the operands of a factory are called that it only takes sizes of, before the axis."""
+"""Role of an operand that a factory only takes a size of; the axis follows."""
 _PLAIN = (int, float, str, bool, type(None))
 
 

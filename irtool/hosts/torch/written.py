@@ -132,13 +132,13 @@ _PLACES: dict[str, dict[str, tuple[str, int]]] = {
     "rms_norm": {"normalized_shape": ("normalized_shape", 1)},
     "group_norm": {"epsilon": ("eps", 4), "num_groups": ("num_groups", 1)},
 }
-"""Where a function or method takes an attribute: its name there, and its position."""
+"""Arguments in which functions and methods take an attribute: name and position."""
 _FIELDS = {
     "alpha": ("negative_slope", "alpha"), "min": ("min_val",), "max": ("max_val",), "axis": ("dim",), "strides": ("stride",),
     "pads": ("padding",), "dilations": ("dilation",), "group": ("groups",), "epsilon": ("eps",), "num_groups": ("num_groups",),
     "normalized_shape": ("normalized_shape",),
 }  # fmt: skip
-"""What modules call an attribute."""
+"""Names of an attribute in modules."""
 
 
 def write_argument(host: fx.Node, name: str, value: Any) -> bool:

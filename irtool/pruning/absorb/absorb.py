@@ -19,9 +19,9 @@ from torch import Tensor
 
 from irtool.channels.labels import Labels
 from irtool.ir.graph import Node
-from irtool.ops.context import expand
-from irtool.ops.opaque import short_name
 from irtool.ops.properties import LAYERS, SUMS_CHANNELS, WINDOWED
+from irtool.ops.rules.context import expand
+from irtool.ops.rules.opaque import short_name
 from irtool.pruning.absorb.bias import calls_of
 from irtool.pruning.absorb.contribution import channel_axis, gain, has_plain_window, shares, weight_of
 from irtool.pruning.absorb.measure import calibrate

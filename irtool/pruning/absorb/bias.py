@@ -1,4 +1,4 @@
-"""Where a constant is added: to a layer's bias if nothing else reads it, else by a bias or an addition of the layer's own."""
+"""Additions of a constant: to a layer's bias if nothing else reads it, else by a bias or an Add of the layer's own."""
 
 from __future__ import annotations
 

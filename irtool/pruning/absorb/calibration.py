@@ -54,7 +54,7 @@ def measured(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any]
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What a model raises on batches that it does not take, as an error of ours."""
+    """Turn errors of a model on batches that it does not take into irtool's."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, GraphError) as error:

@@ -1,4 +1,4 @@
-"""What constant inputs add to the outputs of a convolution or linear layer, on average over the positions of its output."""
+"""Contribution of constant inputs to the outputs of a convolution or linear layer, on average over the positions of its output."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from irtool.ir.graph import Node, Value
-from irtool.ops import contraction
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import WINDOWED
+from irtool.ops.rules import contraction
+from irtool.ops.rules.contraction import inputs_first
 
 
 def weight_of(node: Node) -> Value | None:

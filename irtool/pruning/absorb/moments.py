@@ -1,4 +1,4 @@
-"""What each entry of a value is worth on average: means run through the graph beside the labels.
+"""Mean of each entry of a value: means run through the graph beside the labels.
 
 A batch norm says that its output has mean beta and variance gamma^2 over the data it was trained on; taken as normal,
 that gives the mean after any activation (in closed form for ReLU). What is constant is known exactly, whatever the statistics say: the
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from irtool.ir.graph import Graph, Node, Value
-from irtool.ops.moments import Found, Moments, shrunk, unknown
+from irtool.ops.facets.moments import Found, Moments, shrunk, unknown
 from irtool.ops.properties import TELLS_MOMENTS
 from irtool.ops.spec import spec_of
 from irtool.ops.writes import written_through

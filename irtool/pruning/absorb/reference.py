@@ -10,7 +10,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Compute
-from irtool.ops.moments import Moments
+from irtool.ops.facets.moments import Moments
 from irtool.pruning.absorb.absorb import Absorption
 from irtool.pruning.absorb.contribution import channel_axis
 from irtool.pruning.absorb.moments import expectations

@@ -102,7 +102,7 @@ class Budgeted:
     measure: Callable[[ChannelGroups, list[Stack], Room], list[Curve]] | None = None
     _curves: dict[bytes, list[Curve]] = field(default_factory=dict)
     _offset: dict[str, float] = field(default_factory=dict)
-    """What exact counts were above the polynomial ones."""
+    """Excess of exact counts over the polynomial ones."""
     _expected: dict[str, float] = field(default_factory=dict)
 
     terms: tuple[Term, ...] = ()
@@ -202,7 +202,7 @@ class Budgeted:
         return allocate_measured(stacks, room, costs, most, self._curves[key])
 
     def _keeping(self, groups: ChannelGroups, scores: Scores, layer: Layer) -> str:
-        """Why a layer can lose no more, where nothing pins what it keeps."""
+        """Explain why a layer can lose no more, where nothing pins the channels that it keeps."""
         options = self.options
         if np.isnan(scores[own_groups(groups, layer)]).any():
             return f"{options.criterion} has no score here"

@@ -29,7 +29,7 @@ _CANDIDATES = 32
 _BACK = 4
 """Steps that come back in one exchange, at most."""
 _REFRESH = 0.05
-"""Where several budgets are exceeded, their weights are set anew when an excess has changed by this fraction."""
+"""Change of an excess, as a fraction, after which the weights of several exceeded budgets are set anew."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _Greedy:
         return found
 
     def _shrunk(self, local: _Local, drop: Floats) -> Floats:
-        """What each of some drops takes from each product, shape (drops, terms)."""
+        """Return the amount that each of some drops takes from each product, shape (drops, terms)."""
         widths = self.level[self.costs.factors[local.terms]] - np.concatenate([np.zeros((len(drop), 1)), drop], 1)[:, local.columns]
         found: Floats = self.products[local.terms] - widths.prod(2)
         return found

@@ -173,7 +173,7 @@ def _near(made: Attempt, share: float) -> bool:
 
 
 def _next_aim(share: float, seen: list[Attempt]) -> float:
-    """Where the line through the nearest attempts on both sides (the original is one of them) meets what is wanted."""
+    """Choose the latency to ask of the table, by the line through the nearest attempts on both sides (the original is one of them)."""
     points = sorted([(one.measured, one.table) for one in seen] + [(1.0, 1.0)])
     below = [point for point in points if point[0] <= share]
     above = [point for point in points if point[0] > share] or [(1.0, 1.0)]

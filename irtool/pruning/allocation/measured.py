@@ -81,7 +81,7 @@ class _Program:
                         self._pair(a, b, rest * np.outer(one, other), weights)
 
     def _of(self, number: int, row: int) -> Floats:
-        """What each level of a family takes from a row."""
+        """Return the number of channels that each level of a family takes from a row."""
         found: Floats = self.drops[number][:, int(np.flatnonzero(self.stacks[number].touched == row)[0])]
         return found
 
@@ -149,7 +149,7 @@ class _Program:
         return LinearConstraint(matrix, -np.inf, most)
 
     def _rows(self, width: int) -> list[LinearConstraint]:
-        """What several families take from must keep its least."""
+        """Bound rows that several families take channels from, so that each keeps its minimum."""
         shared = [(row, owners) for row, owners in self.owners.items() if len(owners) > 1]
         if not shared:
             return []
@@ -162,7 +162,7 @@ class _Program:
 
 
 def _dropped(stack: Stack, curve: Curve) -> NDArray[np.float64]:
-    """What each level takes from each row that a stack touches, shape (levels, touched)."""
+    """Return the number of channels that each level takes from each row that a stack touches, shape (levels, touched)."""
     sums = np.concatenate([np.zeros((1, len(stack.touched))), stack.drop.cumsum(0)])
     found: NDArray[np.float64] = sums[curve.units]
     return found

@@ -1,4 +1,4 @@
-"""What can be removed, in which order: stacks of units that keep every condition, and the bounds that hold for all of them.
+"""Stacks: units of channels in the order in which they can be removed, and the bounds that hold for all of them.
 
 A unit is what has to go at once: one channel group, a channel and its selected copies, or one group from each cell of a balance.
 Units of a stack take from the same axes, so that within a stack the least important goes first, whatever the budget.
@@ -119,7 +119,7 @@ def stacks_of(groups: ChannelGroups, scores: Scores, room: Room) -> list[Stack]:
 
 
 def _listed(groups: ChannelGroups) -> NDArray[np.bool_]:
-    """What no layer makes has no place in a plan."""
+    """Mark the groups whose channels some layer makes: a plan can name no others."""
     listed = np.zeros(groups.count, bool)
     for found in groups.owned:
         listed[found] = True
@@ -147,7 +147,7 @@ def _alike(units: list[Ints], scores: Scores, room: Room) -> list[Sequence[Ints]
 
 
 def _taken(unit: Ints, room: Room) -> Floats:
-    """What a unit takes from each row, as (row, number) pairs in one array."""
+    """Return the numbers of channels that a unit takes from each row, as (row, number) pairs in one array."""
     starts, rows, data = room.takes.indptr, room.takes.indices, room.takes.data
     parts = [slice(starts[group], starts[group + 1]) for group in unit]
     names, place = np.unique(np.concatenate([rows[part] for part in parts]), return_inverse=True)

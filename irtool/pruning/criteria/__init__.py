@@ -1,1 +1,1 @@
-"""What channels are worth: criteria that read weights, and criteria that see images."""
+"""Criteria: scores of channels from their weights, or from images."""

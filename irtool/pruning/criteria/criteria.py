@@ -260,7 +260,7 @@ def check_finite(groups: ChannelGroups, name: str) -> None:
 
 
 def _weights(groups: ChannelGroups) -> set[str]:
-    """What layers compute with. Other constants may well be infinite: the mask of an attention is."""
+    """Names of the parameters that layers compute with. Other constants may well be infinite: the mask of an attention is."""
     roles = ("weight", "bias", "running_mean", "running_var")
     return {value.name for node in groups.graph.nodes for role in roles if (value := node.get(role)) is not None and value.is_param}
 

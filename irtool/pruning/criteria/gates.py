@@ -20,9 +20,9 @@ from irtool.channels.labels import Labels
 from irtool.errors import DataError
 from irtool.ir.graph import Node, Value
 from irtool.nests import floats_in
-from irtool.ops.context import varying
-from irtool.ops.opaque import short_name
 from irtool.ops.properties import SUMS_CHANNELS
+from irtool.ops.rules.context import varying
+from irtool.ops.rules.opaque import short_name
 from irtool.pruning.absorb.measure import calibrate
 from irtool.pruning.criteria.criteria import Batches
 

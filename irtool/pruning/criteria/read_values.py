@@ -10,7 +10,7 @@ from torch import Tensor
 
 from irtool.channels.groups import ChannelGroups
 from irtool.channels.labels import Labels
-from irtool.ops.context import varying
+from irtool.ops.rules.context import varying
 from irtool.pruning.absorb.contribution import weight_of
 from irtool.pruning.criteria.criteria import Batches
 from irtool.pruning.criteria.gates import Reading, readings, removable

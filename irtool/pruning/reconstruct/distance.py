@@ -73,5 +73,5 @@ def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
 
 
 def _unit(aim: Tensor) -> Tensor:
-    """What a squared error counts in: the variance; of a single number, which has none, its square."""
+    """Return the unit of a squared error: the variance; of a single number, which has none, its square."""
     return aim.var() if aim.numel() > 1 else aim.square().sum()

@@ -86,7 +86,7 @@ def size_of(batch: Batch) -> int:
 
 
 _REFUSALS = (GraphError, RuntimeError, ValueError, TypeError, IndexError)
-"""What a program raises that does not run on what it is given."""
+"""Errors of a program that does not run on its inputs."""
 
 
 def split_to_fit(graph: Graph, batches: Sequence[Batch]) -> list[Batch]:
@@ -176,7 +176,7 @@ def _argument(given: Any, example: Any) -> Any:
 
 
 def _numbers(tensor: Tensor) -> str:
-    """What kind of numbers a tensor holds, for people."""
+    """Name a tensor's kind of numbers, for people."""
     return "complex numbers" if tensor.is_complex() else "real numbers" if tensor.is_floating_point() else "whole numbers"
 
 
@@ -206,7 +206,7 @@ def _regrouped(batches: Sequence[Batch], chunk: int) -> Iterator[Batch]:
 
 
 def _kind(batch: Batch) -> tuple[Any, ...] | None:
-    """What two batches must share to be put together; None for one that must stay as it is."""
+    """Return the properties that two batches must share to be put together; None for one that must stay as it is."""
     size = size_of(batch)
     if not all(isinstance(part, Tensor) and part.dim() and part.shape[0] == size for part in batch):
         return None

@@ -195,7 +195,7 @@ class Reconstruction:
         outcome.layers.append(Refitted(node.location, before, after, fit.strength, changed))
 
     def _rows(self, task: Task, frontier: Frontier, blocks: Tensor) -> Iterator[_Rows]:
-        """What the layer reads and lacks, batch by batch, at the sampled positions."""
+        """Yield a layer's inputs at the sampled positions and the outputs that it lacks there, batch by batch."""
         node, bias, first = task.node, task.node.get("bias"), 0
         old = bias.data.double() if bias is not None and bias.data is not None else blocks.new_zeros(blocks.shape[:2].numel())
         scale, shift = task.scale.to(blocks), task.shift.to(blocks)

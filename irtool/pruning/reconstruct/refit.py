@@ -1,4 +1,4 @@
-"""Which layers of a sliced graph can be refitted, and what each is to give."""
+"""Layers of a sliced graph that can be refitted, and the outputs that each is to give."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from irtool.errors import LayerError
 from irtool.ir.frontier import Stop
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ops.batch_norm import not_fixed, scale_and_shift
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import LAYERS, WINDOWED
+from irtool.ops.rules.contraction import inputs_first
 from irtool.pruning.absorb.contribution import channel_axis, has_plain_window, weight_of
 from irtool.pruning.names import names
 from irtool.pruning.slicing.slicing import Slicing
@@ -87,7 +87,7 @@ def tasks(slicings: Sequence[Slicing[Any]], new: Graph, ignore: Sequence[str]) -
 
 
 class _UnclearError(Exception):
-    """It cannot be told which entries of the original a layer's outputs are."""
+    """Raised for a layer whose outputs cannot be found among the original's."""
 
 
 def _ignored(graph: Graph, ignore: Sequence[str]) -> set[str]:
@@ -101,7 +101,7 @@ def _ignored(graph: Graph, ignore: Sequence[str]) -> set[str]:
 
 
 def _unfit(slicing: Slicing[Any], graph: Graph, node: Node) -> str | None:
-    """Why a layer cannot be refitted."""
+    """Return the reason for which a layer cannot be refitted; None if it can."""
     weight = weight_of(node)
     assert weight is not None
     if weight.data is None:

@@ -44,7 +44,7 @@ def restored(slicing: Slicing[G], refitted: G) -> tuple[G, dict[str, Tensor]]:
 
 
 def _gain(slicing: Slicing[Any], original: Node, node: Node) -> Tensor:
-    """What a layer's new bias adds to that which it has in the original, in the shape of the original's output."""
+    """Return the difference between a layer's new bias and the original's, in the shape of the original's output."""
     axis = channel_axis(original, original.output)
     kept = kept_outputs([slicing], node)
     own, bias = original.get("bias"), _bias(node)

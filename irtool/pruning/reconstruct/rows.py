@@ -1,4 +1,4 @@
-"""What a layer reads and gives at sampled positions of its output, as rows of a linear regression.
+"""Inputs and outputs of a layer at sampled positions of its output, as rows of a linear regression.
 
 A convolution gives at each position a linear function of the window that it reads there. Grouped convolutions are as
 many regressions side by side as they have groups; a depthwise one has a group for each channel.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from irtool.ir.graph import Node
-from irtool.ops.contraction import inputs_first
 from irtool.ops.properties import WINDOWED
+from irtool.ops.rules.contraction import inputs_first
 from irtool.pruning.absorb.contribution import channel_axis, padded, weight_of
 
 

@@ -181,7 +181,7 @@ def _sizes(node: Node) -> list[Any]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """What a model raises on inputs that it does not take, as an error of ours."""
+    """Turn errors of a model on inputs that it does not take into irtool's."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError) as error:

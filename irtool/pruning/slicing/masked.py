@@ -18,7 +18,7 @@ from irtool.channels.labels import Labels, mixes
 from irtool.ir.graph import Graph, Node, Value
 from irtool.ir.hooks import Compute
 from irtool.nests import tensors_in
-from irtool.ops.mixing import on_kept
+from irtool.ops.facets.mixing import on_kept
 from irtool.ops.spec import spec_of
 
 
@@ -48,7 +48,7 @@ class Masking:
         self._integers = graph.arithmetic is torch.float64
 
     def __call__(self, node: Node, reads: Mapping[Value, Tensor], compute: Compute) -> list[Tensor]:
-        """What flows on from a node."""
+        """Compute a node's outputs, with zeros for channels that are removed."""
         own = self._nodes.get(node.name)
         if own is None:  # a change of type, of a copy in another one
             return compute({})
@@ -74,7 +74,7 @@ class Masking:
         return compute({})
 
     def _masks(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Which channels stay, for each label tensor that loses some."""
+        """Return masks of the channels that stay, one for each label tensor that loses some."""
         masks = [torch.where(labels >= 0, self._keep[labels], True) for labels in parts] if self._keep.numel() else []
         return [mask for mask in masks if not bool(mask.all())]
 

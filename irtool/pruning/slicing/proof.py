@@ -16,7 +16,7 @@ from irtool.channels.labels import Key, Labels, Walk
 from irtool.channels.positions import alike_in_place, misplaced
 from irtool.errors import GraphError, ProofError
 from irtool.ir.graph import Node, Value
-from irtool.ops.context import Axis, same
+from irtool.ops.rules.context import Axis, same
 
 _REMEDY = "This is a gap in irtool's operator table; name the module in ignore=, and please report it."
 
@@ -123,7 +123,7 @@ class Replay(Walk):
         return (torch.arange(groups * width) if found is None else found) // width
 
     def _check_places(self) -> None:
-        """Where an index is a channel and a place, every channel must be at a place where it was: labels alone do not tell."""
+        """Check that each channel keeps its place where an index is a channel and a place: labels alone do not tell."""
         after = {value.name: value for value in self.values}
         seen = {where[:2] for where in self.before.names()}
         pairs, place = [], ""

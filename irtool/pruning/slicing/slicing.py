@@ -17,8 +17,8 @@ from irtool.channels.kept import Kept
 from irtool.channels.labels import Key, Labels, mixes
 from irtool.errors import IrtoolError, ProofError
 from irtool.ir.graph import G, Graph, Node, Value
-from irtool.ops.context import Axis, on_axis, varying
-from irtool.ops.contraction import channel_axis
+from irtool.ops.rules.context import Axis, on_axis, varying
+from irtool.ops.rules.contraction import channel_axis
 from irtool.pruning.slicing.proof import Replay
 
 Ints = NDArray[np.int64]
@@ -212,7 +212,7 @@ class _Sizes:
 
 
 def _slabs(stays: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Which indices along an axis have any entry that stays."""
+    """Mark the indices along an axis at which any entry stays."""
     return np.asarray(stays.any(tuple(other for other in range(stays.ndim) if other != axis)))
 
 

@@ -24,7 +24,7 @@ from irtool.train.data.split import MemorySplit, Split, StreamedSplit, decode_al
 from irtool.train.settings import is_whole
 
 TEST_SHARE = 0.2
-"""What is held out for testing where a dataset has only one split."""
+"""Fraction that is held out for testing where a dataset has only one split."""
 STATISTICS_SAMPLE = 2000
 """How many training images are decoded for the statistics of a dataset too large for memory."""
 MEMORY_LIMIT = 1 << 30

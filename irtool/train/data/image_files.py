@@ -21,7 +21,7 @@ from irtool.errors import DataError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-"""What is tried on a file, whatever its name. Pillow knows more: it hands PostScript to a program."""
+"""Image formats that are tried on a file, whatever its name. Pillow knows more: it hands PostScript to a program."""
 READ_LIMIT = 1 << 28
 """Bytes of one file."""
 MOST_PIXELS, MOST_SIDE = 1 << 26, (1 << 16) - 1

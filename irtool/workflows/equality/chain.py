@@ -15,9 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from irtool.analysis.compare import Comparison, compare
+from irtool.analysis.compare import Comparison
 from irtool.analysis.randomness import require_repeatable
 from irtool.engines import OnnxSession
+from irtool.engines.compare import compare
 from irtool.engines.engine import Engine
 from irtool.engines.table import REFERENCE
 from irtool.errors import CheckError, IrtoolError

@@ -125,25 +125,12 @@ def without(model: ModelProto, foreign: frozenset[tuple[str, str]], types: Mappi
     Raises:
         GraphError: the file states sizes that fit no memory.
     """
-    total = 0
-    feed: dict[str, Array] = {}
+    feed = _stand_ins(model, foreign, types)
     gone: set[str] = set()
     kept: list[NodeProto] = []
     for node in model.graph.node:
         if is_foreign(node, foreign):
-            for name in node.output:
-                known = closed(types.get(name))
-                if name and known is not None:
-                    total += _bytes(name, *known)
-                    if total > LARGEST_STANDINS:
-                        raise GraphError(
-                            f"the results of {node.op_type} are stated to take {total:,} bytes",
-                            where=name,
-                            remedy="Check the file's sizes.",
-                        )
-                    feed[name] = _drawn(name, *known)
-                elif name:
-                    gone.add(name)
+            gone.update(name for name in node.output if name and name not in feed)
         elif any(name in gone for name in names_read(node)):
             gone.update(name for name in node.output if name)
         else:
@@ -157,6 +144,22 @@ def without(model: ModelProto, foreign: frozenset[tuple[str, str]], types: Mappi
     model.graph.output.extend(infos)
     model.graph.input.extend(inputs)
     model.graph.ClearField("value_info")
+    return feed
+
+
+def _stand_ins(model: ModelProto, foreign: frozenset[tuple[str, str]], types: Mapping[str, Open]) -> dict[str, Array]:
+    """Numbers in the place of those results of foreign operators whose sizes are known. Raises GraphError where they fit no memory."""
+    total = 0
+    feed: dict[str, Array] = {}
+    for node in model.graph.node:
+        for name in node.output if is_foreign(node, foreign) else ():
+            known = closed(types.get(name))
+            if name and known is not None:
+                total += _bytes(name, *known)
+                if total > LARGEST_STANDINS:
+                    what = f"the results of {node.op_type} are stated to take {total:,} bytes"
+                    raise GraphError(what, where=name, remedy="Check the file's sizes.")
+                feed[name] = _drawn(name, *known)
     return feed
 
 

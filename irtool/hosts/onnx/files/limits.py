@@ -1,4 +1,4 @@
-"""What an .onnx file asks for, counted before any of it is made: a few kilobytes of functions can stand for billions of nodes."""
+"""Size of an .onnx file's graph, counted before any of it is made: a few kilobytes of functions can stand for billions of nodes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from irtool.tensor_defaults import plain_tensors
 LARGEST_INPUTS = 1 << 30
 """Bytes of all inputs of the example together."""
 FREE = 64
-"""What a free axis other than the first stands for in the example, unless the caller says otherwise."""
+"""Size of a free axis other than the first in the example, unless the caller says otherwise."""
 
 
 Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]

@@ -1,4 +1,4 @@
-"""What onnxruntime takes and onnx.checker does not: read as onnxruntime reads it, written right, and said."""
+"""Repairs of what onnxruntime takes and onnx.checker does not: read as onnxruntime reads it, written right, and noted."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def _construct(work: _Unpacking, node: gs.Node) -> bool:
 
 
 def _place(work: _Unpacking, node: gs.Node, index: int, parts: Parts) -> int | None:
-    """Where in a sequence; None if that is computed from data."""
+    """Return the position in a sequence that an input of a node states, the end if it has none; None if that is computed from data."""
     tensor = _given(node, index)
     found = len(parts) if tensor is None else _whole(tensor)
     return found if found is None or found >= 0 else found + len(parts)

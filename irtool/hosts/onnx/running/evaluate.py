@@ -23,7 +23,7 @@ Typed = tuple[int, tuple[int, ...]]
 Open = tuple[int, tuple[int | None, ...]]
 """The same with None for each size that is not known."""
 Seen = Typed | None
-"""What a run tells of a value: its type, or None for a sequence of tensors."""
+"""Type of a value as a run shows it; None for a sequence of tensors."""
 LARGEST = 1 << 28
 """Values above this many entries are refused: a file that asks for them is broken, or means to exhaust the memory."""
 MOST_AXES = 32
@@ -41,7 +41,7 @@ _LINEAR = frozenset(
     Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round Shape Sigmoid Sign Sin Size Slice Softmax Softplus Split
     Sqrt Squeeze Sub Sum Tan Tanh Tile Transpose Unsqueeze Where Xor""".split()
 )
-"""What the reference evaluator does by calls of numpy over whole arrays."""
+"""Operators that the reference evaluator computes by calls of numpy over whole arrays."""
 _NO_LARGER = frozenset({"Compress", "NonZero", "Unique"})
 """The sizes of these results are not told by shape inference; they hold no more entries than the input times its axes."""
 

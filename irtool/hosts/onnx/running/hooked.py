@@ -68,7 +68,7 @@ class _Hooked(OnnxFrontier):
         return [torch.from_numpy(np.array(live[name])) for name in self._names]
 
     def _hooked(self, host: gs.Node, node: Node) -> dict[str, Array]:
-        """What a node gives, with the hook's say in those of its outputs that are tensors."""
+        """Compute a node, and let the hook change those of its outputs that are tensors."""
         live, held = self._live[0], dict[str, Array]()
         read = {tensor.name for tensor in host.inputs}
         given = {

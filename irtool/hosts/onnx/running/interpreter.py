@@ -106,7 +106,7 @@ def _run(session: Any, names: list[str], feed: Mapping[str, Array], seconds: flo
 
 @contextmanager
 def _loadable(model: ModelProto) -> Iterator[bytes | str]:
-    """What onnxruntime takes: the bytes, or for a model that is too large for that a file that is there for a while."""
+    """Yield a model as onnxruntime takes it: its bytes, or a temporary file for a model that is too large for that."""
     if not is_large(model):
         yield model.SerializeToString()
         return

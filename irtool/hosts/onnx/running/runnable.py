@@ -47,7 +47,7 @@ class Runnable:
         self.declared: dict[str, Open | None] = self._stated(sizes)
 
     def _stated(self, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Open | None]:
-        """What the file says of the results of operators that onnxruntime does not have, for some sizes of the inputs."""
+        """Types that the file states of the results of operators that onnxruntime does not have, for some sizes of the inputs."""
         found = declared_types(self.header, self.results, sizes) if self.results else {}
         return {name: found.get(name) for name in self.results}
 

@@ -1,4 +1,4 @@
-"""Which axis of which value a number counts that an ONNX program computes from shapes, and what is filled to such sizes."""
+"""Axes that the numbers of an ONNX program count, where it computes them from shapes, and the tensors that are filled to such sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Count:
 
 
 class Counts:
-    """What is known of the numbers that were computed so far.
+    """Counts known of the numbers that were computed so far.
 
     Attributes:
         filled: tensors of one number everywhere, by name: what each of their sizes counts, None for a plain size.

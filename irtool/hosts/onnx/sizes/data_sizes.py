@@ -14,7 +14,7 @@ from irtool.hosts.onnx.files.subgraphs import bodies, captured
 from irtool.ir.graph import Graph, Node, Value
 
 PLACEHOLDER = 1
-"""What stands for a size that is data."""
+"""Size that stands for one that is data."""
 SELECTING = frozenset({"NonMaxSuppression", "NonZero", "Compress", "Unique", "StringSplit", "Tokenizer"})
 """Operators whose results have as many entries as the data say."""
 _SIZE_ARGUMENTS: Mapping[str, tuple[int, ...]] = {
@@ -23,7 +23,7 @@ _SIZE_ARGUMENTS: Mapping[str, tuple[int, ...]] = {
     "CenterCropPad": (1,), "MaxUnpool": (2,), "AffineGrid": (1,), "HannWindow": (0,), "HammingWindow": (0,), "BlackmanWindow": (0,),
     "DFT": (1,), "STFT": (1, 3), "MelWeightMatrix": (0, 1),
 }  # fmt: skip
-"""Which inputs say how large a result is."""
+"""Inputs that state the sizes of a result, by operator."""
 
 
 def makes_data_sizes(node: gs.Node, is_constant: Callable[[gs.Tensor], bool]) -> bool:

@@ -19,7 +19,7 @@ Dims = list[int | str]
 
 
 def _runs(name: str, seen: dict[str, tuple[int, int]]) -> tuple[int, int]:
-    """What a free size is taken for in two runs: an entry that is alike in both depends on none. No two names share a number."""
+    """Return the two numbers that stand for a free size in two runs: an entry alike in both depends on none. No two names share one."""
     return seen.setdefault(name, (-(2**31) + 4 * len(seen) + 1, -(2**31) + 4 * len(seen) + 3))
 
 
@@ -90,7 +90,7 @@ def dimensions(proto: ModelProto) -> dict[str, Dims]:
 
 
 def _known(host: gs.Graph, sizes: dict[str, Dims], seen: dict[str, tuple[int, int]]) -> dict[str, tuple[Array, Array]]:
-    """What each shape-like value holds in two runs that differ in the free sizes alone."""
+    """Return the entries of each shape-like value in two runs that differ in the free sizes alone."""
     found: dict[str, tuple[Array, Array]] = {}
     for node in host.nodes:
         if node.domain not in STANDARD or len(node.outputs) != 1:

@@ -1,4 +1,4 @@
-"""What the types of an ONNX program's values are, for the example sizes: inferred, stated, or seen in a run."""
+"""Types of an ONNX program's values for the example sizes: inferred, stated, or seen in a run."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from irtool.hosts.torch.running.interpreter import steps
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
-from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
+from irtool.hosts.torch.tracing.state.write_back import put_back_writes
 from irtool.ir.analyses import once
 from irtool.ir.graph import Node
 

@@ -20,7 +20,7 @@ _KEPT: dict[str, tuple[str, int]] = {
     "rms_norm": ("normalized_shape", 1),
     "group_norm": ("num_groups", 1),
 }
-"""What a layer calls the size that its function is given, and at which position."""
+"""Sizes that a function is given and its layer keeps: the name in the layer, and the position in the call."""
 
 
 def layer_of(node: Node, model: nn.Module) -> str | None:

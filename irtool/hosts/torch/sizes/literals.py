@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import ProofError
 from irtool.hosts.torch.sizes.arguments import computed_sizes, filled_with, of_batch, sizes_argument, torch_name, unflattened, with_sizes
-from irtool.hosts.torch.tracing.counts import sizes_of
+from irtool.hosts.torch.sizes.counts import sizes_of
 from irtool.hosts.torch.written import field_of, write_argument
 from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node

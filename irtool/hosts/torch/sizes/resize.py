@@ -92,11 +92,11 @@ def sync_attributes(module: nn.Module) -> None:
 _SIZED = frozenset({"Reshape", "Expand", "Split", "Slice", "Gather", "Pad", "ChannelSelect", "Transpose", "Concat", "LayerNormalization", "RMSNormalization", "GroupNormalization", "Conv", "ConvTranspose", "Attention", "Input", "Output"})  # fmt: skip
 
 _MAKERS = frozenset("zeros ones empty rand randn new_zeros new_ones new_empty".split())
-"""What takes numbers for sizes alone, one by one."""
+"""Functions that take numbers for sizes alone, one by one."""
 
 
 _LISTING = frozenset({"tensor", "as_tensor", "max", "min"})
-"""What takes lists of numbers that are no sizes."""
+"""Functions that take lists of numbers that are no sizes."""
 
 
 def _freeze_scalars(before: FxGraph, after: FxGraph) -> bool:
@@ -168,5 +168,5 @@ class _Restate:
 
 
 _COUNTS = ("numel", "nelement", math.prod)
-"""What counts elements: of a tensor, or of some of its axes."""
+"""Functions that count elements: of a tensor, or of some of its axes."""
 _ARITHMETIC = frozenset({"_operator", "operator", "math", "builtins"})

@@ -49,7 +49,7 @@ def keep_axes_apart(nodes: Sequence[Node], module: fx.GraphModule, sizes: Sizes)
 
 
 def _split(node: Node, sizes: Sizes) -> ViewAxes | None:
-    """Where the channels of a view begin and end. None if none were cut."""
+    """Find the first and last axis of a view's channels. None if none were cut."""
     pairs = [(value.sizes, sizes(value)) for value in (node.input, node.output)]
     before, after = ([axis for axis, (old, new) in enumerate(zip(*pair, strict=True)) if old != new] for pair in pairs)
     return view_axes(node.input.sizes, node.output.sizes, (before, after))

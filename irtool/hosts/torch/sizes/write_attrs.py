@@ -1,4 +1,4 @@
-"""Writes the sizes that slicing leaves into a traced program: new attributes (`irtool.ops.resize`) in the form in which a call states them.
+"""Writes the sizes that slicing leaves into a traced program: new attributes (`irtool.ops.facets.resize`) in the form in which a call states them.
 
 One row an operator whose calls state sizes. Sizes that the program computes (`x.size(1) // 2`) are left to it.
 """
@@ -15,11 +15,11 @@ from torch import fx, nn
 
 from irtool.hosts.torch.modules import set_attribute
 from irtool.hosts.torch.sizes.arguments import argument, filled_with, sizes_argument, torch_name, unflattened, with_sizes
+from irtool.hosts.torch.sizes.counts import sizes_of
 from irtool.hosts.torch.sizes.literals import SizeEdits, torch_pads
-from irtool.hosts.torch.tracing.counts import sizes_of
 from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node, Value
-from irtool.ops.resize import Positions, cut, moved, restated
+from irtool.ops.facets.resize import Positions, cut, moved, restated
 
 Writer = Callable[[SizeEdits, Node, Attrs], None]
 

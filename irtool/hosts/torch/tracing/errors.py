@@ -16,14 +16,14 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
-from irtool.hosts.torch.tracing.tracers import NOT_THE_USERS
+from irtool.hosts.torch.tracing.recording.tracers import NOT_THE_USERS
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.modes import evaluating
 from irtool.nests import map_tensors
 
 UNTRACEABLE = "Move the data-dependent part out of forward, name its module in leaf=, or trace the part before it."
 REFUSED = "Give inputs that the model itself accepts: a tensor, or a tuple of the arguments of forward."
-"""What to do where no tracer can follow, and where there is nothing to follow."""
+"""Remedies where no tracer can follow, and where there is nothing to follow."""
 
 
 def refuse_unknown(model: nn.Module, leaf: Sequence[str | type]) -> None:
@@ -68,31 +68,36 @@ def refuse_hidden(model: nn.Module) -> None:
             remedy="Remove them, or trace torch.nn.Sequential(model), which calls them.",
         )
     for path, module in modules_by_path(model).items():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TraceError(
-                "a TorchScript module has no Python code to trace", where=path, remedy="Use the original nn.Module and load its state dict."
-            )
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
-            raise TraceError(
-                f"a {type(module).__name__} has no weights yet",
-                where=path,
-                remedy="Run the model once on an example first, or write the sizes into its layers.",
-            )
-        hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()} if module._forward_pre_hooks else ()
-        computed = module._modules.get("parametrizations")
-        if isinstance(computed, nn.ModuleDict) and len(computed):
-            names = ", ".join(computed)
-            raise TraceError(
-                f"{names} is computed by a parametrisation",
-                where=path,
-                remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.",
-            )
-        if "WeightNorm" in hooks or "SpectralNorm" in hooks:
-            raise TraceError(
-                "its weight is computed by weight or spectral norm",
-                where=path,
-                remedy="Call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first.",
-            )
+        _refuse_layer(path, module)
+
+
+def _refuse_layer(path: str, module: nn.Module) -> None:
+    """Refuse a layer whose code cannot be traced, or whose weights are computed or absent."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TraceError(
+            "a TorchScript module has no Python code to trace", where=path, remedy="Use the original nn.Module and load its state dict."
+        )
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        raise TraceError(
+            f"a {type(module).__name__} has no weights yet",
+            where=path,
+            remedy="Run the model once on an example first, or write the sizes into its layers.",
+        )
+    hooks = {type(hook).__name__ for hook in module._forward_pre_hooks.values()} if module._forward_pre_hooks else ()
+    computed = module._modules.get("parametrizations")
+    if isinstance(computed, nn.ModuleDict) and len(computed):
+        names = ", ".join(computed)
+        raise TraceError(
+            f"{names} is computed by a parametrisation",
+            where=path,
+            remedy=f"Call torch.nn.utils.parametrize.remove_parametrizations(module, {names!r}) first.",
+        )
+    if "WeightNorm" in hooks or "SpectralNorm" in hooks:
+        raise TraceError(
+            "its weight is computed by weight or spectral norm",
+            where=path,
+            remedy="Call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first.",
+        )
 
 
 class MadeByForward(TraceError):
@@ -126,7 +131,7 @@ def explained(model: nn.Module, inputs: tuple[Any, ...], failures: Sequence[tupl
 
 
 def _refusal(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
-    """What the model raises on these inputs in eval mode."""
+    """Return the model's error on these inputs in eval mode."""
     with untouched(model, TraceNotes(), flags=False), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             model(*map_tensors(inputs, torch.clone))
@@ -136,7 +141,7 @@ def _refusal(model: nn.Module, inputs: tuple[Any, ...]) -> Exception | None:
 
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""What colours text in a terminal: torch.export writes it into its errors."""
+"""Codes that colour text in a terminal: torch.export writes them into its errors."""
 
 
 def first_line(error: BaseException) -> str:

@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
-from irtool.hosts.torch.tracing.write_back import put_back_writes
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
+from irtool.hosts.torch.tracing.state.write_back import put_back_writes
 from irtool.modes import evaluating
 from irtool.nests import map_tensors
 from irtool.tensor_defaults import plain_tensors

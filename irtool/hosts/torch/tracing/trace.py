@@ -22,20 +22,20 @@ from irtool.errors import TraceError
 from irtool.garbage import uncollected
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
-from irtool.hosts.torch.tracing.aliases import canonical
-from irtool.hosts.torch.tracing.autograd import own_backwards
-from irtool.hosts.torch.tracing.compare import Change, agrees, larger_batch, observed, other_images
+from irtool.hosts.torch.tracing.checking.compare import Change, agrees, larger_batch, observed, other_images
+from irtool.hosts.torch.tracing.checking.fixed_sizes import decided_by
+from irtool.hosts.torch.tracing.checking.witness import Witness
 from irtool.hosts.torch.tracing.errors import MadeByForward, changeable, explained, refuse_hidden, refuse_unknown
-from irtool.hosts.torch.tracing.factories import recorded_sizes, symbolic_numbers
-from irtool.hosts.torch.tracing.fixed_sizes import decided_by
-from irtool.hosts.torch.tracing.functionalize import forget_writes, functionalize_writes, restore_writes, written_buffers
-from irtool.hosts.torch.tracing.hooks import HiddenHooks, hooked, unhook
 from irtool.hosts.torch.tracing.kept_whole import MOST, failing_part
-from irtool.hosts.torch.tracing.sandbox import TraceNotes, untouched
+from irtool.hosts.torch.tracing.recording.aliases import canonical
+from irtool.hosts.torch.tracing.recording.autograd import own_backwards
+from irtool.hosts.torch.tracing.recording.factories import recorded_sizes, symbolic_numbers
+from irtool.hosts.torch.tracing.recording.hooks import HiddenHooks, hooked, unhook
+from irtool.hosts.torch.tracing.recording.tracers import ConcreteTracer, SymbolicTracer, held_at
+from irtool.hosts.torch.tracing.rewriting.functionalize import forget_writes, functionalize_writes, restore_writes, written_buffers
+from irtool.hosts.torch.tracing.rewriting.train_modes import follow_modes
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.submodule import capture
-from irtool.hosts.torch.tracing.tracers import ConcreteTracer, SymbolicTracer, held_at
-from irtool.hosts.torch.tracing.train_modes import follow_modes
-from irtool.hosts.torch.tracing.witness import Witness
 from irtool.nests import tensors_in
 from irtool.tensor_defaults import real_tensors
 
@@ -162,7 +162,7 @@ def _attempt(
 def _program(
     model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], name: str, asides: TraceNotes, *, flags: bool
 ) -> tuple[fx.GraphModule, TraceNotes]:
-    """What one tracer records, and what that lacks.
+    """Run one tracer; return its program, and notes on what that lacks.
 
     A module whose hooks cannot be followed stays whole. What forward does with a buffer alone is not seen by the tracers: where it
     also writes into one, every use of that is recorded, or if that fails no write.
@@ -296,7 +296,7 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Trac
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Where it fails, torch.export prints the graph that it has so far and logs an advice; what to do is in our error."""
+    """Silence torch.export: where it fails it prints the graph that it has so far and logs an advice; the remedy is in our error."""
     logger = logging.getLogger("torch.export._trace")
     before, logger.disabled = logger.disabled, True
     try:
@@ -312,7 +312,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     **{getattr(getattr(torch.ops.aten, f"__{name}__"), kind): getattr(getattr(torch.ops.aten, f"bitwise_{name}"), kind)
        for name in ("and", "or", "xor") for kind in ("Tensor", "Scalar")},
 }  # fmt: skip
-"""What torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
+"""Functions that torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
 
 
 def _is_guard(node: fx.Node) -> bool:

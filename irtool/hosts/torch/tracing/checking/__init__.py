@@ -1,0 +1,1 @@
+"""Checks of a trace against the model that it was made from."""

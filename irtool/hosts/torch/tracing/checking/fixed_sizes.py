@@ -1,0 +1,220 @@
+"""Sizes of the example that a trace took for the model's own: found by running both at other sizes, told, and guarded."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from irtool.hosts.torch.modules import attribute
+from irtool.hosts.torch.tracing.checking.compare import Change, equal, observed, other_batches, other_images
+from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
+from irtool.hosts.torch.tracing.state.write_back import put_back_writes
+from irtool.modes import evaluating
+from irtool.nests import map_tensors, tensors_in
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Axes of which a graph holds the example's sizes, where the model takes others.
+
+    Attributes:
+        what: "batch" or "image".
+        axes: by the number of the input tensor, the axes; those of images count from the end.
+        silent: whether the graph runs at other sizes, and computes other numbers than the model.
+        line: the line of the model that the size goes into, if that is known.
+    """
+
+    what: str
+    axes: Mapping[int, tuple[int, ...]]
+    silent: bool
+    line: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced program.
+
+    Attributes:
+        module: the program.
+        inputs: the example.
+        sized: nodes whose value the tracer made a plain number of, and the line of the model that asked for it.
+    """
+
+    module: fx.GraphModule
+    inputs: Sequence[Any]
+    sized: Mapping[str, str]
+
+
+def fixed_axes(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> tuple[Fixed, ...]:
+    """Compare a model and its program at another image size and at other batches: the axes where only the model goes along.
+
+    A smaller image first, which costs least. Where that agrees, it is compared at other batches; where not, axis by axis.
+    """
+    few = len(program.module.graph.nodes) > _SMALL
+    compared = ((change, _verdict(model, program, change, decided)) for change in other_images(inputs))
+    image, verdict = next(((change, found) for change, found in compared if found is not None), (None, ""))
+    told: list[Fixed] = []
+    if image is None or not verdict:
+        both = other_batches(image.inputs if image is not None else inputs, few=few)
+        wrong = _told(model, program, both, decided, few=few)
+        # each alone may be right: without another batch there are not both
+        return tuple(wrong and (_told(model, program, other_batches(inputs, few=few), decided, few=few) or wrong))
+    for axis in range(-1, -4, -1):
+        told += _told(model, program, other_images(inputs, only=axis), decided, few=few)
+    told = told or _told(model, program, [image], decided, few=few)
+    return (*_told(model, program, other_batches(inputs, few=few), decided, few=few), *told)
+
+
+_SMALL = 300
+"""Nodes of a program that is compared at all sizes that its model takes; a larger one, which takes long to run, at the first of them."""
+
+
+def _verdict(model: nn.Module, program: Program, change: Change, decided: Mapping[str, bool]) -> str | None:
+    """Empty where the program agrees, else how it does not: it `raises`, or it is silent and `differs`. None where the model raises."""
+    expected = observed(model, change.inputs, decided)
+    if expected is None:
+        return None
+    got = observed(program.module, change.inputs)
+    if got is None:
+        return "raises"
+    return "" if equal(model, program.module, change.inputs, decided, expected, got) else "differs"
+
+
+def _told(model: nn.Module, program: Program, changes: Iterable[Change], decided: Mapping[str, bool], *, few: bool) -> list[Fixed]:
+    """Decide whether some sizes of the same axes are fixed: they are, if the program is wrong at one of them.
+
+    Args:
+        few: look at the first alone that the model takes.
+    """
+    wrong: dict[str, Change] = {}
+    for change in changes:
+        verdict = _verdict(model, program, change, decided) if any(change.axes.values()) else None
+        if verdict:
+            wrong.setdefault(verdict, change)
+        if "differs" in wrong or (few and verdict is not None):
+            break
+    if not wrong:
+        return []
+    change = wrong.get("differs") or wrong["raises"]
+    return [Fixed(change.what, change.axes, "differs" in wrong, _line(program, change))]
+
+
+def _line(program: Program, change: Change) -> str:
+    """The line of the model that made a number of what is another one at this size, else that at which the program fails, or that
+    first states a size."""
+    first, second = _Values(program), _Values(program)
+    first.follow(program.inputs)
+    last = second.follow(change.inputs)
+    differing = [line for name, line in program.sized.items() if first.found.get(name) != second.found.get(name)]
+    if differing:
+        return ", ".join(list(dict.fromkeys(differing))[:3])
+    if last is not None:
+        return _source(last)
+    stated = (node for node in program.module.graph.nodes if node.op == "call_function" and _states_sizes(node))
+    return next((line for node in stated if (line := _source(node))), "")
+
+
+class _Values(fx.Interpreter):
+    """The numbers that were taken for the model's own, as they are for some inputs."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.module)
+        self._sized = program.sized
+        self.found: dict[str, Any] = {}
+        self.last: fx.Node | None = None
+
+    def follow(self, inputs: Sequence[Any]) -> fx.Node | None:
+        """Run; the node that fails, if one does."""
+        with untouched(self.module, TraceNotes(), flags=False), evaluating(self.module), torch.no_grad():
+            with put_back_writes(self.module):
+                try:
+                    graph: Any = self.module.graph
+                    self.run(*graph.process_inputs(*map_tensors(tuple(inputs), torch.clone)), enable_io_processing=False)
+                except Exception:  # the user's code, on sizes that it was not traced for
+                    return self.last
+        return None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.last = n
+        value = super().run_node(n)
+        if n.name in self._sized:
+            self.found[n.name] = value
+        return value
+
+
+def _states_sizes(node: fx.Node) -> bool:
+    return any(isinstance(arg, tuple | list) and arg and all(type(item) is int for item in arg) and len(arg) > 2 for arg in node.args)
+
+
+def _source(node: fx.Node | None) -> str:
+    lines = [
+        line.strip() for line in ((node.stack_trace if node is not None else None) or "").splitlines() if line.strip().startswith("File ")
+    ]
+    if not lines:
+        return f"node {node.name}" if node is not None else ""
+    parts = lines[-1].split('"')
+    number = "".join(filter(str.isdigit, parts[2].split(",")[1])) if len(parts) > 2 else ""
+    return f"{parts[1].rsplit('/', 1)[-1]}:{number}"
+
+
+def note_of(fixed: Fixed, inputs: Sequence[Any]) -> str:
+    """A line for people."""
+    tensors = tensors_in(tuple(inputs))
+    places = [f"{tensors[n].shape[axis]} (axis {axis % tensors[n].dim()} of input {n})" for n, axes in fixed.axes.items() for axis in axes]
+    line = f", by {fixed.line}" if fixed.line else ""
+    return f"the {fixed.what} is fixed at {', '.join(dict.fromkeys(places))}{line}: the model takes other sizes, this graph does not"
+
+
+def guard(module: fx.GraphModule, fixed: Sequence[Fixed], inputs: Sequence[Any]) -> bool:
+    """Let the program refuse sizes at which it would compute other numbers than the model. True if it changed."""
+    holders = _holders(module, inputs)
+    last = [node for node in module.graph.nodes if node.op == "placeholder"][-1:]
+    changed = False
+    for entry in (entry for entry in fixed if entry.silent):
+        for number, axes in entry.axes.items():
+            if number not in holders:
+                continue
+            place, tensor = holders[number]
+            for axis in axes:
+                with module.graph.inserting_after(last[0]):
+                    size = module.graph.call_method("size", (place, axis % tensor.dim()))
+                with module.graph.inserting_after(size):
+                    equal = module.graph.call_function(operator.eq, (size, tensor.shape[axis]))
+                with module.graph.inserting_after(equal):
+                    text = f"this graph was traced for {note_of(entry, inputs).partition(':')[0].removeprefix('the ')}"
+                    module.graph.call_function(torch._assert, (equal, text))
+                changed = True
+    if changed:
+        module.recompile()
+    return changed
+
+
+def _holders(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, tuple[fx.Node, Tensor]]:
+    """The placeholder of each input tensor, by its number, where one stands for it alone."""
+    flat = isinstance(module.graph._codegen, fx.graph._PyTreeCodeGen)
+    given = pytree.tree_leaves(tuple(inputs)) if flat else list(inputs)
+    found: dict[int, tuple[fx.Node, Tensor]] = {}
+    number = 0
+    for node, item in zip([node for node in module.graph.nodes if node.op == "placeholder"], given, strict=False):
+        if isinstance(item, Tensor):
+            found[number] = (node, item)
+        number += len(tensors_in(item))
+    return found
+
+
+def decided_by(model: nn.Module, asked: Sequence[str]) -> dict[str, bool]:
+    """The modes of modules that decide by them, by path; a root is named after its class."""
+    found = {}
+    for name in asked:
+        path = "" if name == type(model).__name__ else name
+        try:
+            found[path] = bool(attribute(model, path).training if path else model.training)
+        except AttributeError:
+            continue
+    return found

@@ -1,0 +1,1 @@
+"""Recording: the user's forward runs on what stands for its values."""

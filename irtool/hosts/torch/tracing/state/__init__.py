@@ -1,0 +1,1 @@
+"""The state of a model while it is traced: watched, kept and put back."""

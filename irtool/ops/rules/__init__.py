@@ -1,0 +1,1 @@
+"""Rules that carry channel labels through operators, a module a family."""
