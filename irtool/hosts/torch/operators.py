@@ -111,13 +111,14 @@ FUNCTIONS: dict[str, Spec] = {
     Pool | max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices | input kernel_size stride padding dilation ceil_mode | run
     MaxUnpool | max_unpool1d max_unpool2d max_unpool3d | input indices kernel_size stride padding output_size | run
     Pool | adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices | input output_size | run
+    RoiPool | grid_sample grid_sampler | input grid | run
     RoiPool | torchvision.roi_align torchvision.roi_pool | input rois spatial_scale | run
     Fourier | fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft | input n dim norm | run
     Fourier | fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn | input s dim norm | run
     Fourier | fft_fftshift fft_ifftshift | input dim | run
     Pool | adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_max_pool2d | input output_size | run
     Resize | interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d upsample_bicubic2d | input size | run
-    Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sample grid_sampler | input size | run
+    Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa | input size | run
     PRelu | prelu | input weight | same
     Reduce | mean sum amax amin max min prod var std logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
     Reduce | norm | input p dim keepdim | run
