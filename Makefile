@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test check surface docs wheel cpp bench bench-peers clean
+.PHONY: setup demo test test-oldest check surface docs wheel cpp bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
@@ -16,6 +16,13 @@ setup: $(INSTALLED)
 # Two workers with torch's default threads each would fight over the same cores.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
+
+# The suite with the oldest releases that irtool works with (constraints-oldest.txt), in an environment of its own: 7 GB, which stays in
+# build/oldest until `make clean`. Run it before each release.
+test-oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt --config-settings editable_mode=compat -e '.[test]'
+	OMP_NUM_THREADS=1 build/oldest/bin/pytest -q -n 2
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

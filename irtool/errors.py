@@ -78,5 +78,11 @@ class OptionError(IrtoolError):
     """An option has a value that can never work."""
 
 
+class MissingPackageError(IrtoolError, ImportError):
+    """A package that a part of irtool needs is not installed."""
+
+    __str__ = Exception.__str__
+
+
 class Interrupted(IrtoolError):
     """Ctrl-C in a command that keeps what it has finished."""

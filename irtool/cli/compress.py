@@ -16,6 +16,7 @@ from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table, comparison_table, trials_table
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
+from irtool.extras import absent
 from irtool.workflows.compress.options import CompressOptions
 from irtool.workflows.compress.run import Compression
 from irtool.workflows.compress.run import compress as workflow
@@ -114,7 +115,8 @@ def _show(model: str, out: Path, done: Compression) -> None:
     console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth))
     if report.speed:
         console().print("\n" + "\n".join(report.speed), markup=False)
-    console().print(f"\nwritten to {out}: {', '.join(report.files.values())}")
+    left_out = absent("MNN", *(["matplotlib"] if done.trials else []))
+    console().print("\n".join(["", *left_out, f"written to {out}: {', '.join(report.files.values())}"]), markup=False)
 
 
 def _require_alone(model: str | None, options: Mapping[str, Any]) -> None:

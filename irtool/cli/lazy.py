@@ -69,7 +69,7 @@ def _caller(name: str, parameters: list[dict[str, Any]]) -> Callable[..., None]:
 
 def _parameter(told: Mapping[str, Any]) -> inspect.Parameter:
     kind, many, required = told["type"], told.get("many", False), told.get("required", False)
-    shared = {"help": told.get("help"), "rich_help_panel": told.get("panel")}
+    shared: dict[str, Any] = {"help": told.get("help"), "rich_help_panel": told.get("panel")}
     hint: Any = Literal[tuple(told["choices"])] if told.get("choices") else _TYPES[kind]
     if kind in _WORDS:
         shared["parser"] = _reader(kind, told.get("min"), told.get("max"))

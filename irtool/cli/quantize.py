@@ -12,6 +12,7 @@ from irtool.cli.flags import with_flags
 from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import int8_table
+from irtool.extras import absent
 from irtool.workflows.loading.data import DataOptions
 from irtool.workflows.loading.model_inputs import input_shapes, input_values
 from irtool.workflows.quantize.graph import record
@@ -55,5 +56,5 @@ def quantize(
     answer(record(done.outcome, done.images, done.settings) | {"folder": str(out), "file": str(done.file), "verdict": done.verdict})
     shown = int8_table(done.outcome, done.settings, done.images)
     steps = borders(done.outcome, done.settings.engine)
-    for part in (*done.outcome.notes, shown, *steps, done.verdict, f"written to {out}"):
+    for part in (*done.outcome.notes, shown, *steps, done.verdict, *absent("matplotlib"), f"written to {out}"):
         console().print(part, markup=False)

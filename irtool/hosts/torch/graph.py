@@ -15,6 +15,7 @@ from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.edits import FxEdits
 from irtool.hosts.torch.initialise import initialise
 from irtool.hosts.torch.modules import call, copy_module
+from irtool.hosts.torch.pickled import flat, rebuilt
 from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
 from irtool.hosts.torch.running.counting import counted_macs
@@ -191,6 +192,10 @@ class FxGraph(FxEdits):
         module = copy_module(self.module, lambda name, tensor: data(tensor))
         return FxGraph(module, self.example_inputs, tracer=self.tracer, history=self.history)
 
+    def __reduce__(self) -> Any:
+        state = {name: getattr(self, name) for name in ("notes", "decided", "sized", "excused", "fixed")}
+        return _unpickled, (flat(self.module), self.example_inputs, self.tracer, self.history, state)
+
     def shared(self) -> FxGraph:
         """A copy of the program over the same weights."""
         return self.clone(lambda tensor: tensor)
@@ -322,3 +327,12 @@ class FxGraph(FxEdits):
 
         result = call(self.module, host, fx.map_arg(host.args, substitute), fx.map_arg(host.kwargs, substitute))
         return tensors_in(result)
+
+
+def _unpickled(
+    program: Any, inputs: tuple[Any, ...], tracer: str, history: tuple[Mapping[str, Any], ...], state: dict[str, Any]
+) -> FxGraph:
+    """A graph from what `FxGraph.__reduce__` gave."""
+    graph = FxGraph(rebuilt(*program), inputs, tracer=tracer, history=history)
+    graph.__dict__.update(state)
+    return graph

@@ -160,9 +160,9 @@ def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Se
     baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
     files = files_without(others)
     if made.found is not None and settings.bound is not None:
-        files |= SEARCH_FILES
         write_search(made.found, settings.bound, folder / SEARCH_FILES["search"])
         plot_search(made.found, settings.bound, folder / SEARCH_FILES["plot"])
+        files |= {kind: name for kind, name in SEARCH_FILES.items() if (folder / name).exists()}
     notes = (*graph.notes, *made.sliced.notes, *folded.notes, *baked, *others.notes)
     return Compressed(built, made.plan, Chain(tuple(links)), notes, files, made.found)
 
