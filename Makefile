@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test check docs wheel cpp bench bench-peers clean
+.PHONY: setup demo test test-oldest check surface docs wheel cpp bench bench-peers clean
 
 demo: $(INSTALLED)
 	$(BIN)/irtool demo
@@ -17,11 +17,22 @@ setup: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2
 
+# The suite with the oldest releases that irtool works with (constraints-oldest.txt), in an environment of its own: 7 GB, which stays in
+# build/oldest until `make clean`. Run it before each release.
+test-oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt --config-settings editable_mode=compat -e '.[test]'
+	OMP_NUM_THREADS=1 build/oldest/bin/pytest -q -n 2
+
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
+
+# What the commands take, as the data that help and completion read. Run it after an option was changed.
+surface: $(INSTALLED)
+	$(BIN)/python -m irtool.cli.surface
 
 # The site, in build/site: open index.html. A broken link or an unknown name fails it.
 docs: $(INSTALLED)

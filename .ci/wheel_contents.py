@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def sources() -> set[str]:
     """The names that a checkout gives to the files, `irtool/passes/...` for what lies in `passes/`."""
-    found = {"irtool/py.typed", "irtool/__init__.pyi"}
+    found = {"irtool/py.typed", "irtool/__init__.pyi", "irtool/cli/surface.json"}
     for folder, name in (("irtool", "irtool"), ("passes", "irtool/passes"), ("models", "irtool/models")):
         found |= {f"{name}/{path.relative_to(ROOT / folder).as_posix()}" for path in (ROOT / folder).rglob("*.py")}
     page = ROOT / "irtool" / "page"

@@ -8,6 +8,7 @@
 torch.Size([1, 10])
 """
 
+import logging
 from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
@@ -19,3 +20,7 @@ try:
     __version__ = version("irtool")
 except PackageNotFoundError:  # a checkout that nobody installed
     __version__ = "0+unknown"
+
+logging.getLogger("irtool").addHandler(
+    logging.NullHandler()
+)  # what irtool does is logged under its name; nothing is shown unless asked for

@@ -8,6 +8,7 @@ import json
 import os
 import stat
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from irtool.temporary import new_name, sweep
 
 LOCK = ".irtool.lock"
 MAKE_ROOM = "Choose another --out, or make room."
+_TEMPORARY = "Make room there, or name another folder in the environment variable TMPDIR."
 LARGEST_TEXT = 64 * 2**20
 """Bytes of a text that is read whole: read as JSON it may take twenty times as much memory."""
 
@@ -92,6 +94,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileError(f"nothing was written ({error.strerror or error})", where=str(path), remedy=MAKE_ROOM) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a folder where the system has its temporary files; it goes with the block.
+
+    Raises:
+        FileError: there is none, or a file of the block cannot be written there. It speaks of the system's folder, since nobody
+            knows the other.
+    """
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise FileError(f"no folder for temporary files ({error.strerror or error})", remedy=_TEMPORARY) from error
+    with made as name:
+        try:
+            yield Path(name)
+        except FileError as error:
+            if error.where is None or not Path(error.where).is_relative_to(name):
+                raise
+            raise FileError(error.what, where=tempfile.gettempdir(), remedy=_TEMPORARY) from error
 
 
 @contextmanager

@@ -6,6 +6,11 @@ The command line prints that line and exits with 1; it never shows a traceback f
 
 from __future__ import annotations
 
+import re
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""What colours text in a terminal: libraries write it into their errors, which ours may quote."""
+
 
 class IrtoolError(Exception):
     """A failure with a place and a remedy.
@@ -17,6 +22,7 @@ class IrtoolError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        what = _COLOURS.sub("", what)
         self.what, self.where, self.remedy = what, where, remedy
         text = what if where is None else f"{where}: {what}"
         super().__init__(text if remedy is None else f"{text.removesuffix('.')}. {remedy}")
@@ -70,6 +76,12 @@ class TrainError(IrtoolError):
 
 class OptionError(IrtoolError):
     """An option has a value that can never work."""
+
+
+class MissingPackageError(IrtoolError, ImportError):
+    """A package that a part of irtool needs is not installed."""
+
+    __str__ = Exception.__str__
 
 
 class Interrupted(IrtoolError):

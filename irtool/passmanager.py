@@ -7,6 +7,7 @@ with it, and writes down what has to be done again to get there. Passes are data
 from __future__ import annotations
 
 import importlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from irtool.ir.graph import G, Graph
 from irtool.nests import map_tensors
 from irtool.pass_text import options_of, parse, text_of
 from irtool.tensor_defaults import plain_tensors
+
+_LOG = logging.getLogger(__name__)
 
 ENTRY_POINTS = "irtool.passes"
 """The group of entry points by which another package ships passes: a name, and the module or class that registers it."""
@@ -83,7 +86,9 @@ class Pass(ABC):
         if _state(graph) != before:
             raise CheckError(f"the pass {self.name} changed the graph that it was given", remedy="Let rewrite() edit graph.clone().")
         notes = tuple(made.notes)
-        if made.graph is graph or _equal(graph, made.graph):
+        changed = not (made.graph is graph or _equal(graph, made.graph))
+        _LOG.info("pass %s: %s%s", self, "changed the graph" if changed else "nothing to do", "".join(f"; {note}" for note in notes))
+        if not changed:
             return PassResult(graph, False, notes)
         made.graph.notes = tuple(dict.fromkeys((*graph.notes, *made.graph.notes)))  # what was fixed by the trace still is
         made.graph.history = (*graph.history, {"step": self.name, **self.options(), **made.record})

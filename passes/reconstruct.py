@@ -21,7 +21,7 @@ from irtool.pruning.absorb.calibration import measured
 from irtool.pruning.plan import Plan
 from irtool.pruning.reconstruct.distance import Aims
 from irtool.pruning.reconstruct.distil import Distillation
-from irtool.pruning.reconstruct.images import image_batches, live_bytes, size_of, split_to_fit
+from irtool.pruning.reconstruct.images import image_batches, live_bytes, require_information, size_of, split_to_fit
 from irtool.pruning.reconstruct.reconstruct import Outcome, Reconstruction
 from irtool.pruning.reconstruct.stand_in import IMAGES, noise_batches, statistics, with_statistics_of
 from irtool.pruning.slicing.plan_slicing import find_slicing, on_copy, put_constants
@@ -108,7 +108,7 @@ class Reconstruct(Pass):
         Raises:
             PlanError: the plan belongs to another model.
             OptionError: `original` is not what the graph was pruned from.
-            DataError: these are no images for this model, or there are none; or none are given, and noise cannot take their place.
+            DataError: these are no images for this model, or say nothing about it, or there are none; or none are given, and noise cannot take their place.
             LayerError: a name in `ignore` that no layer has.
             ProofError: the slicing could not be proven; nothing is returned.
         """
@@ -117,6 +117,7 @@ class Reconstruct(Pass):
         with uncollected():
             slicing = find_slicing(graph, self.plan)
             batches = split_to_fit(self.original or graph, image_batches(graph, self.images, self.limit, CHUNK))
+            require_information(batches)
             put_constants(slicing, self.plan, batches)
             new = slicing.fill()
         slicings: list[Slicing[Any]] = [*_before(self.original, graph), slicing]

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import CheckError
 from irtool.ir.graph import Graph
+from irtool.ir.pictures import html_table
 from irtool.nests import tensors_in
 from irtool.tensor_defaults import plain_tensors
 
@@ -109,6 +110,18 @@ class Comparison:
                     reached.add(source)
                     waiting.append(source)
         return next((node for node in self.nodes if node.name in reached), None)
+
+    def __repr__(self) -> str:
+        return f"<Comparison: {self.text()}>"
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (item.name, item.max_abs, item.relative, "" if item.ok(self.tolerance) else "differs") for item in (*self.outputs, *self.nodes)
+        ]
+        return html_table(("output or node", "max abs", "relative", ""), rows, self.text())
 
     def text(self, tolerance: float | None = None) -> str:
         """One line: the errors, and where the two part if they do."""

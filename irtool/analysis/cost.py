@@ -17,6 +17,7 @@ from torch import Tensor
 
 from irtool.errors import OptionError
 from irtool.ir.graph import Graph, Node, Value
+from irtool.ir.pictures import html_table
 from irtool.ops.spec import spec_of
 from irtool.tensor_defaults import plain_tensors
 
@@ -66,6 +67,13 @@ class Cost:
     batch: int
     uncounted: tuple[str, ...]
     nodes: tuple[NodeCost, ...]
+
+    def __repr__(self) -> str:
+        return f"<Cost: {self.params:,} parameters, {self.macs:,} MACs a sample, {self.weight_bytes:,} bytes of weights>"
+
+    def _repr_html_(self) -> str:
+        rows = [(node.location, node.op, node.params, node.macs) for node in self.nodes if node.params or node.macs]
+        return html_table(("layer", "op", "parameters", "MACs"), rows, repr(self)[1:-1])
 
     def text(self, *, every: bool = False) -> str:
         """A table, one line a node that has parameters or MACs (or every node), and the totals.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import importlib
 import keyword
 import math
 import operator
@@ -52,11 +53,18 @@ def functions() -> dict[str, Callable[..., Any]]:
 
 
 @cache
-def _function_rows() -> dict[str, tuple[Callable[..., Any], Row]]:
-    import torchvision.ops  # late: it takes a second to import, and `import irtool` need not wait for it
+def _torchvision_ops() -> Any:
+    """torchvision's operators; None without it: then no graph here calls one. Late, as it takes a second to import."""
+    try:
+        return importlib.import_module("torchvision.ops")
+    except ImportError:
+        return None
 
+
+@cache
+def _function_rows() -> dict[str, tuple[Callable[..., Any], Row]]:
     owners = {"torch": torch, "torch.nn.functional": F, "torch.linalg": torch.linalg, "torch.fft": torch.fft, "operator": operator,
-              "math": math, "builtins": builtins, "collections": collections, "torchvision.ops": torchvision.ops}  # fmt: skip
+              "math": math, "builtins": builtins, "collections": collections, "torchvision.ops": _torchvision_ops()}  # fmt: skip
     found: dict[str, tuple[Callable[..., Any], Row]] = {}
     for places, names, text in (line for table in TABLES for line in rows(table)):
         for place in places:
@@ -254,13 +262,13 @@ def _class(name: str) -> type[nn.Module] | None:
 @cache
 def _layers() -> dict[str, tuple[type[nn.Module], Row, Row]]:
     """Classes, what they are called with, and their attributes, by full name."""
-    from torchvision.ops.stochastic_depth import StochasticDepth  # late, as in `functions`
-
-    others = {"ChannelSelect": ChannelSelect, "StochasticDepth": StochasticDepth}
+    others = {"ChannelSelect": ChannelSelect, "StochasticDepth": getattr(_torchvision_ops(), "StochasticDepth", None)}
     made = {}
     for names, call, attributes in layer_rows():
         for name in names:
-            kind = others.get(name) or getattr(nn, name)
+            kind = others[name] if name in others else getattr(nn, name)
+            if kind is None:
+                continue
             made[f"{kind.__module__}.{name}"] = kind, row(call), row(attributes)
     return made
 

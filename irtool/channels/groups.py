@@ -25,6 +25,7 @@ from irtool.channels.positions import mixed_axes
 from irtool.channels.whole import tied
 from irtool.ir.analyses import once
 from irtool.ir.graph import Graph, Node
+from irtool.ir.pictures import html_table
 from irtool.ops.properties import KEEPS_HEADS, KEEPS_ORDER
 from irtool.tensor_defaults import plain_tensors
 
@@ -63,6 +64,19 @@ class ChannelGroups:
     balances: list[Balance] = field(default_factory=list)
     _pins: list[tuple[Ints, Pin]] = field(default_factory=list)
     whole: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        layers = len({layer.node.name for layer in self.layers})
+        free = int(self.count - self.pinned.sum())
+        return f"<ChannelGroups: {self.count:,} groups of the channels of {layers} layers, {free:,} of them can go>"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for layer, own in zip(self.layers, self.owned, strict=True):
+            stuck = own[self.pinned[own]]
+            reason = self.reasons[int(stuck[0])].reason if stuck.size else ""
+            rows.append((layer.node.location, int(own.size), int(own.size - stuck.size), reason))
+        return html_table(("layer", "groups", "can go", "why not all"), rows, repr(self)[1:-1])
 
     @property
     def graph(self) -> Graph:

@@ -11,11 +11,12 @@ import typer
 from irtool.cli import options
 from irtool.cli.flags import with_flags
 from irtool.cli.recipe import show_recipe
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table, comparison_table, trials_table
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
+from irtool.extras import absent
 from irtool.workflows.compress.options import CompressOptions
 from irtool.workflows.compress.run import Compression
 from irtool.workflows.compress.run import compress as workflow
@@ -96,6 +97,7 @@ def compress(
             progress=progress,
             **chosen,
         )
+    answer(done.report.to_dict() | {"folder": str(out), "verdict": done.verdict, "met": done.met})
     _show(model, out, done)
     if not done.met:
         raise typer.Exit(1)
@@ -113,7 +115,8 @@ def _show(model: str, out: Path, done: Compression) -> None:
     console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth))
     if report.speed:
         console().print("\n" + "\n".join(report.speed), markup=False)
-    console().print(f"\nwritten to {out}: {', '.join(report.files.values())}")
+    left_out = absent("MNN", *(["matplotlib"] if done.trials else []))
+    console().print("\n".join(["", *left_out, f"written to {out}: {', '.join(report.files.values())}"]), markup=False)
 
 
 def _require_alone(model: str | None, options: Mapping[str, Any]) -> None:

@@ -6,13 +6,14 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from irtool import trace
-from irtool.cli.screen import Screen, screen
+from irtool.atomic_files import scratch_folder
+from irtool.cli.screen import Screen, answer, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table, comparison_table
 from irtool.hosts.torch.graph import FxGraph
@@ -41,15 +42,16 @@ def demo(
     [bold]Example[/]: irtool demo --out demo
     """
     ingredients = demo_settings(quick=quick)
-    with _folder(out) as folder, tempfile.TemporaryDirectory() as scratch, screen() as progress:
+    with _folder(out) as folder, scratch_folder() as scratch, screen() as progress:
         data = ingredients.data(progress)
         graph, history = _trained(ingredients, data, progress)
         settings = {_name(*variant): _settings(*variant, quick=quick) for variant in _VARIANTS}
-        first = original(graph, data, Path(scratch), Settings(), {}, progress)
+        first = original(graph, data, scratch, Settings(), {}, progress)
         made = {name: _compressed(graph, data, folder / name, chosen, progress) for name, chosen in settings.items()}
         for name in made:
             history.write_csv(folder / name / "history.csv")
-        _show(first, made, settings, data, folder, progress, quick)
+        facts = _show(first, made, settings, data, folder, progress, quick)
+    answer({"folder": str(out) if out is not None else None, "runs": facts})
     console().print(f"\nwritten to {out}/: {', '.join(made)}" if out is not None else "\nThe files are gone; --out FOLDER keeps them.")
 
 
@@ -89,14 +91,18 @@ def _compressed(graph: FxGraph, data: Data, folder: Path, settings: Settings, pr
 
 def _show(
     first: Built, made: dict[str, Compressed], settings: dict[str, Settings], data: Data, folder: Path, progress: Screen, quick: bool
-) -> None:
-    measured, ratios = timed([first, *(done.built for done in made.values())], Settings(runs=20 if quick else 50), progress)
-    before, *after = measured
+) -> dict[str, Any]:
+    """Time the models side by side, write each one's report and page, show them; returns the reports as data."""
+    before, *after = timed([first, *(done.built for done in made.values())], Settings(runs=20 if quick else 50), progress)
     source = {**_SOURCE, "inputs": [list(first.graph.inputs[0].sizes)], "fingerprint": fingerprint(first.graph)}
-    for (name, done), model, ratio in zip(made.items(), after, ratios[1:], strict=True):
-        report_of(before, model, ratio, done, source, settings[name], data).write(folder / name / FILES["report"])
+    facts = {}
+    for (name, done), model in zip(made.items(), after, strict=True):
+        report = report_of(before.measured, model.measured, model.ratios, done, source, settings[name], data)
+        report.write(folder / name / FILES["report"])
+        facts[name] = report.to_dict()
         write_run_page(folder / name, first.graph, done.built.graph, f"VGG on scikit-learn's digits, {name.replace('-', ' ')}")
     last = list(made.values())[-1]
-    columns = [("before", before), *((name.replace("-", " "), model) for name, model in zip(made, after, strict=True))]
+    columns = [("before", before.measured), *((name.replace("-", " "), model.measured) for name, model in zip(made, after, strict=True))]
     table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio")
     progress.show(last.plan.summary() + "\n", chain_table(last.chain), "", table)
+    return facts

@@ -11,6 +11,7 @@ import typer
 from irtool.analysis.diff.diff import diff as graph_diff
 from irtool.atomic_files import replacing
 from irtool.cli import options
+from irtool.cli.screen import Mode, answer, mode
 from irtool.ir import Graph
 from irtool.nests import tensors_in
 from irtool.workflows.loading.model_inputs import input_shapes
@@ -23,7 +24,6 @@ def diff(
     weights_a: Annotated[Path | None, typer.Option(help="A state dict for the first model.", metavar="FILE")] = None,
     weights_b: Annotated[Path | None, typer.Option(help="A state dict for the second model.", metavar="FILE")] = None,
     inputs: options.Inputs = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with both graphs side by side, too.", metavar="FILE")] = None,
 ) -> None:
     """Show what changed between two models: nodes, channels, parameters, totals.
@@ -37,7 +37,9 @@ def diff(
     if html is not None:
         with replacing(html) as temporary:
             temporary.write_text(found.to_html(a, b), encoding="utf-8")
-    typer.echo(found.to_json() if as_json else found.text(color=sys.stdout.isatty()))
+    answer(found.to_dict())
+    if mode() == Mode() or (mode().verbose and not mode().json):
+        typer.echo(found.text(color=sys.stdout.isatty()))
     raise typer.Exit(0 if found.same else 1)
 
 

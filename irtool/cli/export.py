@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from irtool.cli import options
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
 from irtool.workflows.export import OWN_SUFFIXES, write_files
 from irtool.workflows.folders.output_folder import keep_inputs, model_files
@@ -47,6 +47,7 @@ def export(
             opset=opset,
             dynamic_batch=dynamic_batch,
         )
+    answer({"files": {str(path): path.stat().st_size for path in out}, "chain": chain.to_dict()})
     console().print(chain_table(chain))
     for path in out:
         console().print(f"written: {path} ({path.stat().st_size:,} bytes)")

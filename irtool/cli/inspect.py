@@ -14,8 +14,8 @@ from rich.table import Table
 from irtool.analysis.cost import Cost, cost
 from irtool.channels.groups import ChannelGroups, channel_groups
 from irtool.cli import options
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.ir import Graph
 from irtool.workflows.loading.model_inputs import input_shapes, input_values
 from irtool.workflows.loading.models import graph_of
@@ -50,7 +50,6 @@ def inspect(
     values: options.Values = None,
     costs: Annotated[bool, typer.Option("--costs", help="Also show what each node costs.")] = False,
     text: Annotated[bool, typer.Option("--text", help="Also show the graph as text.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List each layer that makes channels: which ones share them, how many can be pruned, and why the others cannot.
 
@@ -60,9 +59,7 @@ def inspect(
         graph = graph_of(model, weights, input_shapes(inputs), sound=False, values=input_values(values))
     groups, price = channel_groups(graph), cost(graph)
     rows = list(layer_rows(groups))
-    if as_json:
-        console().print_json(data=_plain(graph, rows, price))
-        return
+    answer(_plain(graph, rows, price))
     if text:
         console().print(graph.text() + "\n", markup=False)
     console().print(_table(model, rows))

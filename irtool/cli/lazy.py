@@ -1,14 +1,21 @@
-"""Commands whose modules are loaded when they are called: help and a typing mistake are answered without torch."""
+"""Commands built from their surface: help, completion and a typing mistake are answered without torch, which a command loads when it runs."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from typing import Any
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 import typer.core
 import typer.main
+
+from irtool.cli.interrupts import leaving_at_once
+from irtool.cli.screen import Mode, shown_as
+from irtool.cli.surface import function, surface
 
 COMMANDS: Mapping[str, str] = {
     "inspect": "List each layer that makes channels: which ones share them, how many can be pruned, and why the others cannot.",
@@ -24,20 +31,95 @@ COMMANDS: Mapping[str, str] = {
 }
 """Each command, and the first paragraph of its help. `irtool.cli.<name>` has the function of that name."""
 
+HELP = {"help_option_names": ["-h", "--help"]}
 
+_OUTPUT = (
+    {"name": "as_json", "flags": ["--json"], "type": "bool", "default": False, "help": "Print the result as JSON on stdout, and nothing else there."},
+    {"name": "quiet", "flags": ["--quiet", "-q"], "type": "bool", "default": False, "help": "Print nothing but errors: the exit code tells."},
+    {"name": "verbose", "flags": ["--verbose", "-v"], "type": "bool", "default": False, "help": "Tell on stderr what is being done, step by step."},
+)  # fmt: skip
+"""Options of every command."""
+_TYPES: Mapping[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "Path": Path}
+_WORDS = {"int": ("a whole number", int), "float": ("a number", float)}
+
+
+@cache
 def command(name: str) -> Any:
-    """The command itself; its module, and with it torch, is loaded now."""
-    function = getattr(importlib.import_module(f"irtool.cli.{name}"), name)
+    """Build a command from its surface; the module behind it is loaded when it is called."""
+    told = surface()[name]
     alone = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
-    alone.command(name=name)(function)
+    alone.command(name=name, help=told["help"])(_caller(name, told["parameters"]))
     return typer.main.get_command(alone)
 
 
-HELP = {"help_option_names": ["-h", "--help"]}
+def _caller(name: str, parameters: list[dict[str, Any]]) -> Callable[..., None]:
+    """A function with a command's parameters, that imports the command and calls it."""
+
+    def call(as_json: bool, quiet: bool, verbose: bool, **given: Any) -> None:
+        with shown_as(Mode(as_json, quiet, verbose)):
+            with leaving_at_once():
+                found = function(name)
+            found(**given)
+
+    signature = [_parameter(told) for told in (*parameters, *_OUTPUT)]
+    call.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
+    return call
+
+
+def _parameter(told: Mapping[str, Any]) -> inspect.Parameter:
+    kind, many, required = told["type"], told.get("many", False), told.get("required", False)
+    shared: dict[str, Any] = {"help": told.get("help"), "rich_help_panel": told.get("panel")}
+    hint: Any = Literal[tuple(told["choices"])] if told.get("choices") else _TYPES[kind]
+    if kind in _WORDS:
+        shared["parser"] = _reader(kind, told.get("min"), told.get("max"))
+        hint = Any  # the reader says what it is
+    if kind != "bool" and not told.get("choices"):
+        shared["metavar"] = told.get("metavar") or _metavar(told)
+    info = typer.Argument(**shared) if told.get("argument") else typer.Option(*told.get("flags", ()), **shared)
+    hint = list[hint] if many else hint
+    default = told.get("default")
+    return inspect.Parameter(
+        told["name"],
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else default,
+        annotation=Annotated[hint if required or default is not None else hint | None, info],
+    )
+
+
+def _metavar(told: Mapping[str, Any]) -> str:
+    """The word for a value in the help: `<float>`, `<int 0..9>`, `<float ...>` where it may be repeated."""
+    word = {"str": "text", "Path": "path"}.get(told["type"], told["type"])
+    least, most = told.get("min"), told.get("max")
+    bounds = (
+        ""
+        if least is None and most is None
+        else f" {least}.."
+        if most is None or most > 1e9
+        else f" {'' if least is None else least}..{most}"
+    )
+    return f"<{word}{bounds}{' ...' if told.get('many') else ''}>"
+
+
+def _reader(kind: str, least: float | None, most: float | None) -> Callable[[Any], Any]:
+    """A parser of numbers whose mistakes are told in words."""
+    noun, make = _WORDS[kind]
+
+    def read(text: Any) -> Any:
+        try:
+            value = make(text)
+        except (ValueError, OverflowError):
+            raise typer.BadParameter(f"{text!r} is not {noun}.") from None
+        if (least is not None and not value >= least) or (most is not None and not value <= most):
+            room = f"{-math.inf if least is None else least} to {math.inf if most is None else most}"
+            raise typer.BadParameter(f"{text} is not within {room}.")
+        return value
+
+    return read
 
 
 class Commands(typer.core.TyperGroup):
-    """A group that knows the names of its commands and what they do, and loads the one that is called."""
+    """A group that knows the names of its commands and what they do, and builds the one that is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names, in the order of the work."""
@@ -50,6 +132,6 @@ class Commands(typer.core.TyperGroup):
         return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name], short_help=COMMANDS[cmd_name], rich_markup_mode="rich")
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that the words call, loaded."""
+        """The command that the words call, with its parameters."""
         name, found, rest = super().resolve_command(ctx, args)
         return (name, found, rest) if found is None else (name, command(str(found.name)), rest)

@@ -12,10 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from typer.exceptions import TyperException
 
 import irtool
 from irtool.cli.codes import INTERRUPTED, TERMINATED
@@ -23,13 +22,16 @@ from irtool.cli.lazy import COMMANDS, HELP, Commands
 from irtool.errors import Interrupted, IrtoolError, OptionError
 from irtool.workflows.loading.user_code import Terminated
 
+UsageError: type[Any] = typer.BadParameter.__bases__[0]
+"""Of a wrong command line. Releases of typer keep the class in three places; this one they share."""
+
 app = typer.Typer(
     name="irtool",
     cls=Commands,
     context_settings=HELP,
     help="Compress CNNs by rewriting their graphs: prune, fold, export to ONNX and MNN, and show that every step is right.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -43,16 +45,19 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _irtool(
+    ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and stop.", callback=_show_version, is_eager=True)] = False,
 ) -> None:
     """Compress CNNs by rewriting their graphs: prune, fold, export to ONNX and MNN, and show that every step is right."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit code. Nothing is raised."""
     try:
         _refuse_empty(sys.argv[1:] if arguments is None else arguments)
-        code = app(None if arguments is None else list(arguments), standalone_mode=False)
+        code = app(None if arguments is None else list(arguments), standalone_mode=False, prog_name="irtool")
         sys.stdout.flush()  # a full disk is better told here than by Python at exit
     except Interrupted as error:
         complain(str(error))
@@ -60,8 +65,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except IrtoolError as error:
         complain(str(error))
         return 2 if _is_diff(arguments) else 1
-    except TyperException as error:
-        complain(f"{error.format_message().rstrip('.')}.{_nearest(arguments)} See irtool --help, or --help after the command.")
+    except UsageError as error:
+        complain(f"{_sentence(error)}{_nearest(arguments)} See irtool --help, or --help after the command.")
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -70,6 +75,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if code == INTERRUPTED:
         complain("interrupted: nothing was written.")
     return code if isinstance(code, int) else 0
+
+
+def _sentence(error: Any) -> str:
+    """A mistake in a command line as a sentence, with the option that a mistyped one is nearest to."""
+    option, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
+    if known is not None:
+        return f"No option is called {option}." + (f" Did you mean {known[0]}?" if known else "")
+    return error.format_message().replace("Value error, ", "").rstrip(".") + "."
 
 
 def _nearest(arguments: Sequence[str] | None) -> str:

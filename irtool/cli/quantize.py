@@ -9,11 +9,13 @@ import typer
 
 from irtool.cli import options
 from irtool.cli.flags import with_flags
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.cli.tables import int8_table
+from irtool.extras import absent
 from irtool.workflows.loading.data import DataOptions
 from irtool.workflows.loading.model_inputs import input_shapes, input_values
+from irtool.workflows.quantize.graph import record
 from irtool.workflows.quantize.options import QuantizeOptions
 from irtool.workflows.quantize.report import borders
 from irtool.workflows.quantize.run import quantize as workflow
@@ -51,7 +53,8 @@ def quantize(
     calibration, shapes, fixed = DataOptions(calib, mean, std, limit, image_size), input_shapes(inputs), input_values(values)
     with screen() as progress:
         done = workflow(model, out, calib=calibration, data=data, weights=weights, inputs=shapes, values=fixed, progress=progress, **chosen)
+    answer(record(done.outcome, done.images, done.settings) | {"folder": str(out), "file": str(done.file), "verdict": done.verdict})
     shown = int8_table(done.outcome, done.settings, done.images)
     steps = borders(done.outcome, done.settings.engine)
-    for part in (*done.outcome.notes, shown, *steps, done.verdict, f"written to {out}"):
+    for part in (*done.outcome.notes, shown, *steps, done.verdict, *absent("matplotlib"), f"written to {out}"):
         console().print(part, markup=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from irtool.cli.screen import complain, screen
+from irtool.cli.screen import answer, complain, screen
 from irtool.cli.screen import out as console
 from irtool.errors import OptionError
 from irtool.workflows.folders.steps import SUMMARY
@@ -33,6 +33,7 @@ def show_recipe(path: Path, out: Path, data: str | None = None) -> None:
         raise OptionError(
             f"{count} mistake{'s' if count > 1 else ''}; nothing was run", where=str(path), remedy="Correct the lines above."
         ) from error
+    answer({"folder": str(out), "steps": done.steps, "kept": done.kept})
     for name in done.kept:
         console().print(f"{name}: done before", markup=False)
     console().print(_table(done.steps))

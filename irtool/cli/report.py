@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from irtool.cli.screen import answer
 from irtool.cli.screen import out as console
 from irtool.workflows.folders.output_folder import keep_inputs
 from irtool.workflows.folders.run_folder import PAGE, write_page
@@ -26,4 +27,5 @@ def report(
     target = out if out is not None else run / PAGE
     keep_inputs([target], (path for kind in ("*.json", "*.csv") for path in run.glob(kind)))
     write_page(run, target)
+    answer({"page": str(target)})
     console().print(f"written to {target}", markup=False)

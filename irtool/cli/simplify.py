@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
+from irtool.atomic_files import scratch_folder
 from irtool.cli import options
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
 from irtool.errors import IrtoolError, OptionError
 from irtool.hosts.onnx.files.load import save_onnx
@@ -48,20 +48,22 @@ def simplify(
         raise OptionError("not an .onnx file", where=model, remedy="Write one with irtool export MODEL --out model.onnx.")
     keep_inputs([out], model_files(model, None))
     given = input_values(values)
-    with screen() as progress, tempfile.TemporaryDirectory() as scratch:
+    with screen() as progress, scratch_folder() as scratch:
         with progress.stage("read"):
             graph = cast(OnnxGraph, graph_of(model, None, input_shapes(inputs), values=given))
         with progress.stage("simplify"):
             simple = RemoveIdentity()(Simplify()(graph).graph).graph
             simple = FoldBatchNorm()(simple).graph if fold else simple
-        draft = Path(scratch) / out.name
+        draft = scratch / out.name
         save_onnx(simple, draft)
         with progress.stage("compare at several sizes"):
             chain = Chain(tuple(_links(graph, simple, source if not given else None, draft)))
             chain.require()
         place(draft, out)
-    console().print(chain_table(chain))
     before = graph.operators
+    facts = {"file": str(out), "bytes": out.stat().st_size, "operators": [before, len(simple.host.nodes)], "notes": list(graph.notes)}
+    answer(facts | {"chain": chain.to_dict()})
+    console().print(chain_table(chain))
     for note in graph.notes:
         console().print(note, markup=False)
     console().print(f"written: {out} ({out.stat().st_size:,} bytes), {before:,} operators became {len(simple.host.nodes):,}")

@@ -20,7 +20,7 @@ from irtool.archive import save
 from irtool.atomic_files import replacing
 from irtool.cli import options
 from irtool.cli.flags import with_flags
-from irtool.cli.screen import Screen, screen
+from irtool.cli.screen import Screen, answer, screen
 from irtool.cli.screen import out as console
 from irtool.commit import committed
 from irtool.errors import FileError
@@ -116,6 +116,7 @@ def train(
             source = {"model": model, "weights": str(weights) if weights else None, "teacher": teacher, **data_options.record()}
             keep(graph, history, loaded, out, {"command": command_line(), "source": source})
     if _first_process():
+        answer({"folder": str(out), "test_images": len(loaded.test), **history.to_dict()})
         console().print(told(history, loaded))
         console().print(f"written to {out}: {MODEL_FILE}, last.pt, best.pt, log.csv, {HISTORY_FILE}, {DATA_FILE}")
 

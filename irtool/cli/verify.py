@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from irtool.cli import options
+from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.screen import screen
 from irtool.cli.tables import chain_table
 from irtool.workflows.equality.verify import verify as workflow
 
@@ -46,5 +46,6 @@ def verify(
     """
     with screen() as progress:
         chain = workflow(*paths, model=model, weights=weights, seed=seed, engines=engine or (), progress=progress)
+    answer({"chain": chain.to_dict()})
     console().print(chain_table(chain))
     chain.require(_REMEDY, unchecked=allow_unchecked)

@@ -95,17 +95,26 @@ class FlatModule(nn.Module):
         self.examples: list[torch.Tensor] = [leaves[i].detach() for i in self._slots]
         self.input_names = _input_names(module, example_inputs)
         self.training = module.training
+        self.writes = False
+        """Whether the module writes into its inputs: it is given copies then, since an engine's inputs are not written into."""
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaves = tensors_of(self.nested(*tensors))
         # An exporter gives an input that is returned as it came the output's name, and loses its own: make it another value.
         return tuple(leaf.clone() if any(leaf is tensor for tensor in tensors) else leaf for leaf in leaves)
 
+    def observed(self, *tensors: torch.Tensor) -> Any:
+        """`nested` on copies; from here on the module is given copies if it wrote into these."""
+        given = [tensor.clone() for tensor in tensors]
+        result = self.nested(*given)
+        self.writes |= any(not torch.equal(one, other) for one, other in zip(given, tensors, strict=True))
+        return result
+
     def nested(self, *tensors: torch.Tensor) -> Any:
         """The module's own result, as nested as it is."""
         leaves = list(self._frozen)
         for slot, tensor in zip(self._slots, tensors, strict=True):
-            leaves[slot] = tensor
+            leaves[slot] = tensor.clone() if self.writes else tensor
         return getattr(self, INNER)(*pytree.tree_unflatten(leaves, self._spec))
 
 

@@ -36,10 +36,13 @@ class PairedLatency:
         ratios: the median over the rounds of a session's time divided by the first session's time in the same round.
             Below 1 is faster than the first; the first is 1 by definition. Load on the machine hits all sessions of a round
             alike, so a ratio is steadier than the quotient of two medians.
+        spreads: the 10th and the 90th percentile of the same quotients: where 1 lies between them, which session is the faster one
+            was not seen.
     """
 
     latencies: tuple[Latency, ...]
     ratios: tuple[float, ...]
+    spreads: tuple[tuple[float, float], ...]
 
 
 def latency(session: Session, inputs: Sequence[np.ndarray], *, runs: int = 50, warmup: int = 5, seconds: float | None = None) -> Latency:
@@ -93,8 +96,8 @@ def latency_pairs(
             row[which] = (now() - start) * 1e3
         times.append(row)
     table = np.array(times)  # rounds x sessions
-    ratios = np.median(table / table[:, :1], axis=0)
-    return PairedLatency(tuple(_summary(column) for column in table.T), tuple(float(ratio) for ratio in ratios))
+    low, ratios, high = np.percentile(table / table[:, :1], [10, 50, 90], axis=0).tolist()
+    return PairedLatency(tuple(_summary(column) for column in table.T), tuple(ratios), tuple(zip(low, high, strict=True)))
 
 
 def _summary(times: np.ndarray) -> Latency:

@@ -42,14 +42,14 @@ class TorchSession:
         """Known by running the example inputs once."""
         if self._outputs is None:
             with evaluating(self._flat):
-                result = self._flat.nested(*self._flat.examples)
+                result = self._flat.observed(*self._flat.examples)
             self._outputs = tuple(_spec(name, tensor) for name, tensor in zip(result_names(result), tensors_of(result), strict=True))
         return self._outputs
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """The module's output tensors, flattened, as numpy arrays of their own."""
         fit = checked(self.engine, self._inputs, arrays)
-        tensors = [torch.from_numpy(array).to(device) for array, device in zip(fit, self._devices, strict=True)]
+        tensors = [torch.from_numpy(array).to(device, copy=True) for array, device in zip(fit, self._devices, strict=True)]
         try:
             with evaluating(self._flat):
                 return [np.array(tensor.detach().cpu().numpy()) for tensor in self._flat(*tensors)]

@@ -9,8 +9,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from html import escape
 from typing import Any, ClassVar, TypeVar
 
+import networkx as nx
 import torch
 
 from irtool.errors import GraphError
@@ -20,6 +22,7 @@ from irtool.ir.edits import Edits
 from irtool.ir.frontier import Batch, Frontier, Seen, Stop
 from irtool.ir.hooks import Hook
 from irtool.ir.nodes import Node, Value
+from irtool.ir.pictures import dot_of, networkx_of, operators, svg_of
 from irtool.ir.sizes import Sizes
 from irtool.ir.text import text_of
 
@@ -184,6 +187,11 @@ class Graph(Edits):
         """
         return self
 
+    def read_on(self: G, inputs: Sequence[Any]) -> G:
+        """The same program over the same weights, read on inputs of other sizes; the graph itself where its host does not need that, or
+        where they are of the example's sizes."""
+        return self
+
     @abstractmethod
     def resized(self: G, shapes: Mapping[str, tuple[int, ...]], sizes: Sizes) -> tuple[G, list[str]]:
         """A copy for parameters of other shapes, these empty yet, with the sizes in the program changed, and the names of edited nodes."""
@@ -267,6 +275,25 @@ class Graph(Edits):
     def descent(self, names: Collection[str]) -> Descent | None:
         """The graph with some of its parameters ready to be changed by their gradients; None where there are none."""
         return None
+
+    def to_dot(self) -> str:
+        """The graph in Graphviz's language, for `dot -Tsvg`."""
+        return dot_of(self)
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """The graph for networkx: nodes by name with `op`, `location` and `attrs`, edges with `value`, `shape` and `dtype`."""
+        return networkx_of(self)
+
+    def __repr__(self) -> str:
+        sizes = [", ".join("x".join(map(str, value.shape or ())) for value in ends) for ends in (self.inputs, self.outputs)]
+        count = sum(value.data.numel() for value in self.params.values() if value.data is not None)
+        return f"<{type(self).__name__}: {len(operators(self))} nodes, {sizes[0]} -> {sizes[1]}, {count:,} stored numbers>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>{svg_of(self)}"
+
+    def __deepcopy__(self: G, memo: dict[int, Any]) -> G:
+        return self.clone()
 
     def text(self) -> str:
         """A stable text form: a line a node, sizes always, weights elided; the same for the same network in both hosts."""

@@ -109,7 +109,7 @@ ELEMENTWISE = frozenset(
     Abs Acos Acosh Add Addcdiv Addcmul Alias AlphaDropout And Angle Asin Asinh Atan Atan2 Atanh Bfloat16 BitShift BitwiseAnd
     BitwiseLeftShift BitwiseNot BitwiseOr BitwiseRightShift BitwiseXor Bool Byte Cast CastLike Ceil Celu Char ClampMax ClampMin Clip
     Complex Conj ConjPhysical Copy Copysign Cos Cosh Cpu Cuda Deg2rad DequantizeLinear Digamma Div Divide Double Dropout Dropout1d
-    Dropout2d Dropout3d Elu Eq Equal Erf Erfc Erfinv Exp Exp2 Expm1 FeatureDropout Fill Float FloatPower Floor FloorDivide Floordiv Fmax
+    Dropout2d Dropout3d Elu Eq Equal Erf Erfc Erfinv Exp Exp2 Expm1 FakeQuantizePerTensorAffine FeatureDropout Fill Float FloatPower Floor FloorDivide Floordiv Fmax
     Fmin Fmod Frac FullLike Ge Gelu Greater GreaterOrEqual Gt Half HardSigmoid HardSwish Hardshrink Heaviside Hypot I0 Identity Imag Int
     Invert IsInf IsNaN Isclose Isfinite Isinf Isnan Isneginf Isposinf Ldexp Le LeakyRelu Lerp Less LessOrEqual Lgamma LiftFreshCopy Log
     Log10 Log1p Log2 Logaddexp Logaddexp2 LogicalAnd LogicalNot LogicalOr LogicalXor Logit Logsigmoid Long Lt MaskedFill Max Mean Min

@@ -41,6 +41,23 @@ def whole_groups(groups: ChannelGroups, kind: GroupKind, budget: Mapping[str, fl
     return frozenset(chosen)
 
 
+def coarsest_first(groups: ChannelGroups, whole: frozenset[str]) -> list[frozenset[str]]:
+    """Sets of convolutions whose groups go as a whole, to be tried one after the other: all, then fewer and fewer, the families that lose most
+    at once left out first, and at last none.
+
+    Args:
+        groups: the channel groups without such convolutions.
+        whole: all of them.
+    """
+    found = [family for family in families(groups.labels, groups.group) if whole.issuperset(family)] if whole else []
+    found.sort(key=lambda family: -max(max(widths) for widths in family.values()))
+    tried, left_out = [whole], 1
+    while tried[-1]:
+        tried.append(frozenset[str]().union(*found[left_out:]))
+        left_out *= 2
+    return tried
+
+
 def channels_at_once(groups: ChannelGroups) -> NDArray[np.int64]:
     """Count the channels of one layer that each group takes if it holds whole groups of a convolution, else 1. Shape (groups,)."""
     found = np.ones(groups.count, np.int64)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.errors import FileError, PlanError
+from irtool.ir.pictures import html_table
 
 Scope = Literal["global", "local", "isomorphic"]
 Residual = Literal["couple", "select", "keep"]
@@ -162,6 +163,17 @@ class Plan:
     def removed(self) -> int:
         """Channels removed over all layers."""
         return sum(len(layer.removed) for layer in self.layers)
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def __repr__(self) -> str:
+        total = sum(layer.total for layer in self.layers)
+        return f"<Plan: {total - self.removed:,} of {total:,} channels stay in {len(self.layers)} layers; {self.criterion}, {self.scope}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(layer.name, layer.total, layer.kept, layer.reason) for layer in self.layers]
+        return html_table(("layer", "channels", "kept", "why not more"), rows, repr(self)[1:-1])
 
     def summary(self) -> str:
         """A line a layer: kept of total, or why not."""

@@ -31,7 +31,7 @@ from irtool.pruning.plan import (
     check_names,
     check_values,
 )
-from irtool.pruning.reconstruct.images import image_batches, split_to_fit
+from irtool.pruning.reconstruct.images import image_batches, require_information, split_to_fit
 from irtool.pruning.slicing.plan_slicing import Planned, prepare
 from irtool.pruning.solver import Solver
 from irtool.pruning.stages import CHUNK, IMAGES, check_stages, in_stages
@@ -105,6 +105,7 @@ def plan(graph: Graph, criterion: str | Criterion | Callable[..., Scores] | None
     _check_ways(wish, scope, data, engine, stages, groups, allocator)
     if data is not None and (chosen.reads != "parameters" or wish):
         data = image_batches(seen, data, sys.maxsize, CHUNK)  # once: it may be a generator
+        require_information(data)
     batches = batches_for(seen, chosen, data)
     # Numbers of numpy's are welcome, and a plan is JSON data.
     options = Plan((), chosen.name, float(ratio), scope, "couple" if residual == "auto" else residual, int(min_channels),

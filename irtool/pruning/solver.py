@@ -17,12 +17,14 @@ from irtool.channels.labels import Labels
 from irtool.errors import PlanError, ProofError
 from irtool.ir.graph import Graph
 from irtool.pruning.allocation.allocation import Limits, satisfied, wanted
+from irtool.pruning.allocation.budget import LATENCY
 from irtool.pruning.allocation.budgeted import Budgeted
+from irtool.pruning.allocation.greedy import USED
 from irtool.pruning.allocation.latency import Way
 from irtool.pruning.allocation.sensitivity import sensitivity
 from irtool.pruning.allocation.widths import FINER, in_steps, steps_of
 from irtool.pruning.criteria.criteria import Batches, Criterion, Scores, check_finite, group_scores
-from irtool.pruning.group_kinds import channels_at_once, whole_groups
+from irtool.pruning.group_kinds import channels_at_once, coarsest_first, whole_groups
 from irtool.pruning.names import names
 from irtool.pruning.plan import GroupKind, LayerPlan, Plan
 from irtool.pruning.reasons import reason_of, unseparated
@@ -68,6 +70,30 @@ class Solver:
         """The grouped convolutions whose groups go as a whole."""
         return whole_groups(channel_groups(self.prepared), self.options.groups, self.options.budget, self.options.round_to)
 
+    def _fitting_whole(self) -> frozenset[str]:
+        """The same, without those that are too coarse for the budget where that is left open: whole groups may not reach it, or leave much
+        of it unused. Of several choices the first that uses it, else the one that uses most."""
+        if self.options.groups != "auto" or not self.whole or LATENCY in self.options.budget:
+            return self.whole
+        best, most = self.whole, -np.inf
+        for whole in coarsest_first(channel_groups(self.prepared), self.whole):
+            used = self._share_used(whole)
+            if used > most:
+                best, most = whole, used
+            if used >= USED:
+                break
+        return best
+
+    def _share_used(self, whole: frozenset[str]) -> float:
+        """How much of the budget an allocation uses, before it is proven; -1 if it does not keep to it."""
+        labels = channel_groups(self.prepared).labels
+        groups = self._grouped(labels, NOBODY, NOBODY, stream_pins(labels, self.options.residual) + self._ignored(), whole)
+        try:
+            self._allocate(groups, self._scores(groups))
+        except PlanError:
+            return -1.0
+        return self._budgeted.used
+
     @cached_property
     def _budgeted(self) -> Budgeted:
         images = self.images
@@ -97,7 +123,7 @@ class Solver:
         then pin what cannot be proven."""
         labels = channel_groups(self.prepared).labels
         base = stream_pins(labels, self.options.residual) + self._ignored()
-        whole, couple, strict = self.whole, NOBODY, NOBODY
+        whole, couple, strict = self._fitting_whole(), NOBODY, NOBODY
         for attempt in range(12):
             pins = base + self.pins
             groups = channel_groups(self.prepared)

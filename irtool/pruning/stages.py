@@ -81,7 +81,8 @@ def in_stages(graph: Graph, options: Plan, data: Any, solve: Callable[[Stage], P
     current, slicings, done = graph, list[Slicing[Any]](), Plan(())
     for number in range(1, options.stages + 1):
         part = number / options.stages
-        budget = {kind: max(targets.original[kind] * (most / targets.original[kind]) ** part, 1.5) for kind, most in targets.most.items()}
+        wholes = {kind: max(targets.original[kind], 1) for kind in targets.most}  # of a graph without layers there is nothing
+        budget = {kind: max(whole * (targets.most[kind] / whole) ** part, 1.5) for kind, whole in wholes.items()}
         widths = {(layer.parameter, layer.axis): layer.total for layer in done.layers}
         cuts = options.branches if number == 1 else ()
         planned = solve(Stage(current, dataclasses.replace(options, budget=budget, branches=cuts), widths))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from irtool.errors import TrainError
+from irtool.extras import needed
 from irtool.train.ema import alike
 from irtool.train.settings import Settings
 
@@ -26,21 +27,18 @@ def launch(settings: Settings) -> Fabric:
     Raises:
         TrainError: the device does not exist, or Fabric is not installed.
     """
-    try:
-        from lightning_fabric import Fabric
-    except ImportError as error:
-        raise TrainError("training needs Lightning Fabric", remedy="pip install lightning-fabric.") from error
+    fabric_class = needed("lightning_fabric", TrainError).Fabric
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         with warnings.catch_warnings():
             # Advice about workers and sharded strategies that does not apply to these loops.
             warnings.simplefilter("ignore")
-            fabric = Fabric(
+            fabric: Fabric = fabric_class(
                 accelerator=settings.device,
                 devices=local,
                 num_nodes=max(1, world // local),
                 strategy="ddp" if world > 1 else "auto",
-                precision=settings.precision,  # type: ignore[arg-type]
+                precision=settings.precision,
             )
             fabric.launch()
             if world > 1:

@@ -11,6 +11,7 @@ from typing import Any
 
 from irtool.atomic_files import replacing
 from irtool.errors import OptionError, TrainError
+from irtool.extras import needed
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,9 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise OptionError("TensorBoard is not installed", remedy="pip install tensorboard, or leave the option out.") from error
+        needed("tensorboard", OptionError)
+        from torch.utils.tensorboard import SummaryWriter
+
         # purge_step drops what a killed run logged beyond its last checkpoint.
         self._writer = SummaryWriter(str(folder), purge_step=first_epoch)
 

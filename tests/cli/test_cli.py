@@ -184,6 +184,16 @@ def test_verify_goes_through_the_whole_chain_again(made: Path, cli: Run) -> None
     assert printed.count("holds") == 6 + len(OWN_LINKS)
 
 
+@pytest.mark.parametrize("lost", ["model.safetensors", "plan.json", "model.onnx"])
+def test_verify_names_what_a_folder_lacks_before_it_compares(lost: str, made: Path, tmp_path: Path, cli: Run) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made, folder)
+    (folder / lost).unlink()
+    code, _, complaint = cli("verify", folder)
+    assert code == 1
+    assert complaint == f"{folder}: {lost} is gone. Run irtool compress again.\n"
+
+
 def test_verify_without_the_original_says_what_it_leaves_out(made: Path, tmp_path: Path, cli: Run) -> None:
     moved = shutil.copytree(made, tmp_path / "moved")
     report = json.loads((moved / "report.json").read_text())

@@ -140,9 +140,9 @@ def test_options_that_can_never_work(options: list[str], expected: str, tmp_path
 @pytest.mark.parametrize(
     ("options", "code", "expected"),
     [
-        (["--ratio", "half"], 2, "'--ratio': Input should be a valid number"),
+        (["--ratio", "half"], 2, "'--ratio': 'half' is not a number."),
         (["--scope", "both"], 2, "'both' is not one of"),
-        (["--nonsense"], 2, "No such option: --nonsense"),
+        (["--nonsense"], 2, "No option is called --nonsense."),
     ],
 )
 def test_a_wrong_command_line_is_one_line_too(options: list[str], code: int, expected: str, tmp_path: Path, fails: Fails) -> None:
@@ -188,6 +188,10 @@ def test_files_that_are_no_models(tmp_path: Path, state: dict[str, torch.Tensor]
     assert "the file is empty. Write the file again" in fails("inspect", _empty(tmp_path / "net.onnx"))
     assert "report.json: cannot be read" in fails("verify", folder)
     assert "gone.onnx: no such file" in fails("verify", tmp_path / "gone.onnx", weights)
+    assert "lost.mnn: no such file" in fails("verify", weights, tmp_path / "lost.mnn")  # before the other is read
+    assert "lost.pth: no such file" in fails("verify", folder, "--weights", tmp_path / "lost.pth")
+    assert "lost.py: no such file" in fails("verify", folder, "--model", f"{tmp_path / 'lost.py'}:Net")
+    assert "does not exist" in fails("verify", folder, "--engine", "lost")
     assert "cannot compare" in fails("verify", weights)
 
 
@@ -261,7 +265,7 @@ def test_ctrl_c_while_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(3600)\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     with subprocess.Popen(
-        [sys.executable, "-m", "irtool", "inspect", "--help"], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "irtool", "inspect", "net.onnx"], stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "importing\n"

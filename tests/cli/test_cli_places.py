@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import irtool
-from irtool.atomic_files import MAKE_ROOM
+from irtool.atomic_files import MAKE_ROOM, scratch_folder
 from irtool.cli.main import run
 from irtool.errors import FileError
 from irtool.workflows import export
+from irtool.workflows.folders.output_folder import output_folder
 
 MODEL = "VGG:depth=11,width=0.0625"
 SIZE = ("--input", "1x3x32x32")
@@ -76,6 +77,18 @@ def test_what_cannot_be_written_has_the_users_name(
     room = f"nothing was written (No space left on device). Make room in {tempfile.gettempdir()}, where it is written first."
     for target in (tmp_path / "a.onnx", tmp_path / "a.mnn"):
         assert _said(capsys, "export", MODEL, *SIZE, "--out", target) == f"{target}: {room}"
+
+
+def test_what_cannot_be_written_into_a_folder_has_the_name_that_it_would_have_there(tmp_path: Path) -> None:
+    with pytest.raises(FileError) as told, output_folder(tmp_path / "out") as folder:
+        raise FileError("nothing was written", where=str(folder / "deep" / "a.onnx"), remedy=MAKE_ROOM)
+    assert str(told.value) == f"{tmp_path / 'out' / 'deep' / 'a.onnx'}: nothing was written. {MAKE_ROOM}"
+
+
+def test_a_full_folder_for_temporary_files_is_told_by_its_own_name() -> None:
+    with pytest.raises(FileError) as told, scratch_folder() as folder:
+        raise FileError("nothing was written", where=str(folder / "a.onnx"), remedy=MAKE_ROOM)
+    assert str(told.value).startswith(f"{tempfile.gettempdir()}: nothing was written. Make room there, or name another folder")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a place that takes no file, whoever writes")

@@ -290,3 +290,28 @@ def test_inputs_that_cannot_work(tmp_path: Path) -> None:
 
 
 # --- agreement and latency ------------------------------------------------------------------------------------------
+
+
+def test_a_number_of_outputs_that_hangs_on_the_batch_is_told(tmp_path: Path) -> None:
+    class Listed(nn.Module):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [image.mean(0) for image in x]
+
+    with pytest.raises(ExportError, match="hangs on the batch: 1 at the example's, 2 at twice that.*dynamic_batch=False"):
+        export_onnx(Listed(), tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 4, 4))
+    assert not list(tmp_path.iterdir())
+    export_onnx(Listed(), tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 4, 4), dynamic_batch=False)
+
+
+def test_what_an_exporter_says_is_its_cause_and_plain(tmp_path: Path) -> None:
+    """torch's exporter begins with a guide to its own steps, in colours; what fails stands at the end of it."""
+
+    class Decides(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if int(x.abs().sum() * 1000) % 2 else x * 3
+
+    with pytest.raises(ExportError) as caught:
+        export_onnx(Decides(), tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 4, 4), exporter="dynamo")
+    assert "\x1b" not in str(caught.value)
+    assert "This is step" not in str(caught.value)
+    assert "data-dependent" in str(caught.value)

@@ -195,3 +195,14 @@ def test_refitting_without_images_leaves_the_constants() -> None:
     told = irtool.prune(graph, plan).params["constant_three_bn"].data
     torch.testing.assert_close(refitted.params["constant_three_bn"].data, told, rtol=1e-3, atol=1e-3)
     assert check_refitted(graph, plan, refitted, (x,)).ok
+
+
+def test_a_net_without_branches_loses_channels_alone_on_both_hosts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3, 8, 8)
+    graph = irtool.trace(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval(), x[:2])
+    irtool.export_onnx(graph, tmp_path / "net.onnx")
+    for one in (graph, irtool.load_onnx(tmp_path / "net.onnx")):
+        plan = irtool.plan(one, budget={"macs": 0.5}, data=x, depth=True)
+        assert plan.branches == ()
+        assert plan.removed > 0

@@ -103,6 +103,29 @@ def test_what_holds_a_cost_up_is_told_by_its_own_name(options: dict[str, Any], r
         irtool.plan(graph, **{"criterion": "l1", "budget": {"macs": 0.01}, **options})
 
 
+@pytest.mark.parametrize("options", [{}, {"criterion": "fisher"}, {"criterion": "taylor"}, {"stages": 2}, {"criterion": "l2"}])
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(3, 8, 3)], ids=["linear", "conv"])
+def test_a_net_of_one_layer_is_told_what_holds_it_up_whatever_scores_it(layer: nn.Module, options: dict[str, Any]) -> None:
+    x = torch.randn(8, 6) if isinstance(layer, nn.Linear) else torch.randn(8, 3, 5, 5)
+    graph = irtool.trace(layer.eval(), x[:2])
+    with pytest.raises(PlanError, match=r"100\.0 % of the original, held up by .* is a graph output"):
+        irtool.plan(graph, budget={"macs": 0.5}, data=x, **options)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_net_without_layers_keeps_to_any_budget(stages: int) -> None:
+    x = torch.randn(4, 3, 5, 5)
+    graph = irtool.trace(nn.ReLU().eval(), x[:2])
+    assert irtool.plan(graph, budget={"macs": 0.5, "params": 0.5}, data=x, stages=stages).removed == 0
+
+
+def test_a_limit_is_told_as_it_was_given() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    graph = irtool.trace(net.eval(), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(PlanError, match=r"0 \(15 of 16 channels stay: a limit of 10%\); 2 \(8 of 8 channels stay: a limit of 10%\)"):
+        irtool.plan(graph, "l1", budget={"macs": 0.5}, limits={"*": 0.1})
+
+
 @pytest.mark.parametrize("kind", ["macs", "params", "bytes"])
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_nothing_goes_from_a_net_that_keeps_to_its_budget_as_it_is(kind: str, scope: Any) -> None:

@@ -176,6 +176,49 @@ def test_narrow_groups_go_whole_with_a_budget_and_the_default_rounding() -> None
     assert {groups for groups, *_ in grouped(irtool.prune(graph, irtool.plan(graph, "random", 0.4)))} == {8, 2}
 
 
+def _coarse(groups: int, width: int) -> irtool.FxGraph:
+    """Two convolutions whose whole groups are large steps."""
+    torch.manual_seed(0)
+    inside = groups * width
+    middle = [nn.Conv2d(inside, inside, 3, padding=1, groups=groups), nn.ReLU(), nn.Conv2d(inside, inside, 3, padding=1, groups=groups)]
+    return traced(nn.Sequential(nn.Conv2d(3, inside, 3), nn.ReLU(), *middle, nn.Conv2d(inside, 4, 1)), 2, 3, 10, 10)
+
+
+@pytest.mark.parametrize(("groups", "width"), [(4, 12), (8, 12), (5, 20)])
+@pytest.mark.parametrize("share", [0.7, 0.3, 0.12])
+def test_where_whole_groups_are_too_coarse_for_a_budget_channels_of_each_go(groups: int, width: int, share: float) -> None:
+    graph = _coarse(groups, width)
+    plan = irtool.plan(graph, "l2", budget={"macs": share})
+    pruned = irtool.prune(graph, plan)
+    assert check_prune(graph, plan).ok
+    assert 0.97 <= irtool.cost(pruned).macs / (share * irtool.cost(graph).macs) <= 1
+
+
+def test_what_whole_groups_leave_of_a_budget_is_told_and_so_is_what_they_cannot_reach() -> None:
+    graph = _coarse(4, 12)
+    plan = irtool.plan(graph, "l2", budget={"macs": 0.7}, groups="whole")
+    used = irtool.cost(irtool.prune(graph, plan)).macs / (0.7 * irtool.cost(graph).macs)
+    assert f"{used:.0%} of the budget is used: the smallest next step, in whole groups of channels, is larger than the rest" in plan.notes
+    with pytest.raises(PlanError, match="or loosen groups"):
+        irtool.plan(graph, "l2", budget={"macs": 0.12}, groups="whole")
+
+
+def test_of_several_families_only_those_that_are_too_coarse_lose_channels_of_each() -> None:
+    torch.manual_seed(0)
+    fine, coarse = nn.Conv2d(64, 64, 3, padding=1, groups=16), nn.Conv2d(96, 96, 3, padding=1, groups=4)
+    layers = [nn.Conv2d(3, 64, 1), nn.ReLU(), fine, nn.ReLU(), nn.Conv2d(64, 96, 1), nn.ReLU(), coarse, nn.ReLU(), nn.Conv2d(96, 4, 1)]
+    graph = traced(nn.Sequential(*layers), 2, 3, 8, 8)
+    plan = irtool.plan(graph, "l2", budget={"macs": 0.16})
+    pruned = irtool.prune(graph, plan)
+    assert check_prune(graph, plan).ok
+    assert 0.97 <= irtool.cost(pruned).macs / (0.16 * irtool.cost(graph).macs) <= 1
+    first, second = grouped(pruned)
+    assert first == (first[0], 4, 4)
+    assert first[0] < 16
+    assert second[0] == 4
+    assert second[1] < 24
+
+
 def test_what_a_shuffle_interleaves_stays_even() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1, groups=4), nn.ChannelShuffle(4), nn.Conv2d(16, 16, 1, groups=4)]

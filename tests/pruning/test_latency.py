@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,34 @@ def machine(fixed: float, bend: float = 0.0, floor: float = 0.0) -> Any:
     return attempt
 
 
+def same(made: Attempt) -> float:
+    """Measured anew without noise."""
+    return made.measured
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_what_is_measured_with_noise_is_within_the_tolerance_without(share: float) -> None:
+    """Times of one net differ by some hundredths from session to session; the choice must not go to what noise made look best."""
+    draw, clean = random.Random(0), machine(0.15, 0.3)
+
+    def noisy(made: Attempt) -> float:
+        return float(made.measured * draw.gauss(1, 0.015))
+
+    for _ in range(300):
+        found = search(
+            share,
+            lambda aim: replace(clean(aim), measured=noisy(clean(aim))),
+            lambda made: noisy(clean(made.table)),
+            lambda done: None,
+            "mnn",
+        )
+        assert 0.92 * share <= clean(found.table).measured <= (1 + TOLERANCE) * share
+
+
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
 @pytest.mark.parametrize(("fixed", "bend"), [(0.0, 0.0), (0.2, 0.0), (0.1, 0.6), (0.0, -0.6), (0.25, -0.3)])
 def test_the_aim_is_corrected_until_the_measured_time_holds(share: float, fixed: float, bend: float) -> None:
-    found = search(share, machine(fixed, bend), lambda done: None, "onnxruntime")
+    found = search(share, machine(fixed, bend), same, lambda done: None, "onnxruntime")
     assert share * (1 - TOLERANCE) <= found.measured <= share * (1 + TOLERANCE)
 
 
@@ -43,14 +69,14 @@ def test_the_aim_is_corrected_until_the_measured_time_holds(share: float, fixed:
 def test_the_least_that_can_be_reached_is_told(fixed: float, floor: float) -> None:
     least = fixed + (1 - fixed) * floor
     with pytest.raises(PlanError, match="cannot come down to 50 % in mnn: the least reachable is") as caught:
-        search(0.5, machine(fixed, floor=floor), lambda done: None, "mnn")
+        search(0.5, machine(fixed, floor=floor), same, lambda done: None, "mnn")
     told = float(str(caught.value).split("least reachable is ")[1].split(" %")[0])
     assert 100 * least - 0.1 <= told <= 100 * least + 6
 
 
 def test_what_the_table_cannot_reach_may_still_be_fast_enough() -> None:
     """The table is a guess: the measured net counts."""
-    found = search(0.5, lambda aim: machine(0.0, bend=-0.5, floor=0.55)(aim), lambda done: None, "mnn")
+    found = search(0.5, lambda aim: machine(0.0, bend=-0.5, floor=0.55)(aim), same, lambda done: None, "mnn")
     assert found.measured <= 0.5 * (1 + TOLERANCE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +82,28 @@ def test_budgets_are_kept(budget: dict[str, float], criterion: str) -> None:
     used = [getattr(after, kind) / (share * getattr(before, kind)) for kind, share in budget.items()]
     assert 0.95 <= max(used) <= 1
     assert irtool.Plan.from_dict(plan.to_dict()).allocator == "measured"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("onnx", [False, True], ids=["torch", "onnx"])
+def test_finer_steps_use_what_those_that_engines_like_leave(share: float, onnx: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3),
+        nn.ReLU(),
+        nn.Conv2d(24, 8, 3),
+        nn.Flatten(),
+        nn.Linear(512, 4),
+    ]
+    x = torch.randn(32, 3, 12, 12)
+    graph: irtool.Graph = irtool.trace(nn.Sequential(*layers).eval(), x[:2])
+    if onnx:
+        irtool.export_onnx(graph, tmp_path / "net.onnx")
+        graph = irtool.load_onnx(tmp_path / "net.onnx")
+    plan = irtool.plan(graph, budget={"macs": share}, data=x, allocator="measured")
+    assert 0.97 <= irtool.cost(irtool.prune(graph, plan)).macs / (share * irtool.cost(graph).macs) <= 1
 
 
 def test_what_cannot_be_measured() -> None:

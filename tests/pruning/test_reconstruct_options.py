@@ -85,3 +85,50 @@ def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     graph, plan = half_pruned()
     with pytest.raises(OptionError, match=r"reconstruct|no number to work with"):
         irtool.reconstruct(graph, plan, images((3, 16, 16), 8), **options)
+
+
+def _mute() -> list[torch.Tensor | list[torch.Tensor]]:
+    colour = torch.tensor([0.3, -2.0, 1.0])[:, None, None]
+    return [torch.zeros(8, 3, 16, 16), colour.expand(8, 3, 16, 16), [colour.expand(4, 3, 16, 16)] * 3, torch.ones(1, 3, 16, 16)]
+
+
+@pytest.mark.parametrize("mute", _mute(), ids=["black", "one colour", "batches of one colour", "one image"])
+def test_images_that_say_nothing_are_refused_by_all_that_looks_at_them(mute: torch.Tensor | list[torch.Tensor]) -> None:
+    graph, plan = half_pruned()
+    with pytest.raises(DataError, match="hold one value in every position: they say nothing about the net"):
+        irtool.reconstruct(graph, plan, mute)
+    with pytest.raises(DataError, match="they say nothing about the net"):
+        irtool.plan(graph, budget={"macs": 0.5}, data=mute)
+
+
+def test_images_of_different_colours_are_taken() -> None:
+    graph, plan = half_pruned()
+    colours = torch.arange(24.0).reshape(8, 3, 1, 1).expand(8, 3, 16, 16)
+    assert irtool.reconstruct(graph, plan, colours).history
+
+
+@pytest.mark.parametrize("values", [torch.zeros(6, 5), torch.rand(1, 5).expand(6, 5)], ids=["zeros", "one vector"])
+def test_vectors_that_are_all_one_are_refused_and_a_single_one_is_not(values: torch.Tensor) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    graph = irtool.trace(net, torch.rand(2, 5))
+    plan = irtool.plan(graph, "l1", 0.5)
+    with pytest.raises(DataError, match="all 6 images hold one value in every position"):
+        irtool.reconstruct(graph, plan, values)
+    assert irtool.reconstruct(graph, plan, torch.rand(1, 5)).history
+
+
+def test_layers_that_read_constants_keep_their_weights_and_are_told() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)
+    ).eval()
+    net[0].bias.data -= 100  # every channel is dead on these images
+    net[0].bias.data[:4] += 200
+    net[0].weight.data[:4] = 0
+    graph = irtool.trace(net, torch.rand(2, 3, 8, 8))
+    plan = irtool.plan(graph, "l1", 0.5, "local", round_to=1, ignore="0")
+    sliced, found = irtool.prune(graph, plan, "drop"), irtool.Reconstruct(plan, torch.rand(8, 3, 8, 8))(graph)
+    assert any(note.startswith("2 of 3 layers, as 2, read the same everywhere on these images") for note in found.notes)
+    assert all(torch.equal(found.graph.params[f"{layer}.weight"].data, sliced.params[f"{layer}.weight"].data) for layer in (0, 2, 4))
+    x = torch.rand(5, 3, 8, 8)
+    assert torch.allclose(found.graph.run(x), net(x), atol=1e-5)  # the biases take up all that there is

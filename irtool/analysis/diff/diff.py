@@ -14,6 +14,7 @@ from irtool.analysis.diff.matching import match_nodes
 from irtool.analysis.diff.picture import Picture, by_node, picture
 from irtool.analysis.diff.replacements import Unmatched, find_replacements
 from irtool.ir.graph import Graph, Node
+from irtool.ir.pictures import html_table
 from irtool.page import diff_page
 from irtool.tensor_defaults import plain_tensors
 
@@ -54,6 +55,15 @@ class Diff:
     def same(self) -> bool:
         """Whether both graphs compute the same by the same nodes and numbers."""
         return not any((self.added, self.removed, self.replaced, self.attributes, self.wiring, self.channels, self.shapes, self.parameters))
+
+    def __repr__(self) -> str:
+        count = len(list(self._lines()))
+        macs = f"{self.before.macs:,} -> {self.after.macs:,} MACs"
+        return f"<Diff: {'no difference' if self.same else f'{count:,} differences'}, {macs}>"
+
+    def _repr_html_(self) -> str:
+        marks = {"-": "removed", "+": "added", "~": "changed"}
+        return html_table(("", "what"), [(marks.get(mark, mark), line) for mark, line in self._lines()], repr(self)[1:-1])
 
     def text(self, color: bool = False) -> str:
         """A line a difference (`-` removed, `+` added, `~` changed), the lowerings (`=`) and the totals.

@@ -23,6 +23,7 @@ from irtool.engines.mnn.workarounds import worked_around
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
+from irtool.extras import EXTRAS
 from irtool.tensor_defaults import plain_tensors
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
@@ -84,7 +85,7 @@ def export_mnn(
     _check_inputs(model, source)
     for module in ("MNN", "_tools"):
         if importlib.util.find_spec(module) is None:
-            raise BackendError("MNN is not installed", where="export_mnn", remedy="pip install MNN")
+            raise BackendError("MNN is not installed", where="export_mnn", remedy=f"{EXTRAS['MNN'].command}.")
     target = Path(path)
     with replacing(target) as temporary, scratch() as folder:
         temporary.unlink()  # that the converter wrote it is the only sign of its success

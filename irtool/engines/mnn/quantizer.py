@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from irtool.atomic_files import replacing
 from irtool.engines.mnn.process import in_child, meaning, scratch
 from irtool.engines.session import model_file
 from irtool.errors import ExportError, OptionError
+from irtool.extras import needed
 
 METHODS = ("KL", "EMA", "ADMM")
 
@@ -64,7 +64,9 @@ def _quantised(file: Path, folder: Path, images: np.ndarray, configuration: dict
     """Run the quantiser in a folder. That it wrote a file is the only sign of its success; it leaves others beside it."""
     (folder / "images").mkdir()
     for number, image in enumerate(images):
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(folder / "images" / f"{number:06}.png")
+        needed("PIL.Image").fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(
+            folder / "images" / f"{number:06}.png"
+        )
     written, settings, listing = folder / "int8.mnn", folder / "configuration.json", folder / "arguments.json"
     settings.write_text(json.dumps(configuration), encoding="utf-8")
     listing.write_text(json.dumps(["quantized.out", str(file), str(written), str(settings)]), encoding="utf-8")

@@ -14,6 +14,7 @@ from irtool.engines.mnn.process import in_child, meaning
 from irtool.engines.quiet import captured
 from irtool.engines.session import TensorSpec, checked, model_file, run_failed, thread_count
 from irtool.errors import BackendError, FileError
+from irtool.extras import EXTRAS
 
 
 class MnnSession:
@@ -131,7 +132,7 @@ def mnn_module() -> Any:
         with captured():
             return importlib.import_module("MNN")
     except ImportError as error:
-        raise BackendError("MNN is not installed", remedy="pip install MNN") from error
+        raise BackendError("MNN is not installed", remedy=f"{EXTRAS['MNN'].command}.") from error
 
 
 def _probe(path: Path, timeout: float = 600.0) -> None:

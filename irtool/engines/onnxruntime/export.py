@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from irtool.engines.onnxruntime.cleanup import clean
 from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, unsupported_operator
 from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
 from irtool.engines.quiet import captured
-from irtool.errors import ExportError, OptionError
+from irtool.errors import ExportError, IrtoolError, OptionError
 from irtool.hosts.onnx.files.file import move_with_weights
 from irtool.temporary import folder_beside
 from irtool.tensor_defaults import plain_tensors
@@ -143,6 +143,12 @@ def _prepare(
     outs = cases[0][1]
     if not outs:
         raise ExportError("the module returns no tensor", where=where, remedy="Return a tensor, or a tuple or dict of tensors.")
+    if len({len(made) for _, made in cases}) > 1:
+        raise ExportError(
+            f"how many tensors the module returns hangs on the batch: {len(outs)} at the example's, {len(cases[1][1])} at twice that",
+            where=where,
+            remedy="Pass dynamic_batch=False.",
+        )
     output_dims = [_dims(a.shape, b.shape, first.shape[:1]) for a, b in zip(outs, cases[1 if any(batched) else 0][1], strict=True)]
     return Job(
         flat,
@@ -166,7 +172,7 @@ def _cases(flat: FlatModule, batched: Sequence[bool], where: str) -> tuple[list[
         for inputs in batches:
             fresh = [_random(t) for t in inputs]
             try:
-                result = flat.nested(*fresh)
+                result = flat.observed(*fresh)
                 cases.append((fresh, tensors_of(result)))
             except (RuntimeError, ValueError, IndexError, AssertionError) as error:
                 if len(cases) < _NEEDED:
@@ -296,7 +302,7 @@ def _is_undecided(job: Job, inputs: Sequence[torch.Tensor], references: Sequence
     """Whether torch itself gives another result in float64 than in float32."""
     try:
         with evaluating(wide := copy.deepcopy(job.flat).double()):
-            found = tensors_of(wide.nested(*(t.double() if t.is_floating_point() else t for t in inputs)))
+            found = tensors_of(wide.observed(*(t.double() if t.is_floating_point() else t for t in inputs)))
     except (RuntimeError, TypeError):  # what cannot be copied, or states float32 itself
         return False
     return _largest(relative_error, [tensor.detach().cpu().numpy() for tensor in found], references) > TOLERANCE
@@ -306,10 +312,17 @@ def _note(failures: list[tuple[str, Exception]]) -> str:
     return "; ".join(f"{name} failed: {_first_line(error)}" for name, error in failures)
 
 
-def _first_line(error: Exception) -> str:
-    with contextlib.suppress(StopIteration):
-        return next(line.strip() for line in str(error).splitlines() if line.strip())[:200]
-    return type(error).__name__
+_GUIDE = re.compile(r"\s*(\x1b\[[0-9;]*m)*This is step \d/\d")
+"""Where the guide to an exporter's own steps begins, which tells nothing of the module."""
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's text; of its cause, where the text is a guide for the exporter's users."""
+    while _GUIDE.search(str(error)) and error.__cause__ is not None:
+        error = error.__cause__
+    said = error.what if isinstance(error, IrtoolError) else str(error)  # the place of ours is a draft that nobody will see
+    lines = (line.strip() for line in _GUIDE.split(said)[0].splitlines())
+    return next(filter(None, lines), type(error).__name__)[:200]
 
 
 def _run_failure(error: Exception, where: str, case: int) -> ExportError:

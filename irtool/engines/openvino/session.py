@@ -15,6 +15,7 @@ import numpy as np
 from irtool.engines.quiet import captured
 from irtool.engines.session import TensorSpec, checked, model_file, run_failed, thread_count
 from irtool.errors import BackendError
+from irtool.extras import EXTRAS
 from irtool.hosts.onnx.files.file import check_bounds
 
 _TELEMETRY = "openvino_telemetry"
@@ -96,7 +97,7 @@ def openvino() -> Any:
         with _untold():
             return importlib.import_module("openvino")  # importing irtool must not need it
     except ImportError as error:
-        raise BackendError("OpenVINO is not installed", remedy="pip install 'irtool[openvino]'") from error
+        raise BackendError("OpenVINO is not installed", remedy=f"{EXTRAS['openvino'].command}.") from error
 
 
 @contextmanager

@@ -85,6 +85,11 @@ class OnnxGraph(OnnxEdits):
         """A copy; the arrays of parameters are shared, since an edit puts a new one in their place."""
         return self.with_host(self.host.copy())
 
+    def __reduce__(self) -> Any:
+        state = {"filled": self.filled, "selects": frozenset(self.selects), "scalars": self.scalars, "history": self.history,
+                 "foreign": self._foreign, "notes": self.notes}  # fmt: skip
+        return _unpickled, (self.proto.SerializeToString(), self.header.SerializeToString(), self.sizes, state)
+
     def at(self, sizes: Mapping[str, tuple[int, ...]]) -> OnnxGraph:
         """Read the same program for other example sizes."""
         return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history,
@@ -241,7 +246,8 @@ class OnnxGraph(OnnxEdits):
     def observe(self, batch: frontier.Batch, names: Collection[str], seen: frontier.Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and output of each node named."""
         observed = [node for node in self.nodes if node.name in names]
-        for node, value in zip(observed, self.run(*batch, values=[node.output.name for node in observed]), strict=True):
+        values = self.run(*batch, values=[node.output.name for node in observed]) if observed else []  # no names would mean the outputs
+        for node, value in zip(observed, values, strict=True):
             seen(node.name, value)
 
     def side_by_side(self, batches: Sequence[frontier.Batch], stops: Sequence[frontier.Stop]) -> OnnxFrontier:
@@ -288,3 +294,8 @@ class OnnxGraph(OnnxEdits):
 @once
 def _compared(graph: OnnxGraph) -> list[str]:
     return instead_of_outputs(graph, graph.data_sized, frozenset(graph._runnable.declared))
+
+
+def _unpickled(program: bytes, header: bytes, sizes: Mapping[str, tuple[int, ...]], state: dict[str, Any]) -> OnnxGraph:
+    """A graph from what `OnnxGraph.__reduce__` gave."""
+    return OnnxGraph(gs.import_onnx(ModelProto.FromString(program)), sizes, ModelProto.FromString(header), **state)

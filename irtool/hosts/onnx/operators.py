@@ -61,6 +61,8 @@ ROWS: dict[str, Row] = {
     "CumSum": _row("Cumsum", "input -", read.cumulated),
     "Resize": _row("Resize", "input - - -", read.resize),
     "Upsample": _row("Resize", "input -", read.resize),
+    "GridSample": _row("RoiPool", "input grid"),
+    "RoiAlign": _row("RoiPool", "input rois batches"),
     "Reshape": _row("Reshape", "input -", read.sizes("shape")),
     "Flatten": _row("Reshape", "input"),
     "Squeeze": _row("Reshape", "input -", read.sizes("axes")),

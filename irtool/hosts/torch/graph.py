@@ -15,6 +15,7 @@ from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.edits import FxEdits
 from irtool.hosts.torch.initialise import initialise
 from irtool.hosts.torch.modules import call, copy_module
+from irtool.hosts.torch.pickled import flat, rebuilt
 from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
 from irtool.hosts.torch.running.counting import counted_macs
@@ -96,9 +97,9 @@ class FxGraph(FxEdits):
         return exchanged
 
     def run(self, *inputs: Any) -> Any:
-        """Run the graph in eval mode without gradients; train/eval flags are put back afterwards."""
+        """Run the graph in eval mode without gradients, on copies of the inputs; train/eval flags are put back afterwards."""
         with evaluating(self.module), torch.no_grad():
-            return self.module(*inputs)
+            return self.module(*map_tensors(inputs, torch.clone))
 
     def run_as(self, inputs: Sequence[Any], dtype: torch.dtype | None = None) -> Any:
         """Run the program in eval mode without touching its inputs, in `dtype` if that is given; see `Graph.run_as`."""
@@ -191,6 +192,10 @@ class FxGraph(FxEdits):
         module = copy_module(self.module, lambda name, tensor: data(tensor))
         return FxGraph(module, self.example_inputs, tracer=self.tracer, history=self.history)
 
+    def __reduce__(self) -> Any:
+        state = {name: getattr(self, name) for name in ("notes", "decided", "sized", "excused", "fixed")}
+        return _unpickled, (flat(self.module), self.example_inputs, self.tracer, self.history, state)
+
     def shared(self) -> FxGraph:
         """A copy of the program over the same weights."""
         return self.clone(lambda tensor: tensor)
@@ -203,9 +208,22 @@ class FxGraph(FxEdits):
         if all(x == y for x, y in pairs) or any(x[1:] != y[1:] for x, y in pairs):
             return self
         try:
-            return FxGraph(self.shared().module, theirs, tracer=self.tracer, history=self.history)
+            return self.read_on(theirs)
         except IrtoolError:  # its batch is written into it
             return self
+
+    def read_on(self, inputs: Sequence[Any]) -> FxGraph:
+        """Read the same program on inputs of other sizes; see `Graph.read_on`.
+
+        Raises:
+            GraphError: the program does not run on them.
+        """
+        leaves, own = tensors_in(tuple(inputs)), tensors_in(self.example_inputs)
+        if [leaf.shape for leaf in leaves] == [leaf.shape for leaf in own]:
+            return self
+        types = iter([leaf.dtype for leaf in own])
+        typed = map_tensors(tuple(inputs), lambda tensor: tensor.to(next(types, tensor.dtype)))
+        return FxGraph(self.shared().module, typed, tracer=self.tracer, history=self.history)
 
     def to(self, dtype: torch.dtype) -> FxGraph:
         """A copy with all floating parameters, buffers and example inputs in another type (float64 for checks)."""
@@ -309,3 +327,12 @@ class FxGraph(FxEdits):
 
         result = call(self.module, host, fx.map_arg(host.args, substitute), fx.map_arg(host.kwargs, substitute))
         return tensors_in(result)
+
+
+def _unpickled(
+    program: Any, inputs: tuple[Any, ...], tracer: str, history: tuple[Mapping[str, Any], ...], state: dict[str, Any]
+) -> FxGraph:
+    """A graph from what `FxGraph.__reduce__` gave."""
+    graph = FxGraph(rebuilt(*program), inputs, tracer=tracer, history=history)
+    graph.__dict__.update(state)
+    return graph

@@ -48,7 +48,7 @@ clamp_max clamp_ nan_to_num contiguous clone detach float double half to type_as
 feature_dropout dropout1d dropout2d dropout3d alpha_dropout zeros_like ones_like full_like rrelu
 logical_not bitwise_not invert real imag angle conj conj_physical resolve_conj isnan isinf isfinite trunc frac sinh cosh atan asin acos lift_fresh_copy detach_ stop_gradient _to_copy requires_grad_ cpu cuda bfloat16
 tan asinh acosh atanh exp2 erfc erfinv logit sinc digamma lgamma i0 sgn signbit deg2rad rad2deg isposinf isneginf positive pos int long short byte char bool
-special_entr special_erfcx special_log_ndtr special_ndtr special_ndtri special_i0e special_i1 special_i1e
+special_entr special_erfcx special_log_ndtr special_ndtr special_ndtri special_i0e special_i1 special_i1e fake_quantize_per_tensor_affine
 """
 BINARY = """
 add sub mul div truediv true_divide divide multiply subtract floordiv floor_divide mod remainder fmod pow maximum minimum where eq ne lt le gt ge
@@ -111,19 +111,20 @@ FUNCTIONS: dict[str, Spec] = {
     Pool | max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices | input kernel_size stride padding dilation ceil_mode | run
     MaxUnpool | max_unpool1d max_unpool2d max_unpool3d | input indices kernel_size stride padding output_size | run
     Pool | adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices | input output_size | run
+    RoiPool | grid_sample grid_sampler | input grid | run
     RoiPool | torchvision.roi_align torchvision.roi_pool | input rois spatial_scale | run
     Fourier | fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft | input n dim norm | run
     Fourier | fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn | input s dim norm | run
     Fourier | fft_fftshift fft_ifftshift | input dim | run
     Pool | adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d _adaptive_max_pool2d | input output_size | run
     Resize | interpolate upsample upsample_nearest upsample_bilinear upsample_nearest2d upsample_bilinear2d upsample_bicubic2d | input size | run
-    Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa grid_sample | input size | run
+    Resize | upsample_nearest1d upsample_nearest3d upsample_linear1d upsample_trilinear3d _upsample_bicubic2d_aa _upsample_bilinear2d_aa | input size | run
     PRelu | prelu | input weight | same
     Reduce | mean sum amax amin max min prod var std logsumexp var_mean std_mean argmax argmin any all median | input dim keepdim | run
     Reduce | norm | input p dim keepdim | run
     Reduce | linalg_vector_norm | input ord dim keepdim | run
     Reshape | view reshape flatten unflatten squeeze unsqueeze _unsafe_view view_as reshape_as ravel squeeze_ unsqueeze_ | input *shape | run
-    Transpose | permute transpose t swapaxes swapdims movedim moveaxis adjoint mT T | input *dims | run
+    Transpose | permute transpose t swapaxes swapdims movedim moveaxis adjoint mT T numpy_T | input *dims | run
     Concat | cat concat concatenate | tensors dim | concat
     Stack | stack hstack vstack | tensors dim | run
     Split | split chunk tensor_split unbind split_with_sizes unsafe_split unsafe_chunk | input split_size_or_sections dim | run
@@ -143,6 +144,7 @@ FUNCTIONS: dict[str, Spec] = {
     Constant | new_zeros new_ones new_full new_empty zeros ones full empty arange linspace logspace scalar_tensor eye fft_fftfreq fft_rfftfreq | input | run
     Constant | hann_window hamming_window blackman_window bartlett_window kaiser_window | input | run
     Trilu | tril triu | input diagonal | same
+    AffineGrid | affine_grid affine_grid_generator | input size align_corners | run
     Embedding | embedding | weight input | run
     StochasticDepth | stochastic_depth drop_path | input p mode training | same
     """),
@@ -225,6 +227,8 @@ _BY_ELEMENT = frozenset((UNARY + BINARY).split())
 
 def _is_by_element(node: fx.Node) -> bool:
     name = str(getattr(node.target, "__name__", node.target))
+    if name == "view_as" and len(set(node.args)) == 1:  # the tensor itself, which autograd is to take for another
+        return True
     known = node.op == "call_method" or function_spec(node.target) is not None
     return (
         known

@@ -34,9 +34,8 @@ def movement(node: Node, ctx: Context) -> None:
         for output in node.outputs:
             ctx.put(output, none(len(output.sizes)))
         return
-    if node.op == "Slice" and written(node.output) and not _is_run(node, ctx):
-        for value in moved:
-            ctx.pin(node, ctx.of(value).reshape(-1), "single channels are written in place")
+    if node.op == "Slice" and written(node.output):
+        _keep_written(node, ctx)
     if short_name(node.callee) == "unbind":
         for value in moved:
             if varying(ctx.of(value)) == [_axis(node, len(value.sizes))]:
@@ -50,16 +49,20 @@ def movement(node: Node, ctx: Context) -> None:
             flatten_others(node, ctx, labels, 1)
 
 
-def _is_run(node: Node, ctx: Context) -> bool:
-    """Whether a slice takes neighbours along every axis of channels: then what is left of them are neighbours, too, and so a view."""
+def _keep_written(node: Node, ctx: Context) -> None:
+    """Pin what a write into a slice needs to stay. Of neighbours, what is left are neighbours, too, and so a view that can be written into.
+
+    A channel that is taken alone has to stay for that, channels taken in steps only with all that lie between them.
+    """
     value = node.input
     for axis in varying(ctx.of(value)):
         places = on_axis(torch.arange(value.sizes[axis]), axis, len(value.sizes))
         (taken,) = ctx.evaluate(node, {value: expand(places, value.sizes)})
         left = collapse(taken).reshape(-1)
-        if left.numel() < 2 or bool((left.diff() != 1).any()):
-            return False
-    return True
+        if left.numel() == 1:
+            ctx.pin(node, ctx.of(value).select(axis, int(left[0])).reshape(-1), "a single channel is written in place")
+        elif bool((left.diff() != 1).any()):
+            ctx.pin(node, ctx.of(value).reshape(-1), "single channels are written in place")
 
 
 def stretch(node: Node, ctx: Context) -> None:

@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from irtool.channels.balance import Balance
 from irtool.channels.groups import ChannelGroups
+from irtool.errors import PlanError
 from irtool.pruning.criteria.criteria import Scores
 
 Ints = NDArray[np.int64]
@@ -248,7 +249,9 @@ def _nearest(balance: Balance, target: Ints, layers: _Rows) -> Ints | None:
     """
     cells, extra = len(balance.cells), len(layers.total) if (layers.step > 1).any() else 0
     width = 2 * cells + extra
-    cost = np.concatenate([np.zeros(cells), np.ones(cells), np.zeros(extra)])
+    # Of equally near ones the one that removes most: else it is the solver's release that chooses. Too little to outweigh a distance of 1.
+    most = sum(map(len, balance.cells))
+    cost = np.concatenate([np.full(cells, -0.5 / (most + 1)), np.ones(cells), np.zeros(extra)])
     eye = np.eye(cells)
     rows: list[tuple[Any, Any, Any]] = [
         (np.hstack([-eye, eye, np.zeros((cells, extra))]), -target, np.inf),
@@ -266,6 +269,9 @@ def _nearest(balance: Balance, target: Ints, layers: _Rows) -> Ints | None:
     upper = np.concatenate([[len(cell) for cell in balance.cells], np.full(cells + extra, np.inf)])
     integral = np.concatenate([np.ones(cells), np.zeros(cells), np.ones(extra)])
     found = milp(cost, constraints=constraints, bounds=Bounds(0, upper), integrality=integral, options={"time_limit": 10.0})
+    if found.x is None and found.status != 2:  # no answer is no reason to prune nothing
+        remedy = "Leave the layers of this family out by ignore=, or ask for another ratio."
+        raise PlanError(f"HiGHS found no numbers of channels that keep the balance ({found.message})", where="plan", remedy=remedy)
     if found.x is None:
         return None
     return np.round(found.x[:cells]).astype(np.int64)

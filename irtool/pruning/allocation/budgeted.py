@@ -22,7 +22,7 @@ from irtool.ops.properties import LAYERS
 from irtool.pruning.absorb.contribution import outputs, weight_of
 from irtool.pruning.allocation.allocation import Limits
 from irtool.pruning.allocation.budget import LATENCY, Targets, costs_of
-from irtool.pruning.allocation.greedy import USED, Outcome, allocate
+from irtool.pruning.allocation.greedy import USED, Outcome, allocate, finished
 from irtool.pruning.allocation.measured import allocate_measured
 from irtool.pruning.allocation.sensitivity import Curve
 from irtool.pruning.allocation.stacks import Room, Stack, room_of, stacks_of
@@ -87,6 +87,7 @@ class Budgeted:
         terms: the time of the graph that is planned on, by products of axis lengths.
         aim: what may be left of that time, a share of it; None where the budget has no latency.
         reached: the share of it that the last allocation left, and `whole` the milliseconds that it is a share of.
+        used: the share of the tightest target that the last allocation uses.
         measure: where families are measured: gives what each of them loses.
         widths: the channels that layers had before an earlier stage took some, by their place in a plan; limits are shares of these.
     """
@@ -96,6 +97,7 @@ class Budgeted:
     notes: tuple[str, ...] = ()
     reached: float = 1.0
     whole: float = 0.0
+    used: float = 1.0
     widths: Mapping[tuple[str, int], int] = field(default_factory=dict)
     measure: Callable[[ChannelGroups, list[Stack], Room], list[Curve]] | None = None
     _curves: dict[bytes, list[Curve]] = field(default_factory=dict)
@@ -127,19 +129,22 @@ class Budgeted:
         """
         options = self.options
         if self.aim is None and self.targets.hold(costs_of(cost(groups.graph))):
+            self.used = 1.0
             return np.zeros(groups.count, bool)  # what nothing is taken from gets no biases, either
         costs = width_cost(groups, biased(groups.graph), self.terms)
         shares, most = self._shares(groups), self._most(costs)
         found, finer = self._in_steps(groups, scores, costs, shares, most)
-        self.notes = (FINER.format("the budget"),) if finer > 1 else ()
+        self.used = _used(found, most)
+        self.notes = (*((FINER.format("the budget"),) if finer > 1 else ()), *self._unused(groups))
         self.reached = found.cost.get(LATENCY, 0.0) / self.whole if self.whole else 1.0
         if not found.reached and found.cost.get(LATENCY, 0.0) > most.get(LATENCY, np.inf):
             raise SlowError(self.reached)
         if not found.reached:
             asked = [name for name in ("ignore", "limits") if getattr(options, name)]
             asked += [name for name in ("min_channels", "round_to") if getattr(options, name) not in (1, "auto")]
+            asked += ["groups"] if options.groups == "whole" and groups.whole else []
             hint = f", or loosen {', '.join(asked)}" if asked else ""
-            raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint, partial(self._keeping, groups, scores, shares))
+            raise self.targets.unreachable(groups, costs, found.remove, found.cost, hint, partial(self._keeping, groups, scores))
         self._expected = found.cost
         return found.remove
 
@@ -158,32 +163,51 @@ class Budgeted:
             if options.scope == "global":
                 room = room_of(groups, costs, limits, shares)
                 stacks = stacks_of(groups, scores, room)
-                found = self._allocated(groups, stacks, room, costs, most)
+                found = self._allocated(groups, stacks, room, costs, most, tried[-1][1] if tried else None)
             else:
                 found = allocate_uniform(groups, scores, costs, most, limits, options.scope, shares)
-            used = max((found.cost[kind] / value for kind, value in most.items()), default=1.0) if found.reached else -1.0
-            if used >= USED or (found.reached and (LATENCY in most or self.measure is not None)):  # time is measured, not counted
+            used = _used(found, most)
+            if used >= USED or (found.reached and LATENCY in most):  # time is measured, not counted
                 return found, finer
             tried.append((used, found, finer))
         best = max(tried, key=lambda one: one[0])
         return best[1:] if best[0] >= 0 else tried[-1][1:]
 
-    def _allocated(self, groups: ChannelGroups, stacks: list[Stack], room: Room, costs: WidthCost, most: dict[str, float]) -> Outcome:
-        """By the scores, or by what was measured of each family where that can reach what is asked for."""
+    def _unused(self, groups: ChannelGroups) -> tuple[str, ...]:
+        """A note where more of the budget is unused than `USED` leaves, with what is too coarse; of counted costs, which time is not."""
+        if self.used >= USED or self.aim is not None:
+            return ()
+        coarse = "whole groups of channels" if groups.whole else "single channels"
+        if self.options.round_to not in (1, "auto"):
+            coarse = f"steps of round_to={self.options.round_to}"
+        return (f"{self.used:.0%} of the budget is used: the smallest next step, in {coarse}, is larger than the rest",)
+
+    def _allocated(
+        self, groups: ChannelGroups, stacks: list[Stack], room: Room, costs: WidthCost, most: dict[str, float], coarser: Outcome | None
+    ) -> Outcome:
+        """By the scores, or by what was measured of each family where that can reach what is asked for.
+
+        Args:
+            groups, stacks, room, costs, most: as for `allocate`.
+            coarser: what came of coarser steps; families that were measured in these are not measured again.
+        """
         if self.measure is None:
             return allocate(stacks, room, costs, most)
+        if coarser is not None and coarser.reached:
+            gone = [sum(bool(coarser.remove[unit].all()) for unit in stack.units) for stack in stacks]
+            return finished(stacks, room, costs, most, gone)
         key = groups.group.tobytes() + room.step.tobytes()
         if key not in self._curves:
             self._curves[key] = self.measure(groups, stacks, room)
         return allocate_measured(stacks, room, costs, most, self._curves[key])
 
-    def _keeping(self, groups: ChannelGroups, scores: Scores, shares: Mapping[int, float], layer: Layer) -> str:
+    def _keeping(self, groups: ChannelGroups, scores: Scores, layer: Layer) -> str:
         """Explain why a layer can lose no more, where nothing pins the channels that it keeps."""
         options = self.options
         if np.isnan(scores[own_groups(groups, layer)]).any():
             return f"{options.criterion} has no score here"
-        share = next((shares[number] for number, one in enumerate(groups.layers) if one is layer and number in shares), None)
-        said = [] if share is None else [f"a limit of {share:.0%}"]
+        limits = [share for pattern, share in options.limits.items() if fits(layer.node.location, pattern)]
+        said = [f"a limit of {min(limits):.0%}"] if limits else []
         said += [f"{name}={value}" for name in ("min_channels", "round_to") if (value := getattr(options, name)) not in (1, "auto")]
         return ", ".join(said) or "the fewest that can stay"
 
@@ -218,6 +242,11 @@ class Budgeted:
                 left = int(before * share + 1e-9) - (before - size)  # of what it may lose, an earlier stage took some
                 found[number] = min(max(left, 0) / size, found.get(number, 1.0))
         return found
+
+
+def _used(found: Outcome, most: Mapping[str, float]) -> float:
+    """The share of the tightest target that an outcome uses; -1 where it does not keep to them."""
+    return max((found.cost[kind] / value for kind, value in most.items()), default=1.0) if found.reached else -1.0
 
 
 def biased(graph: Graph) -> list[Node]:

@@ -85,6 +85,9 @@ def gate_gradients(groups: ChannelGroups, batches: Batches, seed: int, *, centre
     reads = list({reading.node: reading.value for reading in found}.items())
     for batch in batches:
         sums.start(len(batch[0]))
+        if not found:  # nothing that can go is read by a layer: a plan says by itself what holds it
+            yield torch.full_like(sums.gradients, torch.nan)
+            continue
         if not graph.backward(reads, batch, lambda outputs: sampled_loss(outputs, generator), sums.add):
             raise DataError("no output depends on a channel that can go", where="data", remedy="Use a criterion that reads weights, as l2.")
         gradients = sums.gradients

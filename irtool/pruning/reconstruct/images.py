@@ -48,6 +48,32 @@ def image_batches(graph: Graph, images: Any, limit: int, chunk: int) -> list[Bat
     return list(_regrouped(found, chunk))
 
 
+def require_information(batches: Sequence[Batch]) -> None:
+    """Refuse images that say nothing about a net: all are the same plain colour, or, of inputs without positions, all are one.
+
+    Raises:
+        DataError: so it is, of every argument that holds real numbers.
+    """
+    parts = [[part for part in batch if isinstance(part, Tensor) and part.is_floating_point() and part.dim() > 1] for batch in batches]
+    columns = list(zip(*parts, strict=False))
+    if columns and all(_plain(column) for column in columns):
+        count = sum(map(size_of, batches))
+        raise DataError(
+            f"{'all ' if count > 1 else ''}{count} image{'s' * (count > 1)} hold one value in every position: they say nothing about the net",
+            where="images",
+            remedy="Look at how they are read and prepared, or give none: noise takes their place where there are batch norms.",
+        )
+
+
+def _plain(column: Sequence[Tensor]) -> bool:
+    """Whether the same vector of channels is everywhere in some tensors (N, C, ...)."""
+    first = column[0]
+    if first.dim() == 2 and sum(map(len, column)) < 2:
+        return False  # one vector says what one image says
+    one = first[:1].flatten(2)[:, :, :1] if first.dim() > 2 else first[:1]
+    return all(part.shape[1] == first.shape[1] and bool((part.flatten(2) if part.dim() > 2 else part).eq(one).all()) for part in column)
+
+
 def _items(dataset: Any, limit: int) -> Iterator[Any]:
     for number in range(min(len(dataset), limit)):
         yield dataset[number]

@@ -31,6 +31,8 @@ HELD_OUT = 4
 """One image in so many is held out."""
 _EQUAL = {torch.float64: 1e-10}
 """The relative error below which a layer gives what it gave, by its type; 1e-5 for others."""
+_SAME = 1e-6
+"""Rows that differ by less than this share of their size are the same."""
 _NEGLIGIBLE = 1e-6
 """A scale this much smaller than the largest hides its channel."""
 
@@ -68,11 +70,13 @@ class Outcome:
         layers: a record for each layer that gives other outputs than it gave.
         gains: for a layer's name, what its bias gained, float64, (outputs,).
         notes: what was left alone, and why.
+        constant: layers that read the same at all sampled positions of all images, so that these say nothing about their weights.
     """
 
     layers: list[Refitted] = field(default_factory=list)
     gains: dict[str, Tensor] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    constant: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,9 @@ class Reconstruction:
                 frontier.advance(task.node)
                 self._fit(task, frontier, outcome)
         self.progress(Status("reconstruct", len(found), len(found)))
+        if outcome.constant:
+            what = f"{len(outcome.constant)} of {len(found)} layers, as {outcome.constant[0]}, read the same everywhere on these images"
+            outcome.notes.append(f"{what}: of their weights the images say nothing, and they keep them")
         return outcome
 
     def _observe(self, found: Sequence[Task]) -> None:
@@ -163,19 +170,23 @@ class Reconstruction:
         """Fit one layer, and put what was found in its place."""
         node, weight = task.node, _data(task.node)
         blocks = as_blocks(node, weight.double())
-        regression, spread = Regression(blocks.shape[2]), _Spread()
+        regression, spread, read = Regression(blocks.shape[2]), _Spread(), _Spread()
         for number, rows in enumerate(self._rows(task, frontier, blocks)):
             if number == 0 and not _computes(rows, task, frontier):
                 outcome.notes.append(f"{node.location}: left as it is (it does not compute what its attributes say)")
                 break
             regression.add(rows.read, rows.lacking, rows.held)
             spread.add(rows.aim)
+            read.add(rows.read.flatten(1))
         for number in range(len(self.batches)):
             self._samples.pop((node.name, number), None)
         variance = spread.variance()
         if variance is None:
             return
-        fit = regression.solve(weights=self.weights)
+        same = read.is_constant()
+        if same:
+            outcome.constant.append(node.location)
+        fit = regression.solve(weights=self.weights and not same)
         if fit.before <= variance * _EQUAL.get(weight.dtype, 1e-5) ** 2:
             return
         self._apply(task, fit, blocks, frontier, outcome)
@@ -267,6 +278,10 @@ class _Spread:
         """Take in rows (rows, channels)."""
         self._count += len(rows)
         self._sum, self._squares = self._sum.to(rows) + rows.sum(0), self._squares.to(rows) + rows.square().sum(0)
+
+    def is_constant(self) -> bool:
+        """Whether all rows are the same, but for rounding."""
+        return (self.variance() or 0.0) <= _SAME**2 * float(self._squares.sum()) / max(self._count, 1)
 
     def variance(self) -> float | None:
         """Variance of all channels together; None without rows."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from irtool.analysis.compare import difference
 from irtool.analysis.randomness import dropouts, without
 from irtool.channels.groups import channel_groups
-from irtool.errors import GraphError
+from irtool.errors import GraphError, IrtoolError
 from irtool.ir.graph import Graph, Node
 from irtool.nests import cast, map_tensors
 from irtool.pruning.absorb.bias import add_biases
@@ -26,6 +26,7 @@ from irtool.pruning.plan import Plan
 from irtool.pruning.reconstruct.restored import restored
 from irtool.pruning.slicing.masked import held_run, masked_run
 from irtool.pruning.slicing.plan_slicing import find_slicing, put_constants
+from irtool.pruning.slicing.slicing import Slicing
 from irtool.tensor_defaults import plain_tensors, seeded
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -109,9 +110,12 @@ def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str,
     labels, keep = slicing.labels, slicing.keep
     found = measured(labels, keep, batches) if constants == "absorb" else None
     # Slicing picks entries, so that it may come before the change of type; what is absorbed is added after it.
-    reference, sliced = without(labels.graph, always).widened(), without(slicing.fill(), always).widened()
+    sliced = without(slicing.fill(), always).widened()
     if found is not None and found.biases:
         sliced = add_biases(sliced, labels, keep, found.biases)
+    there = _read_there(graph, plan, slicing, inputs)
+    labels, keep = there.labels, there.keep
+    reference = without(labels.graph, always).widened()
     added = added_by_layers(reference, found) if found is not None else None
     places = _places(graph)
     masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs, places=places)
@@ -128,6 +132,20 @@ def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str,
     tolerance = TOLERANCES[graph.arithmetic]
     unresolved = (*expected.unresolved, *(_drawn(graph, sliced, always) if apart[1] > tolerance else ()))
     return MaskedCheck(*apart, inexact, effect, border, unresolved, tolerance, constants=off)
+
+
+def _read_there(graph: Graph, plan: Plan, slicing: Slicing[Any], inputs: tuple[Any, ...]) -> Slicing[Any]:
+    """What the plan removes where the program is read on inputs of other sizes than the example's.
+
+    Where channels lie among pixels (behind a pixel shuffle, or a view of both), masks fit one size alone.
+    """
+    if plan.branches:  # what stands for them is set in the one slicing
+        return slicing
+    try:
+        elsewhere = graph.read_on(inputs)
+        return slicing if elsewhere is graph else find_slicing(elsewhere, plan)
+    except IrtoolError:  # there, the program is refused or is another one: the example's masks are tried
+        return slicing
 
 
 def _places(graph: Graph) -> list[str]:

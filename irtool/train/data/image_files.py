@@ -10,13 +10,16 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from irtool.errors import DataError
+from irtool.extras import needed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
@@ -225,7 +228,7 @@ def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int
         DataError: the file is no image of the `FORMATS`, is truncated, or holds more than `MOST_PIXELS`. It is named.
     """
     try:
-        with Image.open(io.BytesIO(tree.read(name)), formats=FORMATS) as image:
+        with needed("PIL.Image", DataError).open(io.BytesIO(tree.read(name)), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS or max(image.size) > MOST_SIDE:
                 raise ValueError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,} in all or {MOST_SIDE:,} a side")
             wanted = channels or (1 if image.mode in ("1", "L") or _is_deep(image) else 3)
@@ -244,12 +247,12 @@ def decode(tree: FileTree, name: str, channels: int | None, size: tuple[int, int
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: Picture) -> bool:
     """Whether it is grey, of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Picture) -> Picture:
     """16 bits as 8 by their high byte, as the C++ runner reads them and Pillow reads colours. Pillow clips grey to white.
 
     Raises:
@@ -258,7 +261,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels are no numbers from 0 to 65535: save it with 8 or 16 bits")
-    return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
+    return needed("PIL.Image").fromarray((values.astype(np.uint32) >> 8).astype(np.uint8))
 
 
 def content_of(source: Path) -> str:
@@ -279,7 +282,7 @@ def content_of(source: Path) -> str:
     return f"{len(sizes)} file{'s' if len(sizes) > 1 else ''} of {total:,} bytes, {check:08x}"
 
 
-def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+def _fitted(image: Picture, height: int, width: int) -> Picture:
     """Scale to cover `height` x `width` and crop the centre.
 
     Columns first, then rows, as two calls: which comes first in one call is up to Pillow's version, and changes pixels by one.
@@ -289,5 +292,6 @@ def _fitted(image: Image.Image, height: int, width: int) -> Image.Image:
     crop_width = want * image.height if have > want else image.width
     crop_height = image.width / want if have < want else image.height
     left, top = (image.width - crop_width) * 0.5, (image.height - crop_height) * 0.5
-    columns = image.resize((width, image.height), Image.Resampling.BILINEAR, box=(left, 0, left + crop_width, image.height))
-    return columns.resize((width, height), Image.Resampling.BILINEAR, box=(0, top, width, top + crop_height))
+    bilinear = needed("PIL.Image").Resampling.BILINEAR
+    columns = image.resize((width, image.height), bilinear, box=(left, 0, left + crop_width, image.height))
+    return columns.resize((width, height), bilinear, box=(0, top, width, top + crop_height))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from irtool.atomic_files import read_text
 from irtool.errors import DataError
+from irtool.extras import needed
 
 MOST_BYTES = 1 << 30
 """Bytes of one array of pixels or labels."""
@@ -44,11 +45,7 @@ def digits() -> ArraySet:
     Raises:
         DataError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("the digits come with scikit-learn", where="digits", remedy="pip install scikit-learn.") from error
-    bunch = load_digits()
+    bunch = needed("sklearn.datasets", DataError).load_digits()
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     return ArraySet({"train": (images, torch.from_numpy(bunch.target.astype(np.int64)))}, tuple("0123456789"), flip=False)
 
@@ -190,10 +187,7 @@ def torchvision_set(name: str, root: Path | None = None, *, download: bool = Tru
     """
     kind, flip = _TORCHVISION[name]
     folder = root or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "irtool" / "torchvision"
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise DataError("torchvision is not installed", where=kind, remedy=f"pip install torchvision. {LOCAL}") from error
+    datasets = needed("torchvision.datasets", DataError)
     try:
         # torchvision checks md5 sums before it unpickles CIFAR's Python version.
         sets = {split: getattr(datasets, kind)(folder, train=split == "train", download=download) for split in ("train", "test")}

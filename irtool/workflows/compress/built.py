@@ -14,6 +14,7 @@ import torch
 from irtool.analysis.cost import cost
 from irtool.archive import save
 from irtool.engines import Session, TorchSession, export_onnx, latency_pairs
+from irtool.engines.speed.stopwatch import clock_of
 from irtool.engines.table import ENGINES, REFERENCE
 from irtool.errors import GraphError
 from irtool.hosts.torch.graph import FxGraph
@@ -159,33 +160,46 @@ def compress_graph(graph: FxGraph, data: Data | None, folder: Path, settings: Se
     baked = () if takes_any_batch(folded.graph) else ("the batch size is written into the model: its files take no other",)
     files = files_without(others)
     if made.found is not None and settings.bound is not None:
-        files |= SEARCH_FILES
         write_search(made.found, settings.bound, folder / SEARCH_FILES["search"])
         plot_search(made.found, settings.bound, folder / SEARCH_FILES["plot"])
+        files |= {kind: name for kind, name in SEARCH_FILES.items() if (folder / name).exists()}
     notes = (*graph.notes, *made.sliced.notes, *folded.notes, *baked, *others.notes)
     return Compressed(built, made.plan, Chain(tuple(links)), notes, files, made.found)
 
 
-def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> tuple[list[Measured], list[dict[str, float]]]:
-    """Time models against each other at batch 1, engine by engine.
+@dataclass(frozen=True)
+class Timed:
+    """A model with its times.
 
-    Returns:
-        Each model's measurements with latency, and by engine its time over the first model's.
+    Attributes:
+        measured: all of it, with latency.
+        ratios: by engine its time over the first model's.
+        spreads: by engine the 10th and 90th percentile of the quotients whose median the ratio is.
     """
-    inputs = _single(models[0].graph)
+
+    measured: Measured
+    ratios: dict[str, float]
+    spreads: dict[str, tuple[float, float]]
+
+
+def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> list[Timed]:
+    """Time models against each other at batch 1, engine by engine, by the clock that suits the number of threads (`clock_of`)."""
+    inputs, clock = _single(models[0].graph), clock_of(settings.threads)
     times: list[dict[str, float]] = [{} for _ in models]
     ratios: list[dict[str, float]] = [{} for _ in models]
+    spreads: list[dict[str, tuple[float, float]]] = [{} for _ in models]
     runs = 0
     for engine in [engine for engine in TIMED if all(engine in model.engines for model in models)]:
         with reporter.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
-            found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS)
-        for index, (one, ratio) in enumerate(zip(found.latencies, found.ratios, strict=True)):
-            times[index][engine], ratios[index][engine] = one.median_ms, ratio
+            found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS, clock=clock)
+        for index, one in enumerate(found.latencies):
+            times[index][engine], ratios[index][engine], spreads[index][engine] = one.median_ms, found.ratios[index], found.spreads[index]
             runs = one.runs if not runs else min(runs, one.runs)
-    return [
+    measured = [
         replace(model.measured, latency_ms=time, runs=runs, threads=settings.threads) for model, time in zip(models, times, strict=True)
-    ], ratios
+    ]
+    return [Timed(*parts) for parts in zip(measured, ratios, spreads, strict=True)]
 
 
 def report_of(

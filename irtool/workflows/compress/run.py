@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from irtool.atomic_files import scratch_folder
 from irtool.errors import OptionError
 from irtool.hosts.onnx.files.given import Given
 from irtool.hosts.onnx.files.load import save_onnx
@@ -26,7 +26,7 @@ from irtool.workflows.compress.options import CompressOptions
 from irtool.workflows.compress.search import Trial
 from irtool.workflows.compress.search_report import is_met, verdict
 from irtool.workflows.compress.settings import Settings
-from irtool.workflows.compress.speed import slower_sentences
+from irtool.workflows.compress.speed import load_of_machine, slower_sentences
 from irtool.workflows.folders.output_folder import COMPRESS, keep_inputs, model_files, output_folder
 from irtool.workflows.folders.record import Report
 from irtool.workflows.folders.run_folder import keep_history, write_run_page
@@ -97,8 +97,8 @@ def compress(
     settings = read_options(CompressOptions, options).settings(data=data is not None and data != DataOptions())
     source = _Source(model, example_inputs, None if weights is None else Path(weights), tuple(inputs), values or {})
     keep_inputs((out / name for name in FILES.values()), source.files())
-    with output_folder(out, COMPRESS) as folder, tempfile.TemporaryDirectory() as scratch:
-        return replace(_run(source, data, settings, folder, Path(scratch), reporter), folder=out)
+    with output_folder(out, COMPRESS) as folder, scratch_folder() as scratch:
+        return replace(_run(source, data, settings, folder, scratch, reporter), folder=out)
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _run(
         traced = cast(FxGraph, graph)
         done = compress_graph(traced, data, folder, settings, reporter)
         before = original(traced, data, scratch, settings, done.built.others.left_out, reporter)
-    (first, after), ratios = timed([before, done.built], settings, reporter)
+    first, after = timed([before, done.built], settings, reporter)
     origin: dict[str, Any] = {
         "model": str(file.resolve()) if file is not None else source.name or None,
         "weights": str(source.weights.resolve()) if source.weights else None,
@@ -189,8 +189,8 @@ def _run(
         "fingerprint": fingerprint(graph),
         **({"values": source.values} if source.values else {}),
     }
-    slower = slower_sentences(done.built.graph, ratios[1], settings.threads)
-    report = report_of(first, after, ratios[1], done, origin, settings, data, slower)
+    slower = slower_sentences(done.built.graph, after.ratios, after.spreads, settings.threads, load=load_of_machine(settings.threads))
+    report = report_of(first.measured, after.measured, after.ratios, done, origin, settings, data, slower)
     report.write(folder / FILES["report"])
     if source.name:
         keep_history(Path(source.name), folder)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from irtool.atomic_files import replacing
+from irtool.extras import absent, needed
 from irtool.workflows.compress.search import Bound, Found, pareto, plain
 
 AXES = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "latency": "latency"}
@@ -32,10 +33,10 @@ def plot_search(found: Found, bound: Bound, path: Path) -> None:
     Raises:
         FileError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # takes half a second to import
-
+    if absent("matplotlib"):  # told by the command: a picture is no reason to lose an hour's work
+        return
     kind = kind_of(found)
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = needed("matplotlib.figure").Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for trained, marker, label in ((False, "o", "refitted, no labels"), (True, "s", "and distilled")):
         points = [trial for trial in found.trials if bool(trial.epochs) is trained]

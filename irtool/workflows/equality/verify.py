@@ -11,6 +11,7 @@ from irtool.archive import load
 from irtool.commit import restore
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import sample_inputs
+from irtool.engines.engine import Engine
 from irtool.engines.table import ENGINES, OTHERS, REFERENCE, by_suffix, engine
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.files.load import load_onnx
@@ -36,7 +37,7 @@ from irtool.workflows.folders.record import read_record
 from irtool.workflows.folders.recorded import Recorded, require_harmless
 from irtool.workflows.folders.steps import require_finished
 from irtool.workflows.loading.data import DataOptions
-from irtool.workflows.loading.models import fingerprint, graph_of
+from irtool.workflows.loading.models import ModelSpec, fingerprint, graph_of, saved_model
 from irtool.workflows.loading.unlabelled import load_any
 
 
@@ -66,6 +67,8 @@ def verify(
         IrtoolError: a file is missing, damaged or belongs elsewhere.
     """
     files, reporter = [Path(path) for path in paths], progress or Reporter()
+    readers = _readers(engines)
+    _require_all(files, model, None if weights is None else Path(weights))
     _read_first(files)
     if len(files) == 1 and files[0].is_dir():
         chain = _folder(files[0], model, None if weights is None else Path(weights), seed, reporter)
@@ -73,17 +76,35 @@ def verify(
     else:
         chain = _files(files, seed, reporter)
         written = next((path for path in files if path.suffix == REFERENCE.suffix), files[0])
-    return Chain((*chain.links, *_read_by(tuple(engines), written, reporter)))
+    return Chain((*chain.links, *_read_by(readers, written, reporter)))
 
 
-def _read_by(names: tuple[str, ...], onnx: Path, progress: Reporter) -> list[Link]:
-    """An ONNX file in onnxruntime against engines that read it as it is."""
+def _require_all(paths: list[Path], model: str | None, weights: Path | None) -> None:
+    """Refuse what is not there before anything takes its time."""
+    for path in paths:
+        if not path.exists():
+            raise FileError("no such file or folder", where=str(path), remedy="Give what irtool wrote.")
+    if weights is not None and not weights.is_file():
+        raise FileError("no such file", where=str(weights), remedy="Give the state dict of the original.")
+    if model is not None and saved_model(model) is None:
+        place = ModelSpec.parse(model).place
+        if place.endswith(".py") and not Path(place).is_file():
+            raise FileError("no such file", where=place, remedy="Give the file that makes the original.")
+
+
+def _readers(names: Sequence[str]) -> list[Engine]:
+    """Engines by name that read ONNX files as they are."""
     rows = [engine(name) for name in names]
     for row in rows:
         if row.convert is not None or row is REFERENCE:
             raise OptionError(
                 f"{row.name} has files of its own, or is what others are compared with", where="engines", remedy="Give its file."
             )
+    return rows
+
+
+def _read_by(rows: Sequence[Engine], onnx: Path, progress: Reporter) -> list[Link]:
+    """An ONNX file in onnxruntime against engines that read it as it is."""
     inputs = tuple(sample_inputs(OnnxSession(onnx).inputs)) if rows else ()
     with progress.stage("check ONNX in other engines") if rows else nullcontext():
         return [engine_link(row, onnx, onnx, inputs) for row in rows]
@@ -99,11 +120,22 @@ def _read_first(paths: list[Path]) -> None:
         restore(folder)
         require_finished(folder)
     if len(paths) == 1 and paths[0].is_dir():
-        read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such
+        record = read_record(paths[0] / FILES["report"])  # a folder of another kind is told as such
+        _require_written(paths[0], Recorded.of(record, paths[0] / FILES["report"]))
     probes = {row.suffix: row.probe for row in ENGINES.values() if row is REFERENCE or row.convert is not None}
     for path in (file for one in paths for file in ([one / name for name in ENGINE_FILES.values()] if one.is_dir() else [one])):
         if path.suffix in probes and path.is_file():
             probes[path.suffix](path)
+
+
+def _require_written(folder: Path, record: Recorded) -> None:
+    """Refuse a run's folder that lacks what is compared there."""
+    kinds = ("model", "plan", *ENGINE_FILES)
+    lost = [FILES[kind] for kind in kinds if kind in record.files and not (folder / FILES[kind]).is_file()]
+    if lost:
+        raise FileError(
+            f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} gone", where=str(folder), remedy="Run irtool compress again."
+        )
 
 
 def _folder(folder: Path, model: str | None, weights: Path | None, seed: int, progress: Reporter) -> Chain:
@@ -193,7 +225,7 @@ def _original_graph(record: Recorded, model: str | None, weights: Path | None, p
 def _files(paths: list[Path], seed: int, progress: Reporter) -> Chain:
     for path in paths:
         if not path.is_file():
-            raise FileError("no such file", where=str(path), remedy="Give files that irtool wrote.")
+            raise FileError("is no file", where=str(path), remedy="Give one folder, or files that irtool wrote.")
     links = _FILE_KINDS.get(tuple(sorted(_kind(path) for path in paths)))
     if links is None:
         raise OptionError(

@@ -76,12 +76,22 @@ def output_folder(out: Path, maker: str | None = None) -> Iterator[Path]:
     with claimed(out, maker):
         try:
             with committed(out, lambda new: _stale(out, new)) as temporary:
-                yield temporary
+                try:
+                    yield temporary
+                except FileError as error:  # of a file that nobody knows by the name that it has there
+                    raise _as_named(error, temporary, out) from error
                 _refuse_others(out, makers(temporary))  # no work is begun where it is told before; here none is destroyed
         except OSError as error:
             begun = os.path.lexists(out / MOVING)
             what = f"{'the result is made, but its files cannot be moved' if begun else 'nothing was written'} ({error.strerror or error})"
             raise FileError(what, where=str(error.filename or out), remedy=MAKE_ROOM) from error
+
+
+def _as_named(error: FileError, temporary: Path, out: Path) -> FileError:
+    """The error with the places below a temporary folder as what they would have become."""
+    if error.where is None or not Path(error.where).is_relative_to(temporary):
+        return error
+    return FileError(error.what, where=str(out / Path(error.where).relative_to(temporary)), remedy=error.remedy)
 
 
 def makers(folder: Path) -> set[str]:

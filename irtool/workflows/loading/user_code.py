@@ -37,7 +37,8 @@ def foreign(where: str) -> Iterator[None]:
 def quiet_torch() -> Iterator[None]:
     """While torch traces: it logs, and prints to stderr, some twenty lines about what it cannot follow. The error says it in one."""
     before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
+    if not logging.getLogger("irtool").isEnabledFor(logging.INFO):  # whoever wants to hear of each step hears of torch's too
+        logging.disable(max(before, logging.WARNING))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from irtool.atomic_files import replacing
+from irtool.extras import absent, needed
 from irtool.workflows.quantize.sensitivity import Sensitivity
 
 
@@ -34,9 +35,9 @@ def plot_sensitivity(found: Sequence[Sensitivity], path: Path, *, expected: floa
     Raises:
         FileError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # takes half a second to import
-
-    figure = Figure(figsize=(max(6.0, 0.22 * len(found) + 2), 5.5), layout="constrained")
+    if absent("matplotlib"):  # told by the command: a picture is no reason to lose an hour's work
+        return
+    figure = needed("matplotlib.figure").Figure(figsize=(max(6.0, 0.22 * len(found) + 2), 5.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
     places = range(len(found))
     colours = ["tab:orange" if entry.layer in floating else "tab:blue" for entry in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,9 @@ Sizes = Mapping[str, Sequence[int | None]] | Sequence[Sequence[int | None]]
 """Shapes of inputs, by name or in order."""
 
 
+_LOG = logging.getLogger(__name__)
+
+
 @plain_tensors()
 def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None, values: Given | None = None) -> OnnxGraph:
     """Read an .onnx file as a graph.
@@ -52,6 +56,7 @@ def load_onnx(path: str | os.PathLike[str], sizes: Sizes | None = None, values: 
     try:
         graph = from_model(model, sizes, values)
         graph.notes = (*repaired, *graph.notes)
+        _LOG.info("%s was read: %d nodes", path, len(graph.nodes))
         return graph
     except IrtoolError as error:
         where = f"{path}: {error.where}" if error.where else str(path)

@@ -48,6 +48,8 @@ class _Hooked(OnnxFrontier):
         for number, host in enumerate(self._hosts):
             self._last |= {tensor.name: number for tensor in self._read_by(host)}
         self._last |= dict.fromkeys(self._names, len(self._hosts))
+        self._constants = {value.name: value.data for value in graph.outputs if value.is_param}
+        """Outputs that nothing computes."""
         self._values = {value.name: value for node in graph.nodes for value in (*node.inputs, *node.outputs) if not value.is_param}
 
     def given(self, made: Mapping[str, Array], left: Set[str]) -> None:
@@ -65,7 +67,7 @@ class _Hooked(OnnxFrontier):
             live |= self._computed(host, {}) if node is None else self._hooked(host, node)
             for name in [name for name in live if self._last.get(name, -1) <= number]:
                 del live[name]
-        return [torch.from_numpy(np.array(live[name])) for name in self._names]
+        return [torch.from_numpy(np.array(live[name] if name in live else self._constants[name])) for name in self._names]
 
     def _hooked(self, host: gs.Node, node: Node) -> dict[str, Array]:
         """Compute a node, and let the hook change those of its outputs that are tensors."""

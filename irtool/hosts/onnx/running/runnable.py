@@ -73,7 +73,10 @@ class Runnable:
             if missing := [name for name in names if name not in left]:
                 raise cannot_run(missing, self.foreign)
             feed = {**feed, **more}
-        return dict(zip(names, run_model(model, feed, names), strict=True)) if names else {}
+        # Releases of onnxruntime before 1.32 give uninitialised memory for an input that is an output too, so it is not asked for those.
+        made = [name for name in names if name not in feed]
+        found = dict(zip(made, run_model(model, feed, made), strict=True)) if made else {}
+        return {name: feed[name] if name in feed else found[name] for name in names}
 
     def given(self, model: ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Array], set[str]]:
         """Numbers in the place of what onnxruntime cannot make, by name, and the names of all values that a run with them gives.

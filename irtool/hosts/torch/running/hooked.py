@@ -12,15 +12,15 @@ from torch.utils import _pytree as pytree
 from irtool.ir.graph import Value
 from irtool.ir.hooks import Hook
 from irtool.modes import evaluating
-from irtool.nests import tensors_in
+from irtool.nests import map_tensors, tensors_in
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
 
 
 def run_hooked(graph: FxGraph, inputs: Sequence[Any], hook: Hook) -> Any:
-    """Run a graph in eval mode without gradients; see `Graph.run_hooked`."""
-    runner = _Hooked(graph, hook)
+    """Run a graph in eval mode without gradients, on copies of the inputs; see `Graph.run_hooked`."""
+    runner, inputs = _Hooked(graph, hook), map_tensors(tuple(inputs), torch.clone)
     flat = isinstance(graph.module.graph._codegen, fx.graph._PyTreeCodeGen)
     with evaluating(graph.module), torch.no_grad():
         return runner.run(*(pytree.tree_leaves(inputs) if flat else inputs))

@@ -39,6 +39,8 @@ from irtool.hosts.torch.tracing.submodule import capture
 from irtool.nests import tensors_in
 from irtool.tensor_defaults import real_tensors
 
+_LOG = logging.getLogger(__name__)
+
 
 @uncollected()
 @real_tensors()
@@ -103,7 +105,9 @@ def _tried(
             witness.agrees(graph)
         except Exception as error:
             failures.append((name, error))
+            _LOG.info("%s could not trace %s: %s", name, type(model).__name__, next(iter(str(error).splitlines()), ""))
             continue
+        _LOG.info("%s was traced by %s: %d nodes", type(model).__name__, name, len(graph.nodes))
         yield graph
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import modules_by_path
@@ -34,6 +35,8 @@ def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None 
         decided: for modules that decide by `self.training`, by path, the mode in which they are run.
         training: run all others in train mode.
     """
+    if isinstance(module, fx.GraphModule):
+        _LazyGraphModule.force_recompile(module)  # inside, the code that its first run generates would be taken back
     with (
         untouched(module, TraceNotes(), flags=False),
         in_mode(module, training=training),

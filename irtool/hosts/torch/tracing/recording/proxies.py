@@ -26,6 +26,9 @@ class TracedProxy(fx.Proxy):
     def __getattr__(self, name: str) -> TracedAttribute:
         return TracedAttribute(self, name)
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.assign(self, index, value)  # type: ignore[attr-defined]
+
     @classmethod
     def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
         """Record a call, as torch's proxy does, which lists all of torch first to tell functions from methods: that outlasts a small net."""
@@ -42,6 +45,8 @@ class TracedProxy(fx.Proxy):
 
 class TracedAttribute(fx.proxy.Attribute):
     """A proxy of `x.mT`, which is x in another order, and of other attributes."""
+
+    __setitem__ = TracedProxy.__setitem__
 
 
 class TracedParameter(fx.proxy.ParameterProxy):

@@ -21,6 +21,7 @@ from irtool.errors import TraceError
 from irtool.hosts.torch.modules import add_node, attribute, call, copy_module, empty_like, meta, modules_by_path
 from irtool.hosts.torch.operators import module_spec
 from irtool.hosts.torch.tracing.recording.aliases import canonical
+from irtool.hosts.torch.tracing.recording.assignment import assign
 from irtool.hosts.torch.tracing.recording.attention import emit_attention
 from irtool.hosts.torch.tracing.recording.autograd import name_in
 from irtool.hosts.torch.tracing.recording.counted import Counted
@@ -177,6 +178,10 @@ class SymbolicTracer(fx.Tracer):
     def python_call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Record what one of Python's own functions makes of numbers of the program; a length is needed at once."""
         return len(args[0]) if function is len else self.create_proxy("call_function", function, args, {})
+
+    def assign(self, target: fx.Proxy, index: Any, value: Any) -> None:
+        """Record `target[index] = value`."""
+        assign(target, index, value)
 
     def own_backward(self, function: type[torch.autograd.Function], args: tuple[Any, ...]) -> Any:
         """Record a call of a function with a backward of its own: the graph calls it too."""

@@ -93,7 +93,7 @@ def untouched(model: nn.Module, asides: TraceNotes, *, flags: bool) -> Iterator[
         name = path or type(module).__name__
         if plain[type(module)]:
             asides.asked.setdefault(name)
-        else:
+        elif "training" in module.__dict__:  # not so of a compiled module, which answers with another one's
             module.__dict__["training"] = Flag(module.training, lambda name=name: asides.asked.setdefault(name))  # type: ignore[misc]
     try:
         yield
