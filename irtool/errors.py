@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""What colours text in a terminal: libraries write it into their errors, which ours may quote."""
+"""Codes that colour text in a terminal: libraries write them into their errors, which ours may quote."""
 
 
 class IrtoolError(Exception):

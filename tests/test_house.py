@@ -15,8 +15,8 @@ HOST_LIBRARIES = ("torch.fx", "onnx_graphsurgeon")
 HOST_CHECK = re.compile(r"isinstance\([^)]*(FxGraph|OnnxGraph)")
 HOST_CHECKS = 7
 """Questions outside of the hosts which host a graph lies on."""
-LARGEST = 20
-"""Files of a folder: `cli/` has one a command."""
+LARGEST = 18
+"""Files of a folder; `cli/` has one a command."""
 READS_A_HOST: set[str] = set()
 """Files outside of the hosts, and of the archive that stores fx programs, that import a host's library."""
 
@@ -88,7 +88,7 @@ def test_documents_name_files_that_are_there() -> None:
 
 def test_folders_hold_one_subject_each(house: ModuleType) -> None:
     files = house.files_by_folder(set(house.sources(ROOT)))
-    assert [name for name, count in files.items() if count > LARGEST] == [], "split it by subject"
+    assert [name for name, count in files.items() if count > LARGEST and name != "irtool.cli"] == [], "split it by subject"
 
 
 @pytest.fixture(scope="module")

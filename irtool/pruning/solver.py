@@ -85,7 +85,7 @@ class Solver:
         return best
 
     def _share_used(self, whole: frozenset[str]) -> float:
-        """How much of the budget an allocation uses, before it is proven; -1 if it does not keep to it."""
+        """Return the share of the budget that an allocation uses, before it is proven; -1 if it does not keep to it."""
         labels = channel_groups(self.prepared).labels
         groups = self._grouped(labels, NOBODY, NOBODY, stream_pins(labels, self.options.residual) + self._ignored(), whole)
         try:

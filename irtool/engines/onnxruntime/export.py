@@ -313,7 +313,7 @@ def _note(failures: list[tuple[str, Exception]]) -> str:
 
 
 _GUIDE = re.compile(r"\s*(\x1b\[[0-9;]*m)*This is step \d/\d")
-"""Where the guide to an exporter's own steps begins, which tells nothing of the module."""
+"""Beginning of the guide to an exporter's own steps, which tells nothing of the module."""
 
 
 def _first_line(error: BaseException) -> str:

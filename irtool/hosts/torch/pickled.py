@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from irtool.hosts.torch.modules import add_node, lazy
 
 _KEPT = ("nn_module_stack", "owner", "whole", "stack_trace")
-"""What irtool reads of the records on a node."""
+"""Records on a node that irtool reads."""
 
 
 _HELD = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules", "training")

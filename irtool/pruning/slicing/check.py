@@ -135,7 +135,7 @@ def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str,
 
 
 def _read_there(graph: Graph, plan: Plan, slicing: Slicing[Any], inputs: tuple[Any, ...]) -> Slicing[Any]:
-    """What the plan removes where the program is read on inputs of other sizes than the example's.
+    """Slice the program as it is read on inputs of other sizes than the example's.
 
     Where channels lie among pixels (behind a pixel shuffle, or a view of both), masks fit one size alone.
     """

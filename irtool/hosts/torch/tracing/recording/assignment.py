@@ -81,11 +81,11 @@ def _assign_at(target: fx.Proxy, entries: tuple[Any, ...], value: Any) -> None:
 
 
 _FEW = 64
-"""So many known places are written one by one, which are views: what lies at a list of places is none."""
+"""Known places that are written one by one, which are views: what lies at a list of places is none."""
 
 
 def _taken(value: Any, rank: int, axis: int, place: int) -> Any:
-    """What of a tensor goes to one of the places: it is broadcast over what it is assigned to."""
+    """Record the part of a tensor that goes to one of the places: it is broadcast over what it is assigned to."""
     held = getattr(value, "value", value)
     own = axis - (rank - held.dim())
     if own < 0:
@@ -141,7 +141,7 @@ def _wrote_already(made: fx.Node, target: fx.Node, index: Any) -> bool:
 
 
 def _beginning(node: fx.Node) -> fx.Node:
-    """What a part was taken of."""
+    """Return the node that a part was taken of."""
     while node.target is operator.getitem or node.target is getattr:
         first: Any = node.args[0]
         node = first
