@@ -52,7 +52,9 @@ def _verdicts(rows: list[Row], scores: Scores) -> list[str]:
     lines, reasons = [], []
     for net, share in _cells(rows):
         found = [row for row in rows if (row["net"], row["share"]) == (net, share) and scores(row)]
-        mine, peers = ([row for row in found if row["tool"].startswith("irtool") is own] for own in (True, False))
+        sides = [[row for row in found if row["tool"].startswith("irtool") is own] for own in (True, False)]
+        both = set.intersection(*({row["seed"] for row in side} for side in sides))  # the bench may have been stopped between the two
+        mine, peers = ([row for row in side if row["seed"] in both] for side in sides)
         if not mine or not peers:
             continue
         names = ", ".join(dict.fromkeys(f"{row['tool']}{'' if row['way'] == 'plain' else ', recalibrated'}" for row in peers))

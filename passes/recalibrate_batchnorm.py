@@ -15,6 +15,7 @@ from irtool.ir.frontier import Batch, Stop
 from irtool.ir.graph import G, Graph, Node
 from irtool.ops.batch_norm import not_fixed
 from irtool.passmanager import ChangesValues, Pass, Rewritten, register
+from irtool.pruning.reconstruct.images import require_information
 
 Method = Literal["pooled", "exact"]
 
@@ -55,6 +56,7 @@ class RecalibrateBatchNorm(ChangesValues, Pass):
 
         Raises:
             GraphError: a batch does not fit.
+            DataError: all batches hold one value in every position.
             OptionError: no batches, a single value a channel, or a batch that is empty or gives values that are not finite.
         """
         norms = _fixed(graph)
@@ -70,6 +72,7 @@ class RecalibrateBatchNorm(ChangesValues, Pass):
         for node in norms:
             moments = found[node.operands["running_mean"].name]
             _give(new, node, moments.mean, moments.unbiased())
+        require_information(batches)
         return Rewritten(new, (f"{len(norms)} batch norms recalibrated", *notes, *shared))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import irtool
-from irtool.errors import GraphError, OptionError
+from irtool.errors import DataError, GraphError, OptionError
 from irtool.models import PreResNet
 from irtool.passes import RecalibrateBatchNorm
 
@@ -213,3 +213,13 @@ def test_statistics_that_two_share_are_not_exact_and_it_says_so() -> None:
     assert RecalibrateBatchNorm([torch.randn(4, 3, 4, 4)], "exact")(graph).notes[1:] == (
         "0.running_mean serves 2 batch norms: in use none reads quite what was measured",
     )
+
+
+def test_images_that_say_nothing_are_refused_where_means_and_variances_are_measured() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    graph = irtool.trace(net, torch.zeros(2, 3, 8, 8))
+    black = [torch.zeros(4, 3, 8, 8)] * 2
+    with pytest.raises(DataError, match="all 8 images hold one value in every position, which says nothing about the net"):
+        RecalibrateBatchNorm(black)(graph)
+    with pytest.raises(DataError, match="all 8 images hold one value in every position"):
+        irtool.prune(graph, irtool.plan(graph, "l1", 0.5), calibration=black)

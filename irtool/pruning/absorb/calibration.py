@@ -14,6 +14,7 @@ from irtool.channels.labels import Labels
 from irtool.errors import DataError, GraphError
 from irtool.pruning.absorb.absorb import Absorption, absorption
 from irtool.pruning.plan import Plan
+from irtool.pruning.reconstruct.images import require_information
 from irtool.pruning.slicing.plan_slicing import put_constants
 from irtool.pruning.slicing.slicing import Slicing
 
@@ -44,12 +45,15 @@ def measured(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any]
     """`absorption`, with batches from outside.
 
     Raises:
-        DataError: these are no batches, or the model does not run on one.
+        DataError: these are no batches, the model does not run on one, or they say nothing.
     """
     if calibration is None:
         return absorption(labels, keep)
+    batches = list(listed(calibration))
     with _explained():
-        return absorption(labels, keep, listed(calibration))
+        found = absorption(labels, keep, batches)
+    require_information([tuple(batch) if isinstance(batch, tuple | list) else (batch,) for batch in batches])
+    return found
 
 
 @contextmanager

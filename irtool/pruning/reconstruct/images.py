@@ -59,19 +59,19 @@ def require_information(batches: Sequence[Batch]) -> None:
     if columns and all(_plain(column) for column in columns):
         count = sum(map(size_of, batches))
         raise DataError(
-            f"{'all ' if count > 1 else ''}{count} image{'s' * (count > 1)} hold one value in every position: they say nothing about the net",
+            f"{f'all {count} images hold' if count > 1 else 'the image holds'} one value in every position, which says nothing about the net",
             where="images",
-            remedy="Look at how they are read and prepared, or give none: noise takes their place where there are batch norms.",
+            remedy="Look at how they are read and prepared.",
         )
 
 
 def _plain(column: Sequence[Tensor]) -> bool:
     """Whether the same vector of channels is everywhere in some tensors (N, C, ...)."""
     first = column[0]
-    if first.dim() == 2 and sum(map(len, column)) < 2:
+    if sum(map(len, column)) * first[0, :1].numel() < 2:
         return False  # one vector says what one image says
-    one = first[:1].flatten(2)[:, :, :1] if first.dim() > 2 else first[:1]
-    return all(part.shape[1] == first.shape[1] and bool((part.flatten(2) if part.dim() > 2 else part).eq(one).all()) for part in column)
+    one = first[:1].reshape(1, first.shape[1], -1)[:, :, :1]
+    return all(part.shape[1] == first.shape[1] and bool(part.reshape(len(part), part.shape[1], -1).eq(one).all()) for part in column)
 
 
 def _items(dataset: Any, limit: int) -> Iterator[Any]:
