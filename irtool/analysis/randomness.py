@@ -44,5 +44,5 @@ def require_repeatable(graph: Graph) -> None:
         raise CheckError(
             f"{node.callee} draws random numbers in eval mode, so that files cannot be compared with the model",
             where=node.location,
-            remedy="Use torch.nn.Dropout, which is off in eval mode, or irtool.prune from Python.",
+            remedy="Export the model in eval mode, or take the operator out; torch.nn.Dropout is off in eval mode. irtool.prune compares nothing.",
         )

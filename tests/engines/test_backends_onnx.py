@@ -297,7 +297,7 @@ def test_a_number_of_outputs_that_hangs_on_the_batch_is_told(tmp_path: Path) -> 
         def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
             return [image.mean(0) for image in x]
 
-    with pytest.raises(ExportError, match="hangs on the batch: 1 at the example's, 2 at twice that.*dynamic_batch=False"):
+    with pytest.raises(ExportError, match=r"hangs on the batch: 1 at the example's, 2 at twice that.*dynamic_batch=False"):
         export_onnx(Listed(), tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 4, 4))
     assert not list(tmp_path.iterdir())
     export_onnx(Listed(), tmp_path / "net.onnx", example_inputs=torch.rand(1, 3, 4, 4), dynamic_batch=False)

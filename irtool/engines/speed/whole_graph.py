@@ -25,7 +25,7 @@ _ROUNDS, _WARM = 400, 3
 
 def single_inputs(graph: Graph) -> tuple[Any, ...]:
     """Inputs for one run: the first sample of the example, or the whole example where its batch is written into the graph."""
-    one: tuple[Any, ...] = map_tensors(graph.example_inputs, lambda tensor: tensor[:1])
+    one: tuple[Any, ...] = map_tensors(graph.example_inputs, lambda tensor: tensor[:1] if tensor.dim() else tensor)
     try:
         graph.run(*one)
     except (RuntimeError, ValueError, AssertionError, GraphError):

@@ -19,7 +19,9 @@ from irtool.hosts.onnx.running.evaluate import Array, Seen, proto_of, run_node
 from irtool.hosts.onnx.running.frontier import OnnxFrontier
 from irtool.hosts.onnx.running.hooked import run_hooked
 from irtool.hosts.onnx.running.interpreter import described
+from irtool.hosts.onnx.running.randomness import draws
 from irtool.hosts.onnx.running.runnable import Runnable
+from irtool.hosts.onnx.running.widths import other_widths, put_float32, stating_float32
 from irtool.hosts.onnx.sizes.data_sizes import instead_of_outputs
 from irtool.hosts.onnx.sizes.write_attrs import complete, resized
 from irtool.ir import frontier
@@ -116,6 +118,19 @@ class OnnxGraph(OnnxEdits):
         known = self.known.get(value.name) if value.data is None else None
         return value.data if known is None else torch.from_numpy(np.asarray(known))
 
+    def widened(self) -> OnnxGraph:
+        """A copy in float32, the type that onnxruntime has all operators in; the graph itself if it computes in nothing else."""
+        if not other_widths(self.host):
+            return self
+        host = self.host.copy()
+        put_float32(host)
+        return OnnxGraph(host, self.sizes, stating_float32(self.header), filled=self.filled, selects=frozenset(self.selects),
+                         scalars=self.scalars, history=self.history, foreign=self._foreign, notes=self.notes)  # fmt: skip
+
+    def drawing(self) -> Sequence[Node]:
+        """The nodes that draw random numbers each time."""
+        return [node for node in self.nodes if node.host is not None and draws(node.host)]
+
     def observe_inputs(self, batch: frontier.Batch, nodes: Sequence[Node], seen: frontier.Seen) -> None:
         """Run the program on one batch, and call `seen` with the name and first input of each node."""
         values = list(dict.fromkeys(node.input.name for node in nodes))
@@ -204,8 +219,8 @@ class OnnxGraph(OnnxEdits):
         return list(self.run(*tensors_in(tuple(inputs)), values=names)) if names else []
 
     def layer(self, node: Node, x: torch.Tensor) -> torch.Tensor:
-        """Compute a layer for another input, in onnxruntime's float32; returned in float64."""
-        return OnnxFrontier(self, [], []).output(node, x.to(torch.float32)).double()
+        """Compute a layer for another input, in onnxruntime and the layer's own type; returned in float64."""
+        return OnnxFrontier(self, [], []).output(node, x.to(node.input.dtype or torch.float32)).double()
 
     def like(self, other: Graph) -> OnnxGraph:
         """Read the same program at another graph's example sizes, where its free axes allow that."""

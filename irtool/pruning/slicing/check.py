@@ -116,6 +116,7 @@ def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str,
     there = _read_there(graph, plan, slicing, inputs)
     labels, keep = there.labels, there.keep
     reference = without(labels.graph, always).widened()
+    inputs = _fitting(reference, inputs)
     added = added_by_layers(reference, found) if found is not None else None
     places = _places(graph)
     masked = partial(seeded, masked_run, reference, labels, torch.from_numpy(keep), inputs, places=places)
@@ -226,6 +227,7 @@ def check_refitted(graph: Graph, plan: Plan, refitted: Graph, inputs: tuple[Any,
     slicing, places, always = find_slicing(graph, plan), _places(graph), dropouts(graph)
     restored_graph, added = restored(slicing, refitted)
     reference, labels, keep = without(restored_graph, always).widened(), slicing.labels, torch.from_numpy(slicing.keep)
+    given = _fitting(reference, given)
     expected = seeded(masked_run, reference, labels, keep, given, added, survivors=True, places=places)
     got = seeded(_run, without(refitted, always).widened(), given, places)
     apart = _larger(difference(expected.outputs, got), _cut_difference(graph, plan, given, always))

@@ -304,7 +304,7 @@ def classes_of(data: Data | None) -> tuple[str, ...]:
 
 def _single(graph: Graph) -> list[Any]:
     """Inputs for one run: the first sample of the example, or the whole example where its batch is baked in."""
-    one = map_tensors(graph.example_inputs, lambda tensor: tensor[:1])
+    one = map_tensors(graph.example_inputs, lambda tensor: tensor[:1] if tensor.dim() else tensor)
     try:
         graph.run(*one)
     except (RuntimeError, ValueError, AssertionError, GraphError):

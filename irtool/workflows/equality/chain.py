@@ -37,6 +37,8 @@ from irtool.workflows.equality.divergence import before_saturation, first_in_eng
 
 FLOAT32 = 1e-4
 """Two float32 programs of the same formula: sums in another order."""
+FLOAT16 = 64 * torch.finfo(torch.float16).eps
+"""The same in float16, in roundings of it. The rewrite itself is shown in float32."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +203,15 @@ def _masked(found: MaskedCheck, precision: str) -> Link:
 
 def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple[Link, ...]:
     """Sliced against folded: the rewrite in float64 (of torch graphs), and the two graphs as they are in float32."""
-    if sliced.arithmetic is not torch.float64:
-        return (_link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),)
     wide = sliced.widened()
+    if wide is sliced:
+        return (_link("sliced", "folded", "float32", compare(sliced, folded, inputs), FLOAT32),)
+    if sliced.arithmetic is not torch.float64:  # a file in float16
+        given = map_tensors(inputs, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
+        return (
+            _link("sliced", "folded", "float32", compare(wide, fold_batchnorm(wide), given), FLOAT32),
+            _link("sliced", "folded", "float16", compare(sliced, folded, inputs), FLOAT16),
+        )
     exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
     return (
         _link("sliced", "folded", "float64", exact, EXACT),

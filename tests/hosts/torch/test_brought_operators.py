@@ -93,3 +93,22 @@ def test_a_compiled_part_is_left_as_it_was() -> None:
     before = {path: sorted(vars(part)) for path, part in model.named_modules()}
     irtool.trace(model, torch.randn(1, 3, 12, 12))
     assert {path: sorted(vars(part)) for path, part in model.named_modules()} == before
+
+
+def test_a_mode_that_forward_sets_is_told() -> None:
+    """A batch norm that forward freezes: the graph's takes the mode of the whole."""
+
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.norm.eval()
+            return self.b(self.norm(self.a(x)))
+
+    train = nn.Module.train
+    notes = irtool.trace(Frozen().eval(), torch.randn(1, 3, 12, 12)).notes
+    assert notes == ("norm put into eval or train mode by forward: in the graph they have the mode of the whole",)
+    assert nn.Module.train is train
+    assert irtool.trace(Net(_upscaled).eval(), torch.randn(1, 3, 12, 12)).notes == ()

@@ -109,7 +109,7 @@ def test_files_of_a_model_that_draws_are_not_compared() -> None:
         require_repeatable(graph)
     assert str(error.value) == (
         "dropout: torch.nn.functional.dropout draws random numbers in eval mode, so that files cannot be compared with the model. "
-        "Use torch.nn.Dropout, which is off in eval mode, or irtool.prune from Python."
+        "Export the model in eval mode, or take the operator out; torch.nn.Dropout is off in eval mode. irtool.prune compares nothing."
     )
 
 

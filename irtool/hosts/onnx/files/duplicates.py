@@ -8,9 +8,8 @@ from irtool.hosts.onnx.edges import cleanup, redirect
 from irtool.hosts.onnx.files.normalize import STANDARD
 from irtool.hosts.onnx.files.subgraphs import bodies
 from irtool.hosts.onnx.running.evaluate import proto_of
+from irtool.hosts.onnx.running.randomness import draws
 
-_DRAWING = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"})
-"""Operators that give something else each time."""
 _SMALL = 64
 """Constants of at most so many entries are compared by what they hold: sizes, indices, bounds."""
 
@@ -26,7 +25,7 @@ def merge_duplicates(host: gs.Graph) -> int:
     first: dict[tuple[object, ...], gs.Node] = {}
     count = 0
     for node in list(host.nodes):
-        if node.domain not in STANDARD or node.op in _DRAWING or bodies(node):
+        if node.domain not in STANDARD or draws(node) or bodies(node):
             continue
         if any(id(tensor) in outputs or tensor.name in captured for tensor in node.outputs):
             continue

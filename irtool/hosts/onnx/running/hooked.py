@@ -48,7 +48,7 @@ class _Hooked(OnnxFrontier):
         for number, host in enumerate(self._hosts):
             self._last |= {tensor.name: number for tensor in self._read_by(host)}
         self._last |= dict.fromkeys(self._names, len(self._hosts))
-        self._constants = {value.name: value.data for value in graph.outputs if value.is_param}
+        self._constants = {value.name: value.data.numpy() for value in graph.outputs if value.data is not None}
         """Outputs that nothing computes."""
         self._values = {value.name: value for node in graph.nodes for value in (*node.inputs, *node.outputs) if not value.is_param}
 

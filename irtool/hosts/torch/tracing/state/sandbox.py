@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -38,6 +38,7 @@ class TraceNotes:
         hooked_back: modules that are traced into and have hooks on their gradients.
         backwards: classes of functions whose own backward the graph lacks.
         sized: names of nodes whose value forward made a plain number of, and the line.
+        moded: modules that forward puts into a mode.
         forgotten: whether writes into buffers were left out, so that the numbers may differ from the model's.
         following_modes: of those that decide, the ones whose decision became a module that follows the mode.
     """
@@ -55,6 +56,7 @@ class TraceNotes:
     backwards: dict[str, None] = field(default_factory=dict)
     following_modes: set[str] = field(default_factory=set)
     sized: dict[str, str] = field(default_factory=dict)
+    moded: dict[str, None] = field(default_factory=dict)
     forgotten: bool = False
 
     def again(self) -> TraceNotes:
@@ -70,6 +72,7 @@ class TraceNotes:
             ("computed under torch.no_grad(): in the graph gradients flow through", self.ungraded),
             ("computed under autocast: in the graph they have the type of their inputs", self.cast),
             ("set by forward: the graph does not", self.written),
+            ("put into eval or train mode by forward: in the graph they have the mode of the whole", self.moded),
             ("have forward hooks: what they return is in the graph, which does not call them", self.hooked),
             ("have backward hooks, which the graph does not call", self.hooked_back),
             ("have a backward of their own (torch.autograd.Function), which is not in the graph", self.backwards),
@@ -96,7 +99,8 @@ def untouched(model: nn.Module, asides: TraceNotes, *, flags: bool) -> Iterator[
         elif "training" in module.__dict__:  # not so of a compiled module, which answers with another one's
             module.__dict__["training"] = Flag(module.training, lambda name=name: asides.asked.setdefault(name))  # type: ignore[misc]
     try:
-        yield
+        with _told_of_modes(tree, asides) if flags else nullcontext():
+            yield
     finally:
         changed = {id(tensor) for tensor in numbers.put_back()}
         for value, content in reversed(asides.reached):  # what the first of several hooks found is put back last
@@ -112,6 +116,23 @@ def untouched(model: nn.Module, asides: TraceNotes, *, flags: bool) -> Iterator[
         for parameter, flag in graded:
             if parameter.requires_grad != flag:
                 parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _told_of_modes(tree: Mapping[str, nn.Module], asides: TraceNotes) -> Iterator[None]:
+    """Note the modules whose `train()` or `eval()` is called meanwhile: a batch norm that forward itself freezes."""
+    names, original = {id(module): path or type(module).__name__ for path, module in tree.items()}, nn.Module.train
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        if id(self) in names:
+            asides.moded.setdefault(names[id(self)])
+        return original(self, mode)
+
+    nn.Module.train = train  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.train = original  # type: ignore[method-assign]
 
 
 def _asks_identity(kind: type) -> bool:
