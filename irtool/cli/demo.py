@@ -103,6 +103,6 @@ def _show(
         write_run_page(folder / name, first.graph, done.built.graph, f"VGG on scikit-learn's digits, {name.replace('-', ' ')}")
     last = list(made.values())[-1]
     columns = [("before", before), *((name.replace("-", " "), model) for name, model in zip(made, after, strict=True))]
-    table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio")
+    table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio", ratios=ratios[1:])
     progress.show(last.plan.summary() + "\n", chain_table(last.chain), "", table)
     return facts
