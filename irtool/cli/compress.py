@@ -17,6 +17,7 @@ from irtool.cli.tables import chain_table, comparison_table, trials_table
 from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import OptionError
 from irtool.extras import absent
+from irtool.workflows.compress.effect import Effect, sentences
 from irtool.workflows.compress.options import CompressOptions
 from irtool.workflows.compress.run import Compression
 from irtool.workflows.compress.run import compress as workflow
@@ -109,10 +110,13 @@ def _show(model: str, out: Path, done: Compression) -> None:
         console().print(trials_table(done.trials))
         console().print(f"\n{done.verdict}\n", markup=False)
     console().print(done.plan.summary(), "\n".join(report.notes) + "\n", sep="\n", markup=False)
+    if report.effect is not None:
+        said = sentences(Effect(**report.effect), report.before, report.after, report.truth)
+        console().print("\n".join(said).replace("FOLDER", str(out)) + "\n", markup=False)
     console().print(chain_table(report.chain))
     console().print()
     title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
-    console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth))
+    console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth, [report.ratios]))
     if report.speed:
         console().print("\n" + "\n".join(report.speed), markup=False)
     left_out = absent("MNN", *(["matplotlib"] if done.trials else []))

@@ -59,7 +59,7 @@ def inspect(
         graph = graph_of(model, weights, input_shapes(inputs), sound=False, values=input_values(values))
     groups, price = channel_groups(graph), cost(graph)
     rows = list(layer_rows(groups))
-    answer(_plain(graph, rows, price))
+    answer(plain(graph, rows, price))
     if text:
         console().print(graph.text() + "\n", markup=False)
     console().print(_table(model, rows))
@@ -112,7 +112,8 @@ def _unknown(graph: Graph) -> str:
     return ", ".join(places[:_LISTED]) + more if places else "none"
 
 
-def _plain(graph: Graph, rows: list[LayerRow], price: Cost) -> dict[str, Any]:
+def plain(graph: Graph, rows: list[LayerRow], price: Cost) -> dict[str, Any]:
+    """Give what is known of a model as JSON data."""
     totals = {name: value for name, value in price.to_dict().items() if name != "nodes"}
     return {
         "tracer": graph.tracer,

@@ -12,8 +12,9 @@ LARGEST_SEED = (1 << 63) - 1
 """What torch's generators take."""
 
 MODEL_HELP = (
-    "What to build or load: a built-in (PreResNet:depth=38, VGG:depth=16,width=0.5), a function or class in a module "
-    "(torchvision.models:resnet18) or in a file (net.py:Net:classes=10), an .onnx file, or a model that irtool saved."
+    "What to build or load: a built-in (PreResNet:depth=38, VGG:depth=16,width=0.5), one of torchvision's (resnet18) or timm's "
+    "(timm/NAME), a function or class in a module (package.module:build) or in a file (net.py:Net:classes=10), an .onnx file, a model "
+    "that irtool saved, or trust:FILE, a whole model that torch.save wrote, whose pickle may run code."
 )
 
 ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -35,12 +35,15 @@ def chain_table(chain: Chain) -> Table:
     return table
 
 
-def comparison_table(columns: Sequence[tuple[str, Measured]], title: str, truth: str = "labels") -> Table:
+def comparison_table(
+    columns: Sequence[tuple[str, Measured]], title: str, truth: str = "labels", ratios: Sequence[Mapping[str, float]] = ()
+) -> Table:
     """Models side by side; each column after the first shows its share of the first.
 
     Args:
         columns: a heading and a model each; the first is the original.
         title: above the table.
+        ratios: of each model after the first, its time over the first's by engine, measured in pairs.
         truth: "answers" where accuracy is agreement with the original.
     """
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -60,10 +63,12 @@ def comparison_table(columns: Sequence[tuple[str, Measured]], title: str, truth:
             table.add_row(label, *(_bytes(model.file_bytes.get(kind), base) for _, model in columns))
     for engine in TIMED:
         if any(engine in model.latency_ms for _, model in columns):
-            base_ms = first.latency_ms.get(engine)
-            table.add_row(f"{engine}, ms", *(_time(model.latency_ms.get(engine), base_ms) for _, model in columns))
+            shares = [None, *(found.get(engine) for found in ratios)] + [None] * (len(columns) - 1 - len(ratios))
+            cells = (_time(model.latency_ms.get(engine), share) for (_, model), share in zip(columns, shares, strict=True))
+            table.add_row(f"{engine}, ms", *cells)
     if first.runs:
-        table.caption = f"ms: median of {first.runs} runs, batch 1, {first.threads} thread{'s' * (first.threads != 1)}"
+        counted = f"{first.threads} thread{'s' * (first.threads != 1)}"
+        table.caption = f"ms: median of {first.runs} runs, batch 1, {counted}; %: of the original's time, median of paired runs"
         table.caption_justify = "left"
     return table
 
@@ -86,8 +91,11 @@ def _bytes(size: int | None, base: int | None) -> str:
     return "" if size is None else _share(size, base, f"{size:,}")
 
 
-def _time(milliseconds: float | None, base: float | None) -> str:
-    return "" if milliseconds is None else _share(milliseconds, base, f"{milliseconds:.2f}")
+def _time(milliseconds: float | None, share: float | None) -> str:
+    """Milliseconds, and the paired ratio: of two medians the load on the machine may have changed one alone."""
+    if milliseconds is None:
+        return ""
+    return f"{milliseconds:.2f}" if share is None else f"{milliseconds:.2f}  {100 * share:3.0f} %"
 
 
 def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:

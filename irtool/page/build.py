@@ -56,6 +56,17 @@ def run_page(
     return _page(title, {**data, "curves": list(curves), "sensitivity": sensitivity, "missing": list(missing)})
 
 
+def view_page(model: Mapping[str, Any], picture: Mapping[str, Any], title: str) -> str:
+    """A page that shows one model.
+
+    Args:
+        model: its cost and its layers, as `irtool inspect --json` prints them.
+        picture: `Diff.picture` of the graph with itself.
+        title: what it is called.
+    """
+    return _page(title, {"kind": "view", "names": [title, title], "title": title, "model": model, "picture": picture})
+
+
 def _page(title: str, data: Mapping[str, Any]) -> str:
     parts = {
         "title": html.escape(title),

@@ -2,13 +2,12 @@
 
 /** A row a layer: how many channels are left, and why if all are. */
 function channelBars(plan) {
-  const most = Math.max(...plan.layers.map((layer) => layer.total), 1);
   const rows = plan.layers.map((layer) => {
     const kept = layer.total - layer.removed.length;
     const words = `${layer.name}: ${kept} of ${layer.total} channels kept${layer.reason ? `, ${layer.reason}` : ""}`;
     return h("li", {class: layer.reason ? "whole" : null, title: words},
       h("span", {class: "name"}, layer.name),
-      h("span", {class: "track", role: "img", "aria-label": words}, h("span", {class: "total", style: `width:${(100 * layer.total) / most}%`},
+      h("span", {class: "track", role: "img", "aria-label": words}, h("span", {class: "total"}, // each bar is the whole of its layer: on one scale narrow layers cannot be seen
         h("span", {class: "kept", style: `width:${(100 * kept) / Math.max(layer.total, 1)}%`}))),
       h("span", {class: "num"}, `${kept} of ${layer.total}`));
   });

@@ -1,5 +1,7 @@
 // Both sides with one camera: the same node stands at the same place in both.
 
+const LEAST_READ = 0.5; // smaller than that, words cannot be read: then the graph opens at its first node
+
 class Explorer {
   constructor(picture, names) {
     this.tree = new Tree(picture);
@@ -138,9 +140,9 @@ class Explorer {
     if (width < 2) return;
     this.placed = true;
     const across = (width - 40) / this.scene.width;
-    const k = whole ? Math.min(1, across, (height - 40) / this.scene.height) : Math.min(1, Math.max(0.75, across));
+    const k = whole ? Math.min(1, across, (height - 40) / this.scene.height) : Math.min(1, Math.max(LEAST_READ, across));
     this.camera.k = k;
-    this.camera.x = whole || across >= 0.75 ? this.scene.width / 2 - width / 2 / this.camera.k : this.scene.x[0] - width / 2 / this.camera.k;
+    this.camera.x = whole || across >= LEAST_READ ? this.scene.width / 2 - width / 2 / this.camera.k : this.scene.x[0] - width / 2 / this.camera.k;
     this.camera.y = whole ? this.scene.height / 2 - height / 2 / this.camera.k : -24 / this.camera.k;
   }
 
@@ -334,10 +336,13 @@ class Explorer {
 
   describe() {
     if (this.chosen === null) {
-      this.details.replaceChildren(h("p", {class: "muted"}, "Choose a node to see its shapes, its cost and what changed."));
+      this.details.hidden = true; // the graph has the whole width
+      this.details.replaceChildren();
       return;
     }
-    this.details.replaceChildren(...this.cards.of(this.scene.boxes[this.chosen], true));
+    this.details.hidden = false;
+    const close = h("button", {type: "button", class: "close", "aria-label": "Close", title: "Close", onclick: () => this.choose(null)}, "×");
+    this.details.replaceChildren(close, ...this.cards.of(this.scene.boxes[this.chosen], true));
   }
 }
 
@@ -360,7 +365,7 @@ function frames(tree, scene) {
     const strangers = scene.boxes.some((box) => !inside.has(box.id) && scene.x[box.id] + BOX.width > loX && scene.x[box.id] - BOX.width < hiX && scene.y[box.id] >= loY && scene.y[box.id] <= hiY);
     if (strangers) continue;
     const top = loY - BOX.height / 2 - 22;
-    const around = found.find((frame) => frame.top === top && frame.left <= loX && frame.right >= hiX);
+    const around = found.findLast((frame) => frame.top === top && frame.left <= loX && frame.right >= hiX && frame.heads.length);
     const heads = [...(around?.heads ?? []), {path: module.path, label: shortName(module.label)}];
     if (around) around.heads = [];
     found.push({frame: true, path: module.path, heads, left: loX - BOX.width / 2 - pad, right: hiX + BOX.width / 2 + pad, top, bottom: hiY + BOX.height / 2 + 7});

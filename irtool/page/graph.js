@@ -12,7 +12,8 @@ class Panel {
     this.frames = s("g", {class: "frames"});
     this.lines = s("g", {class: "edges"});
     this.boxes = s("g", {class: "boxes"});
-    this.world = s("g", null, this.frames, this.lines, this.boxes);
+    this.heads = s("g", {class: "frame heads"}); // above the lines that cross them
+    this.world = s("g", null, this.frames, this.lines, this.boxes, this.heads);
     this.svg = s("svg", {
       class: "graph", tabindex: 0, role: "application", "data-side": side,
       "aria-label": `${name}: graph. Arrow keys go from node to node, Enter folds or unfolds a module, Backspace folds the module around, plus and minus zoom.`,
@@ -43,7 +44,7 @@ class Panel {
     if (far) for (const bundle of bundles(sighted)) wanted.set(bundle.key, bundle);
     else for (const route of sighted) wanted.set(route.key, route);
     for (const frame of scene.frames) {
-      if (frame.right > sight.left && frame.left < sight.right && frame.bottom > sight.top && frame.top < sight.bottom) wanted.set(`f${frame.path}`, frame);
+      if (frame.right > sight.left && frame.left < sight.right && frame.bottom > sight.top && frame.top < sight.bottom) wanted.set(`f${frame.path}`, frame).set(`h${frame.path}`, frame.title ??= {head: frame});
     }
     this.update(wanted, scene, far);
   }
@@ -54,6 +55,12 @@ class Panel {
     }
     for (const [key, what] of wanted) {
       if (this.drawn.has(key)) continue;
+      if (what.head) {
+        const heads = this.headsOf(what.head);
+        this.heads.append(heads);
+        this.drawn.set(key, {what, element: heads, far});
+        continue;
+      }
       const element = what.path && !what.nodes && !what.frame ? this.edge(what, far) : what.frame ? this.frame(what) : far ? this.dot(what, scene) : this.box(what, scene);
       (what.nodes ? this.boxes : what.frame ? this.frames : this.lines).append(element);
       this.drawn.set(key, {what, element, far});
@@ -76,13 +83,17 @@ class Panel {
   idOf(box) { return `${this.side}-${box.id}`; }
 
   frame(frame) {
+    return s("g", {class: "frame"}, s("rect", {x: frame.left, y: frame.top, width: frame.right - frame.left, height: frame.bottom - frame.top, rx: 10}));
+  }
+
+  headsOf(frame) {
     let x = frame.left + 10;
     const heads = frame.heads.map(({path, label}) => {
       const text = s("text", {x, y: frame.top + 14, "data-fold": path}, `− ${shortened(label, 30)}`);
       x += 6.3 * Math.min(30, label.length) + 24;
       return text;
     });
-    return s("g", {class: "frame"}, s("rect", {x: frame.left, y: frame.top, width: frame.right - frame.left, height: frame.bottom - frame.top, rx: 10}), heads);
+    return s("g", null, heads);
   }
 
   box(box, scene) {

@@ -28,9 +28,17 @@ function diffParts(data) {
   return [graphs(data), totals(data), differences(data)];
 }
 
+function viewParts(data) {
+  return [graphs(data), ...model(data)];
+}
+
+const PARTS = {diff: diffParts, run: runParts, view: viewParts};
+const KINDS = {diff: " diff", run: " report", view: " view"};
+
 function heading(data) {
+  if (data.kind === "view") return [h("h1", null, data.title), (data.model.notes || []).map((text) => h("p", {class: "missing"}, text))];
   if (data.kind === "diff") {
-    return [h("h1", null, data.names[0], h("span", {class: "muted"}, " against "), data.names[1]), h("p", {class: "lead"}, data.diff.same ? "Both compute the same." : "They differ.")];
+    return [h("h1", null, data.names[0], h("span", {class: "muted"}, " against "), data.names[1]), h("p", {class: "lead"}, data.diff.same ? "Both compute the same." : "They differ."), diffTiles(data.diff.totals)];
   }
   const {options, channels: [total, kept]} = data.report;
   const words = [options.criterion && `ranked by ${options.criterion}`, options.ratio !== undefined && `ratio ${options.ratio}`, options.scope, `${fmt.count(kept)} of ${fmt.count(total)} channels kept`];
@@ -40,10 +48,10 @@ function heading(data) {
 
 function start() {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const parts = (data.kind === "diff" ? diffParts : runParts)(data).filter(Boolean);
+  const parts = PARTS[data.kind](data).filter(Boolean);
   const links = parts.map((part) => h("li", null, h("a", {href: `#${part.id}`}, part.querySelector("h2").textContent)));
   document.getElementById("page").replaceChildren(
-    h("header", null, h("div", {class: "bar"}, h("span", {class: "brand"}, "irtool", h("span", {class: "muted"}, data.kind === "diff" ? " diff" : " report")), themeButton()), heading(data)),
+    h("header", null, h("div", {class: "bar"}, h("span", {class: "brand"}, "irtool", h("span", {class: "muted"}, KINDS[data.kind])), themeButton()), heading(data)),
     h("nav", {"aria-label": "Contents"}, h("ul", null, links)), h("main", {id: "main"}, parts));
   document.documentElement.dataset.ready = "yes";
 }

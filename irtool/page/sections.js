@@ -17,6 +17,7 @@ function tiles(report) {
   }
   found.push(tile("Parameters", fmt.short(before.params), fmt.short(after.params), fmt.change(before.params, after.params), after.params <= before.params));
   found.push(tile("MACs", fmt.short(before.macs), fmt.short(after.macs), fmt.change(before.macs, after.macs), after.macs <= before.macs));
+  if (after.weight_bytes !== undefined && !after.file_bytes) found.push(tile("Weights", fmt.bytes(before.weight_bytes), fmt.bytes(after.weight_bytes), fmt.change(before.weight_bytes, after.weight_bytes), after.weight_bytes <= before.weight_bytes));
   const size = after.file_bytes?.onnx;
   if (size && before.file_bytes?.onnx) found.push(tile("ONNX file", fmt.bytes(before.file_bytes.onnx), fmt.bytes(size), fmt.change(before.file_bytes.onnx, size), size <= before.file_bytes.onnx));
   const both = Object.keys(after.latency_ms || {}).filter((name) => before.latency_ms?.[name] !== undefined);
@@ -28,12 +29,20 @@ function tiles(report) {
   return h("dl", {class: "tiles"}, found);
 }
 
+/** The totals of two graphs, as a run's. */
+function diffTiles(totals) {
+  const side = (index) => Object.fromEntries(Object.entries(totals).map(([name, pair]) => [name, pair[index]]));
+  return tiles({before: side(0), after: side(1)});
+}
+
 function graphs(data) {
   if (!data.picture) return null;
+  const single = data.kind === "view";
   const explorer = new Explorer(data.picture, data.names);
+  if (single) explorer.element.classList.add("single");
   window.irtoolPage = {explorer}; // a handle for tests and for the console
-  return h("section", {id: "graph", class: "wide", "aria-labelledby": "graph-title"}, h("h2", {id: "graph-title"}, "The graph, before and after"),
-    h("p", {class: "lead"}, "A node that both have stands at the same place in both."), explorer.element);
+  return h("section", {id: "graph", class: "wide", "aria-labelledby": "graph-title"}, h("h2", {id: "graph-title"}, single ? "The graph" : "The graph, before and after"),
+    single ? null : h("p", {class: "lead"}, "A node that both have stands at the same place in both."), explorer.element);
 }
 
 function channels(data) {
@@ -43,7 +52,7 @@ function channels(data) {
   for (const layer of data.plan.layers) if (layer.reason) alone.set(layer.reason, [...(alone.get(layer.reason) || []), layer.name]);
   const reasons = alone.size ? [h("h3", {id: "alone"}, "Layers left alone"), table("Layers left alone, and why", ["Layers", "Why"],
     [...alone].map(([reason, names]) => [`${names.slice(0, 4).join(", ")}${names.length > 4 ? ` and ${names.length - 4} more` : ""}`, reason]))] : [];
-  return section("channels", "Channels kept in each layer", `${fmt.count(kept)} of ${fmt.count(total)} channels are left.`, channelBars(data.plan), reasons);
+  return section("channels", "Channels kept in each layer", `${fmt.count(kept)} of ${fmt.count(total)} channels are left. Each bar is the whole of its layer.`, channelBars(data.plan), reasons);
 }
 
 const fileLabel = (kind) => kind === "model" ? "Model file" : `${kind.toUpperCase()} file`;
@@ -128,6 +137,15 @@ function differences(data) {
   const shown = rows.slice(0, 400);
   const lead = diff.same ? "No difference." : `${fmt.count(rows.length - diff.lowered.length)} differences.`;
   return section("differences", "Differences", lead, shown.length ? table("Differences", ["Kind", "Where", "What"], shown) : null, rows.length > shown.length ? h("p", {class: "muted"}, `The first ${shown.length} of ${fmt.count(rows.length)}; --json has all.`) : null);
+}
+
+/** What one model costs, and its layers with their channels. */
+function model(data) {
+  const {cost, layers} = data.model;
+  const facts = [["Parameters", fmt.count(cost.params)], ["MACs, one sample", fmt.count(cost.macs)], ["Weights, bytes", fmt.count(cost.weight_bytes)], ["Nodes", fmt.count(data.model.nodes)], ["Read by", data.model.tracer]];
+  const rows = layers.map((layer) => [layer.layer, layer.op, fmt.count(layer.channels), fmt.count(layer.prunable), layer.reason]);
+  return [section("totals", "What it costs", null, table("What it costs", ["", ""], facts, {numeric: [1]})),
+    section("layers", "Layers that make channels", null, table("Layers that make channels", ["Layer", "Operator", "Channels", "Can go", "Why not all"], rows, {numeric: [2, 3]}))];
 }
 
 function totals(data) {

@@ -33,7 +33,7 @@ _TOLERANCE = 1e-9
 
 
 @plain_tensors()
-def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: Literal["drop", "absorb"] = "drop") -> nn.Module:
+def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: Literal["drop", "absorb"] = "absorb") -> nn.Module:
     """Remove a plan's channels from a model itself.
 
     The slicing is the proven one that `prune` carries out on the graph. Afterwards the model must give the pruned graph's

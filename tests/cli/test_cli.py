@@ -339,7 +339,7 @@ def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     assert reports["absorb-0.7"]["after"]["accuracy"] > reports["drop-0.7"]["after"]["accuracy"] + 0.2
 
 
-@pytest.mark.parametrize("command", ["inspect", "train", "compress", "quantize", "report", "diff", "export", "verify", "demo"])
+@pytest.mark.parametrize("command", ["inspect", "view", "train", "compress", "quantize", "report", "diff", "export", "verify", "demo"])
 def test_every_command_has_an_example(command: str, cli: Run) -> None:
     code, printed, _ = cli(command, "--help")
     assert code == 0
@@ -347,7 +347,7 @@ def test_every_command_has_an_example(command: str, cli: Run) -> None:
 
 
 def test_the_examples_are_all_commands() -> None:
-    assert list(COMMANDS) == ["inspect", "train", "compress", "quantize", "report", "diff", "export", "simplify", "verify", "demo"]
+    assert list(COMMANDS) == ["inspect", "view", "train", "compress", "quantize", "report", "diff", "export", "simplify", "verify", "demo"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

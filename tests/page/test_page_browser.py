@@ -237,3 +237,55 @@ def test_names_of_models_are_shown_as_they_are(tmp_path: Path, opened: Open) -> 
     assert page.text(".details .name") == test_page.EVIL
     assert page.run("return document.querySelectorAll('main img, main script').length") == 0
     assert page.complaints() == []
+
+
+def test_the_graph_has_the_width_until_a_node_is_chosen(opened: Open, folder: Path) -> None:
+    page = opened(folder / "report.html", DESKTOP)
+    width = page.run("return document.querySelector('.panels').clientWidth / innerWidth")
+    assert width > 0.9
+    assert page.run("return document.querySelector('.details').hidden")
+    page.run("irtoolPage.explorer.choose(1)")
+    assert not page.run("return document.querySelector('.details').hidden")
+    page.run("document.querySelector('.details .close').click()")
+    assert page.run("return document.querySelector('.details').hidden")
+    assert page.run(
+        "return [...document.querySelectorAll('.bars .total')].every((bar) => bar.clientWidth === bar.parentElement.clientWidth)"
+    )
+
+
+def test_on_a_phone_the_whole_width_of_the_graph_is_in_sight(opened: Open, folder: Path) -> None:
+    page = opened(folder / "report.html", (390, 800))
+    assert page.run("const e = irtoolPage.explorer; return e.visible()[0].size[0] / e.camera.k >= e.scene.width || e.camera.k === 0.5")
+    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_titles_of_nested_modules_do_not_overprint_each_other(tmp_path: Path, opened: Open) -> None:
+    inner = nn.Sequential(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)), nn.ReLU()), nn.ReLU())
+    graph = trace(nn.Sequential(inner, nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8))
+    (tmp_path / "page.html").write_text(diff(graph, graph).to_html(), encoding="utf-8")
+    page = opened(tmp_path / "page.html", DESKTOP)
+    page.run("irtoolPage.explorer.refold(() => irtoolPage.explorer.tree.openAll())")
+    crossing = """
+      const boxes = [...document.querySelectorAll('[data-side="after"] .heads text')].map((text) => text.getBoundingClientRect());
+      return [boxes.length, boxes.some((a, i) => boxes.some((b, j) => i < j && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom))]"""
+    count, over = page.run(crossing)
+    assert count >= 3
+    assert not over
+
+
+def test_one_model_is_viewed_alone(cli: Callable[..., tuple[int, str, str]], tmp_path: Path, opened: Open) -> None:
+    code, printed, error = cli("view", "VGG:depth=11,width=0.0625", "--input", "1x3x32x32", "--out", tmp_path / "net.html")
+    assert (code, error) == (0, "")
+    assert printed == f"written to {tmp_path / 'net.html'}\n"
+    page = opened(tmp_path / "net.html", DESKTOP)
+    assert page.text("h1") == "VGG:depth=11,width=0.0625"
+    assert page.run("return irtoolPage.explorer.visible().length") == 1
+    assert "features.0" in page.text("#layers tbody")
+    page.run("irtoolPage.explorer.choose(1)")
+    assert page.complaints() == []
+
+
+def test_a_diff_begins_with_the_totals_as_tiles(opened: Open, graphs: Any, tmp_path: Path) -> None:
+    before, after = graphs[0], graphs[1]
+    (tmp_path / "page.html").write_text(diff(before, after).to_html(), encoding="utf-8")
+    assert opened(tmp_path / "page.html", DESKTOP).text(".tile dt") == "Parameters|MACs|Weights"

@@ -224,7 +224,7 @@ def report_of(
         "reconstruct": settings.reconstruct,
         "noise": data is None and any(step["step"] == "reconstruct" for step in done.built.graph.history),
         "distil": settings.distil,
-        "opset": settings.opset,
+        "opset": getattr(done.built.graph, "opset", settings.opset),  # an .onnx file keeps its own
     }
     options["ignore"] = list(options.get("ignore", ()))
     return Report(

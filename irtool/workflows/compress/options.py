@@ -13,10 +13,11 @@ from irtool.errors import OptionError
 from irtool.passes.prune import Constants
 from irtool.pruning.allocation.budget import LATENCY, check_budget, check_engine_request
 from irtool.pruning.allocation.budgeted import check_limits
-from irtool.pruning.plan import Allocator, GroupKind, ResidualWish, Rounding, Scope
+from irtool.pruning.plan import Allocator, GroupKind, Plan, ResidualWish, Rounding, Scope
 from irtool.pruning.planner import check_options
 from irtool.workflows.compress.search import Bound
 from irtool.workflows.compress.settings import Settings
+from irtool.workflows.loading.criteria import criterion_name
 
 IMAGES = 128
 """Refitted on. More gain next to nothing."""
@@ -35,7 +36,7 @@ class CompressOptions:
             tried where that takes seconds. Kept only if it gains on training images that were held back.
         limits: With a budget, the largest part of its channels that a layer may lose, by name or pattern.
         criterion: How channels are ranked: l1, l2, fpgm, lamp, bn_scale, random; or from training images: fisher, hessian,
-            taylor, activation, apoz. By default fisher for a budget with --data, else l1.
+            taylor, activation, apoz; or file.py:NAME, a function of (groups, seed) of your own. By default fisher for a budget with --data, else l1.
         scope: Rank over all layers, in each, or among those that are alike but for their sizes.
         residual: Residual streams: select from them, couple all that write to them, or keep them; auto: for a budget with --data what loses
             less, by trial, else couple.
@@ -61,6 +62,7 @@ class CompressOptions:
             that holds; without a budget the smallest that holds is looked for. Needs --data.
         epochs: With --max-drop, the most that one model is trained; 0 trains nothing.
         minutes: With --max-drop, for all training together.
+        plan: Carry out this plan, a plan.json of an earlier run, in place of making one.
         allow_unchecked: Accept steps that no reference in numbers exists for, on the proof by labels alone.
     """
 
@@ -89,6 +91,7 @@ class CompressOptions:
     max_drop: float | None = None
     epochs: int = 10
     minutes: float = 15.0
+    plan: str | None = None
     allow_unchecked: bool = False
 
     def settings(self, *, data: bool) -> Settings:
@@ -123,15 +126,15 @@ class CompressOptions:
             self.threads,
             self.allow_unchecked,
             None if self.max_drop is None else Bound(self.max_drop / 100, self.epochs, self.minutes),
+            given=None if self.plan is None else Plan.from_json(self.plan),
         )
 
     def _plan(self) -> dict[str, Any]:
         """The arguments of `irtool.plan`."""
         plan: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("criterion", "scope", "residual", "min_channels", "round_to", "seed", "stages", "groups", "allocator")
+            name: getattr(self, name) for name in ("scope", "residual", "min_channels", "round_to", "seed", "stages", "groups", "allocator")
         }
-        plan |= {"ratio": self._ratio, "ignore": tuple(self.ignore)}
+        plan |= {"criterion": criterion_name(self.criterion), "ratio": self._ratio, "ignore": tuple(self.ignore)}
         plan |= {"depth": True} if self.depth else {}
         plan |= {"budget": check_budget(self.budget)} if self.budget else {}
         found = {LATENCY: 0.5} if self.max_drop is not None and self.engine is not None and not self.budget else self.budget or {}
@@ -140,6 +143,10 @@ class CompressOptions:
         return plan | ({"limits": check_limits(self.limits)} if self.limits else {})
 
     def _check_together(self) -> None:
+        asked = {name: getattr(self, name) for name in _DECIDED_BY_A_PLAN}
+        if self.plan is not None and (other := [name for name, value in asked.items() if value != getattr(CompressOptions, name)]):
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in other)
+            raise OptionError("a plan, and how to make one", where="--plan", remedy=f"Leave {names} out.")
         if self.budget and self.ratio is not None:
             raise OptionError("a ratio and a budget", where="--ratio", remedy="Give one of them: the budget decides how many channels go.")
         if self.max_drop is not None and (self.ratio is not None or self._reforms):
@@ -177,7 +184,7 @@ class CompressOptions:
 
     def _check_numbers(self) -> None:
         residual = "couple" if self.residual == "auto" else self.residual
-        check_options(self.criterion or "l1", self._ratio, self.scope, residual, self.min_channels, self.round_to)
+        check_options(criterion_name(self.criterion) or "l1", self._ratio, self.scope, residual, self.min_channels, self.round_to)
         if self.runs < 1 or self.threads < 1:
             raise OptionError(
                 f"--runs {self.runs} and --threads {self.threads} must be at least 1", remedy="Leave them out for the defaults."
@@ -193,6 +200,10 @@ class CompressOptions:
                 raise OptionError(f"{getattr(self, name)}", where=f"--{name}", remedy=remedy)
 
 
+_DECIDED_BY_A_PLAN = (
+    "ratio", "budget", "limits", "stages", "criterion", "scope", "residual", "round_to", "groups", "depth", "allocator", "engine",
+    "min_channels", "ignore", "seed", "max_drop",
+)  # fmt: skip
 _MOST = (
     ("threads", MOST_THREADS, FEWER_THREADS),
     ("calibrate", sys.maxsize, "Give a number of training images, or 0."),

@@ -21,6 +21,7 @@ from irtool.progress import Reporter
 from irtool.pruning.plan import Plan
 from irtool.train import Data
 from irtool.workflows.compress.built import FILES, Built, Compressed, compress_graph, original, report_of, timed
+from irtool.workflows.compress.effect import effect_of
 from irtool.workflows.compress.onnx import compress_onnx, original_onnx
 from irtool.workflows.compress.options import CompressOptions
 from irtool.workflows.compress.search import Trial
@@ -190,7 +191,10 @@ def _run(
         **({"values": source.values} if source.values else {}),
     }
     slower = slower_sentences(done.built.graph, after.ratios, after.spreads, settings.threads, load=load_of_machine(settings.threads))
-    report = report_of(first.measured, after.measured, after.ratios, done, origin, settings, data, slower)
+    with reporter.stage("compare with the original"):
+        effect = effect_of(graph, done.built.graph, data)
+    told = report_of(first.measured, after.measured, after.ratios, done, origin, settings, data, slower)
+    report = replace(told, effect=effect.to_dict())
     report.write(folder / FILES["report"])
     if source.name:
         keep_history(Path(source.name), folder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from irtool.passes.prune import Constants
+from irtool.pruning.plan import Plan
 from irtool.workflows.compress.search import Bound
 
 
@@ -28,6 +29,7 @@ class Settings:
         threads: of each engine while it is timed. One is the default: what several gain depends on what else the machine
             does, and a small net gains little.
         unchecked: accept steps that have no reference in numbers, on the proof by labels alone.
+        given: a plan to carry out, in place of one that is made.
         bound: the accuracy that may be lost, and what may be spent on keeping it; None: what the plan asks for, whatever it loses.
     """
 
@@ -42,3 +44,4 @@ class Settings:
     threads: int = 1
     unchecked: bool = False
     bound: Bound | None = None
+    given: Plan | None = None

@@ -118,6 +118,8 @@ class _Maker(Generic[G]):
         return plan, replace(done, notes=(kept.note, *done.notes))
 
     def _planned(self, wish: Mapping[str, Any], stages: int) -> Plan:
+        if self._settings.given is not None:
+            return self._settings.given
         options = {**self._settings.plan, **self._scored, **wish, **self._settled, "stages": stages, "progress": self._reporter}
         with self._reporter.stage("plan" if stages == 1 else f"plan in {stages} stages"):
             plan = irtool.plan(self._graph, **options)
@@ -156,7 +158,9 @@ def as_shares(budget: Mapping[str, float] | None, graph: Graph, clock: GraphCloc
 
 
 def _scored(graph: Graph, data: Data | None, settings: Settings) -> dict[str, Any]:
-    """The criterion, and the images that it looks at if it does; nothing where planning decides without images."""
+    """The criterion, and the images that it looks at if it does; nothing where planning decides without images, or is done."""
+    if settings.given is not None:
+        return {}
     name = settings.plan.get("criterion")
     if name is None:
         wished = settings.plan.get("budget") is not None or settings.bound is not None

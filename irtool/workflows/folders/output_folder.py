@@ -127,7 +127,7 @@ def model_files(model: str, weights: Path | None = None) -> list[Path]:
         IrtoolError: MODEL cannot be read.
     """
     saved = saved_model(model)
-    place = Path(ModelSpec.parse(model).place) if saved is None else saved
+    place = ModelSpec.parse(model).file if saved is None else saved
     return [path for path in (place, weights) if path is not None and path.is_file()]
 
 

@@ -66,6 +66,7 @@ class Report:
         ratios: by engine: the median over paired runs of the time after over the time before.
         files: the names of what was written, by kind.
         truth: what accuracies are against: "labels", or "answers" of the original, where there are none.
+        effect: how far the compressed model's outputs are from the original's: the fields of `Effect`; None where that was not measured.
         speed: a sentence for each engine in which it became no faster: why, and what helps.
     """
 
@@ -83,6 +84,7 @@ class Report:
     files: Mapping[str, str]
     truth: str = "labels"
     speed: tuple[str, ...] = ()
+    effect: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data, with the versions that made it."""

@@ -1,7 +1,8 @@
 """From what a user writes for a model to a module, and to a traced graph.
 
 The syntax is `[module or file:]name[:key=value,...]`: `PreResNet:depth=38`, `torchvision.models:resnet18`,
-`net.py:Net:classes=10,width=0.5`. Values are Python literals; any other word is a string.
+`net.py:Net:classes=10,width=0.5`. Values are Python literals; any other word is a string. A name alone is a built-in model or one of
+torchvision's (`resnet18`), `timm/name` one of timm's, and `trust:path` a whole model that torch.save wrote.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import importlib.util
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from irtool import load_onnx, trace
 from irtool.archive import load
 from irtool.commit import restore
 from irtool.errors import FileError, OptionError, TraceError
+from irtool.extras import needed
 from irtool.hosts.onnx.files.given import Given
 from irtool.hosts.torch.tracing.errors import REFUSED, UNTRACEABLE
 from irtool.ir import Graph
@@ -34,9 +36,9 @@ from irtool.workflows.folders.steps import require_finished, step_folders
 from irtool.workflows.loading.finite import require_finite
 from irtool.workflows.loading.other_sizes import at_sizes
 from irtool.workflows.loading.user_code import foreign, quiet_torch
-from irtool.workflows.loading.weights import load_weights
+from irtool.workflows.loading.weights import load_weights, trusted_model, whole_model
 
-_SYNTAX = "Write PreResNet:depth=38, package.module:function, file.py:Class:classes=10, or the path of an .onnx file or of a model that irtool saved."
+_SYNTAX = "Write PreResNet:depth=38, resnet18, timm/NAME, package.module:function, file.py:Class:classes=10, or the path of an .onnx file or of a model that irtool saved."
 MODEL_FILE = "model.safetensors"
 """The name of the saved model in a compress run's folder."""
 ONNX_FILE = "model.onnx"
@@ -46,6 +48,9 @@ Shape = Sequence[int | None]
 LARGEST_INPUT = 1 << 28
 """Numbers in an input: 1 GiB of float32, and a model holds many such values at once."""
 _LISTED = "torchvision.models"
+_TRUST = "trust:"
+"""Before the path of a whole model that torch.save wrote: the user trusts whoever made it."""
+_TIMM = "timm/"
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -70,11 +75,21 @@ class ModelSpec:
         Raises:
             OptionError: it is not of that form.
         """
+        if text.startswith(_TRUST):
+            return cls(_TRUST, text.removeprefix(_TRUST), {})
         parts = text.split(":", 2)
         arguments = parts.pop() if len(parts) > 1 and "=" in parts[-1] else ""
         if len(parts) > 2 or not all(parts):
             raise OptionError(f"cannot read the model {text!r}", where="MODEL", remedy=_SYNTAX)
-        return cls("" if len(parts) == 1 else parts[0], parts[-1], _arguments(arguments, text))
+        found = _arguments(arguments, text)
+        if len(parts) == 1 and parts[0].startswith(_TIMM):
+            return cls("timm", "create_model", {"model_name": parts[0].removeprefix(_TIMM), **found})
+        return cls(_place_of(parts[0]) if len(parts) == 1 else parts[0], parts[-1], found)
+
+    @property
+    def file(self) -> Path:
+        """The file that it comes from, if its place is one."""
+        return Path(self.name if self.place == _TRUST else self.place)
 
     def build(self) -> nn.Module:
         """Make the module.
@@ -82,7 +97,10 @@ class ModelSpec:
         Raises:
             OptionError: there is no such thing, or it cannot be called like that.
         """
-        maker = _imported(self.place, self.name) if self.place else _builtin(self.name)
+        if self.place == _TRUST:
+            with foreign(self.name), here_importable():
+                return trusted_model(Path(self.name))
+        maker = imported(self.place, self.name) if self.place else _builtin(self.name)
         if isinstance(maker, nn.Module):
             return maker
         try:
@@ -100,6 +118,28 @@ class ModelSpec:
                 f"gave a {type(made).__name__}, not an nn.Module", where=self.name, remedy="Name a function that returns the model."
             )
         return made
+
+
+def _place_of(name: str) -> str:
+    """The place of a model that is named alone: torchvision's, unless it is built in.
+
+    Raises:
+        OptionError: it is a .py file: what that holds is listed.
+    """
+    if name.endswith(".py"):
+        held = _held(_from_file(Path(name)), name)
+        what = f"which of its models? It holds {', '.join(held)}" if held else "holds no class or function of its own"
+        raise OptionError(what, where=name, remedy=f"Write {name}:{held[0]}." if held else _SYNTAX)
+    if any(known.lower() == name.lower() for known in MODELS) or importlib.util.find_spec("torchvision") is None:
+        return ""
+    return _LISTED if name in needed(_LISTED).list_models() else ""
+
+
+def _held(module: Any, place: str) -> list[str]:
+    """The modules that a user's file defines, then the functions."""
+    own = [(name, value) for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    nets = [name for name, value in own if isinstance(value, type) and issubclass(value, nn.Module)]
+    return nets + [name for name, value in own if inspect.isfunction(value) and not name.startswith("_")]
 
 
 _REMEDIES = {
@@ -187,6 +227,8 @@ def saved_model(model: str) -> Path | None:
     Raises:
         FileError: it looks like a file and is not there.
     """
+    if model.startswith(_TRUST):
+        return None
     path = Path(model)
     there = _is_there(path)
     if there and path.suffix != ".py":
@@ -227,6 +269,9 @@ def _load(path: Path, weights: Path | None, shapes: Sequence[Shape], values: Giv
     if weights is not None:
         raise OptionError("a saved model has its weights in it", where="--weights", remedy="Leave --weights out.")
     if path.suffix in (".pth", ".pt"):
+        if whole_model(path):
+            remedy = f"If you trust whoever made it, write {_TRUST}{path}; else save the weights alone, and name the model."
+            raise FileError("a whole model, pickled: loading it may run any code, so it is refused", where=str(path), remedy=remedy)
         raise OptionError("weights alone are no model", where=str(path), remedy=f"Pass them as --weights and name the model. {_SYNTAX}")
     return load_onnx(path, shapes, values) if path.suffix == ".onnx" else at_sizes(load(path), shapes, str(path))
 
@@ -274,7 +319,12 @@ def _builtin(name: str) -> Any:
     return found
 
 
-def _imported(place: str, name: str) -> Any:
+def imported(place: str, name: str) -> Any:
+    """A function or class of a module, or of a file that ends in .py.
+
+    Raises:
+        OptionError: it cannot be imported, or has none of that name.
+    """
     module = _from_file(Path(place)) if place.endswith(".py") else _from_package(place)
     found = module
     for part in name.split("."):
@@ -286,11 +336,17 @@ def _imported(place: str, name: str) -> Any:
     return found
 
 
-def _from_package(place: str) -> Any:
+@contextlib.contextmanager
+def here_importable() -> Iterator[None]:
+    """The user's own package lies in the working folder. It comes last: what irtool imports later is what is installed."""
     if "" not in sys.path:
-        # The user's own package lies in the working folder. It comes last: what irtool imports later is what is installed.
         sys.path.append("")
-    return _guarded(place, lambda: importlib.import_module(place))
+    yield
+
+
+def _from_package(place: str) -> Any:
+    with here_importable():
+        return _guarded(place, lambda: importlib.import_module(place))
 
 
 def _from_file(path: Path) -> Any:

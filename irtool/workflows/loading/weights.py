@@ -27,7 +27,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         FileError: the file is missing, truncated or foreign, would have to run code, or does not fit the model.
     """
-    state = read_weights(path)
+    state = _within(read_weights(path), model.state_dict())
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     whole = {
         f"{path}.indexes" for path, module in model.named_modules() if isinstance(module, ChannelSelection) and module.positions is None
@@ -54,6 +54,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state, strict=False)  # what is missing selects all channels, and has no place in a traced model's checkpoint
 
 
+def _within(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights under the attribute by which whatever trained the model held it: `model.` in a Lightning module, beside a loss's own."""
+    if not own or not own.keys().isdisjoint(state):
+        return state
+    for prefix in dict.fromkeys(name.partition(".")[0] + "." for name in state):
+        found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if own.keys() <= found.keys():
+            return found
+    return state
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name: of the file itself, or of what lies under `state_dict`, `model` and the like.
 
@@ -76,6 +87,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in found):  # saved from DataParallel
         found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
     return found
+
+
+def trusted_model(path: Path) -> nn.Module:
+    """Load a whole model that torch.save wrote. Its pickle may run any code: for files of whoever the user trusts, who says so.
+
+    Raises:
+        FileError: it is missing, cannot be loaded, or holds no module.
+    """
+    if not path.is_file():
+        raise FileError("no such file", where=str(path), remedy="Give the path of a file that torch.save(model, path) wrote.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # the code that the file names raises whatever it likes
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        remedy = "Run irtool from the folder from which python imports the model's class."
+        raise FileError(f"cannot be loaded ({reason})", where=str(path), remedy=remedy) from error
+    held = found.get("model", found.get("net")) if isinstance(found, Mapping) else found
+    if not isinstance(held, nn.Module):
+        what = "weights alone" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+        raise FileError(f"holds {what}, no model", where=str(path), remedy="Give it as --weights, and name the model.")
+    return held.float() if any(tensor.dtype == torch.float16 for tensor in held.parameters()) else held
 
 
 def _tensors(plain: Any) -> dict[str, Tensor]:
@@ -110,6 +142,17 @@ def _torch(path: Path) -> Any:
         raise _damaged(path) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise _damaged(path) from error
+
+
+def whole_model(path: Path) -> bool:
+    """Whether a file names classes beside tensors, as a whole model does. Nothing of it is run."""
+    try:
+        load_stored(path)
+    except pickle.UnpicklingError as error:
+        return "global" in str(error).lower() or "WeightsUnpickler" in str(error)
+    except Exception:  # what a foreign file does to an unpickler has no bounds
+        return False
+    return False
 
 
 def _damaged(path: Path) -> FileError:
