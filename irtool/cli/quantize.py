@@ -11,7 +11,7 @@ from irtool.cli import options
 from irtool.cli.flags import with_flags
 from irtool.cli.screen import out as console
 from irtool.cli.screen import screen
-from irtool.cli.tables import int8_table
+from irtool.cli.tables import forms_table
 from irtool.workflows.loading.data import DataOptions
 from irtool.workflows.loading.model_inputs import input_shapes, input_values
 from irtool.workflows.quantize.options import QuantizeOptions
@@ -43,7 +43,10 @@ def quantize(
     Without labels the float model's answers are the labels. Of a detector or a segmenter, whose outputs are no scores of classes,
     the outputs themselves are compared: 100 % less the share of noise in them (0.3 points are 25 dB).
 
-    Writes float and int8 files of the engine, a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
+    Layers that stay in float are chosen on images of --calib that are neither calibrated with nor scored, by what the float model's own
+    probabilities expect to be lost. The accuracy told is of the scored images, which choose nothing, with its standard error.
+
+    Writes float and int8 files of the engine, and half and weights8 (smaller, computed in float), a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
     into integers and out again, and why), sensitivity.json and .png, and report.json.
 
     [bold]Example[/]: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8
@@ -51,7 +54,7 @@ def quantize(
     calibration, shapes, fixed = DataOptions(calib, mean, std, limit, image_size), input_shapes(inputs), input_values(values)
     with screen() as progress:
         done = workflow(model, out, calib=calibration, data=data, weights=weights, inputs=shapes, values=fixed, progress=progress, **chosen)
-    shown = int8_table(done.outcome, done.settings, done.images)
+    shown = forms_table(done.outcome, done.settings, done.images)
     steps = borders(done.outcome, done.settings.engine)
     for part in (*done.outcome.notes, shown, *steps, done.verdict, f"written to {out}"):
         console().print(part, markup=False)

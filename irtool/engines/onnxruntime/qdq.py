@@ -1,7 +1,8 @@
 """Writing an int8 model as ONNX with QuantizeLinear and DequantizeLinear.
 
 Each integer tensor gets both steps; engines drop those between two integer operators. Weights are stored as int8 with one
-scale a channel, biases as int32 whose scale is the product of input's and weight's, as integer convolutions need it.
+scale a channel. Biases are floats: integer convolutions need them as int32 whose scale is the product of the input's and the weight's,
+and engines make that of them when they load the file, which saves a scale for each.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ from collections import Counter
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from irtool.engines.onnxruntime.prepare import OLDEST
 from irtool.errors import ExportError
 from irtool.hosts.onnx.files.file import opset_of
 from irtool.quant.affine import Affine
 from irtool.quant.placement import DefUse, Layer, Placement, layers_of
 from irtool.quant.scales import QuantisedLayer, Recipe
 from irtool.quant.weights import channel_scales, integers_of, steps_of
-
-OLDEST = 13
-"""The first operator set whose steps take one scale a channel."""
 
 
 def weights_to_qdq(model: ModelProto, method: str = "max", bits: int = 8) -> ModelProto:
@@ -105,11 +104,9 @@ class _Writer:
         node.input[1] = self._restored(layer, "w", integers.weight, integers.scales, layer.axis)
         if integers.bias is None:
             return
-        scales = (np.float32(self.recipe.activations[layer.input].scale) * integers.scales).astype(np.float32)
-        values = np.clip(np.rint(integers.bias / scales.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
         while len(node.input) < 3:
             node.input.append("")
-        node.input[2] = self._restored(layer, "b", values, scales, 0)
+        node.input[2] = self._constant("b", integers.bias.astype(np.float32))
 
     def _restored(self, layer: Layer, letter: str, integers: np.ndarray, scales: np.ndarray, axis: int) -> str:
         names = [self._constant(letter, integers), self._constant(f"{letter}s", scales)]

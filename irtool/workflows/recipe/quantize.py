@@ -26,9 +26,10 @@ def _quantize(context: Context, options: Options) -> Made:
 
 def _line(engine: str, outcome: Outcome) -> str:
     before, after = outcome.before, outcome.after
+    time = "not measurable now" if outcome.ratio is None else f"{outcome.ratio:.2f} of float's time"
     return (
         f"{engine}: accuracy {100 * before.accuracy:.2f} % in float, {100 * after.accuracy:.2f} % in int8; "
-        f"{after.bytes:,} bytes, {after.bytes / before.bytes:.3f} of float; {outcome.ratio:.2f} of float's time"
+        f"{after.bytes:,} bytes, {after.bytes / before.bytes:.3f} of float; {time}"
     )
 
 
