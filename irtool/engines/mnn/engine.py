@@ -10,6 +10,7 @@ from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.int8_policy import MNN_POLICY
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
 from irtool.engines.mnn.session import MnnSession
+from irtool.engines.mnn.short_names import short_names
 from irtool.quant import Scheme
 
 ENGINE = Engine(
@@ -36,7 +37,7 @@ ENGINE = Engine(
         write=lambda model, recipe, path: export_mnn_int8(model, recipe, path).missed,
         write_weights=lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
         write_half=lambda source, path: export_mnn(source, path, fp16=True),
-        account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x)),
+        account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x), short_names(model)),
         missing=missing_instructions,
     ),
 )

@@ -18,6 +18,7 @@ from irtool.engines.mnn.int8_check import require_promised
 from irtool.engines.mnn.int8_form import mnn_form
 from irtool.engines.mnn.int8_params import MnnLayer, compression_params
 from irtool.engines.mnn.layers import MnnOperator, mnn_operators
+from irtool.engines.mnn.short_names import long_name, short_names, shortened
 from irtool.errors import OptionError
 from irtool.quant.placement import DefUse, Layer, is_result, layers_of
 from irtool.quant.scales import Recipe
@@ -93,22 +94,24 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
     """
     if any(params.zero_point or params.grid.dtype != "int8" for params in recipe.activations.values()):
         raise OptionError("activations with a zero point", where="MNN", remedy='Use Scheme(activations="int8", symmetric=True).')
+    names, (model, recipe) = short_names(model), shortened(model, recipe)
     with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
         source, scales = Path(folder) / "model.onnx", Path(folder) / "scales.bin"
         weights = {layer.node: _rounded(layer, recipe) for layer in recipe.placement.layers}
         biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}
         form, convolutions = mnn_form(model, weights, biases, recipe.placement.floating)
         onnx.save(form, str(source))
-        names = matched(recipe.placement.layers, mnn_operators(source), convolutions)
-        layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
-        entries = [entry for layer in layers for entry in _entries(layer, names[layer.name], recipe)]
+        found = matched(recipe.placement.layers, mnn_operators(source), convolutions)
+        layers = [layer for layer in recipe.placement.layers if layer.name in found and layer.output in recipe.activations]
+        entries = [entry for layer in layers for entry in _entries(layer, found[layer.name], recipe)]
         scales.write_bytes(compression_params(entries))
         light = len(layers) == len(recipe.placement.layers) and _only_results_float(model, recipe)
         export = export_mnn(source, temporary, compression_params=scales, weight_bits=recipe.bits if light else None)
         if export.max_error is not None:
             require_promised(model, recipe, temporary)
-    done = tuple(layer.name for layer in layers)
-    return MnnInt8(replace(export, path=Path(path)), done, tuple(layer.name for layer in recipe.placement.layers if layer.name not in done))
+    everything = [long_name(layer.name, names) for layer in recipe.placement.layers]
+    done = tuple(long_name(layer.name, names) for layer in layers)
+    return MnnInt8(replace(export, path=Path(path)), done, tuple(name for name in everything if name not in done))
 
 
 def _only_results_float(model: ModelProto, recipe: Recipe) -> bool:

@@ -94,8 +94,8 @@ class _Writer:
                 self._rename_output(name, raw)
             self._redirect(name, restored)
             self.after[raw] = [
-                helper.make_node("QuantizeLinear", [raw, scale, zero], [stored], stored),
-                helper.make_node("DequantizeLinear", [stored, scale, zero], [restored], self._free("n")),
+                helper.make_node("QuantizeLinear", [raw, scale, zero], [stored]),
+                helper.make_node("DequantizeLinear", [stored, scale, zero], [restored]),
             ]
 
     def layer(self, layer: Layer, integers: QuantisedLayer) -> None:
@@ -111,7 +111,7 @@ class _Writer:
     def _restored(self, layer: Layer, letter: str, integers: np.ndarray, scales: np.ndarray, axis: int) -> str:
         names = [self._constant(letter, integers), self._constant(f"{letter}s", scales)]
         restored = self._free(f"{letter}d")
-        self.before.setdefault(layer.node, []).append(helper.make_node("DequantizeLinear", names, [restored], restored, axis=axis))
+        self.before.setdefault(layer.node, []).append(helper.make_node("DequantizeLinear", names, [restored], axis=axis))
         return restored
 
     def finish(self) -> None:
@@ -123,6 +123,8 @@ class _Writer:
             ordered += [*self.before.get(index, []), node]
             for name in node.output:
                 ordered += self.after.pop(name, [])
+        for node in ordered:
+            _drop_defaults(node)
         used = {name for node in ordered for name in node.input} | self.wiring.inside | {*self.wiring.outputs}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
@@ -160,6 +162,20 @@ class _Writer:
     def _rename_output(self, name: str, to: str) -> None:
         outputs = self.nodes[self.wiring.producer[name]].output
         outputs[list(outputs).index(name)] = to
+
+
+_DEFAULTS = {"dilations": {1}, "strides": {1}, "pads": {0}, "group": {1}}
+"""What a window's attributes are where they are missing."""
+
+
+def _drop_defaults(node: NodeProto) -> None:
+    """Drop what a convolution says that is so anyway."""
+    if node.op_type == "Conv":
+        said = [a for a in node.attribute if {*np.atleast_1d(helper.get_attribute_value(a))} != _DEFAULTS.get(a.name)]
+        kept = [a.SerializeToString() for a in said]
+        del node.attribute[:]
+        for content in kept:
+            node.attribute.add().ParseFromString(content)
 
 
 def integer_types(model: ModelProto) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto, helper
@@ -43,7 +44,8 @@ def inputs_at(layer: Layer, node: NodeProto, x: Array, weight: tuple[int, ...], 
     sizes = seen.shape[2 : 2 + axes]
     chosen = places(len(x), int(np.prod(sizes)))
     image = np.repeat(np.arange(len(x)), chosen.shape[1])
-    rows = seen[(image, slice(None), *np.unravel_index(chosen.reshape(-1), sizes))]
+    there: tuple[Any, ...] = (image, slice(None), *np.unravel_index(chosen.reshape(-1), sizes))
+    rows = seen[there]
     return rows.reshape(len(rows), layer.groups, -1)
 
 
