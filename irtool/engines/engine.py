@@ -30,6 +30,7 @@ class Int8:
         write: writes the int8 file for a prepared model and its recipe; returns the names of layers that the engine could not take in
             integers.
         write_weights: writes a file whose weights alone are integers, from the float ONNX file.
+        weights_from_least: whether the integers of such a file count up from a channel's least weight; else they are symmetric.
         write_half: writes a file whose weights are half floats, from the float ONNX file; computed in float.
         account: where the int8 file computes in integers, from the file, the prepared model, its placement and one run's image.
         missing: what the engine's build lacks here that int8 gains by, as a clause of a sentence; empty if it lacks nothing.
@@ -43,6 +44,7 @@ class Int8:
     write: Callable[[ModelProto, Recipe, Path], tuple[str, ...]]
     write_weights: Callable[[Path, Path, Scheme], object]
     write_half: Callable[[Path, Path], object]
+    weights_from_least: bool
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
     missing: Callable[[], str]
 

@@ -46,6 +46,7 @@ QDQ = Int8(
     write=_write,
     write_weights=_write_weights,
     write_half=_write_half,
+    weights_from_least=False,
     account=lambda path, model, placement, x: account(model, placement),
     missing=lambda: "this CPU has no VNNI instructions, which is where int8 gains" if lacks_vnni() else "",
 )

@@ -33,7 +33,12 @@ def _line(engine: str, outcome: Outcome) -> str:
     )
 
 
-def _check(name: str, value: Any) -> None:
+def check_quantize(name: str, value: Any) -> None:
+    """Refuse a value that an option of the step can never have.
+
+    Raises:
+        OptionError: it cannot.
+    """
     if name in (mistakes := QuantizeOptions(**{name: value}).mistakes()):
         raise mistakes[name]
 
@@ -42,4 +47,4 @@ def _together(options: Options) -> Mapping[str, str]:
     return {name: str(mistake) for name, mistake in QuantizeOptions(**options).mistakes().items()}
 
 
-QUANTIZE = Kind(typing.get_type_hints(QuantizeOptions), _check, _quantize, together=_together)
+QUANTIZE = Kind(typing.get_type_hints(QuantizeOptions), check_quantize, _quantize, together=_together)
