@@ -54,8 +54,8 @@ def _factor(moment: Reals) -> Reals:
     size = moment.shape[1]
     damping = np.maximum(DAMPING * np.trace(moment, axis1=1, axis2=2) / size, np.finfo(np.float32).tiny)
     inverse = np.linalg.inv(moment + damping[:, None, None] * np.eye(size))
-    upper: Reals = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2).transpose(0, 2, 1)
-    return upper
+    lower = np.linalg.cholesky((inverse + inverse.transpose(0, 2, 1)) / 2)
+    return lower.transpose(0, 2, 1).astype(np.float64, copy=False)
 
 
 def output_error(difference: Reals, moment: Reals) -> float:

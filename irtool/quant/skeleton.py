@@ -24,7 +24,7 @@ def skeleton(graph: Graph, lowers: bool) -> ModelProto:
         lowers: whether a batch norm that stayed becomes a depthwise convolution, as for engines that compute that in integers.
     """
     alias, constants, nodes = dict[str, str](), dict[str, TensorProto](), list[NodeProto]()
-    for value in graph.params.values() if isinstance(graph.params, Mapping) else ():
+    for value in graph.params.values():
         if value.data is not None:
             constants[value.name] = numpy_helper.from_array(value.data.detach().cpu().numpy(), value.name)
     for node in graph.nodes:
@@ -56,7 +56,7 @@ def _described(node: Node, alias: Mapping[str, str], constants: dict[str, Tensor
     op, attributes = _NAMES.get(node.op, lambda node: (node.op, node.attrs))(node)
     if node.op == "Clip" and "min" in node.attrs:
         low = f"{node.output.name}.min"
-        constants[low] = numpy_helper.from_array(np.float32(node.attrs["min"]), low)
+        constants[low] = numpy_helper.from_array(np.array(node.attrs["min"], np.float32), low)
         read = [read[0], low]
     kept = {name: value for name, value in attributes.items() if _is_plain(value)}
     return helper.make_node(op, read, [value.name for value in node.outputs], **kept)
