@@ -147,7 +147,7 @@ class Bench:
             onnx.save(to_qdq(model, recipe), str(path))
         else:
             with patch.object(irtool.engines.mnn.int8_form, "JOINS", frozenset()) if trial.int8_joins else nullcontext():
-                export_mnn_int8(model, recipe, path, bits=scheme.weight_bits)
+                export_mnn_int8(model, recipe, path)
         return path
 
     def own(self, method: str, order: str = "right", name: str = "own") -> Path:

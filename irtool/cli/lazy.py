@@ -20,7 +20,7 @@ from irtool.cli.surface import function, surface
 COMMANDS: Mapping[str, str] = {
     "inspect": "List each layer that makes channels: which ones share them, how many can be pruned, and why the others cannot.",
     "view": "Make a page of one model: its graph, folded by module, what each node costs, and which layers can be pruned.",
-    "train": "Train a model: from scratch, sparse, finetuned or distilled.",
+    "train": "Train a model: from scratch, sparse, finetuned, distilled, or with the rounding of an int8 file.",
     "compress": "Prune, fold and export a model, with every step shown right; compare it with the original.",
     "quantize": "Write an int8 model, and compare its accuracy, bytes and latency with the float model's.",
     "report": "Make the page of a run: graphs side by side, channels kept, costs, the chain of equality, training and sensitivity curves.",

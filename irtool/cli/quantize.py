@@ -11,7 +11,7 @@ from irtool.cli import options
 from irtool.cli.flags import with_flags
 from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.tables import int8_table
+from irtool.cli.tables import forms_table
 from irtool.extras import absent
 from irtool.workflows.loading.data import DataOptions
 from irtool.workflows.loading.model_inputs import input_shapes, input_values
@@ -45,7 +45,10 @@ def quantize(
     Without labels the float model's answers are the labels. Of a detector or a segmenter, whose outputs are no scores of classes,
     the outputs themselves are compared: 100 % less the share of noise in them (0.3 points are 25 dB).
 
-    Writes float and int8 files of the engine, a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
+    Layers that stay in float are chosen on images of --calib that are neither calibrated with nor scored, by what the float model's own
+    probabilities expect to be lost. The accuracy told is of the scored images, which choose nothing, with its standard error.
+
+    Writes float and int8 files of the engine, and half and weights8 (smaller, computed in float), a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
     into integers and out again, and why), sensitivity.json and .png, and report.json.
 
     [bold]Example[/]: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8
@@ -54,7 +57,7 @@ def quantize(
     with screen() as progress:
         done = workflow(model, out, calib=calibration, data=data, weights=weights, inputs=shapes, values=fixed, progress=progress, **chosen)
     answer(record(done.outcome, done.images, done.settings) | {"folder": str(out), "file": str(done.file), "verdict": done.verdict})
-    shown = int8_table(done.outcome, done.settings, done.images)
+    shown = forms_table(done.outcome, done.settings, done.images)
     steps = borders(done.outcome, done.settings.engine)
     for part in (*done.outcome.notes, shown, *steps, done.verdict, *absent("matplotlib"), f"written to {out}"):
         console().print(part, markup=False)

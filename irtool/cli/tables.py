@@ -13,6 +13,7 @@ from irtool.workflows.compress.search import Trial
 from irtool.workflows.equality.chain import Chain
 from irtool.workflows.folders.record import TIMED, Measured
 from irtool.workflows.quantize.calibration_images import Images
+from irtool.workflows.quantize.forms import WORDS
 from irtool.workflows.quantize.graph import Outcome, Settings
 
 _COLOURS = {"holds": "green", "unchecked": "yellow", "BROKEN": "red"}
@@ -98,20 +99,27 @@ def _time(milliseconds: float | None, share: float | None) -> str:
     return f"{milliseconds:.2f}" if share is None else f"{milliseconds:.2f}  {100 * share:3.0f} %"
 
 
-def int8_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
-    """Float and int8 side by side."""
-    shown = Table(title=f"{settings.engine}: float and int8", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name in ("", "float", "int8", ""):
+def forms_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
+    """A table of the files that were made: a row each, the recommended one marked."""
+    count, before = len(images.scored), outcome.before
+    shown = Table(
+        title=f"{settings.engine}: {outcome.measure} ({count:,} images)", title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
+    for name in ("", outcome.measure, "points lost", "bytes", "of float", "ms", "of float", ""):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
-    before, after = outcome.before, outcome.after
-    label = f"{outcome.measure} ({len(images.scored):,} images)"
-    points = 100 * (after.accuracy - before.accuracy)
-    shown.add_row(label, f"{100 * before.accuracy:.2f} %", f"{100 * after.accuracy:.2f} %", f"{points:+.2f} points")
-    shown.add_row("bytes", f"{before.bytes:,}", f"{after.bytes:,}", f"{after.bytes / before.bytes:.3f} of float")
-    shown.add_row("latency, ms", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", f"{outcome.ratio:.2f} of float, by pairs")
+    for form in outcome.forms:
+        first = form is before
+        lost = "" if first else f"{100 * form.drop:+.2f}" + ("" if form.error is None else f" ± {100 * form.error:.2f}")
+        ratio = "" if first else "not measurable now" if form.ratio is None else f"{form.ratio:.2f}"
+        share = "" if first else f"{form.bytes / before.bytes:.3f}"
+        mark = "recommended" if form.name == outcome.recommended else ""
+        shown.add_row(
+            WORDS[form.name], f"{100 * form.accuracy:.2f} %", lost, f"{form.bytes:,}", share, f"{form.latency_ms:.2f}", ratio, mark
+        )
     taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
     kind = "weights alone are int8" if settings.weights_only else taken
-    shown.caption = f"{kind}; ms: median, batch 1, {settings.threads} thread(s)"
+    clock = "processor time of one thread" if settings.threads == 1 else f"wall time of {settings.threads} threads"
+    shown.caption = f"{kind}; ms: median, batch 1, {clock}, by pairs"
     shown.caption_justify = "left"
     return shown
 

@@ -47,6 +47,7 @@ class Stage(StrEnum):
     SPARSE = "sparse"
     FINETUNE = "finetune"
     DISTILL = "distill"
+    QAT = "qat"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class StageOptions:
         strength: sparse: a number (1e-4 to 1e-3 are usual), FROM:TO for a ramp, or auto; default 1e-4.
         share: sparse, auto: the wanted share of small scales; default 0.5.
         bound: sparse, auto: how much the loss may rise; default 0.2.
+        engine: qat: the engine whose int8 file is trained for; default onnxruntime.
+        weight_bits: qat: 2 to 8; default the engine's own.
+        weights_only: qat: round weights alone.
     """
 
     alpha: float | None = None
@@ -68,6 +72,9 @@ class StageOptions:
     strength: str | None = None
     share: float | None = None
     bound: float | None = None
+    engine: str | None = None
+    weight_bits: int | None = None
+    weights_only: bool | None = None
 
 
 @with_flags(Settings, leave_out=("out", "seed"), defaults={"lr": " Default 0.1; 0.01 to finetune and to distill."}, panel="Training")
@@ -77,7 +84,7 @@ def train(
     data: Annotated[str, typer.Option("--data", "-d", help="See irtool compress --help.", metavar="DATA")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the model, the checkpoints and the log.")],
     stage: Annotated[
-        Stage, typer.Option(help="From scratch; towards small batch norm scales; further, gently; towards a teacher.")
+        Stage, typer.Option(help="From scratch; towards small batch norm scales; further, gently; towards a teacher; with int8 rounding.")
     ] = Stage.PLAIN,
     weights: options.Weights = None,
     teacher: Annotated[str | None, typer.Option(help="distill: the model to learn from, written as MODEL is.", metavar="MODEL")] = None,
@@ -90,7 +97,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of first weights, order, augmentation, mixup and dropout.")] = 0,
     **chosen: Any,
 ) -> None:
-    """Train a model: from scratch, sparse, finetuned or distilled.
+    """Train a model: from scratch, sparse, finetuned, distilled, or with the rounding of an int8 file.
 
     Writes model.safetensors (trainable further, and what irtool compress takes), last.pt and best.pt each epoch, log.csv and
     train.json. Killed runs go on with --resume. The same under torchrun: torchrun --nproc-per-node 2 -m irtool train ...
@@ -108,7 +115,7 @@ def train(
         assert loaded is not None
         if _first_process():
             _same_data(out, data_options)
-        graph = trainable(model, weights, loaded, input_shapes(inputs), seed)
+        graph = STAGES[stage].begun(trainable(model, weights, loaded, input_shapes(inputs), seed))
         if teacher is not None:
             own["teacher"] = trainable(teacher, teacher_weights, loaded, (), seed)
         history = train_stage(stage, graph, loaded, given, own, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from irtool.engines.session import Session
-from irtool.quant import Placement, Scheme, Statistics
+from irtool.quant import Placement, Recipe, Scheme
 from irtool.quant.boundaries import Account
 from irtool.quant.placement import Int8Policy
 
@@ -27,9 +27,11 @@ class Int8:
         activations: the integer types that it takes between layers.
         lowers: whether a scale and a shift becomes a convolution, so that it computes in integers.
         several_inputs: whether models with more than one input can be quantised.
-        write: writes the int8 file for a prepared model, its statistics, a placement and a scheme; returns the names of layers that
-            the engine could not take in integers.
+        write: writes the int8 file for a prepared model and its recipe; returns the names of layers that the engine could not take in
+            integers.
         write_weights: writes a file whose weights alone are integers, from the float ONNX file.
+        weights_from_least: whether the integers of such a file count up from a channel's least weight; else they are symmetric.
+        write_half: writes a file whose weights are half floats, from the float ONNX file; computed in float.
         account: where the int8 file computes in integers, from the file, the prepared model, its placement and one run's image.
         missing: what the engine's build lacks here that int8 gains by, as a clause of a sentence; empty if it lacks nothing.
     """
@@ -39,8 +41,10 @@ class Int8:
     activations: tuple[str, ...]
     lowers: bool
     several_inputs: bool
-    write: Callable[[ModelProto, Mapping[str, Statistics], Placement, Scheme, Path], tuple[str, ...]]
+    write: Callable[[ModelProto, Recipe, Path], tuple[str, ...]]
     write_weights: Callable[[Path, Path, Scheme], object]
+    write_half: Callable[[Path, Path], object]
+    weights_from_least: bool
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
     missing: Callable[[], str]
 

@@ -61,11 +61,13 @@ class Recipe:
         placement: where integers are.
         activations: by tensor, for each tensor of the placement.
         layers: by layer name.
+        bits: of the weights.
     """
 
     placement: Placement
     activations: Mapping[str, Affine]
     layers: Mapping[str, QuantisedLayer]
+    bits: int = 8
 
 
 def make_recipe(model: ModelProto, placement: Placement, stats: Mapping[str, Statistics], scheme: Scheme) -> Recipe:
@@ -95,7 +97,7 @@ def make_recipe(model: ModelProto, placement: Placement, stats: Mapping[str, Sta
     layers = {
         layer.name: quantise_layer(wiring, layer, activations[layer.input], scheme, stats.get(layer.input)) for layer in placement.layers
     }
-    return Recipe(placement, activations, layers)
+    return Recipe(placement, activations, layers, scheme.weight_bits)
 
 
 def quantise_layer(wiring: DefUse, layer: Layer, given: Affine, scheme: Scheme, seen: Statistics | None = None) -> QuantisedLayer:

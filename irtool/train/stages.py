@@ -12,6 +12,7 @@ from irtool.train.data.dataset import Data
 from irtool.train.distill import FINETUNE, distill, finetune
 from irtool.train.fit import fit
 from irtool.train.history import History
+from irtool.train.qat import folded, qat
 from irtool.train.settings import Settings
 from irtool.train.sparse import sparse
 
@@ -26,11 +27,13 @@ class Stage:
         settings: what it starts from; a user's settings replace some of them.
         options: the names of its own options.
         run: (model, data, settings, options, progress) -> history; the model is trained in place.
+        begun: makes what is trained of a graph; by default the graph itself.
     """
 
     settings: Settings
     options: tuple[str, ...]
     run: Run
+    begun: Callable[[Any], Any] = lambda graph: graph
 
 
 def _plain(model: object, data: Data, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
@@ -51,11 +54,16 @@ def _distill(model: object, data: Data, settings: Settings, options: Mapping[str
     return distill(model, data=data, settings=settings, progress=progress, **options)
 
 
+def _qat(model: object, data: Data, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
+    return qat(model, data, settings, progress=progress, **options)
+
+
 STAGES: dict[str, Stage] = {
     "plain": Stage(Settings(), (), _plain),
     "sparse": Stage(Settings(), ("strength", "share", "bound", "ignore"), _sparse),
     "finetune": Stage(FINETUNE, (), _finetune),
     "distill": Stage(FINETUNE, ("teacher", "alpha", "temperature", "cache"), _distill),
+    "qat": Stage(FINETUNE, ("engine", "weight_bits", "weights_only"), _qat, folded),
 }
 
 

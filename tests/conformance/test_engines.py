@@ -20,7 +20,7 @@ from irtool.engines.speed.stopwatch import Stopwatch
 from irtool.engines.speed.whole_graph import GraphClock
 from irtool.engines.table import ENGINES, OTHERS, by_suffix
 from irtool.errors import BackendError, FileError, IrtoolError
-from irtool.quant import place
+from irtool.quant import make_recipe, place
 from irtool.workflows.equality.chain import engine_link
 from irtool.workflows.quantize.sensitivity import sqnr
 
@@ -144,7 +144,7 @@ def test_an_int8_file_keeps_the_outputs(engine: Engine, source: Path, tmp_path: 
     placement = place(model, engine.int8.policy)
     stats = calibrate(model, placement.tensors, [IMAGES], threads=1)
     path = tmp_path / f"int8{engine.suffix}"
-    assert engine.int8.write(model, stats, placement, engine.int8.scheme, path) == ()
+    assert engine.int8.write(model, make_recipe(model, placement, stats, engine.int8.scheme), path) == ()
     (got,), (expected,) = engine.session(path, 1).run(IMAGES), OnnxSession(source, 1).run(IMAGES)
     assert sqnr(got, expected) > 20
     account = engine.int8.account(path, model, placement, IMAGES[:1])
@@ -157,6 +157,10 @@ def test_a_file_with_integer_weights_alone_is_smaller_and_nearer(engine: Engine,
     engine.int8.write_weights(source, path, engine.int8.scheme)
     (got,), (expected,) = engine.session(path, 1).run(IMAGES), OnnxSession(source, 1).run(IMAGES)
     assert sqnr(got, expected) > 30
+    half = tmp_path / f"half{engine.suffix}"
+    engine.int8.write_half(source, half)
+    assert sqnr(engine.session(half, 1).run(IMAGES)[0], expected) > 55
+    assert path.stat().st_size < half.stat().st_size < file.stat().st_size
 
 
 def test_its_time_is_told_by_operator(engine: Engine, file: Path) -> None:

@@ -70,7 +70,7 @@ def int8(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def test_the_form_for_mnn_computes_the_same(model: onnx.ModelProto) -> None:
-    form, convolutions = mnn_form(model, {})
+    form, convolutions = mnn_form(model, {}, {})
     onnx.checker.check_model(form, full_check=True)
     x = images(4, seed=3)
     assert np.abs(run(form, x) - run(model, x)).max() <= 1e-6 * np.abs(run(model, x)).max()
@@ -87,7 +87,7 @@ def test_the_form_for_mnn_computes_the_same(model: onnx.ModelProto) -> None:
 def test_a_bias_takes_the_place_of_one(model: onnx.ModelProto) -> None:
     index, product = next((index, node) for index, node in enumerate(model.graph.node) if node.output[0] == "output")
     bias = next(numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name == product.input[2])
-    form, _ = mnn_form(model, {index: np.zeros(len(bias))})
+    form, _ = mnn_form(model, {}, {index: np.zeros(len(bias))})
     x = images(4, seed=3)
     assert np.abs(run(model, x) - run(form, x) - bias).max() <= 1e-6
     assert model.graph.node[index].input[2] == product.input[2]

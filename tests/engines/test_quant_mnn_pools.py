@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_mnn_computes_a_pool_right_and_in_integers_where_it_can(name: str, tmp_p
 
 def test_one_border_serves_all_readers(tmp_path: Path) -> None:
     model, _, _ = written(FLOAT["branches"], tmp_path)
-    form, _ = mnn_form.mnn_form(model, {})
+    form, _ = mnn_form.mnn_form(model, {}, {})
     onnx.checker.check_model(form, full_check=True)
     borders = [node.input[0] for node in form.graph.node if node.op_type == "Max"]
     assert len(borders) == len(set(borders)) == 3  # before both pools, behind each
@@ -227,9 +228,10 @@ def test_a_poor_recipe_is_not_called_a_fault_of_mnn(tmp_path: Path) -> None:
     placed = place(model, MNN_POLICY)
     stats = calibrate(model, placed.tensors, [torch.randn(SIZE, generator=generator).numpy()], threads=1)
     recipe = make_recipe(model, placed, stats, scheme)
-    export_mnn_int8(model, recipe, tmp_path / "poor.mnn", bits=2)
-    with pytest.raises(ExportError, match="is off by"):  # but the weights of another recipe are
-        export_mnn_int8(model, make_recipe(model, placed, stats, Scheme("int8", symmetric=True)), tmp_path / "other.mnn", bits=2)
+    export_mnn_int8(model, recipe, tmp_path / "poor.mnn")
+    better = make_recipe(model, placed, stats, Scheme("int8", symmetric=True))
+    with pytest.raises(ExportError, match="is off by"):  # but weights that are cut off are
+        export_mnn_int8(model, replace(better, bits=2), tmp_path / "other.mnn")
 
 
 def test_the_guard_keeps_still_where_nothing_is_promised(tmp_path: Path) -> None:

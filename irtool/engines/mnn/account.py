@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from irtool.engines.mnn.profile import MnnRun
+from irtool.engines.mnn.short_names import long_name
 from irtool.quant.boundaries import Account, Step
 
 _CASTS = {"FloatToInt8": "quantise", "Int8ToFloat": "dequantise"}
@@ -19,8 +21,13 @@ _IN_MNN = {
 """Reasons for which MNN computes an operator in float; any other has no int8 form there, or its result has no scale."""
 
 
-def mnn_account(runs: Sequence[MnnRun]) -> Account:
-    """The account of a file for MNN, from what MNN runs: it decides by itself, by the scales in the file."""
+def mnn_account(runs: Sequence[MnnRun], names: Mapping[str, str] = MappingProxyType({})) -> Account:
+    """The account of a file for MNN, from what MNN runs: it decides by itself, by the scales in the file.
+
+    Args:
+        runs: what ran.
+        names: the short names in the file by the model's own.
+    """
     readers = {run.name: run for run in runs if run.kind not in _CASTS}  # a change of layout for an operator comes before it
     found = []
     for index, run in enumerate(runs):
@@ -34,7 +41,7 @@ def mnn_account(runs: Sequence[MnnRun]) -> Account:
                 if integer
                 else _IN_MNN.get(reader, "the model's output is float" if reader == "output" else f"{reader} is in float")
             )
-            found.append(Step(_CASTS[run.kind], run.name, f"-> {reader}", why))
+            found.append(Step(_CASTS[run.kind], long_name(run.name, names), f"-> {reader}", why))
     rest = [run for run in runs if run.kind not in _CASTS]
     floating = Counter((run.kind, _IN_MNN.get(run.kind, "it has no integer form in MNN, or no scale")) for run in rest if not run.integer)
     return Account(tuple(found), sum(run.integer for run in rest), floating)

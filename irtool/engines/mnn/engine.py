@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from onnx import ModelProto
-
 from irtool.engines.engine import Engine, Int8
 from irtool.engines.mnn.account import mnn_account
 from irtool.engines.mnn.export import TOLERANCE, export_mnn
@@ -15,12 +10,8 @@ from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.int8_policy import MNN_POLICY
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
 from irtool.engines.mnn.session import MnnSession
-from irtool.quant import Placement, Scheme, Statistics, make_recipe
-
-
-def _write(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
-    return export_mnn_int8(model, make_recipe(model, placement, stats, scheme), path, bits=scheme.weight_bits).missed
-
+from irtool.engines.mnn.short_names import short_names
+from irtool.quant import Scheme
 
 ENGINE = Engine(
     name="mnn",
@@ -43,9 +34,11 @@ ENGINE = Engine(
         # A residual stream is read in float mostly, and rounds less and is faster as the batch norm that it is.
         lowers=False,
         several_inputs=False,
-        write=_write,
+        write=lambda model, recipe, path: export_mnn_int8(model, recipe, path).missed,
         write_weights=lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
-        account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x)),
+        write_half=lambda source, path: export_mnn(source, path, fp16=True),
+        weights_from_least=True,
+        account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x), short_names(model)),
         missing=missing_instructions,
     ),
 )

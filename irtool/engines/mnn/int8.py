@@ -18,6 +18,7 @@ from irtool.engines.mnn.int8_check import require_promised
 from irtool.engines.mnn.int8_form import mnn_form
 from irtool.engines.mnn.int8_params import MnnLayer, compression_params
 from irtool.engines.mnn.layers import MnnOperator, mnn_operators
+from irtool.engines.mnn.short_names import long_name, short_names, shortened
 from irtool.errors import OptionError
 from irtool.quant.placement import DefUse, Layer, is_result, layers_of
 from irtool.quant.scales import Recipe
@@ -73,9 +74,9 @@ def matched(
     return found
 
 
-def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[str], *, bits: int = 8) -> MnnInt8:
-    """Convert a float model to MNN with the scales of a recipe. MNN rounds the weights; the corrected biases go in with the model.
-    Where the last layers alone compute in float, their weights have 8 bits too.
+def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[str]) -> MnnInt8:
+    """Convert a float model to MNN with the scales and integers of a recipe. MNN rounds weights to the nearest: it is given those that the
+    recipe rounded. Where the last layers alone compute in float, their weights have as many bits too.
 
     The file appears at `path` only if MNN computes with it about what onnxruntime does with the same scales. How good the
     scales are is not judged here: score the file.
@@ -85,7 +86,6 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
         recipe: its activations must be int8 and symmetric. MNN has a place for zero points, but its operators between layers go
             wrong with them.
         path: the .mnn file.
-        bits: of the weights.
 
     Raises:
         ExportError: the converter fails, or MNN's output is grossly wrong: see `irtool.engines.mnn.int8_check`.
@@ -94,21 +94,24 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
     """
     if any(params.zero_point or params.grid.dtype != "int8" for params in recipe.activations.values()):
         raise OptionError("activations with a zero point", where="MNN", remedy='Use Scheme(activations="int8", symmetric=True).')
+    names, (model, recipe) = short_names(model), shortened(model, recipe)
     with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
         source, scales = Path(folder) / "model.onnx", Path(folder) / "scales.bin"
+        weights = {layer.node: _rounded(layer, recipe) for layer in recipe.placement.layers}
         biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}
-        form, convolutions = mnn_form(model, biases, recipe.placement.floating)
+        form, convolutions = mnn_form(model, weights, biases, recipe.placement.floating)
         onnx.save(form, str(source))
-        names = matched(recipe.placement.layers, mnn_operators(source), convolutions)
-        layers = [layer for layer in recipe.placement.layers if layer.name in names and layer.output in recipe.activations]
-        entries = [entry for layer in layers for entry in _entries(layer, names[layer.name], recipe, bits)]
+        found = matched(recipe.placement.layers, mnn_operators(source), convolutions)
+        layers = [layer for layer in recipe.placement.layers if layer.name in found and layer.output in recipe.activations]
+        entries = [entry for layer in layers for entry in _entries(layer, found[layer.name], recipe)]
         scales.write_bytes(compression_params(entries))
         light = len(layers) == len(recipe.placement.layers) and _only_results_float(model, recipe)
-        export = export_mnn(source, temporary, compression_params=scales, weight_bits=bits if light else None)
+        export = export_mnn(source, temporary, compression_params=scales, weight_bits=recipe.bits if light else None)
         if export.max_error is not None:
             require_promised(model, recipe, temporary)
-    done = tuple(layer.name for layer in layers)
-    return MnnInt8(replace(export, path=Path(path)), done, tuple(layer.name for layer in recipe.placement.layers if layer.name not in done))
+    everything = [long_name(layer.name, names) for layer in recipe.placement.layers]
+    done = tuple(long_name(layer.name, names) for layer in layers)
+    return MnnInt8(replace(export, path=Path(path)), done, tuple(name for name in everything if name not in done))
 
 
 def _only_results_float(model: ModelProto, recipe: Recipe) -> bool:
@@ -117,8 +120,15 @@ def _only_results_float(model: ModelProto, recipe: Recipe) -> bool:
     return all(is_result(wiring, layer.output) for layer in layers_of(model) if layer.name not in quantised)
 
 
-def _entries(layer: Layer, outputs: Sequence[str], recipe: Recipe, bits: int) -> list[MnnLayer]:
+def _rounded(layer: Layer, recipe: Recipe) -> np.ndarray:
+    """The real numbers that a layer's integers stand for."""
+    found = recipe.layers[layer.name]
+    rows = layer.rows(found.weight).astype(np.float64) * found.scales.astype(np.float64)[:, None]
+    return layer.unrows(rows, found.weight.shape)
+
+
+def _entries(layer: Layer, outputs: Sequence[str], recipe: Recipe) -> list[MnnLayer]:
     """The layer's entry, or one for each convolution that it was split into."""
     given, result = recipe.activations[layer.input], recipe.activations[layer.output]
     parts = np.split(recipe.layers[layer.name].scales, len(outputs))
-    return [MnnLayer(output, given, result, scales, steps_of(bits)) for output, scales in zip(outputs, parts, strict=True)]
+    return [MnnLayer(output, given, result, scales, steps_of(recipe.bits)) for output, scales in zip(outputs, parts, strict=True)]

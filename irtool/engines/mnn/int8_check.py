@@ -13,7 +13,8 @@ from onnx import ModelProto
 
 from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.agreement import sample_inputs
-from irtool.engines.onnxruntime.qdq import OLDEST, to_qdq
+from irtool.engines.onnxruntime.prepare import OLDEST
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.errors import BackendError, ExportError
 from irtool.hosts.onnx.files.file import opset_of
 from irtool.quant.scales import Recipe

@@ -28,19 +28,25 @@ LARGE = 1 << 16
 """Weights of a product that the converter cannot count any more."""
 
 
-def mnn_form(model: ModelProto, biases: Mapping[int, np.ndarray], floating: Collection[int] = ()) -> tuple[ModelProto, dict[str, str]]:
-    """A copy that computes the same but for the biases, and for each product that became a convolution the convolution's output.
+def mnn_form(
+    model: ModelProto, weights: Mapping[int, np.ndarray], biases: Mapping[int, np.ndarray], floating: Collection[int] = ()
+) -> tuple[ModelProto, dict[str, str]]:
+    """A copy that computes the same but for the weights and biases, and for each product that became a convolution the convolution's output.
 
     Args:
         model: the float model.
-        biases: float (output channels,) for some layers, by the index of their nodes.
+        weights: for some layers, by the index of their nodes, of the shapes of their own.
+        biases: float (output channels,), the same.
         floating: the nodes that are to compute in float, by index.
     """
     result = ModelProto()
     result.CopyFrom(model)
     form = _Form(result, floating)
+    for index, weight in weights.items():
+        form.give(result.graph.node[index], 1, "rounded_weight", weight)
     for index, bias in biases.items():
-        form.give_bias(result.graph.node[index], bias)
+        form.give(result.graph.node[index], 2, "corrected_bias", bias)
+    form.drop_unread()
     form.rewrite()
     return result, form.convolutions
 
@@ -55,11 +61,18 @@ class _Form:
         self.lowest = ""
         self.convolutions: dict[str, str] = {}
 
-    def give_bias(self, node: NodeProto, bias: np.ndarray) -> None:
-        """Put a bias in the place of the node's own."""
-        while len(node.input) < 3:
+    def give(self, node: NodeProto, place: int, name: str, values: np.ndarray) -> None:
+        """Put a constant in the place of one of the node's inputs."""
+        while len(node.input) <= place:
             node.input.append("")
-        node.input[2] = self._constant(f"{node.output[0]}.corrected_bias", bias.astype(np.float32))
+        node.input[place] = self._constant(f"{node.output[0]}.{name}", values.astype(np.float32))
+
+    def drop_unread(self) -> None:
+        """Drop the constants whose places others took."""
+        read = {name for node in self.graph.node for name in node.input} | self.wiring.inside | {*self.wiring.outputs}
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in read]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
 
     def rewrite(self) -> None:
         """Additions, products, and what is to compute in float."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -10,25 +9,31 @@ from onnx import ModelProto
 
 from irtool.engines.cpu import lacks_vnni
 from irtool.engines.engine import Engine, Int8
-from irtool.engines.onnxruntime.prepare import prepared
+from irtool.engines.onnxruntime.half import weights_to_half
+from irtool.engines.onnxruntime.prepare import prepared, renewed
 from irtool.engines.onnxruntime.profile import operator_times
 from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.hosts.onnx.files.load import load_onnx
-from irtool.quant import Placement, Scheme, Statistics, make_recipe
+from irtool.quant import Recipe, Scheme
 from irtool.quant.boundaries import account
 from irtool.quant.placement import PLAIN
 
 
-def _write(model: ModelProto, stats: Mapping[str, Statistics], placement: Placement, scheme: Scheme, path: Path) -> tuple[str, ...]:
+def _write(model: ModelProto, recipe: Recipe, path: Path) -> tuple[str, ...]:
     """Write an int8 ONNX file with QuantizeLinear and DequantizeLinear. Every layer of the placement is in integers."""
-    onnx.save(to_qdq(model, make_recipe(model, placement, stats, scheme)), str(path))
+    onnx.save(to_qdq(model, recipe), str(path))
     return ()
+
+
+def _write_half(source: Path, path: Path) -> None:
+    """Write an ONNX file whose weights are half floats."""
+    onnx.save(weights_to_half(prepared(onnx.load(str(source)))), str(path))
 
 
 def _write_weights(source: Path, path: Path, scheme: Scheme) -> None:
     """Write an ONNX file whose weights alone are integers."""
-    onnx.save(weights_to_qdq(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path))
+    onnx.save(weights_to_qdq(prepared(renewed(onnx.load(str(source)))), scheme.weights, scheme.weight_bits), str(path))
 
 
 QDQ = Int8(
@@ -40,6 +45,8 @@ QDQ = Int8(
     several_inputs=True,
     write=_write,
     write_weights=_write_weights,
+    write_half=_write_half,
+    weights_from_least=False,
     account=lambda path, model, placement, x: account(model, placement),
     missing=lambda: "this CPU has no VNNI instructions, which is where int8 gains" if lacks_vnni() else "",
 )

@@ -6,10 +6,35 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from irtool.hosts.onnx.files.file import is_large
+from irtool.errors import ExportError
+from irtool.hosts.onnx.files.file import is_large, opset_of
 from irtool.quant.placement import DefUse
+
+OLDEST = 13
+"""The first operator set whose steps in and out of integers take one scale a channel."""
+RENEWED = 17
+"""The operator set that older files are converted to."""
+
+
+def renewed(model: ModelProto) -> ModelProto:
+    """Return the model in an operator set whose steps in and out of integers take one scale a channel: itself if it has one.
+
+    Raises:
+        ExportError: it cannot be converted.
+    """
+    if (opset_of(model) or OLDEST) >= OLDEST:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, RENEWED)
+    except Exception as error:  # the converter's C++ part raises types of its own
+        raise ExportError(
+            f"operator set {opset_of(model)} cannot be converted to {RENEWED}",
+            where="quantize",
+            remedy=f"Export the model with opset {OLDEST} or newer.",
+        ) from error
 
 
 def prepared(model: ModelProto) -> ModelProto:

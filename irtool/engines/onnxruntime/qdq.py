@@ -1,7 +1,8 @@
 """Writing an int8 model as ONNX with QuantizeLinear and DequantizeLinear.
 
 Each integer tensor gets both steps; engines drop those between two integer operators. Weights are stored as int8 with one
-scale a channel, biases as int32 whose scale is the product of input's and weight's, as integer convolutions need it.
+scale a channel. Biases are floats: integer convolutions need them as int32 whose scale is the product of the input's and the weight's,
+and engines make that of them when they load the file, which saves a scale for each.
 """
 
 from __future__ import annotations
@@ -12,15 +13,13 @@ from collections import Counter
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from irtool.engines.onnxruntime.prepare import OLDEST
 from irtool.errors import ExportError
 from irtool.hosts.onnx.files.file import opset_of
 from irtool.quant.affine import Affine
 from irtool.quant.placement import DefUse, Layer, Placement, layers_of
 from irtool.quant.scales import QuantisedLayer, Recipe
 from irtool.quant.weights import channel_scales, integers_of, steps_of
-
-OLDEST = 13
-"""The first operator set whose steps take one scale a channel."""
 
 
 def weights_to_qdq(model: ModelProto, method: str = "max", bits: int = 8) -> ModelProto:
@@ -95,8 +94,8 @@ class _Writer:
                 self._rename_output(name, raw)
             self._redirect(name, restored)
             self.after[raw] = [
-                helper.make_node("QuantizeLinear", [raw, scale, zero], [stored], stored),
-                helper.make_node("DequantizeLinear", [stored, scale, zero], [restored], self._free("n")),
+                helper.make_node("QuantizeLinear", [raw, scale, zero], [stored]),
+                helper.make_node("DequantizeLinear", [stored, scale, zero], [restored]),
             ]
 
     def layer(self, layer: Layer, integers: QuantisedLayer) -> None:
@@ -105,16 +104,14 @@ class _Writer:
         node.input[1] = self._restored(layer, "w", integers.weight, integers.scales, layer.axis)
         if integers.bias is None:
             return
-        scales = (np.float32(self.recipe.activations[layer.input].scale) * integers.scales).astype(np.float32)
-        values = np.clip(np.rint(integers.bias / scales.astype(np.float64)), -(2**31), 2**31 - 1).astype(np.int32)
         while len(node.input) < 3:
             node.input.append("")
-        node.input[2] = self._restored(layer, "b", values, scales, 0)
+        node.input[2] = self._constant("b", integers.bias.astype(np.float32))
 
     def _restored(self, layer: Layer, letter: str, integers: np.ndarray, scales: np.ndarray, axis: int) -> str:
         names = [self._constant(letter, integers), self._constant(f"{letter}s", scales)]
         restored = self._free(f"{letter}d")
-        self.before.setdefault(layer.node, []).append(helper.make_node("DequantizeLinear", names, [restored], restored, axis=axis))
+        self.before.setdefault(layer.node, []).append(helper.make_node("DequantizeLinear", names, [restored], axis=axis))
         return restored
 
     def finish(self) -> None:
@@ -126,6 +123,8 @@ class _Writer:
             ordered += [*self.before.get(index, []), node]
             for name in node.output:
                 ordered += self.after.pop(name, [])
+        for node in ordered:
+            _drop_defaults(node)
         used = {name for node in ordered for name in node.input} | self.wiring.inside | {*self.wiring.outputs}
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.node[:], self.graph.initializer[:]
@@ -163,6 +162,20 @@ class _Writer:
     def _rename_output(self, name: str, to: str) -> None:
         outputs = self.nodes[self.wiring.producer[name]].output
         outputs[list(outputs).index(name)] = to
+
+
+_DEFAULTS = {"dilations": {1}, "strides": {1}, "pads": {0}, "group": {1}}
+"""What a window's attributes are where they are missing."""
+
+
+def _drop_defaults(node: NodeProto) -> None:
+    """Drop what a convolution says that is so anyway."""
+    if node.op_type == "Conv":
+        said = [a for a in node.attribute if {*np.atleast_1d(helper.get_attribute_value(a))} != _DEFAULTS.get(a.name)]
+        kept = [a.SerializeToString() for a in said]
+        del node.attribute[:]
+        for content in kept:
+            node.attribute.add().ParseFromString(content)
 
 
 def integer_types(model: ModelProto) -> set[int]:

@@ -24,7 +24,9 @@ _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN
 """Files that only that maker leaves."""
 
 
-_ENGINES = [f"{kind}{suffix}" for kind in ("float", "int8") for suffix in (*(row.suffix for row in ENGINES.values()), ".json")]
+_ENGINES = [
+    f"{kind}{suffix}" for kind in ("float", "half", "weights8", "int8") for suffix in (*(row.suffix for row in ENGINES.values()), ".json")
+]
 _WRITES = {
     COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data"],
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],

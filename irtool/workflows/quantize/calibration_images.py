@@ -1,4 +1,4 @@
-"""Images for `irtool quantize`: what to calibrate with, and what to score on."""
+"""Images for `irtool quantize`: what to calibrate with, what to choose by, and what to score on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from irtool.workflows.loading.unlabelled import flat_images, is_flat
 
 BATCH = 32
 """Images at a time in calibration."""
+CHOOSING = 256
+"""Images at most that choose between files."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Images:
 
     Attributes:
         calibration: normalised as the split says, in its order.
-        count: how many of them to use.
+        count: how many of them to use, at most: where there are few, a quarter of them is kept for choosing.
         scored: labelled images to score on; or unlabelled ones, whose labels are yet to be the float model's answers.
         labelled: whether the labels are true ones.
     """
@@ -46,9 +48,32 @@ class Images:
         """Preprocessing of pictures to inputs."""
         return self.calibration.preprocessing
 
+    @property
+    def calibrated(self) -> int:
+        """How many images are calibrated with."""
+        there = len(self.calibration)
+        return max(1, min(self.count, there - there // 4))
+
+    @property
+    def chosen_by(self) -> int:
+        """How many images choose."""
+        return min(CHOOSING, len(self.calibration) - self.calibrated) or min(CHOOSING, self.calibrated)
+
+    def choosing(self) -> np.ndarray:
+        """Images that choose which layers stay in float, float32: of the calibration split, but neither calibrated with nor scored.
+
+        A split of a single image has no others: it chooses too.
+        """
+        used = torch.zeros(len(self.calibration), dtype=torch.bool)
+        used[balanced(self.calibration.labels, self.calibrated, 0)] = True
+        others = (~used).nonzero()[:, 0]
+        others = others if len(others) else used.nonzero()[:, 0]
+        mixed = others[torch.randperm(len(others), generator=torch.Generator().manual_seed(1))[:CHOOSING]]
+        return self.preprocessing.normalise(next(iter(self.calibration.batches([mixed])))).numpy()
+
     def batches(self, size: int = BATCH) -> Iterator[np.ndarray]:
         """Calibration images, float32, spread evenly over the classes; whole batches if there are that many."""
-        chosen = balanced(self.calibration.labels, self.count, 0)
+        chosen = balanced(self.calibration.labels, self.calibrated, 0)
         chosen = chosen[
             torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0))
         ]  # one class after another would bias averages
@@ -58,7 +83,7 @@ class Images:
 
     def pixels(self) -> np.ndarray:
         """The calibration images as uint8 (N, C, H, W)."""
-        return next(iter(self.calibration.batches([balanced(self.calibration.labels, self.count, 0)]))).numpy()
+        return next(iter(self.calibration.batches([balanced(self.calibration.labels, self.calibrated, 0)]))).numpy()
 
 
 def load_images(model: str, calibration: DataOptions, scored: str | None, count: int, reporter: Reporter) -> Images:

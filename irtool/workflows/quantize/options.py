@@ -13,6 +13,7 @@ from irtool.quant import Scheme
 from irtool.quant.affine import GRIDS
 from irtool.quant.observers import METHODS
 from irtool.quant.weights import METHODS as WEIGHT_METHODS
+from irtool.workflows.quantize.forms import GOALS
 from irtool.workflows.quantize.graph import Settings
 
 ACTIVATIONS = tuple(dict.fromkeys(dtype for dtype, _ in GRIDS))
@@ -33,6 +34,8 @@ class QuantizeOptions:
         correct_bias: Take the mean of the weights' rounding error out of the biases; on unless --no-correct-bias.
         equalise: Equalise the ranges of channels between layers first.
         weights_only: Quantise weights alone: for size, computed in float.
+        refine: Round weights together and fit biases, layer after layer, to what the layers read; on unless --no-refine.
+        goal: What the recommended file has the least of, within the bound: size, speed.
         sensitivity: Measure each layer alone, even where the accuracy holds; on unless --no-sensitivity.
         opset: ONNX operator set, 11 to 26; an .onnx file keeps its own.
         runs: Timed runs of each model.
@@ -49,6 +52,8 @@ class QuantizeOptions:
     correct_bias: bool = True
     equalise: bool = False
     weights_only: bool = False
+    refine: bool = True
+    goal: str = "size"
     sensitivity: bool = True
     opset: int = 17
     runs: int = 100
@@ -86,7 +91,8 @@ class QuantizeOptions:
             self.correct_bias,
         )
         return Settings(
-            self.engine, scheme, self.max_drop / 100, self.runs, self.threads, self.sensitivity, self.opset, self.equalise, self.weights_only
+            self.engine, scheme, self.max_drop / 100, self.runs, self.threads, self.sensitivity, self.opset, self.equalise, self.weights_only,
+            self.refine, self.goal,
         )  # fmt: skip
 
 
@@ -106,6 +112,7 @@ _FINE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_method": _one_of(*WEIGHT_METHODS),
     "weight_bits": (lambda value: 2 <= value <= 8, "Choose 2 to 8."),
     "activations": (ACTIVATIONS.__contains__, f"Choose {' or '.join(ACTIVATIONS)}."),
+    "goal": _one_of(*GOALS),
     "opset": (lambda value: 11 <= value <= 26, "Choose one from 11 to 26."),
     "runs": _positive("run"),
     "threads": (lambda value: 1 <= value <= MOST_THREADS, FEWER_THREADS),

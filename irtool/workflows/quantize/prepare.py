@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import onnx
-import onnx.version_converter
 import torch
 from onnx import ModelProto
 
@@ -17,10 +16,7 @@ from irtool import load_onnx, save_onnx
 from irtool.engines import OnnxSession, export_onnx
 from irtool.engines.engine import Engine
 from irtool.engines.onnxruntime.calibrate import calibrate
-from irtool.engines.onnxruntime.prepare import prepared
-from irtool.engines.onnxruntime.qdq import OLDEST
-from irtool.errors import ExportError
-from irtool.hosts.onnx.files.file import opset_of
+from irtool.engines.onnxruntime.prepare import prepared, renewed
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
@@ -33,9 +29,6 @@ from irtool.workflows.equality.chain import Chain, files_link
 from irtool.workflows.equality.chain_inputs import takes_any_batch
 from irtool.workflows.loading.feeds import Feed
 from irtool.workflows.quantize.calibration_images import Images
-
-RENEWED = 17
-"""The operator set that older files are converted to."""
 
 
 def metadata(images: Images) -> dict[str, str]:
@@ -71,27 +64,13 @@ def prepare(
     passes += [LowerAffine()] if engine.int8.lowers else []
     done = Pipeline([*passes, *([Equalise()] if equalise else [])])(load_onnx(source, shapes))
     save_onnx(done.graph, file)
-    model = prepared(_renewed(onnx.load(str(file))))
+    model = prepared(renewed(onnx.load(str(file))))
     onnx.save(model, str(file))
     step = fixed_batch(source, feed)
     whole = sample if step is None else np.resize(sample, (step, *sample.shape[1:]))
     Chain((files_link(source, file, tuple(map(torch.from_numpy, feed(whole)))),)).require()
     file.unlink()
     return model, done.notes
-
-
-def _renewed(model: ModelProto) -> ModelProto:
-    """The model in an operator set whose quantise steps take one scale a channel."""
-    if (opset_of(model) or OLDEST) >= OLDEST:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, RENEWED)
-    except Exception as error:  # the converter's C++ part raises types of its own
-        raise ExportError(
-            f"operator set {opset_of(model)} cannot be converted to {RENEWED}",
-            where="quantize",
-            remedy=f"Export the model with opset {OLDEST} or newer.",
-        ) from error
 
 
 def fixed_batch(path: Path, feed: Feed) -> int | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from irtool.engines.table import ENGINES
 from irtool.quant import layers_of
 from irtool.workflows.quantize.calibration_images import Images
-from irtool.workflows.quantize.graph import AGREED_IMAGES, SENSITIVITY_IMAGES, Outcome, Settings, record
+from irtool.workflows.quantize.forms import GOALS, NOISE, WORDS
+from irtool.workflows.quantize.graph import Outcome, Settings, record
 from irtool.workflows.quantize.sensitivity_plot import plot_sensitivity, write_sensitivity
+from irtool.workflows.quantize.trials import SENSITIVITY_IMAGES
 
-NOISE = 0.05
-"""Ratios of latencies that are this near to 1 say nothing."""
 SHOWN = 6
 """So many steps between float and integers are printed; steps.txt has all."""
 
@@ -25,12 +25,12 @@ def write_report(folder: Path, outcome: Outcome, images: Images, settings: Setti
     if ENGINES[settings.engine].convert is not None:  # its file has no place for metadata
         (folder / "float.onnx").unlink()
         beside = json.dumps({"preprocessing": images.preprocessing.to_dict(), "classes": list(images.classes)}, indent=1) + "\n"
-        for name in ("float.json", "int8.json"):
-            (folder / name).write_text(beside, encoding="utf-8")
+        for form in outcome.forms:
+            (folder / f"{form.name}.json").write_text(beside, encoding="utf-8")
     if outcome.sensitivity:
-        count = min(AGREED_IMAGES if outcome.measure == "agreement of outputs" else SENSITIVITY_IMAGES, len(images.scored))
+        count = min(SENSITIVITY_IMAGES, images.chosen_by)
         write_sensitivity(outcome.sensitivity, folder / "sensitivity.json", images=count, floating=outcome.floating)
-        plot_sensitivity(outcome.sensitivity, folder / "sensitivity.png", expected=outcome.expected, floating=outcome.floating)
+        plot_sensitivity(outcome.sensitivity, folder / "sensitivity.png", floating=outcome.floating)
 
 
 def borders(outcome: Outcome, engine: str) -> list[str]:
@@ -53,13 +53,28 @@ def borders(outcome: Outcome, engine: str) -> list[str]:
 
 
 def verdict(outcome: Outcome, settings: Settings, file: Path) -> str:
-    """One line: whether int8 is worth it here, and if not, why."""
-    drop = 100 * (outcome.before.accuracy - outcome.after.accuracy)
-    worse = f"int8 is worse by {drop:.2f} points, within the {100 * settings.max_drop:.2f} allowed" if drop > 0 else "int8 is no worse"
-    if outcome.ratio <= 1 + NOISE:
-        return f"{worse}, and {f'{1 / outcome.ratio:.2f}x' if outcome.ratio < 1 - NOISE else 'about'} as fast as float."
+    """Say in a few sentences whether int8 is worth it here, if not why, and which file to use."""
+    said = f"{_loss(outcome, settings)}{_speed(outcome, settings, file)}{_advice(outcome, settings)}"
+    return f"{said} ({outcome.warning}.)" if outcome.warning else said
+
+
+def _loss(outcome: Outcome, settings: Settings) -> str:
+    drop, error, allowed = 100 * outcome.after.drop, outcome.after.error, 100 * settings.max_drop
+    if drop <= 0:
+        return "int8 is no worse"
+    sure = "" if error is None else f" ± {100 * error:.2f}"
+    bound = f"within the {allowed:.2f} allowed" if drop <= allowed else f"not certainly more than the {allowed:.2f} allowed"
+    return f"int8 is worse by {drop:.2f}{sure} points, {bound}"
+
+
+def _speed(outcome: Outcome, settings: Settings, file: Path) -> str:
+    ratio = outcome.ratio
+    if ratio is None:
+        return "; its time is not measurable now: runs differ too much."
+    if ratio <= 1 + NOISE:
+        return f", and {f'{1 / ratio:.2f}x' if ratio < 1 - NOISE else 'about'} as fast as float."
     if settings.weights_only:
-        return f"{worse}, at {outcome.ratio:.2f}x the time of float: weights alone save bytes, not time."
+        return f", at {ratio:.2f}x the time of float: weights alone save bytes, not time."
     engine = ENGINES[settings.engine]
     times = engine.times(file, outcome.inputs)
     reasons = [
@@ -68,4 +83,12 @@ def verdict(outcome: Outcome, settings: Settings, file: Path) -> str:
     ]
     if missing := engine.int8.missing():
         reasons.append(missing)
-    return f"{worse}, but SLOWER: {outcome.ratio:.2f}x the time of float ({'; '.join(reasons)}). Prefer the float file if time matters more than bytes."
+    return f", but SLOWER: {ratio:.2f}x the time of float ({'; '.join(reasons)})."
+
+
+def _advice(outcome: Outcome, settings: Settings) -> str:
+    """Say which file to use for the goal."""
+    best = next(form for form in outcome.forms if form.name == outcome.recommended)
+    known = all(form.ratio is not None for form in outcome.forms)
+    why = GOALS[settings.goal] if known or settings.goal == "size" else "the fewest bytes, since times are not measurable now"
+    return f" Use {best.name}{ENGINES[settings.engine].suffix} ({WORDS[best.name]}): {why} within {100 * settings.max_drop:.2f} points."

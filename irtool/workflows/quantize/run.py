@@ -16,6 +16,7 @@ from irtool.workflows.loading.data import DataOptions, example_shapes, file_shap
 from irtool.workflows.loading.models import Shape, graph_of, onnx_file, saved_model
 from irtool.workflows.options import read_options
 from irtool.workflows.quantize.calibration_images import Images, load_images
+from irtool.workflows.quantize.forms import WORDS
 from irtool.workflows.quantize.graph import Outcome, Settings, quantize_graph
 from irtool.workflows.quantize.options import QuantizeOptions
 from irtool.workflows.quantize.report import verdict, write_report
@@ -27,6 +28,7 @@ class Quantisation:
 
     Attributes:
         file: the int8 model.
+        recommended: the file to use for the goal.
         outcome: what was measured before and after, where integers are, and which layers stayed in float.
         verdict: in a sentence, whether int8 is worth it here, and if not, why.
         images: what it was calibrated and scored on.
@@ -34,6 +36,7 @@ class Quantisation:
     """
 
     file: Path
+    recommended: Path
     outcome: Outcome
     verdict: str
     images: Images
@@ -56,9 +59,10 @@ def quantize(
 
     Args:
         model: what MODEL is on the command line: `net.py:Net`, an .onnx file, a saved model, a compress run's folder.
-        out: the folder for the float and the int8 file, steps.txt, sensitivity.json and .png and report.json. It changes as one.
+        out: the folder for the float file, its smaller forms and the int8 file, steps.txt, sensitivity.json and .png and report.json. It
+            changes as one.
         calib: images to calibrate with: as `data` of `irtool.compress`, or a folder of images alone.
-        data: labelled images to score on; by default the test split of `calib`.
+        data: labelled images to score on, which choose nothing; by default the test split of `calib`.
         weights: a state dict's file.
         inputs: sizes of the inputs, where the data do not tell them.
         values: numbers for inputs of an .onnx file, by name, which are inputs no more.
@@ -75,7 +79,7 @@ def quantize(
     settings, name, out, reporter = wanted.settings(), str(model), Path(out), progress or Reporter()
     own_weights = None if weights is None else Path(weights)
     suffixes = [engine.suffix for engine in ENGINES.values()]
-    keep_inputs((out / f"{kind}{suffix}" for suffix in suffixes for kind in ("float", "int8")), model_files(name, own_weights))
+    keep_inputs((out / f"{kind}{suffix}" for suffix in suffixes for kind in WORDS), model_files(name, own_weights))
     calibration = replace(calib if isinstance(calib, DataOptions) else DataOptions(str(calib)), last=True)
     with output_folder(out, QUANTIZE) as folder:
         images = load_images(name, calibration, None if data is None else str(data), wanted.images, reporter)
@@ -88,6 +92,6 @@ def quantize(
             graph = graph_of(name, own_weights, shapes, values=values)
         outcome = quantize_graph(graph, images, settings, folder, reporter)
         write_report(folder, outcome, images, settings)
-        file = f"int8{ENGINES[settings.engine].suffix}"
-        judged = verdict(outcome, settings, folder / file)
-    return Quantisation(out / file, outcome, judged, images, settings)
+        suffix = ENGINES[settings.engine].suffix
+        judged = verdict(outcome, settings, folder / f"int8{suffix}")
+    return Quantisation(out / f"int8{suffix}", out / f"{outcome.recommended}{suffix}", outcome, judged, images, settings)

@@ -15,7 +15,7 @@ from irtool.engines import OnnxSession
 from irtool.engines.onnxruntime.calibrate import Told, nobody
 from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.placement import Int8Policy, place
-from irtool.quant.scales import Scheme, make_recipe
+from irtool.quant.scales import Recipe, Scheme, make_recipe
 from irtool.quant.statistics import Statistics
 from irtool.workflows.loading.feeds import Feed, agreement, runner
 
@@ -31,7 +31,7 @@ class Sensitivity:
         layer: its name.
         op: its operator.
         sqnr_db: power of the model's output over power of the error, in decibels: the higher the better.
-        accuracy: share of images that are right, in [0, 1]; of a model that is no classifier the agreement of its outputs.
+        accuracy: share of images that get the expected answer, in [0, 1]; of a model that is no classifier the agreement of its outputs.
         weights: entries of its weight.
     """
 
@@ -63,13 +63,14 @@ def sensitivities(
         stats: of all tensors of the engine's placement.
         scheme: the options.
         images: float32 (N, C, H, W).
-        labels: int64 (N,); None of a model that is no classifier.
+        labels: the expected answers, int64 (N,); None of a model that is no classifier.
         feed: how the model takes images; by default as they are.
         batch: the batch that is written into the model; None if it is free.
         threads: of onnxruntime.
         told: called with the number of layers done.
     """
-    layers = place(model, policy).layers
+    whole = make_recipe(model, place(model, policy), stats, scheme)
+    layers = whole.placement.layers
     everything = [layer.name for layer in layers]
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found = []
@@ -85,7 +86,8 @@ def sensitivities(
         expected = outputs(model)
         for done, layer in enumerate(layers, start=1):
             alone = place(model, policy, [name for name in everything if name != layer.name], joins=False)
-            got = outputs(to_qdq(model, make_recipe(model, alone, stats, scheme)))
+            ranges = {name: whole.activations[name] for name in alone.tensors}
+            got = outputs(to_qdq(model, Recipe(alone, ranges, {layer.name: whole.layers[layer.name]}, whole.bits)))
             right = agreement(got, expected) if labels is None else float((got[0].reshape(len(labels), -1).argmax(1) == labels).mean())
             pairs = [(a, b) for a, b in zip(got, expected, strict=True) if a.shape == b.shape]
             found.append(Sensitivity(layer.name, layer.op, min(sqnr(a, b) for a, b in pairs), right, sizes[layer.weight]))

@@ -23,13 +23,12 @@ def write_sensitivity(found: Sequence[Sensitivity], path: Path, *, images: int, 
         temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
 
 
-def plot_sensitivity(found: Sequence[Sensitivity], path: Path, *, expected: float, floating: Collection[str] = ()) -> None:
-    """Draw SQNR and lost accuracy of each layer in the model's order of sensitivity.
+def plot_sensitivity(found: Sequence[Sensitivity], path: Path, *, floating: Collection[str] = ()) -> None:
+    """Draw SQNR and lost agreement of each layer in the model's order of sensitivity.
 
     Args:
         found: the layers.
         path: a .png or .svg file.
-        expected: the float model's accuracy on the same images, in [0, 1].
         floating: layers that stay in float; they are marked.
 
     Raises:
@@ -44,8 +43,8 @@ def plot_sensitivity(found: Sequence[Sensitivity], path: Path, *, expected: floa
     top.bar(places, [entry.sqnr_db for entry in found], color=colours)
     top.set_ylabel("SQNR of the output, dB")
     top.set_title("One layer in int8, all else in float" + (" (orange: left in float)" if floating else ""))
-    bottom.bar(places, [100 * (expected - entry.accuracy) for entry in found], color=colours)
-    bottom.set_ylabel("accuracy lost, points")
+    bottom.bar(places, [100 * (1 - entry.accuracy) for entry in found], color=colours)
+    bottom.set_ylabel("agreement with float lost, points")
     bottom.set_xticks(list(places), [entry.layer for entry in found], rotation=90, fontsize=6)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)

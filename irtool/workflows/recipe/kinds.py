@@ -30,7 +30,7 @@ from irtool.workflows.equality.chain import (
 )
 from irtool.workflows.equality.chain_inputs import takes_any_batch
 from irtool.workflows.recipe.kind import Context, Kind, Made, Options
-from irtool.workflows.recipe.quantize import QUANTIZE
+from irtool.workflows.recipe.quantize import QUANTIZE, check_quantize
 
 BATCH = 64
 """Calibration images at a time."""
@@ -44,7 +44,7 @@ def _training(stage: str) -> Callable[[Context, Options], Made]:
             own["teacher"] = load(context.results[own["teacher"]] / FILES["model"])
         # Killed in the middle, the step goes on from its last epoch.
         changes |= {"out": context.folder, "resume": True}
-        graph = context.graph.clone()
+        graph = STAGES[stage].begun(context.graph.clone())
         history = train_stage(stage, graph, context.data, changes, own, context.progress)
         return Made(graph, history.last.test_accuracy, (), history.to_dict())
 
@@ -137,7 +137,7 @@ _PLAN = {
 }
 _RECOVER = {"seconds": float, "calibrate": int, "held_back": int, "teacher": str}
 _STAGE_OPTIONS = {"strength": float | str, "share": float, "bound": float, "ignore": tuple[str, ...], "teacher": str, "alpha": float,
-                  "temperature": float, "cache": bool}  # fmt: skip
+                  "temperature": float, "cache": bool, "engine": str, "weight_bits": int, "weights_only": bool}  # fmt: skip
 
 
 def _check_training(name: str, value: Any) -> None:
@@ -147,6 +147,8 @@ def _check_training(name: str, value: Any) -> None:
         raise OptionError(f"alpha {value:g}", remedy="Give alpha from 0 to 1.")
     elif name == "temperature" and not value > 0:
         raise OptionError(f"temperature {value:g}", remedy="Give a temperature above 0.")
+    elif name in ("engine", "weight_bits"):
+        check_quantize(name, value)
     elif name not in _STAGE_OPTIONS:
         Settings.merged(Settings(), {name: value})
 
@@ -208,6 +210,7 @@ KINDS: dict[str, Kind] = {
     "sparse": _trains("sparse", before_fold=True),
     "finetune": _trains("finetune"),
     "distill": _trains("distill", ("teacher",)),
+    "qat": _trains("qat"),
     "prune": Kind({**_PLAN, "constants": str, "calibrate": int, "allow_unchecked": bool}, _check_prune, _prune),
     "reduce_width": Kind(
         {"ratio": float, "init": str, "criterion": str, "seed": int, "ignore": tuple[str, ...]}, _check_width, _reduce_width, ("ratio",)

@@ -26,13 +26,19 @@ def _quantize(context: Context, options: Options) -> Made:
 
 def _line(engine: str, outcome: Outcome) -> str:
     before, after = outcome.before, outcome.after
+    time = "not measurable now" if outcome.ratio is None else f"{outcome.ratio:.2f} of float's time"
     return (
         f"{engine}: accuracy {100 * before.accuracy:.2f} % in float, {100 * after.accuracy:.2f} % in int8; "
-        f"{after.bytes:,} bytes, {after.bytes / before.bytes:.3f} of float; {outcome.ratio:.2f} of float's time"
+        f"{after.bytes:,} bytes, {after.bytes / before.bytes:.3f} of float; {time}"
     )
 
 
-def _check(name: str, value: Any) -> None:
+def check_quantize(name: str, value: Any) -> None:
+    """Refuse a value that an option of the step can never have.
+
+    Raises:
+        OptionError: it cannot.
+    """
     if name in (mistakes := QuantizeOptions(**{name: value}).mistakes()):
         raise mistakes[name]
 
@@ -41,4 +47,4 @@ def _together(options: Options) -> Mapping[str, str]:
     return {name: str(mistake) for name, mistake in QuantizeOptions(**options).mistakes().items()}
 
 
-QUANTIZE = Kind(typing.get_type_hints(QuantizeOptions), _check, _quantize, together=_together)
+QUANTIZE = Kind(typing.get_type_hints(QuantizeOptions), check_quantize, _quantize, together=_together)

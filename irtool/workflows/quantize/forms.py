@@ -1,0 +1,105 @@
+"""The forms in which a model's file is tried, what each costs, and which is recommended."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from irtool.engines import latency_pairs
+from irtool.engines.engine import Engine
+from irtool.quant import Scheme
+
+LATENCY_SECONDS = 10.0
+NOISE = 0.05
+"""Ratios of latencies that are this near to 1 say nothing; neither do ratios that are not known to this."""
+GOALS: Mapping[str, str] = {"size": "the fewest bytes", "speed": "the least time"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One file of a model.
+
+    Attributes:
+        name: `float`, `half` (weights as half floats), `weights8` (weights alone as integers) or `int8`: its stem.
+        bytes: of the file.
+        accuracy: on the images that chose nothing, as a share.
+        drop, error: how much less than the float file's that is, and the standard error of it; None where it cannot be told.
+        expected: how much it is expected to lose, from the images that choose.
+        latency_ms: the median of one run at batch 1: processor time of one thread, else wall time.
+        ratio: of paired latencies, to the float file's; None where the machine was too busy to tell.
+    """
+
+    name: str
+    bytes: int
+    accuracy: float
+    drop: float
+    error: float | None
+    expected: float
+    latency_ms: float
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Times:
+    """Latencies of files against the first: medians in ms, and ratios, None where they are not measurable."""
+
+    latency_ms: Mapping[str, float]
+    ratios: Mapping[str, float | None]
+
+
+def write_half(engine: Engine, source: Path, path: Path, _scheme: Scheme) -> None:
+    """Write the file with half floats."""
+    engine.int8.write_half(source, path)
+
+
+def write_weights(engine: Engine, source: Path, path: Path, scheme: Scheme) -> None:
+    """Write the file whose weights alone are integers, of 8 bits: nothing overflows in float."""
+    engine.int8.write_weights(source, path, Scheme(weights=scheme.weights))
+
+
+LIGHT: Mapping[str, Callable[[Engine, Path, Path, Scheme], None]] = {"half": write_half, "weights8": write_weights}
+"""What is stored smaller and computed in float."""
+WORDS: Mapping[str, str] = {"float": "float", "half": "half-float weights", "weights8": "8-bit weights alone", "int8": "int8"}
+
+
+def timed(engine: Engine, paths: Mapping[str, Path], inputs: Sequence[np.ndarray], runs: int, threads: int) -> Times:
+    """Time files against the first of them, in pairs. Of one thread processor time counts, which leaves out what others take."""
+    sessions = [engine.session(path, threads) for path in paths.values()]
+    clock = time.process_time if threads == 1 else None
+    found = latency_pairs(sessions, inputs, runs=runs, seconds=LATENCY_SECONDS, clock=clock)
+    medians = {name: one.median_ms for name, one in zip(paths, found.latencies, strict=True)}
+    known = {
+        name: ratio if width <= NOISE * ratio else None for name, ratio, width in zip(paths, found.ratios, found.uncertainties, strict=True)
+    }
+    return Times(medians, known)
+
+
+def busy(threads: int) -> str:
+    """A warning where more is waiting for processors than there are; empty if not, or if the system does not tell."""
+    if not hasattr(os, "getloadavg"):
+        return ""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if load <= cores:
+        return ""
+    what = "processor times in pairs suffer little" if threads == 1 else "times of several threads mean little"
+    return f"the machine is busy: a load of {load:.1f} on {cores} cores; {what}"
+
+
+def recommended(forms: Sequence[Form], goal: str, allowed: float) -> Form:
+    """The form to use: of those that are expected to lose little enough the one with the fewest bytes, or the least time.
+
+    Args:
+        forms: the float form first, which loses nothing.
+        goal: a key of `GOALS`. Where times are not known, bytes decide.
+        allowed: how much may be lost, as a share.
+    """
+    fine = [form for form in forms if form is forms[0] or form.expected <= allowed]
+    if goal == "size" or any(form.ratio is None for form in fine):
+        return min(fine, key=lambda form: form.bytes)
+    least = min(form.ratio for form in fine if form.ratio is not None)
+    return min((form for form in fine if form.ratio is not None and form.ratio <= least * (1 + NOISE)), key=lambda form: form.bytes)
