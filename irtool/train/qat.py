@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from irtool.engines.engine import Engine
 from irtool.engines.table import engine as engine_of
 from irtool.errors import OptionError
 from irtool.hosts.torch.graph import FxGraph
+from irtool.hosts.torch.running.replacing import ReplacingRun
 from irtool.passes import FoldBatchNorm
 from irtool.progress import Progress, silent
 from irtool.quant import Affine, Placement, Statistics, grid, layers_of, observe, place
@@ -53,7 +54,7 @@ class RoundedNet(nn.Module):
         placement = Placement(layers_of(model), {}) if weights_only else place(model, engine.int8.policy)
         self.placement, own = placement, set(graph.params)
         self.axes = {layer.weight: layer.axis for layer in placement.layers if layer.weight in own}
-        hosts = {value.name: node.host.name for node in graph.nodes if isinstance(node.host, fx.Node) for value in node.outputs}
+        hosts = {value.name: node.host.name for node in graph.nodes if node.host is not None for value in node.outputs}
         self.rounded = {hosts[name]: source for name, source in placement.tensors.items()}
         self.ranges: dict[str, Affine] = {}
         self._seen: dict[str, Statistics] | None = None
@@ -61,7 +62,7 @@ class RoundedNet(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         """Run the net with its rounding."""
-        return _Rounding(self).run(*inputs)
+        return ReplacingRun(self.inner, self.activation, self.axes, self.weight).run(*inputs)
 
     def train(self, mode: bool = True) -> RoundedNet:
         """Put the net into training mode, but for its batch norms: the file has their statistics written into it."""
@@ -99,29 +100,6 @@ class RoundedNet(nn.Module):
             return value
         source = self.rounded.get(node)
         return value if source not in self.ranges else rounded_activation(value, self.ranges[source])
-
-
-class _Rounding(fx.Interpreter):
-    """One run of a net with its rounding."""
-
-    def __init__(self, net: RoundedNet) -> None:
-        assert isinstance(net.inner, fx.GraphModule)
-        super().__init__(net.inner)
-        self._net = net
-
-    def run_node(self, n: fx.Node) -> Any:
-        return self._net.activation(n.name, super().run_node(n))
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        found = super().get_attr(target, args, kwargs)
-        return self._net.weight(target, found) if isinstance(found, Tensor) else found
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        name = f"{target}.weight"
-        if name not in self._net.axes:
-            return super().call_module(target, args, kwargs)
-        layer = self.fetch_attr(target)
-        return torch.func.functional_call(layer, {"weight": self._net.weight(name, layer.weight)}, args, kwargs)
 
 
 def folded(graph: object) -> object:

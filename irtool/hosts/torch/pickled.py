@@ -42,8 +42,11 @@ def flat(module: fx.GraphModule) -> tuple[nn.Module, str, list[Row], Any]:
     """Take a program apart: its modules and tensors, its name, a record for each node, how it is called."""
     number = {node: index for index, node in enumerate(module.graph.nodes)}
 
+    def place(node: fx.Node) -> Any:  # which fx takes for an argument of its own kinds
+        return _At(number[node])
+
     def without(arguments: Any) -> Any:
-        return fx.map_arg(arguments, lambda node: _At(number[node]))
+        return fx.map_arg(arguments, place)
 
     rows: list[Row] = []
     for node in module.graph.nodes:
