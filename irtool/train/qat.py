@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from irtool.engines.engine import Engine
 from irtool.engines.table import engine as engine_of
 from irtool.errors import OptionError
+from irtool.hosts.onnx.skeleton import skeleton
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.running.replacing import ReplacingRun
+from irtool.ir import Graph
 from irtool.passes import FoldBatchNorm
 from irtool.progress import Progress, silent
 from irtool.quant import Affine, Placement, Statistics, grid, layers_of, observe, place
 from irtool.quant.fake import rounded_activation, rounded_weight
-from irtool.quant.skeleton import skeleton
 from irtool.quant.weights import steps_of
 from irtool.train.data.dataset import Data
 from irtool.train.fit import fit
@@ -104,7 +105,7 @@ class RoundedNet(nn.Module):
 
 def folded(graph: object) -> object:
     """Return what is trained: the graph with batch norms folded, as the int8 file has it."""
-    return FoldBatchNorm()(graph).graph if isinstance(graph, FxGraph) else graph
+    return FoldBatchNorm()(graph).graph if isinstance(graph, Graph) else graph
 
 
 def qat(
