@@ -112,3 +112,21 @@ def test_a_mode_that_forward_sets_is_told() -> None:
     assert notes == ("norm put into eval or train mode by forward: in the graph they have the mode of the whole",)
     assert nn.Module.train is train
     assert irtool.trace(Net(_upscaled).eval(), torch.randn(1, 3, 12, 12)).notes == ()
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_dropout_inside_of_attention_is_told_and_follows_the_mode_that_was_traced(training: bool) -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.heads, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.MultiheadAttention(8, 2, 0.5, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.a(x).flatten(2).transpose(1, 2)
+            return self.b(self.heads(tokens, tokens, tokens, need_weights=False)[0])
+
+    x = torch.randn(2, 3, 6, 6)
+    model = Attends().train(training)
+    graph = irtool.trace(model, x)
+    assert any(note.startswith("heads decide by self.training") for note in graph.notes)
+    assert torch.equal(graph.module(x), graph.module(x)) is not training

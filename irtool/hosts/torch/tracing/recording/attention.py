@@ -30,7 +30,8 @@ def emit_attention(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
     if not m.batch_first:
         q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
     q, k, v = (t.unflatten(-1, (heads, size)).transpose(1, 2) for t in (q, k, v))
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=size**-0.5)
+    dropout = {"dropout_p": m.dropout} if m.dropout and m.training else {}
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=size**-0.5, **dropout)
     merged = attended.transpose(1, 2).flatten(2)
     if not m.batch_first:
         merged = merged.transpose(0, 1)

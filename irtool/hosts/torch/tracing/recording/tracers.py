@@ -129,6 +129,8 @@ class SymbolicTracer(fx.Tracer):
         leaf: Callable[..., Any] | None = None
         if type(m) is nn.MultiheadAttention and path not in self._leaf:
             leaf = partial(emit_attention, m)
+            if m.dropout:  # of the weights, inside of one operator
+                self._asides.asked.setdefault(path)
         elif self.is_leaf_module(m, path):
             if self._is_exchanged(m) and not self._is_named(m, path):
                 self._opened = m
