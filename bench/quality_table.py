@@ -18,7 +18,9 @@ def table(rows: list[Row]) -> str:
     """Markdown: irtool beside the best peer as returned and after an epoch, then every peer on the images that chose."""
     parts = {
         "## As returned, without training": _verdicts(rows, lambda row: row.get("scored")),
-        "## After one epoch with labels": _verdicts(rows, lambda row: row.get("epoch", {}).get("scored")),
+        "## Before and after one epoch with labels": _verdicts(
+            rows, lambda row: row.get("epoch", {}).get("scored"), before=lambda row: row.get("scored")
+        ),
         "## Every tool, on the images that chose": _tools(rows),
     }
     return "\n\n".join("\n".join([title, "", *part]) for title, part in parts.items() if part)
@@ -47,8 +49,14 @@ def _cells(rows: list[Row]) -> list[tuple[str, float]]:
     return sorted({(row["net"], row["share"]) for row in rows if row["share"] < 1}, key=lambda pair: (nets.index(pair[0]), -pair[1]))
 
 
-def _verdicts(rows: list[Row], scores: Scores) -> list[str]:
-    """A line a budget: means over seeds and their standard deviation; then why irtool is not ahead where nothing was lost."""
+def _verdicts(rows: list[Row], scores: Scores, before: Scores | None = None) -> list[str]:
+    """A line a budget: means over seeds and their standard deviation; then why irtool is not ahead where nothing was lost.
+
+    Args:
+        rows: all that is known.
+        scores: what is compared.
+        before: shown ahead of it, of the same seeds.
+    """
     lines, reasons = [], []
     for net, share in _cells(rows):
         found = [row for row in rows if (row["net"], row["share"]) == (net, share) and scores(row)]
@@ -62,8 +70,12 @@ def _verdicts(rows: list[Row], scores: Scores) -> list[str]:
         (own, other), (own_same, other_same) = (
             [[(scores(row) or [])[place] for row in part] for part in (mine, peers)] for place in (0, 1)
         )
-        for ours, theirs in ((own, other), (own_same, other_same)):
-            line += f" {_spread(ours)} | {_spread(theirs)} | {_word(ours, theirs)} |"
+        for place, (ours, theirs) in enumerate(((own, other), (own_same, other_same))):
+            shown = [_spread(found) for found in (ours, theirs)]
+            if before is not None:
+                first = [[(before(row) or [])[place] for row in part] for part in (mine, peers)]
+                shown = [f"{_spread(values)} -> {text}" for values, text in zip(first, shown, strict=True)]
+            line += f" {shown[0]} | {shown[1]} | {_word(ours, theirs)} |"
         lines.append(f"{line} {names} |")
         if _word(own, other) != AHEAD and min(own_same) == EVERY:
             reasons.append(_as_unpruned(f"{net} at {100 * share:g} %", own, other, other_same))
