@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -275,6 +277,16 @@ def _damaged_models(whole: bytes, picture: Path, folder: Path) -> Damaged:
     }  # fmt: skip
 
 
+def _png(width: int, height: int, content: bytes) -> bytes:
+    """A grey PNG of a size, whose data inflate to something else."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(content, 9)) + chunk(b"IEND", b"")
+
+
 def _damaged_images(model: Path, jpeg: bytes, png: bytes, folder: Path) -> Damaged:
     def file(name: str, content: bytes) -> Path:
         return _file(folder / name, content)
@@ -287,7 +299,9 @@ def _damaged_images(model: Path, jpeg: bytes, png: bytes, folder: Path) -> Damag
         "half a JPEG": (model, file("half.jpg", jpeg[:-60]), "cut off"),
         "a JPEG's head": (model, file("head.jpg", jpeg[:20]), "cannot be decoded"),
         "half a PNG": (model, file("half.png", png[: len(png) // 2]), "cannot be decoded"),
-        "a huge PNG": (model, file("huge.png", png[:16] + b"\x7f\xff\xff\xff" * 2 + png[24:]), "cannot be decoded"),
+        "a huge PNG": (model, file("huge.png", png[:16] + b"\x7f\xff\xff\xff" * 2 + png[24:]), "too many pixels"),
+        "a wide PNG": (model, file("wide.png", _png(16000, 16000, b"")), "too many pixels"),
+        "a PNG that inflates to more than its size": (model, file("bomb.png", _png(8, 8, bytes(1 << 26))), "more than its size has room for"),
         "an empty folder": (model, folder / "empty", "holds no .jpg"),
         "an empty list": (model, file("list.txt", b"\n \n"), "names no image"),
         "a list of nothing": (model, file("lost.txt", b"none.jpg\n"), "none.jpg: cannot be read"),

@@ -2,6 +2,7 @@
 
 #include <csetjmp>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include <jpeglib.h>
@@ -9,6 +10,28 @@
 #include "failure.hpp"
 #include "files.hpp"
 
+namespace {
+
+// A few megabytes of compressed data can inflate to gigabytes: what a picture's size does not need is refused.
+struct Bound {
+    size_t most = 0;
+    bool passed = false;
+} bound;
+
+bool fits(size_t size) {
+    bound.passed = bound.passed || size > bound.most;
+    return size <= bound.most;
+}
+
+void* bounded_malloc(size_t size) { return fits(size) ? std::malloc(size) : nullptr; }
+
+void* bounded_realloc(void* memory, size_t size) { return fits(size) ? std::realloc(memory, size) : nullptr; }
+
+}  // namespace
+
+#define STBI_MALLOC(size) bounded_malloc(size)
+#define STBI_REALLOC(memory, size) bounded_realloc(memory, size)
+#define STBI_FREE(memory) std::free(memory)
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_PNG
@@ -87,6 +110,10 @@ bool decode_jpeg(const std::vector<unsigned char>& bytes, int channels, Image& i
     return !errors.incomplete;
 }
 
+size_t big_endian(const unsigned char* from) {
+    return size_t{from[0]} << 24 | size_t{from[1]} << 16 | size_t{from[2]} << 8 | size_t{from[3]};
+}
+
 // As Pillow converts RGB to grey: ITU-R 601 in 16-bit fixed point.
 unsigned char luma(const unsigned char* rgb) {
     return static_cast<unsigned char>((rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16);
@@ -95,15 +122,22 @@ unsigned char luma(const unsigned char* rgb) {
 bool decode_png(const std::vector<unsigned char>& bytes, int channels, Image& image, std::string& problem) {
     int width = 0, height = 0, held = 0;
     const int size = static_cast<int>(bytes.size());
-    const bool known = stbi_info_from_memory(bytes.data(), size, &width, &height, &held) != 0;
-    if (known && static_cast<size_t>(width) * static_cast<size_t>(height) > kMostPixels) {
-        problem = "too many pixels";
-        return false;
+    bound = Bound{size_t{1} << 20, false};
+    if (bytes.size() >= 24 && std::memcmp(&bytes[12], "IHDR", 4) == 0) {
+        const size_t across = big_endian(&bytes[16]), down = big_endian(&bytes[20]);
+        if (across > kLargest || down > kLargest || across * down > kMostPixels) {
+            problem = "too many pixels";
+            return false;
+        }
     }
+    const bool known = stbi_info_from_memory(bytes.data(), size, &width, &height, &held) != 0;
+    const size_t area = static_cast<size_t>(width) * static_cast<size_t>(height);
     const int wanted = held <= 2 ? 1 : 3;
+    // Four channels of 16 bits, a byte before each row; or the compressed data; and buffers grow by doubling.
+    bound.most = 2 * (8 * area + 16 * static_cast<size_t>(height) + bytes.size() + 65536);
     unsigned char* pixels = known ? stbi_load_from_memory(bytes.data(), size, &width, &height, &held, wanted) : nullptr;
     if (pixels == nullptr) {
-        problem = stbi_failure_reason();
+        problem = bound.passed ? "its data are more than its size has room for" : stbi_failure_reason();
         return false;
     }
     image.height = height;
