@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
+from exported import by_export
 from random_norms import randomise
 from torch import Tensor, nn
 
@@ -62,7 +64,7 @@ class Tied(nn.Module):
 
 
 class Nested(nn.Module):
-    """Dicts and tuples in and out, and a program that only `torch.export` can follow.
+    """Dicts and tuples in and out, and a write into a part.
 
     Args:
         plain: whether the constant is a plain attribute rather than a buffer.
@@ -81,7 +83,7 @@ class Nested(nn.Module):
 
     def forward(self, x: dict[str, Tensor], y: tuple[Tensor, int]) -> dict[str, Any]:
         image = x["image"].clone()
-        image[:, :1] = image[:, :1] * 2  # a write into a part, which neither tracer of fx follows
+        image[:, :1] = image[:, :1] * 2
         z = self.bn(self.conv(self.stem(image))).relu().mean((2, 3))
         return {"out": self.last(z)[:, self.order] + y[0], "rest": (z, [z + y[1]])}
 
@@ -138,6 +140,7 @@ class Case:
     constants: str = "drop"
     fold: bool = False
     criterion: str = "l1"
+    exported: bool = False
 
     def model(self) -> nn.Module:
         """A fresh instance, weights drawn anew."""
@@ -150,7 +153,8 @@ class Case:
 
     def compress(self) -> irtool.FxGraph:
         """The graph to save."""
-        graph = irtool.trace(self.model(), self.inputs())
+        with by_export() if self.exported else nullcontext():
+            graph = irtool.trace(self.model(), self.inputs())
         plan = irtool.plan(graph, self.criterion, 0.4, residual=self.residual)  # type: ignore[arg-type]
         graph = irtool.prune(graph, plan, self.constants)  # type: ignore[arg-type]
         return irtool.fold_batchnorm(graph) if self.fold else graph
@@ -170,6 +174,6 @@ CASES = {
     "densenet-folded": Case(densenet, (2, 3, 64, 64), constants="absorb", fold=True),
     "functional": Case(Functional, (2, 3, 17, 17)),
     "tied": Case(Tied, (2, 3, 8, 8), constants="absorb"),
-    "nested": Case(Nested, (2, 3, 8, 8)),
+    "nested": Case(Nested, (2, 3, 8, 8), exported=True),
     "recurrent": Case(Recurrent, (2, 1, 8, 12)),
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from exported import by_export
 from torch import nn
 
 import irtool
@@ -46,7 +48,8 @@ def main(folder: str, way: str) -> None:
     report = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         inputs = torch.load(path.with_suffix(".inputs"), weights_only=True)
-        graph = irtool.load(path, untouched[path.stem].model() if untouched else None)
+        with by_export() if untouched and untouched[path.stem].exported else nullcontext():
+            graph = irtool.load(path, untouched[path.stem].model() if untouched else None)
         torch.save(graph.run(*inputs), path.with_suffix(f".{way}"))
         report[path.stem] = {
             "tracer": graph.tracer,

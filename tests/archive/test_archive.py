@@ -17,6 +17,7 @@ import safetensors
 import safetensors.torch
 import torch
 from archive_nets import CASES, Functional, Nested, Tied, WithOwn
+from exported import by_export
 from torch import Tensor, nn
 
 import irtool
@@ -123,7 +124,8 @@ def test_shared_weights_stay_shared(tmp_path: Path) -> None:
 
 def test_plain_constants_of_an_exported_program_come_back(tmp_path: Path) -> None:
     inputs = CASES["nested"].inputs()
-    graph = irtool.trace(Nested(plain=True), inputs)
+    with by_export():
+        graph = irtool.trace(Nested(plain=True), inputs)
     assert graph.tracer == "export"
     irtool.save(graph, tmp_path / "a.safetensors")
     loaded = irtool.load(tmp_path / "a.safetensors")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from exported import by_export
 from odd_nets import Net, X, make
 from torch import Tensor, nn
 
@@ -112,7 +113,8 @@ def test_an_exported_graph_keeps_the_modes_and_the_statistics() -> None:
         return net.head(y)
 
     model = make(function, bn=nn.BatchNorm2d(16))
-    graph = irtool.trace(model, X)
+    with by_export():
+        graph = irtool.trace(model, X)
     assert graph.tracer == "export"
     before = model.bn.running_mean.clone()
     assert not any(module.training for module in graph.module.modules())
@@ -222,5 +224,6 @@ def test_an_exported_graph_has_no_false_notes() -> None:
         y[:, :8] = y[:, :8].relu()
         return net.head(y)
 
-    graph = irtool.trace(make(function), X)
+    with by_export():
+        graph = irtool.trace(make(function), X)
     assert (graph.tracer, graph.notes) == ("export", ())
