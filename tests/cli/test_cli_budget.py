@@ -14,6 +14,7 @@ from irtool.cli.wishes import budget_of, limits_of, step_of
 from irtool.errors import IrtoolError
 from irtool.pruning.allocation import latency
 from irtool.workflows.compress import run as compress_run
+from irtool.workflows.compress.built import Timed
 
 MODEL = ["compress", "PreResNet:depth=11,width=0.5", "--input", "1x3x32x32"]
 
@@ -77,7 +78,10 @@ def test_compress_keeps_to_a_latency(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """On a machine that takes its multiply-accumulates' time, and is slower with the result in the end."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency, "GraphClock", MacsClock)
-    monkeypatch.setattr(compress_run, "timed", lambda models, settings, screen: ([model.measured for model in models], [{}, {"mnn": 1.2}]))
+    timed = [({}, {}), ({"mnn": 1.2}, {"mnn": (1.1, 1.3)})]
+    monkeypatch.setattr(
+        compress_run, "timed", lambda models, settings, screen: [Timed(one.measured, *how) for one, how in zip(models, timed, strict=True)]
+    )
     flags = ["--budget", "latency=60%", "--engine", "mnn", "--out", str(tmp_path / "small")]
     done = CliRunner().invoke(app, [*MODEL, *flags])
     assert done.exit_code == 0, done.output
