@@ -18,7 +18,7 @@ from irtool.pruning.allocation.latency import plan_within
 from irtool.pruning.branches import chosen_branches, mean_outputs, set_constants
 from irtool.pruning.choices import LEAST, Choice, check_depth
 from irtool.pruning.criteria.batches import batches_for, default_criterion, without_images
-from irtool.pruning.criteria.criteria import CRITERIA, Batches, Criterion, Scores, find_criterion
+from irtool.pruning.criteria.criteria import Batches, Criterion, Scores, check_criterion, find_criterion
 from irtool.pruning.plan import (
     Allocator,
     GroupKind,
@@ -144,7 +144,7 @@ def check_options(criterion: str, ratio: float, scope: str, residual: str, min_c
     Raises:
         PlanError: the option and its allowed values are named.
     """
-    check_choice("criterion", criterion, CRITERIA)
+    check_criterion(criterion)
     check_values(ratio, scope, residual, min_channels, round_to, seed)
 
 

@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from irtool.train.distributed import launch, returning, shared_batch_statistics
 from irtool.train.ema import Average
 from irtool.train.evaluate import evaluate, logits_of, module_of, run_model, scored_labels
 from irtool.train.history import History, Record, TensorBoardLog
+from irtool.train.hooks import Hooks, Logger, MakeOptimizer, OnEpoch, OnStep, numbers_of, optimizer_of, stalled
 from irtool.train.settings import Settings, learning_rate
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ Loss = Callable[[Tensor, Batch], Tensor]
 """From logits (N, classes) and the batch to a scalar, the mean over the batch."""
 Penalty = Callable[[nn.Module, float], None]
 """Adds to the gradients of a module, between backward and the step; the float is the position in [0, 1] of the run."""
-OnEpoch = Callable[[nn.Module, Record], Mapping[str, float] | None]
-"""Called after each epoch; what it returns is added to the record's `extra`."""
 
 
 @real_tensors()
@@ -67,11 +66,14 @@ def fit(
     loss: Loss | None = None,
     penalty: Penalty | None = None,
     on_epoch: OnEpoch | None = None,
+    on_step: OnStep | None = None,
+    optimizer: str | MakeOptimizer | None = None,
+    logger: Logger | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Progress = silent,
     **changes: Any,
 ) -> History:
-    """Train a model in place by SGD.
+    """Train a model in place, by SGD unless another optimiser is chosen.
 
     The run is a function of the model, the data and the settings: order, augmentation and dropout are derived from the seed
     and the epoch, and the caller's random state is left alone. On a CPU with the same number of threads, a run that was
@@ -85,7 +87,10 @@ def fit(
         settings: the options; `changes` are options by name that replace some of them: `fit(net, data, epochs=3, lr=0.05)`.
         loss: default: cross-entropy with the settings' label smoothing.
         penalty: see `Penalty`.
-        on_epoch: see `OnEpoch`.
+        on_epoch, on_step: called after each epoch and each step: see `OnEpoch`, `OnStep`.
+        optimizer: "sgd" or "adamw"; or what makes an optimiser of one's own from the list of parameters: `lambda p: torch.optim.RMSprop(p, lr=1e-3)`. Its groups'
+            learning rates are scaled by the schedule; `lr`, `momentum`, `nesterov` and `weight_decay` of the settings have no say.
+        logger: anything with `log(dict)`, called with each epoch's numbers (a run of Weights & Biases, say).
         facts: plain values that tell this stage from others; kept in the history, and compared on resuming.
         progress: told about each epoch's progress.
 
@@ -95,12 +100,23 @@ def fit(
         TrainError: the loss is no longer finite, nothing can be trained, or a checkpoint does not belong to this run.
         FileError: a checkpoint cannot be written.
     """
-    settings = Settings.merged(settings or Settings(), changes)
+    named = isinstance(optimizer, str)
+    settings = Settings.merged(settings or Settings(), changes | ({"optimizer": optimizer} if named else {}))
+    make = None if named else cast(MakeOptimizer | None, optimizer)
     module = module_of(model)
     _check_trainable(module)
     scored_labels(data.test)  # at once, and not after the training
     with returning(module):
-        run = _Run(module, data, settings, loss or cross_entropy(settings.label_smoothing), penalty, on_epoch, facts or {}, progress)
+        run = _Run(
+            module,
+            data,
+            settings,
+            loss or cross_entropy(settings.label_smoothing),
+            penalty,
+            Hooks(make, on_step, on_epoch, logger),
+            facts or {},
+            progress,
+        )
         devices = [run.fabric.device.index or 0] if run.fabric.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=devices), shared_batch_statistics(module, run.fabric.world_size):
@@ -141,17 +157,17 @@ class _Run:
         settings: Settings,
         loss: Loss,
         penalty: Penalty | None,
-        on_epoch: OnEpoch | None,
+        hooks: Hooks,
         facts: Mapping[str, Any],
         progress: Progress,
     ) -> None:
         self.module, self.data, self.settings = module, data, settings
-        self.loss, self.penalty, self.on_epoch, self.progress = loss, penalty, on_epoch, progress
+        self.loss, self.penalty, self.hooks, self.progress = loss, penalty, hooks, progress
         self.labels = labels_of(data.train)
         self.fabric: Fabric = launch(settings)
         if settings.channels_last:
             module.to(memory_format=torch.channels_last)
-        self.forward, self.optimizer = self.fabric.setup(module, _optimizer(module, settings))
+        self.forward, self.optimizer = self.fabric.setup(module, optimizer_of(module, settings, hooks.optimizer))
         self.average = Average(module, settings.ema) if settings.ema else None
         world = self.fabric.world_size
         if world > 1 and settings.time_budget:
@@ -186,7 +202,7 @@ class _Run:
         with contextlib.closing(log) if log else contextlib.nullcontext():
             for epoch in range(first, settings.epochs + 1):
                 self._epoch(epoch, log)
-                if self._over_budget():
+                if self._over_budget() or stalled(self.history, settings.patience):
                     break
         if self.average:
             self.average.place()
@@ -201,9 +217,9 @@ class _Run:
             test_loss, test_accuracy = self._score(epoch) if scored else (None, None)
             lr = float(self.optimizer.param_groups[0]["lr"])
             record = Record(epoch, loss, accuracy, test_loss, test_accuracy, lr, images / seconds, time.perf_counter() - begun)
-            if self.on_epoch:
+            if self.hooks.on_epoch:
                 # Python's numbers: numpy's would make a checkpoint that cannot be loaded again.
-                extra = {name: float(value) for name, value in (self.on_epoch(self.module, record) or {}).items()}
+                extra = {name: float(value) for name, value in (self.hooks.on_epoch(self.module, record) or {}).items()}
                 record = replace(record, extra=extra)
         self.history = self.history.add(record)
         if settings.out and self.fabric.is_global_zero:
@@ -211,6 +227,8 @@ class _Run:
             self.history.write_csv(settings.out / "log.csv")
         if log:
             log.add(record)
+        if self.hooks.logger is not None and self.fabric.is_global_zero:
+            self.hooks.logger.log(numbers_of(record))
 
     def _train(self, epoch: int) -> tuple[float, float, int]:
         """Train one epoch; returns mean loss, accuracy and the number of images, over all processes."""
@@ -224,6 +242,8 @@ class _Run:
             position = self._position(epoch, step)
             loss, logits = self._step(batch, position, first=step == 0)
             total_loss += loss * len(batch.labels)
+            if self.hooks.on_step is not None:
+                self.hooks.on_step(self.module, (epoch - 1) * self.steps + step + 1, float(loss))
             correct += (logits.argmax(1) == batch.labels).sum()
             done += len(batch.labels)
             last = step + 1 == self.steps
@@ -238,7 +258,7 @@ class _Run:
 
     def _step(self, batch: Batch, position: float, first: bool) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, position)
+            group["lr"] = group["initial_lr"] * learning_rate(self.settings, position) / self.settings.lr
         output = run_model(self.forward, batch.images) if first else self.forward(batch.images)
         logits = logits_of(output, len(batch.labels), len(self.data.classes))
         with self.fabric.autocast():

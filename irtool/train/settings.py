@@ -24,7 +24,8 @@ class Settings:
         epochs: passes over the training split.
         lr: the peak learning rate.
         batch_size: images a step *in each process*: two processes with 64 train as one does with 128.
-        momentum, nesterov, weight_decay: of SGD.
+        optimizer: "sgd", or "adamw" (which wants a smaller `lr`, 0.001 say); `fit(optimizer=...)` takes any other.
+        momentum, nesterov, weight_decay: of SGD; the last of AdamW too.
         schedule: "cosine" (to zero), "step" (times `drop` at each of `milestones`), "one-cycle" (Smith and Topin, 2018: up
             from lr/25 for 30 % of the run, then a cosine to lr/10,000), or "constant".
         milestones: for "step": fractions of the run.
@@ -43,6 +44,7 @@ class Settings:
         evaluate_every: epochs between two scorings of the test split; the last epoch is always scored. 0: only the last.
         time_budget: seconds after which the run ends, its schedule compressed to end there too; 0 is off. Runs under a
             budget are not reproducible to the bit.
+        patience: end after so many scorings without a better test accuracy; 0 is off. What the test split ends, it scores too kindly.
         device: "auto", "cpu", "cuda", or "mps".
         precision: "32-true" or "bf16-mixed".
         out: folder for `last.pt`, `best.pt` and `log.csv`; None keeps nothing.
@@ -56,6 +58,7 @@ class Settings:
     epochs: int = 10
     lr: float = 0.1
     batch_size: int = 64
+    optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
@@ -73,6 +76,7 @@ class Settings:
     seed: int = 0
     evaluate_every: int = 1
     time_budget: float = 0.0
+    patience: int = 0
     device: str = "auto"
     precision: str = "32-true"
     out: Path | None = None
@@ -126,6 +130,7 @@ def _one_cycle(position: float) -> float:
     return 1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * (position - 0.3) / 0.7)) / 2
 
 
+OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES: dict[str, Callable[[float, Settings], float]] = {
     "cosine": lambda position, settings: (1 + math.cos(math.pi * position)) / 2,
     "step": lambda position, settings: settings.drop ** sum(position >= mark for mark in settings.milestones),
@@ -182,6 +187,7 @@ _RULES: dict[str, _Rule] = {
     "epochs": _WHOLE,
     "lr": _POSITIVE,
     "batch_size": _WHOLE,
+    "optimizer": _one_of(OPTIMIZERS, f"Choose one of: {', '.join(OPTIMIZERS)}; or give fit(optimizer=...) a factory."),
     "momentum": _SHARE,
     "nesterov": _SWITCH,
     "weight_decay": _NOT_NEGATIVE,
@@ -202,6 +208,7 @@ _RULES: dict[str, _Rule] = {
     "seed": _WHOLE_OR_0,
     "evaluate_every": _WHOLE_OR_0,
     "time_budget": _NOT_NEGATIVE,
+    "patience": _WHOLE_OR_0,
     "device": _one_of(("auto", "cpu", "cuda", "gpu", "mps"), "Choose auto, cpu, cuda or mps."),
     # 16-bit floats need a loss scale, under which a penalty added to the gradients would be scaled wrongly.
     "precision": _one_of(("32-true", "bf16-mixed"), "Choose 32-true or bf16-mixed."),

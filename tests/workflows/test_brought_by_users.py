@@ -53,7 +53,7 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("irtool.pruning.criteria.criteria.CRITERIA", dict(CRITERIA))
-    for place in ("irtool.workflows.loading.criteria", "irtool.workflows.compress.smaller", "irtool.pruning.planner"):
+    for place in ("irtool.workflows.loading.criteria", "irtool.workflows.compress.smaller"):
         monkeypatch.setattr(f"{place}.CRITERIA", __import__("irtool.pruning.criteria.criteria", fromlist=["CRITERIA"]).CRITERIA)
 
 
@@ -82,6 +82,18 @@ def test_a_function_is_a_criterion_in_python_and_a_name_is_given_once() -> None:
     other.__name__ = "l1"
     with pytest.raises(OptionError, match=r"a criterion is called 'l1' already\. Register this one under another name\."):
         criterion_name(other)
+
+
+def test_an_installed_package_ships_a_criterion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "shipped.py").write_text("import irtool, numpy as np\n@irtool.criterion('shipped')\ndef shipped(groups, seed):\n    return np.ones(groups.labels.count)\n")  # fmt: skip
+    (tmp_path / "shipped-1.0.dist-info").mkdir()
+    (tmp_path / "shipped-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: shipped\nVersion: 1.0\n")
+    (tmp_path / "shipped-1.0.dist-info" / "entry_points.txt").write_text("[irtool.criteria]\nshipped = shipped\n")
+    graph = irtool.trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)).eval(), torch.zeros(1, 3, 4, 4))
+    assert irtool.plan(graph, "shipped", ratio=0.5).criterion == "shipped"
+    with pytest.raises(irtool.errors.PlanError, match="unshipped"):
+        irtool.plan(graph, "unshipped")
 
 
 def test_a_plan_is_replayed_from_the_shell(net: Path, cli: Run) -> None:

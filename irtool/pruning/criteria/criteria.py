@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import entry_points
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -41,6 +42,8 @@ class Criterion:
 
 
 CRITERIA: dict[str, Criterion] = {}
+ENTRY_POINTS = "irtool.criteria"
+"""The group of entry points by which another package ships criteria: a name, and the module that registers it."""
 Function = TypeVar("Function", bound=Callable[..., Scores])
 
 
@@ -83,8 +86,20 @@ def find_criterion(chosen: str | Callable[..., Scores] | Criterion) -> Criterion
     if callable(chosen):
         known = next((entry for entry in CRITERIA.values() if entry.function is chosen), None)
         return known or Criterion(getattr(chosen, "__name__", type(chosen).__name__), chosen)
-    check_choice("criterion", chosen, CRITERIA)
+    check_criterion(chosen)
     return CRITERIA[chosen]
+
+
+def check_criterion(name: str) -> None:
+    """Refuse a name that no criterion has: irtool's own, one that was registered, or one that an installed package offers as an entry point.
+
+    Raises:
+        PlanError: it and the names that there are.
+    """
+    if name not in CRITERIA:
+        for point in entry_points(group=ENTRY_POINTS, name=str(name)):
+            point.load()  # a module that registers it, or the function itself
+    check_choice("criterion", name, CRITERIA)
 
 
 @criterion("bn_scale", inclusive=True)
