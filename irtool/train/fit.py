@@ -137,16 +137,6 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
     return lambda logits, batch: functional.cross_entropy(logits, batch.targets, label_smoothing=label_smoothing)
 
 
-def _optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-    )
-
-
 class _Run:
     """The state of one run. Lives as long as `fit`."""
 

@@ -12,9 +12,8 @@ from irtool.engines.engine import Engine
 from irtool.engines.table import engine as engine_of
 from irtool.errors import OptionError
 from irtool.hosts.onnx.skeleton import skeleton
-from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.running.replacing import ReplacingRun
-from irtool.ir import Graph
+from irtool.hosts.torch.running.intercepted import InterceptedNet
+from irtool.ir.graph import Graph
 from irtool.passes import FoldBatchNorm
 from irtool.progress import Progress, silent
 from irtool.quant import Affine, Placement, Statistics, grid, layers_of, observe, place
@@ -30,7 +29,7 @@ IMAGES = 128
 BATCH = 32
 
 
-class RoundedNet(nn.Module):
+class RoundedNet(InterceptedNet):
     """A traced net that rounds where its int8 file does: the same placement, the same rules for scales. Batch norms keep their statistics.
 
     Args:
@@ -41,42 +40,31 @@ class RoundedNet(nn.Module):
 
     Attributes:
         placement: the operators and tensors that are rounded, by the names of the graph's values.
-        ranges: how each observed tensor is rounded, by the name of the graph's value; empty until `observe`.
+        ranges: how each observed tensor is rounded, by name; empty until `observe`.
+
+    Raises:
+        OptionError: a number of bits that no file has, or a graph without gradients.
     """
 
-    def __init__(self, graph: FxGraph, engine: Engine, bits: int | None = None, weights_only: bool = False) -> None:
-        super().__init__()
-        self.inner, scheme = graph.module, engine.int8.scheme
-        self.bits = bits or (8 if weights_only else scheme.weight_bits)
-        steps_of(self.bits)
-        self._from_least = weights_only and engine.int8.weights_from_least
-        self._grid, self._method = grid(scheme.activations, scheme.symmetric), scheme.method
+    def __init__(self, graph: Graph, engine: Engine, bits: int | None = None, weights_only: bool = False) -> None:
+        scheme = engine.int8.scheme
+        bits = bits or (8 if weights_only else scheme.weight_bits)
+        steps_of(bits)
         model = skeleton(graph, engine.int8.lowers)
         placement = Placement(layers_of(model), {}) if weights_only else place(model, engine.int8.policy)
-        self.placement, own = placement, set(graph.params)
-        self.axes = {layer.weight: layer.axis for layer in placement.layers if layer.weight in own}
-        hosts = {value.name: node.host.name for node in graph.nodes if node.host is not None for value in node.outputs}
-        self.rounded = {hosts[name]: source for name, source in placement.tensors.items()}
+        own = set(graph.params)
+        axes = {layer.weight: layer.axis for layer in placement.layers if layer.weight in own}
+        super().__init__(graph, self._activation, self._weight, axes)
+        self.bits, self.axes, self.placement = bits, axes, placement
+        self._from_least = weights_only and engine.int8.weights_from_least
+        self._grid, self._method = grid(scheme.activations, scheme.symmetric), scheme.method
         self.ranges: dict[str, Affine] = {}
         self._seen: dict[str, Statistics] | None = None
-        self._sources = {hosts[source]: source for source in placement.observed}
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Run the net with its rounding."""
-        return ReplacingRun(self.inner, self.activation, self.axes, self.weight).run(*inputs)
-
-    def train(self, mode: bool = True) -> RoundedNet:
-        """Put the net into training mode, but for its batch norms: the file has their statistics written into it."""
-        super().train(mode)
-        for part in self.inner.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
-        return self
 
     @torch.no_grad()
     def observe(self, images: Tensor) -> None:
         """Choose the ranges anew from images, by the engine's rule, with weights rounded."""
-        was, self._seen = self.training, {source: Statistics() for source in self._sources.values()}
+        was, self._seen = self.training, {source: Statistics() for source in self.placement.observed}
         self.eval()
         try:
             for batch in images.split(BATCH):
@@ -86,20 +74,16 @@ class RoundedNet(nn.Module):
             self._seen = None
             self.train(was)
 
-    def weight(self, name: str, value: Tensor) -> Tensor:
-        """Round a parameter if it is a layer's weight."""
-        axis = self.axes.get(name)
-        return value if axis is None else rounded_weight(value, axis, self.bits, self._from_least)
+    def _weight(self, name: str, value: Tensor) -> Tensor:
+        return rounded_weight(value, self.axes[name], self.bits, self._from_least)
 
-    def activation(self, node: str, value: Any) -> Any:
-        """Round what a node of the program gives, or look at it."""
-        if not isinstance(value, Tensor):
-            return value
+    def _activation(self, name: str, value: Tensor) -> Tensor:
+        """Round a value, or look at it."""
         if self._seen is not None:
-            if node in self._sources:
-                self._seen[self._sources[node]].update(value.detach().cpu().numpy())
+            if name in self._seen:
+                self._seen[name].update(value.detach().cpu().numpy())
             return value
-        source = self.rounded.get(node)
+        source = self.placement.tensors.get(name)
         return value if source not in self.ranges else rounded_activation(value, self.ranges[source])
 
 
@@ -136,7 +120,7 @@ def qat(
         OptionError: no graph, an engine that does not exist, or a number of bits that no file has.
         DataError, TrainError, FileError: see `irtool.train.fit`.
     """
-    if not isinstance(graph, FxGraph):
+    if not isinstance(graph, Graph):
         raise OptionError("a bare module has no int8 file yet", where="qat", remedy="Trace it first: irtool.trace(model, example).")
     net = RoundedNet(graph, engine_of(engine), weight_bits, weights_only)
     if not net.axes:

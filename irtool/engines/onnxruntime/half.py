@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from irtool.engines.onnxruntime.prepare import replace_nodes
 from irtool.quant.placement import DefUse, layers_of
@@ -19,7 +19,7 @@ def weights_to_half(model: ModelProto) -> ModelProto:
     """
     result = ModelProto()
     result.CopyFrom(model)
-    wiring, casts, stored = DefUse(result), [], dict[str, str]()
+    wiring, casts, stored = DefUse(result), list[NodeProto](), dict[str, str]()
     taken = {name for node in wiring.nodes for name in (*node.input, *node.output)} | {*wiring.constants} | wiring.inside
     for layer in layers_of(result):
         weight = wiring.array(layer.weight)

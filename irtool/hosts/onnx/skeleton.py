@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from irtool.ir.graph import Graph, Node
-
-Attributes = Mapping[str, Any]
+from irtool.ops.onnx_names import ENDS, NOTHING, in_onnx
 
 
 def skeleton(graph: Graph, lowers: bool) -> ModelProto:
@@ -28,9 +26,9 @@ def skeleton(graph: Graph, lowers: bool) -> ModelProto:
         if value.data is not None:
             constants[value.name] = numpy_helper.from_array(value.data.detach().cpu().numpy(), value.name)
     for node in graph.nodes:
-        if node.op in _NOTHING:
+        if node.op in NOTHING:
             alias[node.output.name] = alias.get(node.input.name, node.input.name)
-        elif node.op not in _ENDS:
+        elif node.op not in ENDS:
             nodes.append(_described(node, alias, constants, lowers))
     inputs = [helper.make_tensor_value_info(value.name, TensorProto.FLOAT, list(value.sizes)) for value in graph.inputs]
     named = [alias.get(value.name, value.name) for value in graph.outputs]
@@ -45,15 +43,11 @@ def skeleton(graph: Graph, lowers: bool) -> ModelProto:
     return helper.make_model(described, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-_NOTHING = frozenset({"Dropout", "Identity"})
-_ENDS = frozenset({"Input", "Output"})
-
-
 def _described(node: Node, alias: Mapping[str, str], constants: dict[str, TensorProto], lowers: bool) -> NodeProto:
     read = [alias.get(value.name, value.name) for value in node.inputs]
     if node.op == "BatchNormalization" and lowers:
         return _depthwise(node, read, constants)
-    op, attributes = _NAMES.get(node.op, lambda node: (node.op, node.attrs))(node)
+    op, attributes = in_onnx(node)
     if node.op == "Clip" and "min" in node.attrs:
         low = f"{node.output.name}.min"
         constants[low] = numpy_helper.from_array(np.array(node.attrs["min"], np.float32), low)
@@ -68,24 +62,6 @@ def _depthwise(node: Node, read: list[str], constants: dict[str, TensorProto]) -
     channels = node.output.sizes[1]
     constants[weight] = numpy_helper.from_array(np.ones((channels, *[1] * (len(node.output.sizes) - 1)), np.float32), weight)
     return helper.make_node("Conv", [read[0], weight], [node.output.name], group=channels)
-
-
-def _pool(node: Node) -> tuple[str, Attributes]:
-    whole, kind = node.attrs.get("kernel_shape") == "all", {"max": "MaxPool", "average": "AveragePool"}.get(str(node.attrs.get("kind")))
-    return (f"Global{kind}", {}) if whole and kind else (kind or "Pool", node.attrs)
-
-
-def _mean(node: Node) -> tuple[str, Attributes]:
-    image = len(node.input.sizes) == 4 and node.attrs.get("kind") == "mean" and tuple(node.attrs.get("axes") or ()) in ((2, 3), (-2, -1))
-    return ("GlobalAveragePool" if image else "Reduce", {})
-
-
-_NAMES: Mapping[str, Callable[[Node], tuple[str, Attributes]]] = {
-    "ChannelSelect": lambda node: ("Gather", {}),
-    "Pool": _pool,
-    "Reduce": _mean,
-}
-"""ONNX's names and attributes of the view's operators that have others."""
 
 
 def _is_plain(value: object) -> bool:

@@ -83,12 +83,13 @@ def runner(session: Session, feed: Feed, batch: int | None) -> Callable[[np.ndar
             padded = np.concatenate([some, np.repeat(some[-1:], step - len(some), axis=0)])
             results = session.run(*feed(padded))
             parts.append([array[: len(some)] if array.ndim and len(array) == step else array for array in results])
-        return [_joined(list(arrays)) for arrays in zip(*parts, strict=True)]
+        return [joined(list(arrays)) for arrays in zip(*parts, strict=True)]
 
     return run
 
 
-def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Put the results of several runs together, along the images; where their sizes differ, as one row of numbers."""
     if len(arrays) == 1:
         return arrays[0]
     same = all(array.ndim and array.shape[1:] == arrays[0].shape[1:] for array in arrays)

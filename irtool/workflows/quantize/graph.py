@@ -12,14 +12,14 @@ from onnx import ModelProto
 
 from irtool.engines.engine import Engine
 from irtool.engines.table import ENGINES
-from irtool.errors import CheckError, OptionError
+from irtool.errors import CheckError, ExportError, OptionError
 from irtool.ir import Graph
 from irtool.progress import Reporter
 from irtool.quant import Placement, Scheme, layers_of
 from irtool.quant.boundaries import Account, account
 from irtool.workflows.loading.feeds import Feed, feed_of, runner
 from irtool.workflows.quantize.calibration_images import Images
-from irtool.workflows.quantize.forms import LIGHT, Form, Times, busy, recommended, timed
+from irtool.workflows.quantize.forms import LIGHT, WORDS, Form, Times, busy, recommended, timed
 from irtool.workflows.quantize.judge import Judge, Score
 from irtool.workflows.quantize.prepare import calibrated, fixed_batch, prepare, write_float
 from irtool.workflows.quantize.sensitivity import Sensitivity
@@ -150,7 +150,8 @@ class _Work:
             self.reporter,
         )
         chosen, placement = self._chosen(model, judge)
-        names = ["float", *self._light(), "int8"]
+        light, left_out = self._light()
+        names = ["float", *light, "int8"]
         expected = {name: judge.expected_drop(self._file(name)) for name in names[1:-1]} | {"float": 0.0, "int8": chosen.expected}
         scores = {"float": judge.float_score} | {name: judge.score(self._file(name), f"score {name}") for name in names[1:]}
         self._require(scores["int8"])
@@ -162,7 +163,7 @@ class _Work:
         forms = tuple(self._form(name, scores[name], expected[name], times) for name in names)
         best = recommended(forms, self.settings.goal, self.settings.max_drop)
         return Outcome(
-            forms, best.name, placement, model, chosen.floating, chosen.sensitivity, notes, where, chosen.missed, judge.measure, inputs, warning
+            forms, best.name, placement, model, chosen.floating, chosen.sensitivity, (*notes, *left_out), where, chosen.missed, judge.measure, inputs, warning
         )  # fmt: skip
 
     def _file(self, name: str) -> Path:
@@ -188,12 +189,17 @@ class _Work:
         chosen = trials.choose(settings.max_drop, settings.sensitivity)
         return chosen, trials.placement(chosen.floating)
 
-    def _light(self) -> list[str]:
-        """The names of the forms that are stored smaller and computed in float, written."""
+    def _light(self) -> tuple[list[str], list[str]]:
+        """The names of the forms that are stored smaller and computed in float, written; and a line on each that the engine refuses."""
+        made, left_out = list[str](), list[str]()
         for name, write in LIGHT.items():
             with self.reporter.stage(f"write {name}"):
-                write(self.engine, self.folder / "float.onnx", self._file(name), self.settings.scheme)
-        return list(LIGHT)
+                try:
+                    write(self.engine, self.folder / "float.onnx", self._file(name), self.settings.scheme)
+                    made.append(name)
+                except ExportError as error:
+                    left_out.append(f"{WORDS[name]}: left out ({error})")
+        return made, left_out
 
     def _require(self, score: Score) -> None:
         """Refuse a file whose accuracy contradicts what was expected of it, by more than two standard errors.

@@ -12,7 +12,7 @@ from irtool.progress import Reporter
 from irtool.train import Status
 from irtool.train.data.split import in_batches
 from irtool.train.evaluate import logits_of, scored_labels
-from irtool.workflows.loading.feeds import agreement, is_classifier
+from irtool.workflows.loading.feeds import agreement, is_classifier, joined
 from irtool.workflows.quantize.calibration_images import Images
 
 SCORE_BATCH = 64
@@ -53,7 +53,7 @@ class Judge:
         self._opened, self._reporter, self._images = opened, reporter, images
         self.choosing = images.choosing()
         self._exact = opened(exact)
-        self._aims = self._exact(self.choosing)
+        self._aims = _in_parts(self._exact, self.choosing)
         self.classifies = is_classifier(self._aims, len(self.choosing))
         labelled = "accuracy" if images.labelled else "agreement with float"
         self.measure = labelled if self.classifies else "agreement of outputs"
@@ -71,7 +71,7 @@ class Judge:
         average. That is what its accuracy loses if those probabilities are right; where the two answer alike it is nothing. Of another
         model: the share of noise in its outputs.
         """
-        found = self._opened(path)(self.choosing)
+        found = _in_parts(self._opened(path), self.choosing)
         if not self.classifies:
             return 1 - agreement(found, self._aims)
         return expected_loss(self._aims[0].reshape(len(self.choosing), -1), found[0].reshape(len(self.choosing), -1))
@@ -111,6 +111,12 @@ class Judge:
         else:
             scores = logits_of(scores, len(images), len(self._images.scored.classes)).numpy()
         return (scores.argmax(1) == truth).astype(np.float64)
+
+
+def _in_parts(run: Runner, images: np.ndarray) -> list[np.ndarray]:
+    """Run on some images at a time, so that memory does not grow with their number."""
+    parts = [run(images[start : start + SCORE_BATCH]) for start in range(0, len(images), SCORE_BATCH)]
+    return [joined(arrays) for arrays in zip(*parts, strict=True)]
 
 
 def expected_loss(exact: np.ndarray, found: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from irtool.engines.engine import Engine
-from irtool.engines.onnxruntime.refine import images_that_fit, refined
+from irtool.engines.onnxruntime.refine import HELD, images_that_fit, refined
 from irtool.errors import CheckError
 from irtool.progress import Reporter
 from irtool.quant import Placement, Scheme, Statistics, layers_of, make_recipe, place
@@ -23,8 +23,8 @@ from irtool.workflows.quantize.calibration_images import Images
 from irtool.workflows.quantize.judge import Judge
 from irtool.workflows.quantize.sensitivity import Sensitivity, sensitivities
 
-REFINED_BATCHES = 8
-"""Batches of calibration images, of 32 each where the batch is free, that weights and biases are fitted to."""
+REFINED = 256
+"""Calibration images at most that weights and biases are fitted to."""
 SENSITIVITY_IMAGES = 64
 """Of those that choose: each layer's error is a share of power over all outputs, which few images tell."""
 
@@ -128,9 +128,10 @@ class Trials:
             return self.engine.int8.write(self.model, recipe, self.file)
 
     def _feeds(self) -> list[dict[str, np.ndarray]]:
-        """Calibration images in batches, as many as memory takes, as the model's inputs by name."""
-        size = self.batch or 32
-        most = max(1, min(REFINED_BATCHES * 32, images_that_fit(self.model)) // size)
+        """Calibration images in batches, as many as memory takes, as the model's inputs by name. There are enough for some to be held back."""
+        count = min(REFINED, self.images.calibrated, images_that_fit(self.model))
+        size = self.batch or max(1, min(32, count // HELD))
+        most = max(1, count // size)
         names = DefUse(self.model).inputs
         return [
             dict(zip(names, self.feed(np.resize(batch, (self.batch or len(batch), *batch.shape[1:]))), strict=True))
