@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Reals = NDArray[np.float64]
 DAMPING = 1e-2
-"""Of the mean of the diagonal, added to it: what few images say of rare directions is not believed."""
+"""Fraction of the mean of the diagonal that is added to it: what few images say of rare directions is not believed."""
 BLOCK = 128
 """Columns that are rounded before the others are told."""
 

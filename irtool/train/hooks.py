@@ -1,4 +1,4 @@
-"""What a caller may hang into a training run beside its settings: an optimiser, calls after steps and epochs, a logger, an early end."""
+"""Hooks of a training run, beside its settings: an optimiser, calls after steps and epochs, a logger, an early end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Logger(Protocol):
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a run calls.
+    """Functions that a run calls.
 
     Attributes:
         optimizer: makes the optimiser; None: the one that the settings name.

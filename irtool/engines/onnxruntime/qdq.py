@@ -165,7 +165,7 @@ class _Writer:
 
 
 _DEFAULTS = {"dilations": {1}, "strides": {1}, "pads": {0}, "group": {1}}
-"""What a window's attributes are where they are missing."""
+"""Values of a window's attributes that are missing."""
 
 
 def _drop_defaults(node: NodeProto) -> None:

@@ -23,7 +23,7 @@ from irtool.quant.scales import QuantisedLayer, Recipe
 from irtool.quant.weights import steps_of
 
 POSITIONS = 32
-"""Of a layer's output, sampled from each image."""
+"""Positions of a layer's output that are sampled from each image."""
 WIDEST = 2400
 """Inputs of an output: wider layers are rounded to the nearest, since time grows with the cube."""
 MEMORY = 1 << 30
@@ -33,7 +33,7 @@ HELD = 4
 
 
 def images_that_fit(model: ModelProto, memory: int = MEMORY) -> int:
-    """How many images can be walked through a model at once."""
+    """Count the images that can be walked through a model at once."""
     return max(1, memory // max(2 * live_bytes(model), 1))
 
 
@@ -103,7 +103,7 @@ class _Refinement:
         return replace(self.recipe, layers=self.layers)
 
     def _moments(self, layer: Layer, weight: np.ndarray) -> tuple[_Moments, _Moments] | None:
-        """Of the batches that fit, and of those that choose; None for a layer that is to stay."""
+        """Moments of the batches that fit, and of those that choose; None for a layer that is to stay."""
         groups, node = layer.groups, self.exact.wiring.nodes[layer.node]
         width, outputs = weight.size // weight.shape[layer.axis], weight.shape[layer.axis]
         found = [_Moments(0, np.zeros((groups, width, width)), np.zeros((groups, width)), np.zeros(outputs)) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What a layer reads and gives at sampled positions of its output, as rows of a linear map."""
+"""Inputs and outputs of a layer at sampled positions of its output, as rows of a linear map."""
 
 from __future__ import annotations
 
