@@ -15,8 +15,9 @@ from irtool.progress import Progress, silent
 from irtool.tensor_defaults import real_tensors
 from irtool.train.data.dataset import Data
 from irtool.train.evaluate import logits_of, module_of, numpy_forward, predict, run_model
-from irtool.train.fit import Batch, OnEpoch, fit
+from irtool.train.fit import Batch, fit
 from irtool.train.history import History
+from irtool.train.hooks import OnEpoch
 from irtool.train.settings import Settings, is_number
 
 FINETUNE = Settings(epochs=10, lr=0.01)

@@ -17,8 +17,9 @@ from irtool.train.checkpoint import load_checkpoint
 from irtool.train.data.dataset import Data, balanced
 from irtool.train.data.split import Part
 from irtool.train.evaluate import module_of
-from irtool.train.fit import OnEpoch, Penalty, fit
+from irtool.train.fit import Penalty, fit
 from irtool.train.history import History, Record
+from irtool.train.hooks import OnEpoch
 from irtool.train.settings import Settings, is_number, is_whole, learning_rate
 
 NEAR_ZERO = 0.05

@@ -43,7 +43,8 @@ def flat(module: fx.GraphModule) -> tuple[nn.Module, str, list[Row], Any]:
     number = {node: index for index, node in enumerate(module.graph.nodes)}
 
     def without(arguments: Any) -> Any:
-        return fx.map_arg(arguments, lambda node: _At(number[node]))
+        place: Any = lambda node: _At(number[node])  # noqa: E731 - typed as what stands for a node, which fx knows nothing of
+        return fx.map_arg(arguments, place)
 
     rows: list[Row] = []
     for node in module.graph.nodes:
