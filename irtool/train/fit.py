@@ -224,7 +224,7 @@ class _Run:
         """Train one epoch; returns mean loss, accuracy and the number of images, over all processes."""
         settings, device = self.settings, self.fabric.device
         # Processes differ in their dropout, as the images that they drop from differ.
-        torch.manual_seed(np.random.SeedSequence([settings.seed, epoch, self.fabric.global_rank]).generate_state(1, np.uint64)[0] >> 1)
+        torch.manual_seed(int(np.random.SeedSequence([settings.seed, epoch, self.fabric.global_rank]).generate_state(1, np.uint64)[0]) >> 1)
         self.module.train()
         total_loss, correct, done = torch.zeros((), device=device), torch.zeros((), device=device), 0
         began = time.perf_counter()
