@@ -18,7 +18,7 @@ from irtool.workflows.loading.unlabelled import flat_images, is_flat
 
 BATCH = 32
 """Images at a time in calibration."""
-CHOOSING = 256
+CHOOSING = 512
 """Images at most that choose between files."""
 
 

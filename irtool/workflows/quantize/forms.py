@@ -29,7 +29,7 @@ class Form:
         bytes: of the file.
         accuracy: on the images that chose nothing, as a share.
         drop, error: how much less than the float file's that is, and the standard error of it; None where it cannot be told.
-        expected: how much it is expected to lose, from the images that choose.
+        expected: how much it is expected to lose, from the images that choose, and one standard error more.
         latency_ms: the median of one run at batch 1: processor time of one thread, else wall time.
         ratio: of paired latencies, to the float file's; None where the machine was too busy to tell.
     """

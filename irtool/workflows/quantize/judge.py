@@ -68,13 +68,14 @@ class Judge:
         """Estimate from the images that choose how much a file loses, without labels.
 
         Of a classifier: how much less likely its answers are than the float model's, by the float model's own probabilities, on
-        average. That is what its accuracy loses if those probabilities are right; where the two answer alike it is nothing. Of another
-        model: the share of noise in its outputs.
+        average, and one standard error more, since few images tell. That is what its accuracy loses if those probabilities are right; where the two
+        answer alike it is nothing. Of another model: the share of noise in its outputs.
         """
         found = _in_parts(self._opened(path), self.choosing)
         if not self.classifies:
             return 1 - agreement(found, self._aims)
-        return expected_loss(self._aims[0].reshape(len(self.choosing), -1), found[0].reshape(len(self.choosing), -1))
+        mean, error = expected_loss(self._aims[0].reshape(len(self.choosing), -1), found[0].reshape(len(self.choosing), -1))
+        return mean + error
 
     def score(self, path: Path, task: str) -> Score:
         """Score a file on the images that chose nothing."""
@@ -119,8 +120,8 @@ def _in_parts(run: Runner, images: np.ndarray) -> list[np.ndarray]:
     return [joined(arrays) for arrays in zip(*parts, strict=True)]
 
 
-def expected_loss(exact: np.ndarray, found: np.ndarray) -> float:
-    """Estimate the accuracy that other scores lose: the mean difference of the exact scores' probabilities at both answers.
+def expected_loss(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """Estimate the accuracy that other scores lose: the mean difference of the exact scores' probabilities at both answers, and its standard error.
 
     Args:
         exact: scores (images, classes); probabilities where all rows are non-negative and add up to one, else logits.
@@ -131,4 +132,5 @@ def expected_loss(exact: np.ndarray, found: np.ndarray) -> float:
         values = np.exp(values - values.max(1, keepdims=True))
         values /= values.sum(1, keepdims=True)
     rows = np.arange(len(values))
-    return float((values[rows, exact.argmax(1)] - values[rows, found.argmax(1)]).mean())
+    lost = values[rows, exact.argmax(1)] - values[rows, found.argmax(1)]
+    return float(lost.mean()), float(lost.std() / len(lost) ** 0.5)

@@ -35,7 +35,7 @@ class Chosen:
 
     Attributes:
         floating: the layers left in float for accuracy.
-        expected: how much is expected to be lost, from the images that chose.
+        expected: how much is expected to be lost, from the images that chose, and one standard error more.
         missed: the layers that the engine could not take in integers.
         sensitivity: of each layer, the most sensitive first; empty if it was not measured.
     """
