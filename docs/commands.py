@@ -8,7 +8,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from irtool.cli.lazy import COMMANDS, command
+from irtool.cli.lazy import command
+from irtool.cli.surface import COMMANDS
 
 DECISIONS = Path(__file__).parent / "adr"
 SECURITY = Path(__file__).parents[1] / "SECURITY.md"

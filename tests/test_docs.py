@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from irtool.cli.lazy import COMMANDS, command
+from irtool.cli.lazy import command
+from irtool.cli.surface import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = " ".join("\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "irtool").rglob("*.py"))).split())

@@ -18,7 +18,8 @@ import typer
 
 import irtool
 from irtool.cli.codes import INTERRUPTED, TERMINATED
-from irtool.cli.lazy import COMMANDS, HELP, Commands
+from irtool.cli.lazy import HELP, Commands
+from irtool.cli.surface import COMMANDS
 from irtool.errors import Interrupted, IrtoolError, OptionError
 from irtool.workflows.loading.user_code import Terminated
 

@@ -18,8 +18,9 @@ from onnx import numpy_helper
 
 import irtool
 from irtool.archive import load, read_info
-from irtool.cli.lazy import COMMANDS, command
+from irtool.cli.lazy import command
 from irtool.cli.main import run
+from irtool.cli.surface import COMMANDS
 from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
 from irtool.errors import IrtoolError
 from irtool.train import Preprocessing

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from irtool.cli.lazy import COMMANDS, command
+from irtool.cli.lazy import command
 from irtool.cli.main import run
 from irtool.cli.screen import Mode, Screen, answer, shown_as
-from irtool.cli.surface import FILE, surface, written
+from irtool.cli.surface import COMMANDS, FILE, surface, written
 from irtool.progress import Status
 
 Run = Callable[..., tuple[int, str, str]]

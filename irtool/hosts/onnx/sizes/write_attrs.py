@@ -27,7 +27,7 @@ from irtool.ops.spec import resized as new_attributes
 if TYPE_CHECKING:
     from irtool.hosts.onnx.graph import OnnxGraph
 
-_SHAPES = {"Reshape": "shape", "Expand": "shape", "Resize": "sizes", "Tile": "repeats"}
+_SHAPES = {"Reshape": "shape", "Expand": "shape", "Resize": "sizes"}
 """Name of the argument that states the sizes of the result."""
 _TARGETS = {"Reshape": 1, "Expand": 1, "Resize": 3}
 """Index of the input that holds the sizes of the result."""
@@ -180,7 +180,7 @@ def complete(source: OnnxGraph, new: OnnxGraph) -> None:
 
 
 def _shape(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
-    """Sizes, or of a Tile how often an axis of size 1 is repeated."""
+    """The sizes that a program lists."""
     name = _SHAPES.get(node.host.op)
     listed = edits.stated(node, name) if name is not None else None
     if name is not None and listed is not None and len(listed) == len(node.output.sizes) and edits.is_literal(node, name):
