@@ -132,7 +132,7 @@ def _told_of_modes(tree: Mapping[str, nn.Module], asides: TraceNotes) -> Iterato
             asides.moded.setdefault(names[id(self)])
         return original(self, mode)
 
-    nn.Module.train = train  # type: ignore[method-assign]
+    nn.Module.train = train  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
