@@ -64,6 +64,8 @@ class FxGraph(FxEdits):
         """The model's parts that decide by `self.training`, by path, and the mode in which they were traced."""
         self.sized: dict[str, str] = {}
         """Nodes whose value a tracer made a plain number of, and the model's line that asked for it."""
+        self.branches: tuple[str, ...] | None = ()
+        """Those of them that the model decided by; None where its tracer cannot tell."""
         self.excused = False
         """Whether `notes` names something that makes the graph's numbers differ from the model's."""
         self.fixed: tuple[Any, ...] = ()

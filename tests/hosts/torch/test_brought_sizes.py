@@ -10,10 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import irtool
 from irtool.errors import ExportError
+from irtool.hosts.torch.tracing import trace as tracing
 
 
 class Net(nn.Module):
@@ -140,8 +142,8 @@ def test_a_file_is_compared_at_an_odd_batch_too(traced: bool, tmp_path: Path) ->
         torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_an_exported_graph_with_numbers_made_of_sizes_is_saved(tmp_path: Path) -> None:
-    """A slot that is written to leaves it to torch.export."""
+def test_an_exported_graph_with_numbers_made_of_sizes_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "ATTEMPTS", (("export", False),))
 
     def function(net: Any, x: Tensor) -> Tensor:
         y = net.a(x).clone()
@@ -157,3 +159,63 @@ def test_an_exported_graph_with_numbers_made_of_sizes_is_saved(tmp_path: Path) -
         x = torch.randn(shape)
         with torch.no_grad():
             torch.testing.assert_close(loaded.run(x), model(x))
+
+
+def _pooled_if_even(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.b(F.avg_pool2d(y, 2) if y.shape[-1] % 16 == 0 else y)
+
+
+def _pooled_if_large(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.b(F.avg_pool2d(y, 2) if y.shape[-2] > 40 and y.shape[-1] > 40 else y)
+
+
+def _padded_if_odd(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    if y.shape[-1] % 2:
+        y = F.pad(y, (0, 1))
+    return net.b(F.max_pool2d(y, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "right", "otherwise"),
+    [(_pooled_if_even, (2, 3, 16, 48), (1, 3, 16, 24)), (_pooled_if_large, (2, 3, 24, 24), (1, 3, 64, 64)), (_padded_if_odd, (2, 3, 10, 20), (1, 3, 16, 17))],
+)  # fmt: skip
+def test_a_decision_by_size_is_told_and_guarded_where_it_falls_otherwise(function: Any, right: Any, otherwise: Any) -> None:
+    """Other sizes at which the model decides as on the example stay free."""
+    model = Net(function).eval()
+    graph = irtool.trace(model, torch.randn(1, 3, 16, 16))
+    assert any("decides by the size of the image, by test_brought_sizes.py:" in note for note in graph.notes)
+    x = torch.randn(right)
+    torch.testing.assert_close(graph.module(x), model(x))
+    model(torch.randn(otherwise))
+    with pytest.raises(AssertionError, match=r"decides otherwise at this size, by test_brought_sizes.py:"):
+        graph.module.forward(torch.randn(otherwise))
+
+
+def test_what_a_model_kept_of_an_earlier_run_is_made_anew() -> None:
+    """A model that ran before it is traced holds the grid of the example's size: the graph makes it at each size."""
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.size = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            size = list(y.shape[-2:])
+            if self.size != size:
+                self.grid, self.size = torch.ones(1, 1, *size).cumsum(-1), size
+            return self.b(y * self.grid)
+
+    model = Kept().eval()
+    x = torch.randn(1, 3, 16, 16)
+    model(x)
+    grid = model.grid
+    graph = irtool.trace(model, x)
+    assert not graph.fixed
+    assert model.grid is grid
+    for shape in [(1, 3, 16, 16), (3, 3, 24, 20)]:
+        x = torch.randn(shape)
+        torch.testing.assert_close(graph.module(x), model(x))

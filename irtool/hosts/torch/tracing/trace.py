@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import inspect
-import io
 import logging
-import math
 import operator
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
-from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
 from irtool.garbage import uncollected
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
-from irtool.hosts.torch.tracing.checking.compare import Change, agrees, larger_batch, observed, other_images
+from irtool.hosts.torch.tracing.checking.compare import larger_batch, observed, other_images
 from irtool.hosts.torch.tracing.checking.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.checking.witness import Witness
 from irtool.hosts.torch.tracing.errors import MadeByForward, changeable, explained, refuse_hidden, refuse_unknown
+from irtool.hosts.torch.tracing.exported import exported
 from irtool.hosts.torch.tracing.kept_whole import MOST, failing_part
-from irtool.hosts.torch.tracing.recording.aliases import canonical
 from irtool.hosts.torch.tracing.recording.autograd import own_backwards
-from irtool.hosts.torch.tracing.recording.factories import recorded_sizes, symbolic_numbers
-from irtool.hosts.torch.tracing.recording.hooks import HiddenHooks, hooked, unhook
+from irtool.hosts.torch.tracing.recording.factories import recorded_sizes
+from irtool.hosts.torch.tracing.recording.hooks import HiddenHooks, unhook
 from irtool.hosts.torch.tracing.recording.tracers import ConcreteTracer, SymbolicTracer, held_at
 from irtool.hosts.torch.tracing.rewriting.functionalize import forget_writes, functionalize_writes, restore_writes, written_buffers
 from irtool.hosts.torch.tracing.rewriting.train_modes import follow_modes
 from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.submodule import capture
-from irtool.nests import tensors_in
+from irtool.nests import map_tensors
 from irtool.tensor_defaults import real_tensors
 
 _LOG = logging.getLogger(__name__)
@@ -78,7 +74,7 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         if not any(
             node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
         ):
-            found = witness.witnessed(graph)
+            found = _without_caches(model, inputs, tuple(leaf), witness, witness.witnessed(graph))
             found.notes += copied
             return witness.witnessed(opaque) if opaque is not None and found.fixed and not _hides(opaque) else found
         opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
@@ -132,6 +128,24 @@ def _around(
     return None
 
 
+def _without_caches(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], witness: Witness, graph: FxGraph) -> FxGraph:
+    """The same graph, or one that no size is fixed in: where the model keeps what it made for the example's size (the grid of a
+    detector's head) from an earlier run, it is traced after a run at another size, so that it makes it anew."""
+    if not (graph.fixed and graph.branches) or model.training:
+        return graph
+    sizes = (change for image in other_images(inputs) for change in (larger_batch(image.inputs), image) if change is not None)
+    other = next((change.inputs for change in sizes if observed(model, change.inputs) is not None), None)
+    if other is None:
+        return graph
+    try:
+        again = _attempt(model, inputs, leaf, graph.tracer, TraceNotes(before=other), flags=True)
+        witness.agrees(again)
+        again = witness.witnessed(again)
+    except Exception:  # what the model does at another size cannot be traced
+        return graph
+    return again if len(again.fixed) < len(graph.fixed) else graph
+
+
 def _hides(graph: FxGraph) -> bool:
     """Whether a function stayed whole that is the user's own, not one that torch has written in Python (`torch.stft`)."""
     return any(
@@ -153,7 +167,7 @@ def _attempt(
     if asides.made and graph.drawing():
         raise MadeByForward(next(iter(asides.made)))
     graph.origin, graph.notes = model, asides.notes(model)
-    graph.sized = asides.sized
+    graph.sized, graph.branches = asides.sized, None if name == "export" else tuple(asides.branches)
     graph.excused = asides.forgotten or bool(asides.cast)
     graph.decided = decided_by(model, [path for path in asides.asked if path not in asides.following_modes])
     return graph
@@ -169,6 +183,9 @@ def _program(
     """
     try:
         with untouched(model, asides, flags=flags):
+            if asides.before is not None:
+                with torch.no_grad():
+                    model(*map_tensors(asides.before, torch.clone))
             module = TRACERS[name](model, inputs, leaf, asides)
     except HiddenHooks as error:
         return _program(model, inputs, (*leaf, error.path), name, asides.again(), flags=flags)
@@ -243,110 +260,8 @@ def _drop_checks(graph: fx.Graph) -> None:
         node.target, node.args = torch._assert, (absent, text)
 
 
-def _export(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type], asides: TraceNotes) -> fx.GraphModule:
-    if leaf:
-        raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
-    batch, image = _dynamic_shapes(model, inputs)
-    module = _free_or_none(model, inputs, [batch] if batch is not None else [], asides)
-    if module is None:
-        module = _exported(model, inputs, None, asides)
-    if image is None or len(module.graph.nodes) > _SMALL:
-        return module
-    return _free_or_none(model, inputs, [change for change in (batch, image) if change is not None], asides) or module
-
-
-_SMALL = 300
-"""Nodes of a program that torch.export is asked for once more with images of any size: that takes it up to 30 times as long."""
-
-
-def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Change], asides: TraceNotes) -> fx.GraphModule | None:
-    """The program with the axes of some changes free; None where torch.export cannot, or the program does not agree with the model.
-
-    torch takes sizes of 0 and 1 for the model's own, so that a batch of one is doubled.
-    """
-    if not changes:
-        return None
-    doubled = changes[0].what == "batch" and _batch(inputs, changes[0]) < 2
-    try:
-        module = _exported(model, changes[0].inputs if doubled else inputs, _free_axes(inputs, changes), asides)
-    except Exception:  # torch.export raises whatever its parts raise
-        return None
-    return module if agrees(model, module, inputs) else None
-
-
-def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: TraceNotes) -> fx.GraphModule:
-    """The program of torch.export, without its guards, in the modes of the model."""
-    numbers = symbolic_numbers(modules_by_path(model).values())
-    with _silent(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
-        module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
-    for refused in ("train", "eval"):  # exported modules refuse both; `follow_modes` puts back what the modes change
-        module.__dict__.pop(refused, None)
-    modes = {path: child.training for path, child in modules_by_path(model).items()}
-    asides.hooked.update((path, None) for path, child in modules_by_path(model).items() if hooked(child))
-    for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode
-        child.training = modes.get(path, model.training)
-    for node in list(module.graph.nodes):
-        if node.op == "call_function":
-            node.target = _PLAIN.get(node.target) or canonical(node.op, node.target, {})[0]
-        if not node.users and _is_guard(node):
-            module.graph.erase_node(node)
-    module.recompile()
-    return module
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Silence torch.export: where it fails it prints the graph that it has so far and logs an advice; the remedy is in our error."""
-    logger = logging.getLogger("torch.export._trace")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before
-
-
-_PLAIN: dict[Any, Callable[..., Any]] = {
-    torch.sym_float: float, torch.sym_int: int, math.trunc: int, torch.sym_max: max, torch.sym_min: min,
-    **{getattr(getattr(torch.ops.aten, f"__{name}__"), kind): getattr(getattr(torch.ops.aten, f"bitwise_{name}"), kind)
-       for name in ("and", "or", "xor") for kind in ("Tensor", "Scalar")},
-}  # fmt: skip
-"""Functions that torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
-
-
-def _is_guard(node: fx.Node) -> bool:
-    name = str(node.target)
-    return node.op != "placeholder" and any(part in name for part in ("_guards", "_assert", "sym_constrain", "aten.sym_"))
-
-
-def _dynamic_shapes(model: nn.Module, inputs: Sequence[Any]) -> tuple[Change | None, Change | None]:
-    """Another batch and another image size, where the model takes them."""
-    batch = larger_batch(inputs)
-    image = next((change for change in other_images(inputs) if observed(model, change.inputs) is not None), None)
-    return (batch if batch is not None and observed(model, batch.inputs) is not None else None), image
-
-
-def _batch(inputs: Sequence[Any], change: Change) -> int:
-    tensors = tensors_in(tuple(inputs))
-    return min(tensors[number].shape[0] for number in change.axes)
-
-
-def _free_axes(inputs: Sequence[Any], changes: Sequence[Change]) -> Any:
-    """`dynamic_shapes` for torch.export, which settles by itself what the model does not leave free."""
-    auto, count = torch.export.Dim.AUTO, iter(range(10**6))
-
-    def axes(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return None
-        number = next(count)
-        return {axis % leaf.dim(): auto for change in changes for axis in change.axes.get(number, ())} or None
-
-    return tuple(pytree.tree_map(axes, item) for item in inputs)
-
-
 TRACERS: dict[str, Callable[[nn.Module, Sequence[Any], Sequence[str | type], TraceNotes], fx.GraphModule]] = {
-    "symbolic": _symbolic, "concrete": _concrete, "export": _export,
+    "symbolic": _symbolic, "concrete": _concrete, "export": exported,
 }  # fmt: skip
 ATTEMPTS = (("symbolic", True), ("symbolic", False), ("concrete", True), ("concrete", False), ("export", False))
 """In this order; without noting flags again where the model wants its flags to be of type bool."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import irtool
 from irtool.errors import TraceError
+from irtool.hosts.torch.tracing import trace as tracing
 
 
 def _half(net: Net, x: Tensor) -> Tensor:
@@ -106,7 +107,9 @@ def test_modules_without_python_code_are_refused(model: nn.Module, remedy: str) 
         irtool.trace(model.eval(), X)
 
 
-def test_an_exported_graph_keeps_the_modes_and_the_statistics() -> None:
+def test_an_exported_graph_keeps_the_modes_and_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "ATTEMPTS", (("export", False),))
+
     def function(net: Net, x: Tensor) -> Tensor:
         y = net.bn(net.a(x)).clone()
         y[:, :8] = y[:, :8].relu()
@@ -218,7 +221,9 @@ def test_a_trace_that_decided_by_sizes_is_told(sized: bool) -> None:
     assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).fixed == sized
 
 
-def test_an_exported_graph_has_no_false_notes() -> None:
+def test_an_exported_graph_has_no_false_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "ATTEMPTS", (("export", False),))
+
     def function(net: Net, x: Tensor) -> Tensor:
         y = net.a(x).clone()
         y[:, :8] = y[:, :8].relu()

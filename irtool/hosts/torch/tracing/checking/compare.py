@@ -182,7 +182,7 @@ def _with_others(tensor: Tensor, count: int) -> Tensor:
     return torch.cat(parts)[:count]
 
 
-def other_images(inputs: Sequence[Any], only: int | None = None) -> Iterator[Change]:
+def other_images(inputs: Sequence[Any], only: int | None = None, rules: Sequence[Any] | None = None) -> Iterator[Change]:
     """Other sizes of images, sounds, clips: of axes 2 and up of each tensor of real numbers; of axis 1 where a model takes none of those.
 
     Smaller ones first, which cost less, and height and width apart, so that one taken for the other shows.
@@ -190,6 +190,7 @@ def other_images(inputs: Sequence[Any], only: int | None = None) -> Iterator[Cha
     Args:
         inputs: the example.
         only: change this axis alone, counted from the end (-1: the width).
+        rules: how: functions of a size and its axis.
     """
     tensors = _tensors(inputs)
     rank = max((tensor.dim() for tensor in tensors if tensor.is_floating_point()), default=0)
@@ -202,7 +203,7 @@ def other_images(inputs: Sequence[Any], only: int | None = None) -> Iterator[Cha
         )
     for axes in filter(None, lists):
         chosen = {n: tuple(a for a in found if only in (None, a)) for n, found in axes.items()}
-        for rule in _RULES:
+        for rule in rules or _RULES:
             yield Change("image", chosen, _mapped(inputs, lambda n, t, rule=rule, chosen=chosen: _resized(t, chosen.get(n, ()), rule)))
 
 
@@ -226,6 +227,15 @@ def _lower(size: int, axis: int) -> int:
 
 
 _RULES = (_lower, lambda size, axis: size + 32 if size >= 64 else 2 * size, lambda size, axis: 2 * size)
+
+
+DECIDING_RULES = (
+    lambda size, axis: size + max((size & -size) // 2, 1),  # no multiple any more of the largest power of two that it is one of
+    lambda size, axis: size + 1,
+    lambda size, axis: max(size // 2, 1),
+    lambda size, axis: 4 * size,
+)
+"""Sizes at which a model may decide otherwise: by what they are multiples of, or whether they are small or large."""
 
 
 def _tensors(inputs: Sequence[Any]) -> list[Tensor]:

@@ -34,4 +34,4 @@ def fixed_elsewhere(graph: FxGraph, inputs: Sequence[Any]) -> tuple[Fixed, ...]:
     if graph.origin is None or not shares_weights(graph.origin, graph.module):
         return graph.fixed
     own = like_weights(graph.module, inputs)
-    return fixed_axes(graph.origin, Program(graph.module, own, graph.sized), own, graph.decided)
+    return fixed_axes(graph.origin, Program(graph.module, own, graph.sized, graph.branches), own, graph.decided)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.modules import attribute
-from irtool.hosts.torch.tracing.checking.compare import Change, equal, observed, other_batches, other_images
+from irtool.hosts.torch.modules import attribute, copy_module, empty_like, meta
+from irtool.hosts.torch.tracing.checking.compare import DECIDING_RULES, Change, equal, larger_batch, observed, other_batches, other_images
 from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.state.write_back import put_back_writes
 from irtool.modes import evaluating
@@ -28,12 +28,14 @@ class Fixed:
         axes: by the number of the input tensor, the axes; those of images count from the end.
         silent: whether the graph runs at other sizes, and computes other numbers than the model.
         line: the line of the model that the size goes into, if that is known.
+        branches: nodes by which the model decides, and what it decided on the example, where that alone is fixed and no size.
     """
 
     what: str
     axes: Mapping[int, tuple[int, ...]]
     silent: bool
     line: str = ""
+    branches: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,13 @@ class Program:
         module: the program.
         inputs: the example.
         sized: nodes whose value the tracer made a plain number of, and the line of the model that asked for it.
+        branches: those of them that the model decided by; None where the tracer cannot tell.
     """
 
     module: fx.GraphModule
     inputs: Sequence[Any]
     sized: Mapping[str, str]
+    branches: Sequence[str] | None = ()
 
 
 def fixed_axes(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> tuple[Fixed, ...]:
@@ -62,13 +66,58 @@ def fixed_axes(model: nn.Module, program: Program, inputs: Sequence[Any], decide
     told: list[Fixed] = []
     if image is None or not verdict:
         both = other_batches(image.inputs if image is not None else inputs, few=few)
-        wrong = _told(model, program, both, decided, few=few)
+        wrong = _told(model, program, both, decided, few=few) + _otherwise(model, program, inputs, decided)
         # each alone may be right: without another batch there are not both
         return tuple(wrong and (_told(model, program, other_batches(inputs, few=few), decided, few=few) or wrong))
     for axis in range(-1, -4, -1):
         told += _told(model, program, other_images(inputs, only=axis), decided, few=few)
     told = told or _told(model, program, [image], decided, few=few)
     return (*_told(model, program, other_batches(inputs, few=few), decided, few=few), *told)
+
+
+def _otherwise(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> list[Fixed]:
+    """What is to be said of sizes at which the model decides otherwise than on the example (`if height % 32`).
+
+    The decisions are computed without the tensors' values, which costs little; model and program are run where one of them differs.
+    """
+    few = len(program.module.graph.nodes) > _SMALL
+    if program.branches is None:
+        return [entry for changes in _deciding(inputs, few=few) for entry in _told(model, program, changes, decided, few=False)]
+    if not program.branches:
+        return []
+    bare = Program(copy_module(program.module, empty_like), inputs, dict.fromkeys(program.branches, ""), program.branches)
+    made = _decisions(bare, inputs)
+    told: dict[str, Fixed] = {}
+    for changes in _deciding(inputs, few=few) if made else ():
+        known: set[str] = set()
+        for change in changes:
+            there = _decisions(bare, change.inputs)
+            differing = {name for name, found in made.items() if there.get(name, found) != found} - known
+            verdict = _verdict(model, program, change, decided) if differing else None
+            if verdict is None:  # nothing is decided otherwise, or the model takes no such size
+                continue
+            known |= differing
+            if verdict:
+                before = told.get(change.what, Fixed(change.what, change.axes, False))
+                branches = {**before.branches, **{name: made[name] for name in made if name in differing}}
+                lines = dict.fromkeys(program.sized.get(name, "") for name in branches)
+                silent = before.silent or verdict == "differs"
+                told[change.what] = Fixed(change.what, change.axes, silent, ", ".join(list(lines)[:3]), branches)
+    return list(told.values())
+
+
+def _deciding(inputs: Sequence[Any], *, few: bool) -> Iterator[list[Change]]:
+    """Sizes at which a model may decide otherwise: other widths, heights, both (these alone, if they are to be few), and larger batches."""
+    for only in (None,) if few else (-1, -2, None):
+        yield list(other_images(inputs, only, DECIDING_RULES))
+    yield [change for more in (14, 62) if (change := larger_batch(inputs, more)) is not None]
+
+
+def _decisions(bare: Program, inputs: Sequence[Any]) -> dict[str, bool]:
+    """What a program without values decides for some inputs, as far as it runs."""
+    values = _Values(bare)
+    values.follow(map_tensors(tuple(inputs), meta))
+    return {name: bool(found) for name, found in values.found.items() if isinstance(found, int)}
 
 
 _SMALL = 300
@@ -168,6 +217,8 @@ def note_of(fixed: Fixed, inputs: Sequence[Any]) -> str:
     tensors = tensors_in(tuple(inputs))
     places = [f"{tensors[n].shape[axis]} (axis {axis % tensors[n].dim()} of input {n})" for n, axes in fixed.axes.items() for axis in axes]
     line = f", by {fixed.line}" if fixed.line else ""
+    if fixed.branches:
+        return f"the model decides by the size of the {fixed.what}{line}: this graph is for sizes at which it decides as on the example"
     return f"the {fixed.what} is fixed at {', '.join(dict.fromkeys(places))}{line}: the model takes other sizes, this graph does not"
 
 
@@ -177,8 +228,9 @@ def guard(module: fx.GraphModule, fixed: Sequence[Fixed], inputs: Sequence[Any])
     last = [node for node in module.graph.nodes if node.op == "placeholder"][-1:]
     changed = False
     for entry in (entry for entry in fixed if entry.silent):
+        changed |= _guard_branches(module, entry)
         for number, axes in entry.axes.items():
-            if number not in holders:
+            if number not in holders or entry.branches:
                 continue
             place, tensor = holders[number]
             for axis in axes:
@@ -193,6 +245,18 @@ def guard(module: fx.GraphModule, fixed: Sequence[Fixed], inputs: Sequence[Any])
     if changed:
         module.recompile()
     return changed
+
+
+def _guard_branches(module: fx.GraphModule, entry: Fixed) -> bool:
+    """Let the program refuse sizes at which the model decides otherwise. True if it changed."""
+    nodes = [node for node in module.graph.nodes if node.name in entry.branches]
+    for node in nodes:
+        with module.graph.inserting_after(node):
+            same = module.graph.call_function(operator.ne if entry.branches[node.name] else operator.eq, (node, 0))
+        with module.graph.inserting_after(same):
+            text = f"the model decides otherwise at this size{f', by {entry.line}' if entry.line else ''}"
+            module.graph.call_function(torch._assert, (same, text))
+    return bool(nodes)
 
 
 def _holders(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, tuple[fx.Node, Tensor]]:

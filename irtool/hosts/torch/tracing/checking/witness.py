@@ -54,7 +54,7 @@ class Witness:
         if graph.tracer not in _SPECIALISED or any(tensor.is_meta for tensor in self._model.parameters()):
             return graph
         _, inputs = self._on_example(graph.decided)
-        fixed = fixed_axes(self._model, Program(graph.module, inputs, graph.sized), inputs, graph.decided)
+        fixed = fixed_axes(self._model, Program(graph.module, inputs, graph.sized, graph.branches), inputs, graph.decided)
         graph.fixed = fixed
         graph.notes = (*graph.notes, *self._other_mode(graph, inputs), *(note_of(entry, self._inputs) for entry in fixed))
         if guard(graph.module, fixed, self._inputs):

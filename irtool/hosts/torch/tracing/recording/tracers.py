@@ -279,6 +279,7 @@ class ConcreteTracer(SymbolicTracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.written(obj)
+        self._asides.branches.setdefault(obj.node.name)
         return bool(obj.value)
 
     def written(self, obj: fx.Proxy) -> None:

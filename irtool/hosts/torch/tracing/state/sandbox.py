@@ -39,6 +39,8 @@ class TraceNotes:
         backwards: classes of functions whose own backward the graph lacks.
         sized: names of nodes whose value forward made a plain number of, and the line.
         moded: modules that forward puts into a mode.
+        before: inputs of other sizes that the model runs on first, so that what it keeps for a size is of another one.
+        branches: those of them that forward decided by.
         forgotten: whether writes into buffers were left out, so that the numbers may differ from the model's.
         following_modes: of those that decide, the ones whose decision became a module that follows the mode.
     """
@@ -56,12 +58,14 @@ class TraceNotes:
     backwards: dict[str, None] = field(default_factory=dict)
     following_modes: set[str] = field(default_factory=set)
     sized: dict[str, str] = field(default_factory=dict)
+    before: tuple[Any, ...] | None = None
+    branches: dict[str, None] = field(default_factory=dict)
     moded: dict[str, None] = field(default_factory=dict)
     forgotten: bool = False
 
     def again(self) -> TraceNotes:
         """For another attempt at the same model. Who decides by `training` is known from all of them: not every tracer can tell."""
-        return TraceNotes(asked=dict(self.asked))
+        return TraceNotes(asked=dict(self.asked), before=self.before)
 
     def notes(self, model: nn.Module) -> tuple[str, ...]:
         """A line for people on each kind."""
