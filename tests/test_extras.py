@@ -80,7 +80,7 @@ def test_each_package_is_brought_by_the_extra_that_is_named(module: str) -> None
 
 
 def test_an_absent_package_and_a_broken_one_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(
         MissingPackageError, match=r"^drawing curves needs matplotlib, which is not installed\. pip install 'irtool\[report\]'\.$"
     ):
