@@ -92,11 +92,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/qat.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    given = vars(options) | {
-        "out": str(options.out),
-        "net": [text.split("=", 1)[0] for text in options.net],
-        "data": Path(options.data).name,
-    }
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("images", "test", "epochs", "lr")}
+    given["data"] = Path(options.data).name
     results = json.loads(options.out.read_text()) if options.resume and options.out.is_file() else {"options": given, "nets": {}}
     for name, file in (text.split("=", 1) for text in options.net):
         stored = irtool.read_info(file).preprocessing

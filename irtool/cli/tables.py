@@ -13,8 +13,8 @@ from irtool.workflows.compress.search import Trial
 from irtool.workflows.equality.chain import Chain
 from irtool.workflows.folders.record import TIMED, Measured
 from irtool.workflows.quantize.calibration_images import Images
-from irtool.workflows.quantize.forms import WORDS
 from irtool.workflows.quantize.graph import Outcome, Settings
+from irtool.workflows.quantize.report import title
 
 _COLOURS = {"holds": "green", "unchecked": "yellow", "BROKEN": "red"}
 
@@ -114,7 +114,14 @@ def forms_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
         share = "" if first else f"{form.bytes / before.bytes:.3f}"
         mark = "recommended" if form.name == outcome.recommended else ""
         shown.add_row(
-            WORDS[form.name], f"{100 * form.accuracy:.2f} %", lost, f"{form.bytes:,}", share, f"{form.latency_ms:.2f}", ratio, mark
+            title(form.name, settings),
+            f"{100 * form.accuracy:.2f} %",
+            lost,
+            f"{form.bytes:,}",
+            share,
+            f"{form.latency_ms:.2f}",
+            ratio,
+            mark,
         )
     taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
     kind = "weights alone are int8" if settings.weights_only else taken

@@ -86,9 +86,14 @@ def _speed(outcome: Outcome, settings: Settings, file: Path) -> str:
     return f", but SLOWER: {ratio:.2f}x the time of float ({'; '.join(reasons)})."
 
 
+def title(name: str, settings: Settings) -> str:
+    """Return what a form is, in words."""
+    return f"{settings.scheme.weight_bits}-bit weights alone" if name == "int8" and settings.weights_only else WORDS[name]
+
+
 def _advice(outcome: Outcome, settings: Settings) -> str:
     """Say which file to use for the goal."""
     best = next(form for form in outcome.forms if form.name == outcome.recommended)
     known = all(form.ratio is not None for form in outcome.forms)
     why = GOALS[settings.goal] if known or settings.goal == "size" else "the fewest bytes, since times are not measurable now"
-    return f" Use {best.name}{ENGINES[settings.engine].suffix} ({WORDS[best.name]}): {why} within {100 * settings.max_drop:.2f} points."
+    return f" Use {best.name}{ENGINES[settings.engine].suffix} ({title(best.name, settings)}): {why} within {100 * settings.max_drop:.2f} points."
