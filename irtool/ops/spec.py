@@ -69,7 +69,7 @@ _ROWS: tuple[tuple[str, OpSpec], ...] = (
     ("Embedding", OpSpec(embedding)),
     ("LSTM GRU RNN", OpSpec(recurrent)),
     ("BatchNormalization", OpSpec(per_channel, channels=counts.norm, mixing=mixing.same_shape, moments=moments.batchnorm)),
-    ("InstanceNormalization", OpSpec(per_channel, channels=counts.norm, mixing=mixing.same_shape)),
+    ("InstanceNormalization", OpSpec(per_channel, channels=counts.norm, mixing=mixing.same_shape, resize=resize.instance_norm)),
     ("LayerNormalization RMSNormalization", _LAST_AXES),
     ("GroupNormalization", OpSpec(group_norm, channels=counts.norm, mixing=mixing.group_norm, resize=resize.group_norm)),
     ("QuantizePerChannel", OpSpec(quantise_channels)),

@@ -259,3 +259,14 @@ def test_a_cut_takes_the_entries_that_stay(
     assert _plain(found) == expected
     taken = np.array(kept)[found if isinstance(found, np.ndarray) else slice(*found)]
     assert taken.tolist() == [entry for entry in np.arange(8)[slice(*given)] if entry in kept]
+
+
+def test_a_norm_without_weights_states_the_channels_that_are_left(recwarn: pytest.WarningsRecorder) -> None:
+    norm = nn.InstanceNorm2d(16)
+    graph = irtool.trace(nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(), nn.Conv2d(16, 4, 1)).eval(), torch.rand(1, 3, SIDE, SIDE))
+    small = irtool.prune(graph, irtool.plan(graph, "l1", ratio=0.5))
+    small.module(torch.rand(2, 3, SIDE, SIDE))
+    left = [part.num_features for part in small.module.modules() if isinstance(part, nn.InstanceNorm2d)]
+    assert left == [8]
+    assert norm.num_features == 16
+    assert not [warning for warning in recwarn if "num_features" in str(warning.message)]

@@ -7,6 +7,7 @@ what some hosts state though the shapes tell it:
 - `shape`: the sizes of the result;
 - `split`: the size of each part;
 - `normalized_shape`: the sizes of the axes that a norm covers;
+- `num_features`: the channels of an instance norm;
 - `index`: the entries of a constant index, an array;
 - `cuts`: for each pruned axis of a slice (start, end, step), or an array of positions where no even steps lead through them.
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from irtool.ir.attributes import Attrs
 from irtool.ir.graph import Node
 from irtool.ir.sizes import Sizes
+from irtool.ops.windows import first_space
 
 Rule = Callable[[Node, Sizes], Attrs]
 Positions = NDArray[np.intp]
@@ -144,6 +146,11 @@ def group_norm(node: Node, sizes: Sizes) -> Attrs:
     """Return the groups of a norm: as many as channels where each has its own, else as many as there were."""
     groups = node.attrs["num_groups"]
     return {"num_groups": sizes.shape(node.input)[1] if groups == node.input.sizes[1] else groups}
+
+
+def instance_norm(node: Node, sizes: Sizes) -> Attrs:
+    """Return the number of channels of an instance norm, which one without weights states all the same."""
+    return {"num_features": sizes.shape(node.input)[first_space(node, len(node.input.sizes)) - 1]}
 
 
 def attention(node: Node, sizes: Sizes) -> Attrs:

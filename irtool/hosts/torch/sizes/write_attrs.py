@@ -113,6 +113,13 @@ def _norm_shape(edits: SizeEdits, node: Node, new: Attrs) -> None:
         edits.set_attr(node, "normalized_shape", shape)
 
 
+def _num_features(edits: SizeEdits, node: Node, new: Attrs) -> None:
+    """A layer without weights: torch warns at each call where its number is not that of the channels."""
+    owner = edits.owner(node)
+    if isinstance(owner, nn.modules.instancenorm._InstanceNorm):
+        owner.num_features = new["num_features"]
+
+
 def _attribute(name: str) -> Writer:
     """A number of the layer, whether the program states it or computes it."""
     return lambda edits, node, new: edits.set_attr(node, name, new[name])
@@ -135,6 +142,7 @@ WRITERS: dict[str, Writer] = {
     "RMSNormalization": _norm_shape,
     "Conv": _attribute("group"),
     "ConvTranspose": _attribute("group"),
+    "InstanceNormalization": _num_features,
     "GroupNormalization": _attribute("num_groups"),
     "Attention": _scale,
 }
