@@ -193,7 +193,9 @@ def _run(
     slower = slower_sentences(done.built.graph, ratios[1], settings.threads)
     with reporter.stage("compare with the original"):
         effect = effect_of(graph, done.built.graph, data)
-    report = replace(report_of(first, after, ratios[1], done, origin, settings, data, slower), effect=effect.to_dict())
+    report = replace(
+        report_of(first, after, ratios[1], done, origin, settings, data, slower), effect=effect.to_dict() if effect is not None else None
+    )
     report.write(folder / FILES["report"])
     if source.name:
         keep_history(Path(source.name), folder)
