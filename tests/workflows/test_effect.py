@@ -41,12 +41,16 @@ def test_the_distance_is_that_of_the_outputs(data: Data) -> None:
         other.module.get_submodule("4").weight.mul_(1.5)
         other.module.get_submodule("4").bias.mul_(1.5)
     found = effect_of(graph, other, data)
+    assert found is not None
     assert found.difference == pytest.approx(0.5, rel=1e-5)
     assert found.agreement == 1.0
     with torch.no_grad():
         other.module.get_submodule("4").bias.copy_(torch.eye(10)[3] * 100)
-    assert effect_of(graph, other, data).agreement == pytest.approx(float((graph.run(data.preprocessing.normalise(data.test.images))).argmax(1).eq(3).float().mean()), abs=0.05)  # fmt: skip
+    moved = effect_of(graph, other, data)
+    assert moved is not None
+    assert moved.agreement == pytest.approx(float((graph.run(data.preprocessing.normalise(data.test.images))).argmax(1).eq(3).float().mean()), abs=0.05)  # fmt: skip
     noise = effect_of(graph, other, None)
+    assert noise is not None
     assert (noise.kind, noise.agreement) == ("noise", None)
 
 

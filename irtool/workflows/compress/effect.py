@@ -46,8 +46,13 @@ class Effect:
         return dict(vars(self))
 
 
-def effect_of(original: Graph, small: Graph, data: Data | None) -> Effect:
-    """Run both models on test images, or on noise of the example's sizes, and compare their outputs."""
+def effect_of(original: Graph, small: Graph, data: Data | None) -> Effect | None:
+    """Run both models on test images, or on noise of the example's sizes, and compare their outputs.
+
+    None where outputs cannot be computed here (an operator of another engine's makes them), or have sizes that are data (detections).
+    """
+    if original.foreign or original.hidden_outputs():
+        return None
     squares, whole, same, count, scores = 0.0, 0.0, 0, 0, True
     fits = data is not None and len(original.example_inputs) == 1
     batches = _images(original, data) if fits and data is not None else iter([_noise(original, small)])

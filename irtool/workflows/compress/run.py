@@ -194,7 +194,7 @@ def _run(
     with reporter.stage("compare with the original"):
         effect = effect_of(graph, done.built.graph, data)
     told = report_of(first.measured, after.measured, after.ratios, done, origin, settings, data, slower)
-    report = replace(told, effect=effect.to_dict())
+    report = told if effect is None else replace(told, effect=effect.to_dict())
     report.write(folder / FILES["report"])
     if source.name:
         keep_history(Path(source.name), folder)
