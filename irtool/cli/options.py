@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 LARGEST_SEED = (1 << 63) - 1
-"""What torch's generators take."""
+"""The largest seed that torch's generators take."""
 
 MODEL_HELP = (
     "What to build or load: a built-in (PreResNet:depth=38, VGG:depth=16,width=0.5), one of torchvision's (resnet18) or timm's "

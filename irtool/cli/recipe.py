@@ -1,4 +1,4 @@
-"""What `irtool compress --recipe` prints."""
+"""The output of `irtool compress --recipe`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the user sees while a command works: results on stdout, progress and complaints on stderr."""
+"""The terminal while a command works: results on stdout, progress and complaints on stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # rich is loaded when something is shown: completion and --ve
 
 @dataclass(frozen=True)
 class Mode:
-    """How much a command prints.
+    """The amount that a command prints.
 
     Attributes:
         json: the result as JSON, and no text on stdout.

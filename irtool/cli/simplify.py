@@ -25,7 +25,7 @@ from irtool.workflows.loading.model_inputs import input_shapes, input_values
 from irtool.workflows.loading.models import graph_of, onnx_file
 
 _MORE = (1, 32)
-"""How much longer free axes are in other comparisons: the first axis, and others."""
+"""Entries by which free axes are longer in other comparisons: the first axis, and others."""
 
 
 def simplify(

@@ -37,7 +37,7 @@ from irtool.workflows.loading.trainable import data_stamp, trainable
 
 HISTORY_FILE = "train.json"
 DATA_FILE = "train-data.json"
-"""What the data were when the run began."""
+"""The data as they were when the run began."""
 
 
 class Stage(StrEnum):

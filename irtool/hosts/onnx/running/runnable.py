@@ -73,7 +73,7 @@ class Runnable:
             if missing := [name for name in names if name not in left]:
                 raise cannot_run(missing, self.foreign)
             feed = {**feed, **more}
-        # Releases of onnxruntime before 1.32 give uninitialised memory for an input that is an output too, so it is not asked for those.
+        # Older releases of onnxruntime (1.24, say) give uninitialised memory for an input that is an output too, so it is not asked for those.
         made = [name for name in names if name not in feed]
         found = dict(zip(made, run_model(model, feed, made), strict=True)) if made else {}
         return {name: feed[name] if name in feed else found[name] for name in names}
