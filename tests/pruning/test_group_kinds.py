@@ -238,7 +238,7 @@ def test_the_class_itself_refitting_and_stages() -> None:
     refitted = irtool.reconstruct(graph, plan, x)
     assert check_refitted(graph, plan, refitted, (x[:4],)).ok
     expected = irtool.prune(graph, plan, constants="drop").run(x)
-    irtool.apply(plan, model, x[:2])
+    irtool.apply(plan, model, x[:2], "drop")
     torch.testing.assert_close(model(x), expected)
     assert model.b.groups == left[0]  # type: ignore[attr-defined]
 

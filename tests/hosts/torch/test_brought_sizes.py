@@ -93,10 +93,11 @@ def test_at_every_size_right_or_refused_and_told(function: Callable[[Any, Tensor
 
 
 def test_the_note_says_by_which_line() -> None:
+    line = _by_width.__code__.co_firstlineno + 2
     graph = irtool.trace(Net(_by_width).eval(), torch.randn(2, 3, 8, 8))
     assert graph.fixed
     assert graph.notes == (
-        "the image is fixed at 8 (axis 3 of input 0), by test_brought_sizes.py:62: the model takes other sizes, this graph does not",
+        f"the image is fixed at 8 (axis 3 of input 0), by test_brought_sizes.py:{line}: the model takes other sizes, this graph does not",
     )
 
 
