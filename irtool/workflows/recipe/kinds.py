@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import irtool
@@ -140,15 +140,33 @@ _STAGE_OPTIONS = {"strength": float | str, "share": float, "bound": float, "igno
                   "temperature": float, "cache": bool, "engine": str, "weight_bits": int, "weights_only": bool}  # fmt: skip
 
 
-def _check_training(name: str, value: Any) -> None:
-    if name == "strength" and value != "auto":
+def _check_strength(_name: str, value: Any) -> None:
+    if value != "auto":
         strength_of(value)
-    elif name == "alpha" and not 0 <= value <= 1:
+
+
+def _check_alpha(_name: str, value: Any) -> None:
+    if not 0 <= value <= 1:
         raise OptionError(f"alpha {value:g}", remedy="Give alpha from 0 to 1.")
-    elif name == "temperature" and not value > 0:
+
+
+def _check_temperature(_name: str, value: Any) -> None:
+    if not value > 0:
         raise OptionError(f"temperature {value:g}", remedy="Give a temperature above 0.")
-    elif name in ("engine", "weight_bits"):
-        check_quantize(name, value)
+
+
+_STAGE_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "strength": _check_strength,
+    "alpha": _check_alpha,
+    "temperature": _check_temperature,
+    "engine": check_quantize,
+    "weight_bits": check_quantize,
+}
+
+
+def _check_training(name: str, value: Any) -> None:
+    if name in _STAGE_CHECKS:
+        _STAGE_CHECKS[name](name, value)
     elif name not in _STAGE_OPTIONS:
         Settings.merged(Settings(), {name: value})
 
