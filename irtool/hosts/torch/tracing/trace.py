@@ -134,9 +134,10 @@ def _without_caches(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str |
     if not (graph.fixed and graph.branches) or model.training:
         return graph
     sizes = (change for image in other_images(inputs) for change in (larger_batch(image.inputs), image) if change is not None)
-    other = next((change.inputs for change in sizes if observed(model, change.inputs) is not None), None)
-    if other is None:
-        return graph
+    kept = TraceNotes()
+    other = next((change.inputs for change in sizes if observed(model, change.inputs, asides=kept) is not None), None)
+    if other is None or not (kept.written or kept.reached):
+        return graph  # a run at another size leaves nothing in the model
     try:
         again = _attempt(model, inputs, leaf, graph.tracer, TraceNotes(before=other), flags=True)
         witness.agrees(again)

@@ -26,7 +26,9 @@ _ROUNDINGS = 64
 """The same for narrower types, in roundings of theirs."""
 
 
-def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None = None, *, training: bool = False) -> Any:
+def observed(
+    module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None = None, *, training: bool = False, asides: TraceNotes | None = None
+) -> Any:
     """The outputs in eval mode (or in train mode), random numbers drawn from one seed, the module left as it was; None if it raises.
 
     Args:
@@ -34,11 +36,12 @@ def observed(module: nn.Module, inputs: Any, decided: Mapping[str, bool] | None 
         inputs: the positional arguments; copied first.
         decided: for modules that decide by `self.training`, by path, the mode in which they are run.
         training: run all others in train mode.
+        asides: takes note of what the run did to the module.
     """
     if isinstance(module, fx.GraphModule):
         _LazyGraphModule.force_recompile(module)  # inside, the code that its first run generates would be taken back
     with (
-        untouched(module, TraceNotes(), flags=False),
+        untouched(module, TraceNotes() if asides is None else asides, flags=False),
         in_mode(module, training=training),
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
