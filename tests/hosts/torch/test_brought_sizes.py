@@ -195,6 +195,30 @@ def test_a_decision_by_size_is_told_and_guarded_where_it_falls_otherwise(functio
         graph.module.forward(torch.randn(otherwise))
 
 
+def test_a_decision_is_guarded_beside_a_batch_that_is_fixed_and_no_size_is_run_twice() -> None:
+    ran: list[tuple[int, ...]] = []
+
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if type(x) is Tensor:
+                ran.append(tuple(x.shape))
+            y = torch.cat([self.a(x)[i : i + 1] * (i + 1) for i in range(len(x))])
+            return y * 2 if x.shape[2] > 40 else y
+
+    graph = irtool.trace(Decides().eval(), torch.randn(1, 3, 16, 16))
+    elsewhere = [shape for shape in ran if shape != (1, 3, 16, 16)]
+    assert elsewhere
+    assert len(elsewhere) == len(set(elsewhere))
+    assert [entry.what for entry in graph.fixed] == ["batch", "image"]
+    for shape in ((3, 3, 16, 16), (1, 3, 64, 16)):
+        with pytest.raises(AssertionError):
+            graph.module.forward(torch.randn(shape))
+
+
 def test_what_a_model_kept_of_an_earlier_run_is_made_anew() -> None:
     """A model that ran before it is traced holds the grid of the example's size: the graph makes it at each size."""
 

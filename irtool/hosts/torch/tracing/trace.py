@@ -18,7 +18,6 @@ from irtool.errors import TraceError
 from irtool.garbage import uncollected
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.modules import attribute, lazy, modules_by_path
-from irtool.hosts.torch.tracing.checking.compare import larger_batch, observed, other_images
 from irtool.hosts.torch.tracing.checking.fixed_sizes import decided_by
 from irtool.hosts.torch.tracing.checking.witness import Witness
 from irtool.hosts.torch.tracing.errors import MadeByForward, changeable, explained, refuse_hidden, refuse_unknown
@@ -129,15 +128,13 @@ def _around(
 
 
 def _without_caches(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], witness: Witness, graph: FxGraph) -> FxGraph:
-    """The same graph, or one that no size is fixed in: where the model keeps what it made for the example's size (the grid of a
+    """Return the graph, or one that fewer sizes are fixed in: where the model keeps what it made for the example's size (the grid of a
     detector's head) from an earlier run, it is traced after a run at another size, so that it makes it anew."""
     if not (graph.fixed and graph.branches) or model.training:
         return graph
-    sizes = (change for image in other_images(inputs) for change in (larger_batch(image.inputs), image) if change is not None)
-    kept = TraceNotes()
-    other = next((change.inputs for change in sizes if observed(model, change.inputs, asides=kept) is not None), None)
-    if other is None or not (kept.written or kept.reached):
-        return graph  # a run at another size leaves nothing in the model
+    other = witness.kept_at(graph)
+    if other is None:
+        return graph
     try:
         again = _attempt(model, inputs, leaf, graph.tracer, TraceNotes(before=other), flags=True)
         witness.agrees(again)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from irtool.hosts.torch.tracing.checking.compare import TOLERANCE, apart_from, like_weights, observed, shares_weights
 from irtool.hosts.torch.tracing.checking.fixed_sizes import Fixed, Program, fixed_axes
+from irtool.hosts.torch.tracing.checking.reference import Reference
 
 if TYPE_CHECKING:
     from irtool.hosts.torch.graph import FxGraph
@@ -34,4 +35,4 @@ def fixed_elsewhere(graph: FxGraph, inputs: Sequence[Any]) -> tuple[Fixed, ...]:
     if graph.origin is None or not shares_weights(graph.origin, graph.module):
         return graph.fixed
     own = like_weights(graph.module, inputs)
-    return fixed_axes(graph.origin, Program(graph.module, own, graph.sized, graph.branches), own, graph.decided)
+    return fixed_axes(Reference(graph.origin, own, graph.decided), Program(graph.module, own, graph.sized, graph.branches))

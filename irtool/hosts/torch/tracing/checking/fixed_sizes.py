@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import attribute, copy_module, empty_like, meta
 from irtool.hosts.torch.tracing.checking.compare import DECIDING_RULES, Change, equal, larger_batch, observed, other_batches, other_images
+from irtool.hosts.torch.tracing.checking.reference import Reference, sizes_of
 from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.state.write_back import put_back_writes
 from irtool.modes import evaluating
@@ -55,45 +57,74 @@ class Program:
     branches: Sequence[str] | None = ()
 
 
-def fixed_axes(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> tuple[Fixed, ...]:
+def fixed_axes(reference: Reference, program: Program) -> tuple[Fixed, ...]:
     """Compare a model and its program at another image size and at other batches: the axes where only the model goes along.
 
     A smaller image first, which costs least. Where that agrees, it is compared at other batches; where not, axis by axis.
     """
-    few = len(program.module.graph.nodes) > _SMALL
-    compared = ((change, _verdict(model, program, change, decided)) for change in other_images(inputs))
-    image, verdict = next(((change, found) for change, found in compared if found is not None), (None, ""))
-    told: list[Fixed] = []
-    if image is None or not verdict:
-        both = other_batches(image.inputs if image is not None else inputs, few=few)
-        wrong = _told(model, program, both, decided, few=few) + _otherwise(model, program, inputs, decided)
+    pair, inputs = _Pair(reference, program), program.inputs
+    image = next((change for change in other_images(inputs) if pair.verdict(change) is not None), None)
+    if image is None or not pair.verdict(image):
+        batches = _told(pair, other_batches(image.inputs if image is not None else inputs, few=pair.few))
         # each alone may be right: without another batch there are not both
-        return tuple(wrong and (_told(model, program, other_batches(inputs, few=few), decided, few=few) or wrong))
-    for axis in range(-1, -4, -1):
-        told += _told(model, program, other_images(inputs, only=axis), decided, few=few)
-    told = told or _told(model, program, [image], decided, few=few)
-    return (*_told(model, program, other_batches(inputs, few=few), decided, few=few), *told)
+        batches = batches and (_told(pair, other_batches(inputs, few=pair.few)) or batches)
+        return (*batches, *(entry for entry in _otherwise(pair) if not batches or entry.what != batches[0].what))
+    told = [entry for axis in range(-1, -4, -1) for entry in _told(pair, other_images(inputs, only=axis))]
+    return (*_told(pair, other_batches(inputs, few=pair.few)), *(told or _told(pair, [image])))
 
 
-def _otherwise(model: nn.Module, program: Program, inputs: Sequence[Any], decided: Mapping[str, bool]) -> list[Fixed]:
-    """What is to be said of sizes at which the model decides otherwise than on the example (`if height % 32`).
+class _Pair:
+    """A model and its program side by side, compared once at each size."""
+
+    def __init__(self, reference: Reference, program: Program) -> None:
+        self.program, self._reference = program, reference
+        self.few = len(program.module.graph.nodes) > _SMALL
+        self._verdicts: dict[tuple[Any, ...], str | None] = {}
+
+    def verdict(self, change: Change) -> str | None:
+        """Empty where the program agrees, else how it does not: it `raises`, or it is silent and `differs`. None where the model raises."""
+        sizes = sizes_of(change.inputs)
+        if sizes not in self._verdicts:
+            self._verdicts[sizes] = self._compared(change.inputs)
+        return self._verdicts[sizes]
+
+    def _compared(self, inputs: Sequence[Any]) -> str | None:
+        expected = self._reference.outputs(inputs)
+        if expected is None:
+            return None
+        got = observed(self.program.module, inputs)
+        if got is None:
+            return "raises"
+        agree = equal(self._reference.model, self.program.module, inputs, self._reference.decided, expected, got)
+        return "" if agree else "differs"
+
+    @cached_property
+    def numbers(self) -> Mapping[str, Any]:
+        """The numbers that were taken for the model's own, on the example."""
+        values = _Values(self.program)
+        values.follow(self.program.inputs)
+        return values.found
+
+
+def _otherwise(pair: _Pair) -> list[Fixed]:
+    """Find the sizes at which the model decides otherwise than on the example (`if height % 32`), and the program does not follow.
 
     The decisions are computed without the tensors' values, which costs little; model and program are run where one of them differs.
     """
-    few = len(program.module.graph.nodes) > _SMALL
+    program, inputs = pair.program, pair.program.inputs
     if program.branches is None:
-        return [entry for changes in _deciding(inputs, few=few) for entry in _told(model, program, changes, decided, few=False)]
+        return [entry for changes in _deciding(inputs, few=pair.few) for entry in _told(pair, changes, few=False)]
     if not program.branches:
         return []
     bare = Program(copy_module(program.module, empty_like), inputs, dict.fromkeys(program.branches, ""), program.branches)
     made = _decisions(bare, inputs)
     told: dict[str, Fixed] = {}
-    for changes in _deciding(inputs, few=few) if made else ():
+    for changes in _deciding(inputs, few=pair.few) if made else ():
         known: set[str] = set()
         for change in changes:
             there = _decisions(bare, change.inputs)
             differing = {name for name, found in made.items() if there.get(name, found) != found} - known
-            verdict = _verdict(model, program, change, decided) if differing else None
+            verdict = pair.verdict(change) if differing else None
             if verdict is None:  # nothing is decided otherwise, or the model takes no such size
                 continue
             known |= differing
@@ -114,7 +145,7 @@ def _deciding(inputs: Sequence[Any], *, few: bool) -> Iterator[list[Change]]:
 
 
 def _decisions(bare: Program, inputs: Sequence[Any]) -> dict[str, bool]:
-    """What a program without values decides for some inputs, as far as it runs."""
+    """Compute the decisions of a program without values for some inputs, as far as it runs."""
     values = _Values(bare)
     values.follow(map_tensors(tuple(inputs), meta))
     return {name: bool(found) for name, found in values.found.items() if isinstance(found, int)}
@@ -124,43 +155,33 @@ _SMALL = 300
 """Nodes of a program that is compared at all sizes that its model takes; a larger one, which takes long to run, at the first of them."""
 
 
-def _verdict(model: nn.Module, program: Program, change: Change, decided: Mapping[str, bool]) -> str | None:
-    """Empty where the program agrees, else how it does not: it `raises`, or it is silent and `differs`. None where the model raises."""
-    expected = observed(model, change.inputs, decided)
-    if expected is None:
-        return None
-    got = observed(program.module, change.inputs)
-    if got is None:
-        return "raises"
-    return "" if equal(model, program.module, change.inputs, decided, expected, got) else "differs"
-
-
-def _told(model: nn.Module, program: Program, changes: Iterable[Change], decided: Mapping[str, bool], *, few: bool) -> list[Fixed]:
+def _told(pair: _Pair, changes: Iterable[Change], *, few: bool | None = None) -> list[Fixed]:
     """Decide whether some sizes of the same axes are fixed: they are, if the program is wrong at one of them.
 
     Args:
-        few: look at the first alone that the model takes.
+        pair: the model and the program.
+        changes: the sizes.
+        few: look at the first alone that the model takes; by default where the program is large.
     """
     wrong: dict[str, Change] = {}
     for change in changes:
-        verdict = _verdict(model, program, change, decided) if any(change.axes.values()) else None
+        verdict = pair.verdict(change) if any(change.axes.values()) else None
         if verdict:
             wrong.setdefault(verdict, change)
-        if "differs" in wrong or (few and verdict is not None):
+        if "differs" in wrong or ((pair.few if few is None else few) and verdict is not None):
             break
     if not wrong:
         return []
     change = wrong.get("differs") or wrong["raises"]
-    return [Fixed(change.what, change.axes, "differs" in wrong, _line(program, change))]
+    return [Fixed(change.what, change.axes, "differs" in wrong, _line(pair, change))]
 
 
-def _line(program: Program, change: Change) -> str:
+def _line(pair: _Pair, change: Change) -> str:
     """The line of the model that made a number of what is another one at this size, else that at which the program fails, or that
     first states a size."""
-    first, second = _Values(program), _Values(program)
-    first.follow(program.inputs)
-    last = second.follow(change.inputs)
-    differing = [line for name, line in program.sized.items() if first.found.get(name) != second.found.get(name)]
+    program, there = pair.program, _Values(pair.program)
+    last = there.follow(change.inputs)
+    differing = [line for name, line in program.sized.items() if pair.numbers.get(name) != there.found.get(name)]
     if differing:
         return ", ".join(list(dict.fromkeys(differing))[:3])
     if last is not None:

@@ -10,8 +10,18 @@ from torch import Tensor, nn
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.graph import FxGraph
-from irtool.hosts.torch.tracing.checking.compare import apart, apart_from, equal, like_weights, observed, tolerance
+from irtool.hosts.torch.tracing.checking.compare import (
+    apart,
+    apart_from,
+    equal,
+    larger_batch,
+    like_weights,
+    observed,
+    other_images,
+    tolerance,
+)
 from irtool.hosts.torch.tracing.checking.fixed_sizes import Program, fixed_axes, guard, note_of
+from irtool.hosts.torch.tracing.checking.reference import Reference
 from irtool.nests import map_tensors
 
 _SPECIALISED = frozenset({"concrete", "export"})
@@ -29,7 +39,7 @@ class Witness:
 
     def __init__(self, model: nn.Module, inputs: Sequence[Any]) -> None:
         self._model, self._inputs = model, inputs
-        self._expected: dict[tuple[tuple[str, bool], ...], tuple[Any, tuple[Any, ...]]] = {}
+        self._references: dict[tuple[tuple[str, bool], ...], Reference] = {}
 
     def agrees(self, graph: FxGraph) -> None:
         """Compare a graph with the model.
@@ -39,7 +49,8 @@ class Witness:
         """
         if graph.excused or any(tensor.is_meta for tensor in self._model.parameters()):
             return
-        expected, inputs = self._on_example(graph.decided)
+        reference = self._reference(graph.decided)
+        expected, inputs = reference.outputs(reference.inputs), reference.inputs
         if expected is None:
             return
         found = observed(graph.module, inputs)
@@ -53,10 +64,10 @@ class Witness:
         """Return the same graph with a note on each axis that it fixes; it refuses sizes at which it would be wrong."""
         if graph.tracer not in _SPECIALISED or any(tensor.is_meta for tensor in self._model.parameters()):
             return graph
-        _, inputs = self._on_example(graph.decided)
-        fixed = fixed_axes(self._model, Program(graph.module, inputs, graph.sized, graph.branches), inputs, graph.decided)
+        reference = self._reference(graph.decided)
+        fixed = fixed_axes(reference, Program(graph.module, reference.inputs, graph.sized, graph.branches))
         graph.fixed = fixed
-        graph.notes = (*graph.notes, *self._other_mode(graph, inputs), *(note_of(entry, self._inputs) for entry in fixed))
+        graph.notes = (*graph.notes, *self._other_mode(graph, reference.inputs), *(note_of(entry, self._inputs) for entry in fixed))
         if guard(graph.module, fixed, self._inputs):
             graph.refresh()
         return graph
@@ -70,9 +81,18 @@ class Witness:
             return []
         return [f"{type(self._model).__name__} computes something else in train mode: the graph follows torch's own layers alone"]
 
-    def _on_example(self, decided: dict[str, bool]) -> tuple[Any, tuple[Any, ...]]:
+    def kept_at(self, graph: FxGraph) -> tuple[Any, ...] | None:
+        """Return inputs of another size at which the model runs; None where its runs leave nothing in it that a later run could find."""
+        reference = self._reference(graph.decided)
+        if not (reference.asides.written or reference.asides.reached):
+            return None
+        images = (image for image in other_images(reference.inputs) if reference.outputs(image.inputs) is not None)
+        sizes = (change.inputs for image in images for change in (larger_batch(image.inputs), image) if change is not None)
+        return next((inputs for inputs in sizes if reference.outputs(inputs) is not None), None)
+
+    def _reference(self, decided: dict[str, bool]) -> Reference:
         key = tuple(sorted(decided.items()))
-        if key not in self._expected:
+        if key not in self._references:
             generator = torch.Generator().manual_seed(0)
 
             def drawn(tensor: Tensor) -> Tensor:
@@ -80,8 +100,6 @@ class Witness:
 
             own = like_weights(self._model, self._inputs)
             inputs: tuple[Any, ...] = map_tensors(own, drawn)
-            expected = observed(self._model, inputs, decided)
-            if expected is None:
-                inputs, expected = own, observed(self._model, own, decided)
-            self._expected[key] = expected, inputs
-        return self._expected[key]
+            reference = Reference(self._model, inputs, decided)
+            self._references[key] = Reference(self._model, own, decided) if reference.outputs(inputs) is None else reference
+        return self._references[key]
