@@ -1,4 +1,4 @@
-"""Element types that a program fixes (`x.float()`, `dtype=torch.float32`, `torch.eye(3)`), for a copy that computes in a wider one."""
+"""Element types that a program fixes (`x.float()`, `dtype=torch.float32`, `torch.eye(3)`), for a copy that computes in a wider one; and their rounding."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import submodule
 from irtool.hosts.torch.operators import module_spec
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Return the largest relative difference that rounding explains in a type narrower than float32."""
+    return 64 * torch.finfo(dtype).eps
+
 
 _CASTS = frozenset({"float", "half", "bfloat16"})
 

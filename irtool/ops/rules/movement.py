@@ -108,25 +108,29 @@ def _evaluate(node: Node, ctx: Context, labels: Mapping[Value, Tensor]) -> Seque
 
 def columns(node: Node, ctx: Context) -> None:
     """Windows of an image as columns: each channel once for every place in the window."""
-    value, output = node.input, node.output
-    labels, axis = ctx.of(value), len(output.sizes) - 2
-    if any(place != axis for place in varying(labels)):
-        barrier(node, ctx, f"{node.callee} works along an axis that carries channels")
-        return
-    vector = labels.reshape(-1).repeat_interleave(output.sizes[axis] // value.sizes[axis]) if labels.numel() > 1 else labels
-    ctx.put(output, on_axis(vector, axis, len(output.sizes)))
+    axis = len(node.output.sizes) - 2
+    if (labels := _along(node, ctx, axis)) is not None:
+        each = node.output.sizes[axis] // node.input.sizes[axis]
+        vector = labels.reshape(-1).repeat_interleave(each) if labels.numel() > 1 else labels
+        ctx.put(node.output, on_axis(vector, axis, len(node.output.sizes)))
 
 
 def images(node: Node, ctx: Context) -> None:
     """The way back: columns are added up to images, so that a channel's places in the window live and die together."""
-    value, output = node.input, node.output
-    labels, axis = ctx.of(value), len(value.sizes) - 2
+    axis = len(node.input.sizes) - 2
+    if (labels := _along(node, ctx, axis)) is not None:
+        if labels.numel() > 1:
+            labels = flatten_others(node, ctx, labels.reshape(node.output.sizes[axis], -1), 0)
+        ctx.put(node.output, on_axis(labels, axis, len(node.output.sizes)))
+
+
+def _along(node: Node, ctx: Context, axis: int) -> Tensor | None:
+    """Return the labels of what the node reads, if they vary along one axis alone; else the node is a barrier."""
+    labels = ctx.of(node.input)
     if any(place != axis for place in varying(labels)):
         barrier(node, ctx, f"{node.callee} works along an axis that carries channels")
-        return
-    if labels.numel() > 1:
-        labels = flatten_others(node, ctx, labels.reshape(output.sizes[axis], -1), 0)
-    ctx.put(output, on_axis(labels, axis, len(output.sizes)))
+        return None
+    return labels
 
 
 def _is_data(node: Node, value: Value) -> bool:

@@ -24,6 +24,7 @@ from irtool.engines.table import REFERENCE
 from irtool.errors import CheckError, IrtoolError
 from irtool.hosts.onnx.files.load import load_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
+from irtool.hosts.torch.dtypes import rounding
 from irtool.hosts.torch.graph import FxGraph
 from irtool.ir.graph import Graph
 from irtool.nests import map_tensors
@@ -37,8 +38,6 @@ from irtool.workflows.equality.divergence import before_saturation, first_in_eng
 
 FLOAT32 = 1e-4
 """Two float32 programs of the same formula: sums in another order."""
-FLOAT16 = 64 * torch.finfo(torch.float16).eps
-"""The same in float16, in roundings of it. The rewrite itself is shown in float32."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ def folded_links(sliced: Graph, folded: Graph, inputs: tuple[Any, ...]) -> tuple
         given = map_tensors(inputs, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
         return (
             _link("sliced", "folded", "float32", compare(wide, fold_batchnorm(wide), given), FLOAT32),
-            _link("sliced", "folded", "float16", compare(sliced, folded, inputs), FLOAT16),
+            _link("sliced", "folded", "float16", compare(sliced, folded, inputs), rounding(torch.float16)),
         )
     exact = compare(wide, fold_batchnorm(wide), map_tensors(inputs, _double))
     return (

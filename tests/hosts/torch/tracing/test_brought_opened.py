@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from strange_nets.blocks import Swish
 from torch import Tensor, nn
 from torch.autograd import Function
 
@@ -16,19 +17,6 @@ from irtool.hosts.torch.operators import by_element
 from irtool.hosts.torch.tracing.errors import explained
 
 X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-class Swish(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * torch.sigmoid(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        gate = torch.sigmoid(x)
-        return grad * (gate * (1 + x * (1 - gate)))
 
 
 class Rounded(Function):

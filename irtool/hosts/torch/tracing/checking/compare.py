@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx._lazy_graph_module import _LazyGraphModule
 from torch.utils import _pytree as pytree
 
+from irtool.hosts.torch.dtypes import rounding
 from irtool.hosts.torch.modules import modules_by_path
 from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.state.write_back import put_back_writes
@@ -22,8 +23,6 @@ TOLERANCE = 1e-4
 """Relative, in float32: a trace may order sums otherwise than the model (fused attention, say)."""
 _SURE = 5e-6
 """Below this no difference is looked at again in float64."""
-_ROUNDINGS = 64
-"""The same for narrower types, in roundings of theirs."""
 
 
 def observed(
@@ -82,7 +81,7 @@ def apart(expected: Any, found: Any) -> float:
 def tolerance(expected: Any) -> float:
     """The largest difference by which a graph may be apart from its model, for the types of these outputs."""
     types = [leaf.dtype for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return max([TOLERANCE, *(_ROUNDINGS * torch.finfo(kind).eps for kind in types if kind.itemsize < 4)])
+    return max([TOLERANCE, *(rounding(kind) for kind in types if kind.itemsize < 4)])
 
 
 def apart_from(

@@ -94,6 +94,16 @@ for _kind in (TracedProxy, TracedAttribute, TracedParameter):
         setattr(_kind, f"__{_function.__name__}__", _augmented(_function))
 
 
+def _as_plain(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make a method that takes a proxy's value for a plain number, which the tracer is told."""
+
+    def plain(self: Any) -> Any:
+        self.tracer.written(self)
+        return convert(self.value)
+
+    return plain
+
+
 class ConcreteProxy(TracedProxy):
     """A proxy that knows its value for the example inputs, so that Python control flow on shapes resolves."""
 
@@ -109,23 +119,13 @@ class ConcreteProxy(TracedProxy):
             return held
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
-    def __len__(self) -> int:
-        self.tracer.written(self)
-        return len(self.value)
-
-    def __int__(self) -> int:
-        self.tracer.written(self)
-        return int(self.value)
-
-    def __index__(self) -> int:
-        self.tracer.written(self)
-        return int(self.value)
-
-    def __float__(self) -> float:
-        self.tracer.written(self)
-        return float(self.value)
+    __len__ = _as_plain(len)
+    __int__ = __index__ = _as_plain(int)
+    __float__ = _as_plain(float)
 
     def __contains__(self, item: Any) -> bool:
+        if isinstance(self.value, torch.Size):  # a decision by sizes, which is recorded one by one
+            return any(size == item for size in self)
         return item in self.value
 
     def dim(self) -> int:
