@@ -188,7 +188,7 @@ class Graph(Edits):
         return self
 
     def read_on(self: G, inputs: Sequence[Any]) -> G:
-        """The same program over the same weights, read on inputs of other sizes; the graph itself where its host does not need that, or
+        """Return this program over the same weights, read on inputs of other sizes; the graph itself where its host does not need that, or
         where they are of the example's sizes."""
         return self
 

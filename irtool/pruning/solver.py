@@ -71,7 +71,7 @@ class Solver:
         return whole_groups(channel_groups(self.prepared), self.options.groups, self.options.budget, self.options.round_to)
 
     def _fitting_whole(self) -> frozenset[str]:
-        """The same, without those that are too coarse for the budget where that is left open: whole groups may not reach it, or leave much
+        """Leave out those that are too coarse for the budget where that is left open: whole groups may not reach it, or leave much
         of it unused. Of several choices the first that uses it, else the one that uses most."""
         if self.options.groups != "auto" or not self.whole or LATENCY in self.options.budget:
             return self.whole

@@ -1,4 +1,4 @@
-"""What a hostile archive tries, each in a process of its own: no code runs, no memory is reached, nothing hangs."""
+"""Attempts of hostile archives, each in a process of its own: no code runs, no memory is reached, nothing hangs."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ DANGERS: dict[str, str] = {
     "names axes, or asks for a gradient": r"requires_grad_|retain_grad|retains_grad|is_leaf|grad|_grad.*",
     "never ends on plain numbers": r"factorial|comb|perm|lcm|gcd|isqrt|range|lshift|rshift|ilshift|irshift|iconcat|divmod|index|countOf|indexOf|contains|delitem|length_hint",
 }  # fmt: skip
-"""What no table may hold, by what it does. Each is a pattern for the whole name."""
+"""Names that no table may hold, by what they do. Each is a pattern for the whole name."""
 READ = frozenset({"index", "normalize", "resolve_conj", "resolve_neg"})
 """Names that a pattern meets and that were read: `aten.index` checks its indices, `F.normalize` writes nothing but its result, and
 `aten.resolve_conj` and `resolve_neg` give the tensor itself or a copy of its numbers."""

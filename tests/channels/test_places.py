@@ -76,7 +76,7 @@ class InTime(nn.Module):
 
 
 def sliced_and_masked(model: Any, x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """How many filters went, what the pruned model gives, and what the model itself gives with these filters at zero."""
+    """Return the number of filters that went, the pruned model's output, and that of the model itself with these filters at zero."""
     graph = irtool.trace(model, x)
     plan = irtool.plan(graph, "l1", 0.5, "local")
     assert irtool.check_prune(graph, plan).ok

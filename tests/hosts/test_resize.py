@@ -89,7 +89,7 @@ CASES: dict[str, Operator] = {
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """What the rules answer, with the operator, in the order in which they are asked."""
+    """Answers of the rules, with the operator, in the order in which they are asked."""
     found: list[tuple[str, Any]] = []
 
     def heard(op: str, rule: resize.Rule) -> resize.Rule:

@@ -1,4 +1,4 @@
-"""What lies beside channels (weights of branches, masks, kernels, single channels) neither stops them nor is overlooked."""
+"""Operands beside channels (weights of branches, masks, kernels, single channels) neither stop them nor are overlooked."""
 
 from __future__ import annotations
 

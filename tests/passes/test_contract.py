@@ -1,4 +1,4 @@
-"""What the base class of passes promises, whatever a pass does."""
+"""Promises of the base class of passes, whatever a pass does."""
 
 from __future__ import annotations
 

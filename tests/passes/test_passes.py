@@ -89,7 +89,7 @@ class ByTheBatch(Applied):
 
 
 class WrittenInPlace(Applied):
-    """What the batch norm reads is another thing when the layer behind it runs."""
+    """The batch norm's input is another one when the layer behind it runs."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)

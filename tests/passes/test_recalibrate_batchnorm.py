@@ -77,7 +77,7 @@ def test_exact_statistics_are_those_of_what_each_batch_norm_reads(name: str, cut
 
 
 def read_by(graph: irtool.FxGraph, name: str, x: Tensor) -> Tensor:
-    """What a node reads: torch.fx's own interpreter, stopped there."""
+    """Return the input of a node: torch.fx's own interpreter, stopped there."""
     kept: list[Tensor] = []
 
     class Watch(torch.fx.Interpreter):

@@ -42,7 +42,7 @@ def trained() -> tuple[nn.Sequential, Tensor]:
 
 @torch.no_grad()
 def leave_one_out(net: nn.Sequential, images: Tensor, centred: bool) -> list[float]:
-    """How far the outputs' distribution moves (KL) when one channel behind a ReLU is switched to its mean, or to 0."""
+    """Measure how far the outputs' distribution moves (KL) when one channel behind a ReLU is switched to its mean, or to 0."""
     wanted, found = net(images).log_softmax(1), []
     for name in LAYERS:
         read = net[: int(name) + 2](images)

@@ -1,4 +1,4 @@
-"""What a name covers."""
+"""Modules and nodes that a name covers."""
 
 from __future__ import annotations
 

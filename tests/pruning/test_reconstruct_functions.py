@@ -25,7 +25,7 @@ class Modules(nn.Module):
 
 
 class Functions(Modules):
-    """The same, with all weights fetched before the first of them is used."""
+    """A net with all weights fetched before the first of them is used."""
 
     def forward(self, x: Tensor) -> Tensor:
         for weight, bias in [(conv.weight, conv.bias) for conv in self.convs]:

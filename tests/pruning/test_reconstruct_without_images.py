@@ -18,7 +18,7 @@ from irtool.pruning.slicing.check import check_refitted
 
 
 def photographs(count: int, size: int, seed: int) -> Tensor:
-    """What the nets here were "trained" on: smooth, of another mean and contrast than the noise, and one-sided."""
+    """Images that the nets here were "trained" on: smooth, of another mean and contrast than the noise, and one-sided."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(count, 3, size // 4, size // 4, generator=generator).square()
     return 3 * nn.functional.interpolate(small, (size, size), mode="bilinear") - 0.3

@@ -21,7 +21,7 @@ SEED = 5
 
 
 def caught(name: str, residual: str) -> str:
-    """How a net's prune is found wrong; empty if it is not.
+    """Return how a net's prune is found wrong; empty if it is not.
 
     `plan` itself falls back where a proof fails, so that refused rewrites are noted on their way.
     """

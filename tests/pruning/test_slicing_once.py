@@ -1,4 +1,4 @@
-"""What is proven of a plan is a value: it is made once, handed to all that ask, and ends with the graph's next edit."""
+"""The proof of a plan is a value: it is made once, handed to all that ask, and ends with the graph's next edit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[[str], Graph]
 
 
 class Counts:
-    """How often a graph was labelled, and a slicing proven."""
+    """Counts the labellings of a graph and the proofs of a slicing."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.walks = self.proofs = 0

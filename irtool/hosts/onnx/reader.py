@@ -266,7 +266,7 @@ class _Call:
 
 
 def _tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
-    """The same memory as a torch tensor; nothing writes to it."""
+    """Return an array's memory as a torch tensor; nothing writes to it."""
     if not array.flags.writeable or not array.flags.c_contiguous or array.dtype.byteorder == ">":
         array = np.array(array)
     return torch.from_numpy(array.view(np.int16)).view(dtype) if dtype == torch.bfloat16 else torch.from_numpy(array)

@@ -25,7 +25,7 @@ _TOTAL = ((32, 16), (8, 4))
 """A layer of at least so many channels keeps a multiple of this. In onnxruntime 20 to 32 channels take the same time, so that finer
 steps of a wide layer gain nothing; coarser ones would leave narrow layers no choice, and below 8 channels time grows evenly."""
 _GROUP = ((32, 16), (16, 8), (8, 4))
-"""The same for one group's channels, where there are groups."""
+"""Multiples of one group's channels, where there are groups."""
 FINER = "finer multiples of channels than engines like were needed to reach {}: narrow layers may run slowly"
 _MISS = 0.1
 """Share of the channels asked for that may be missed, or taken too many, before finer steps are tried."""

@@ -147,7 +147,7 @@ class Regression:
         return _with_weight(errors, best, (projected * _inverse(values, strength * level)[:, None]) @ vectors.mT, x, d)
 
     def _among_rows(self, weights: bool) -> Fit:
-        """The same among rows: change = D^T U (S + strength * t)^-1 U^T X / n, with X X^T / n = U S U^T."""
+        """Fit among the rows alone: change = D^T U (S + strength * t)^-1 U^T X / n, with X X^T / n = U S U^T."""
         x, d = (torch.cat([rows[part] for rows in self._rows]).transpose(0, 1) for part in (0, 1))
         held = torch.cat([rows[2] for rows in self._rows]).to(x.device)
         part = held if bool(held.any()) else ~held

@@ -24,7 +24,7 @@ def faked(n: Net, weight: str, axis: int) -> str:
 
 
 def rounded(n: Net, x: str) -> str:
-    """What flows, rounded to 8 bits."""
+    """A value rounded to 8 bits."""
     scale, zero = n.const(0.05, np.float32), n.const(0, np.int8)
     return n.op("DequantizeLinear", n.op("QuantizeLinear", x, scale, zero), scale, zero)
 

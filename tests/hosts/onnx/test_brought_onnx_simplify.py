@@ -83,7 +83,7 @@ def test_free_image_sizes_stay_free(cli: Run, tmp_path: Path) -> None:
 
 
 def repeated() -> onnx.ModelProto:
-    """The same operator three times, once with another attribute, and one that draws."""
+    """One operator three times, once with another attribute, and one that draws."""
     n = Net(17, (1, 3, 8, 8))
     x = n.cbr("x", 3, 8)
     pools = [n.op("MaxPool", x, kernel_shape=[k, k], pads=[k // 2] * 4) for k in (3, 3, 5)]

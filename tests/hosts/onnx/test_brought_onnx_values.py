@@ -61,7 +61,7 @@ def test_sequences_are_splits_and_concats(kind: str) -> None:
 
 
 def chosen_by_data() -> ModelProto:
-    """Which part is taken the data say: a barrier."""
+    """The data say which part is taken: a barrier."""
     n = Net(17, (1, 3, 8, 8))
     x = n.cbr(n.cbr("x", 3, 16), 16, 12)
     parts = n.op("SplitToSequence", x, n.const(6), axis=1)

@@ -21,7 +21,7 @@ RESIDENT = 3 << 29
 
 
 def prepare(scratch: str) -> None:
-    """What irtool imports when it first reads a file, and first computes a constant, is nobody's fault."""
+    """Imports of irtool's when it first reads a file, and first computes a constant, are nobody's fault."""
     tempfile.tempdir = scratch
     shape = [node("Shape", ["x"], ["s"]), node("ConstantOfShape", ["s"], ["c"]), node("Add", ["x", "c"], ["y"])]
     irtool.load_onnx(write(Path(scratch), model(shape)))
@@ -43,7 +43,7 @@ def watch(scratch: Path) -> Iterator[Watch]:
 
 
 def read(watch: Watch, scratch: Path, make: Maker, folder: Path) -> Report:
-    """What becomes of a file. A temporary folder, and the process that first runs a model, are irtool's own doing."""
+    """Outcome of a file. A temporary folder, and the process that first runs a model, are irtool's own doing."""
     place = folder / "model"
     place.mkdir()
     report = watch.call(load, str(make(place)), allowed=[str(place), str(scratch), os.devnull], memory=MEMORY)

@@ -1,4 +1,4 @@
-"""What the bodies of If and Loop read of the graph around them stays as it is."""
+"""Values of the graph that the bodies of If and Loop read stay as they are."""
 
 from __future__ import annotations
 

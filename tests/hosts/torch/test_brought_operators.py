@@ -67,7 +67,7 @@ TAILS = (_transformer, _reversal, _fake_quantised, _upscaled, _flat)
 
 @pytest.mark.parametrize("tail", TAILS, ids=lambda tail: tail.__name__.strip("_"))
 def test_a_tail_is_pruned_through_and_checked_at_other_sizes(tail: Callable[[Net, Tensor], Tensor]) -> None:
-    """Where channels lie among pixels, the masks of the check are those of the size that it runs at."""
+    """Masks of the check, where channels lie among pixels, are those of the size that it runs at."""
     torch.manual_seed(0)
     model = Net(tail).eval()
     graph = irtool.trace(model, torch.randn(1, 3, 12, 12))

@@ -169,7 +169,7 @@ def _bytes(name: str, kind: int, shape: tuple[int, ...]) -> int:
 
 
 def _drawn(name: str, kind: int, shape: tuple[int, ...]) -> Array:
-    """The same numbers for a name in every run; indices and masks are zeros, which any reader takes."""
+    """Draw numbers that are alike for a name in every run; indices and masks are zeros, which any reader takes."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     if not np.issubdtype(dtype, np.floating):
         return np.zeros(shape, dtype)

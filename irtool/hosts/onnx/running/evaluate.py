@@ -21,7 +21,7 @@ Array = NDArray[Any]
 Typed = tuple[int, tuple[int, ...]]
 """An element type (`TensorProto.DataType`) and a shape."""
 Open = tuple[int, tuple[int | None, ...]]
-"""The same with None for each size that is not known."""
+"""An element type and a shape, with None for each size that is not known."""
 Seen = Typed | None
 """Type of a value as a run shows it; None for a sequence of tensors."""
 LARGEST = 1 << 28

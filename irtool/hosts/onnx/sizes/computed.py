@@ -66,7 +66,7 @@ class OriginalNumbers:
         return self._made[tensor.name]
 
     def _again(self, reader: Reader, host: gs.Node, tensor: gs.Tensor, before: Array, computed: Array) -> gs.Tensor:
-        """The same operators once more, on the sizes before slicing."""
+        """Repeat the operators that made a number, on the sizes before slicing."""
         maker = tensor.inputs[0]
         name = f"{tensor.name}.original"
         if maker.op in FROM_SHAPE:

@@ -70,7 +70,7 @@ def counts_of(listed: Sequence[Any], rank: Callable[[fx.Node], int | None]) -> l
 
 
 def _pieces(arg: Any, rank: Callable[[fx.Node], int | None]) -> list[Count | None] | None:
-    """The same for a shape as a whole; None for what is none."""
+    """List what the sizes of a shape as a whole count; None for what is none."""
     if isinstance(arg, tuple | list):
         return [count_of(size) for size in arg]
     if not isinstance(arg, fx.Node):

@@ -90,7 +90,7 @@ class SizeEdits:
             self.set_args(node, *(filled_with(host, key, first, fixed) if constant else with_sizes(host, key, fixed)))
 
     def _spell_out(self, host: fx.Node, node: Node, whole: fx.Node, examples: Mapping[fx.Node, Any]) -> None:
-        """The same for `x.view(y.shape[:-1] + (64,))`, whose sizes are one computed tuple: its members one by one, where these are right."""
+        """Put sizes right in `x.view(y.shape[:-1] + (64,))`, whose sizes are one computed tuple: its members one by one, where these are right."""
         found, new = examples[whole], self.sizes(node.output)
         wrong = [axis for axis, (size, right) in enumerate(zip(found, new, strict=True)) if size not in (-1, right)]
         if 0 in wrong and of_batch(whole):
@@ -106,7 +106,7 @@ class SizeEdits:
         self.set_args(node, *((host.args, {**host.kwargs, key: listed}) if key else ((host.args[0], listed), dict(host.kwargs))))
 
     def _fix_unflatten(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
-        """The same for `x.unflatten(2, y.shape[2:])`, whose sizes are those of some axes; one of them may be -1."""
+        """Put sizes right in `x.unflatten(2, y.shape[2:])`, whose sizes are those of some axes; one of them may be -1."""
         dim, stated = unflattened(host)
         found = fx.map_arg(stated, examples.__getitem__)
         start = dim % len(node.input.sizes)
@@ -115,7 +115,7 @@ class SizeEdits:
             self.set_args(node, (host.args[0], dim, tuple(new)), {})
 
     def _fix_pad(self, host: fx.Node, node: Node, examples: Mapping[fx.Node, Any]) -> None:
-        """The same for `F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))`: as many channels as are left of those that it adds."""
+        """Put the amounts right in `F.pad(x, (0, 0, 0, 0, 0, width - x.shape[1]))`: as many channels as are left of those that it adds."""
         stated = host.args[1] if len(host.args) > 1 else host.kwargs.get("pad")
         right = torch_pads(node, resized(node, self.left).get("pads", node.attrs["pads"]))
         if not isinstance(stated, list | tuple) or len(stated) != len(right):

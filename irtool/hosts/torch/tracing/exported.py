@@ -83,7 +83,7 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Trac
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Where it fails, torch.export prints the graph that it has so far and logs an advice; what to do is in our error."""
+    """Silence torch.export, which prints its graph and logs an advice where it fails; what to do is in our error."""
     logger = logging.getLogger("torch.export._trace")
     before, logger.disabled = logger.disabled, True
     try:
@@ -99,7 +99,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     **{getattr(getattr(torch.ops.aten, f"__{name}__"), kind): getattr(getattr(torch.ops.aten, f"bitwise_{name}"), kind)
        for name in ("and", "or", "xor") for kind in ("Tensor", "Scalar")},
 }  # fmt: skip
-"""What torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
+"""Functions that torch.export calls on sizes and on flags, by the names that archives know; on plain numbers they are the same."""
 
 
 def _is_guard(node: fx.Node) -> bool:

@@ -211,7 +211,7 @@ def test_a_failed_trace_prints_nothing_but_its_error(capfd: pytest.CaptureFixtur
 
 
 class Points(nn.Module):
-    """Where a map of heat is above a number: as many points as there are, told by the numbers of the weights too."""
+    """Places at which a map of heat is above a number: as many points as there are, told by the numbers of the weights too."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -182,7 +182,7 @@ def test_a_detector_whose_queries_change_places_is_exported(tmp_path: Path) -> N
 
 
 class HiddenByBias(nn.Module):
-    """What the size decides is a ten-thousandth of the output, whose rest is a bias."""
+    """The size decides a ten-thousandth of the output, whose rest is a bias."""
 
     def __init__(self) -> None:
         super().__init__()

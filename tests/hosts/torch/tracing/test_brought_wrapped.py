@@ -1,4 +1,4 @@
-"""How libraries wrap `forward`: decorators with `**kwargs`, hooks that collect what blocks give, results that are dicts with fields."""
+"""Wrappers of `forward` in libraries: decorators with `**kwargs`, hooks that collect what blocks give, results that are dicts with fields."""
 
 from __future__ import annotations
 

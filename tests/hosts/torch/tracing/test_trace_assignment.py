@@ -115,7 +115,7 @@ def test_item_assignment_is_traced_pruned_and_right_at_every_size(forward: Calla
 
 
 def test_places_that_are_computed_are_written_as_they_are() -> None:
-    """What lies at a list of places is no view: the write is kept, and what flows into it with its channels."""
+    """Entries at a list of places are no view: the write is kept, and what flows into it with its channels."""
 
     def forward(net: Writes, x: Tensor) -> Tensor:
         y = net.b(F.relu(net.a(x)))

@@ -1,4 +1,4 @@
-"""What a model writes into its buffers: the graph writes the same, in the same order, or none of it and says so."""
+"""Writes of a model into its buffers: the graph writes the same, in the same order, or none of it and says so."""
 
 from __future__ import annotations
 
