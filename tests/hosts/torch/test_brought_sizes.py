@@ -184,9 +184,14 @@ def _doubled_if_listed(net: Any, x: Tensor) -> Tensor:
     return net.b(y * 2 if 17 in y.shape else y)
 
 
+def _halved_if_huge(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return net.b(y / 2 if y.shape[-2] > 200 else y)
+
+
 @pytest.mark.parametrize(
     ("function", "right", "otherwise"),
-    [(_doubled_if_listed, (2, 3, 16, 48), (1, 3, 16, 17)), (_pooled_if_even, (2, 3, 16, 48), (1, 3, 16, 24)), (_pooled_if_large, (2, 3, 24, 24), (1, 3, 64, 64)), (_padded_if_odd, (2, 3, 10, 20), (1, 3, 16, 17))],
+    [(_halved_if_huge, (2, 3, 96, 48), (1, 3, 208, 16)), (_doubled_if_listed, (2, 3, 16, 48), (1, 3, 16, 17)), (_pooled_if_even, (2, 3, 16, 48), (1, 3, 16, 24)), (_pooled_if_large, (2, 3, 24, 24), (1, 3, 64, 64)), (_padded_if_odd, (2, 3, 10, 20), (1, 3, 16, 17))],
 )  # fmt: skip
 def test_a_decision_by_size_is_told_and_guarded_where_it_falls_otherwise(function: Any, right: Any, otherwise: Any) -> None:
     """Other sizes at which the model decides as on the example stay free."""

@@ -16,7 +16,8 @@ from torch.utils import _pytree as pytree
 
 from irtool.errors import TraceError
 from irtool.hosts.torch.modules import modules_by_path
-from irtool.hosts.torch.tracing.checking.compare import Change, agrees, larger_batch, observed, other_images
+from irtool.hosts.torch.tracing.checking.compare import Change, larger_batch, other_images
+from irtool.hosts.torch.tracing.checking.reference import Reference
 from irtool.hosts.torch.tracing.recording.aliases import canonical
 from irtool.hosts.torch.tracing.recording.autograd import own_backwards
 from irtool.hosts.torch.tracing.recording.factories import symbolic_numbers
@@ -33,32 +34,34 @@ def exported(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type]
     """
     if leaf:
         raise TraceError("torch.export cannot keep named modules whole", remedy="Drop leaf=.")
-    batch, image = _dynamic_shapes(model, inputs)
-    module = _free_or_none(model, inputs, [batch] if batch is not None else [], asides)
+    reference = Reference(model, inputs, {})
+    batch, image = _dynamic_shapes(reference)
+    module = _free_or_none(reference, [batch] if batch is not None else [], asides)
     if module is None:
         module = _exported(model, inputs, None, asides)
     if image is None or len(module.graph.nodes) > _SMALL:
         return module
-    return _free_or_none(model, inputs, [change for change in (batch, image) if change is not None], asides) or module
+    return _free_or_none(reference, [change for change in (batch, image) if change is not None], asides) or module
 
 
 _SMALL = 300
 """Nodes of a program that torch.export is asked for once more with images of any size: that takes it up to 30 times as long."""
 
 
-def _free_or_none(model: nn.Module, inputs: Sequence[Any], changes: Sequence[Change], asides: TraceNotes) -> fx.GraphModule | None:
+def _free_or_none(reference: Reference, changes: Sequence[Change], asides: TraceNotes) -> fx.GraphModule | None:
     """The program with the axes of some changes free; None where torch.export cannot, or the program does not agree with the model.
 
     torch takes sizes of 0 and 1 for the model's own, so that a batch of one is doubled.
     """
     if not changes:
         return None
+    model, inputs = reference.model, reference.inputs
     doubled = changes[0].what == "batch" and _batch(inputs, changes[0]) < 2
     try:
         module = _exported(model, changes[0].inputs if doubled else inputs, _free_axes(inputs, changes), asides)
     except Exception:  # torch.export raises whatever its parts raise
         return None
-    return module if agrees(model, module, inputs) else None
+    return module if reference.agrees(module, inputs) else None
 
 
 def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: TraceNotes) -> fx.GraphModule:
@@ -107,11 +110,11 @@ def _is_guard(node: fx.Node) -> bool:
     return node.op != "placeholder" and any(part in name for part in ("_guards", "_assert", "sym_constrain", "aten.sym_"))
 
 
-def _dynamic_shapes(model: nn.Module, inputs: Sequence[Any]) -> tuple[Change | None, Change | None]:
+def _dynamic_shapes(reference: Reference) -> tuple[Change | None, Change | None]:
     """Another batch and another image size, where the model takes them."""
-    batch = larger_batch(inputs)
-    image = next((change for change in other_images(inputs) if observed(model, change.inputs) is not None), None)
-    return (batch if batch is not None and observed(model, batch.inputs) is not None else None), image
+    batch = larger_batch(reference.inputs)
+    image = next((change for change in other_images(reference.inputs) if reference.outputs(change.inputs) is not None), None)
+    return (batch if batch is not None and reference.outputs(batch.inputs) is not None else None), image
 
 
 def _batch(inputs: Sequence[Any], change: Change) -> int:

@@ -135,12 +135,6 @@ def _chooses(module: fx.GraphModule) -> bool:
     return any(str(getattr(node.target, "__name__", node.target)).split(".")[0] in _CHOICES for node in calls)
 
 
-def agrees(model: nn.Module, module: fx.GraphModule, inputs: Any) -> bool:
-    """Whether a program gives the model's outputs, where the model runs."""
-    expected = observed(model, inputs)
-    return expected is None or equal(model, module, inputs, None, expected, observed(module, inputs))
-
-
 @dataclass(frozen=True)
 class Change:
     """Another size of the inputs.
@@ -238,6 +232,20 @@ DECIDING_RULES = (
     lambda size, axis: 4 * size,
 )
 """Sizes at which a model may decide otherwise: by what they are multiples of, or whether they are small or large."""
+
+
+def far_rules(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """Much larger sizes of a small example, up to 1024 along an axis, at which a model can still be run."""
+    count = sum(tensor.numel() for tensor in _tensors(inputs))
+    return tuple(
+        lambda size, axis, times=times: size * times if axis >= -2 and size * times <= 1024 else size
+        for times in (8, 16, 32, 64)
+        if count * times**2 <= _LARGEST
+    )
+
+
+_LARGEST = 2**22
+"""Numbers in inputs that a model is run on for its decisions alone."""
 
 
 def _tensors(inputs: Sequence[Any]) -> list[Tensor]:

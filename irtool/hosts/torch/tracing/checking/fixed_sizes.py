@@ -13,7 +13,16 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from irtool.hosts.torch.modules import attribute, copy_module, empty_like, meta
-from irtool.hosts.torch.tracing.checking.compare import DECIDING_RULES, Change, equal, larger_batch, observed, other_batches, other_images
+from irtool.hosts.torch.tracing.checking.compare import (
+    DECIDING_RULES,
+    Change,
+    equal,
+    far_rules,
+    larger_batch,
+    observed,
+    other_batches,
+    other_images,
+)
 from irtool.hosts.torch.tracing.checking.reference import Reference, sizes_of
 from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
 from irtool.hosts.torch.tracing.state.write_back import put_back_writes
@@ -119,7 +128,7 @@ def _otherwise(pair: _Pair) -> list[Fixed]:
     bare = Program(copy_module(program.module, empty_like), inputs, dict.fromkeys(program.branches, ""), program.branches)
     made = _decisions(bare, inputs)
     told: dict[str, Fixed] = {}
-    for changes in _deciding(inputs, few=pair.few) if made else ():
+    for changes in _deciding(inputs, far_rules(inputs), few=pair.few) if made else ():
         known: set[str] = set()
         for change in changes:
             there = _decisions(bare, change.inputs)
@@ -137,10 +146,16 @@ def _otherwise(pair: _Pair) -> list[Fixed]:
     return list(told.values())
 
 
-def _deciding(inputs: Sequence[Any], *, few: bool) -> Iterator[list[Change]]:
-    """Sizes at which a model may decide otherwise: other widths, heights, both (these alone, if they are to be few), and larger batches."""
+def _deciding(inputs: Sequence[Any], far: Sequence[Any] = (), *, few: bool) -> Iterator[Iterable[Change]]:
+    """Sizes at which a model may decide otherwise: other widths, heights, both (these alone, if they are to be few), and larger batches.
+
+    Args:
+        inputs: the example.
+        far: further rules, for width and height together.
+        few: whether the sizes are to be few.
+    """
     for only in (None,) if few else (-1, -2, None):
-        yield list(other_images(inputs, only, DECIDING_RULES))
+        yield other_images(inputs, only, (*DECIDING_RULES, *far) if only is None else DECIDING_RULES)
     yield [change for more in (14, 62) if (change := larger_batch(inputs, more)) is not None]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
-from irtool.hosts.torch.tracing.checking.compare import observed
+from irtool.hosts.torch.tracing.checking.compare import equal, observed
 from irtool.hosts.torch.tracing.state.sandbox import TraceNotes
 from irtool.nests import tensors_in
 
@@ -34,6 +34,11 @@ class Reference:
         if sizes not in self._outputs:
             self._outputs[sizes] = observed(self.model, inputs, self.decided, asides=self.asides)
         return self._outputs[sizes]
+
+    def agrees(self, module: fx.GraphModule, inputs: Sequence[Any]) -> bool:
+        """Whether a program gives the model's outputs on inputs of one size, or the model does not run on them."""
+        expected = self.outputs(inputs)
+        return expected is None or equal(self.model, module, inputs, self.decided, expected, observed(module, inputs))
 
 
 def sizes_of(inputs: Sequence[Any]) -> tuple[Any, ...]:
