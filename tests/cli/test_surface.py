@@ -16,7 +16,7 @@ import pytest
 from irtool.cli.lazy import command
 from irtool.cli.main import run
 from irtool.cli.screen import Mode, Screen, answer, shown_as
-from irtool.cli.surface import COMMANDS, FILE, surface, written
+from irtool.cli.surface import COMMANDS, FILE, summary, surface, written
 from irtool.progress import Status
 
 Run = Callable[..., tuple[int, str, str]]
@@ -73,7 +73,7 @@ def test_a_mistake_is_told_in_one_clean_sentence(words: str, cli: Run) -> None:
 def test_irtool_alone_shows_its_commands(cli: Run) -> None:
     code, printed, complaint = cli()
     assert (code, complaint) == (0, "")
-    assert all(name in printed for name in COMMANDS)
+    assert all(name in printed and summary(name).split()[0] in printed for name in COMMANDS)
 
 
 def test_help_shows_what_a_value_is_and_no_python_type(cli: Run) -> None:
