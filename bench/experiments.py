@@ -31,7 +31,7 @@ import irtool
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import RecalibrateBatchNorm
 from irtool.train import Data, History, Settings, distill, evaluate, finetune, fit, sparse
-from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,7 +22,7 @@ from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
 from irtool.errors import IrtoolError
 from irtool.train import Preprocessing
 from irtool.workflows.compress.built import FILES
-from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.weights import read_weights
 
 MODEL = "VGG:depth=11,width=0.0625"

@@ -37,7 +37,8 @@ from irtool.workflows.folders.record import read_record
 from irtool.workflows.folders.recorded import Recorded, require_harmless
 from irtool.workflows.folders.steps import require_finished
 from irtool.workflows.loading.data import DataOptions
-from irtool.workflows.loading.models import ModelSpec, fingerprint, graph_of, saved_model
+from irtool.workflows.loading.models import fingerprint, graph_of, saved_model
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.unlabelled import load_any
 
 

@@ -14,7 +14,8 @@ from irtool.engines.table import ENGINES
 from irtool.errors import FileError, Interrupted
 from irtool.temporary import MOVING
 from irtool.workflows.compress.built import FILES, SEARCH_FILES
-from irtool.workflows.loading.models import ModelSpec, saved_model
+from irtool.workflows.loading.models import saved_model
+from irtool.workflows.loading.spec import ModelSpec
 
 COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
 """Who makes folders."""

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from irtool.errors import FileError, OptionError
 from irtool.hosts.onnx.files.given import Given
-from irtool.workflows.loading.models import LARGEST_INPUT, ModelSpec, names_code, saved_model
+from irtool.workflows.loading.models import LARGEST_INPUT, names_code, saved_model
+from irtool.workflows.loading.spec import ModelSpec
 
 LARGEST_MODEL, MOST_PARAMETERS = 1 << 30, 20_000
 """Numbers (4 GiB of float32) and tensors in a model that a report names by its arguments."""

@@ -26,7 +26,8 @@ from irtool.atomic_files import read_text
 from irtool.errors import FileError, IrtoolError, OptionError
 from irtool.train import Settings
 from irtool.workflows.loading.data import DataOptions
-from irtool.workflows.loading.models import ModelSpec, names_code, saved_model
+from irtool.workflows.loading.models import names_code, saved_model
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.recipe.kind import Kind
 from irtool.workflows.recipe.kinds import KINDS, SETTINGS
 
