@@ -15,7 +15,6 @@ from irtool.engines.engine import Engine
 from irtool.engines.table import ENGINES, OTHERS, REFERENCE, by_suffix, engine
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.files.load import load_onnx
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir import Graph
 from irtool.passes import fold_batchnorm, prune, reconstruct
 from irtool.progress import Reporter
@@ -37,7 +36,7 @@ from irtool.workflows.folders.record import read_record
 from irtool.workflows.folders.recorded import Recorded, require_harmless
 from irtool.workflows.folders.steps import require_finished
 from irtool.workflows.loading.data import DataOptions
-from irtool.workflows.loading.models import fingerprint, graph_of, saved_model
+from irtool.workflows.loading.models import fingerprint, graph_of, onnx_file, saved_model
 from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.unlabelled import load_any
 
@@ -214,7 +213,7 @@ def _original_graph(record: Recorded, model: str | None, weights: Path | None, p
     graph = graph_of(name, weights or record.weights, record.inputs, values=record.values)
     if fingerprint(graph) != record.fingerprint:
         remedy = "Give --weights FILE: the checkpoint of that run."
-        if isinstance(graph, OnnxGraph):
+        if onnx_file(name) is not None:
             remedy = "Give --model FILE: the .onnx file of that run."
         raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
     if not record.calibrate or (record.refits and "model" in record.files):  # the archive has the refitted values
