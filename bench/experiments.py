@@ -74,7 +74,7 @@ class Queue:
         return irtool.load(self.weights(name))
 
     def weights(self, name: str) -> Path:
-        """Where a run's net lies. In a fresh clone there are figures of runs without their nets."""
+        """The path of a run's net. In a fresh clone there are figures of runs without their nets."""
         return WORK / name / "model.safetensors"
 
     def run(self, name: str) -> None:

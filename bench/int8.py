@@ -247,7 +247,7 @@ def _key(options: argparse.Namespace, source: str | None, data: str | None) -> s
 
 
 def machine() -> dict[str, Any]:
-    """What the latency depends on."""
+    """Facts that the latency depends on."""
     flags = (
         next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
         if sys.platform == "linux"

@@ -55,7 +55,7 @@ def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def refitted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, refitted on the images, which is the default where there are some."""
+    """A run that is refitted on the images, which is the default where there are some."""
     out = tmp_path_factory.mktemp("refitted") / "small"
     assert run(["compress", MODEL, "--weights", str(weights), *OPTIONS, "--out", str(out)]) == 0
     return out

@@ -1,4 +1,4 @@
-"""What MNN makes of an int8 file: which operators it runs in integers, and the form of the model that makes it do so."""
+"""MNN's reading of an int8 file: which operators it runs in integers, and the form of the model that makes it do so."""
 
 from __future__ import annotations
 

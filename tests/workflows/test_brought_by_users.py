@@ -1,4 +1,4 @@
-"""What users bring in their own form: criteria, plans, checkpoints of other trainers, short names of models."""
+"""Things that users bring in their own form: criteria, plans, checkpoints of other trainers, short names of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What chooses between files: the expected loss, the recommended form, and what is known of times."""
+"""Choosing between files: the expected loss, the recommended form, and what is known of times."""
 
 from __future__ import annotations
 

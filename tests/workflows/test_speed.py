@@ -1,4 +1,4 @@
-"""Where a smaller model got no faster, a sentence says so, why, and what helps."""
+"""A sentence says where a smaller model got no faster, why, and what helps."""
 
 from __future__ import annotations
 

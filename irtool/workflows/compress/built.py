@@ -290,7 +290,7 @@ def _save(sliced: FxGraph, data: Data | None, path: Path) -> None:
 
 
 def _metadata(data: Data | None) -> dict[str, str]:
-    """What a program that runs the ONNX file must know about its input."""
+    """Facts about its input for a program that runs the ONNX file."""
     if data is None:
         return {}
     return {"irtool.preprocessing": json.dumps(data.preprocessing.to_dict()), **_named(data)}

@@ -104,7 +104,7 @@ def compress(
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the model comes from."""
+    """The source of the model."""
 
     model: str | Path | nn.Module | Graph
     example_inputs: Any

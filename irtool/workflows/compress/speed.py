@@ -1,4 +1,4 @@
-"""What to say where a smaller model got no faster: the reason that its graph shows, and the remedy."""
+"""Sentences on a smaller model that got no faster: the reason that its graph shows, and the remedy."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from irtool.workflows.equality.divergence import before_saturation, first_in_eng
 FLOAT32 = 1e-4
 """Two float32 programs of the same formula: sums in another order."""
 FLOAT16 = 64 * torch.finfo(torch.float16).eps
-"""The same in float16, in roundings of it. The rewrite itself is shown in float32."""
+"""Two such programs in float16, in roundings of it. The rewrite itself is shown in float32."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _before_data_sizes(graph: OnnxGraph, path: Path, inputs: tuple[Any, ...]) ->
 
 
 def _first_node(graph: Graph, path: Path, inputs: tuple[Any, ...]) -> str:
-    """Where a written file parts from the ONNX graph it came from; "" if nothing tells."""
+    """The node where a written file parts from the ONNX graph it came from; "" if nothing tells."""
     try:
         first = compare(graph, load_onnx(path, [tuple(leaf.shape) for leaf in graph.example_inputs]), inputs).first()
     except IrtoolError:
@@ -264,7 +264,7 @@ def files_link(first: Path, second: Path, inputs: tuple[Any, ...]) -> Link:
 
 
 def _found_before_data_sizes(first: Path, second: Path, inputs: tuple[Any, ...]) -> Comparison | None:
-    """The same by what goes into the operators that make sizes out of data; None if there are none, or irtool cannot tell."""
+    """Compare two files by what goes into the operators that make sizes out of data; None if there are none, or irtool cannot tell."""
     try:
         graphs = [load_onnx(path, [tuple(leaf.shape) for leaf in inputs]) for path in (first, second)]
     except IrtoolError:

@@ -267,7 +267,7 @@ def _file_link(onnx: Path, file: Path, inputs: tuple[Any, ...]) -> Link:
 
 
 def _kind(path: Path) -> str:
-    """What a file is, so that kinds in order are: an engine's file, an ONNX file, a saved model; any other suffix stays."""
+    """The kind of a file, so that kinds in order are: an engine's file, an ONNX file, a saved model; any other suffix stays."""
     kinds = {".onnx": "onnx", ".safetensors": "saved"}
     return "engine" if by_suffix(path.suffix) is not None else kinds.get(path.suffix, path.suffix)
 
@@ -279,4 +279,4 @@ _FILE_KINDS: Mapping[tuple[str, ...], Callable[[list[Path], int], tuple[Link, ..
     ("onnx", "saved"): _saved_and_onnx,
     ("engine", "onnx", "saved"): _saved_and_onnx,
 }
-"""What is compared, by the kinds of the files in order."""
+"""Comparisons by the kinds of the files in order."""

@@ -20,7 +20,7 @@ from irtool.workflows.loading.spec import ModelSpec
 COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
 """Who makes folders."""
 _REPORTS = {COMPRESS: "chain", QUANTIZE: "int8"}
-"""What only that command's report.json holds."""
+"""Entries that only that command's report.json holds."""
 _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN: ("last.pt", "train.json")}
 """Files that only that maker leaves."""
 
@@ -32,7 +32,7 @@ _WRITES = {
     COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data"],
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
 }
-"""What each writes, some of it not always."""
+"""Files that each writes, some of them not always."""
 
 
 @contextmanager

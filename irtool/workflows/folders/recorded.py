@@ -1,4 +1,4 @@
-"""What a report says about the original and how it was compressed: anybody may have written it, so it is checked before it is used."""
+"""Statements of a report about the original and how it was compressed: anybody may have written it, so it is checked before it is used."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def write_weights(engine: Engine, source: Path, path: Path, scheme: Scheme) -> N
 
 
 LIGHT: Mapping[str, Callable[[Engine, Path, Path, Scheme], None]] = {"half": write_half, "weights8": write_weights}
-"""What is stored smaller and computed in float."""
+"""Forms that are stored smaller and computed in float, with what writes them."""
 WORDS: Mapping[str, str] = {"float": "float", "half": "half-float weights", "weights8": "8-bit weights alone", "int8": "int8"}
 
 

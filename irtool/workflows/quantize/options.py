@@ -1,4 +1,4 @@
-"""What can be chosen about int8: the flags of `irtool quantize` and the options of a recipe's step `quantize`, in one place."""
+"""Options of int8: the flags of `irtool quantize` and the options of a recipe's step `quantize`, in one place."""
 
 from __future__ import annotations
 

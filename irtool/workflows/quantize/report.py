@@ -1,4 +1,4 @@
-"""What is told about an int8 model: the files beside it, the steps between float and integers, and a verdict."""
+"""Report on an int8 model: the files beside it, the steps between float and integers, and a verdict."""
 
 from __future__ import annotations
 
