@@ -71,7 +71,7 @@ def bare(net: nn.Module, data: Data) -> float:
 
 
 def whole(net: nn.Module, data: Data) -> float:
-    """Seconds of an epoch by irtool."""
+    """Train an epoch by irtool; returns when it began."""
     begun = time.process_time()
     fit(net, data, epochs=1, lr=0.01, batch_size=BATCH, evaluate_every=0, device="cpu")
     return begun

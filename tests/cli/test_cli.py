@@ -17,7 +17,6 @@ from onnx import numpy_helper
 import irtool
 from irtool.archive import load, read_info
 from irtool.cli.main import run
-from irtool.cli.surface import COMMANDS
 from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
 from irtool.errors import IrtoolError
 from irtool.train import Preprocessing
@@ -335,21 +334,6 @@ def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     }
     assert reports["absorb-0.5"]["after"]["accuracy"] > 0.9
     assert reports["absorb-0.7"]["after"]["accuracy"] > reports["drop-0.7"]["after"]["accuracy"] + 0.2
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_an_example(command: str, cli: Run) -> None:
-    code, printed, _ = cli(command, "--help")
-    assert code == 0
-    assert f"Example: irtool {command} " in printed
-
-
-def test_the_examples_are_all_commands() -> None:
-    assert list(COMMANDS) == ["inspect", "view", "train", "compress", "quantize", "report", "diff", "export", "simplify", "verify", "demo"]
-
-
-def test_version(cli: Run) -> None:
-    assert cli("--version")[:2] == (0, f"irtool {irtool.__version__}\n")
 
 
 def test_every_message_of_the_errors_module_is_an_irtool_error() -> None:
