@@ -77,13 +77,8 @@ def _metavar(told: Mapping[str, Any]) -> str:
     """The word for a value in the help: `<float>`, `<int 0..9>`, `<float ...>` where it may be repeated."""
     word = {"str": "text", "Path": "path"}.get(told["type"], told["type"])
     least, most = told.get("min"), told.get("max")
-    bounds = (
-        ""
-        if least is None and most is None
-        else f" {least}.."
-        if most is None or most > 1e9
-        else f" {'' if least is None else least}..{most}"
-    )
+    ends = ("" if least is None else str(least), "" if most is None or most > 1e9 else str(most))
+    bounds = f" {'..'.join(ends)}" if any(ends) else ""
     return f"<{word}{bounds}{' ...' if told.get('many') else ''}>"
 
 

@@ -16,6 +16,7 @@ from irtool.temporary import MOVING
 from irtool.workflows.compress.built import FILES, SEARCH_FILES
 from irtool.workflows.loading.models import saved_model
 from irtool.workflows.loading.spec import ModelSpec
+from irtool.workflows.quantize.forms import WORDS
 
 COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
 """Who makes folders."""
@@ -25,9 +26,7 @@ _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN
 """Files that only that maker leaves."""
 
 
-_ENGINES = [
-    f"{kind}{suffix}" for kind in ("float", "half", "weights8", "int8") for suffix in (*(row.suffix for row in ENGINES.values()), ".json")
-]
+_ENGINES = [f"{kind}{suffix}" for kind in WORDS for suffix in (*(row.suffix for row in ENGINES.values()), ".json")]
 _WRITES = {
     COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data"],
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
