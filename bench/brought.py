@@ -104,7 +104,7 @@ def _leaves(result: Any) -> list[Any]:
 
 
 def _state(model: Any, example: Any) -> dict[str, Any]:
-    """What tracing must leave as it is. The outputs last: a model in train mode writes its statistics."""
+    """State that tracing must leave as it is. The outputs last: a model in train mode writes its statistics."""
     import copy
 
     import torch
@@ -348,7 +348,7 @@ HEAD = [
 
 
 def faults(found: dict[str, Any]) -> list[str]:
-    """What is wrong with a row, or silent; a refusal that is told is neither."""
+    """Faults of a row, each wrong or silent; a refusal that is told is neither."""
     if "error" in found:
         return [found["error"]]
     bad = [] if found.get("moves", 1) > 1e-3 else ["its outputs do not hang on the image: it tells nothing"]

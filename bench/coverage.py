@@ -1,4 +1,4 @@
-"""Which models irtool prunes, and whether each result is right: a row a model, each in a process of its own.
+"""Models that irtool prunes, and whether each result is right: a row a model, each in a process of its own.
 
     python bench/coverage.py                 every torchvision model
     python bench/coverage.py --timm          the first model of each timm family (needs `make bench-peers`)
@@ -115,7 +115,7 @@ HEAD = ["model", "scope", "tracer", "nodes", "params", "MACs", "s", "masked = sl
 
 
 def summary(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What the table amounts to."""
+    """The sums of the table."""
     from zoo import kind_of
 
     good = {key: found for key, found in results.items() if "error" not in found}

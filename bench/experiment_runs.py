@@ -147,7 +147,7 @@ def preresnet_runs() -> list[Run]:
 
 
 def more_runs() -> list[Run]:
-    """What the pages can do without if time runs out."""
+    """Runs that the pages can do without if time runs out."""
     plan = {"criterion": "random", "ratio": 0.5, "constants": "absorb", "recalibrate": 0}
     return [
         Run("preresnet-normal", "preresnet", "published:normal", "cifar"),
@@ -225,7 +225,7 @@ def all_runs() -> list[Run]:
 
 
 def with_seed(runs: list[Run], seed: int) -> list[Run]:
-    """The same runs from another seed, under other names; seed 0 is the runs themselves."""
+    """Repeat runs from another seed, under other names; seed 0 is the runs themselves."""
     if not seed:
         return runs
     names = {run.name for run in runs}

@@ -31,7 +31,7 @@ import irtool
 from irtool.hosts.torch.graph import FxGraph
 from irtool.passes import RecalibrateBatchNorm
 from irtool.train import Data, History, Settings, distill, evaluate, finetune, fit, sparse
-from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ class Queue:
         return irtool.load(self.weights(name))
 
     def weights(self, name: str) -> Path:
-        """Where a run's net lies. In a fresh clone there are figures of runs without their nets."""
+        """The path of a run's net. In a fresh clone there are figures of runs without their nets."""
         return WORK / name / "model.safetensors"
 
     def run(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What `irtool quantize` makes of nets that nobody tuned for: every form of the file, in every engine.
+"""Files that `irtool quantize` makes of nets that nobody tuned for: every form of the file, in every engine.
 
     python bench/forms.py --model "PreResNet-38 at 0.5=runs/a/model.safetensors" --data ../shared/data/cifar10-jpeg.zip
 
@@ -23,8 +23,8 @@ import torch
 import irtool
 from irtool.engines.table import ENGINES
 from irtool.progress import Reporter
-from irtool.train import Preprocessing, load_data
 from irtool.train.data.split import Part
+from irtool.workflows.loading.data import DataOptions, known_preprocessing
 from irtool.workflows.quantize.calibration_images import Images
 from irtool.workflows.quantize.graph import quantize_graph
 from irtool.workflows.quantize.options import QuantizeOptions
@@ -95,12 +95,8 @@ def main() -> None:
     given = {"test": options.test, "calibration": options.calibration, "data": Path(options.data).name}
     results = json.loads(options.out.read_text()) if options.resume and options.out.is_file() else {"options": given, "nets": {}}
     for name, file in (text.split("=", 1) for text in options.model):
-        stored = irtool.read_info(file).preprocessing
-        wanted: dict[str, Any] = {}
-        if stored is not None:
-            pre = Preprocessing.from_dict(stored)
-            wanted = {"mean": pre.mean, "std": pre.std, "image_size": pre.size, "channels": pre.channels}
-        data = load_data(options.data, **wanted)
+        data = known_preprocessing(file, DataOptions(options.data)).load(file, Reporter())
+        assert data is not None
         scored = Part(data.test, torch.linspace(0, len(data.test) - 1, min(options.test, len(data.test))).long())
         images = Images(data.train, options.calibration, scored, labelled=True)
         for engine in options.engine or [row.name for row in ENGINES.values() if row.installed]:

@@ -124,8 +124,8 @@ def half(name: str, criterion: str) -> dict[str, Any]:
         for engine in ENGINES:
             with GraphClock(irtool.fold_batchnorm(graph), engine) as clock:
                 pair = clock.compared(small)
-            found[engine] = {"ratio": pair.ratios[1], "spread": pair.spreads[1], "ms": [one.median_ms for one in pair.latencies]}
-        said = ({engine: found[engine][kind] for engine in ENGINES} for kind in ("ratio", "spread"))
+            found[engine] = {"ratio": pair.ratios[1], "interval": pair.intervals[1], "ms": [one.median_ms for one in pair.latencies]}
+        said = ({engine: found[engine][kind] for engine in ENGINES} for kind in ("ratio", "interval"))
         found["said"] = slower_sentences(small, *said, 1)
         row[wish] = found
         shown = ", ".join(f"{engine} {found[engine]['ratio']:.3f}" for engine in ENGINES)

@@ -41,7 +41,7 @@ def sources(root: Path) -> dict[str, ast.Module]:
 
 
 def imports(tree: ast.Module, modules: set[str], *, types: bool = True) -> set[str]:
-    """What a module imports: modules of the package as modules, names of others with the module that has them.
+    """Imports of a module: modules of the package as modules, names of others with the module that has them.
 
     Without `types`, imports that only a type checker sees are left out.
     """

@@ -28,8 +28,10 @@ import torch
 from int8_bench import DEFAULTS, ORDERS, TITLES, Bench, Trial, scaled_kinds
 
 import irtool
+from irtool import progress
 from irtool.models import VGG, PreResNet
-from irtool.train import Data, Preprocessing, load_data
+from irtool.train import Data, load_data
+from irtool.workflows.loading.data import DataOptions, known_preprocessing
 
 PUBLISHED = "PreResNet-38, published, at 0.5"
 RANDOM = {"VGG-16, random weights": lambda: VGG(16), "PreResNet-38, random weights": lambda: PreResNet(38)}
@@ -68,15 +70,13 @@ def graph_of(name: str, source: str | None, shared: Path) -> irtool.FxGraph:
 
 
 def data_of(name: str, source: str | None, path: str | None, shared: Path) -> Data | None:
-    """What a model is scored with, as its file says that images are prepared; nothing for random weights."""
+    """Load the images that a model is scored with, as its file says that they are prepared; nothing for random weights."""
     if name in RANDOM:
         return None
-    stored = irtool.read_info(source).preprocessing if source is not None else None
-    wanted: dict[str, Any] = {}
-    if stored is not None:
-        pre = Preprocessing.from_dict(stored)
-        wanted = {"mean": pre.mean, "std": pre.std, "image_size": pre.size, "channels": pre.channels}
-    return load_data(path or shared / "data" / "cifar10-jpeg.zip", **wanted)
+    images = str(path or shared / "data" / "cifar10-jpeg.zip")
+    if source is None:
+        return load_data(images)
+    return known_preprocessing(source, DataOptions(images)).load(source, progress.Reporter())
 
 
 def measure(bench: Bench, threads: Iterable[int], seconds: float) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _key(options: argparse.Namespace, source: str | None, data: str | None) -> s
 
 
 def machine() -> dict[str, Any]:
-    """What the latency depends on."""
+    """Facts that the latency depends on."""
     flags = (
         next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
         if sys.platform == "linux"

@@ -199,7 +199,7 @@ class Bench:
         return found
 
     def passes(self) -> dict[str, dict[str, Any]]:
-        """What the passes do to the graph: operators in MNN, steps between float and int8, bytes of the int8 files."""
+        """Effects of the passes on the graph: operators in MNN, steps between float and int8, bytes of the int8 files."""
         found = {}
         for name in ("as exported", "passed", "all widened"):
             model, files = self.model(name, "onnx"), {engine: self.write(engine, Trial({}, name)) for engine in DEFAULTS}

@@ -1,4 +1,4 @@
-"""What irtool's training loop costs over the bare forward, backward and step.
+"""Costs of irtool's training loop over the bare forward, backward and step.
 
     python bench/loop_overhead.py
 
@@ -71,7 +71,7 @@ def bare(net: nn.Module, data: Data) -> float:
 
 
 def whole(net: nn.Module, data: Data) -> float:
-    """The same by irtool."""
+    """Train an epoch by irtool; returns when it began."""
     begun = time.process_time()
     fit(net, data, epochs=1, lr=0.01, batch_size=BATCH, evaluate_every=0, device="cpu")
     return begun

@@ -62,7 +62,7 @@ class Between(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """What stands between the first convolution and the last two, for images of a size."""
+    """Layers between the first convolution and the last two, for images of a size."""
 
     name: str
     size: tuple[int, int]

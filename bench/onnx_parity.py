@@ -1,4 +1,4 @@
-"""The same network through both hosts: torchvision models traced, and exported to ONNX and loaded.
+"""One network through both hosts: torchvision models traced, and exported to ONNX and loaded.
 
     python bench/onnx_parity.py
 

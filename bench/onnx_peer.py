@@ -28,7 +28,7 @@ def installed() -> str:
 
 @dataclass(frozen=True)
 class Peer:
-    """What onnxsim did: layers that lost outputs, parameters before and after, and how far from its masked original it is."""
+    """Read what onnxsim did: layers that lost outputs, parameters before and after, and how far from its masked original it is."""
 
     cut: int
     before: int
@@ -94,7 +94,7 @@ def _kernels(weight: np.ndarray) -> np.ndarray:
 
 
 def _found(old: np.ndarray, new: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of the old matrix are in the new one, and which inputs (group by group) its columns read."""
+    """Find which rows of the old matrix are in the new one, and which inputs (group by group) its columns read."""
     rows, reads = _lines_of(old, new), []
     for group, lines in enumerate(np.array_split(new, groups)):
         own = old[np.array_split(rows, groups)[group]]

@@ -28,9 +28,11 @@ from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.engines.onnxruntime.refine import refined
 from irtool.engines.table import ENGINES
 from irtool.passes import LowerAffine, WidenSelects
+from irtool.progress import Reporter
 from irtool.quant import make_recipe, place
-from irtool.train import Data, Preprocessing, load_data
+from irtool.train import Data
 from irtool.train.stages import STAGES, train
+from irtool.workflows.loading.data import DataOptions, known_preprocessing
 
 STAGES_TRIED: dict[str, tuple[str, dict[str, Any]] | None] = {
     "as it was": None,
@@ -96,12 +98,8 @@ def main() -> None:
     given["data"] = Path(options.data).name
     results = json.loads(options.out.read_text()) if options.resume and options.out.is_file() else {"options": given, "nets": {}}
     for name, file in (text.split("=", 1) for text in options.net):
-        stored = irtool.read_info(file).preprocessing
-        wanted: dict[str, Any] = {}
-        if stored is not None:
-            pre = Preprocessing.from_dict(stored)
-            wanted = {"mean": pre.mean, "std": pre.std, "image_size": pre.size, "channels": pre.channels}
-        data = load_data(options.data, limit=options.images, **wanted)
+        data = known_preprocessing(file, DataOptions(options.data, limit=options.images)).load(file, Reporter())
+        assert data is not None
         index = torch.linspace(0, len(data.test) - 1, min(options.test, len(data.test))).long()
         pixels = next(iter(data.test.batches([index])))
         test = data.preprocessing.normalise(pixels).numpy(), data.test.labels[index].numpy()

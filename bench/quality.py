@@ -98,7 +98,7 @@ class Bench:
                 self._epoch(row, self._module(row, model, given), world)
 
     def row(self, name: str, net: str, share: float, seed: int) -> Row | None:
-        """What is known of a tool."""
+        """Facts about a tool."""
         key = (name, net, share, seed)
         return next((row for row in self.rows if (row["tool"], row["net"], row["share"], row["seed"]) == key), None)
 
@@ -224,7 +224,7 @@ def _right(row: Row) -> float:
 
 
 def _reads(name: str) -> bool | None:
-    """Which gradients of the unpruned net a peer reads: squared ones, plain ones, none."""
+    """Gradients of the unpruned net that a peer reads: squared ones, plain ones, none."""
     return True if " hessian" in name or " obd" in name else False if " taylor" in name else None
 
 

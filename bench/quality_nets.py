@@ -118,7 +118,7 @@ def _mobile() -> nn.Module:
 
 PUBLISHED = ("sparse", "normal")
 FRESH = {"vgg16": lambda: VGG(16, 0.25), "mobilenetv2": _mobile}
-"""What the bench trains on Fashion-MNIST, enlarged to 32x32 pixels and three channels."""
+"""Nets that the bench trains on Fashion-MNIST, enlarged to 32x32 pixels and three channels."""
 assert EXAMPLE[1:] == (3, 32, 32)
 
 

@@ -84,7 +84,7 @@ def _verdicts(rows: list[Row], scores: Scores, before: Scores | None = None) -> 
 
 
 def _as_unpruned(where: str, own: list[float], other: list[float], same: list[float]) -> str:
-    """Why irtool is not ahead by what is right where it answers as the unpruned net does."""
+    """The reason for which irtool is not ahead by what is right where it answers as the unpruned net does."""
     if min(same) == EVERY:
         return f"- {where}: both give the unpruned net's class for every image, so that nobody can be ahead."
     gap = statistics.mean(other) - statistics.mean(own)

@@ -1,4 +1,4 @@
-"""What `bench/quality.py` compares: irtool, Torch-Pruning's importances and torch-kirigami's scores, each from a net and a share of its MACs to a net."""
+"""Tools that `bench/quality.py` compares: irtool, Torch-Pruning's importances and torch-kirigami's scores, each from a net and a share of its MACs to a net."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KIRIGAMI_SECONDS = 150.0
 
 @dataclass
 class Calibration:
-    """What every tool may look at: images, and a seed. There are no labels."""
+    """Material that every tool may look at: images, and a seed. There are no labels."""
 
     images: Tensor
     seed: int

@@ -26,7 +26,7 @@ from random_cnns.net import failure  # noqa: E402
 
 
 def check(seed: int) -> tuple[int, str]:
-    """Why the net of a seed fails; empty if it does not."""
+    """The reason for which the net of a seed fails; empty if it does not."""
     torch.set_num_threads(1)
     try:
         return seed, failure(draw(seed))

@@ -1,4 +1,4 @@
-"""What reconstruction gives on the published PreResNet-38, and on trained ONNX files.
+"""Accuracy that reconstruction gives on the published PreResNet-38, and on trained ONNX files.
 
     python bench/reconstruct.py [--shared ../shared] [--images 128] [--test 10000] [--parts published,noise,onnx] [--held-out]
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 class Images:
-    """What is calibrated on, and what scores, of the published nets."""
+    """Images to calibrate on, and to score, of the published nets."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.nets, self._shared = options.nets.split(","), options.shared

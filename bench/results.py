@@ -66,7 +66,7 @@ class Result:
 
     @property
     def kind(self) -> str:
-        """What is done to the net, for the plots' legend."""
+        """The treatment of the net, for the plots' legend."""
         run = self.first["definition"]["run"]
         if run["stage"]:
             return "distilled" if run["stage"] == "distill" else "trained"
@@ -183,7 +183,7 @@ CLAIMS = (
 
 
 def claims(results: Mapping[str, Result]) -> list[str]:
-    """Which patterns came out, as far as their runs are logged."""
+    """Patterns that came out, as far as their runs are logged."""
     lines = ["| pattern | | | difference, points | shown |", "|---|---|---|---|---|"]
     for claim in CLAIMS:
         if claim.one not in results or claim.other not in results:

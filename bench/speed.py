@@ -74,7 +74,7 @@ def peer_once(model: Any, inputs: Any) -> Any:
 
 
 def least(model: Any, inputs: Any) -> Any:
-    """What irtool cannot do without, each part in the fastest way that torch has: a lower bound."""
+    """Time what irtool cannot do without, each part in the fastest way that torch has: a lower bound."""
     import torch
 
     import irtool

@@ -1,4 +1,4 @@
-"""What the documents say of irtool is so: messages that they explain are its messages, commands that they name are its commands."""
+"""Documents say of irtool what is so: messages that they explain are its messages, commands that they name are its commands."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import typer
 from irtool.analysis.diff.diff import diff as graph_diff
 from irtool.atomic_files import replacing
 from irtool.cli import options
-from irtool.cli.screen import Mode, answer, mode
+from irtool.cli.screen import answer, mode
 from irtool.ir import Graph
 from irtool.nests import tensors_in
 from irtool.workflows.loading.model_inputs import input_shapes
@@ -38,7 +38,7 @@ def diff(
         with replacing(html) as temporary:
             temporary.write_text(found.to_html(a, b), encoding="utf-8")
     answer(found.to_dict())
-    if mode() == Mode() or (mode().verbose and not mode().json):
+    if not mode().wordless:
         typer.echo(found.text(color=sys.stdout.isatty()))
     raise typer.Exit(0 if found.same else 1)
 

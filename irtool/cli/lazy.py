@@ -15,7 +15,7 @@ import typer.main
 
 from irtool.cli.interrupts import leaving_at_once
 from irtool.cli.screen import Mode, shown_as
-from irtool.cli.surface import COMMANDS, function, surface
+from irtool.cli.surface import COMMANDS, function, summary, surface
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -77,13 +77,8 @@ def _metavar(told: Mapping[str, Any]) -> str:
     """The word for a value in the help: `<float>`, `<int 0..9>`, `<float ...>` where it may be repeated."""
     word = {"str": "text", "Path": "path"}.get(told["type"], told["type"])
     least, most = told.get("min"), told.get("max")
-    bounds = (
-        ""
-        if least is None and most is None
-        else f" {least}.."
-        if most is None or most > 1e9
-        else f" {'' if least is None else least}..{most}"
-    )
+    ends = ("" if least is None else str(least), "" if most is None or most > 1e9 else str(most))
+    bounds = f" {'..'.join(ends)}" if any(ends) else ""
     return f"<{word}{bounds}{' ...' if told.get('many') else ''}>"
 
 
@@ -115,7 +110,7 @@ class Commands(typer.core.TyperGroup):
         """Return a command's entry for help; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        return typer.core.TyperCommand(cmd_name, help=COMMANDS[cmd_name], short_help=COMMANDS[cmd_name], rich_markup_mode="rich")
+        return typer.core.TyperCommand(cmd_name, help=summary(cmd_name), short_help=summary(cmd_name), rich_markup_mode="rich")
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the words call, with its parameters."""

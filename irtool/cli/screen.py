@@ -34,6 +34,11 @@ class Mode:
     quiet: bool = False
     verbose: bool = False
 
+    @property
+    def wordless(self) -> bool:
+        """Whether there is no text on stdout."""
+        return self.json or self.quiet
+
 
 _PLAIN = Mode()
 _MODE: ContextVar[Mode] = ContextVar("mode", default=_PLAIN)
@@ -80,8 +85,7 @@ def out() -> Console:
     """Results. Made anew each time: the stream may have been replaced since."""
     from rich.console import Console
 
-    silent = mode().json or mode().quiet
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False, quiet=silent)  # net.py:Net: is no emoji
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False, quiet=mode().wordless)  # net.py:Net: is no emoji
     if not console.is_terminal:
         console.width = 160  # a pipe has no width: do not squeeze tables to 80 columns
     return console

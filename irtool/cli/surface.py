@@ -12,27 +12,15 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from typer.models import ArgumentInfo, OptionInfo
 
-COMMANDS: Mapping[str, str] = {
-    "inspect": "List each layer that makes channels: which ones share them, how many can be pruned, and why the others cannot.",
-    "view": "Make a page of one model: its graph, folded by module, what each node costs, and which layers can be pruned.",
-    "train": "Train a model: from scratch, sparse, finetuned, distilled, or with the rounding of an int8 file.",
-    "compress": "Prune, fold and export a model, with every step shown right; compare it with the original.",
-    "quantize": "Write an int8 model, and compare its accuracy, bytes and latency with the float model's.",
-    "report": "Make the page of a run: graphs side by side, channels kept, costs, the chain of equality, training and sensitivity curves.",
-    "diff": "Show what changed between two models: nodes, channels, parameters, totals.",
-    "export": "Write a model as files for engines, compared with torch and with each other before they appear.",
-    "simplify": "Fold the sizes that an .onnx file computes, and take out operators that are dead, repeated or do nothing.",
-    "verify": "Check the chain of equality from the files: masked = sliced = folded = ONNX = engines.",
-    "demo": "Train a small net on scikit-learn's digits, prune it, fold it, export it, check every step, and show what it brought.",
-}
-"""Each command, and the first paragraph of its help. `irtool.cli.<name>` has the function of that name."""
+COMMANDS = ("inspect", "view", "train", "compress", "quantize", "report", "diff", "export", "simplify", "verify", "demo")
+"""Each command, in the order of the work. `irtool.cli.<name>` has the function of that name."""
 
 FILE = Path(__file__).with_name("surface.json")
 _PLAIN = (str, int, float, bool, Path)
@@ -42,6 +30,11 @@ _PLAIN = (str, int, float, bool, Path)
 def surface() -> dict[str, dict[str, Any]]:
     """Return each command's help and parameters, as the file says them."""
     return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def summary(name: str) -> str:
+    """Return the first paragraph of a command's help, on one line."""
+    return " ".join(surface()[name]["help"].split("\n\n")[0].split())
 
 
 def function(name: str) -> Callable[..., None]:
@@ -108,7 +101,6 @@ def _kind(hint: Any) -> tuple[str, bool, list[str]]:
 
 def written() -> str:
     """Return the text that the file should have."""
-
     return json.dumps({name: described(name) for name in COMMANDS}, indent=1, ensure_ascii=False) + "\n"
 
 

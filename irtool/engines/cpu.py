@@ -13,7 +13,7 @@ _INFO = Path("/proc/cpuinfo")
 _EVEN = bytes(range(2, 256, 16))
 """First payload bytes of an EVEX prefix whose opcode map is 0F38."""
 _VEX = bytes(range(2, 256, 32))
-"""The same of a VEX prefix."""
+"""First payload bytes of a VEX prefix with that map."""
 _UNPREFIXED = bytes(byte for byte in range(256) if byte & 0x87 == 0x05)
 """Second payload bytes of both: W = 0 and the prefix 66."""
 _WIDE = bytes(byte for byte in range(256) if byte & 0x60 == 0x40)

@@ -48,6 +48,10 @@ class Int8:
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
     missing: Callable[[], str]
 
+    def bits(self, wanted: int | None, weights_only: bool) -> int:
+        """The bits of weights: those that are wanted, else 8 where weights alone are integers, since nothing overflows in float, else the scheme's."""
+        return wanted if wanted is not None else 8 if weights_only else self.scheme.weight_bits
+
 
 @dataclass(frozen=True)
 class Engine:

@@ -11,6 +11,9 @@ import numpy as np
 from irtool.engines.session import Session
 from irtool.errors import OptionError
 
+NOISE = 0.05
+"""Ratios of latencies that are this near to 1 say nothing; neither do ratios that are not known to this."""
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -36,15 +39,18 @@ class PairedLatency:
         ratios: the median over the rounds of a session's time divided by the first session's time in the same round.
             Below 1 is faster than the first; the first is 1 by definition. Load on the machine hits all sessions of a round
             alike, so a ratio is steadier than the quotient of two medians.
-        spreads: the 10th and the 90th percentile of the same quotients: where 1 lies between them, which session is the faster one
-            was not seen.
-        uncertainties: of each ratio half the width of its 95 % interval, by the ranks of the rounds; infinite of fewer than 6 rounds.
+        intervals: the 95 % interval of each ratio, by the ranks of the rounds; 0 to infinity of fewer than 6 rounds.
     """
 
     latencies: tuple[Latency, ...]
     ratios: tuple[float, ...]
-    spreads: tuple[tuple[float, float], ...]
-    uncertainties: tuple[float, ...]
+    intervals: tuple[tuple[float, float], ...]
+
+
+def is_known(ratio: float, interval: tuple[float, float]) -> bool:
+    """Whether a ratio of latencies is known to `NOISE`. What is not is called not measurable now, and nothing slower or faster for it."""
+    low, high = interval
+    return high - low <= 2 * NOISE * ratio
 
 
 def latency(session: Session, inputs: Sequence[np.ndarray], *, runs: int = 50, warmup: int = 5, seconds: float | None = None) -> Latency:
@@ -98,21 +104,20 @@ def latency_pairs(
             row[which] = (now() - start) * 1e3
         times.append(row)
     table = np.array(times)  # rounds x sessions
-    quotients = np.sort(table / table[:, :1], axis=0)
-    low, ratios, high = np.percentile(quotients, [10, 50, 90], axis=0).tolist()
-    spreads, widths = tuple(zip(low, high, strict=True)), tuple(map(float, _uncertainties(quotients)))
-    return PairedLatency(tuple(_summary(column) for column in table.T), tuple(ratios), spreads, widths)
+    quotients = table / table[:, :1]
+    ratios: list[float] = np.median(quotients, axis=0).tolist()
+    intervals = ((1.0, 1.0), *map(_interval, quotients.T[1:]))
+    return PairedLatency(tuple(_summary(column) for column in table.T), tuple(ratios), intervals)
 
 
-def _uncertainties(pairs: np.ndarray) -> np.ndarray:
-    """Half the width of a median's 95 % interval for each column of sorted values: ranks around the middle, binomially distributed."""
-    count = len(pairs)
+def _interval(quotients: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a median: from rank to rank around the middle, where the count of values below it is binomially distributed."""
+    count = len(quotients)
     if count < 6:  # the extremes of five hold the median in 94 % of the cases
-        return np.where(np.arange(pairs.shape[1]) == 0, 0.0, np.inf)
-    reach = 0.98 * count**0.5
+        return 0.0, float("inf")
+    reach, ordered = 0.98 * count**0.5, np.sort(quotients)
     low, high = int(np.floor((count - 1) / 2 - reach)), int(np.ceil((count - 1) / 2 + reach))
-    found: np.ndarray = (pairs[min(high, count - 1)] - pairs[max(low, 0)]) / 2
-    return found
+    return float(ordered[max(low, 0)]), float(ordered[min(high, count - 1)])
 
 
 def _summary(times: np.ndarray) -> Latency:

@@ -111,6 +111,11 @@ def model_file(path: str | os.PathLike[str], kind: str) -> Path:
     return file
 
 
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def thread_count(threads: int | None) -> int:
     """`threads`, or the cores that this process may use: every engine then gets the same number.
 
@@ -118,7 +123,7 @@ def thread_count(threads: int | None) -> int:
         BackendError: fewer than one.
     """
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
     if threads < 1:
         raise BackendError(f"threads={threads}", remedy="Ask for one thread or more, or leave it out for all cores.")
     return threads

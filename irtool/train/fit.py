@@ -25,7 +25,7 @@ from irtool.train.ema import Average
 from irtool.train.evaluate import evaluate, logits_of, module_of, run_model, scored_labels
 from irtool.train.history import History, Record, TensorBoardLog
 from irtool.train.hooks import Hooks, Logger, MakeOptimizer, OnEpoch, OnStep, numbers_of, optimizer_of, stalled
-from irtool.train.settings import Settings, learning_rate
+from irtool.train.settings import Settings, share_of_peak
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -248,7 +248,7 @@ class _Run:
 
     def _step(self, batch: Batch, position: float, first: bool) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * learning_rate(self.settings, position) / self.settings.lr
+            group["lr"] = group["initial_lr"] * share_of_peak(self.settings, position)
         output = run_model(self.forward, batch.images) if first else self.forward(batch.images)
         logits = logits_of(output, len(batch.labels), len(self.data.classes))
         with self.fabric.autocast():

@@ -48,7 +48,7 @@ class RoundedNet(InterceptedNet):
 
     def __init__(self, graph: Graph, engine: Engine, bits: int | None = None, weights_only: bool = False) -> None:
         scheme = engine.int8.scheme
-        bits = bits or (8 if weights_only else scheme.weight_bits)
+        bits = engine.int8.bits(bits, weights_only)
         steps_of(bits)
         model = skeleton(graph, engine.int8.lowers)
         placement = Placement(layers_of(model), {}) if weights_only else place(model, engine.int8.policy)

@@ -139,9 +139,9 @@ SCHEDULES: dict[str, Callable[[float, Settings], float]] = {
 }
 
 
-def learning_rate(settings: Settings, position: float) -> float:
-    """The learning rate at `position` in [0, 1] of the run. A pure function, so a resumed run needs no scheduler state."""
-    rate = settings.lr * SCHEDULES[settings.schedule](position, settings)
+def share_of_peak(settings: Settings, position: float) -> float:
+    """The learning rate over its peak at `position` in [0, 1] of the run. A pure function, so a resumed run needs no scheduler state."""
+    rate = SCHEDULES[settings.schedule](position, settings)
     warm = settings.warmup / settings.epochs
     return rate * min(1.0, position / warm) if warm > 0 else rate
 

@@ -20,7 +20,7 @@ from irtool.train.evaluate import module_of
 from irtool.train.fit import Penalty, fit
 from irtool.train.history import History, Record
 from irtool.train.hooks import OnEpoch
-from irtool.train.settings import Settings, is_number, is_whole, learning_rate
+from irtool.train.settings import Settings, is_number, is_whole, share_of_peak
 
 NEAR_ZERO = 0.05
 """A scale counts as small when it is at most this share of the network's largest."""
@@ -265,7 +265,7 @@ class _Search:
 
 def _mean_rate(settings: Settings) -> float:
     """The mean learning rate of the run as a share of its peak: the penalty moves a scale in proportion to it."""
-    return sum(learning_rate(settings, (step + 0.5) / 100) for step in range(100)) / (100 * settings.lr)
+    return sum(share_of_peak(settings, (step + 0.5) / 100) for step in range(100)) / 100
 
 
 def _scales(module: nn.Module, ignore: tuple[str, ...]) -> Tensor:

@@ -85,7 +85,7 @@ def apply(plan: Plan, model: nn.Module, example_inputs: Any = None, constants: L
 
 @dataclass
 class _Changes:
-    """What was changed in a model, so that it can be put back."""
+    """Changes of a model, kept so that it can be put back."""
 
     done: list[tuple[MutableMapping[str, Any], str, Any]] = field(default_factory=list)
 
@@ -178,7 +178,7 @@ def _attribute_or_none(module: nn.Module, path: str) -> Any:
 
 
 def _place_by_name(model: nn.Module, name: str) -> list[tuple[MutableMapping[str, Any], str]]:
-    """Where a tensor belongs that the model does not hold yet: a layer's empty `bias`, or a copy that export made."""
+    """Places of a tensor that the model does not hold yet: a layer's empty `bias`, or a copy that export made."""
     prefix, _, key = name.rpartition(".")
     owner = _attribute_or_none(model, prefix)
     for slot in (owner._parameters, owner._buffers) if isinstance(owner, nn.Module) else ():

@@ -151,7 +151,7 @@ class _Drafts:
 
 @contextmanager
 def _placed_errors(scratch: Path, files: Mapping[str, Path]) -> Iterator[None]:
-    """What cannot be written is told by the names that the user gave, not by those of drafts."""
+    """Name what cannot be written by the names that the user gave, not by those of drafts."""
     try:
         yield
     except FileError as error:

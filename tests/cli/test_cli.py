@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,12 @@ from onnx import numpy_helper
 
 import irtool
 from irtool.archive import load, read_info
-from irtool.cli.lazy import command
 from irtool.cli.main import run
-from irtool.cli.surface import COMMANDS
 from irtool.engines import MnnSession, OnnxExport, OnnxSession, export_onnx
 from irtool.errors import IrtoolError
 from irtool.train import Preprocessing
 from irtool.workflows.compress.built import FILES
-from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.weights import read_weights
 
 MODEL = "VGG:depth=11,width=0.0625"
@@ -58,7 +54,7 @@ def made(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def refitted(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, refitted on the images, which is the default where there are some."""
+    """A run that is refitted on the images, which is the default where there are some."""
     out = tmp_path_factory.mktemp("refitted") / "small"
     assert run(["compress", MODEL, "--weights", str(weights), *OPTIONS, "--out", str(out)]) == 0
     return out
@@ -338,40 +334,6 @@ def test_demo_shows_the_whole_job(tmp_path: Path, cli: Run) -> None:
     }
     assert reports["absorb-0.5"]["after"]["accuracy"] > 0.9
     assert reports["absorb-0.7"]["after"]["accuracy"] > reports["drop-0.7"]["after"]["accuracy"] + 0.2
-
-
-@pytest.mark.parametrize("command", ["inspect", "view", "train", "compress", "quantize", "report", "diff", "export", "verify", "demo"])
-def test_every_command_has_an_example(command: str, cli: Run) -> None:
-    code, printed, _ = cli(command, "--help")
-    assert code == 0
-    assert f"Example: irtool {command} " in printed
-
-
-def test_the_examples_are_all_commands() -> None:
-    assert list(COMMANDS) == ["inspect", "view", "train", "compress", "quantize", "report", "diff", "export", "simplify", "verify", "demo"]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_tells_of_a_command_what_it_says_itself(name: str) -> None:
-    first = (command(name).help or "").strip().split("\n\n")[0]
-    assert " ".join(first.split()) == COMMANDS[name]
-
-
-def test_help_and_mistakes_are_answered_without_torch() -> None:
-    script = (
-        "import sys\nfrom irtool.cli.main import run\n"
-        "codes = [run(words) for words in (['--version'], ['--help'], ['-h'], ['compres'])]\n"
-        "assert codes == [0, 0, 0, 2], codes\n"
-        "heavy = {'torch', 'onnx', 'onnxruntime', 'scipy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "No such command 'compres'. Did you mean compress? See irtool --help" in done.stderr
-
-
-def test_version(cli: Run) -> None:
-    assert cli("--version")[:2] == (0, f"irtool {irtool.__version__}\n")
 
 
 def test_every_message_of_the_errors_module_is_an_irtool_error() -> None:

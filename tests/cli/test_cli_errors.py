@@ -1,4 +1,4 @@
-"""What a user can do wrong: one clear line, an exit code that is not zero, nothing half-written."""
+"""Mistakes of users: one clear line, an exit code that is not zero, nothing half-written."""
 
 from __future__ import annotations
 

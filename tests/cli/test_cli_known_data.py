@@ -1,4 +1,4 @@
-"""What a saved model says about its images is used by every command; the same data by another name are the same."""
+"""Every command uses what a saved model says about its images; the same data by another name are the same."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 
 from irtool.errors import FileError, OptionError
 from irtool.models import PreResNet
-from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.weights import load_weights, read_weights
 
 

@@ -1,4 +1,4 @@
-"""What a command is given in the wrong place, or cannot write: told by the user's own names."""
+"""Mistakes of place: what a command cannot read or write there is told by the user's own names."""
 
 from __future__ import annotations
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+import irtool
 from irtool.cli.lazy import command
 from irtool.cli.main import run
 from irtool.cli.screen import Mode, Screen, answer, shown_as
-from irtool.cli.surface import COMMANDS, FILE, surface, written
+from irtool.cli.surface import COMMANDS, FILE, summary, surface, written
 from irtool.progress import Status
 
 Run = Callable[..., tuple[int, str, str]]
@@ -73,7 +74,7 @@ def test_a_mistake_is_told_in_one_clean_sentence(words: str, cli: Run) -> None:
 def test_irtool_alone_shows_its_commands(cli: Run) -> None:
     code, printed, complaint = cli()
     assert (code, complaint) == (0, "")
-    assert all(name in printed for name in COMMANDS)
+    assert all(name in printed and summary(name).split()[0] in printed for name in COMMANDS)
 
 
 def test_help_shows_what_a_value_is_and_no_python_type(cli: Run) -> None:
@@ -138,3 +139,18 @@ def test_json_has_no_value_that_json_has_not(capsys: pytest.CaptureFixture[str])
         answer(facts)
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "3": "x"}
     assert run(["--version"]) == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example(name: str, cli: Run) -> None:
+    code, printed, _ = cli(name, "--help")
+    assert code == 0
+    assert f"Example: irtool {name} " in printed
+
+
+def test_the_examples_are_all_commands() -> None:
+    assert list(COMMANDS) == ["inspect", "view", "train", "compress", "quantize", "report", "diff", "export", "simplify", "verify", "demo"]
+
+
+def test_version(cli: Run) -> None:
+    assert cli("--version")[:2] == (0, f"irtool {irtool.__version__}\n")

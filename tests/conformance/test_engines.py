@@ -1,4 +1,4 @@
-"""What every engine does, whichever it is: one list of behaviours, run for each row of the table."""
+"""Behaviour of every engine, whichever it is: one list of behaviours, run for each row of the table."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from irtool.workflows.equality.chain import engine_link
 
 
 class Signature(nn.Module):
-    """What a slimmed pre-activation network has: norm, selection of channels, convolutions, an add; and two outputs."""
+    """A slimmed pre-activation network's parts: norm, selection of channels, convolutions, an add; and two outputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ NETS = {"residual": (Residual, 3), "grouped": (Grouped, 4), "attention": (Attent
 
 @dataclass
 class GraphLike:
-    """What a backend needs of a graph."""
+    """A graph with all that a backend needs."""
 
     module: nn.Module
     example_inputs: tuple[Any, ...]

@@ -80,7 +80,7 @@ def test_other_shapes_and_counts() -> None:
 
 
 class FakeSession:
-    """What the engines look like."""
+    """A session as the engines have it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

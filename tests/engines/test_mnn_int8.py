@@ -1,4 +1,4 @@
-"""What MNN makes of an int8 file: which operators it runs in integers, and the form of the model that makes it do so."""
+"""MNN's reading of an int8 file: which operators it runs in integers, and the form of the model that makes it do so."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from irtool.engines.onnxruntime.calibrate import calibrate
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.errors import FileError, OptionError
 from irtool.quant import Scheme, make_recipe, place
+from irtool.quant.placement import DefUse
 
 
 class Joined(nn.Module):
@@ -82,6 +83,17 @@ def test_the_form_for_mnn_computes_the_same(model: onnx.ModelProto) -> None:
         assert sum(kind == "Relu" for kind in kinds) == 2  # behind convolutions
         readers = {name: node.op_type for node in form.graph.node for name in node.input}
         assert {readers[node.output[0]] for node in form.graph.node if node.op_type in ("Add", "Mul")} <= {"Max", "Add", "Mul"}
+
+
+def test_a_weight_that_gives_way_leaves_no_input_behind(tmp_path: Path) -> None:
+    model = prepared(exported(Mixed(), tmp_path))
+    layer = place(model, MNN_POLICY).layers[0]
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == layer.weight)
+    # Files of old say of each constant that it is an input with a default.
+    model.graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer)
+    form, _ = mnn_form(model, {layer.node: numpy_helper.to_array(weight)}, {})
+    assert layer.weight not in {tensor.name for tensor in (*form.graph.initializer, *form.graph.input)}
+    assert DefUse(form).inputs == DefUse(model).inputs == ["input"]
 
 
 def test_a_bias_takes_the_place_of_one(model: onnx.ModelProto) -> None:

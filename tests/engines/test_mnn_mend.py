@@ -1,4 +1,4 @@
-"""What MNN misreads, and what is written in its place; what it cannot run is not written."""
+"""Operators that MNN misreads are written as others; those it cannot run are not written."""
 
 from __future__ import annotations
 

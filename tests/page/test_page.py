@@ -30,7 +30,7 @@ EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert
 
 
 def data_of(page: str) -> Any:
-    """What the page's script reads."""
+    """The data that the page's script reads."""
     (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     return json.loads(found)
 

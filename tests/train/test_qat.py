@@ -114,5 +114,7 @@ def test_what_cannot_be_trained_is_told() -> None:
     graph = irtool.trace(Mixed().eval(), torch.zeros(2, *data.preprocessing.input_shape))
     with pytest.raises(OptionError, match="Choose 2 to 8"):
         qat(graph, data, Settings(epochs=1), weight_bits=9)
+    with pytest.raises(OptionError, match="Choose 2 to 8"):
+        qat(graph, data, Settings(epochs=1), weight_bits=0)
     with pytest.raises(OptionError, match="Choose onnxruntime"):
         qat(graph, data, Settings(epochs=1), engine="tensorflow")

@@ -16,7 +16,7 @@ from training import QUICK, net, same
 
 from irtool.errors import DataError, OptionError, TrainError
 from irtool.train import Data, History, Settings, Status, evaluate, finetune, fit, load_data, recover
-from irtool.train.settings import learning_rate
+from irtool.train.settings import share_of_peak
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +99,11 @@ def test_ema_by_hand() -> None:
 
 def test_schedules() -> None:
     cosine = Settings(epochs=10, lr=0.2)
-    assert learning_rate(cosine, 0) == pytest.approx(0.2)
-    assert learning_rate(cosine, 0.5) == pytest.approx(0.1)
-    assert learning_rate(cosine, 1) == pytest.approx(0)
+    assert [share_of_peak(cosine, p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
     warm = replace(cosine, warmup=1, schedule="constant")
-    assert [learning_rate(warm, p) for p in (0.05, 0.1, 0.5)] == pytest.approx([0.1, 0.2, 0.2])
+    assert [share_of_peak(warm, p) for p in (0.05, 0.1, 0.5)] == pytest.approx([0.5, 1, 1])
     step = replace(cosine, schedule="step", milestones=(0.5, 0.75), drop=0.1)
-    assert [learning_rate(step, p) for p in (0.49, 0.5, 0.8)] == pytest.approx([0.2, 0.02, 0.002])
+    assert [share_of_peak(step, p) for p in (0.49, 0.5, 0.8)] == pytest.approx([1, 0.1, 0.01])
     parameter = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([parameter], lr=0.2)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
@@ -114,7 +112,7 @@ def test_schedules() -> None:
     ours = replace(cosine, schedule="one-cycle")
     for number in range(1001):
         if number % 50 == 0:
-            assert learning_rate(ours, number / 1000) == pytest.approx(theirs.get_last_lr()[0], rel=0.03, abs=1e-4)
+            assert 0.2 * share_of_peak(ours, number / 1000) == pytest.approx(theirs.get_last_lr()[0], rel=0.03, abs=1e-4)
         if number < 1000:
             optimizer.step()
             theirs.step()

@@ -1,4 +1,4 @@
-"""What users bring in their own form: criteria, plans, checkpoints of other trainers, short names of models."""
+"""Things that users bring in their own form: criteria, plans, checkpoints of other trainers, short names of models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import irtool
 from irtool.errors import OptionError
 from irtool.pruning import CRITERIA
 from irtool.workflows.loading.criteria import criterion_name
-from irtool.workflows.loading.models import ModelSpec
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.weights import load_weights
 
 Run = Callable[..., tuple[int, str, str]]

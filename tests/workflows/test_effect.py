@@ -1,4 +1,4 @@
-"""What a compression did to the answers is said in a sentence, from both models run on the same samples."""
+"""A sentence says what a compression did to the answers, from both models run on the same samples."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ OWN = (
     "/usr/lib/os-release",
     os.path.expanduser("~/.cache/Microsoft/DeveloperTools/.onnxruntime"),  # onnxruntime's own
 )
-"""Where Python and irtool lie, and what `platform` reads."""
+"""Places where Python and irtool lie, and what `platform` reads."""
 MEMORY = 2 << 30
 RESIDENT = 1 << 30
 COMMAND = tuple(
@@ -75,7 +75,7 @@ COMMAND = tuple(
         r"os\.chdir .*",  # `command` itself
     )
 )
-"""What a command does of the operating system, whatever it reads."""
+"""Calls of the operating system that a command makes, whatever it reads."""
 STARTED = re.compile(r"(subprocess\.Popen|os\.posix_spawn|os\.fork) .*")
 """Only the one that first runs a model, and the one that first loads an MNN file; `test_no_other_process` sees which."""
 
@@ -147,7 +147,7 @@ def watch(scratch: Path, made: Path) -> Iterator[Watch]:
 
 
 def expected(function: Callable[..., Any], scratch: Path) -> tuple[re.Pattern[str], ...]:
-    """What is asked of the operating system whatever a file holds: readers ask nothing, commands have temporary folders."""
+    """Calls of the operating system made whatever a file holds: readers ask nothing, commands have temporary folders."""
     changes = r"(tempfile\.mkdtemp|os\.mkdir|os\.rmdir|shutil\.rmtree|os\.scandir)"
     below = r"os\.(remove|unlink|rmdir|scandir) \(('[^/']*', )?\d+,?\)"  # by the descriptor of a folder that is removed
     own = (re.compile(rf"{changes} \('{re.escape(str(scratch))}/.*"), re.compile(below))
@@ -159,7 +159,7 @@ def contents(folder: Path) -> dict[str, int]:
 
 
 def read(watch: Watch, scratch: Path, function: Callable[..., Any], *arguments: Any, place: Path) -> Report:
-    """What becomes of a call, of which nothing is seen outside of a folder, and which changes nothing there."""
+    """The outcome of a call, of which nothing is seen outside of a folder, and which changes nothing there."""
     before = contents(place) if function is command else {}
     found = watch.call(function, *arguments, allowed=[str(place), str(scratch), os.devnull], memory=MEMORY)
     assert found.ended in ("raised", "returned"), found
@@ -259,7 +259,7 @@ def test_a_report_names_no_model_that_is_no_model(model: str, watch: Watch, scra
 
 
 def test_no_other_process(watch: Watch, scratch: Path, made: Path) -> None:
-    """What is started is this Python with a file of irtool's own."""
+    """Check that what is started is this Python with a file of irtool's own."""
     found = read(watch, scratch, command, ["verify", str(made)], str(scratch), place=made)
     assert found.value[0] == 0
     started = [event for event in found.events if event.startswith("subprocess.Popen")]

@@ -1,4 +1,4 @@
-"""What chooses between files: the expected loss, the recommended form, and what is known of times."""
+"""Choosing between files: the expected loss, the recommended form, and what is known of times."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 import torch
 from quant_nets import Mixed, exported, images
 
-from irtool.engines.latency import latency_pairs
+from irtool.engines.latency import is_known, latency_pairs
 from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.int8_policy import MNN_POLICY
 from irtool.engines.mnn.short_names import long_name, short_names
 from irtool.engines.onnxruntime.calibrate import calibrate
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq
+from irtool.engines.session import cores
 from irtool.engines.table import ENGINES
 from irtool.quant import Scheme, make_recipe, place
 from irtool.train import Preprocessing
 from irtool.train.data.split import MemorySplit
-from irtool.workflows.quantize import forms
 from irtool.workflows.quantize.calibration_images import Images
 from irtool.workflows.quantize.forms import Form, busy, recommended
 from irtool.workflows.quantize.judge import expected_loss
@@ -70,17 +70,19 @@ class Scripted:
 def test_a_ratio_is_known_where_its_interval_is_narrow(times: list[float], known: bool) -> None:
     clock = [0.0]
     found = latency_pairs([Scripted(clock, [1.0]), Scripted(clock, times)], [], runs=60, warmup=0, clock=lambda: clock[0])
-    assert found.uncertainties[0] == 0
-    assert (found.uncertainties[1] <= forms.NOISE * found.ratios[1]) == known
+    assert found.intervals[0] == (1, 1)
+    assert is_known(found.ratios[1], found.intervals[1]) == known
+    low, high = found.intervals[1]
+    assert low <= found.ratios[1] <= high
     few = latency_pairs([Scripted(clock, [1.0]), Scripted(clock, [1.0])], [], runs=5, warmup=0, clock=lambda: clock[0])
-    assert few.uncertainties == (0, np.inf)
+    assert few.intervals == ((1, 1), (0, np.inf))
 
 
 def test_a_machine_with_more_work_than_cores_is_mentioned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0, 0))
     assert busy(1) == ""
     monkeypatch.setattr("os.getloadavg", lambda: (999.0, 0, 0))
-    assert "a load of 999.0 on" in busy(1)
+    assert f"{999 / cores():.1f} programs want each core" in busy(1)
     assert "times of several threads mean little" in busy(2)
 
 

@@ -119,7 +119,7 @@ name = "mnn"
 activations = "uint8"  #? MNN has int8 only: leave activations out
 engine = "mnn"
 """
-"""What is told of a line stands behind #?. The first line has two mistakes of its own: no VGG is that deep, and there are no data."""
+"""Recipes with mistakes: what is told of a line stands behind #?. The first line has two mistakes of its own: no VGG is that deep, and there are no data."""
 
 
 def test_all_mistakes_at_once_each_with_its_line(tmp_path: Path) -> None:

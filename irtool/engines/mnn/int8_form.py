@@ -19,7 +19,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from irtool.engines.mnn.int8_policy import mnn_unfit
-from irtool.engines.onnxruntime.prepare import replace_nodes
+from irtool.engines.onnxruntime.prepare import drop_unread, replace_nodes
 from irtool.quant.placement import DefUse
 
 JOINS = frozenset({"Add", "Mul", "Sub", "Div", "Max", "Min", "Pow"})
@@ -46,7 +46,7 @@ def mnn_form(
         form.give(result.graph.node[index], 1, "rounded_weight", weight)
     for index, bias in biases.items():
         form.give(result.graph.node[index], 2, "corrected_bias", bias)
-    form.drop_unread()
+    drop_unread(result)
     form.rewrite()
     return result, form.convolutions
 
@@ -66,13 +66,6 @@ class _Form:
         while len(node.input) <= place:
             node.input.append("")
         node.input[place] = self._constant(f"{node.output[0]}.{name}", values.astype(np.float32))
-
-    def drop_unread(self) -> None:
-        """Drop the constants whose places others took."""
-        read = {name for node in self.graph.node for name in node.input} | self.wiring.inside | {*self.wiring.outputs}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in read]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
 
     def rewrite(self) -> None:
         """Additions, products, and what is to compute in float."""

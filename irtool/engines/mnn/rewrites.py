@@ -105,7 +105,7 @@ _RULES: Mapping[str, Callable[[_Work, NodeProto], list[NodeProto] | None]] = {"P
 
 
 def _like(node: NodeProto, inputs: Sequence[str], without: str = "") -> NodeProto:
-    """The same operator with other inputs, and without an attribute."""
+    """Make the operator anew with other inputs, and without an attribute."""
     made = helper.make_node(node.op_type, list(inputs), list(node.output), node.name)
     made.attribute.extend(attribute for attribute in node.attribute if attribute.name != without)
     return made

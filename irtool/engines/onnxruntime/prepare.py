@@ -84,6 +84,16 @@ def replace_nodes(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     model.graph.node.extend(copies)
 
 
+def drop_unread(model: ModelProto) -> None:
+    """Drop the constants that nothing reads any more. One that a file lists among its inputs too would be an input that nobody gives."""
+    wiring = DefUse(model)
+    gone = wiring.constants.keys() - {*wiring.readers, *wiring.outputs, *wiring.inside}
+    for held in (model.graph.initializer, model.graph.input):
+        kept = [entry for entry in held if entry.name not in gone]
+        del held[:]
+        held.extend(kept)
+
+
 def _constant(node: NodeProto) -> onnx.TensorProto | None:
     if node.op_type != "Constant":
         return None

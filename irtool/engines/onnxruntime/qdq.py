@@ -13,7 +13,7 @@ from collections import Counter
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from irtool.engines.onnxruntime.prepare import OLDEST
+from irtool.engines.onnxruntime.prepare import OLDEST, drop_unread
 from irtool.errors import ExportError
 from irtool.hosts.onnx.files.file import opset_of
 from irtool.quant.affine import Affine
@@ -67,6 +67,7 @@ def to_qdq(model: ModelProto, recipe: Recipe) -> ModelProto:
     for layer in recipe.placement.layers:
         writer.layer(layer, recipe.layers[layer.name])
     writer.finish()
+    drop_unread(result)
     return result
 
 
@@ -115,7 +116,7 @@ class _Writer:
         return restored
 
     def finish(self) -> None:
-        """Put the nodes in order, and drop constants that nothing reads."""
+        """Put the nodes in order."""
         ordered: list[NodeProto] = []
         for name in self.wiring.inputs:
             ordered += self.after.pop(name, [])
@@ -125,15 +126,8 @@ class _Writer:
                 ordered += self.after.pop(name, [])
         for node in ordered:
             _drop_defaults(node)
-        used = {name for node in ordered for name in node.input} | self.wiring.inside | {*self.wiring.outputs}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.node[:], self.graph.initializer[:]
+        del self.graph.node[:], self.graph.value_info[:]
         self.graph.node.extend(ordered)
-        self.graph.initializer.extend(kept)
-        gone = {tensor for tensor in self.wiring.constants if tensor not in used}
-        shown = [value for value in self.graph.input if value.name not in gone]
-        del self.graph.input[:], self.graph.value_info[:]
-        self.graph.input.extend(shown)
 
     def _constant(self, letter: str, values: np.ndarray | np.generic) -> str:
         name = self._free(letter)

@@ -86,7 +86,7 @@ class _Refinement:
         wiring = DefUse(quantised)
         self.nodes = {layer.name: _node_of(wiring, layer.name) for layer in recipe.placement.layers}
         # A layer's weight is restored by the node before it: there is the place to stop.
-        self.stops = {name: min(wiring.producer[given] for given in node.input[1:2]) for name, node in self.nodes.items()}
+        self.stops = {name: wiring.producer[node.input[1]] for name, node in self.nodes.items()}
         self.quantised = Walk(quantised, feeds, {self.nodes[name].input[0]: stop for name, stop in self.stops.items()})
         seen = {layer.name: layer.node + 1 for layer in recipe.placement.layers}
         self.exact = Walk(model, feeds, seen | {layer.input: layer.node + 1 for layer in recipe.placement.layers})

@@ -18,7 +18,7 @@ import onnx
 from irtool.atomic_files import parse_json, read_text, replacing
 from irtool.engines.cpu import processor
 from irtool.engines.engine import Engine
-from irtool.engines.session import Session
+from irtool.engines.session import Session, cores
 from irtool.engines.speed.samples import Sample, model_of
 from irtool.engines.table import engine as find_engine
 from irtool.errors import IrtoolError
@@ -137,6 +137,16 @@ def _timed(session: Session, sample: Sample, threads: int) -> float:
 def clock_of(threads: int) -> Callable[[], float]:
     """Choose the clock of an engine: processor time where it has one thread, so that other programs do not count, else the wall's."""
     return time.process_time if threads == 1 else time.perf_counter
+
+
+def load() -> float:
+    """Count the programs that wanted each core in the last minute; 0 where the system does not tell."""
+    return os.getloadavg()[0] / cores() if hasattr(os, "getloadavg") else 0.0
+
+
+def is_disturbed(threads: int) -> bool:
+    """Whether times of so many threads hold what other programs take now: the wall's clock (`clock_of`), and more programs than cores."""
+    return threads > 1 and load() > 1
 
 
 def least_ms(run: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -174,12 +174,12 @@ class Timed:
     Attributes:
         measured: all of it, with latency.
         ratios: by engine its time over the first model's.
-        spreads: by engine the 10th and 90th percentile of the quotients whose median the ratio is.
+        intervals: the 95 % intervals of these.
     """
 
     measured: Measured
     ratios: dict[str, float]
-    spreads: dict[str, tuple[float, float]]
+    intervals: dict[str, tuple[float, float]]
 
 
 def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> list[Timed]:
@@ -187,19 +187,23 @@ def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> li
     inputs, clock = _single(models[0].graph), clock_of(settings.threads)
     times: list[dict[str, float]] = [{} for _ in models]
     ratios: list[dict[str, float]] = [{} for _ in models]
-    spreads: list[dict[str, tuple[float, float]]] = [{} for _ in models]
+    intervals: list[dict[str, tuple[float, float]]] = [{} for _ in models]
     runs = 0
     for engine in [engine for engine in TIMED if all(engine in model.engines for model in models)]:
         with reporter.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS, clock=clock)
         for index, one in enumerate(found.latencies):
-            times[index][engine], ratios[index][engine], spreads[index][engine] = one.median_ms, found.ratios[index], found.spreads[index]
+            times[index][engine], ratios[index][engine], intervals[index][engine] = (
+                one.median_ms,
+                found.ratios[index],
+                found.intervals[index],
+            )
             runs = one.runs if not runs else min(runs, one.runs)
     measured = [
         replace(model.measured, latency_ms=time, runs=runs, threads=settings.threads) for model, time in zip(models, times, strict=True)
     ]
-    return [Timed(*parts) for parts in zip(measured, ratios, spreads, strict=True)]
+    return [Timed(*parts) for parts in zip(measured, ratios, intervals, strict=True)]
 
 
 def report_of(
@@ -286,7 +290,7 @@ def _save(sliced: FxGraph, data: Data | None, path: Path) -> None:
 
 
 def _metadata(data: Data | None) -> dict[str, str]:
-    """What a program that runs the ONNX file must know about its input."""
+    """Facts about its input for a program that runs the ONNX file."""
     if data is None:
         return {}
     return {"irtool.preprocessing": json.dumps(data.preprocessing.to_dict()), **_named(data)}

@@ -1,4 +1,4 @@
-"""What can be chosen about a compression: arguments of `irtool.compress`, flags of the command, in one place."""
+"""Options of a compression: arguments of `irtool.compress`, flags of the command, in one place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from irtool.workflows.loading.criteria import criterion_name
 IMAGES = 128
 """Refitted on. More gain next to nothing."""
 LARGEST_SEED = (1 << 63) - 1
-"""What torch's generators take."""
+"""The largest seed that torch's generators take."""
 
 
 @dataclass(frozen=True)

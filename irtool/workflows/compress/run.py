@@ -27,7 +27,7 @@ from irtool.workflows.compress.options import CompressOptions
 from irtool.workflows.compress.search import Trial
 from irtool.workflows.compress.search_report import is_met, verdict
 from irtool.workflows.compress.settings import Settings
-from irtool.workflows.compress.speed import load_of_machine, slower_sentences
+from irtool.workflows.compress.speed import slower_sentences
 from irtool.workflows.folders.output_folder import COMPRESS, keep_inputs, model_files, output_folder
 from irtool.workflows.folders.record import Report
 from irtool.workflows.folders.run_folder import keep_history, write_run_page
@@ -104,7 +104,7 @@ def compress(
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the model comes from."""
+    """The source of the model."""
 
     model: str | Path | nn.Module | Graph
     example_inputs: Any
@@ -190,7 +190,7 @@ def _run(
         "fingerprint": fingerprint(graph),
         **({"values": source.values} if source.values else {}),
     }
-    slower = slower_sentences(done.built.graph, after.ratios, after.spreads, settings.threads, load=load_of_machine(settings.threads))
+    slower = slower_sentences(done.built.graph, after.ratios, after.intervals, settings.threads)
     with reporter.stage("compare with the original"):
         effect = effect_of(graph, done.built.graph, data)
     told = report_of(first.measured, after.measured, after.ratios, done, origin, settings, data, slower)

@@ -28,7 +28,7 @@ from irtool.train.settings import Settings
 Prune = Callable[[Mapping[str, float]], tuple[Plan, FxGraph, tuple[str, ...]]]
 """From a budget to a plan, the refitted graph and the notes on it."""
 Measure = Callable[[FxGraph], Mapping[str, float]]
-"""What a graph costs, as shares of the original, by kind."""
+"""Costs of a graph, as shares of the original, by kind."""
 BISECTIONS = 4
 """Budgets tried between one that loses too much and one that does not: a sixteenth of the distance is left."""
 LEAST = 0.1

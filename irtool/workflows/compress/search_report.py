@@ -1,4 +1,4 @@
-"""What a search tried, as JSON and as a plot of accuracy against cost."""
+"""Trials of a search, as JSON and as a plot of accuracy against cost."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ SEEN = 512
 FOLLOWED = 8192
 """Training images that a refitted net follows its original on, where they fit into memory: fewer gain less (ADR 17)."""
 FOLLOWED_BYTES = 1 << 30
-"""What these images may take."""
+"""Bytes that these images may take."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Maker(Generic[G]):
         self._times, count = distilled_on(graph, settings, FOLLOWED)
         self._followed = _followed(graph, shown, count)
         self._settled: dict[str, Any] = {}
-        """What becomes of residual streams is tried once, and holds for all budgets of a search."""
+        """Wishes about residual streams: tried once, and holds for all budgets of a search."""
 
     def make(self, wish: Mapping[str, Any]) -> tuple[Plan, PassResult[G]]:
         """Plan and prune, with other options of `plan` than the settings have; in stages where these gain something."""

@@ -1,16 +1,15 @@
-"""What to say where a smaller model got no faster: the reason that its graph shows, and the remedy."""
+"""Sentences on a smaller model that got no faster: the reason that its graph shows, and the remedy."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from math import prod
+from math import inf, prod
 
 from irtool.analysis.cost import cost
+from irtool.engines.latency import NOISE, is_known
+from irtool.engines.speed.stopwatch import is_disturbed, load
 from irtool.ir.graph import Graph, Node
 
-SLOWER = 1.02
-"""Times over the original's up to this are noise."""
 _PART = 0.1
 """As many of the convolutions must have a width that an engine dislikes before it is the reason."""
 _FEW_MACS = 20
@@ -20,41 +19,29 @@ _SMALL = 2_000_000
 
 
 def slower_sentences(
-    graph: Graph, ratios: Mapping[str, float], spreads: Mapping[str, tuple[float, float]], threads: int, *, load: float | None = None
+    graph: Graph, ratios: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], threads: int
 ) -> tuple[str, ...]:
-    """Say a sentence of each engine in which a model seems slower: that it is, why, and what helps; or that this cannot be told now.
+    """Say a sentence of each engine in which a model may be slower: that it is, why, and what helps; or that this cannot be told now.
 
     Args:
         graph: the smaller model.
         ratios: its time over the original's, by engine: the median of paired runs.
-        spreads: the 10th and the 90th percentile of the same pairs. Slower is what was so in nine of ten.
-        threads: of the engines when they were timed.
-        load: how many programs wanted each core at that time, where that disturbs; None where it does not, or is unknown.
+        intervals: the 95 % intervals of these, by engine.
+        threads: of the engines when they were timed, just now.
     """
-    slow = {engine: ratio for engine, ratio in ratios.items() if ratio > SLOWER}
-    if not slow:
-        return ()
-    why, remedy = reason(graph)
-    counted = f"{threads} thread{'s' * (threads > 1)}"
+    counted, disturbed = f"{threads} thread{'s' * (threads > 1)}", is_disturbed(threads)
     said = []
-    for engine, ratio in slow.items():
-        low, high = spreads[engine]
-        if low > 1 and (load is None or load <= 1):
+    for engine, ratio in ratios.items():
+        known = is_known(ratio, intervals[engine]) and not disturbed
+        if known and ratio > 1 + NOISE:
+            why, remedy = reason(graph)
             said.append(f"Slower than the original in {engine}: {ratio:.2f} times its time, {counted}. {why} {remedy}")
-            continue
-        busy = f"; {load:.1f} programs wanted each core" if load is not None and load > 1 else ""
-        said.append(
-            f"Not measurable now in {engine}: between {low:.2f} and {high:.2f} times the original's time in eight of ten paired runs, "
-            f"{counted}{busy}. Time both again on an idle machine."
-        )
+        elif not known and intervals[engine][1] > 1 + NOISE:
+            low, high = intervals[engine]
+            seen = f"between {low:.2f} and {high:.2f} times the original's time" if high < inf else "too few paired runs"
+            busy = f"; {load():.1f} programs want each core" if disturbed else ""
+            said.append(f"Not measurable now in {engine}: {seen}, {counted}{busy}. Time both again on an idle machine.")
     return tuple(said)
-
-
-def load_of_machine(threads: int) -> float | None:
-    """Count the programs that wanted each core in the last minute; None where times of so many threads leave other programs out."""
-    if threads == 1 or not hasattr(os, "getloadavg"):  # see clock_of
-        return None
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def reason(graph: Graph) -> tuple[str, str]:

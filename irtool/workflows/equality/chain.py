@@ -243,7 +243,7 @@ def _before_data_sizes(graph: OnnxGraph, path: Path, inputs: tuple[Any, ...]) ->
 
 
 def _first_node(graph: Graph, path: Path, inputs: tuple[Any, ...]) -> str:
-    """Where a written file parts from the ONNX graph it came from; "" if nothing tells."""
+    """The node where a written file parts from the ONNX graph it came from; "" if nothing tells."""
     try:
         first = compare(graph, load_onnx(path, [tuple(leaf.shape) for leaf in graph.example_inputs]), inputs).first()
     except IrtoolError:
@@ -263,7 +263,7 @@ def files_link(first: Path, second: Path, inputs: tuple[Any, ...]) -> Link:
 
 
 def _found_before_data_sizes(first: Path, second: Path, inputs: tuple[Any, ...]) -> Comparison | None:
-    """The same by what goes into the operators that make sizes out of data; None if there are none, or irtool cannot tell."""
+    """Compare two files by what goes into the operators that make sizes out of data; None if there are none, or irtool cannot tell."""
     try:
         graphs = [load_onnx(path, [tuple(leaf.shape) for leaf in inputs]) for path in (first, second)]
     except IrtoolError:

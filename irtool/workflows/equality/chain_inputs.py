@@ -1,4 +1,4 @@
-"""What the chain of equality runs on: images, or noise of sizes that the graph takes."""
+"""Inputs of the chain of equality: images, or noise of sizes that the graph takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a foreign file parts from its source: intermediate results of both, exposed and compared.
+"""The place where a foreign file parts from its source: intermediate results of both, exposed and compared.
 
 Values are matched by the weights that make them, which keep their names from the module to the ONNX file, and by tensor
 names from there to an engine's file. What cannot be matched is passed over, so the answer is the first *matched* node that differs.

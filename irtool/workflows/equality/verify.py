@@ -15,7 +15,6 @@ from irtool.engines.engine import Engine
 from irtool.engines.table import ENGINES, OTHERS, REFERENCE, by_suffix, engine
 from irtool.errors import DataError, FileError, OptionError
 from irtool.hosts.onnx.files.load import load_onnx
-from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.ir import Graph
 from irtool.passes import fold_batchnorm, prune, reconstruct
 from irtool.progress import Reporter
@@ -37,7 +36,8 @@ from irtool.workflows.folders.record import read_record
 from irtool.workflows.folders.recorded import Recorded, require_harmless
 from irtool.workflows.folders.steps import require_finished
 from irtool.workflows.loading.data import DataOptions
-from irtool.workflows.loading.models import ModelSpec, fingerprint, graph_of, saved_model
+from irtool.workflows.loading.models import fingerprint, graph_of, onnx_file, saved_model
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.loading.unlabelled import load_any
 
 
@@ -213,7 +213,7 @@ def _original_graph(record: Recorded, model: str | None, weights: Path | None, p
     graph = graph_of(name, weights or record.weights, record.inputs, values=record.values)
     if fingerprint(graph) != record.fingerprint:
         remedy = "Give --weights FILE: the checkpoint of that run."
-        if isinstance(graph, OnnxGraph):
+        if onnx_file(name) is not None:
             remedy = "Give --model FILE: the .onnx file of that run."
         raise OptionError("its weights are not those that were compressed", where=name, remedy=remedy)
     if not record.calibrate or (record.refits and "model" in record.files):  # the archive has the refitted values
@@ -267,7 +267,7 @@ def _file_link(onnx: Path, file: Path, inputs: tuple[Any, ...]) -> Link:
 
 
 def _kind(path: Path) -> str:
-    """What a file is, so that kinds in order are: an engine's file, an ONNX file, a saved model; any other suffix stays."""
+    """The kind of a file, so that kinds in order are: an engine's file, an ONNX file, a saved model; any other suffix stays."""
     kinds = {".onnx": "onnx", ".safetensors": "saved"}
     return "engine" if by_suffix(path.suffix) is not None else kinds.get(path.suffix, path.suffix)
 
@@ -279,4 +279,4 @@ _FILE_KINDS: Mapping[tuple[str, ...], Callable[[list[Path], int], tuple[Link, ..
     ("onnx", "saved"): _saved_and_onnx,
     ("engine", "onnx", "saved"): _saved_and_onnx,
 }
-"""What is compared, by the kinds of the files in order."""
+"""Comparisons by the kinds of the files in order."""

@@ -14,24 +14,24 @@ from irtool.engines.table import ENGINES
 from irtool.errors import FileError, Interrupted
 from irtool.temporary import MOVING
 from irtool.workflows.compress.built import FILES, SEARCH_FILES
-from irtool.workflows.loading.models import ModelSpec, saved_model
+from irtool.workflows.loading.models import saved_model
+from irtool.workflows.loading.spec import ModelSpec
+from irtool.workflows.quantize.forms import WORDS
 
 COMPRESS, QUANTIZE, RECIPE, TRAIN = "irtool compress", "irtool quantize", "a recipe", "irtool train"
 """Who makes folders."""
 _REPORTS = {COMPRESS: "chain", QUANTIZE: "int8"}
-"""What only that command's report.json holds."""
+"""Entries that only that command's report.json holds."""
 _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN: ("last.pt", "train.json")}
 """Files that only that maker leaves."""
 
 
-_ENGINES = [
-    f"{kind}{suffix}" for kind in ("float", "half", "weights8", "int8") for suffix in (*(row.suffix for row in ENGINES.values()), ".json")
-]
+_ENGINES = [f"{kind}{suffix}" for kind in WORDS for suffix in (*(row.suffix for row in ENGINES.values()), ".json")]
 _WRITES = {
     COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data"],
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
 }
-"""What each writes, some of it not always."""
+"""Files that each writes, some of them not always."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run has measured: values that become a table on the screen and report.json."""
+"""Measurements of a run: values that become a table on the screen and report.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from irtool.workflows.folders.steps import instead_of_run
 
 FORMAT = 1
 TIMED = ("torch", *ENGINES)
-"""What models are timed in: torch runs the graph itself, engines run files."""
+"""Engines that models are timed in: torch runs the graph itself, engines run files."""
 
 
 @dataclass(frozen=True)

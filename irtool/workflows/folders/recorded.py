@@ -1,4 +1,4 @@
-"""What a report says about the original and how it was compressed: anybody may have written it, so it is checked before it is used."""
+"""Statements of a report about the original and how it was compressed: anybody may have written it, so it is checked before it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from irtool.errors import FileError, OptionError
 from irtool.hosts.onnx.files.given import Given
-from irtool.workflows.loading.models import LARGEST_INPUT, ModelSpec, names_code, saved_model
+from irtool.workflows.loading.models import LARGEST_INPUT, names_code, saved_model
+from irtool.workflows.loading.spec import ModelSpec
 
 LARGEST_MODEL, MOST_PARAMETERS = 1 << 30, 20_000
 """Numbers (4 GiB of float32) and tensors in a model that a report names by its arguments."""

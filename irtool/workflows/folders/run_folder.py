@@ -123,7 +123,7 @@ def _sensitivity(path: Path) -> dict[str, Any] | None:
 
 
 def _quantised(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What `irtool quantize` writes, as any other sensitivity."""
+    """Read the sensitivities that `irtool quantize` writes, as any others."""
     layers = [entry for entry in found.get("layers", ()) if isinstance(entry, Mapping)]
     what = f"Accuracy with one layer in int8 and all else in float, on {found.get('images')} images"
     values = [

@@ -7,7 +7,7 @@ from typing import Any
 
 from irtool.errors import OptionError
 from irtool.pruning.criteria.criteria import CRITERIA, Criterion, criterion
-from irtool.workflows.loading.models import imported
+from irtool.workflows.loading.spec import imported
 
 
 def criterion_name(chosen: str | Callable[..., Any] | Criterion | None) -> str | None:

@@ -18,7 +18,8 @@ from irtool.progress import Reporter
 from irtool.train import Data, Preprocessing, load_data
 from irtool.train.data.image_files import SUFFIXES
 from irtool.train.data.preprocessing import LARGEST_SIDE
-from irtool.workflows.loading.models import ModelSpec, Shape, onnx_file, saved_model
+from irtool.workflows.loading.models import Shape, onnx_file, saved_model
+from irtool.workflows.loading.spec import ModelSpec
 
 TRACE_BATCH = 2
 """Samples in the example: with one alone `torch.export` takes the batch for a constant."""

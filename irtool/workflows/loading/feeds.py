@@ -88,6 +88,12 @@ def runner(session: Session, feed: Feed, batch: int | None) -> Callable[[np.ndar
     return run
 
 
+def in_parts(run: Callable[[np.ndarray], list[np.ndarray]], images: np.ndarray, size: int = 64) -> list[np.ndarray]:
+    """Run on some images at a time, so that memory does not grow with their number."""
+    parts = [run(images[start : start + size]) for start in range(0, len(images), size)]
+    return [joined(arrays) for arrays in zip(*parts, strict=True)]
+
+
 def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
     """Put the results of several runs together, along the images; where their sizes differ, as one row of numbers."""
     if len(arrays) == 1:

@@ -8,7 +8,7 @@ from irtool.hosts.torch.graph import FxGraph
 from irtool.ir import Graph
 
 _ROLES = frozenset({"weight", "bias", "running_mean", "running_var"})
-"""What a layer computes with. Other constants may well be infinite: the mask of an attention is."""
+"""Roles of what a layer computes with. Other constants may well be infinite: the mask of an attention is."""
 
 
 def require_finite(graph: Graph, where: str) -> None:

@@ -1,4 +1,4 @@
-"""What a training stage begins with: a model that can be trained, and what tells its data from others."""
+"""Beginning of a training stage: a model that can be trained, and what tells its data from others."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,11 @@ import numpy as np
 
 from irtool.engines import latency_pairs
 from irtool.engines.engine import Engine
+from irtool.engines.latency import NOISE, is_known
+from irtool.engines.speed.stopwatch import clock_of, is_disturbed, load
 from irtool.quant import Scheme
 
 LATENCY_SECONDS = 10.0
-NOISE = 0.05
-"""Ratios of latencies that are this near to 1 say nothing; neither do ratios that are not known to this."""
 GOALS: Mapping[str, str] = {"size": "the fewest bytes", "speed": "the least time"}
 
 
@@ -63,31 +61,25 @@ def write_weights(engine: Engine, source: Path, path: Path, scheme: Scheme) -> N
 
 
 LIGHT: Mapping[str, Callable[[Engine, Path, Path, Scheme], None]] = {"half": write_half, "weights8": write_weights}
-"""What is stored smaller and computed in float."""
+"""Forms that are stored smaller and computed in float, with what writes them."""
 WORDS: Mapping[str, str] = {"float": "float", "half": "half-float weights", "weights8": "8-bit weights alone", "int8": "int8"}
 
 
 def timed(engine: Engine, paths: Mapping[str, Path], inputs: Sequence[np.ndarray], runs: int, threads: int) -> Times:
-    """Time files against the first of them, in pairs. Of one thread processor time counts, which leaves out what others take."""
+    """Time files against the first of them, in pairs, by the clock that suits the number of threads (`clock_of`)."""
     sessions = [engine.session(path, threads) for path in paths.values()]
-    clock = time.process_time if threads == 1 else None
-    found = latency_pairs(sessions, inputs, runs=runs, seconds=LATENCY_SECONDS, clock=clock)
+    found = latency_pairs(sessions, inputs, runs=runs, seconds=LATENCY_SECONDS, clock=clock_of(threads))
     medians = {name: one.median_ms for name, one in zip(paths, found.latencies, strict=True)}
-    known = {
-        name: ratio if width <= NOISE * ratio else None for name, ratio, width in zip(paths, found.ratios, found.uncertainties, strict=True)
-    }
-    return Times(medians, known)
+    rows, disturbed = zip(paths, found.ratios, found.intervals, strict=True), is_disturbed(threads)
+    return Times(medians, {name: ratio if is_known(ratio, interval) and not disturbed else None for name, ratio, interval in rows})
 
 
 def busy(threads: int) -> str:
     """A warning where more is waiting for processors than there are; empty if not, or if the system does not tell."""
-    if not hasattr(os, "getloadavg"):
-        return ""
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if load <= cores:
+    if (found := load()) <= 1:
         return ""
     what = "processor times in pairs suffer little" if threads == 1 else "times of several threads mean little"
-    return f"the machine is busy: a load of {load:.1f} on {cores} cores; {what}"
+    return f"the machine is busy: {found:.1f} programs want each core; {what}"
 
 
 def recommended(forms: Sequence[Form], goal: str, allowed: float) -> Form:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from irtool.progress import Reporter
 from irtool.train import Status
 from irtool.train.data.split import in_batches
 from irtool.train.evaluate import logits_of, scored_labels
-from irtool.workflows.loading.feeds import agreement, is_classifier, joined
+from irtool.workflows.loading.feeds import agreement, in_parts, is_classifier
 from irtool.workflows.quantize.calibration_images import Images
 
 SCORE_BATCH = 64
@@ -53,10 +53,12 @@ class Judge:
         self._opened, self._reporter, self._images = opened, reporter, images
         self.choosing = images.choosing()
         self._exact = opened(exact)
-        self._aims = _in_parts(self._exact, self.choosing)
+        self._aims = in_parts(self._exact, self.choosing)
         self.classifies = is_classifier(self._aims, len(self.choosing))
         labelled = "accuracy" if images.labelled else "agreement with float"
         self.measure = labelled if self.classifies else "agreement of outputs"
+        known = self.classifies and images.labelled
+        self._truth = scored_labels(images.scored).numpy() if known else None  # without labels: the float file's answers, once it is scored
         self.float_score, self._right = self._scored(self._exact, "score float", None)
 
     @property
@@ -71,7 +73,7 @@ class Judge:
         average, and one standard error more, since few images tell. That is what its accuracy loses if those probabilities are right; where the two
         answer alike it is nothing. Of another model: the share of noise in its outputs.
         """
-        found = _in_parts(self._opened(path), self.choosing)
+        found = in_parts(self._opened(path), self.choosing)
         if not self.classifies:
             return 1 - agreement(found, self._aims)
         mean, error = expected_loss(self._aims[0].reshape(len(self.choosing), -1), found[0].reshape(len(self.choosing), -1))
@@ -84,18 +86,19 @@ class Judge:
     def _scored(self, run: Runner, task: str, exact: np.ndarray | None) -> tuple[Score, np.ndarray]:
         """The score, and for each image (of other models: each batch) how right it is, with `exact` as the float file's."""
         split, found, sizes = self._images.scored, list[np.ndarray](), list[int]()
-        labels = scored_labels(split).numpy() if self.classifies and self._images.labelled else None
         for pixels in split.batches(in_batches(len(split), SCORE_BATCH)):
-            images, first = split.preprocessing.normalise(pixels).numpy(), sum(sizes)
+            images = split.preprocessing.normalise(pixels).numpy()
             outputs = run(images)
-            if not self.classifies:
-                found.append(np.array([1.0 if exact is None else agreement(outputs, self._exact(images))]))
+            if self.classifies:
+                found.append(self._answers(outputs[0], len(images)))
             else:
-                truth = labels[first : first + len(images)] if labels is not None else None
-                found.append(self._right_answers(outputs, images, truth, exact is None))
+                found.append(np.array([1.0 if exact is None else agreement(outputs, self._exact(images))]))
             sizes.append(len(images))
             self._reporter(Status(task, sum(sizes), len(split)))
         right = np.concatenate(found)
+        if self.classifies:
+            self._truth = right if self._truth is None else self._truth
+            right = (right == self._truth).astype(np.float64)
         weights = np.ones(len(right)) if self.classifies else np.array(sizes, float)
         accuracy = float(np.average(right, weights=weights))
         if exact is None:
@@ -104,20 +107,11 @@ class Judge:
         error = float(lost.std(ddof=1) / len(lost) ** 0.5) if len(lost) > 1 else None
         return Score(accuracy, float(np.average(lost, weights=weights)), error), right
 
-    def _right_answers(self, outputs: Sequence[np.ndarray], images: np.ndarray, truth: np.ndarray | None, is_float: bool) -> np.ndarray:
-        (scores,) = outputs
-        scores = scores.reshape(scores.shape[:2])
-        if truth is None:
-            truth = scores.argmax(1) if is_float else self._exact(images)[0].reshape(len(images), -1).argmax(1)
-        else:
-            scores = logits_of(scores, len(images), len(self._images.scored.classes)).numpy()
-        return (scores.argmax(1) == truth).astype(np.float64)
-
-
-def _in_parts(run: Runner, images: np.ndarray) -> list[np.ndarray]:
-    """Run on some images at a time, so that memory does not grow with their number."""
-    parts = [run(images[start : start + SCORE_BATCH]) for start in range(0, len(images), SCORE_BATCH)]
-    return [joined(arrays) for arrays in zip(*parts, strict=True)]
+    def _answers(self, scores: np.ndarray, count: int) -> np.ndarray:
+        """The class with the largest score of each image; where there are labels, scores must be of their classes."""
+        rows = scores.reshape(scores.shape[:2])
+        found: np.ndarray = (logits_of(rows, count, len(self._images.scored.classes)).numpy() if self._images.labelled else rows).argmax(1)
+        return found
 
 
 def expected_loss(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:

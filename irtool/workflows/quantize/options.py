@@ -1,4 +1,4 @@
-"""What can be chosen about int8: the flags of `irtool quantize` and the options of a recipe's step `quantize`, in one place."""
+"""Options of int8: the flags of `irtool quantize` and the options of a recipe's step `quantize`, in one place."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class QuantizeOptions:
         """
         for mistake in self.mistakes().values():
             raise mistake
-        usual = ENGINES[self.engine].int8.scheme
-        bits = 8 if self.weights_only else usual.weight_bits  # nothing overflows in float
+        int8 = ENGINES[self.engine].int8
+        usual = int8.scheme
         scheme = Scheme(
             self.activations or usual.activations,
             usual.symmetric,
             self.method,
             self.weight_method,
-            bits if self.weight_bits is None else self.weight_bits,
+            int8.bits(self.weight_bits, self.weights_only),
             self.correct_bias,
         )
         return Settings(

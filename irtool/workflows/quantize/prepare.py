@@ -1,4 +1,4 @@
-"""What `irtool quantize` begins with: the float file, the graph made ready for integers, the statistics of its activations."""
+"""Preparation of `irtool quantize`: the float file, the graph made ready for integers, the statistics of its activations."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""What is told about an int8 model: the files beside it, the steps between float and integers, and a verdict."""
+"""Report on an int8 model: the files beside it, the steps between float and integers, and a verdict."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from irtool.engines.latency import NOISE
 from irtool.engines.table import ENGINES
 from irtool.quant import layers_of
 from irtool.workflows.quantize.calibration_images import Images
-from irtool.workflows.quantize.forms import GOALS, NOISE, WORDS
+from irtool.workflows.quantize.forms import GOALS, WORDS
 from irtool.workflows.quantize.graph import Outcome, Settings, record
 from irtool.workflows.quantize.sensitivity_plot import plot_sensitivity, write_sensitivity
 from irtool.workflows.quantize.trials import SENSITIVITY_IMAGES
@@ -70,7 +71,7 @@ def _loss(outcome: Outcome, settings: Settings) -> str:
 def _speed(outcome: Outcome, settings: Settings, file: Path) -> str:
     ratio = outcome.ratio
     if ratio is None:
-        return "; its time is not measurable now: runs differ too much."
+        return "; its time is not measurable now."
     if ratio <= 1 + NOISE:
         return f", and {f'{1 / ratio:.2f}x' if ratio < 1 - NOISE else 'about'} as fast as float."
     if settings.weights_only:

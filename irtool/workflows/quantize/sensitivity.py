@@ -1,4 +1,4 @@
-"""What each layer costs when it alone is quantised."""
+"""Sensitivity of each layer: the error of the outputs when it alone is quantised."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.quant.placement import Int8Policy, place
 from irtool.quant.scales import Recipe, Scheme, make_recipe
 from irtool.quant.statistics import Statistics
-from irtool.workflows.loading.feeds import Feed, agreement, runner
-
-STEP = 64
-"""Images at a time."""
+from irtool.workflows.loading.feeds import Feed, agreement, in_parts, runner
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,7 @@ def sensitivities(
         def outputs(some: ModelProto) -> list[np.ndarray]:
             path = Path(folder) / "model.onnx"
             onnx.save(some, str(path))
-            run = runner(OnnxSession(path, threads), feed or Feed(), batch)
-            parts = [run(images[start : start + STEP]) for start in range(0, len(images), STEP)]
-            return [np.concatenate([np.atleast_1d(array) for array in arrays]) for arrays in zip(*parts, strict=True)]
+            return in_parts(runner(OnnxSession(path, threads), feed or Feed(), batch), images)
 
         expected = outputs(model)
         for done, layer in enumerate(layers, start=1):

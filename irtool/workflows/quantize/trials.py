@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Trials:
 
     @property
     def file(self) -> Path:
-        """Where the int8 file is."""
+        """Path of the int8 file."""
         return self.folder / f"int8{self.engine.suffix}"
 
     def placement(self, floating: tuple[str, ...]) -> Placement:
@@ -122,11 +123,10 @@ class Trials:
         with self.reporter.stage(f"write int8, {total - len(placement.layers)} of {total} layers in float"):
             recipe = make_recipe(self.model, placement, self.stats, self.scheme)
             if self.refine:
-                recipe = refined(
-                    self.model, recipe, self._feeds(), lambda done: self._told("fit the integers", done, len(placement.layers))
-                )
+                recipe = refined(self.model, recipe, self._feeds, lambda done: self._told("fit the integers", done, len(placement.layers)))
             return self.engine.int8.write(self.model, recipe, self.file)
 
+    @cached_property
     def _feeds(self) -> list[dict[str, np.ndarray]]:
         """Calibration images in batches, as many as memory takes, as the model's inputs by name. There are enough for some to be held back."""
         count = min(REFINED, self.images.calibrated, images_that_fit(self.model))

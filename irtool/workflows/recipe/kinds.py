@@ -1,4 +1,4 @@
-"""What a recipe's steps are: their options, what they need, and what they do. A new step is one row of `KINDS`."""
+"""Kinds of a recipe's steps: their options, what they need, and what they do. A new step is one row of `KINDS`."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ from irtool.atomic_files import read_text
 from irtool.errors import FileError, IrtoolError, OptionError
 from irtool.train import Settings
 from irtool.workflows.loading.data import DataOptions
-from irtool.workflows.loading.models import ModelSpec, names_code, saved_model
+from irtool.workflows.loading.models import names_code, saved_model
+from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.recipe.kind import Kind
 from irtool.workflows.recipe.kinds import KINDS, SETTINGS
 
@@ -37,7 +38,7 @@ _MOST_STEPS, _MOST_TOLD = 200, 50
 _MOST_DOTS = 50
 """In a line: tomllib takes memory by the square of the parts of a key."""
 BASE: dict[str, Any] = {"model": str, "weights": str, "data": str, "limit": int, "image_size": int, "mean": str, "std": str, "seed": int}
-"""What may stand at the top of a recipe."""
+"""Keys that may stand at the top of a recipe."""
 _TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list", list: "a list"}
 Place = tuple[str, int, str]
 """(table, its number, key); the key is empty for the table's header."""
@@ -223,7 +224,7 @@ class _Check:
         return Step(str(do), str(name), {**shared, **options})
 
     def _order(self, number: int, do: Any, kind: Kind, options: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) -> None:
-        """What a step needs of those before it."""
+        """Check that the steps before have made what this one needs."""
         place, done = ("step", number), [other.get("do") for other in earlier]
         if kind.before_fold and "fold" in done:
             self.wrong((*place, "do"), f"{do} after fold: the batch norms are gone; move fold behind it")

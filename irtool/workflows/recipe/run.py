@@ -147,7 +147,7 @@ class _Runner:
 
 
 def _stamp(path: Path | None) -> list[Any] | None:
-    """What tells that a file was changed, without reading all of it."""
+    """A stamp that tells that a file was changed, without reading all of it."""
     if path is None:
         return None
     found = path.stat()
