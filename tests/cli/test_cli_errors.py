@@ -230,11 +230,18 @@ def test_output_that_cannot_be_written(tmp_path: Path, fails: Fails) -> None:
     assert file.read_text() == "mine"
 
 
+def _interruptible() -> None:
+    """Undo what a shell gives to programs that it starts in the background, the suite perhaps: they ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("stage", ["plan", "export to ONNX", "convert for other engines, check folded = ONNX = engines", "time torch"])
 def test_ctrl_c_leaves_nothing(stage: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "irtool", *map(str, _compress(tmp_path, "--runs", "100000"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_interruptible
+    ) as process:
         assert process.stderr is not None
         seen = []
         for line in process.stderr:
@@ -265,7 +272,11 @@ def test_ctrl_c_while_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("import sys, time\nprint('importing', file=sys.stderr, flush=True)\ntime.sleep(3600)\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     with subprocess.Popen(
-        [sys.executable, "-m", "irtool", "inspect", "net.onnx"], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-m", "irtool", "inspect", "net.onnx"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=_interruptible,
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "importing\n"
