@@ -8,7 +8,8 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -229,20 +230,22 @@ def test_a_recipe_is_done_anew_with_other_data(tmp_path: Path, cli: Cli) -> None
     assert done == [0, 2, 0]
 
 
-@pytest.fixture
-def full_disk() -> object:
-    """No file may grow beyond 10 kB: as a full disk, it shows when data is written."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow beyond 10 kB: as a full disk, it shows when data is written. Not for a whole test: what runs it may write a log."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("kind", ["checkpoint", "archive"])
 def test_a_full_disk_is_told_as_such(kind: str, tmp_path: Path) -> None:
     weights = {"weight": torch.zeros(10_000)}
-    with pytest.raises(FileError, match=r"nothing was written \(File too large\). Choose another --out, or make room."):
+    text = r"nothing was written \(File too large\). Choose another --out, or make room."
+    with pytest.raises(FileError, match=text), full_disk():
         save_checkpoint(tmp_path / "file", weights) if kind == "checkpoint" else container.write(tmp_path / "file", {}, weights)
     assert list(tmp_path.iterdir()) == []
 
