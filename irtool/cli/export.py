@@ -33,7 +33,7 @@ def export(
     The suffix of a file says for which engine it is; engines that have none of their own read the .onnx file. From an .onnx file it
     writes the folded one, converts it, or both; without an .onnx file to write it converts the file as it is.
 
-    [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --out resnet18.onnx --out resnet18.mnn
+    Example: irtool export torchvision.models:resnet18 --input 1x3x224x224 --out resnet18.onnx --out resnet18.mnn
     """
     keep_inputs(out, model_files(model, weights))
     shapes = input_shapes(inputs)

@@ -51,7 +51,7 @@ def quantize(
     Writes float and int8 files of the engine, and half and weights8 (smaller, computed in float), a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
     into integers and out again, and why), sensitivity.json and .png, and report.json.
 
-    [bold]Example[/]: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8
+    Example: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8
     """
     calibration, shapes, fixed = DataOptions(calib, mean, std, limit, image_size), input_shapes(inputs), input_values(values)
     with screen() as progress:
