@@ -27,6 +27,9 @@ def export(
     fold: Annotated[bool, typer.Option(help="Fold batch norms into the layers before them first.")] = True,
     dynamic_batch: Annotated[bool | None, typer.Option(help="Leave the batch size free; default: where the model lets it.")] = None,
     opset: options.Opset = 17,
+    half: Annotated[
+        bool, typer.Option("--half", "--fp16", help="Store weights as half floats: half of the bytes; engines compute in float with them.")
+    ] = False,
 ) -> None:
     """Write a model as files for engines, compared with torch and with each other before they appear.
 
@@ -46,6 +49,7 @@ def export(
             fold=fold,
             opset=opset,
             dynamic_batch=dynamic_batch,
+            half=half,
         )
     answer({"files": {str(path): path.stat().st_size for path in out}, "chain": chain.to_dict()})
     console().print(chain_table(chain))
