@@ -71,3 +71,38 @@ def test_a_weight_that_half_floats_cannot_hold_is_kept_or_refused(tmp_path: Path
     assert code == 1
     assert "float = MNN, half" in complaint.splitlines()[-1]
     assert not (tmp_path / "refused.mnn").exists()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "mnn"])
+def test_weights_alone_need_no_images(engine: str, float_file: Path, tmp_path: Path, cli: Run) -> None:
+    code, printed, _ = cli("quantize", float_file, "--weights-only", "--engine", engine, "--out", tmp_path / "out", "--json")
+    assert code == 0
+    told = json.loads(printed)
+    suffix = {"onnxruntime": ".onnx", "mnn": ".mnn"}[engine]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == ({f"int8{suffix}", f"half{suffix}", f"float{suffix}", "report.json"})
+    assert told["accuracy"] is None
+    session = {"onnxruntime": OnnxSession, "mnn": MnnSession}[engine]
+    x = np.random.default_rng(0).standard_normal((4, 3, 8, 8)).astype(np.float32)
+    wanted, found = OnnxSession(float_file).run(x)[0], session(tmp_path / "out" / f"int8{suffix}").run(x)[0]
+    assert 30 < 10 * np.log10((wanted**2).mean() / ((wanted - found) ** 2).mean()) < 80
+    assert told["int8"]["snr_db"] > 30
+
+
+def test_fewer_bits_are_further_off_and_said_to_be(float_file: Path, tmp_path: Path, cli: Run) -> None:
+    _, printed, _ = cli("quantize", float_file, "--weights-only", "--weight-bits", 2, "--out", tmp_path / "two")
+    assert "no images" in printed
+    assert "--calib" in printed
+    eight = json.loads(cli("quantize", float_file, "--weights-only", "--out", tmp_path / "eight", "--json")[1])
+    two = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert two["int8"]["snr_db"] < eight["int8"]["snr_db"] - 10
+
+
+def test_without_images_integers_between_layers_are_refused(float_file: Path, tmp_path: Path, cli: Run) -> None:
+    code, _, complaint = cli("quantize", float_file, "--out", tmp_path / "out")
+    assert code == 1
+    assert "--calib" in complaint
+    assert "--weights-only" in complaint
+    code, _, complaint = cli("quantize", float_file, "--weights-only", "--data", "digits", "--out", tmp_path / "out")
+    assert code == 1
+    assert "--calib" in complaint
+    assert not (tmp_path / "out").exists()
