@@ -52,7 +52,7 @@ def _decisions() -> list[tuple[str, str]]:
 
 
 def _text(command: Any) -> str:
-    return (command.help or "").replace("[bold]", "").replace("[/]", "").strip()
+    return (command.help or "").strip()
 
 
 def _page(name: str, command: Any) -> str:

@@ -9,18 +9,25 @@ torch.Size([1, 10])
 """
 
 import logging
-from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import lazy_loader
 
 # torch alone takes seconds to import. Loaded on first use, `irtool --help` and Ctrl-C need not wait for it.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-try:
-    __version__ = version("irtool")
-except PackageNotFoundError:  # a checkout that nobody installed
-    __version__ = "0+unknown"
 
-logging.getLogger("irtool").addHandler(
-    logging.NullHandler()
-)  # what irtool does is logged under its name; nothing is shown unless asked for
+def __getattr__(name: str) -> Any:
+    """Load what is asked for. The version too: to look into installed packages takes a tenth of the time of a help text."""
+    if name != "__version__":
+        return _lazy(name)
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("irtool")
+    except PackageNotFoundError:  # a checkout that nobody installed
+        return "0+unknown"
+
+
+# What irtool does is logged under its name; nothing is shown unless asked for.
+logging.getLogger("irtool").addHandler(logging.NullHandler())

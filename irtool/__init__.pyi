@@ -40,6 +40,7 @@ from .workflows.apply import apply
 from .workflows.compress.run import Compression, compress
 from .workflows.equality.verify import verify
 from .workflows.quantize.run import Quantisation, quantize
+from .workflows.quantize.weights_alone import WeightsAlone, quantize_weights
 from .workflows.recipe.run import RecipeRun, run_recipe
 
 __version__: str
@@ -47,8 +48,8 @@ __version__: str
 __all__ = [
     "ChannelGroups", "Comparison", "Compression", "Cost", "DeadCode", "Diff", "FoldBatchNorm", "FoldConstants", "FxGraph", "Graph",
     "InsertSelects", "LowerAffine", "MaskedCheck", "Node", "OnnxGraph", "Pass", "PassResult", "Pipeline", "Plan", "Prune",
-    "Quantisation", "RecalibrateBatchNorm", "RecipeRun", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Rewrite", "Value", "WidenSelects",
+    "Quantisation", "RecalibrateBatchNorm", "RecipeRun", "Reconstruct", "ReduceWidth", "RemoveIdentity", "Rewrite", "Value", "WeightsAlone", "WidenSelects",
     "apply", "channel_groups", "check_prune", "compare", "compress", "cost", "criterion", "diff", "errors", "export_mnn",
-    "export_onnx", "fold_batchnorm", "load", "load_onnx", "models", "passes", "plan", "prune", "put_back", "quant", "quantize",
+    "export_onnx", "fold_batchnorm", "load", "load_onnx", "models", "passes", "plan", "prune", "put_back", "quant", "quantize", "quantize_weights",
     "read_info", "reconstruct", "rewrite", "run_recipe", "save", "save_onnx", "simplify", "trace", "train", "verify",
 ]  # fmt: skip

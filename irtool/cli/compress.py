@@ -25,7 +25,7 @@ from irtool.workflows.loading.data import DataOptions
 from irtool.workflows.loading.model_inputs import input_shapes, input_values
 
 
-@with_flags(CompressOptions, leave_out=("budget", "limits", "round_to"), defaults={"ratio": " Default 0.5."}, panel="Compression")
+@with_flags(CompressOptions, leave_out=("budget", "limits", "round_to"), defaults={"ratio": ""}, panel="Compression")
 def compress(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for what is made. It appears when all checks hold.")],
     model: options.OptionalModelArgument = None,
@@ -73,7 +73,7 @@ def compress(
     report.html (with graphs.json behind it). From an
     .onnx file it makes no model.safetensors, and no model.mnn where MNN lacks one of its operators.
 
-    [bold]Example[/]: irtool compress PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
+    Example: irtool compress PreResNet:depth=38 --weights sparse.pth --data cifar10.zip
     --criterion bn_scale --residual select --ratio 0.5 --out small
     """
     if recipe is not None:

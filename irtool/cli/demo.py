@@ -39,7 +39,7 @@ def demo(
 ) -> None:
     """Train a small net on scikit-learn's digits, prune it, fold it, export it, check every step, and show what it brought.
 
-    [bold]Example[/]: irtool demo --out demo
+    Example: irtool demo --out demo
     """
     ingredients = demo_settings(quick=quick)
     with _folder(out) as folder, scratch_folder() as scratch, screen() as progress:

@@ -30,7 +30,7 @@ def diff(
 
     Any two models, PyTorch or ONNX. Exit code 0: no difference (other operators that compute the same are none); 1: some; 2: trouble.
 
-    [bold]Example[/]: irtool diff PreResNet:depth=38 small
+    Example: irtool diff PreResNet:depth=38 small
     """
     first, second = _graphs((a, weights_a), (b, weights_b), input_shapes(inputs))
     found = graph_diff(first, second.at_batch_of(first))

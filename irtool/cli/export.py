@@ -27,13 +27,16 @@ def export(
     fold: Annotated[bool, typer.Option(help="Fold batch norms into the layers before them first.")] = True,
     dynamic_batch: Annotated[bool | None, typer.Option(help="Leave the batch size free; default: where the model lets it.")] = None,
     opset: options.Opset = 17,
+    half: Annotated[
+        bool, typer.Option("--half", "--fp16", help="Store weights as half floats: half of the bytes; engines compute in float with them.")
+    ] = False,
 ) -> None:
     """Write a model as files for engines, compared with torch and with each other before they appear.
 
     The suffix of a file says for which engine it is; engines that have none of their own read the .onnx file. From an .onnx file it
     writes the folded one, converts it, or both; without an .onnx file to write it converts the file as it is.
 
-    [bold]Example[/]: irtool export torchvision.models:resnet18 --input 1x3x224x224 --out resnet18.onnx --out resnet18.mnn
+    Example: irtool export torchvision.models:resnet18 --input 1x3x224x224 --out resnet18.onnx --out resnet18.mnn
     """
     keep_inputs(out, model_files(model, weights))
     shapes = input_shapes(inputs)
@@ -46,6 +49,7 @@ def export(
             fold=fold,
             opset=opset,
             dynamic_batch=dynamic_batch,
+            half=half,
         )
     answer({"files": {str(path): path.stat().st_size for path in out}, "chain": chain.to_dict()})
     console().print(chain_table(chain))

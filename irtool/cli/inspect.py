@@ -53,7 +53,7 @@ def inspect(
 ) -> None:
     """List each layer that makes channels: which ones share them, how many can be pruned, and why the others cannot.
 
-    [bold]Example[/]: irtool inspect torchvision.models:mobilenet_v2 --input 1x3x224x224
+    Example: irtool inspect torchvision.models:mobilenet_v2 --input 1x3x224x224
     """
     with screen() as progress, progress.stage("read", logged=False):
         graph = graph_of(model, weights, input_shapes(inputs), sound=False, values=input_values(values))

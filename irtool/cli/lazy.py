@@ -14,10 +14,11 @@ import typer.core
 import typer.main
 
 from irtool.cli.interrupts import leaving_at_once
+from irtool.cli.plain_help import WIDTH, Command
 from irtool.cli.screen import Mode, shown_as
 from irtool.cli.surface import COMMANDS, function, summary, surface
 
-HELP = {"help_option_names": ["-h", "--help"]}
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
 
 _OUTPUT = (
     {"name": "as_json", "flags": ["--json"], "type": "bool", "default": False, "help": "Print the result as JSON on stdout, and nothing else there."},
@@ -33,8 +34,8 @@ _WORDS = {"int": ("a whole number", int), "float": ("a number", float)}
 def command(name: str) -> Any:
     """Build a command from its surface; the module behind it is loaded when it is called."""
     told = surface()[name]
-    alone = typer.Typer(add_completion=False, rich_markup_mode="rich", context_settings=HELP)
-    alone.command(name=name, help=told["help"])(_caller(name, told["parameters"]))
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=HELP)
+    alone.command(name=name, cls=Command, help=told["help"])(_caller(name, told["parameters"]))
     return typer.main.get_command(alone)
 
 
@@ -110,7 +111,7 @@ class Commands(typer.core.TyperGroup):
         """Return a command's entry for help; None if there is none of this name."""
         if cmd_name not in COMMANDS:
             return None
-        return typer.core.TyperCommand(cmd_name, help=summary(cmd_name), short_help=summary(cmd_name), rich_markup_mode="rich")
+        return typer.core.TyperCommand(cmd_name, help=summary(cmd_name), short_help=summary(cmd_name), rich_markup_mode=None)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that the words call, with its parameters."""

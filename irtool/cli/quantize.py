@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,23 +12,33 @@ from irtool.cli import options
 from irtool.cli.flags import with_flags
 from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
-from irtool.cli.tables import forms_table
+from irtool.cli.tables import forms_table, stored_table
+from irtool.errors import OptionError
 from irtool.extras import absent
+from irtool.hosts.onnx.files.given import Given
 from irtool.workflows.loading.data import DataOptions
 from irtool.workflows.loading.model_inputs import input_shapes, input_values
+from irtool.workflows.loading.models import Shape
 from irtool.workflows.quantize.graph import record
 from irtool.workflows.quantize.options import QuantizeOptions
 from irtool.workflows.quantize.report import borders
 from irtool.workflows.quantize.run import quantize as workflow
+from irtool.workflows.quantize.weights_alone import quantize_weights
 
 
 @with_flags(QuantizeOptions, panel="Quantisation")
 def quantize(
     model: options.ModelArgument,
-    calib: Annotated[
-        str, typer.Option("--calib", "-c", help="Images to calibrate with: like --data, or a folder of images alone.", metavar="DATA")
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for what is made.")],
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            "--calib",
+            "-c",
+            help="Images to calibrate with: like --data, or a folder of images alone. --weights-only does without, and then without an accuracy.",
+            metavar="DATA",
+        ),
+    ] = None,
     weights: options.Weights = None,
     data: Annotated[
         str | None, typer.Option("--data", "-d", help="Labelled images to score on; default: the test split of --calib.", metavar="DATA")
@@ -45,14 +56,20 @@ def quantize(
     Without labels the float model's answers are the labels. Of a detector or a segmenter, whose outputs are no scores of classes,
     the outputs themselves are compared: 100 % less the share of noise in them (0.3 points are 25 dB).
 
+    With --weights-only and no images, weights become integers and half floats, computed in float, and no accuracy is told.
+
     Layers that stay in float are chosen on images of --calib that are neither calibrated with nor scored, by what the float model's own
     probabilities expect to be lost. The accuracy told is of the scored images, which choose nothing, with its standard error.
 
     Writes float and int8 files of the engine, and half and weights8 (smaller, computed in float), a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
     into integers and out again, and why), sensitivity.json and .png, and report.json.
 
-    [bold]Example[/]: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8
+    Example: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8
     """
+    if calib is None:
+        images = {"--data": data, "--mean": mean, "--std": std, "--limit": limit, "--image-size": image_size}
+        _without_images(model, out, weights, input_shapes(inputs), input_values(values), images, chosen)
+        return
     calibration, shapes, fixed = DataOptions(calib, mean, std, limit, image_size), input_shapes(inputs), input_values(values)
     with screen() as progress:
         done = workflow(model, out, calib=calibration, data=data, weights=weights, inputs=shapes, values=fixed, progress=progress, **chosen)
@@ -60,4 +77,27 @@ def quantize(
     shown = forms_table(done.outcome, done.settings, done.images)
     steps = borders(done.outcome, done.settings.engine)
     for part in (*done.outcome.notes, shown, *steps, done.verdict, *absent("matplotlib"), f"written to {out}"):
+        console().print(part, markup=False)
+
+
+def _without_images(
+    model: str,
+    out: Path,
+    weights: Path | None,
+    shapes: Sequence[Shape],
+    fixed: Given | None,
+    images: Mapping[str, Any],
+    chosen: Mapping[str, Any],
+) -> None:
+    """Quantise weights alone, and say that no accuracy is known."""
+    if not chosen.get("weights_only"):
+        remedy = "Give --calib DATA (a folder of images will do), or --weights-only."
+        raise OptionError("integers between layers need images", where="--calib", remedy=remedy)
+    idle = [name for name, value in images.items() if value is not None]
+    if idle:
+        raise OptionError(f"{idle[0]} without --calib", remedy="Give --calib DATA: it says how pictures become inputs.")
+    with screen() as progress:
+        done = quantize_weights(model, out, weights=weights, inputs=shapes, values=fixed, progress=progress, **chosen)
+    answer(done.to_dict() | {"folder": str(out), "file": str(done.file), "verdict": done.verdict})
+    for part in (*done.notes, stored_table(done), done.verdict, f"written to {out}"):
         console().print(part, markup=False)

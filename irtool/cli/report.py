@@ -22,7 +22,7 @@ def report(
     One HTML file that loads nothing from the network. irtool compress writes it too; make it anew when files were added to the
     folder (history.json or log.csv of a training, sensitivity.json).
 
-    [bold]Example[/]: irtool report small
+    Example: irtool report small
     """
     target = out if out is not None else run / PAGE
     keep_inputs([target], (path for kind in ("*.json", "*.csv") for path in run.glob(kind)))

@@ -41,7 +41,7 @@ def simplify(
 
     Weights stay as they are and free axes stay free. The two files are compared in onnxruntime at several sizes.
 
-    [bold]Example[/]: irtool simplify model.onnx --out simple.onnx
+    Example: irtool simplify model.onnx --out simple.onnx
     """
     source = onnx_file(model)
     if source is None:

@@ -13,8 +13,10 @@ from irtool.workflows.compress.search import Trial
 from irtool.workflows.equality.chain import Chain
 from irtool.workflows.folders.record import TIMED, Measured
 from irtool.workflows.quantize.calibration_images import Images
+from irtool.workflows.quantize.forms import WORDS
 from irtool.workflows.quantize.graph import Outcome, Settings
 from irtool.workflows.quantize.report import title
+from irtool.workflows.quantize.weights_alone import WeightsAlone
 
 _COLOURS = {"holds": "green", "unchecked": "yellow", "BROKEN": "red"}
 
@@ -97,6 +99,19 @@ def _time(milliseconds: float | None, share: float | None) -> str:
     if milliseconds is None:
         return ""
     return f"{milliseconds:.2f}" if share is None else f"{milliseconds:.2f}  {100 * share:3.0f} %"
+
+
+def stored_table(done: WeightsAlone) -> Table:
+    """A table of files whose weights alone are smaller: a row each."""
+    shown = Table(title=f"{done.engine}: no images, so no accuracy", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for name in ("", "bytes", "of float", "signal to noise"):
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
+    whole = done.forms["float"].bytes
+    for name, form in done.forms.items():
+        label = f"{done.bits}-bit weights alone" if name == "int8" else WORDS[name]
+        noise = () if name == "float" else (f"{form.bytes / whole:.3f}", f"{form.snr_db:.1f} dB")
+        shown.add_row(label, f"{form.bytes:,}", *noise)
+    return shown
 
 
 def forms_table(outcome: Outcome, settings: Settings, images: Images) -> Table:

@@ -102,7 +102,7 @@ def train(
     Writes model.safetensors (trainable further, and what irtool compress takes), last.pt and best.pt each epoch, log.csv and
     train.json. Killed runs go on with --resume. The same under torchrun: torchrun --nproc-per-node 2 -m irtool train ...
 
-    [bold]Example[/]: irtool train VGG:depth=16 --stage sparse --strength auto --data cifar10.zip --epochs 40 --out sparse
+    Example: irtool train VGG:depth=16 --stage sparse --strength auto --data cifar10.zip --epochs 40 --out sparse
     """
     own: dict[str, Any] = {field.name: chosen.pop(field.name) for field in fields(StageOptions)}
     given = {name: value for name, value in chosen.items() if value is not None} | {"out": out, "seed": seed}

@@ -42,7 +42,7 @@ def verify(
     Each link is shown with its errors and what is allowed; the exit code is 1 if one is broken. Without the original
     the first link is left out, and that is said.
 
-    [bold]Example[/]: irtool verify small
+    Example: irtool verify small
     """
     with screen() as progress:
         chain = workflow(*paths, model=model, weights=weights, seed=seed, engines=engine or (), progress=progress)

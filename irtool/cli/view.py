@@ -33,7 +33,7 @@ def view(
 
     One HTML file that loads nothing from the network.
 
-    [bold]Example[/]: irtool view resnet18 --input 1x3x224x224
+    Example: irtool view resnet18 --input 1x3x224x224
     """
     target = out if out is not None else Path(f"{re.sub(r'[^A-Za-z0-9_-]+', '-', Path(model).stem).strip('-')}.html")
     keep_inputs([target], model_files(model, weights))

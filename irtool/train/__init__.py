@@ -5,12 +5,14 @@ with a penalty, a small learning rate, a teacher. `recover` prunes and gets back
 """
 
 from irtool.progress import Progress, Status, silent
+from irtool.train.batch import Batch
 from irtool.train.data.dataset import Data, load_data
+from irtool.train.data.loaders import Loaders
 from irtool.train.data.preprocessing import Preprocessing
 from irtool.train.data.split import Split
 from irtool.train.distill import distill, distillation_loss, finetune
 from irtool.train.evaluate import Evaluation, evaluate, predict
-from irtool.train.fit import Batch, fit
+from irtool.train.fit import Trainable, fit
 from irtool.train.history import History, Record
 from irtool.train.recover import Attempt, Recovery, recover
 from irtool.train.settings import Settings
@@ -22,6 +24,7 @@ __all__ = [
     "Data",
     "Evaluation",
     "History",
+    "Loaders",
     "Preprocessing",
     "Progress",
     "Record",
@@ -29,6 +32,7 @@ __all__ = [
     "Settings",
     "Split",
     "Status",
+    "Trainable",
     "distill",
     "distillation_loss",
     "evaluate",

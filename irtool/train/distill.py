@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from irtool.errors import OptionError
+from irtool.errors import DataError, OptionError
 from irtool.progress import Progress, silent
 from irtool.tensor_defaults import real_tensors
+from irtool.train.batch import Batch
 from irtool.train.data.dataset import Data
+from irtool.train.data.loaders import as_loaders, only_data
 from irtool.train.evaluate import logits_of, module_of, numpy_forward, predict, run_model
-from irtool.train.fit import Batch, fit
+from irtool.train.fit import Trainable, fit
 from irtool.train.history import History
 from irtool.train.hooks import OnEpoch
 from irtool.train.settings import Settings, is_number
@@ -26,7 +28,7 @@ FINETUNE = Settings(epochs=10, lr=0.01)
 
 def finetune(
     model: object,
-    data: Data,
+    data: Trainable,
     settings: Settings = FINETUNE,
     *,
     on_epoch: OnEpoch | None = None,
@@ -41,7 +43,7 @@ def finetune(
 def distill(
     student: object,
     teacher: object,
-    data: Data,
+    data: Trainable,
     settings: Settings = FINETUNE,
     *,
     alpha: float = 0.9,
@@ -63,7 +65,8 @@ def distill(
         alpha: weight of the teacher against the labels, in [0, 1].
         temperature: T; larger is softer.
         cache: run the teacher once over the plain training images and keep its logits, instead of once a step on the images
-            that the student sees. Faster, and less exact: the student's images are cropped and mirrored. Not with mixup.
+            that the student sees. Faster, and less exact: the student's images are cropped and mirrored. Not with mixup, nor
+            with a DataLoader, whose order it does not know.
         hints: module names, student's to teacher's, whose outputs (N, C, H, W) are made alike too: see `attention_loss`.
             Their heights and widths must agree; their channels need not.
         hint_weight: factor of the hints' mean loss.
@@ -77,21 +80,34 @@ def distill(
     _check_distilling(alpha, temperature, hint_weight, hints)
     if cache and (settings.mixup or hints):
         raise OptionError("cache with mixup or hints", remedy="The teacher must see the mixed images: leave cache out.")
+    found = as_loaders(data)
+    classes = len(found.classes) if isinstance(found, Data) else None
     guide = teacher if not isinstance(getattr(teacher, "module", teacher), nn.Module) else module_of(teacher)
     if isinstance(guide, nn.Module):
         _check_apart(module, guide)
     facts = {"stage": "distill", "alpha": float(alpha), "temperature": float(temperature), "cache": bool(cache),
              "hints": dict(hints or {}), "hint_weight": float(hint_weight)}  # fmt: skip
     with contextlib.ExitStack() as stack:
-        stored = predict(guide, data.train, progress=progress, task="teacher") if cache else None
-        follow = _from_cache(stored) if stored is not None else stack.enter_context(_running(guide, len(data.classes)))
+        stored = (
+            predict(guide, only_data(found, "The teacher's logits are kept by image").train, progress=progress, task="teacher")
+            if cache
+            else None
+        )
+        follow = _from_cache(stored) if stored is not None else stack.enter_context(_running(guide, classes))
         watch = stack.enter_context(_watching(module, guide, hints)) if hints else None
 
         def loss(logits: Tensor, batch: Batch) -> Tensor:
-            value = distillation_loss(logits, follow(batch), batch.targets, alpha, temperature, settings.label_smoothing)
+            taught = follow(batch)
+            if taught.shape != logits.shape:  # where a loader does not say how many classes there are
+                raise DataError(
+                    f"the teacher has {taught.shape[1]} classes, the student {logits.shape[1]}",
+                    where="teacher",
+                    remedy="Give one with as many.",
+                )
+            value = distillation_loss(logits, taught, batch.targets, alpha, temperature, settings.label_smoothing)
             return value if watch is None else value + hint_weight * watch()
 
-        return fit(module, data, settings, loss=loss, on_epoch=on_epoch, facts=facts, progress=progress)
+        return fit(module, found, settings, loss=loss, on_epoch=on_epoch, facts=facts, progress=progress)
 
 
 def _check_distilling(alpha: float, temperature: float, hint_weight: float, hints: object) -> None:
@@ -158,7 +174,7 @@ def _from_cache(stored: Tensor) -> Callable[[Batch], Tensor]:
 
 
 @contextlib.contextmanager
-def _running(teacher: object, classes: int) -> Iterator[Callable[[Batch], Tensor]]:
+def _running(teacher: object, classes: int | None) -> Iterator[Callable[[Batch], Tensor]]:
     """A function from a batch to the teacher's logits on it."""
     if not isinstance(teacher, nn.Module):
         call = numpy_forward(teacher)
@@ -181,7 +197,7 @@ def _running(teacher: object, classes: int) -> Iterator[Callable[[Batch], Tensor
             child.training = True
 
 
-def _taught(call: Callable[[Tensor], object], batch: Batch, classes: int) -> Tensor:
+def _taught(call: Callable[[Tensor], object], batch: Batch, classes: int | None) -> Tensor:
     return logits_of(run_model(call, batch.images, "teacher"), len(batch.images), classes, "teacher")
 
 

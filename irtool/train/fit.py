@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from irtool.errors import OptionError, TrainError
+from irtool.errors import DataError, OptionError, TrainError
 from irtool.progress import Progress, Status, Throttle, silent
 from irtool.tensor_defaults import real_tensors
+from irtool.train.batch import Batch
 from irtool.train.checkpoint import restore, save_checkpoint
 from irtool.train.data.dataset import Data
-from irtool.train.data.split import Part, labels_of
+from irtool.train.data.loaders import Loaders, as_loaders
 from irtool.train.distributed import launch, returning, shared_batch_statistics
 from irtool.train.ema import Average
-from irtool.train.evaluate import evaluate, logits_of, module_of, run_model, scored_labels
+from irtool.train.evaluate import check_labels, logits_of, module_of, run_model
+from irtool.train.feed import Place, check_scored, feed_of
 from irtool.train.history import History, Record, TensorBoardLog
 from irtool.train.hooks import Hooks, Logger, MakeOptimizer, OnEpoch, OnStep, numbers_of, optimizer_of, stalled
 from irtool.train.settings import Settings, share_of_peak
@@ -34,23 +36,8 @@ NAN_CHECK = 10
 """Steps between two looks at the loss: looking waits for the device."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The data of one training step.
-
-    Args:
-        images: float32 (N, C, H, W), augmented and normalised.
-        labels: int64 (N,).
-        targets: the labels, or with mixup probabilities (N, classes).
-        indices: int64 (N,): which images of the training split these are (on the CPU).
-    """
-
-    images: Tensor
-    labels: Tensor
-    targets: Tensor
-    indices: Tensor
-
-
+Trainable = Data | Loaders | Iterable[Any] | tuple[Iterable[Any], Iterable[Any] | None]
+"""What can be trained on: a dataset that irtool loaded, a DataLoader, or two of them, the second of which is scored."""
 Loss = Callable[[Tensor, Batch], Tensor]
 """From logits (N, classes) and the batch to a scalar, the mean over the batch."""
 Penalty = Callable[[nn.Module, float], None]
@@ -60,7 +47,7 @@ Penalty = Callable[[nn.Module, float], None]
 @real_tensors()
 def fit(
     model: object,
-    data: Data,
+    data: Trainable,
     settings: Settings | None = None,
     *,
     loss: Loss | None = None,
@@ -83,7 +70,8 @@ def fit(
 
     Args:
         model: an `nn.Module`, or a graph. In eval mode, and in its own tensors on its own device, when training ends.
-        data: what to train on. Its test split is scored, never trained on.
+        data: what to train on. Its test split is scored, never trained on. Or a DataLoader of one's own, or two of them, (training, test): then
+            the batches, their order and augmentation are the loader's (`batch_size`, `crop`, `flip` and `mixup` are refused).
         settings: the options; `changes` are options by name that replace some of them: `fit(net, data, epochs=3, lr=0.05)`.
         loss: default: cross-entropy with the settings' label smoothing.
         penalty: see `Penalty`.
@@ -105,11 +93,12 @@ def fit(
     make = None if named else cast(MakeOptimizer | None, optimizer)
     module = module_of(model)
     _check_trainable(module)
-    scored_labels(data.test)  # at once, and not after the training
+    found = as_loaders(data)
+    check_scored(found)
     with returning(module):
         run = _Run(
             module,
-            data,
+            found,
             settings,
             loss or cross_entropy(settings.label_smoothing),
             penalty,
@@ -143,7 +132,7 @@ class _Run:
     def __init__(
         self,
         module: nn.Module,
-        data: Data,
+        data: Data | Loaders,
         settings: Settings,
         loss: Loss,
         penalty: Penalty | None,
@@ -151,9 +140,8 @@ class _Run:
         facts: Mapping[str, Any],
         progress: Progress,
     ) -> None:
-        self.module, self.data, self.settings = module, data, settings
+        self.module, self.settings = module, settings
         self.loss, self.penalty, self.hooks, self.progress = loss, penalty, hooks, progress
-        self.labels = labels_of(data.train)
         self.fabric: Fabric = launch(settings)
         if settings.channels_last:
             module.to(memory_format=torch.channels_last)
@@ -162,25 +150,10 @@ class _Run:
         world = self.fabric.world_size
         if world > 1 and settings.time_budget:
             raise OptionError("a time budget with several processes", remedy="Their clocks differ: give epochs instead.")
-        # A last batch that is not full is left out (another part of the images each epoch), unless it is the only one.
-        self.batch = min(settings.batch_size, len(data.train) // world)
-        self.steps = len(data.train) // max(1, self.batch * world)
-        if not self.steps:
-            raise TrainError(f"{len(data.train)} training images for {world} processes", remedy="Give more images or fewer processes.")
-        self.augment = settings.augmentation(data.flip, data.preprocessing.size)
-        self.history = History({**settings.identity(), **facts, "processes": world, **self._facts_of_data()})
+        self.feed = feed_of(data, settings, Place(self.fabric.global_rank, world, self.fabric.device))
+        self.steps = self.feed.steps
+        self.history = History({**settings.identity(), **facts, "processes": world, **self.feed.facts()})
         self.throttle = Throttle()
-
-    def _facts_of_data(self) -> dict[str, Any]:
-        """Facts by which a run that is resumed knows its data again."""
-        train, preprocessing = self.data.train, self.data.preprocessing
-        return {
-            "train_images": len(train),
-            "input": list(preprocessing.input_shape),
-            "mean": list(preprocessing.mean),
-            "std": list(preprocessing.std),
-            "labels": f"{zlib.crc32(self.labels.numpy().tobytes()):08x}",  # other images rarely have the same
-        }
 
     def train(self) -> History:
         settings = self.settings
@@ -202,7 +175,8 @@ class _Run:
         settings, begun = self.settings, time.perf_counter()
         loss, accuracy, images = self._train(epoch)
         seconds = time.perf_counter() - begun
-        scored = epoch == settings.epochs or self._over_budget() or bool(settings.evaluate_every and epoch % settings.evaluate_every == 0)
+        due = epoch == settings.epochs or self._over_budget() or bool(settings.evaluate_every and epoch % settings.evaluate_every == 0)
+        scored = due and self.feed.scored
         with self.average.swapped() if self.average else contextlib.nullcontext():
             test_loss, test_accuracy = self._score(epoch) if scored else (None, None)
             lr = float(self.optimizer.param_groups[0]["lr"])
@@ -228,7 +202,7 @@ class _Run:
         self.module.train()
         total_loss, correct, done = torch.zeros((), device=device), torch.zeros((), device=device), 0
         began = time.perf_counter()
-        for step, batch in enumerate(self._batches(epoch)):
+        for step, batch in enumerate(islice(self.feed.epoch(epoch), self.steps)):
             position = self._position(epoch, step)
             loss, logits = self._step(batch, position, first=step == 0)
             total_loss += loss * len(batch.labels)
@@ -243,14 +217,21 @@ class _Run:
                 self._report(epoch, step + 1, float(total_loss) / done, float(correct) / done, done / (time.perf_counter() - began))
             if settings.time_budget and self._over_budget():
                 break
+        if not done:
+            raise DataError(
+                "the loader gave no batch", where="DataLoader", remedy="Give one that can be read once an epoch, not only once."
+            )
         sums = self._sum(torch.stack([total_loss, correct, torch.tensor(float(done), device=device)]))
         return float(sums[0] / sums[2]), float(sums[1] / sums[2]), int(sums[2])
 
     def _step(self, batch: Batch, position: float, first: bool) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * share_of_peak(self.settings, position)
-        output = run_model(self.forward, batch.images) if first else self.forward(batch.images)
-        logits = logits_of(output, len(batch.labels), len(self.data.classes))
+        images = batch.images.to(memory_format=torch.channels_last) if self.settings.channels_last else batch.images
+        output = run_model(self.forward, images) if first else self.forward(images)
+        logits = logits_of(output, len(batch.labels), self.feed.classes)
+        if self.feed.classes is None:
+            check_labels(batch.labels, logits)
         with self.fabric.autocast():
             loss = self.loss(logits, batch)
         if not loss.requires_grad:
@@ -269,23 +250,6 @@ class _Run:
         if self.average:
             self.average.update()
         return loss.detach(), logits.detach()
-
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        """This process's share of each of the epoch's batches. Order and augmentation follow from seed and epoch alone."""
-        random = np.random.default_rng([self.settings.seed, epoch])
-        order = torch.from_numpy(random.permutation(len(self.data.train)))
-        world, rank, device = self.fabric.world_size, self.fabric.global_rank, self.fabric.device
-        whole, mine = self.batch * world, slice(self.batch * rank, self.batch * (rank + 1))
-        indices = [order[step * whole : (step + 1) * whole][mine] for step in range(self.steps)]
-        split, preprocessing, every = self.data.train, self.data.preprocessing, self.labels
-        for index, pixels in zip(indices, split.batches(indices), strict=True):
-            draws = self.augment.draw(random, whole).part(mine)
-            labels = every[index].to(device, non_blocking=True)
-            images = preprocessing.normalise(self.augment.apply(pixels.to(device, non_blocking=True), draws))
-            images, targets = self.augment.mix(images, labels, len(split.classes), draws)
-            if self.settings.channels_last:
-                images = images.to(memory_format=torch.channels_last)
-            yield Batch(images, labels, targets, index)
 
     def _position(self, epoch: int, step: int) -> float:
         position = (epoch - 1 + (step + 0.5) / self.steps) / self.settings.epochs
@@ -310,17 +274,14 @@ class _Run:
         position = self._position(epoch, step)
         fresh = max(position - self.first_position, 1e-9)
         left = (time.perf_counter() - self.begun) * max(0.0, 1 - position) / fresh
-        done, total = step * self.batch * self.fabric.world_size, self.steps * self.batch * self.fabric.world_size
+        done, total = (count * max(1, self.feed.batch) * self.fabric.world_size for count in (step, self.steps))
         if self.fabric.is_global_zero:
             task = f"train epoch {epoch}/{self.settings.epochs}"
             self.progress(Status(task, done, total, loss, accuracy, rate * self.fabric.world_size, left))
 
     def _score(self, epoch: int) -> tuple[float, float]:
-        world, rank, split = self.fabric.world_size, self.fabric.global_rank, self.data.test
-        if world > 1:
-            split = Part(split, torch.arange(rank, len(split), world))
         shown = self.progress if self.fabric.is_global_zero else silent
-        score = evaluate(self.module, split, progress=shown, task=f"test epoch {epoch}/{self.settings.epochs}")
+        score = self.feed.score(self.module, shown, task=f"test epoch {epoch}/{self.settings.epochs}")
         values = torch.tensor([score.loss * score.count, score.accuracy * score.count, score.count], dtype=torch.float64)
         sums = self._sum(values)
         return float(sums[0] / sums[2]), float(sums[1] / sums[2])

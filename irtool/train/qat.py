@@ -20,7 +20,8 @@ from irtool.quant import Affine, Placement, Statistics, grid, layers_of, observe
 from irtool.quant.fake import rounded_activation, rounded_weight
 from irtool.quant.weights import steps_of
 from irtool.train.data.dataset import Data
-from irtool.train.fit import fit
+from irtool.train.data.loaders import as_loaders
+from irtool.train.fit import Trainable, fit
 from irtool.train.history import History
 from irtool.train.settings import Settings
 
@@ -94,7 +95,7 @@ def folded(graph: object) -> object:
 
 def qat(
     graph: object,
-    data: Data,
+    data: Trainable,
     settings: Settings,
     *,
     engine: str = "onnxruntime",
@@ -125,11 +126,12 @@ def qat(
     net = RoundedNet(graph, engine_of(engine), weight_bits, weights_only)
     if not net.axes:
         raise OptionError("no layer of this model is in integers", where="qat", remedy="Finetune it: there is nothing to round.")
-    images = data.sample(min(IMAGES, len(data.train)))
+    found = as_loaders(data)
+    images = found.sample(min(IMAGES, len(found.train)) if isinstance(found, Data) else IMAGES)
 
     def renew(_module: nn.Module, _record: object) -> None:
         net.observe(images)
 
     net.observe(images)
     own = {"stage": "qat", "engine": engine, "weight_bits": net.bits, "weights_only": weights_only}
-    return fit(net, data, settings, on_epoch=renew, facts={**own, **(facts or {})}, progress=progress)
+    return fit(net, found, settings, on_epoch=renew, facts={**own, **(facts or {})}, progress=progress)

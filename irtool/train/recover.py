@@ -15,6 +15,7 @@ from irtool.progress import Progress, silent
 from irtool.pruning.planner import Plan
 from irtool.tensor_defaults import real_tensors
 from irtool.train.data.dataset import Data, balanced
+from irtool.train.data.loaders import only_data
 from irtool.train.data.split import Part
 from irtool.train.distill import FINETUNE, distill, finetune
 from irtool.train.evaluate import evaluate
@@ -86,6 +87,7 @@ def recover(
         OptionError: a number that can never work.
         IrtoolError: see `Prune`, `fit`.
     """
+    data = only_data(data, "Some training images are held back from the rest")
     _check_numbers(seconds, calibrate, held_back, len(data.train))
     end = time.perf_counter() + seconds
     work = _Work(_apart(data, held_back, settings.seed), progress)

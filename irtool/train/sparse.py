@@ -15,9 +15,10 @@ from irtool.progress import Progress, Status, silent
 from irtool.tensor_defaults import real_tensors
 from irtool.train.checkpoint import load_checkpoint
 from irtool.train.data.dataset import Data, balanced
+from irtool.train.data.loaders import Loaders, as_loaders
 from irtool.train.data.split import Part
 from irtool.train.evaluate import module_of
-from irtool.train.fit import Penalty, fit
+from irtool.train.fit import Penalty, Trainable, fit
 from irtool.train.history import History, Record
 from irtool.train.hooks import OnEpoch
 from irtool.train.settings import Settings, is_number, is_whole, share_of_peak
@@ -34,7 +35,7 @@ Strength = float | Callable[[float], float]
 
 def sparse(
     model: object,
-    data: Data,
+    data: Trainable,
     settings: Settings | None = None,
     *,
     strength: Strength | str = 1e-4,
@@ -151,7 +152,7 @@ def _at(strength: Strength, position: float) -> float:
 @real_tensors()
 def find_strength(
     model: object,
-    data: Data,
+    data: Trainable,
     settings: Settings | None = None,
     *,
     share: float = 0.5,
@@ -182,7 +183,7 @@ def find_strength(
     """
     _check_search(share, bound, steps, candidates)
     module = module_of(model)
-    search = _Search(module, data, settings or Settings(), steps, ignore)
+    search = _Search(module, as_loaders(data), settings or Settings(), steps, ignore)
     free = search.trial(0.0)
     chosen = candidates[0]
     for number, candidate in enumerate(candidates, start=1):
@@ -220,7 +221,7 @@ class _Trial:
 class _Search:
     """Short trainings of copies of a module, all alike but for the penalty's strength."""
 
-    def __init__(self, module: nn.Module, data: Data, settings: Settings, steps: int, ignore: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, data: Data | Loaders, settings: Settings, steps: int, ignore: tuple[str, ...]) -> None:
         self._module, self._ignore = module, ignore
         # With one learning rate: the first steps of the run that is planned.
         self._settings = replace(
@@ -234,13 +235,11 @@ class _Search:
             out=None,
             resume=False,
             tensorboard=False,
+            patience=0,
         )
-        images = min(len(data.train), steps * settings.batch_size)
-        some = Part(data.train, balanced(data.train.labels, images, settings.seed))
-        self._data = replace(data, train=some, test=Part(data.test, torch.arange(min(64, len(data.test)))))
-        run_steps = settings.epochs * len(data.train) / settings.batch_size
+        self._data, trial_steps, run_steps = _first(data, steps, settings)
         # In halves of a trial, at the trial's rate: how much of the run is left when the trial ends.
-        self._left = max(0.0, _mean_rate(settings) * run_steps / (len(some) / settings.batch_size) - 1) * 2
+        self._left = max(0.0, _mean_rate(settings) * run_steps / trial_steps - 1) * 2
         self._limit = NEAR_ZERO * float(_scales(module, ignore).max())
 
     def trial(self, strength: float) -> _Trial:
@@ -261,6 +260,17 @@ class _Search:
         """The share of scales that will be small at the end of the run, if the penalty's pull goes on."""
         shrinkage = (found.half - found.end) - (free.half - free.end)
         return float((found.end - shrinkage * self._left * RESISTANCE <= self._limit).float().mean())
+
+
+def _first(data: Data | Loaders, steps: int, settings: Settings) -> tuple[Data | Loaders, float, float]:
+    """The data of a trial of so many steps, and the steps of it and of the whole run."""
+    if isinstance(data, Loaders):
+        some = data.first(steps)
+        return some, some.steps, settings.epochs * data.steps
+    images = min(len(data.train), steps * settings.batch_size)
+    part = Part(data.train, balanced(data.train.labels, images, settings.seed))
+    found = replace(data, train=part, test=Part(data.test, torch.arange(min(64, len(data.test)))))
+    return found, len(part) / settings.batch_size, settings.epochs * len(data.train) / settings.batch_size
 
 
 def _mean_rate(settings: Settings) -> float:

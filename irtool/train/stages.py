@@ -8,15 +8,14 @@ from typing import Any
 
 from irtool.errors import OptionError
 from irtool.progress import Progress, silent
-from irtool.train.data.dataset import Data
 from irtool.train.distill import FINETUNE, distill, finetune
-from irtool.train.fit import fit
+from irtool.train.fit import Trainable, fit
 from irtool.train.history import History
 from irtool.train.qat import folded, qat
 from irtool.train.settings import Settings
 from irtool.train.sparse import sparse
 
-Run = Callable[[object, Data, Settings, Mapping[str, Any], Progress], History]
+Run = Callable[[object, Trainable, Settings, Mapping[str, Any], Progress], History]
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,25 @@ class Stage:
     begun: Callable[[Any], Any] = lambda graph: graph
 
 
-def _plain(model: object, data: Data, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
+def _plain(model: object, data: Trainable, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
     return fit(model, data, settings, facts={"stage": "plain"}, progress=progress)
 
 
-def _sparse(model: object, data: Data, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
+def _sparse(model: object, data: Trainable, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
     return sparse(model, data, settings, progress=progress, **options)
 
 
-def _finetune(model: object, data: Data, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
+def _finetune(model: object, data: Trainable, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
     return finetune(model, data, settings, progress=progress)
 
 
-def _distill(model: object, data: Data, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
+def _distill(model: object, data: Trainable, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
     if options.get("teacher") is None:
         raise OptionError("distilling needs a teacher", where="distill", remedy="Name the model to learn from: teacher.")
     return distill(model, data=data, settings=settings, progress=progress, **options)
 
 
-def _qat(model: object, data: Data, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
+def _qat(model: object, data: Trainable, settings: Settings, options: Mapping[str, Any], progress: Progress) -> History:
     return qat(model, data, settings, progress=progress, **options)
 
 
@@ -70,7 +69,7 @@ STAGES: dict[str, Stage] = {
 def train(
     stage: str,
     model: object,
-    data: Data,
+    data: Trainable,
     changes: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     progress: Progress = silent,

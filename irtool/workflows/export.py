@@ -29,6 +29,7 @@ from irtool.workflows.equality.chain import (
     Link,
     engine_link,
     files_link,
+    half_link,
     onnx_link,
 )
 from irtool.workflows.equality.chain_inputs import chain_inputs, fitting_inputs, own_inputs, takes_any_batch
@@ -46,6 +47,7 @@ def write_files(
     fold: bool = True,
     opset: int = 17,
     dynamic_batch: bool | None = None,
+    half: bool = False,
 ) -> Chain:
     """Write a model for the engines that the suffixes of files name; nothing appears unless all agree.
 
@@ -57,6 +59,7 @@ def write_files(
         fold: fold batch norms into the layers before them first.
         opset: of the ONNX file.
         dynamic_batch: leave the batch size free; None: where the model lets it.
+        half: store weights as half floats: half of the bytes, computed in float.
 
     Returns:
         The links between the model and its files.
@@ -69,7 +72,7 @@ def write_files(
     files = _by_suffix(out)
     check_opset(opset)
     with tempfile.TemporaryDirectory() as name, _placed_errors(Path(name), files):
-        drafts = _Drafts(Path(name), files)
+        drafts = _Drafts(Path(name), files, half)
         if source is not None and REFERENCE.suffix not in files:
             with reporter.stage("convert"):
                 graph_of()  # refuses what asks for too much, which the engines would try
@@ -118,17 +121,20 @@ def _links(graph: Graph, source: Path | None, drafts: _Drafts, reporter: Reporte
         with reporter.stage("export to ONNX"):
             export_onnx(traced, onnx, opset=opset, dynamic_batch=free)
             links = [onnx_link(traced, onnx, inputs)]
-    if not drafts.engines:
-        return links
-    with reporter.stage("convert"):
-        return [*links, *drafts.converted(onnx, inputs)]
+    if drafts.engines:
+        with reporter.stage("convert"):
+            links += drafts.converted(onnx, inputs)
+    if drafts.half and REFERENCE.suffix in drafts.targets:
+        with reporter.stage("store half floats"):
+            links.append(drafts.halved(inputs))
+    return links
 
 
 class _Drafts:
     """The files while they are made, in a folder of their own each, so that what they are called in the end does not matter."""
 
-    def __init__(self, scratch: Path, targets: Mapping[str, Path]) -> None:
-        self.targets = targets
+    def __init__(self, scratch: Path, targets: Mapping[str, Path], half: bool = False) -> None:
+        self.targets, self.half = targets, half
         self.engines: dict[str, Engine] = {suffix: row for suffix in targets if (row := by_suffix(suffix)) is not None}
         self.folders = {suffix: scratch / suffix.removeprefix(".") for suffix in (REFERENCE.suffix, *self.engines)}
         for folder in self.folders.values():
@@ -139,8 +145,21 @@ class _Drafts:
         """Make the engines' files, and compare each with the ONNX file."""
         links = []
         for suffix, row in self.engines.items():
-            links.append(engine_link(row, onnx, row.written(onnx, self.folders[suffix], verify=False), inputs))
+            file = row.written(onnx, self.folders[suffix], verify=False)
+            links.append(engine_link(row, onnx, file, inputs))
+            if self.half:
+                row.int8.write_half(onnx, file)
+                links.append(half_link(row, onnx, file, inputs))
         return links
+
+    def halved(self, inputs: tuple[Any, ...]) -> Link:
+        """Put half floats into the ONNX file, and compare it with what it was. To be done last: the others are made of it."""
+        lighter = self.onnx.with_name(f"half-{self.onnx.name}")
+        REFERENCE.int8.write_half(self.onnx, lighter)
+        link = half_link(REFERENCE, self.onnx, lighter, inputs)
+        self.onnx.with_name(f"{self.onnx.name}.data").unlink(missing_ok=True)
+        lighter.replace(self.onnx)
+        return link
 
     def place(self) -> None:
         """Move all that was asked for to where it was asked for."""

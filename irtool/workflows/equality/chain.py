@@ -299,6 +299,15 @@ def engine_link(engine: Engine, onnx_path: Path, path: Path, inputs: tuple[Any, 
     return _placed(link, first_in_engine(engine, onnx_path, path, inputs))
 
 
+def half_link(engine: Engine, onnx_path: Path, path: Path, inputs: tuple[Any, ...]) -> Link:
+    """The ONNX file in onnxruntime against a file of it whose weights are half floats, in its engine. Weights that half floats cannot hold break it."""
+    found = compare(OnnxSession(onnx_path), engine.session(path, None), inputs)
+    return replace(
+        _link("float", f"{engine.title}, half", "float32", found, rounding(torch.float16)),
+        note="weights are rounded to half floats: that moves the outputs",
+    )
+
+
 def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor.clone()
 

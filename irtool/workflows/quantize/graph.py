@@ -21,7 +21,7 @@ from irtool.workflows.loading.feeds import Feed, feed_of, runner
 from irtool.workflows.quantize.calibration_images import Images
 from irtool.workflows.quantize.forms import LIGHT, WORDS, Form, Times, busy, recommended, timed
 from irtool.workflows.quantize.judge import Judge, Score
-from irtool.workflows.quantize.prepare import calibrated, fixed_batch, prepare, write_float
+from irtool.workflows.quantize.prepare import calibrated, fixed_batch, metadata, prepare, write_float
 from irtool.workflows.quantize.sensitivity import Sensitivity
 from irtool.workflows.quantize.trials import Chosen, Trials
 
@@ -120,7 +120,7 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
         remedy = "Fix the others with --set NAME=VALUE, or use --engine onnxruntime."
         raise OptionError("several inputs", where=f"--engine {engine.name}", remedy=remedy)
     with reporter.stage("write the float model"):
-        write_float(graph, source, images, settings.opset)
+        write_float(graph, source, metadata(images), settings.opset)
         engine.written(source)
     with reporter.stage("prepare the graph"):
         model, notes = prepare(graph, source, next(images.batches(8)), folder, engine, settings.equalise, feed)

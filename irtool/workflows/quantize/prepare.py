@@ -37,21 +37,17 @@ def metadata(images: Images) -> dict[str, str]:
     return found | ({"irtool.classes": json.dumps(list(images.classes))} if images.classes else {})
 
 
-def write_float(graph: Graph, path: Path, images: Images, opset: int) -> None:
+def write_float(graph: Graph, path: Path, described: Mapping[str, str], opset: int) -> None:
+    """Write the model with its batch norms folded as ONNX, with facts about its input (`metadata`) in it."""
     folded = FoldBatchNorm()(graph).graph
     if isinstance(folded, OnnxGraph):
         save_onnx(folded, path)
         model = onnx.load(str(path))
-        onnx.helper.set_model_props(model, {e.key: e.value for e in model.metadata_props} | metadata(images))
+        onnx.helper.set_model_props(model, {e.key: e.value for e in model.metadata_props} | dict(described))
         onnx.save(model, str(path))
-    else:
-        export_onnx(
-            cast(FxGraph, folded),
-            path,
-            opset=opset,
-            dynamic_batch=takes_any_batch(cast(FxGraph, folded)),
-            metadata=metadata(images),
-        )
+        return
+    traced = cast(FxGraph, folded)
+    export_onnx(traced, path, opset=opset, dynamic_batch=takes_any_batch(traced), metadata=described)
 
 
 def prepare(
