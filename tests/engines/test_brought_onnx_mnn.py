@@ -72,6 +72,14 @@ def constant_raised() -> onnx.ModelProto:
     return n.model(n.head(n.op("Pow", n.const(0.5, np.float32), x), 8))
 
 
+def constants_first() -> onnx.ModelProto:
+    """Before a convolution that is averaged."""
+    n, x = trunk()
+    for kind, low in (("Sub", -1.0), ("Pow", 0.5), ("Div", 1.0)):
+        x = n.op(kind, n.const(np.linspace(low, 2, 8).reshape(1, 8, 1, 1), np.float32), x)
+    return n.model(n.head(n.conv(x, 8, 6), 6))
+
+
 def local_function() -> onnx.ModelProto:
     weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32), "w")
     swish = helper.make_function(
@@ -161,6 +169,7 @@ KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "a split of sizes": split_of_sizes,
     "a constant divided by a tensor": constant_divided,
     "a constant raised to a tensor": constant_raised,
+    "constants of channels that come first": constants_first,
     "a local function": local_function,
     "numbers that are left to their defaults": numbers_by_default,
     "an operator of three values": values_of_three,

@@ -8,9 +8,9 @@ from irtool.engines.mnn.rewriting.work import Work, attributes, like
 
 
 def matmul(work: Work, node: NodeProto) -> list[NodeProto] | None:
-    """Write a matrix times a vector as products that are added up."""
+    """Write a matrix, or a vector, times a vector as products that are added up."""
     left, right = (work.sizes.get(name) for name in node.input)
-    if right is None or len(right) != 1 or left is None or len(left) < 2:
+    if right is None or len(right) != 1 or not left:
         return None
     products = f"{node.output[0]}.products"
     return [

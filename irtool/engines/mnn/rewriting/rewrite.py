@@ -11,7 +11,7 @@ from irtool.engines.mnn.rewriting.definitions import inlined
 from irtool.engines.mnn.rewriting.products import einsum, gemm, matmul
 from irtool.engines.mnn.rewriting.resizes import resize
 from irtool.engines.mnn.rewriting.slices import sliced
-from irtool.engines.mnn.rewriting.values import chained, mean, not_a_number, one_hot, pad, split
+from irtool.engines.mnn.rewriting.values import chained, constant_first, mean, not_a_number, one_hot, pad, split
 from irtool.engines.mnn.rewriting.windows import conv, conv_transpose, pool
 from irtool.engines.mnn.rewriting.work import Rule, Work
 
@@ -45,6 +45,7 @@ _RULES: Mapping[str, Rule] = {
     "AveragePool": pool,
     "Conv": conv,
     "ConvTranspose": conv_transpose,
+    "Div": constant_first,
     "Einsum": einsum,
     "Gemm": gemm,
     "IsNaN": not_a_number,
@@ -56,9 +57,11 @@ _RULES: Mapping[str, Rule] = {
     "Min": chained,
     "OneHot": one_hot,
     "Pad": pad,
+    "Pow": constant_first,
     "Resize": resize,
     "Slice": sliced,
     "Split": split,
+    "Sub": constant_first,
     "Sum": chained,
 }
 """Rules by operator."""

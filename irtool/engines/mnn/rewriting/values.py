@@ -58,6 +58,27 @@ def mean(work: Work, node: NodeProto) -> list[NodeProto] | None:
     return [*(chained(work, summed) or [summed]), helper.make_node("Mul", [total, share], list(node.output), node.name)]
 
 
+def constant_first(work: Work, node: NodeProto) -> list[NodeProto] | None:
+    """Write an operator whose first value is a constant of several numbers with the constant last: MNN mistakes it in front of some layers."""
+    constant = real_numbers(work.model, node.input[0])
+    if constant is None or constant.size < 2 or constant.dtype.kind != "f":
+        return None
+    turned, result = work.inner(node, "turned"), list(node.output)
+    if node.op_type == "Pow":  # c^x = exp(x log c)
+        if not (constant > 0).all():
+            return None
+        logarithms = work.held(node, "logarithms", np.log(constant.astype(np.float64)).astype(constant.dtype))
+        product = helper.make_node("Mul", [node.input[1], logarithms], [turned], turned)
+        return [product, helper.make_node("Exp", [turned], result, node.name)]
+    inverse, join = _INVERSES[node.op_type]
+    first = helper.make_node(inverse, [node.input[1]], [turned], turned)
+    return [first, helper.make_node(join, [turned, node.input[0]], result, node.name)]
+
+
+_INVERSES = {"Sub": ("Neg", "Add"), "Div": ("Reciprocal", "Mul")}
+"""What inverts the second value of an operator, and what then joins the two in any order."""
+
+
 def not_a_number(work: Work, node: NodeProto) -> list[NodeProto]:
     """Write IsNaN by what is told of it: it does not equal itself."""
     equal = work.inner(node, "equal")
