@@ -72,6 +72,14 @@ def constant_raised() -> onnx.ModelProto:
     return n.model(n.head(n.op("Pow", n.const(0.5, np.float32), x), 8))
 
 
+def constants_first() -> onnx.ModelProto:
+    """Before a convolution that is averaged."""
+    n, x = trunk()
+    for kind, low in (("Sub", -1.0), ("Pow", 0.5), ("Div", 1.0)):
+        x = n.op(kind, n.const(np.linspace(low, 2, 8).reshape(1, 8, 1, 1), np.float32), x)
+    return n.model(n.head(n.conv(x, 8, 6), 6))
+
+
 def local_function() -> onnx.ModelProto:
     weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32), "w")
     swish = helper.make_function(
@@ -89,6 +97,69 @@ def local_function() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=imports, ir_version=8, functions=[swish])
 
 
+def numbers_by_default() -> onnx.ModelProto:
+    """Steps of pools, the epsilon of a norm, the slope of a rectifier."""
+    n, x = trunk()
+    x = n.op("InstanceNormalization", n.op("LeakyRelu", n.op("Neg", x)), n.weight(8), n.weight(8))
+    x = n.op("AveragePool", n.op("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4), kernel_shape=[2, 2])
+    return n.model(n.head(x, 8))
+
+
+def values_of_three() -> onnx.ModelProto:
+    n, x = trunk()
+    x = n.op("Max", n.const(0.3, np.float32), n.op("Mean", x, n.op("Sin", x)), n.op("Neg", x))
+    return n.model(n.head(n.op("Min", x, n.op("Sum", x, x, n.op("Cos", x)), n.const(0.7, np.float32)), 8))
+
+
+def lower_borders() -> onnx.ModelProto:
+    """An odd border in front, and a transposed convolution that states the sizes of its result."""
+    n, x = trunk()
+    x = n.op("Conv", x, n.weight(6, 8, 4, 3), n.weight(6), auto_pad="SAME_LOWER", strides=[2, 2])
+    x = n.op("MaxPool", x, kernel_shape=[2, 2], auto_pad="SAME_LOWER", strides=[1, 1])
+    return n.model(n.head(n.op("ConvTranspose", x, n.weight(6, 8, 3, 4), strides=[2, 2], output_shape=[12, 15]), 8))
+
+
+def resized(opset: int = 19) -> onnx.ModelProto:
+    n, x = trunk(opset)
+    x = n.op("Resize", x, "", n.const([1, 1, 1.5, 2], np.float32), mode="cubic", coordinate_transformation_mode="half_pixel")
+    x = n.op("Resize", x, "", "", n.const([9, 13]), axes=[2, 3], mode="linear", antialias=1)
+    return n.model(
+        n.head(
+            n.op("Resize", x, "", n.const([1, 1, 2, 2], np.float32), coordinate_transformation_mode="asymmetric", nearest_mode="ceil"), 8
+        )
+    )
+
+
+def products() -> onnx.ModelProto:
+    n, x = trunk()
+    rows = n.op("Reshape", x, n.const([0, 8, 156]))
+    scores = n.op("Softmax", n.op("Einsum", n.op("Einsum", rows, n.weight(8, 5), equation="bcl,cd->bdl"), rows, equation="bdl,bcl->bdc"))
+    mixed = n.op("Einsum", scores, rows, equation="bdc,bcl->bld")
+    pooled = n.op("Transpose", n.op("ReduceMean", mixed, axes=[1], keepdims=0), perm=[1, 0])
+    return n.model(n.op("Gemm", pooled, n.weight(5, 4), n.weight(4), transA=1, alpha=0.5))
+
+
+def defined_by_others() -> onnx.ModelProto:
+    """Operators that ONNX defines in the words of others, and reductions whose axes are an input."""
+    n, x = trunk(21)
+    x = n.op("GroupNormalization", n.op("Mish", x), n.weight(8), n.weight(8), num_groups=2)
+    x = n.op("Div", x, n.op("ReduceL2", x, n.const([1]), keepdims=1))
+    return n.model(n.op("ReduceLogSumExp", x, n.const([2, 3]), keepdims=0))
+
+
+def signals() -> onnx.ModelProto:
+    n, x = trunk()
+    return n.model(n.op("Relu", n.op("Conv", n.op("Reshape", x, n.const([0, 8, -1])), n.weight(4, 8, 3), n.weight(4))), ranks=[3])
+
+
+def places() -> onnx.ModelProto:
+    """Classes as columns of ones, and what is not a number left out."""
+    n, x = trunk()
+    scores = n.head(n.op("Where", n.op("IsNaN", x), n.const(0.0, np.float32), x), 8)
+    best = n.op("ArgMax", scores, axis=1, keepdims=0)
+    return n.model(n.op("Add", scores, n.op("OneHot", best, n.const(4), n.const([0.5, 2.0], np.float32))))
+
+
 KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "where with a constant mask": where_mask,
     "a vector behind rows": vector_behind_rows,
@@ -98,7 +169,16 @@ KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "a split of sizes": split_of_sizes,
     "a constant divided by a tensor": constant_divided,
     "a constant raised to a tensor": constant_raised,
+    "constants of channels that come first": constants_first,
     "a local function": local_function,
+    "numbers that are left to their defaults": numbers_by_default,
+    "an operator of three values": values_of_three,
+    "borders that are computed": lower_borders,
+    "ways of resizing": resized,
+    "products of matrices": products,
+    "operators that others define": defined_by_others,
+    "signals as results": signals,
+    "places of the largest": places,
 }
 
 
@@ -114,6 +194,22 @@ def test_files_are_converted_with_their_numbers(kind: str, tmp_path: Path) -> No
         (got,), (wanted,) = ours.run(x), theirs.run(x)
         assert got.shape == wanted.shape
         assert float(np.abs(got - wanted).max()) <= 1e-3 * float(np.abs(wanted).max())
+
+
+def test_flips_along_free_sizes(tmp_path: Path) -> None:
+    n = Net(17, ("N", 3, "H", "W"))
+    x = n.op("Relu", n.conv("x", 3, 8))
+    back, far = n.const([-1]), n.const([-(2**63) + 1])
+    flipped = n.op("Slice", x, back, far, n.const([3]), n.const([-1]))
+    inside = n.op("Slice", x, n.const([-2, 1]), n.const([-7, 9]), n.const([-2, 3]), n.const([-2, 2]))
+    model = n.model(n.conv(n.op("Sub", x, flipped), 8, 4), inside, ranks=[4, 4])
+    onnx.save(model, tmp_path / "net.onnx")
+    irtool.export_mnn(tmp_path / "net.onnx", tmp_path / "net.mnn")
+    ours, theirs = MnnSession(tmp_path / "net.mnn"), OnnxSession(tmp_path / "net.onnx")
+    for sizes in ((1, 3, 9, 8), (2, 3, 12, 15), (1, 3, 4, 6)):
+        x = np.random.default_rng(0).normal(size=sizes).astype(np.float32)
+        for got, wanted in zip(ours.run(x), theirs.run(x), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ class Flip(nn.Module):
         return self.convs[3](self.convs[2](x - x.flip(self.axis)))
 
 
-def test_a_file_that_breaks_memory_when_the_batch_changes_is_not_written(tmp_path: Path) -> None:
+def test_a_file_that_breaks_memory_when_the_batch_changes_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MNN 3.6 does with a slice of negative steps. Seen in another process, which it ends."""
+    monkeypatch.setattr("irtool.engines.mnn.export.worked_around", lambda model, source, folder: source)
     torch.manual_seed(0)
     graph = irtool.trace(Flip(0).eval(), torch.zeros(4, 3, 6, 6))
     irtool.export_onnx(graph, tmp_path / "flip.onnx")
@@ -38,8 +39,8 @@ def test_a_file_that_breaks_memory_when_the_batch_changes_is_not_written(tmp_pat
     assert not (tmp_path / "flip.mnn").exists()
 
 
-@pytest.mark.parametrize("axis", [1, 3])
-def test_flips_along_known_sizes_run_at_any_batch(axis: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("axis", [0, 1, 3])
+def test_flips_run_at_any_batch(axis: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, images = Flip(axis).eval(), torch.randn(9, 3, 6, 6)
     irtool.export_onnx(irtool.trace(model, torch.zeros(4, 3, 6, 6)), tmp_path / "flip.onnx")

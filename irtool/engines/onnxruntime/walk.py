@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import ModelProto, helper
 
+from irtool.hosts.onnx.running.frontier import described
 from irtool.hosts.onnx.running.interpreter import run_batches
 from irtool.quant.placement import DefUse
 
@@ -36,11 +37,8 @@ class Walk:
             return
         read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in made)
         constants = [self.wiring.constants[name] for name in read if name in self.wiring.constants]
-        needed, first = [name for name in read if name not in self.wiring.constants], self.live[0]
-        inputs = [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(first[name].dtype), [None] * first[name].ndim)
-            for name in needed
-        ]
+        needed = [name for name in read if name not in self.wiring.constants]
+        inputs = [described(name, [live[name] for live in self.live]) for name in needed]
         outputs = [helper.make_empty_tensor_value_info(name) for name in wanted]
         graph = helper.make_graph(nodes, "piece", inputs, outputs, constants)
         piece = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version)

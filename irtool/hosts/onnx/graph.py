@@ -97,6 +97,15 @@ class OnnxGraph(OnnxEdits):
         return OnnxGraph(self.host.copy(), sizes, self.header, filled=self.filled, scalars=self.scalars, history=self.history,
                          foreign=self._foreign, notes=self.notes)  # fmt: skip
 
+    def read_on(self, inputs: Sequence[Any]) -> OnnxGraph:
+        """Read the same program on inputs of other sizes; see `Graph.read_on`.
+
+        Raises:
+            IrtoolError: the program does not take them.
+        """
+        sizes = {value.name: tuple(x.shape) for value, x in zip(self.inputs, tensors_in(tuple(inputs)), strict=True)}
+        return self if all(sizes[value.name] == value.shape for value in self.inputs) else self.at(sizes)
+
     def with_host(self, host: gs.Graph, *, empty: frozenset[str] = frozenset(), fix: Fix | None = None) -> OnnxGraph:
         """Return the same description over another program."""
         return OnnxGraph(

@@ -97,8 +97,9 @@ def split_to_fit(graph: Graph, batches: Sequence[Batch]) -> list[Batch]:
     """
     own = size_of(graph.example_inputs)
     first = batches[0]
+    few = 2 if own != 2 else 3 if size_of(first) > 2 else 1  # another size than the example's, where there are images enough
     try:
-        graph.run_as(_cut(first, 0, min(2, size_of(first))))
+        graph.run_as(_cut(first, 0, min(few, size_of(first))))
         return list(batches)
     except _REFUSALS as error:
         cause = error

@@ -78,7 +78,7 @@ class OnnxFrontier:
         wanted = [name for name in made if self._last.get(name, -1) >= place]
         if not wanted:
             return
-        model, needed = self._piece(hosts, wanted, self._live[0])
+        model, needed = self._piece(hosts, wanted, self._live)
         feeds = [{name: live[name] for name in needed} for live in self._live]
         for live, found in zip(self._live, run_batches(model, feeds, wanted), strict=True):
             live |= dict(zip(wanted, found, strict=True))
@@ -92,7 +92,7 @@ class OnnxFrontier:
     def output(self, node: Node, x: Tensor) -> Tensor:
         """Compute a layer for an input of its own."""
         feed = {node.input.name: np.ascontiguousarray(x.numpy())}
-        model, _ = self._piece([node.host], [node.output.name], feed)
+        model, _ = self._piece([node.host], [node.output.name], [feed])
         return torch.from_numpy(np.array(run_batches(model, [feed], [node.output.name])[0][0]))
 
     def _read_by(self, host: gs.Node) -> Iterator[gs.Tensor]:
@@ -100,8 +100,8 @@ class OnnxFrontier:
         if bodies(host):
             yield from captured(host, self._outside)
 
-    def _piece(self, hosts: Sequence[gs.Node], wanted: Sequence[str], live: Mapping[str, Array]) -> tuple[ModelProto, list[str]]:
-        """Some nodes as a model of its own, and the names of what it reads; `live` has them, of any sizes."""
+    def _piece(self, hosts: Sequence[gs.Node], wanted: Sequence[str], lives: Sequence[Mapping[str, Array]]) -> tuple[ModelProto, list[str]]:
+        """Some nodes as a model of its own, and the names of what it reads; `lives` have them, of any sizes."""
         made = {output.name for host in hosts for output in host.outputs}
         constants, needed, tensors = dict[str, gs.Constant](), dict[str, None](), self.graph.host.tensors()
         for host in hosts:
@@ -122,18 +122,27 @@ class OnnxFrontier:
                 addition, constant = _added(proto, added.to(view.output.dtype or torch.float32))
                 protos.append(addition)
                 weights.append(constant)
-        inputs = [_described(name, live[name], self._sized) for name in needed]
+        inputs = [described(name, [live[name] for live in lives], sized=self._sized) for name in needed]
         outputs = [helper.make_empty_tensor_value_info(name) for name in wanted]
         graph = helper.make_graph(protos, "piece", inputs, outputs, weights)
         imports, version = update_import_domains(self.graph.host), max(self.graph.header.ir_version, 4)
         return helper.make_model(graph, opset_imports=imports, ir_version=version), list(needed)
 
 
-def _described(name: str, array: Array | list[Array], sized: bool) -> ValueInfoProto:
-    """An input of a piece: a tensor of its own or of any sizes, or a sequence of some."""
+def described(name: str, arrays: Sequence[Array | list[Array]], *, sized: bool = False) -> ValueInfoProto:
+    """Describe an input of a piece: a tensor, or a sequence of some.
+
+    Args:
+        name: of the input.
+        arrays: what it is given, one a batch.
+        sized: state the sizes of the first; by default they are free, but for how long a list of whole numbers is where all are as
+            long: onnxruntime takes a list of unknown length for an empty one where it is read as sizes.
+    """
+    array = arrays[0]
     if isinstance(array, list):
         return helper.make_tensor_sequence_value_info(name, element_type(array[0].dtype) if array else TensorProto.FLOAT, None)
-    return helper.make_tensor_value_info(name, element_type(array.dtype), array.shape if sized else [None] * array.ndim)
+    listed = array.ndim == 1 and array.dtype.kind == "i" and all(np.shape(other) == array.shape for other in arrays)
+    return helper.make_tensor_value_info(name, element_type(array.dtype), array.shape if sized or listed else [None] * array.ndim)
 
 
 def _added(proto: NodeProto, data: Tensor) -> tuple[NodeProto, TensorProto]:

@@ -96,5 +96,5 @@ class _Hooked(OnnxFrontier):
         """A node's own results."""
         wanted = [output.name for output in host.outputs if output.name]
         live = {**self._live[0], **instead}
-        model, needed = self._piece([host], wanted, live)
+        model, needed = self._piece([host], wanted, [live])
         return dict(zip(wanted, run_batches(model, [{name: live[name] for name in needed}], wanted)[0], strict=True))
