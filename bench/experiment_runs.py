@@ -200,7 +200,7 @@ def vgg_runs() -> list[Run]:
 
 
 def vgg_cifar_runs() -> list[Run]:
-    """VGG-16 on CIFAR-10 (JPEG), sparsely trained and pruned at 0.7; the half net is the one that bench/int8.py quantises."""
+    """VGG-16 on CIFAR-10 (JPEG), sparsely trained and pruned at 0.7; the half net is the one that bench/int8_schemes.py quantises."""
     settings = {"epochs": 3, "lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "channels_last": True, "evaluate_every": 0}
 
     def pruned(start: str, constants: str, **more: Any) -> Run:

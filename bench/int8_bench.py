@@ -1,4 +1,4 @@
-"""The int8 files of one model and what they score: used by bench/int8.py."""
+"""The int8 files of one model and what they score: used by bench/int8_schemes.py."""
 
 from __future__ import annotations
 

@@ -40,6 +40,8 @@ EXTRAS: Mapping[str, Extra] = {
     "matplotlib": Extra("matplotlib", "report", "drawing curves"),
     "MNN": Extra("MNN", "mnn", "writing and running MNN files"),
     "openvino": Extra("openvino", "openvino", "running files in OpenVINO"),
+    "ncnn": Extra("ncnn", "ncnn", "writing and running ncnn files"),
+    "pnnx": Extra("pnnx", "ncnn", "writing ncnn files"),
 }
 """By the name that Python imports."""
 

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from quant_nets import Mixed, exported, images
 
 import irtool
-from irtool.engines.onnxruntime.calibrate import calibrate
-from irtool.engines.onnxruntime.prepare import prepared
 from irtool.models import VGG
-from irtool.quant import Scheme, make_recipe, place
 from irtool.train import load_data
 
 BENCH = Path(__file__).parent.parent / "bench"
@@ -23,61 +19,36 @@ if not BENCH.is_dir():
 sys.path.insert(0, str(BENCH))
 
 import int8  # noqa: E402
-import int8_bench  # noqa: E402
-import mnn_operators  # noqa: E402
 
 sys.path.remove(str(BENCH))
 
 
-def test_a_model_with_its_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_form_of_a_net_is_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    data = load_data("digits", limit=20, channels=3)
-    graph = irtool.trace(VGG(11, width=0.125).eval(), torch.zeros(2, *data.preprocessing.input_shape))
+    data = load_data("digits", limit=40, channels=3)
+    graph = irtool.trace(VGG(11, width=0.0625).eval(), torch.zeros(2, *data.preprocessing.input_shape))
     irtool.save(graph, tmp_path / "net.safetensors", preprocessing=data.preprocessing.to_dict())
-    options = {"only": "mine", "model": f"mine={tmp_path / 'net.safetensors'}", "data": "mine=digits", "images": "30", "calibration": "16",
-               "threads": "1", "seconds": "0.05", "shared": str(tmp_path), "out": str(tmp_path / "int8.json")}  # fmt: skip
-    arguments = ["int8.py", *(word for name, value in options.items() for word in (f"--{name}", value))]
-    monkeypatch.setattr(sys, "argv", arguments)
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table of bench/int8.py -->\nold\n<!-- end of the table -->\nafter\n")
+    options = {"only": "mine", "model": f"mine={tmp_path / 'net.safetensors'}", "data": "digits", "engine": "onnxruntime", "test": "30",
+               "calibration": "16", "out": str(tmp_path / "int8.json"), "page": str(page)}  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["int8.py", *(word for name, value in options.items() for word in (f"--{name}", value))])
+    monkeypatch.setattr(int8, "ROUNDS", 6)
     int8.main()
-    said = capsys.readouterr().out
-    first = json.loads((tmp_path / "int8.json").read_text())["models"]["mine"]
-    assert first["images"] == 30
-    assert (
-        set(first["latency"]["1"]) == set(first["rows"]) >= {"onnxruntime, int8", "MNN, int8", "MNN's own KL", "MNN, 8-bit weights alone"}
-    )
-    for title in ("onnxruntime", "MNN"):
-        share = first["rows"][f"{title}, int8"]["bytes"] / first["rows"][f"{title}, float"]["bytes"]
-        drop = first["rows"][f"{title}, float"]["accuracy"] - first["rows"][f"{title}, int8"]["accuracy"]
-        assert f"{'holds' if share <= 0.37 and drop <= 0.3 else 'FAILS'}: {title} int8 loses {drop:.2f}" in said
-    assert sum(first["int8_tensors"]["MNN, int8"].values()) == 13  # 8 of 9 layers, 4 pools, the input
-    monkeypatch.setattr(sys, "argv", [*arguments, "--resume"])
-    monkeypatch.setattr(int8, "one", None)  # nothing is measured
+    net = json.loads((tmp_path / "int8.json").read_text())["nets"]["mine"]
+    rows = net["engines"]["onnxruntime"]
+    assert net["test"] == 30
+    assert rows.keys() >= {"float", "weights8", "nearest", "int8", "guarded"}
+    assert rows["float"]["agreement"] == 100
+    assert rows["int8"]["bytes"] < rows["float"]["bytes"]
+    assert rows["int8"]["sqnr_db"] > 15
+    assert rows["int8"]["lost"] == pytest.approx(rows["float"]["accuracy"] - rows["int8"]["accuracy"])
+    assert set(rows["int8"]["time"]) == {"1", "2"}
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert f"| int8, all layers, fitted | {rows['int8']['accuracy']:.2f} % |" in text
+    monkeypatch.setattr(int8, "measure", None)  # nothing is measured again
     int8.main()
-    assert json.loads((tmp_path / "int8.json").read_text())["models"]["mine"] == first
-
-
-def test_one_scale_is_the_widest_of_those_that_meet(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = prepared(exported(Mixed(), tmp_path))
-    placement, scheme = place(model), Scheme(method="minmax")
-    stats = calibrate(model, placement.tensors, [images(16)], threads=1)
-    united = int8_bench.with_one_scale(model, placement, stats, scheme)
-    recipe, before = make_recipe(model, united, stats, scheme), make_recipe(model, placement, stats, scheme)
-    groups = {node.op_type: [*node.input, *node.output] for node in model.graph.node if node.op_type in ("Add", "Concat")}
-    assert set(groups) == {"Add", "Concat"}
-    for names in groups.values():
-        met = [name for name in names if name in recipe.activations]
-        assert len({recipe.activations[name] for name in met}) == 1
-        assert recipe.activations[met[0]].scale == max(before.activations[name].scale for name in met)
-    alone = next(layer.output for layer in placement.layers if layer.op == "Gemm")
-    assert recipe.activations.get(alone) == before.activations.get(alone)
-
-
-@pytest.mark.parametrize("kind", mnn_operators.KINDS)
-def test_mnn_computes_operators_as_simulated(kind: str, tmp_path: Path) -> None:
-    cases = list(mnn_operators.KINDS[kind]())
-    rows = [mnn_operators.measure(case, tmp_path) for case in cases[:: len(cases) // 6]]
-    rows += [mnn_operators.measure(case, tmp_path) for case in cases if case.name.startswith("maximum")]
-    assert len(rows) >= 6
-    assert not [row for row in rows if mnn_operators.is_worse(row)]
-    assert mnn_operators.is_worse({"mnn": 40.0, "simulation": 45.0})
+    assert json.loads((tmp_path / "int8.json").read_text())["nets"]["mine"] == net

@@ -20,7 +20,7 @@ from irtool.workflows.loading.models import graph_of, onnx_file
 def export(
     model: options.ModelArgument,
     out: Annotated[
-        list[Path], typer.Option("--out", "-o", help=f"Write here: .onnx, or {', '.join(OWN_SUFFIXES)}; may be repeated.", metavar="FILE")
+        list[Path], typer.Option("--out", "-o", help=f"Write here: .onnx, {' or '.join(OWN_SUFFIXES)}; may be repeated.", metavar="FILE")
     ],
     weights: options.Weights = None,
     inputs: options.Inputs = None,

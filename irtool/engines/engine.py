@@ -12,6 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from irtool.engines.session import Session
+from irtool.errors import OptionError
 from irtool.quant import Placement, Recipe, Scheme
 from irtool.quant.boundaries import Account
 from irtool.quant.placement import Int8Policy
@@ -71,7 +72,8 @@ class Engine:
         between: opens of a file, with so many threads, only what lies between one input and one output; None if it cannot.
         probe: opens a file from elsewhere without harm to this process.
         times: where the time of a file goes, from the arrays of one run: milliseconds by kind of operator, the largest first.
-        int8: how int8 files are written.
+        integers: how int8 files are written; None if its package cannot write any.
+        companion: the suffix of a second file that its file is useless without, under the same stem; empty if one file is all.
     """
 
     name: str
@@ -87,7 +89,23 @@ class Engine:
     between: Callable[[Path, int, str, str], Session] | None
     probe: Callable[[Path], object]
     times: Callable[[Path, Sequence[np.ndarray]], dict[str, float]]
-    int8: Int8
+    integers: Int8 | None
+    companion: str = ""
+
+    @property
+    def int8(self) -> Int8:
+        """How int8 files are written.
+
+        Raises:
+            OptionError: its package cannot write any.
+        """
+        if self.integers is None:
+            raise OptionError(f"{self.title} has no int8 files here", where=self.name, remedy="Quantise for another engine.")
+        return self.integers
+
+    def files_of(self, path: Path) -> tuple[Path, ...]:
+        """The paths of all files that belong to its file: itself, and its companion if it has one."""
+        return (path, path.with_suffix(self.companion)) if self.companion else (path,)
 
     @property
     def kind(self) -> str:

@@ -7,12 +7,15 @@ from types import MappingProxyType
 
 from irtool.engines.engine import Engine
 from irtool.engines.mnn.engine import ENGINE as MNN
+from irtool.engines.ncnn.engine import ENGINE as NCNN
 from irtool.engines.onnxruntime.engine import ENGINE as ONNXRUNTIME
 from irtool.engines.openvino.engine import ENGINE as OPENVINO
 from irtool.errors import OptionError
 
-ENGINES: Mapping[str, Engine] = MappingProxyType({row.name: row for row in (ONNXRUNTIME, MNN, OPENVINO)})
+ENGINES: Mapping[str, Engine] = MappingProxyType({row.name: row for row in (ONNXRUNTIME, MNN, OPENVINO, NCNN)})
 """By name. The first is the reference: the others are compared with it."""
+QUANTISING: Mapping[str, Engine] = MappingProxyType({name: row for name, row in ENGINES.items() if row.integers is not None})
+"""Those that int8 files can be written for."""
 REFERENCE = next(iter(ENGINES.values()))
 OTHERS = tuple(row for row in ENGINES.values() if row is not REFERENCE)
 

@@ -165,6 +165,8 @@ class _Drafts:
         """Move all that was asked for to where it was asked for."""
         for suffix, target in self.targets.items():
             (draft,) = (path for path in self.folders[suffix].iterdir() if path.suffix == suffix)
+            for path in self.engines[suffix].files_of(draft)[1:] if suffix in self.engines else ():
+                place(path, target.with_suffix(path.suffix))
             place(draft, target)
 
 

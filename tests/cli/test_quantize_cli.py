@@ -14,7 +14,7 @@ from PIL import Image
 import irtool
 from irtool.cli.main import run
 from irtool.engines.engine import Engine
-from irtool.engines.table import ENGINES
+from irtool.engines.table import QUANTISING
 from irtool.models import VGG
 from irtool.train import fit, load_data
 from irtool.workflows.quantize.judge import Score
@@ -30,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+@pytest.mark.parametrize("engine", QUANTISING.values(), ids=QUANTISING)
 def test_quantize_writes_a_smaller_file_that_answers_alike(
     saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: Engine
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_file_that_is_cut_off_and_one_with_foreign_metadata(saved: Path, tmp_p
         assert remedy in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", QUANTISING)
 def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine: str) -> None:
     options = [
         "--calib",
@@ -197,7 +197,7 @@ def test_an_old_file_with_a_batch_in_it(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "pictures").mkdir()
     for number in range(12):
         Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / "pictures" / f"{number}.png")
-    for engine in ENGINES:
+    for engine in QUANTISING:
         options = ["--calib", str(tmp_path / "pictures"), "--images", "8", "--runs", "2", "--max-drop", "60", "--engine", engine]
         assert run(["quantize", str(tmp_path / "old.onnx"), "--out", str(tmp_path / engine), *options, "--no-sensitivity"]) == 0
         assert f"{3 - (engine == 'mnn')} of 3 layers in int8" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from irtool.engines.speed.samples import Sample
 from irtool.engines.speed.stopwatch import Stopwatch
 from irtool.engines.speed.whole_graph import GraphClock
 from irtool.engines.table import ENGINES, OTHERS, by_suffix
-from irtool.errors import BackendError, FileError, IrtoolError
+from irtool.errors import BackendError, FileError, IrtoolError, OptionError
 from irtool.quant import make_recipe, place
 from irtool.workflows.equality.chain import engine_link
 from irtool.workflows.quantize.sensitivity import sqnr
@@ -108,6 +108,13 @@ def test_files_that_are_none_are_told(engine: Engine, file: Path, tmp_path: Path
             assert "\n" not in str(told.value)
             assert "Error" not in str(told.value)  # an exception's name is for those who read the source
             assert told.value.remedy
+    for second in engine.files_of(file)[1:]:
+        second.rename(tmp_path / "kept")
+        with pytest.raises(FileError, match=f"no such file.*{second.suffix}"):
+            engine.session(file, 1)
+        second.write_bytes((tmp_path / "kept").read_bytes()[:100])
+        with pytest.raises(IrtoolError):
+            engine.probe(file)
     with pytest.raises(FileError, match=r"[Nn]o such file"):
         engine.probe(tmp_path / f"missing{engine.suffix}")
 
@@ -140,6 +147,10 @@ def test_its_link_of_the_chain_holds_and_breaks_where_the_files_differ(engine: E
 
 
 def test_an_int8_file_keeps_the_outputs(engine: Engine, source: Path, tmp_path: Path) -> None:
+    if engine.integers is None:
+        with pytest.raises(OptionError, match="has no int8 files"):
+            _ = engine.int8
+        return
     model = prepared(onnx.load(str(source)))
     placement = place(model, engine.int8.policy)
     stats = calibrate(model, placement.tensors, [IMAGES], threads=1)
@@ -153,6 +164,8 @@ def test_an_int8_file_keeps_the_outputs(engine: Engine, source: Path, tmp_path: 
 
 
 def test_a_file_with_integer_weights_alone_is_smaller_and_nearer(engine: Engine, source: Path, file: Path, tmp_path: Path) -> None:
+    if engine.integers is None:
+        pytest.skip(f"{engine.name} has no int8 files")
     path = tmp_path / f"light{engine.suffix}"
     engine.int8.write_weights(source, path, engine.int8.scheme)
     (got,), (expected,) = engine.session(path, 1).run(IMAGES), OnnxSession(source, 1).run(IMAGES)

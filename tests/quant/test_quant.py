@@ -271,7 +271,7 @@ def test_the_published_net_keeps_its_accuracy_in_both_engines(tmp_path: Path) ->
     expected = accuracy(OnnxSession(tmp_path / "float.onnx", 1))
     onnx.save(to_qdq(model, make_recipe(model, place(model), stats, Scheme(weight_bits=7))), str(tmp_path / "int8.onnx"))
     export_mnn_int8(model, make_recipe(model, place(model, MNN_POLICY), stats, Scheme("int8", True)), tmp_path / "int8.mnn")
-    # 300 images: a point is 3 of them. All 10,000 are scored by bench/int8.py.
+    # 300 images: a point is 3 of them. All 10,000 are scored by bench/int8_schemes.py.
     assert accuracy(OnnxSession(tmp_path / "int8.onnx", 1)) >= expected - 0.01
     assert accuracy(MnnSession(tmp_path / "int8.mnn", 1)) >= expected - 0.01
     assert (tmp_path / "int8.onnx").stat().st_size <= 0.37 * (tmp_path / "float.onnx").stat().st_size

@@ -27,7 +27,7 @@ ENGINE = Engine(
     between=lambda path, threads, first, last: MnnSession(path, threads, inputs=[first], outputs=[last]),
     probe=lambda path: MnnSession(path, 1, probe=True),
     times=lambda path, arrays: mnn_times(path, arrays[0]),
-    int8=Int8(
+    integers=Int8(
         policy=MNN_POLICY,
         scheme=Scheme(activations="int8", symmetric=True),
         activations=("int8",),

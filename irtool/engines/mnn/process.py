@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from irtool.engines.isolated import in_process
 from irtool.errors import FileError
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -46,20 +46,7 @@ def in_child(arguments: Sequence[str], folder: Path, timeout: float) -> tuple[st
 
 
 def _in_child(arguments: Sequence[str], folder: Path, timeout: float) -> tuple[str, str]:
-    try:
-        done = subprocess.run(  # our own file, under our own interpreter
-            [sys.executable, str(_CHILD), *arguments],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        return f"was stopped after {timeout:g} s", (error.stdout or b"").decode(errors="replace")
-    how = "" if done.returncode == 0 else f"died with signal {-done.returncode}" if done.returncode < 0 else "failed"
-    return how, done.stdout.decode(errors="replace")
+    return in_process([sys.executable, str(_CHILD), *arguments], folder, timeout)  # our own file, under our own interpreter
 
 
 def meaning(said: str) -> str:

@@ -66,5 +66,5 @@ ENGINE = Engine(
     between=None,
     probe=load_onnx,
     times=lambda path, arrays: operator_times(path, list(arrays)),
-    int8=QDQ,
+    integers=QDQ,
 )

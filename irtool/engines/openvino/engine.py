@@ -22,5 +22,5 @@ ENGINE = Engine(
     between=None,
     probe=load_onnx,
     times=openvino_times,
-    int8=QDQ,
+    integers=QDQ,
 )

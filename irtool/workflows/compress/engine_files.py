@@ -13,6 +13,8 @@ from irtool.workflows.equality.chain import Link, engine_link
 
 FILES = {row.kind: f"model{row.suffix}" for row in ENGINES.values()}
 """Names of the files of a run, by kind."""
+COMPANIONS = tuple(path.name for row in OTHERS for path in row.files_of(Path(FILES[row.kind]))[1:])
+"""Names of the second files of engines that have two."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class EngineFiles:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the files of their own, by kind."""
-        return {ENGINES[name].kind: path.stat().st_size for name, path in self.files.items() if ENGINES[name].convert is not None}
+        own = {ENGINES[name]: path for name, path in self.files.items() if ENGINES[name].convert is not None}
+        return {row.kind: sum(file.stat().st_size for file in row.files_of(path)) for row, path in own.items()}
 
     def without_wrong(self) -> EngineFiles:
         """Leave out the engines whose numbers differ, for that reason."""

@@ -131,7 +131,9 @@ def _read_first(paths: list[Path]) -> None:
 def _require_written(folder: Path, record: Recorded) -> None:
     """Refuse a run's folder that lacks what is compared there."""
     kinds = ("model", "plan", *ENGINE_FILES)
-    lost = [FILES[kind] for kind in kinds if kind in record.files and not (folder / FILES[kind]).is_file()]
+    names = [FILES[kind] for kind in kinds if kind in record.files]
+    names += [path.name for row in _rows(record) for path in row.files_of(folder / FILES[row.kind])[1:]]
+    lost = [name for name in names if not (folder / name).is_file()]
     if lost:
         raise FileError(
             f"{', '.join(lost)} {'is' if len(lost) == 1 else 'are'} gone", where=str(folder), remedy="Run irtool compress again."
@@ -189,8 +191,12 @@ def _onnx_folder(
 
 def _engine_links(folder: Path, record: Recorded, inputs: tuple[Any, ...]) -> list[Link]:
     """The ONNX file of a run against each engine's own file that the run wrote."""
-    rows = [row for row in OTHERS if row.convert is not None and row.kind in record.files]
-    return [engine_link(row, folder / FILES["onnx"], folder / FILES[row.kind], inputs) for row in rows]
+    return [engine_link(row, folder / FILES["onnx"], folder / FILES[row.kind], inputs) for row in _rows(record)]
+
+
+def _rows(record: Recorded) -> list[Engine]:
+    """The engines that a run wrote files of their own for."""
+    return [row for row in OTHERS if row.convert is not None and row.kind in record.files]
 
 
 def _original(record: Recorded, model: str | None, weights: Path | None, progress: Reporter) -> tuple[Graph, list[Any] | None] | None:

@@ -14,6 +14,7 @@ from irtool.engines.table import ENGINES
 from irtool.errors import FileError, Interrupted
 from irtool.temporary import MOVING
 from irtool.workflows.compress.built import FILES, SEARCH_FILES
+from irtool.workflows.compress.engine_files import COMPANIONS
 from irtool.workflows.loading.models import saved_model
 from irtool.workflows.loading.spec import ModelSpec
 from irtool.workflows.quantize.forms import WORDS
@@ -28,7 +29,7 @@ _RECORDS = {RECIPE: ("recipe.json", "step.json", "00-original/step.json"), TRAIN
 
 _ENGINES = [f"{kind}{suffix}" for kind in WORDS for suffix in (*(row.suffix for row in ENGINES.values()), ".json")]
 _WRITES = {
-    COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data"],
+    COMPRESS: [*FILES.values(), *SEARCH_FILES.values(), f"{FILES['onnx']}.data", *COMPANIONS],
     QUANTIZE: [*_ENGINES, "steps.txt", "report.json", "sensitivity.json", "sensitivity.png"],
 }
 """Files that each writes, some of them not always."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from irtool.engines.table import ENGINES, REFERENCE
+from irtool.engines.table import ENGINES, QUANTISING, REFERENCE
 from irtool.engines.threads import FEWER_THREADS, MOST_THREADS
 from irtool.errors import OptionError
 from irtool.quant import Scheme
@@ -66,7 +66,7 @@ class QuantizeOptions:
             for name, (fine, remedy) in _FINE.items()
             if (value := getattr(self, name)) is not None and not fine(value)
         }
-        row = ENGINES.get(self.engine)
+        row = QUANTISING.get(self.engine)
         if row is not None and self.activations in ACTIVATIONS and self.activations not in row.int8.activations:
             remedy = f"{row.title} has {' and '.join(row.int8.activations)} only: leave activations out."
             found["activations"] = OptionError(f"activations {self.activations}", remedy=remedy)
@@ -105,7 +105,7 @@ def _positive(what: str) -> tuple[Callable[[Any], bool], str]:
 
 
 _FINE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "engine": _one_of(*ENGINES),
+    "engine": _one_of(*QUANTISING),
     "max_drop": (lambda value: value >= 0, "Give a drop of 0 or more points."),
     "images": (lambda value: value >= 1, "Calibrate with at least one image; a few hundred are usual."),
     "method": _one_of(*METHODS),

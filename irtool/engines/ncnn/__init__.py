@@ -1,0 +1,1 @@
+"""ncnn as an engine: its files, its session, its times."""
