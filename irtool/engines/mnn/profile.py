@@ -55,17 +55,21 @@ def mnn_profile(path: str | os.PathLike[str], x: np.ndarray, *, runs: int = 20, 
     """
     check_runs(runs, "mnn_profile")
     file, mnn = model_file(path, ".mnn"), mnn_module()
+    found, times, failure = list[tuple[str, str, bool]](), np.zeros((0, 0)), ""
     with captured() as said:
-        net = mnn.Interpreter(str(file))
-        session = net.createSession({"numThread": thread_count(threads)})
-        given = net.getSessionInput(session)
-        net.resizeTensor(given, tuple(x.shape))
-        net.resizeSession(session)
-        values = np.ascontiguousarray(x, np.float32)
-        given.copyFrom(mnn.Tensor(tuple(x.shape), mnn.Halide_Type_Float, values, mnn.Tensor_DimensionType_Caffe))
-        found, times = _timed(net, session, max(1, runs // 10), runs)
+        try:
+            net = mnn.Interpreter(str(file))
+            session = net.createSession({"numThread": thread_count(threads)})
+            given = net.getSessionInput(session)
+            net.resizeTensor(given, tuple(x.shape))
+            net.resizeSession(session)
+            values = np.ascontiguousarray(x, np.float32)
+            given.copyFrom(mnn.Tensor(tuple(x.shape), mnn.Halide_Type_Float, values, mnn.Tensor_DimensionType_Caffe))
+            found, times = _timed(net, session, max(1, runs // 10), runs)
+        except Exception as error:  # what MNN raises has no other base class
+            failure = str(error)
     if not found:
-        reason = said.lines[0] if said.lines else "it says nothing"
+        reason = next(iter(said.lines), failure or "it says nothing")
         raise BackendError(
             f"MNN ran no operator ({reason})", where=str(file), remedy="Check with MnnSession that it runs on such an input."
         )

@@ -43,22 +43,30 @@ def prepared(model: ModelProto) -> ModelProto:
     - A `Constant` node with a tensor becomes an initializer.
     - `ReduceMean` over the axes 2 and 3 of an image becomes `GlobalAveragePool`, which engines have in integers, with a
       `Flatten` where the axes are dropped.
+    - `Pad` of some axes becomes one of all axes: onnxruntime takes the amounts for those of all, where it changes the layout around integers.
     """
     result = _with_shapes(model)
+    _hold_constants(result)
+    wiring, rewritten = DefUse(result), list[NodeProto]()
+    for node in wiring.nodes:
+        rewritten += _REWRITES.get(node.op_type, lambda node, _wiring: [node])(node, wiring)
+    replace_nodes(result, rewritten)
+    _hold_constants(result)
+    return result
+
+
+def _hold_constants(model: ModelProto) -> None:
+    """Make initializers of `Constant` nodes with a tensor."""
     kept: list[NodeProto] = []
-    for node in result.graph.node:
+    for node in model.graph.node:
         tensor = _constant(node)
         if tensor is None:
             kept.append(node)
             continue
         tensor.name = node.output[0]
-        result.graph.initializer.append(tensor)
-    replace_nodes(result, kept)
-    wiring, rewritten = DefUse(result), list[NodeProto]()
-    for node in wiring.nodes:
-        rewritten += _REWRITES.get(node.op_type, lambda node, _wiring: [node])(node, wiring)
-    replace_nodes(result, rewritten)
-    return result
+        model.graph.initializer.append(tensor)
+    if len(kept) < len(model.graph.node):
+        replace_nodes(model, kept)
 
 
 def _with_shapes(model: ModelProto) -> ModelProto:
@@ -123,4 +131,27 @@ def _mean(node: NodeProto, wiring: DefUse) -> list[NodeProto]:
     ]
 
 
-_REWRITES: dict[str, Callable[[NodeProto, DefUse], list[NodeProto]]] = {"ReduceMean": _mean}
+def _pad(node: NodeProto, wiring: DefUse) -> list[NodeProto]:
+    axes, rank = "".join(node.input[3:4]), len(wiring.shapes.get(node.input[0], ()))
+    if axes not in wiring.constants or not rank:
+        return [node]
+    return full_pad(node, wiring.array(axes).tolist(), rank)
+
+
+def full_pad(node: NodeProto, axes: list[int], rank: int) -> list[NodeProto]:
+    """Nodes that pad all axes of a tensor, most of them by nothing, in the place of one that pads some; the amounts may be computed."""
+    name = f"{node.output[0]}.pads"
+    held = [axis % rank for axis in axes]
+    places = [held.index(axis) + side * len(held) if axis in held else 2 * len(held) for side in (0, 1) for axis in range(rank)]
+    constants = {f"{name}.none": np.zeros(1, np.int64), f"{name}.places": np.array(places, np.int64)}
+    padded = helper.make_node("Pad", [node.input[0], name, *([node.input[2]] if node.input[2] else [])], node.output, node.name)
+    padded.attribute.extend(node.attribute)
+    return [
+        *(helper.make_node("Constant", [], [key], key, value=numpy_helper.from_array(array, key)) for key, array in constants.items()),
+        helper.make_node("Concat", [node.input[1], f"{name}.none"], [f"{name}.listed"], f"{name}.listed", axis=0),
+        helper.make_node("Gather", [f"{name}.listed", f"{name}.places"], [name], name, axis=0),
+        padded,
+    ]
+
+
+_REWRITES: dict[str, Callable[[NodeProto, DefUse], list[NodeProto]]] = {"Pad": _pad, "ReduceMean": _mean}

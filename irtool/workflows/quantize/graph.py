@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import ModelProto
 
 from irtool.engines.engine import Engine
 from irtool.engines.table import ENGINES
-from irtool.errors import CheckError, ExportError, OptionError
+from irtool.errors import BackendError, CheckError, ExportError, OptionError
 from irtool.ir import Graph
 from irtool.progress import Reporter
 from irtool.quant import Placement, Scheme, layers_of
@@ -115,6 +116,7 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     """
     engine = ENGINES[settings.engine]
     source = folder / "float.onnx"
+    graph, widened = _in_float32(graph)
     feed = feed_of(graph, images.preprocessing.input_shape)
     if feed.others and not engine.int8.several_inputs:
         remedy = "Fix the others with --set NAME=VALUE, or use --engine onnxruntime."
@@ -127,7 +129,15 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     if not layers_of(model):
         raise CheckError("no layer has a constant float weight", where=settings.engine, remedy="Nothing here can be quantised.")
     work = _Work(engine, settings, images, folder, reporter, feed, fixed_batch(source, feed))
-    return work.run(model, notes)
+    return work.run(model, (*widened, *notes))
+
+
+def _in_float32(graph: Graph) -> tuple[Graph, list[str]]:
+    """The graph in float32, from which scales are taken, and a line if it computed in something else."""
+    if graph.arithmetic is not torch.float32:
+        return graph, []
+    wide = graph.widened()
+    return wide, [] if wide is graph else ["real numbers of other widths are float32 in all files"]
 
 
 @dataclass
@@ -159,11 +169,11 @@ class _Work:
         with self.reporter.stage("time the files"):
             paths = {name: self._file(name) for name in names}
             times = timed(self.engine, paths, inputs, self.settings.runs, self.settings.threads)
-            where = self._account(model, placement, inputs)
+            where, unseen = self._account(model, placement, inputs)
         forms = tuple(self._form(name, scores[name], expected[name], times) for name in names)
         best = recommended(forms, self.settings.goal, self.settings.max_drop)
         return Outcome(
-            forms, best.name, placement, model, chosen.floating, chosen.sensitivity, (*notes, *left_out), where, chosen.missed, judge.measure, inputs, warning
+            forms, best.name, placement, model, chosen.floating, chosen.sensitivity, (*notes, *left_out, *unseen), where, chosen.missed, judge.measure, inputs, warning
         )  # fmt: skip
 
     def _file(self, name: str) -> Path:
@@ -221,10 +231,14 @@ class _Work:
         """The inputs of one run, of one image where the batch is free."""
         return self.feed(np.repeat(next(self.images.batches(1)), self.batch or 1, axis=0))
 
-    def _account(self, model: ModelProto, placement: Placement, inputs: tuple[np.ndarray, ...]) -> Account:
+    def _account(self, model: ModelProto, placement: Placement, inputs: tuple[np.ndarray, ...]) -> tuple[Account, list[str]]:
+        """Where integers are, and a line where the engine does not tell it: its profile may not run what it runs itself."""
         if self.settings.weights_only:
-            return account(model, placement)
-        return self.engine.int8.account(self._file("int8"), model, placement, inputs[self.feed.place])
+            return account(model, placement), []
+        try:
+            return self.engine.int8.account(self._file("int8"), model, placement, inputs[self.feed.place]), []
+        except BackendError as error:
+            return account(model, placement), [f"where integers are is told as planned, not as {self.engine.title} runs it ({error.what})"]
 
     def _form(self, name: str, score: Score, expected: float, times: Times) -> Form:
         size = self._file(name).stat().st_size

@@ -82,6 +82,18 @@ def test_free_image_sizes_stay_free(cli: Run, tmp_path: Path) -> None:
         assert np.array_equal(session(small).run(None, {"x": x})[0], session(model).run(None, {"x": x})[0])
 
 
+def test_a_free_size_in_another_type_is_no_constant() -> None:
+    """As attention's scale is exported: the stand-ins of a free size are one number when rounded to float32."""
+    n = Net(17, ("N", 3, "H", "W"))
+    width = n.op("Slice", n.op("Shape", "x"), n.const([-1]), n.const([2**63 - 1]))
+    x = n.op("Div", n.conv("x", 3, 8), n.op("Sqrt", n.op("Cast", width, to=TensorProto.FLOAT)))
+    model = n.model(n.head(x, 8))
+    small = irtool.simplify(from_model(model, [(1, 3, 8, 8)])).proto
+    for shape in ((1, 3, 8, 8), (2, 3, 6, 11)):
+        image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        np.testing.assert_array_equal(session(small).run(None, {"x": image})[0], session(model).run(None, {"x": image})[0])
+
+
 def repeated() -> onnx.ModelProto:
     """One operator three times, once with another attribute, and one that draws."""
     n = Net(17, (1, 3, 8, 8))

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from irtool.engines.mnn.rewriting.work import Work, attributes, like, real_numbers
+from irtool.engines.onnxruntime.prepare import full_pad
 
 
 def pad(work: Work, node: NodeProto) -> list[NodeProto] | None:
@@ -13,12 +14,15 @@ def pad(work: Work, node: NodeProto) -> list[NodeProto] | None:
     held, pads = ("".join(node.input[index : index + 1]) for index in (3, 1))
     rank = len(work.sizes.get(node.input[0], ()))
     axes, amounts = work.constants.get(held), work.constants.get(pads)
-    if not rank or axes is None or amounts is None:
+    if not rank or axes is None:
         return None
+    if amounts is None:
+        work.changed += 1
+        return full_pad(node, axes, rank)
     full = [0] * (2 * rank)
     for place, axis in enumerate(axes):
         full[axis % rank], full[rank + axis % rank] = amounts[place], amounts[place + len(axes)]
-    return [like(node, [node.input[0], work.constant(node, "pads", full), *node.input[2:3]])]
+    return [like(node, [node.input[0], work.constant(node, "pads", full), *(name for name in node.input[2:3] if name)])]
 
 
 def split(work: Work, node: NodeProto) -> list[NodeProto] | None:

@@ -126,4 +126,6 @@ def _moved(node: gs.Node, found: dict[str, tuple[Array, Array]], opset: int) -> 
         if result.size > SIZES:
             return None  # no sizes any more, and it could double from operator to operator
         results.append(result)
+    if node.op == "Cast" and not np.array_equal(results[0] == results[1], np.equal(*found[node.inputs[0].name])):
+        return None  # another type rounds the stand-ins of a free size to one number
     return results[0], results[1]
