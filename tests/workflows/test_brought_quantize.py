@@ -134,7 +134,7 @@ def test_where_mnn_does_not_profile_what_it_runs_the_file_is_written(images: Pat
     _, last = n.op("GRU", x, *given, outputs=2, hidden_size=8, linear_before_reset=1)
     onnx.save(n.model(n.op("Gemm", n.op("Squeeze", last, n.const([0])), n.weight(8, 4))), tmp_path / "net.onnx")
     command = ("quantize", tmp_path / "net.onnx", "--calib", images, "--images", 8, "--runs", 1, "--max-drop", 100)
-    code, out, err = cli(*command, "--engine", "mnn", "--out", tmp_path / "int8")
+    code, _, err = cli(*command, "--engine", "mnn", "--out", tmp_path / "int8")
     assert code == 0, err
     assert "where integers are is told as planned" in json.loads((tmp_path / "int8" / "report.json").read_text())["notes"][-1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import onnx
 from onnx import FunctionProto, NodeProto, TypeProto, helper, inliner
@@ -43,7 +44,7 @@ def inlined(model: onnx.ModelProto, operators: Collection[str] = ()) -> bool:
 def _definition(node: NodeProto, types: dict[str, TypeProto], opset: int) -> FunctionProto | None:
     """What ONNX says that a node does, in other operators of this set; None where it says it in none."""
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset)
+        schema: Any = onnx.defs.get_schema(node.op_type, opset)  # its types are declared without its functions
     except onnx.defs.SchemaError:
         return None
     if schema.has_context_dependent_function:

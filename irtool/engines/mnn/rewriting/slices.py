@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import NodeProto, helper
 
@@ -46,7 +48,7 @@ def _computed(work: Work, node: NodeProto, source: str, bounds: tuple[int, int, 
     start, end, axis, step = bounds
     number = 0
 
-    def op(kind: str, *inputs: str | int, **attributes: int) -> str:
+    def op(kind: str, *inputs: str | int, **attributes: Any) -> str:
         nonlocal number
         number += 1
         names = [name if isinstance(name, str) else work.held(node, "number", np.array(name, np.int64)) for name in inputs]

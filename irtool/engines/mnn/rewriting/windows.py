@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from onnx import NodeProto, helper
 
 from irtool.engines.mnn.rewriting.work import Work, attributes, like
@@ -14,7 +16,7 @@ def pool(work: Work, node: NodeProto) -> list[NodeProto] | None:
     """State the steps of a pool, which are 1 by default, and its borders."""
     values = attributes(node)
     kernel = values["kernel_shape"]
-    new = {} if "strides" in values else {"strides": [1] * len(kernel)}
+    new: dict[str, Any] = {} if "strides" in values else {"strides": [1] * len(kernel)}
     borders = _same_lower(work, node, kernel)
     if borders is not None:
         new["pads"] = borders
