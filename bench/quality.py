@@ -1,6 +1,6 @@
 """irtool against Torch-Pruning and torch-kirigami at equal multiply-accumulates: without labels and training, then after one epoch.
 
-    python bench/quality.py [--nets sparse,normal,vgg16,mobilenetv2] [--shares 75,50,35,25] [--seeds 0,1,2] [--data FOLDER] [--epoch] [--slow]
+    python bench/quality.py [--nets sparse,normal,vgg16,mobilenetv2] [--shares 75,50,35,25] [--seeds 0,1,2] [--data FOLDER] [--epoch]
     python bench/quality.py --table            write the tables into docs/quality.md, and draw the plot, from the file of results alone
 
 Peers are no dependencies. They are used where they can be imported: make an environment that sees this one's packages too, and
@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from quality_kirigami import KIRIGAMI
 from quality_nets import EPOCH_IMAGES, FRESH, PUBLISHED, Nets, World, train_epoch
 from quality_table import plot, table, write
-from quality_tools import OURS, PEERS, SLOW, Calibration, Tool, macs, streams
+from quality_tools import OURS, TORCH_PRUNING, Calibration, Tool, macs, streams
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,7 @@ RATES = (0.001, 0.01)
 """Of the epoch; the better on the choosing images counts, for each tool."""
 TOGETHER = 50
 """Images that run together where nets answer, with their channels last: a fifth of the time that 250 take as they are."""
+PEERS: dict[str, Tool] = TORCH_PRUNING | KIRIGAMI
 Row = dict[str, Any]
 
 
@@ -113,13 +115,6 @@ class Bench:
             row["scored"] = self._shares(model, net, world.test, "test")
             row["recalibrated"] = self._shares(again, net, world.test, "test")
             self._write(row)
-
-    def slow(self, net: str, share: float) -> None:
-        """The tools that are tried once a net."""
-        model, world = self.nets.model(net), self.nets.world(net)
-        for name, tool in SLOW.items():
-            if self.row(name, net, share, 0) is None:
-                self._try(name, tool, (net, share, 0), model, Calibration(world.calibration(0), 0), world)
 
     def _tools(self, net: str, share: float, seed: int) -> dict[str, Tool]:
         first = [row for row in self.rows if (row["net"], row["share"], row["seed"]) == (net, share, 0) and "chosen" in row]
@@ -238,7 +233,6 @@ def main() -> None:
         "--peers", default="", help="parts of peers' names, with ; between, that are tried with the first seed; all if left out"
     )
     parser.add_argument("--epoch", action="store_true", help="train irtool's and the best peer's net for one epoch too")
-    parser.add_argument("--slow", action="store_true", help="try torch-kirigami too, once a net, at the first of the budgets")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--data", type=Path, help="the folder of Fashion-MNIST's idx files")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
@@ -255,8 +249,6 @@ def main() -> None:
         for seed, net, share in itertools.product(map(int, options.seeds.split(",")), options.nets.split(","), shares):
             bench.unpruned(net)
             bench.cell(net, share, seed, epoch=options.epoch)
-            if options.slow and seed == 0 and share == shares[0]:
-                bench.slow(net, share)
     print(table(bench.rows))
     if options.table:
         write(bench.rows, ROOT / "docs" / "quality.md")

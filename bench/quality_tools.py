@@ -1,14 +1,11 @@
-"""Tools that `bench/quality.py` compares: irtool, Torch-Pruning's importances and torch-kirigami's scores, each from a net and a share of its MACs to a net."""
+"""Tools that `bench/quality.py` compares: irtool and Torch-Pruning's importances, each from a net and a share of its MACs to a net."""
 
 from __future__ import annotations
 
 import copy
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +16,6 @@ EXAMPLE = (1, 3, 32, 32)
 BISECTIONS = 9
 STEPS = 3
 """Of an iterative schedule: equal ratios of the multiply-accumulates, gradients taken anew before each."""
-KIRIGAMI_SECONDS = 150.0
-"""CPU seconds after which torch-kirigami is given up."""
 
 
 @dataclass
@@ -96,7 +91,7 @@ def torch_pruning(importance: str, *, inside: bool, isomorphic: bool = False) ->
                                  isomorphic=isomorphic, ignored_layers=ignored).step()  # fmt: skip
             return new
 
-        return _bisected(at, share * original)
+        return bisected(at, share * original)
 
     return run
 
@@ -160,50 +155,7 @@ def _summed(model: nn.Module, given: Calibration, *, squared: bool) -> dict[str,
     return found
 
 
-def kirigami(metric: str) -> Tool:
-    """torch-kirigami's greedy pruner with one of its scores, by bisection over its ratio of channels (it knows no multiply-accumulates)."""
-
-    def run(model: nn.Module, share: float, given: Calibration) -> nn.Module:
-        from torch_kirigami import DependencyGraph
-        from torch_kirigami.pruning import ChannelRatio, Greedy, GroupMagnitude, Pruner, WeightTaylor
-
-        original, model = macs(model), without_selections(model)
-        torch.manual_seed(given.seed)
-        slopes = gradients(model, given, squared=False) if metric == "taylor" else {}
-
-        def at(ratio: float) -> nn.Module:
-            new = copy.deepcopy(model).eval()
-            for name, parameter in new.named_parameters():
-                parameter.grad = slopes[name].clone() if name in slopes else None
-            pruner = Pruner(new, graph=DependencyGraph.build(new, args=(torch.zeros(EXAMPLE),)))
-            strategy = Greedy(WeightTaylor() if metric == "taylor" else GroupMagnitude(p=2))
-            budget = ChannelRatio(round(ratio, 4), "global")
-            done: nn.Module = pruner.prune(pruner.discover_candidates(), budget=budget, strategy=strategy)[0]
-            return done
-
-        with _at_most(KIRIGAMI_SECONDS):
-            return _bisected(at, share * original)
-
-    return run
-
-
-@contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError when the block has taken so many CPU seconds."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"no net of that budget after {seconds:g} s of CPU")
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
-def _bisected(at: Callable[[float], nn.Module], target: float) -> nn.Module:
+def bisected(at: Callable[[float], nn.Module], target: float) -> nn.Module:
     """The result of the smallest ratio whose multiply-accumulates keep to the target."""
     low, high, best = 0.0, 0.98, None
     for _ in range(BISECTIONS):
@@ -219,7 +171,7 @@ def _bisected(at: Callable[[float], nn.Module], target: float) -> nn.Module:
 
 
 IMPORTANCES = ("hessian", "obd", "taylor", "bn_scale", "l1", "l2", "fpgm", "lamp", "random")
-PEERS: dict[str, Tool] = {
+TORCH_PRUNING: dict[str, Tool] = {
     **{f"TP {name}, inside": torch_pruning(name, inside=True) for name in IMPORTANCES},
     **{f"TP {name}, all": torch_pruning(name, inside=False) for name in IMPORTANCES},
     **{f"TP {name}, all, isomorphic": torch_pruning(name, inside=False, isomorphic=True) for name in ("hessian", "taylor", "l2")},
@@ -227,6 +179,4 @@ PEERS: dict[str, Tool] = {
     "TP hessian, all, iterative": iterative(torch_pruning("hessian", inside=False)),
 }
 """`inside` leaves residual streams whole, `all` prunes them too."""
-SLOW: dict[str, Tool] = {"kirigami l2": kirigami("l2"), "kirigami taylor": kirigami("taylor")}
-"""Tried at one budget a net."""
 OURS: dict[str, Tool] = {"irtool": ours}
