@@ -89,7 +89,7 @@ def picklable(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def _copied(module: fx.GraphModule, memo: dict[int, Any]) -> fx.GraphModule:
-    made: fx.GraphModule = fx.GraphModule.__deepcopy__(module, memo)  # type: ignore[no-untyped-call]
+    made: fx.GraphModule = fx.GraphModule.__deepcopy__(module, memo)
     return picklable(made)
 
 

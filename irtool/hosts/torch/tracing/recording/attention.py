@@ -63,8 +63,8 @@ def _masks(attn_mask: Any, padding: Any, heads: int, like: Tensor) -> tuple[Any,
         if mask is not None and mask.dtype is torch.bool:
             hidden = placed if hidden is None else hidden | placed
         elif mask is not None:
-            placed = placed.type_as(like)
-            added = placed if added is None else added + placed
+            typed = placed.type_as(like)  # type: ignore[union-attr]
+            added = typed if added is None else added + typed
     return added, hidden
 
 
