@@ -56,7 +56,7 @@ t . : lerp lerp_ : input=T end=T weight=nT
 . : zero_ : input=T
 op : add sub mul truediv iadd isub imul itruediv : a=nTS b=nTS
 op : floordiv mod pow ipow and_ or_ xor : a=nT b=nT
-op : eq ne : a=nTS0dvmK b=nTS0dvmK|cuda|mps
+op : eq ne : a=nTS0dvmKs b=nTS0dvmKs
 op : lt le gt ge : a=nT b=nT
 op : is_ is_not : a=V b=V
 op : neg pos abs invert : a=nT
@@ -73,6 +73,7 @@ py : max min : *args=nS
 """
 PRODUCTS = """
 t . : matmul : input=T other=T
+t . : outer : input=T vec2=T
 t . : bmm mm : input=T mat2=T
 t . : baddbmm : input=T batch1=T batch2=T beta=n alpha=n
 t . : addmm : input=T mat1=T mat2=T beta=n alpha=n
@@ -105,7 +106,10 @@ fft : fft ifft rfft irfft hfft ihfft : input=T n=i0 dim=i norm=0|forward|backwar
 fft : fft2 ifft2 rfft2 irfft2 : input=T s=I0 dim=I norm=0|forward|backward|ortho
 fft : fftn ifftn rfftn irfftn : input=T s=I0 dim=I0 norm=0|forward|backward|ortho
 t . : stft : input=T n_fft=i hop_length=i0 win_length=i0 window=T0 center=b pad_mode=|constant|reflect|replicate|circular normalized=b onesided=b0 return_complex=b0
+t . : istft : input=T n_fft=i hop_length=i0 win_length=i0 window=T0 center=b normalized=b onesided=b0 length=i0 return_complex=b
 fft : fftshift ifftshift : input=T dim=I0
+t : complex : real=T imag=T
+t : polar : abs=T angle=T
 """
 REDUCTIONS = """
 t . : mean sum amax amin prod all any logsumexp : input=T dim=I0 keepdim=b dtype=d0
@@ -202,16 +206,16 @@ _to_copy _upsample_bicubic2d_aa _upsample_bilinear2d_aa abs abs_ acos acosh adap
 adaptive_max_pool2d add add_ addcdiv addcmul addmm adjoint affine_grid_generator alias all amax amin any arange argmax argmin argsort
 asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm bartlett_window batch_norm bitwise_and bitwise_not bitwise_or
 bitwise_xor blackman_window bmm broadcast_tensors broadcast_to cat ceil celu channel_shuffle chunk clamp clamp_ clamp_max clamp_max_
-clamp_min clamp_min_ clone col2im concat constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+clamp_min clamp_min_ clone col2im complex concat constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
 conv_transpose3d convolution copy_ cos cosh cummax cumprod cumsum deg2rad detach detach_ diag diag_embed diagonal digamma div div_
 dropout dropout_ einsum elu elu_ embedding eq erf erfc erfinv exp exp2 exp_ expand expand_as expm1 eye feature_dropout fft_fftfreq
 fft_rfftfreq fill fill_ flatten flip fliplr flipud float_power floor floor_ floor_divide fmax fmin fmod frac full full_like gather ge
 gelu glu grid_sampler group_norm gt hamming_window hann_window hardshrink hardsigmoid hardsigmoid_ hardswish hardswish_ hardtanh
-hardtanh_ hstack i0 im2col index index_select instance_norm isfinite isinf isnan isneginf isposinf kaiser_window layer_norm ldexp le
+hardtanh_ hstack i0 im2col index index_select instance_norm isfinite isinf isnan isneginf isposinf istft kaiser_window layer_norm ldexp le
 leaky_relu leaky_relu_ lerp lgamma lift_fresh_copy linalg_vector_norm linear linspace log log10 log1p log2 log_sigmoid log_softmax
 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor logit logspace logsumexp lt mT masked_fill masked_fill_ matmul max
 max_pool1d max_pool2d max_pool3d maximum mean median meshgrid min minimum mish mish_ mm movedim mul mul_ multiply nan_to_num narrow ne
-neg neg_ new_full new_ones new_zeros norm one_hot ones ones_like pad permute pixel_shuffle pixel_unshuffle positive pow pow_ prelu prod
+neg neg_ new_full new_ones new_zeros norm one_hot ones ones_like outer pad permute pixel_shuffle pixel_unshuffle positive pow pow_ prelu prod
 rad2deg rand rand_like randn randn_like ravel reciprocal reflection_pad1d reflection_pad2d relu relu6 relu_ remainder repeat
 repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape rms_norm roll rot90 round rsqrt rsub scalar_tensor
 scaled_dot_product_attention select selu selu_ sgn sigmoid sigmoid_ sign signbit silu silu_ sin sinc sinh slice softmax softplus

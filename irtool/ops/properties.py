@@ -21,6 +21,10 @@ HAS_WEIGHT = LAYERS | {"BatchNormalization"}
 
 HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Pool", "Dropout", "Identity"})
 """f(s x) = s f(x) for s > 0, channel by channel."""
+BY_ENTRY = frozenset(
+    "Sigmoid HardSigmoid Tanh Relu LeakyRelu Gelu Swish HardSwish Exp Neg Clip Cast To Float Long Not Sqrt Softplus".split()
+)
+"""Functions of one entry that stand between a map and what it weighs: they keep where its entries are."""
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min"})
 """f(x, y) = f(y, x)."""
 ADDITIVE = frozenset({"Add", "Sub", "Rsub", "Radd", "Sum"})

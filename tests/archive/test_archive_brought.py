@@ -35,7 +35,7 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
         self.scale, self.pair = torch.tensor(2.0), torch.tensor([1.0, 3.0])
-        self.function = function
+        self.function, self.task = function, "seg"
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, self.a(x))
@@ -84,6 +84,15 @@ READ: dict[str, Callable[[Any, Tensor], Any]] = {
     "tolist": lambda net, y: net.b(y * max(net.pair.tolist())),
     "whole numbers": lambda net, y: net.b(y)[..., : int(y.shape[3] / 2)] * float(y.shape[2]) / max(round(y.shape[2] * 0.5), 2),
     "a spectrum": lambda net, y: net.b(torch.fft.fftn(y, dim=(2, 3)).real),
+    "an outer product": lambda net, y: net.b(y + torch.outer(torch.arange(y.shape[2]).to(y), torch.ones(y.shape[3]))),
+    "a complex product": lambda net, y: net.b((torch.complex(y, y.flip(3)) * torch.polar(y.abs(), y)).imag),
+    "a sound": lambda net, y: net.b(
+        y
+        + torch.istft(
+            torch.stft(y.flatten(1), 16, window=torch.hann_window(16), return_complex=True), 16, window=torch.hann_window(16)
+        ).mean()
+    ),
+    "a word": lambda net, y: net.b(y) if net.task == "seg" else net.b(y).mean((2, 3)),
     "unset memory": lambda net, y: net.b(y + torch.empty(y.shape).fill_(1.0)),
     "sizes in a tensor": lambda net, y: net.b(y * torch.tensor([y.shape[2], y.shape[3]]).sum()),
     "flags": lambda net, y: net.b(torch.where(~(((y > 0) & (y < 1)) | (y > 2)) ^ (y < -2), y, -y)),
@@ -179,3 +188,22 @@ def test_flags_joined_in_an_exported_program_are_saved(tmp_path: Path) -> None:
         assert irtool.trace(Net(_exported_flags).eval(), X).tracer == "export"
         before, after = there_and_back(_exported_flags, tmp_path / "net.safetensors")
     assert torch.equal(after, before)
+
+
+class Tasked(nn.Module):
+    """An argument is a word, which the example leaves at its default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor, task: str = "seg") -> Tensor:
+        y: Tensor = self.b(self.a(x).relu())
+        return y if task == "seg" else y.mean((2, 3))
+
+
+def test_an_argument_that_is_a_word_is_saved(tmp_path: Path) -> None:
+    graph = irtool.trace(Tasked().eval(), X)
+    small = irtool.prune(graph, irtool.plan(graph, "l1", 0.5))
+    irtool.save(small, tmp_path / "net.safetensors")
+    assert torch.equal(irtool.load(tmp_path / "net.safetensors").module(X), small.module(X))

@@ -19,7 +19,7 @@ from irtool.atomic_files import replacing
 from irtool.engines.agreement import relative_error, row_error
 from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
 from irtool.engines.onnxruntime.cleanup import clean
-from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, unsupported_operator
+from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, kept_whole, unsupported_operator
 from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
 from irtool.engines.quiet import captured
 from irtool.errors import ExportError, IrtoolError, OptionError
@@ -123,7 +123,7 @@ def _first_right(job: Job, attempts: Sequence[str], target: Path, metadata: dict
             size = _move(draft, temporary, target)
             names = tuple(job.input_names), tuple(job.output_names)
             return OnnxExport(target, size, name, written, *names, job.dynamic, error, _note(failures))
-        raise _failure(failures, where=where, dynamic=job.dynamic)
+        raise _failure(failures, where=where, dynamic=job.dynamic, whole=kept_whole(job.flat))
 
 
 def _prepare(
@@ -353,8 +353,8 @@ def _run_failure(error: Exception, where: str, case: int) -> ExportError:
     )
 
 
-def _failure(failures: list[tuple[str, Exception]], *, where: str, dynamic: bool) -> ExportError:
-    """The error to raise when no exporter served: an operator's name if one is known, else the first complaint."""
+def _failure(failures: list[tuple[str, Exception]], *, where: str, dynamic: bool, whole: Sequence[str] = ()) -> ExportError:
+    """The error to raise when no exporter served: an operator's name if one is known, else parts that stayed whole, else all complaints."""
     for _, error in failures:
         if operator := unsupported_operator(error):
             return ExportError(
@@ -362,5 +362,11 @@ def _failure(failures: list[tuple[str, Exception]], *, where: str, dynamic: bool
                 where=where,
                 remedy="Replace it with operators that ONNX has, or export the module without that part.",
             )
+    if whole:
+        return ExportError(
+            f"{', '.join(whole[:3])} could not be traced and does not go into a file either ({_note(failures)})",
+            where=where,
+            remedy="What it computes hangs on numbers that a file would hold as the example's. Export the part before it: trace(..., within=...).",
+        )
     first = "Pass dynamic_batch=False if the module holds its batch as a number; else try" if dynamic else "Try"
     return ExportError(_note(failures), where=where, remedy=f"{first} another opset, or export a part of the module to find what fails.")

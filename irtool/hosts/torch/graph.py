@@ -15,7 +15,7 @@ from irtool.hosts.torch.dtypes import widen
 from irtool.hosts.torch.edits import FxEdits
 from irtool.hosts.torch.initialise import initialise
 from irtool.hosts.torch.modules import call, copy_module
-from irtool.hosts.torch.pickled import flat, rebuilt
+from irtool.hosts.torch.pickled import flat, picklable, rebuilt
 from irtool.hosts.torch.purity import is_pure
 from irtool.hosts.torch.reader import COUNT, Fix, Reader
 from irtool.hosts.torch.running.counting import counted_macs
@@ -52,7 +52,7 @@ class FxGraph(FxEdits):
 
     def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], *, tracer: str = "symbolic", history: Sequence[Mapping[str, Any]] = (),
                  fix: Fix | None = None) -> None:  # fmt: skip
-        self.module = module
+        self.module = picklable(module)
         self.example_inputs = tuple(example_inputs)
         for example in self.example_inputs:
             look_into(example)

@@ -133,6 +133,8 @@ def compiled(module: fx.GraphModule) -> fx.GraphModule:
             fx.GraphModule.__new__(fx.GraphModule)
         )  # fx makes a class for each instance, to hang `forward` on
         plain.__name__ = type(module).__name__
+        for name in ("__reduce__", "__deepcopy__"):
+            setattr(plain, name, getattr(type(module), name))
         cast(Any, module).__class__ = plain
         module.recompile()
     return module

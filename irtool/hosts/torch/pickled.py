@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from irtool.hosts.torch.modules import add_node, lazy
+from irtool.hosts.torch.modules import add_node, compiled, lazy
 
 _KEPT = ("nn_module_stack", "owner", "whole", "stack_trace")
 """Records on a node that irtool reads."""
@@ -75,3 +75,37 @@ def rebuilt(tree: nn.Module, name: str, rows: list[Row], codegen: Any) -> fx.Gra
         made.append(node)
     graph.set_codegen(codegen)
     return lazy(tree, graph, name)
+
+
+def picklable(module: fx.GraphModule) -> fx.GraphModule:
+    """Make a program's module one that `pickle` and `torch.save` take as it is. Returns the same object.
+
+    torch would write its code as text and trace that again when it is read: a program that makes tensors of sizes, or asks whether an
+    argument is None, does not come back.
+    """
+    kind: Any = type(module)  # fx makes a class for each instance
+    kind.__reduce__, kind.__deepcopy__ = _reduced, _copied
+    return module
+
+
+def _copied(module: fx.GraphModule, memo: dict[int, Any]) -> fx.GraphModule:
+    made: fx.GraphModule = fx.GraphModule.__deepcopy__(module, memo)
+    return picklable(made)
+
+
+def _reduced(module: fx.GraphModule) -> Any:
+    own = {name: value for name, value in module.__dict__.items() if name not in _OF_TORCH}
+    return _module_again, (flat(module), own)
+
+
+def _module_again(program: tuple[nn.Module, str, list[Row], Any], own: Mapping[str, Any]) -> fx.GraphModule:
+    """A module from what `_reduced` gave."""
+    module = picklable(compiled(rebuilt(*program)))
+    module.__dict__.update(own)
+    return module
+
+
+_OF_TORCH = frozenset({
+    *vars(compiled(fx.GraphModule(nn.Module(), fx.Graph()))), *_HELD, "shape_env", "range_constraints", "validate_inputs", "_in_spec", "_out_spec",
+})  # fmt: skip
+"""Attributes of a traced module that come with its program; what else there is, its user has put there."""

@@ -24,6 +24,7 @@ from irtool.ops.rules.context import (
 )
 from irtool.ops.rules.normalisation import LENGTHS, mix
 from irtool.ops.rules.opaque import barrier
+from irtool.ops.rules.stretched import follow
 from irtool.ops.windows import first_space
 
 
@@ -38,6 +39,10 @@ def elementwise(node: Node, ctx: Context) -> None:
             ctx.put(output, ctx.of(plain[0]))
         return
     rank = len(node.output.sizes)
+    for value in plain if len(plain) > 1 else ():
+        for other in plain:
+            if other is not value and not is_none(ctx.of(other)) and value not in ctx.more and follow(node, ctx, value, ctx.of(other)):
+                break
     met, sizes, rows = none(rank), (1,) * rank, _rows(node, rank)
     weights = _weights(node, ctx, plain, rows) if rows else ()
     for value in plain:

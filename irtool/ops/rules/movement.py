@@ -10,6 +10,7 @@ from torch import Tensor
 
 from irtool.ir.graph import Node, Value
 from irtool.ops.rules.context import Context, channel_vector, collapse, expand, flatten_others, is_none, none, on_axis, varying
+from irtool.ops.rules.lookup import picked
 from irtool.ops.rules.opaque import barrier, short_name
 from irtool.ops.writes import written
 
@@ -26,6 +27,8 @@ def movement(node: Node, ctx: Context) -> None:
         return
     moved = [value for value in node.inputs if _is_data(node, value)]
     if any(not value.is_param for value in node.inputs if value not in moved):
+        if picked(node, ctx):
+            return
         barrier(node, ctx, f"{node.callee} moves by an index that is computed")
         return
     if sum(math.prod(value.sizes) for value in moved) > LARGEST:

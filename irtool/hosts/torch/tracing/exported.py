@@ -68,9 +68,11 @@ def _exported(model: nn.Module, inputs: Sequence[Any], shapes: Any, asides: Trac
     """The program of torch.export, without its guards, in the modes of the model."""
     numbers = symbolic_numbers(modules_by_path(model).values())
     with _silent(), own_backwards(asides), untouched(model, asides, flags=False), numbers:
-        module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module()
+        module = torch.export.export(model, tuple(inputs), strict=False, dynamic_shapes=shapes).module(check_guards=False)
     for refused in ("train", "eval"):  # exported modules refuse both; `follow_modes` puts back what the modes change
         module.__dict__.pop(refused, None)
+    module._forward_pre_hooks.clear()  # checks of its own, which no copy of the program has, and which cannot be pickled
+    module._forward_hooks.clear()
     modes = {path: child.training for path, child in modules_by_path(model).items()}
     asides.hooked.update((path, None) for path, child in modules_by_path(model).items() if hooked(child))
     for path, child in modules_by_path(module).items():  # torch.export leaves them all in train mode

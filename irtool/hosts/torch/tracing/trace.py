@@ -67,18 +67,18 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
     refuse_hidden(model)
     refuse_unknown(model, leaf)
     failures: list[tuple[str, Exception]] = []
-    opaque: FxGraph | None = None
+    opaque: list[FxGraph] = []
     witness = Witness(model, inputs)
-    for graph in _tried(model, inputs, tuple(leaf), ATTEMPTS, witness, failures):
-        if not any(
-            node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes
-        ):
-            found = _without_caches(model, inputs, tuple(leaf), witness, witness.witnessed(graph))
-            found.notes += copied
-            return witness.witnessed(opaque) if opaque is not None and found.fixed and not _hides(opaque) else found
-        opaque = opaque or graph  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
-    if opaque is not None:
-        return witness.witnessed(opaque)
+    for graph in _tried(model, inputs, tuple(leaf), ATTEMPTS, witness, failures, later=_stops_at_functions):
+        if _stops_at_functions(graph):
+            opaque.append(graph)  # a function that its author hid from tracing (fx.wrap): the next tracer may see inside
+            continue
+        found = _without_caches(model, inputs, tuple(leaf), witness, witness.witnessed(graph))
+        found.notes += copied
+        whole = _agreeing([each for each in opaque if not _hides(each)][:1], witness, failures) if found.fixed else None
+        return found if whole is None else witness.witnessed(whole)
+    if (whole := _agreeing(opaque, witness, failures)) is not None:
+        return witness.witnessed(whole)
     if (around := _around(model, inputs, tuple(leaf), witness, failures)) is None:
         raise explained(model, inputs, failures)
     around.notes += copied
@@ -87,9 +87,12 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
 
 def _tried(
     model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str | type, ...], attempts: Sequence[tuple[str, bool]], witness: Witness,
-    failures: list[tuple[str, Exception]],
+    failures: list[tuple[str, Exception]], *, later: Callable[[FxGraph], bool] = lambda graph: False,
 ) -> Iterator[FxGraph]:  # fmt: skip
-    """Give the graphs that agree with the model, one tracer after the other; the errors of the others go into `failures`."""
+    """Give the graphs that agree with the model, one tracer after the other; the errors of the others go into `failures`.
+
+    Those that are `later` compared are given as they are.
+    """
     asides = TraceNotes()
     for name, flags in attempts:
         if flags is False and name != "export" and not (failures and _BOOLEAN.search(str(failures[-1][1]))):
@@ -97,7 +100,8 @@ def _tried(
         asides = asides.again()
         try:
             graph = _attempt(model, inputs, leaf, name, asides, flags=flags)
-            witness.agrees(graph)
+            if not later(graph):
+                witness.agrees(graph)
         except Exception as error:
             failures.append((name, error))
             _LOG.info("%s could not trace %s: %s", name, type(model).__name__, next(iter(str(error).splitlines()), ""))
@@ -142,6 +146,23 @@ def _without_caches(model: nn.Module, inputs: tuple[Any, ...], leaf: tuple[str |
     except Exception:  # what the model does at another size cannot be traced
         return graph
     return again if len(again.fixed) < len(graph.fixed) else graph
+
+
+def _stops_at_functions(graph: FxGraph) -> bool:
+    """Whether a function of Python stands in the graph as a whole."""
+    return any(node.op == "Opaque" and node.host.op == "call_function" and inspect.isfunction(node.host.target) for node in graph.nodes)
+
+
+def _agreeing(graphs: Sequence[FxGraph], witness: Witness, failures: list[tuple[str, Exception]]) -> FxGraph | None:
+    """The first of some graphs that agrees with the model; the errors of the others go into `failures`."""
+    for graph in graphs:
+        try:
+            witness.agrees(graph)
+        except TraceError as error:
+            failures.append((graph.tracer, error))
+        else:
+            return graph
+    return None
 
 
 def _hides(graph: FxGraph) -> bool:

@@ -1,5 +1,7 @@
 """Parts that no tracer can follow, since they compute with the values of tensors: they stay whole, and the rest is pruned."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,3 +124,11 @@ def test_a_model_is_refused_that_would_stay_whole_itself(capfd: pytest.CaptureFi
     with pytest.raises(TraceError, match=r"cannot be traced .*name its module in leaf="):
         irtool.trace(Wrapped().eval(), torch.rand(1, 3, 8, 8))
     assert capfd.readouterr() == ("", ""), "the exporter's own words are kept back"
+
+
+def test_a_file_that_cannot_hold_such_a_part_says_which(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph = irtool.trace(Pose().eval(), torch.rand(1, 3, 8, 8))
+    with pytest.raises(irtool.errors.ExportError, match=r"peaks could not be traced and does not go into a file either"):
+        irtool.export_onnx(graph, tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())

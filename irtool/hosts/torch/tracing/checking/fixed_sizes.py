@@ -22,6 +22,7 @@ from irtool.hosts.torch.tracing.checking.compare import (
     observed,
     other_batches,
     other_images,
+    rules_from,
 )
 from irtool.hosts.torch.tracing.checking.reference import Reference, sizes_of
 from irtool.hosts.torch.tracing.state.sandbox import TraceNotes, untouched
@@ -72,14 +73,17 @@ def fixed_axes(reference: Reference, program: Program) -> tuple[Fixed, ...]:
     A smaller image first, which costs least. Where that agrees, it is compared at other batches; where not, axis by axis.
     """
     pair, inputs = _Pair(reference, program), program.inputs
-    image = next((change for change in other_images(inputs) if pair.verdict(change) is not None), None)
+    taken = next((found for found in enumerate(other_images(inputs)) if pair.verdict(found[1]) is not None), None)
+    image = None if taken is None else taken[1]
     if image is None or not pair.verdict(image):
-        batches = _told(pair, other_batches(image.inputs if image is not None else inputs, few=pair.few))
+        batches = _told(pair, pair.batches(image.inputs if image is not None else inputs))
         # each alone may be right: without another batch there are not both
-        batches = batches and (_told(pair, other_batches(inputs, few=pair.few)) or batches)
+        batches = batches and (_told(pair, pair.batches(inputs)) or batches)
         return (*batches, *(entry for entry in _otherwise(pair) if not batches or entry.what != batches[0].what))
-    told = [entry for axis in range(-1, -4, -1) for entry in _told(pair, other_images(inputs, only=axis))]
-    return (*_told(pair, other_batches(inputs, few=pair.few)), *(told or _told(pair, [image])))
+    assert taken is not None
+    rules = rules_from(taken[0])  # the model took this one, and may take none of those before
+    told = [entry for axis in range(-1, -4, -1) for entry in _told(pair, other_images(inputs, axis, rules))]
+    return (*_told(pair, pair.batches(inputs)), *(told or _told(pair, [image])))
 
 
 class _Pair:
@@ -96,6 +100,10 @@ class _Pair:
         if sizes not in self._verdicts:
             self._verdicts[sizes] = self._compared(change.inputs)
         return self._verdicts[sizes]
+
+    def batches(self, inputs: Sequence[Any]) -> list[Change]:
+        """Other batches of some inputs, at which this program may be wrong."""
+        return other_batches(inputs, few=self.few, doubled=self.program.branches is None)
 
     def _compared(self, inputs: Sequence[Any]) -> str | None:
         expected = self._reference.outputs(inputs)

@@ -40,6 +40,8 @@ class SymbolicTracer(fx.Tracer):
         self._leaf, self._given, self._asides = leaf, given, asides or TraceNotes()
         self.graded = torch.is_grad_enabled()
         self.added: set[str] = set()
+        self.offered: list[fx.Node] = []
+        """Values that forward was given and may not have asked for."""
         self._opened: nn.Module | None = None
         self._has_rule: dict[type, bool] = {}
         self._around: tuple[str, Any] = ("", None)
@@ -48,7 +50,10 @@ class SymbolicTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace a model, as torch's tracer does; tensors of each layer are noted first, so that an exchange of them shows."""
         self._first = {id(module): computes_with(module) for module in modules_by_path(root).values() if not module._modules}
-        return super().trace(root, concrete_args)
+        graph = super().trace(root, concrete_args)
+        for node in self.offered:
+            _erase_unused(node)
+        return graph
 
     def _is_exchanged(self, m: nn.Module) -> bool:
         """Whether a layer computes with other tensors or options than when tracing began: `functional_call` swaps weights in."""
@@ -128,7 +133,7 @@ class SymbolicTracer(fx.Tracer):
         path = self.path_of_module(m)
         leaf: Callable[..., Any] | None = None
         if type(m) is nn.MultiheadAttention and path not in self._leaf:
-            leaf = partial(emit_attention, m)
+            leaf = partial(self._write_out, m)
             if m.dropout:  # of the weights, inside of one operator
                 self._asides.asked.setdefault(path)
         elif self.is_leaf_module(m, path):
@@ -157,6 +162,13 @@ class SymbolicTracer(fx.Tracer):
 
         self._opened = m  # torch asks once more whether it is a leaf
         return super().call_module(m, around, args, kwargs)
+
+    def _write_out(self, m: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> Any:
+        """Record attention in plain operators; its weights, which most callers drop, are looked at again at the end."""
+        output, weights = emit_attention(m, *args, **kwargs)
+        if isinstance(weights, fx.Proxy):
+            self.offered.append(weights.node)
+        return output, weights
 
     def _record(self, path: str, whole: bool, *args: Any, **kwargs: Any) -> Any:
         made = self.create_proxy("call_module", path, args, kwargs)
@@ -216,8 +228,8 @@ class ConcreteTracer(SymbolicTracer):
             return self._feed.pop(0) if self._feed else (node.args[0] if node.args else None)
         if node.op == "get_attr":
             found = held_at(self.root, str(node.target))
-            single = str(node.target).startswith("_tensor_constant") and isinstance(found, torch.Tensor) and found.dim() == 0
-            return meta(found) if isinstance(found, torch.Tensor) and not single else found  # a number that a factory may ask for
+            constant = str(node.target).startswith("_tensor_constant")  # what forward made, and decides by: a number, a causal mask
+            return meta(found) if isinstance(found, torch.Tensor) and not (constant and found.numel() <= _SMALL) else found
         if node.op == "output":
             return None
         args: Any = fx.node.map_aggregate(node.args, self._plain)
@@ -300,6 +312,20 @@ class ConcreteTracer(SymbolicTracer):
 
     def keys(self, obj: fx.Proxy) -> Any:
         return obj.value.keys()
+
+
+_SMALL = 1 << 16
+"""Entries of a constant that the concrete tracer computes with, and not only with its shape."""
+
+
+def _erase_unused(node: fx.Node) -> None:
+    """Erase a value that nobody uses, and what was computed for it alone."""
+    if node.users or node.op not in ("call_function", "call_method"):
+        return
+    read = node.all_input_nodes
+    node.graph.erase_node(node)
+    for other in read:
+        _erase_unused(other)
 
 
 def _zeros(tensor: torch.Tensor) -> torch.Tensor:
