@@ -160,6 +160,18 @@ def places() -> onnx.ModelProto:
     return n.model(n.op("Add", scores, n.op("OneHot", best, n.const(4), n.const([0.5, 2.0], np.float32))))
 
 
+def sparse_constants() -> onnx.ModelProto:
+    n, x = trunk()
+    model = n.model(n.op("Gemm", n.op("Flatten", n.op("GlobalAveragePool", x)), n.weight(8, 4)))
+    weight = model.graph.initializer[-1]
+    array = numpy_helper.to_array(weight) * (np.arange(32).reshape(8, 4) % 3 == 0)
+    places = np.flatnonzero(array)
+    values = numpy_helper.from_array(array.ravel()[places].astype(np.float32), weight.name)
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, numpy_helper.from_array(places), [8, 4]))
+    del model.graph.initializer[-1]
+    return model
+
+
 KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "where with a constant mask": where_mask,
     "a vector behind rows": vector_behind_rows,
@@ -178,6 +190,7 @@ KINDS: dict[str, Callable[[], onnx.ModelProto]] = {
     "products of matrices": products,
     "operators that others define": defined_by_others,
     "signals as results": signals,
+    "sparse constants": sparse_constants,
     "places of the largest": places,
 }
 

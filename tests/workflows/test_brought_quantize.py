@@ -75,9 +75,9 @@ def padded_by_its_sizes() -> onnx.ModelProto:
 
 
 def resized_to_a_skip() -> onnx.ModelProto:
-    """To the sizes of another value, which are computed."""
-    n = Net(17, ("N", 3, 16, 16))
-    x = trunk(n, "x")
+    """To the sizes of another value, which are computed; and some axes alone to sizes that are stated."""
+    n = Net(18, ("N", 3, 16, 16))
+    x = n.op("Resize", trunk(n, "x"), "", "", n.const([16, 16]), axes=[2, 3], mode="linear")
     sizes = n.op("Concat", *(n.op("Slice", n.op("Shape", y), n.const([a]), n.const([a + 2])) for y, a in ((x, 0), ("x", 2))), axis=0)
     small = n.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
     return n.model(n.conv(n.op("Resize", n.conv(small, 12, 12), "", "", sizes, mode="linear"), 12, 5, 1), ranks=[4])
@@ -162,6 +162,9 @@ def test_the_bound_counts_the_noise_in_the_outputs() -> None:
 def test_inputs_are_fed_in_the_models_order() -> None:
     images = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
     scale, size = np.ones((1, 1), np.float32), np.array([7])
+    pair = Feed(0, twins=(1,))(images)
+    np.testing.assert_array_equal(pair[0], images)
+    np.testing.assert_array_equal(pair[1], images[::-1])  # another image than the first
     first, x, last = Feed(1, True, {0: scale, 2: size}, frozenset({0}))(images)
     assert first.shape == (2, 1)
     assert last is size

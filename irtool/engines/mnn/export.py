@@ -25,6 +25,7 @@ from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
 from irtool.extras import EXTRAS
+from irtool.hosts.onnx.files.file import check_bounds
 from irtool.tensor_defaults import plain_tensors
 
 # MNN uses Winograd convolutions and approximate activations: allowed difference to onnxruntime, relative to the largest output.
@@ -82,6 +83,7 @@ def export_mnn(
     """
     source = model_file(onnx_path, ".onnx")
     flags = _flags(fp16, weight_bits, compression_params, timeout)
+    check_bounds(source)
     model = _read(source)
     _check_inputs(model, source)
     for module in ("MNN", "_tools"):

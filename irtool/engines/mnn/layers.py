@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from irtool.engines.mnn.process import in_child, meaning, scratch
+from irtool.engines.mnn.workarounds import worked_around
 from irtool.engines.session import model_file
 from irtool.errors import ExportError
 
@@ -41,7 +44,7 @@ class MnnOperator:
 
 
 def mnn_operators(onnx_path: str | os.PathLike[str], timeout: float = 600.0) -> tuple[MnnOperator, ...]:
-    """The operators that MNN's converter makes of a file, in order.
+    """The operators that MNN's converter makes of a file as `export_mnn` gives it to it, in order.
 
     Raises:
         ExportError: the converter fails.
@@ -50,8 +53,9 @@ def mnn_operators(onnx_path: str | os.PathLike[str], timeout: float = 600.0) -> 
     source = model_file(onnx_path, ".onnx").absolute()
     with scratch() as folder:
         bare, text = folder / "bare.mnn", folder / "bare.json"
+        file = worked_around(onnx.load(str(source), load_external_data=False), source, folder)
         _call(
-            ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(bare), "--bizCode", "irtool", "--benchmarkModel"],
+            ["-f", "ONNX", "--modelFile", str(file), "--MNNModel", str(bare), "--bizCode", "irtool", "--benchmarkModel"],
             bare,
             source,
             timeout,

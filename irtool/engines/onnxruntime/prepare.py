@@ -43,7 +43,8 @@ def prepared(model: ModelProto) -> ModelProto:
     - A `Constant` node with a tensor becomes an initializer.
     - `ReduceMean` over the axes 2 and 3 of an image becomes `GlobalAveragePool`, which engines have in integers, with a
       `Flatten` where the axes are dropped.
-    - `Pad` of some axes becomes one of all axes: onnxruntime takes the amounts for those of all, where it changes the layout around integers.
+    - `Pad` and `Resize` of some axes become those of all axes: onnxruntime takes amounts and sizes for those of all, where it changes the
+      layout around integers.
     """
     result = _with_shapes(model)
     _hold_constants(result)
@@ -154,4 +155,29 @@ def full_pad(node: NodeProto, axes: list[int], rank: int) -> list[NodeProto]:
     ]
 
 
-_REWRITES: dict[str, Callable[[NodeProto, DefUse], list[NodeProto]]] = {"Pad": _pad, "ReduceMean": _mean}
+def _resize(node: NodeProto, wiring: DefUse) -> list[NodeProto]:
+    """Sizes of the other axes are those that they have; factors of theirs are 1."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    rank, shape = len(wiring.shapes.get(node.input[0], ())), f"{node.output[0]}.shape"
+    index = next((place for place in (2, 3) if len(node.input) > place and node.input[place]), None)
+    plain = attributes.get("keep_aspect_ratio_policy", b"stretch") == b"stretch" and not "".join(node.input[1:2])
+    if "axes" not in attributes or not rank or index is None or not plain:  # a region to resize from stands for the same axes
+        return [node]
+    held = [axis % rank for axis in attributes["axes"]]
+    places = np.array([held.index(axis) if axis in held else len(held) + axis for axis in range(rank)], np.int64)
+    name = f"{shape}.all"
+    made = [
+        helper.make_node("Shape", [node.input[0]], [shape], shape)
+        if index == 3
+        else helper.make_node("Constant", [], [shape], shape, value=numpy_helper.from_array(np.ones(rank, np.float32), shape)),
+        helper.make_node("Constant", [], [f"{shape}.places"], f"{shape}.places", value=numpy_helper.from_array(places, shape)),
+        helper.make_node("Concat", [node.input[index], shape], [f"{shape}.listed"], f"{shape}.listed", axis=0),
+        helper.make_node("Gather", [f"{shape}.listed", f"{shape}.places"], [name], name, axis=0),
+    ]
+    inputs = [node.input[0], "", *([""] if index == 3 else []), name]
+    resized = helper.make_node("Resize", inputs, node.output, node.name)
+    resized.attribute.extend(attribute for attribute in node.attribute if attribute.name != "axes")
+    return [*made, resized]
+
+
+_REWRITES: dict[str, Callable[[NodeProto, DefUse], list[NodeProto]]] = {"Pad": _pad, "ReduceMean": _mean, "Resize": _resize}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from irtool.ir.frontier import Batch
 from irtool.ir.graph import Graph
-from irtool.nests import floats_in
+from irtool.nests import floats_in, tensors_in
 from irtool.pruning.reconstruct.images import size_of
 
 TEMPERATURE = 2.0
@@ -49,27 +49,33 @@ class Aims:
 
 @torch.no_grad()
 def outputs_of(graph: Graph, batch: Batch) -> list[Tensor]:
-    """The floating outputs of a graph for one batch."""
-    return [output.detach() for output in floats_in(graph.run(*batch))]
+    """The floating outputs of a graph for one batch; all outputs where none is floating, as a segmenter's classes are not."""
+    found = graph.run(*batch)
+    return [output.detach() for output in floats_in(found) or tensors_in(found)]
 
 
 def distance(outputs: Sequence[Tensor], aims: Sequence[Any]) -> Tensor:
     """Measure the distance of outputs from what they should be: a mean over images.
 
     Where the only output is a table (images, classes): `T^2 KL(softmax(aim / T) || softmax(output / T))` with T = 2, classes being what
-    adds up to one, or is taken to. Other outputs: squared error over the aim's variance, summed over outputs. Outputs of other sizes, as
-    data may make them, are infinitely far.
+    adds up to one, or is taken to. Other outputs: squared error over the aim's variance, of whole numbers the share that differs, summed over
+    outputs. Outputs of other sizes, as data may make them, are infinitely far.
     """
     if any(output.shape != aim.shape for output, aim in zip(outputs, aims, strict=True)):
         return torch.tensor(torch.inf)
-    if len(aims) == 1 and aims[0].dim() == 2 and aims[0].shape[1] > 1:
+    if len(aims) == 1 and aims[0].dim() == 2 and aims[0].shape[1] > 1 and aims[0].is_floating_point():
         aim, output = aims[0], outputs[0]
         if bool((aim >= 0).all() and ((aim.sum(1) - 1).abs() < 1e-3).all()):
             aim, output = aim.clamp_min(1e-12).log(), output.clamp_min(1e-12).log()
         got, wanted = (F.log_softmax(part.double() / TEMPERATURE, 1) for part in (output, aim))
         return TEMPERATURE**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
-    parts = [(output - aim).square().mean() / _unit(aim).clamp_min(1e-12) for output, aim in zip(outputs, aims, strict=True)]
-    return torch.stack(parts).sum()
+    return torch.stack([_error(output, aim) for output, aim in zip(outputs, aims, strict=True)]).sum()
+
+
+def _error(output: Tensor, aim: Tensor) -> Tensor:
+    if not aim.is_floating_point():
+        return (output != aim).float().mean()
+    return (output - aim).square().mean() / _unit(aim).clamp_min(1e-12)
 
 
 def _unit(aim: Tensor) -> Tensor:

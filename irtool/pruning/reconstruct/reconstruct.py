@@ -29,6 +29,7 @@ from irtool.pruning.slicing.slicing import Slicing
 
 HELD_OUT = 4
 """One image in so many is held out."""
+_FINITE = "Look at their preprocessing."
 _EQUAL = {torch.float64: 1e-10}
 """The relative error below which a layer gives what it gave, by its type; 1e-5 for others."""
 _SAME = 1e-6
@@ -162,7 +163,7 @@ class Reconstruction:
             raise DataError(
                 "the original gives values that are not finite on these images",
                 where=task.node.location,
-                remedy="Look at their preprocessing.",
+                remedy=_FINITE,
             )
         return _Sample(drawn.places, drawn.images, aim.clone(), tuple(value.shape))
 
@@ -175,6 +176,8 @@ class Reconstruction:
             if number == 0 and not _computes(rows, task, frontier):
                 outcome.notes.append(f"{node.location}: left as it is (it does not compute what its attributes say)")
                 break
+            if not bool(torch.isfinite(rows.read).all()):
+                raise DataError("reads values that are not finite on these images", where=node.location, remedy=_FINITE)
             regression.add(rows.read, rows.lacking, rows.held)
             spread.add(rows.aim)
             read.add(rows.read.flatten(1))

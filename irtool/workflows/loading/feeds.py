@@ -21,24 +21,29 @@ class Feed:
         last: whether it takes them with the channels last.
         others: what the other inputs get, by place: for one image where they have a batch.
         batched: which of the others have a batch.
+        twins: further inputs that take images: those of a batch, each moved on by a few, so that an input gets another image than the others.
     """
 
     place: int = 0
     last: bool = False
     others: Mapping[int, np.ndarray] = field(default_factory=dict)
     batched: frozenset[int] = frozenset()
+    twins: tuple[int, ...] = ()
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """The inputs in the model's order."""
         found = dict(self.others)
         for place in self.batched:
             found[place] = np.concatenate([self.others[place]] * len(images))
-        found[self.place] = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.last else images
+        given = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.last else images
+        found[self.place] = given
+        for step, place in enumerate(self.twins, 1):
+            found[place] = np.roll(given, step, axis=0)
         return tuple(found[place] for place in sorted(found))
 
 
 def feed_of(graph: Graph, image: tuple[int, ...]) -> Feed:
-    """Make a function that feeds images to a graph: the first input of the images' sizes takes them, others are ones, so that masks let all through.
+    """Make a function that feeds images to a graph: the inputs of the images' sizes take them, others are ones, so that masks let all through.
 
     Args:
         graph: an ONNX graph or a traced model.
@@ -57,14 +62,15 @@ def feed_of(graph: Graph, image: tuple[int, ...]) -> Feed:
             remedy="Give --image-size.",
         )
     place = found[0][0]
+    alike = [other for other, _ in found[1:] if sizes[other] == sizes[place] and graph.inputs[other].dtype == graph.inputs[place].dtype]
     batch = sizes[place][0]
-    batched = frozenset(other for other, shape in enumerate(sizes) if other != place and shape and shape[0] == batch)
+    batched = frozenset(other for other, shape in enumerate(sizes) if other not in (place, *alike) and shape and shape[0] == batch)
     others = {}
     for other, value in enumerate(graph.inputs):
-        if other != place:
+        if other != place and other not in alike:
             shape = (1, *value.sizes[1:]) if other in batched else value.sizes
             others[other] = np.ones(shape, str(value.dtype).removeprefix("torch."))
-    return Feed(place, found[0][1] and tuple(sizes[place][1:]) != image, others, batched)
+    return Feed(place, found[0][1] and tuple(sizes[place][1:]) != image, others, batched, tuple(alike))
 
 
 def runner(session: Session, feed: Feed, batch: int | None) -> Callable[[np.ndarray], list[np.ndarray]]:

@@ -118,7 +118,7 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     source = folder / "float.onnx"
     graph, widened = _in_float32(graph)
     feed = feed_of(graph, images.preprocessing.input_shape)
-    if feed.others and not engine.int8.several_inputs:
+    if (feed.others or feed.twins) and not engine.int8.several_inputs:
         remedy = "Fix the others with --set NAME=VALUE, or use --engine onnxruntime."
         raise OptionError("several inputs", where=f"--engine {engine.name}", remedy=remedy)
     with reporter.stage("write the float model"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
-from onnx import NodeProto, helper
+from onnx import NodeProto, helper, numpy_helper
 
 from irtool.engines.mnn.rewriting.definitions import inlined
 from irtool.engines.mnn.rewriting.products import einsum, gemm, matmul
@@ -20,11 +21,13 @@ def rewrite(model: onnx.ModelProto) -> bool:
     """Rewrite a model in place; whether there was anything to rewrite.
 
     - Calls of local functions, and reductions that MNN reads no axes of, become what these do.
+    - Sparse constants are written out.
     - Attributes that are left to their defaults are written down: MNN has defaults of its own.
     - Each operator that MNN refuses or misreads becomes others of the same numbers, where its sizes are known.
     """
     inside = any(node.op_type in _REDUCTIONS and len(node.input) > 1 for node in model.graph.node)
     changed = inlined(model, _REDUCTIONS if inside else ())
+    changed |= _dense(model)
     changed |= _defaults(model)
     if not any(node.op_type in _RULES for node in model.graph.node):
         return changed
@@ -67,6 +70,19 @@ _RULES: Mapping[str, Rule] = {
 """Rules by operator."""
 _REDUCTIONS = frozenset({"ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare"})
 """Reductions whose axes MNN does not read where they are an input."""
+
+
+def _dense(model: onnx.ModelProto) -> bool:
+    """Write sparse constants out: MNN takes them for absent, and reads beside its memory."""
+    for sparse in model.graph.sparse_initializer:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        places = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
+        dense = np.zeros(int(np.prod(sparse.dims)), values.dtype)
+        dense[places] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense.reshape(sparse.dims), sparse.values.name))
+    changed = bool(model.graph.sparse_initializer)
+    del model.graph.sparse_initializer[:]
+    return changed
 
 
 def _defaults(model: onnx.ModelProto) -> bool:
