@@ -27,7 +27,7 @@ from irtool.train import Data, load_data
 SIZE = 64
 TRAINED: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "MobileNetV2": (lambda: mobilenet_v2(num_classes=10, width_mult=0.5), 6, 18_000),
-    "ResNet-18": (lambda: resnet18(num_classes=10), 2, 10_000),
+    "ResNet-18": (lambda: resnet18(num_classes=10), 1, 8_000),
 }
 """The nets that are trained here, and how many epochs of how many images each gets. The MobileNetV2 has half of the usual width."""
 FITTED = 256

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,16 +22,18 @@ class TorchSession:
     Args:
         source: a graph, or a bare module.
         example_inputs: needed for a bare module; they give the inputs' names, dtypes and shapes. Axis 0 is free.
+        compiled: run it through `torch.compile`, which compiles in the first run and for each new shape: seconds to minutes.
 
     Raises:
-        BackendError: no example inputs; from `run`: arrays that do not fit, or the module's own failure.
+        BackendError: no example inputs, or `compiled` where there is no C++ compiler; from `run`: arrays that do not fit, or the module's own failure.
     """
 
     engine = "torch"
 
-    def __init__(self, source: Source | nn.Module, example_inputs: Any = None) -> None:
+    def __init__(self, source: Source | nn.Module, example_inputs: Any = None, *, compiled: bool = False) -> None:
         module, examples = resolve(source, example_inputs)
         self._flat = FlatModule(module, examples)
+        self._call: nn.Module | Callable[..., Any] = _compiled(self._flat) if compiled else self._flat
         self._devices = [example.device for example in self._flat.examples]
         self._inputs = tuple(_spec(name, example) for name, example in zip(self._flat.input_names, self._flat.examples, strict=True))
         self._outputs: tuple[TensorSpec, ...] | None = None
@@ -52,12 +57,26 @@ class TorchSession:
         tensors = [torch.from_numpy(array).to(device, copy=True) for array, device in zip(fit, self._devices, strict=True)]
         try:
             with evaluating(self._flat):
-                return [np.array(tensor.detach().cpu().numpy()) for tensor in self._flat(*tensors)]
+                return [np.array(tensor.detach().cpu().numpy()) for tensor in self._call(*tensors)]
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             first = str(error).strip().splitlines() or [type(error).__name__]
             raise BackendError(
                 f"the module failed: {first[0]}", where=self.engine, remedy="Run the module on the same input in PyTorch to see where."
             ) from error
+
+
+def _compiled(module: nn.Module) -> Callable[..., Any]:
+    """Wrap a module by `torch.compile`, which writes C++ and has it compiled."""
+    command = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([command] if command else _COMPILERS)):
+        raise BackendError(
+            "torch.compile needs a C++ compiler, and there is none", where="torch", remedy="Install g++, or name one in the variable CXX."
+        )
+    found: Callable[..., Any] = torch.compile(module)
+    return found
+
+
+_COMPILERS = ("g++", "clang++", "c++")
 
 
 def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:

@@ -28,10 +28,12 @@ from irtool.train.settings import Settings
 IMAGES = 128
 """That ranges are observed on, before the first epoch and after each."""
 BATCH = 32
+MEASURED = 0.5
+"""The share of the steps in which batch norms that could not be folded measure their statistics; then they keep them, as the file does."""
 
 
 class RoundedNet(InterceptedNet):
-    """A traced net that rounds where its int8 file does: the same placement, the same rules for scales. Batch norms keep their statistics.
+    """A traced net that rounds where its int8 file does: the same placement, the same rules for scales.
 
     Args:
         graph: batch norms folded; its parameters are trained in place.
@@ -106,7 +108,8 @@ def qat(
 ) -> History:
     """Train a graph in place while it rounds as its int8 file will. The accuracies that are told are with rounding.
 
-    Ranges are observed before the first epoch and after each. `irtool quantize` observes them by the same rule on the trained graph, so
+    Batch norms that could not be folded measure their statistics in the first half of the steps, as in any training, and keep them in the second.
+    Ranges are observed before the first epoch, where the statistics settle, and after each epoch. `irtool quantize` observes them by the same rule on the trained graph, so
     nothing but weights has to be kept. Give it --no-refine where weights have few bits: they were trained for the nearest integers.
 
     Args:
@@ -132,6 +135,16 @@ def qat(
     def renew(_module: nn.Module, _record: object) -> None:
         net.observe(images)
 
+    steps = max(1, len(found.train) // settings.batch_size) if isinstance(found, Data) else found.steps
+    settle = round(MEASURED * settings.epochs * steps)
+
+    def settled(_module: nn.Module, step: int, _loss: float) -> None:
+        if net.measures and step >= settle:
+            net.measures = False
+            net.train(net.training)
+            net.observe(images)
+
+    net.measures = settle > 0
     net.observe(images)
     own = {"stage": "qat", "engine": engine, "weight_bits": net.bits, "weights_only": weights_only}
-    return fit(net, found, settings, on_epoch=renew, facts={**own, **(facts or {})}, progress=progress)
+    return fit(net, found, settings, on_epoch=renew, on_step=settled, facts={**own, **(facts or {})}, progress=progress)

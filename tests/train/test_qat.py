@@ -107,6 +107,17 @@ def test_it_trains_in_place_and_the_file_has_what_was_trained() -> None:
         assert not torch.equal(net(x), graph.run(x))
 
 
+def test_norms_that_stay_measure_in_the_first_half_and_keep_in_the_second() -> None:
+    data, graph = load_data("digits", limit=100, channels=3, image_size=16), folded(pruned())
+    assert isinstance(graph, irtool.FxGraph)
+    norms = [part for part in graph.module.modules() if isinstance(part, nn.BatchNorm2d)]
+    counted = [int(norm.num_batches_tracked) for norm in norms]
+    qat(graph, data, Settings(epochs=2, lr=0.001, batch_size=16, crop=0))
+    steps = 2 * (len(data.train) // 16)
+    assert norms
+    assert [int(norm.num_batches_tracked) - before for norm, before in zip(norms, counted, strict=True)] == [steps // 2] * len(norms)
+
+
 def test_what_cannot_be_trained_is_told() -> None:
     data = load_data("digits", limit=60, channels=3)
     with pytest.raises(OptionError, match="Trace it first"):

@@ -17,13 +17,16 @@ Hook = Callable[[str, Tensor], Tensor]
 
 
 class InterceptedNet(nn.Module):
-    """A graph's module with hooks. Its parameters are the module's own; batch norms keep their statistics in training, too.
+    """A graph's module with hooks. Its parameters are the module's own.
 
     Args:
         graph: a traced model.
         value: called with each node's only output.
         weight: called with the parameters in `weights`.
         weights: names of parameters.
+
+    Attributes:
+        measures: whether batch norms measure statistics in training, as they do by themselves; else they keep those that they have, then too.
 
     Raises:
         OptionError: the graph is of another host, which has no gradients.
@@ -36,6 +39,7 @@ class InterceptedNet(nn.Module):
         self.inner = graph.module
         self.value, self.weight, self.weights = value, weight, frozenset(weights)
         views = ((node.host.name, node.outputs) for node in graph.nodes if isinstance(node.host, fx.Node))
+        self.measures = False
         self.names = {name: outputs[0].name for name, outputs in views if len(outputs) == 1}
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -43,9 +47,9 @@ class InterceptedNet(nn.Module):
         return _Run(self).run(*inputs)
 
     def train(self, mode: bool = True) -> InterceptedNet:
-        """Put the module into training mode, but for its batch norms."""
+        """Put the module into training mode, but for batch norms that keep their statistics."""
         super().train(mode)
-        for part in self.inner.modules():
+        for part in self.inner.modules() if not self.measures else ():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
         return self
