@@ -80,3 +80,10 @@ def test_the_copy_button_takes_what_was_typed(site: Path, driver: Any) -> None:
     assert ">>>" not in copied
     assert copied.strip()
     compile(copied, "copied", "exec")
+
+
+def test_the_site_is_as_dark_as_the_system_at_each_visit(site: Path, driver: Any) -> None:
+    for scheme, named in (("dark", "slate"), ("light", "default"), ("dark", "slate")):
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+        driver.get((site / "glossary.html").as_uri())
+        assert driver.execute_script("return document.body.dataset.mdColorScheme") == named

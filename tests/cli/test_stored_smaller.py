@@ -15,6 +15,7 @@ from torch import nn
 
 import irtool
 from irtool.engines import MnnSession, OnnxSession
+from irtool.errors import OptionError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -106,3 +107,14 @@ def test_without_images_integers_between_layers_are_refused(float_file: Path, tm
     assert code == 1
     assert "--calib" in complaint
     assert not (tmp_path / "out").exists()
+
+
+def test_from_python_the_same_is_said(float_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="quantize_weights"):
+        irtool.quantize(float_file, tmp_path / "out")
+    with pytest.raises(OptionError, match="Did you mean weight_bits"):
+        irtool.quantize_weights(float_file, tmp_path / "out", weight_bit=4)
+    done = irtool.quantize_weights(float_file, tmp_path / "out", weight_bits=4)
+    assert done.file.stat().st_size == done.forms["int8"].bytes < done.forms["half"].bytes < done.forms["float"].bytes
+    assert "no accuracy" in done.verdict
+    assert not (tmp_path / "out" / "int8.json").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irtool.engines.table import ENGINES
+from irtool.errors import OptionError
 from irtool.hosts.onnx.files.given import Given
 from irtool.progress import Reporter
 from irtool.train import Data
@@ -47,7 +48,7 @@ def quantize(
     model: str | Path,
     out: str | Path,
     *,
-    calib: str | Path | DataOptions,
+    calib: str | Path | DataOptions | None = None,
     data: str | Path | None = None,
     weights: str | Path | None = None,
     inputs: Sequence[Shape] = (),
@@ -61,7 +62,8 @@ def quantize(
         model: what MODEL is on the command line: `net.py:Net`, an .onnx file, a saved model, a compress run's folder.
         out: the folder for the float file, its smaller forms and the int8 file, steps.txt, sensitivity.json and .png and report.json. It
             changes as one.
-        calib: images to calibrate with: as `data` of `irtool.compress`, or a folder of images alone.
+        calib: images to calibrate with: as `data` of `irtool.compress`, or a folder of images alone. Weights alone need none: see
+            `irtool.quantize_weights`.
         data: labelled images to score on, which choose nothing; by default the test split of `calib`.
         weights: a state dict's file.
         inputs: sizes of the inputs, where the data do not tell them.
@@ -75,6 +77,9 @@ def quantize(
 
     >>> quantize("small", "small-int8", calib="cifar10.zip", engine="mnn", max_drop=0.3)  # doctest: +SKIP
     """
+    if calib is None:
+        remedy = "Give calib=DATA (a folder of images will do), or call irtool.quantize_weights."
+        raise OptionError("integers between layers need images", where="calib", remedy=remedy)
     wanted = read_options(QuantizeOptions, options)
     settings, name, out, reporter = wanted.settings(), str(model), Path(out), progress or Reporter()
     own_weights = None if weights is None else Path(weights)
