@@ -105,7 +105,7 @@ tv : stochastic_depth : input=T p=n mode=|batch|row training=b
 fft : fft ifft rfft irfft hfft ihfft : input=T n=i0 dim=i norm=0|forward|backward|ortho
 fft : fft2 ifft2 rfft2 irfft2 : input=T s=I0 dim=I norm=0|forward|backward|ortho
 fft : fftn ifftn rfftn irfftn : input=T s=I0 dim=I0 norm=0|forward|backward|ortho
-t . : stft : input=T n_fft=i hop_length=i0 win_length=i0 window=T0 center=b pad_mode=|constant|reflect|replicate|circular normalized=b onesided=b0 return_complex=b0
+t . : stft : input=T n_fft=i hop_length=i0 win_length=i0 window=T0 center=b pad_mode=|constant|reflect|replicate|circular normalized=b onesided=b0 return_complex=b0 align_to_window=0
 t . : istft : input=T n_fft=i hop_length=i0 win_length=i0 window=T0 center=b normalized=b onesided=b0 length=i0 return_complex=b
 fft : fftshift ifftshift : input=T dim=I0
 t : complex : real=T imag=T

@@ -92,6 +92,9 @@ READ: dict[str, Callable[[Any, Tensor], Any]] = {
             torch.stft(y.flatten(1), 16, window=torch.hann_window(16), return_complex=True), 16, window=torch.hann_window(16)
         ).mean()
     ),
+    "a spectrogram": lambda net, y: net.b(
+        y + torch.stft(y.flatten(2).mean(1), 16, window=torch.hann_window(16), return_complex=True).abs().mean()
+    ),
     "a word": lambda net, y: net.b(y) if net.task == "seg" else net.b(y).mean((2, 3)),
     "unset memory": lambda net, y: net.b(y + torch.empty(y.shape).fill_(1.0)),
     "sizes in a tensor": lambda net, y: net.b(y * torch.tensor([y.shape[2], y.shape[3]]).sum()),

@@ -289,7 +289,7 @@ def _end(end: int | None) -> int | None:
 
 
 def _einsum(call: Call) -> Attrs:
-    return {"equation": str(call.given.get("equation", "")).replace(" ", "")}
+    return {"equation": "i,j->ij" if call.name in ("outer", "ger") else str(call.given.get("equation", "")).replace(" ", "")}
 
 
 def _fourier(call: Call) -> Attrs:

@@ -93,6 +93,7 @@ FUNCTIONS: dict[str, Spec] = {
     Gemm | addmm | bias input weight_t | run
     MatMul | matmul bmm mm __matmul__ | input other | run
     Einsum | einsum | equation *operands | run
+    Einsum | outer ger | input vec2 | run
     Attention | scaled_dot_product_attention | input key value attn_mask dropout_p is_causal scale enable_gqa | same_value
     BatchNormalization | batch_norm | input running_mean running_var weight bias training momentum eps | same
     BatchNormalization | aten.batch_norm aten.cudnn_batch_norm | input weight bias running_mean running_var training momentum eps | same

@@ -242,12 +242,15 @@ def _bank(node: Node, ctx: Context, value: Value, axis: int, beside: bool) -> Te
 
 
 def _fill(node: Node, ctx: Context, axis: int, beside: bool) -> None:
-    """Zeros beside channels are channels that the node makes, as padding does: they go with what they meet later."""
+    """Zeros beside channels are channels that the node makes, as padding does: they go with what they meet later.
+
+    So are several beside what has none: the first state of a recurrent convolution, beside the first image.
+    """
     for value in node.inputs:
         maker = value.producer
         name = "" if maker is None else short_name(maker.callee)
         lone = name in _FILLERS and len(value.uses) == 1 and is_none(ctx.of(value))
-        if maker is not None and ctx.decide(node, f"fills {value.name}", beside and lone):
+        if maker is not None and ctx.decide(node, f"fills {value.name}", (beside or value.sizes[axis] > 1) and lone):
             ctx.put(value, on_axis(ctx.fresh(maker, value.sizes[axis]), axis, len(value.sizes)))
 
 
