@@ -35,7 +35,8 @@ def quantize(
         typer.Option(
             "--calib",
             "-c",
-            help="Images to calibrate with: like --data, or a folder of images alone. --weights-only does without, and then without an accuracy.",
+            help="Images to calibrate with: like --data, or a folder of images alone; or a .npy file of inputs as the model takes them, one a row. "
+            "--weights-only does without, and then without an accuracy.",
             metavar="DATA",
         ),
     ] = None,

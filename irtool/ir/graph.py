@@ -148,6 +148,10 @@ class Graph(Edits):
         """The axes of the inputs that the model takes in other sizes, and the program does not, or with other numbers (`silent`)."""
         return ()
 
+    def model_tolerance(self) -> float:
+        """The largest `against_model` that rounding explains, for the types of the outputs."""
+        return 1e-4
+
     def widened(self: G) -> G:
         """A copy in the widest arithmetic that the host computes in, so that rounding hides no error; the graph itself if it has none wider."""
         return self

@@ -258,7 +258,7 @@ def test_an_exporter_that_freezes_the_batch_is_found_out(tmp_path: Path) -> None
 
 
 def test_a_wrong_file_is_never_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    monkeypatch.setattr("irtool.engines.onnxruntime.verify.TOLERANCE", -1.0)
     (tmp_path / "net.onnx").write_bytes(b"the file of yesterday")
     with pytest.raises(ExportError, match="numbers differ from torch's"):
         export_onnx(nn.ReLU(), tmp_path / "net.onnx", example_inputs=torch.randn(2, 4))

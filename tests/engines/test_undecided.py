@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from irtool.engines.agreement import row_error
 from irtool.engines.flat_module import FlatModule
-from irtool.engines.onnxruntime.export import TOLERANCE, _is_undecided
+from irtool.engines.onnxruntime.verify import TOLERANCE, _is_undecided
 
 
 class Ranked(nn.Module):

@@ -321,3 +321,20 @@ def test_a_constant_of_zero_is_exact() -> None:
     check = irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5, "local"), constants="absorb")
     assert check.ok
     assert check.constants == 0
+
+
+def test_images_that_say_nothing_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = irtool.trace(Net(lambda net, y: net.o(y), o=nn.Conv2d(16, 4, 1)).eval(), torch.randn(X))
+    plan = irtool.plan(graph, "l1", 0.5)
+    monkeypatch.setattr("irtool.pruning.absorb.calibration.absorption", lambda *_: pytest.fail("the model ran on them"))
+    with pytest.raises(irtool.errors.DataError, match="says nothing about the net"):
+        irtool.prune(graph, plan, "absorb", [torch.zeros(X), torch.zeros(X)])
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [(torch.float32, 1e-4), (torch.float16, 64 * torch.finfo(torch.float16).eps)])
+def test_a_model_and_its_graph_may_be_apart_by_the_rounding_of_their_type(kind: torch.dtype, allowed: float) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval().to(kind)
+    graph = irtool.trace(net, torch.randn(X, dtype=kind))
+    found = irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5))
+    assert found.ok
+    assert found.traced_tolerance == allowed

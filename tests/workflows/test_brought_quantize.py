@@ -149,6 +149,86 @@ def test_a_value_takes_the_place_of_an_input(images: Path, tmp_path: Path, cli: 
     assert code == 0, err
 
 
+def signals() -> onnx.ModelProto:
+    n = Net(17, ("N", 2, 96))
+    x = n.op("Relu", n.op("Conv", "x", n.weight(12, 2, 8), n.weight(12), strides=[4]))
+    x = n.op("ReduceMean", n.op("Relu", n.op("Conv", x, n.weight(12, 12, 3), n.weight(12))), axes=[2], keepdims=0)
+    return n.model(n.op("Gemm", x, n.weight(12, 4)))
+
+
+def of_type(kind: int, shape: list[int | str], make: Callable[[Net], str]) -> onnx.ModelProto:
+    """A classifier of one input of another type."""
+    n = Net(17, shape)
+    y = n.head(trunk(n, make(n)), 12)
+    weights = [numpy_helper.from_array(array, name) for name, array in n.weights.items()]
+    x, out = helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info(y, TensorProto.FLOAT, ["N", 4])
+    return helper.make_model(
+        helper.make_graph(n.nodes, "net", [x], [out], weights), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+
+
+def words(n: Net) -> str:
+    """Numbers of words as columns of an image."""
+    rows = n.op("Transpose", n.op("Gather", n.weight(50, 24), "x", axis=0), perm=[0, 2, 1])
+    return n.op("Reshape", rows, n.const([0, 3, 8, -1]))
+
+
+STORED: dict[str, tuple[Callable[[], onnx.ModelProto], np.ndarray]] = {
+    "signals": (signals, np.random.default_rng(0).normal(size=(16, 2, 96)).astype(np.float32)),
+    "numbers of words": (lambda: of_type(TensorProto.INT64, ["N", "L"], words), np.random.default_rng(0).integers(0, 50, (16, 9))),
+}
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "mnn"])
+@pytest.mark.parametrize("name", STORED)
+def test_inputs_that_are_no_pictures_are_stored(name: str, engine: str, tmp_path: Path, cli: Run) -> None:
+    make, rows = STORED[name]
+    onnx.save(make(), tmp_path / "net.onnx")
+    np.save(tmp_path / "rows.npy", rows)
+    command = ("quantize", tmp_path / "net.onnx", "--calib", tmp_path / "rows.npy", "--images", 12, "--runs", 1, "--max-drop", 100)
+    code, _, err = cli(*command, "--engine", engine, "--out", tmp_path / "int8")
+    assert code == 0, err
+    report = json.loads((tmp_path / "int8" / "report.json").read_text())
+    assert report["preprocessing"] == {"stored": list(rows.shape[1:])}
+    float_file = onnx.load(tmp_path / "int8" / "float.onnx") if engine == "onnxruntime" else None
+    assert float_file is None or not float_file.metadata_props or float_file.metadata_props[0].key != "irtool.preprocessing"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (np.zeros((1, 2, 96), np.float32), "two inputs or more"),
+        (np.full((4, 2, 96), np.nan, np.float32), "not finite"),
+        (np.array([[{}], [{}]], object), "no array of numbers"),
+        (np.zeros((4, 3, 96), np.float32), "no input takes arrays of 3x96: x Nx2x96"),
+    ],
+)
+def test_stored_inputs_that_can_never_work_are_refused(rows: np.ndarray, told: str, tmp_path: Path, cli: Run) -> None:
+    onnx.save(signals(), tmp_path / "net.onnx")
+    np.save(tmp_path / "rows.npy", rows)
+    code, _, err = cli("quantize", tmp_path / "net.onnx", "--calib", tmp_path / "rows.npy", "--out", tmp_path / "int8")
+    assert code
+    assert told in err
+    assert not (tmp_path / "int8").exists()
+
+
+def test_a_model_that_takes_bytes_is_given_pixels(images: Path, tmp_path: Path, cli: Run) -> None:
+    def prepared(n: Net) -> str:
+        x = n.op("Transpose", n.op("Cast", "x", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+        return n.op("Div", n.op("Sub", x, n.const(128, np.float32)), n.const(40, np.float32))
+
+    onnx.save(of_type(TensorProto.UINT8, ["N", 16, 16, 3], prepared), tmp_path / "net.onnx")
+    command = ("quantize", tmp_path / "net.onnx", "--calib", images, "--images", 8, "--runs", 1, "--out", tmp_path / "int8")
+    code, _, err = cli(*command, "--mean", "0.5,0.5,0.5")
+    assert code
+    assert "takes pixels from 0 to 255" in err
+    code, _, err = cli(*command)
+    assert code == 0, err
+    pixels = np.stack([np.asarray(Image.open(file)) for file in sorted(images.iterdir())])
+    exact, int8 = (ort.InferenceSession(str(tmp_path / "int8" / f"{kind}.onnx")).run(None, {"x": pixels})[0] for kind in ("float", "int8"))
+    assert float(np.abs(int8 - exact).max()) <= 0.05 * float(np.abs(exact).max())
+
+
 def test_the_bound_counts_the_noise_in_the_outputs() -> None:
     x = np.array([[3.0, 4.0]])
     assert agreement([x], [x]) == 1

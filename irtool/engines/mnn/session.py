@@ -86,8 +86,8 @@ class MnnSession:
         return self._outputs
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
-        """One array per output, in NCHW order, copied out of MNN's memory."""
-        fit = checked(self.engine, self._inputs, arrays)
+        """One array per output, in NCHW order, copied out of MNN's memory. Integers of 64 bits that 32 hold may be given as they are."""
+        fit = checked(self.engine, self._inputs, [_narrowed(array, spec) for array, spec in zip(arrays, self._inputs, strict=False)])
         shapes = tuple(array.shape for array in fit)
         if shapes in self._planned:
             return self._forward(fit)
@@ -161,6 +161,13 @@ def _load(mnn: Any, path: str, inputs: list[str], outputs: list[str], threads: i
         detail = f" ({said.lines[-1]})" if said.lines else ""
         raise FileError(f"not an MNN model, or a truncated one{detail}", where=path, remedy="Export it again with export_mnn.")
     return module
+
+
+def _narrowed(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """MNN has no integers of 64 bits: its converter makes inputs of 32 of them."""
+    if array.dtype != np.int64 or spec.dtype != "int32" or (array.size and (array.max() >= 2**31 or array.min() < -(2**31))):
+        return array
+    return array.astype(np.int32)
 
 
 def _free_batch(shape: list[int]) -> tuple[int | None, ...]:

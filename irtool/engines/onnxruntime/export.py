@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from irtool.atomic_files import replacing
-from irtool.engines.agreement import relative_error, row_error
 from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
 from irtool.engines.onnxruntime.cleanup import clean
 from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, kept_whole, unsupported_operator
-from irtool.engines.onnxruntime.session import OnnxSession, onnxruntime
+from irtool.engines.onnxruntime.session import onnxruntime
+from irtool.engines.onnxruntime.verify import verified
 from irtool.engines.quiet import captured
 from irtool.errors import ExportError, IrtoolError, OptionError
 from irtool.hosts.onnx.files.file import move_with_weights
@@ -29,8 +27,6 @@ from irtool.tensor_defaults import plain_tensors
 
 # A protobuf message cannot exceed 2 GiB; above this the weights go to a file beside the model.
 INLINE_LIMIT = 2**31 - 2**24
-# float32 sums in another order: the largest difference allowed, relative to the largest output.
-TOLERANCE = 1e-3
 _OPSETS = range(11, 27)
 
 
@@ -247,8 +243,7 @@ def _attempt(name: str, job: Job, draft: Path, metadata: dict[str, str], verify:
     _save(model, draft)
     onnx.checker.check_model(str(draft), full_check=True)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    chooses = any(node.op_type in _CHOICES for node in model.graph.node)
-    return (_verify(job, draft, chooses) if verify else None), opset
+    return (verified(job, draft) if verify else None), opset
 
 
 def _save(model: onnx.ModelProto, draft: Path) -> None:
@@ -265,63 +260,6 @@ def _move(draft: Path, temporary: Path, target: Path) -> int:
         size += weights.stat().st_size
     move_with_weights(draft, temporary, target)
     return size
-
-
-def _verify(job: Job, draft: Path, chooses: bool) -> float:
-    """The largest relative difference between onnxruntime and torch over the job's cases.
-
-    Args:
-        chooses: the file puts rows in order by their numbers. Where two of these differ by less than rounding the order is no
-            property of the model, as torch in float64 shows: rows are compared as a set there.
-    """
-    session, worst = OnnxSession(draft), 0.0
-    for inputs, expected in job.cases:
-        got = session.run(*(t.detach().cpu().numpy() for t in inputs))
-        references = [tensor.detach().cpu().numpy() for tensor in expected]
-        for name, result, reference in zip(job.output_names, got, references, strict=True):
-            if result.shape != reference.shape:
-                raise ValueError(f"output {name!r} has shape {result.shape} in the file and {reference.shape} in torch")
-        apart = _largest(relative_error, got, references)
-        if apart > TOLERANCE and chooses and _is_undecided(job, inputs, references):
-            apart = _largest(row_error, got, references)
-        worst = max(worst, apart)
-    if not worst <= TOLERANCE:
-        raise ValueError(f"the file's numbers differ from torch's by {worst:.3g} of the largest")
-    return worst
-
-
-_CHOICES = frozenset({"TopK", "NonMaxSuppression", "ArgMax", "ArgMin"})
-"""Operators whose results hang on the order of numbers."""
-
-
-def _largest(measure: Callable[[np.ndarray, np.ndarray], float], results: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
-    return max(measure(result, reference) for result, reference in zip(results, references, strict=True))
-
-
-def _is_undecided(job: Job, inputs: Sequence[torch.Tensor], references: Sequence[np.ndarray]) -> bool:
-    """Whether torch itself gives another result in float64, or on inputs that were moved by a few roundings."""
-    return any(_largest(relative_error, found, references) > TOLERANCE for found in _elsewhere(job.flat, inputs))
-
-
-def _elsewhere(flat: FlatModule, inputs: Sequence[torch.Tensor]) -> Iterator[list[np.ndarray]]:
-    """Results of torch that differ from the others by rounding alone, where the order of numbers is decided."""
-
-    def results(module: FlatModule, tensors: Sequence[torch.Tensor]) -> list[np.ndarray]:
-        with evaluating(module):
-            return [tensor.detach().cpu().numpy() for tensor in tensors_of(module.observed(*tensors))]
-
-    try:
-        yield results(copy.deepcopy(flat).double(), [t.double() if t.is_floating_point() else t for t in inputs])
-    except (RuntimeError, TypeError):  # what cannot be copied, or states float32 itself
-        pass
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(_NUDGES):
-        moved = [t * (1 + _NUDGE * torch.randn(t.shape, generator=generator)) if t.is_floating_point() else t for t in inputs]
-        yield results(flat, [new.to(old.device, old.dtype) for new, old in zip(moved, inputs, strict=True)])
-
-
-_NUDGES, _NUDGE = 8, 8 * torch.finfo(torch.float32).eps
-"""How often inputs are moved, and how far, relative to them: as far as the sums of two programs lie apart."""
 
 
 def _note(failures: list[tuple[str, Exception]]) -> str:

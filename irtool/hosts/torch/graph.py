@@ -26,6 +26,7 @@ from irtool.hosts.torch.running.hooked import run_hooked
 from irtool.hosts.torch.running.interpreter import run_with, steps
 from irtool.hosts.torch.running.randomness import drawing_nodes
 from irtool.hosts.torch.sizes.resize import complete, resized
+from irtool.hosts.torch.tracing.checking.compare import tolerance
 from irtool.hosts.torch.tracing.checking.faithful import against_model, fixed_elsewhere
 from irtool.ir.analyses import Analyses
 from irtool.ir.frontier import Batch, Seen, Stop
@@ -149,6 +150,10 @@ class FxGraph(FxEdits):
     def against_model(self, inputs: Sequence[Any]) -> float:
         """The largest relative difference between the traced model's outputs and the graph's; see `tracing.faithful`."""
         return against_model(self, inputs)
+
+    def model_tolerance(self) -> float:
+        """The largest `against_model` that rounding explains; see `Graph.model_tolerance`."""
+        return tolerance([torch.empty(0, dtype=value.dtype) for value in self.outputs if value.dtype is not None])
 
     def fixed_elsewhere(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """The axes whose sizes the trace fixed, though the model takes others; see `tracing.faithful`."""

@@ -50,10 +50,9 @@ def measured(labels: Labels, keep: NDArray[np.bool_], calibration: Iterable[Any]
     if calibration is None:
         return absorption(labels, keep)
     batches = list(listed(calibration))
-    with _explained():
-        found = absorption(labels, keep, batches)
     require_information([tuple(batch) if isinstance(batch, tuple | list) else (batch,) for batch in batches])
-    return found
+    with _explained():
+        return absorption(labels, keep, batches)
 
 
 @contextmanager

@@ -32,7 +32,6 @@ from irtool.tensor_defaults import plain_tensors, seeded
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
 """The relative difference that counts as equal, by the arithmetic: float32 sums in another order when there are fewer channels."""
 TOLERANCE = TOLERANCES[torch.float64]
-TRACED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class MaskedCheck:
             both runs.
         tolerance: the largest relative difference that counts as equal: 1e-9 in float64, 1e-5 in onnxruntime's float32.
         traced: relative difference between the traced model and its graph, in the model's own type; 0 if there is no model.
+        traced_tolerance: the largest such difference that rounding explains, in that type.
         fixed: the trace decided by the example's sizes: at other ones it raises, or does not agree with the model.
         wrong: it computes other numbers than the model there, and says nothing.
     """
@@ -70,11 +70,17 @@ class MaskedCheck:
     fixed: bool = False
     wrong: bool = False
     constants: float = 0.0
+    traced_tolerance: float = 1e-4
 
     @property
     def ok(self) -> bool:
         """Whether the sliced graph is shown to be right: never where a step has no reference of its own."""
-        return max(self.relative, self.constants) <= self.tolerance and self.traced <= TRACED and not self.unresolved and not self.wrong
+        return (
+            max(self.relative, self.constants) <= self.tolerance
+            and self.traced <= self.traced_tolerance
+            and not self.unresolved
+            and not self.wrong
+        )
 
 
 @plain_tensors()
@@ -100,7 +106,13 @@ def check_prune(
     batches = None if calibration is None else [_like_example(graph, batch) for batch in listed(calibration)]
     found = _compared(graph, plan, given, constants, batches)
     fixed = graph.fixed_elsewhere(given)
-    return dataclasses.replace(found, traced=graph.against_model(given), fixed=bool(fixed), wrong=any(entry.silent for entry in fixed))
+    return dataclasses.replace(
+        found,
+        traced=graph.against_model(given),
+        traced_tolerance=graph.model_tolerance(),
+        fixed=bool(fixed),
+        wrong=any(entry.silent for entry in fixed),
+    )
 
 
 def _compared(graph: Graph, plan: Plan, inputs: tuple[Any, ...], constants: str, batches: list[Any] | None) -> MaskedCheck:

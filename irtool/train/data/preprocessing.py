@@ -55,7 +55,7 @@ class Preprocessing:
             raise DataError(f"color order {self.color_order!r}", where="preprocessing", remedy='Only "RGB" is supported.')
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of one input."""
         return (self.channels, *self.size)
 

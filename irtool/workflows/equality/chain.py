@@ -33,7 +33,7 @@ from irtool.passes.prune import Constants
 from irtool.pruning import Plan
 from irtool.pruning.reconstruct.restored import is_refitted
 from irtool.pruning.slicing.check import TOLERANCE as EXACT
-from irtool.pruning.slicing.check import TRACED, MaskedCheck, check_prune, check_refitted
+from irtool.pruning.slicing.check import MaskedCheck, check_prune, check_refitted
 from irtool.workflows.equality.divergence import before_saturation, first_in_engine, first_in_onnx
 
 FLOAT32 = 1e-4
@@ -171,7 +171,11 @@ def _traced(graph: Graph, found: MaskedCheck) -> tuple[Link, ...]:
     if getattr(graph, "origin", None) is None:
         return ()
     note = "the trace decided by the example's sizes: images of other sizes give other results" if found.fixed else ""
-    return (Link("model", "traced", "float32", found.traced, found.traced, TRACED, found.traced <= TRACED, note),)
+    return (
+        Link(
+            "model", "traced", "float32", found.traced, found.traced, found.traced_tolerance, found.traced <= found.traced_tolerance, note
+        ),
+    )
 
 
 def _few(places: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnx import TensorProto
 from torch import nn
 
 from irtool.archive import read_info
@@ -79,6 +80,11 @@ class DataOptions:
             raise OptionError(f"{self.limit} images", where="--limit", remedy="Give at least 1, or leave it out for all.")
         file = onnx_file(model) if isinstance(model, str) else None
         known, size = _image_of(file, last=self.last) if file is not None else (_channels(model), None)
+        if file is not None and _takes_pixels(file):
+            if mean is not None or std is not None:
+                remedy = "Leave it out: the model prepares its pixels itself."
+                raise OptionError("the model takes pixels from 0 to 255", where="--mean" if mean is not None else "--std", remedy=remedy)
+            mean, std = (0.0,) * (known or 3), (1 / 255,) * (known or 3)
         if self.image_size is not None:
             size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
             if not all(1 <= side <= LARGEST_SIDE for side in size):
@@ -168,6 +174,14 @@ def _image_of(file: Path, *, last: bool = False) -> tuple[int | None, tuple[int,
             )
         channels, height, width = width, channels, height
     return channels if channels in (1, 3) else None, (height, width) if height is not None and width is not None else None
+
+
+def _takes_pixels(file: Path) -> bool:
+    """Whether an ONNX file's input of images is of bytes."""
+    model = read_description(file)
+    name = _image_input(declared_shapes(model))
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    return kinds.get(name or "") == TensorProto.UINT8
 
 
 def _is_last(shape: Sequence[int | None]) -> bool:

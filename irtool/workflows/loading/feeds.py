@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from irtool.engines.session import Session
 from irtool.errors import CheckError, OptionError
@@ -21,6 +22,7 @@ class Feed:
         last: whether it takes them with the channels last.
         others: what the other inputs get, by place: for one image where they have a batch.
         batched: which of the others have a batch.
+        dtype: of the input that takes images; for whole numbers these are rounded.
         twins: further inputs that take images: those of a batch, each moved on by a few, so that an input gets another image than the others.
     """
 
@@ -29,6 +31,7 @@ class Feed:
     others: Mapping[int, np.ndarray] = field(default_factory=dict)
     batched: frozenset[int] = frozenset()
     twins: tuple[int, ...] = ()
+    dtype: str = "float32"
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """The inputs in the model's order."""
@@ -36,6 +39,8 @@ class Feed:
         for place in self.batched:
             found[place] = np.concatenate([self.others[place]] * len(images))
         given = np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if self.last else images
+        if given.dtype != self.dtype:
+            given = (given if self.dtype.startswith("float") else np.rint(given)).astype(self.dtype)
         found[self.place] = given
         for step, place in enumerate(self.twins, 1):
             found[place] = np.roll(given, step, axis=0)
@@ -69,8 +74,12 @@ def feed_of(graph: Graph, image: tuple[int, ...]) -> Feed:
     for other, value in enumerate(graph.inputs):
         if other != place and other not in alike:
             shape = (1, *value.sizes[1:]) if other in batched else value.sizes
-            others[other] = np.ones(shape, str(value.dtype).removeprefix("torch."))
-    return Feed(place, found[0][1] and tuple(sizes[place][1:]) != image, others, batched, tuple(alike))
+            others[other] = np.ones(shape, _named(value.dtype))
+    return Feed(place, found[0][1] and tuple(sizes[place][1:]) != image, others, batched, tuple(alike), _named(graph.inputs[place].dtype))
+
+
+def _named(dtype: torch.dtype | None) -> str:
+    return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
 
 def runner(session: Session, feed: Feed, batch: int | None) -> Callable[[np.ndarray], list[np.ndarray]]:

@@ -13,6 +13,7 @@ from irtool.progress import Reporter
 from irtool.train import Preprocessing, load_data
 from irtool.train.data.dataset import balanced
 from irtool.train.data.split import MemorySplit, Split, in_batches
+from irtool.workflows.loading.arrays import is_arrays, stored_inputs
 from irtool.workflows.loading.data import DataOptions, known_preprocessing
 from irtool.workflows.loading.unlabelled import flat_images, is_flat
 
@@ -97,6 +98,8 @@ def load_images(model: str, calibration: DataOptions, scored: str | None, count:
     """
     if count < 1:
         raise OptionError(f"--images {count}", remedy="Calibrate with at least one image; a few hundred are usual.")
+    if is_arrays(calibration.source):
+        return _stored(calibration, scored, count)
     calibration = known_preprocessing(model, calibration)
     if is_flat(calibration.source):
         return _unlabelled(model, calibration, scored, count, reporter)
@@ -106,6 +109,27 @@ def load_images(model: str, calibration: DataOptions, scored: str | None, count:
     if scored is not None:
         test = _scored(scored, data.preprocessing, calibration.limit, reporter)
     return Images(data.train, count, test, labelled=True)
+
+
+def _stored(options: DataOptions, scored: str | None, count: int) -> Images:
+    """Inputs of a .npy file: the last fifth is scored, unless another such file is."""
+    said = [name for name in ("mean", "std", "image_size") if getattr(options, name) is not None]
+    if said:
+        flag = f"--{said[0].replace('_', '-')}"
+        raise OptionError("stored inputs are taken as they are", where=flag, remedy="Leave it out, or give pictures.")
+    rows, preprocessing = stored_inputs(str(options.source), options.limit)
+    cut = min(count, max(1, len(rows) - max(1, len(rows) // 5))) if scored is None else len(rows)
+    rest = rows[cut:]
+    if scored is not None:
+        if not is_arrays(scored):
+            raise OptionError("pictures, and --calib stored inputs", where="--data", remedy="Give a .npy file of inputs, or leave it out.")
+        rest, other = stored_inputs(scored, options.limit)
+        if other.shape != preprocessing.shape:
+            raise DataError(
+                f"inputs of {other.shape}, those of --calib are of {preprocessing.shape}", where=scored, remedy="Give alike ones."
+            )
+    parts = [MemorySplit(part, torch.zeros(len(part), dtype=torch.int64), ("",), preprocessing) for part in (rows[:cut], rest)]
+    return Images(parts[0], count, parts[1], labelled=False)
 
 
 def _unlabelled(model: str, options: DataOptions, scored: str | None, count: int, reporter: Reporter) -> Images:

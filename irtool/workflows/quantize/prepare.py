@@ -27,13 +27,15 @@ from irtool.quant import Statistics, place
 from irtool.train import Status
 from irtool.workflows.equality.chain import Chain, files_link
 from irtool.workflows.equality.chain_inputs import takes_any_batch
+from irtool.workflows.loading.arrays import AsStored
 from irtool.workflows.loading.feeds import Feed
 from irtool.workflows.quantize.calibration_images import Images
 
 
 def metadata(images: Images) -> dict[str, str]:
     """Facts about its input for a program that runs the file."""
-    found = {"irtool.preprocessing": json.dumps(images.preprocessing.to_dict())}
+    stored = isinstance(images.preprocessing, AsStored)  # nothing is to be done to what is prepared already
+    found = {} if stored else {"irtool.preprocessing": json.dumps(images.preprocessing.to_dict())}
     return found | ({"irtool.classes": json.dumps(list(images.classes))} if images.classes else {})
 
 

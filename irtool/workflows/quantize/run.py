@@ -13,6 +13,7 @@ from irtool.hosts.onnx.files.given import Given
 from irtool.progress import Reporter
 from irtool.train import Data
 from irtool.workflows.folders.output_folder import QUANTIZE, keep_inputs, model_files, output_folder
+from irtool.workflows.loading.arrays import AsStored, stored_shapes
 from irtool.workflows.loading.data import DataOptions, example_shapes, file_shapes
 from irtool.workflows.loading.models import Shape, graph_of, onnx_file, saved_model
 from irtool.workflows.options import read_options
@@ -62,8 +63,8 @@ def quantize(
         model: what MODEL is on the command line: `net.py:Net`, an .onnx file, a saved model, a compress run's folder.
         out: the folder for the float file, its smaller forms and the int8 file, steps.txt, sensitivity.json and .png and report.json. It
             changes as one.
-        calib: images to calibrate with: as `data` of `irtool.compress`, or a folder of images alone. Weights alone need none: see
-            `irtool.quantize_weights`.
+        calib: images to calibrate with: as `data` of `irtool.compress`, or a folder of images alone; or a .npy file of inputs as the model
+            takes them, one a row. Weights alone need none: see `irtool.quantize_weights`.
         data: labelled images to score on, which choose nothing; by default the test split of `calib`.
         weights: a state dict's file.
         inputs: sizes of the inputs, where the data do not tell them.
@@ -91,7 +92,8 @@ def quantize(
         with reporter.stage("trace"):
             source = onnx_file(name)
             if source is not None and not inputs:
-                shapes: Sequence[Shape] = file_shapes(source, images.preprocessing.input_shape, values or {})
+                listed = stored_shapes if isinstance(images.preprocessing, AsStored) else file_shapes
+                shapes: Sequence[Shape] = listed(source, images.preprocessing.input_shape, values or {})
             else:
                 shapes = example_shapes(Data("", images.calibration, images.scored), inputs, own_batch=saved_model(name) is not None)
             graph = graph_of(name, own_weights, shapes, values=values)

@@ -111,6 +111,17 @@ class OnnxSizeEdits:
         host.inputs.append(gs.Constant(f"{node.name}.index", positions.astype(np.int64)))
         self.edited.append(node.name)
 
+    def gather_before(self, node: Node, axis: int, positions: Positions) -> None:
+        """Select single entries along one axis of what a node reads."""
+        host = self.hosts[node.name]
+        name = f"{node.name}.axis_{axis}"
+        picked = gs.Variable(name, host.inputs[0].dtype)
+        index = gs.Constant(f"{name}.index", positions.astype(np.int64))
+        gather = gs.Node("Gather", name, {"axis": axis}, [host.inputs[0], index], [picked])
+        host.inputs[0] = picked
+        self.host.nodes.insert(next(place for place, other in enumerate(self.host.nodes) if other is host), gather)
+        self.edited.append(node.name)
+
     def fix(self, reader: Reader, host: gs.Node) -> None:
         """A number that the program computes from a pruned size may be wrong after slicing: put right before the node is read."""
         view = self._views.get(host.name)
@@ -208,7 +219,9 @@ def _slice(edits: OnnxSizeEdits, node: Node, new: Attrs) -> None:
         if isinstance(found, np.ndarray):
             if len(axes) == 1:
                 edits.gather(node, axis, found)
-            return
+                return
+            edits.gather_before(node, axis, found)
+            found = 0, None, 1  # all that is gathered
         starts[place], end, written[place] = found
         ends[place] = end if end is not None else END if written[place] > 0 else -END - 1
     edits.write(node, "starts", starts)
