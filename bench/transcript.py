@@ -39,7 +39,7 @@ def run(page: str, folder: Path, environment: Path | None) -> list[tuple[str, st
         skipped = environment is not None and command.startswith(ONCE)
         lines += [":" if skipped else command, f"printf '\\n@@ {number} %d\\n' $?"]
     script = "exec 2>&1 </dev/null\n" + "\n".join(lines)
-    settings = {"COLUMNS": "110", "NO_COLOR": "1", "IRTOOL": str(ROOT)}
+    settings = {"COLUMNS": "110", "NO_COLOR": "1", "IRTOOL": str(ROOT), "PIP_QUIET": "2"}  # what pip warns of is of the machine
     if environment is not None:
         (folder / "clone").symlink_to(ROOT)
         settings["PATH"] = f"{environment.resolve() / 'bin'}{os.pathsep}{os.environ['PATH']}"
