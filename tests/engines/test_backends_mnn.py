@@ -21,8 +21,8 @@ from irtool.engines import MnnSession, OnnxSession, TorchSession, export_mnn, ex
 from irtool.engines.agreement import relative_error
 from irtool.engines.mnn import export as mnn_export
 from irtool.engines.mnn import process as mnn_process
-from irtool.engines.mnn import workarounds as mnn_mend
 from irtool.engines.mnn.process import meaning
+from irtool.engines.mnn.rewriting import rewrite as mnn_rewrite
 from irtool.engines.table import ENGINES
 from irtool.errors import BackendError, ExportError, FileError, OptionError
 from irtool.workflows.equality.chain import engine_link
@@ -312,7 +312,7 @@ def test_softmax_of_old_files_keeps_its_axis(tmp_path: Path, monkeypatch: pytest
     assert export.max_error is not None
     assert export.max_error < 1e-5
     assert (tmp_path / "old.onnx").read_bytes() == before
-    monkeypatch.setattr(mnn_mend, "_AXIS_ONE_BEFORE_13", ())
+    monkeypatch.setattr(mnn_rewrite, "_defaults", lambda _model: False)
     with pytest.raises(ExportError, match="numbers differ"):  # the day that MNN is right, the mending can go
         export_mnn(tmp_path / "old.onnx", tmp_path / "old.mnn")
 

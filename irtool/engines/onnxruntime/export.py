@@ -16,12 +16,13 @@ from torch import nn
 from irtool.atomic_files import replacing
 from irtool.engines.flat_module import FlatModule, Source, evaluating, resolve, result_names, tensors_of
 from irtool.engines.onnxruntime.cleanup import clean
-from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, kept_whole, unsupported_operator
+from irtool.engines.onnxruntime.exporters import EXPORTERS, TORCHSCRIPT_MAX, Job, unsupported_operator
 from irtool.engines.onnxruntime.session import onnxruntime
 from irtool.engines.onnxruntime.verify import verified
 from irtool.engines.quiet import captured
 from irtool.errors import ExportError, IrtoolError, OptionError
 from irtool.hosts.onnx.files.file import move_with_weights
+from irtool.hosts.torch.modules import kept_whole
 from irtool.temporary import folder_beside
 from irtool.tensor_defaults import plain_tensors
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import fx, nn
 
 from irtool.engines.flat_module import FlatModule
 
@@ -96,14 +95,6 @@ def unsupported_operator(error: Exception) -> str | None:
     """The operator that an exporter has no ONNX form for, if that is what its error is about."""
     text = _whole(error)
     return next((found[1] for pattern in _UNSUPPORTED if (found := pattern.search(text))), None)
-
-
-def kept_whole(module: nn.Module) -> list[str]:
-    """Paths of the parts that a traced program calls as they are: the user's own code, which no tracer could follow."""
-    programs = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
-    called = {str(node.target): program for program in programs for node in program.graph.find_nodes(op="call_module")}
-    own = {path: type(program.get_submodule(path)).__module__.partition(".")[0] for path, program in called.items()}
-    return [path for path, package in own.items() if package not in ("torch", "torchvision", "irtool")]
 
 
 def _whole(error: BaseException | None) -> str:

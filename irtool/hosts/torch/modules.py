@@ -235,3 +235,11 @@ def set_attribute(module: nn.Module, path: str, value: Any) -> None:
 def meta(tensor: torch.Tensor) -> torch.Tensor:
     """An empty tensor of the same shape and type on the meta device."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def kept_whole(module: nn.Module) -> list[str]:
+    """Paths of the parts that a traced program calls as they are: the user's own code, which no tracer could follow."""
+    programs = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    called = {str(node.target): program for program in programs for node in program.graph.find_nodes(op="call_module")}
+    own = {path: type(program.get_submodule(path)).__module__.partition(".")[0] for path, program in called.items()}
+    return [path for path, package in own.items() if package not in ("torch", "torchvision", "irtool")]
