@@ -25,11 +25,16 @@ ONCE = ("python3 -m venv", "pip install", "python -m build", "git clone")
 
 def commands_of(body: str) -> list[str]:
     """The commands of a console block, without what they printed."""
-    return [line.removeprefix("$ ") for line in body.splitlines() if line.startswith("$ ")]
+    return [part.partition("\n")[0] for part in shown(body)]
 
 
-def run(page: str, folder: Path, environment: Path | None) -> list[tuple[str, str, int]]:
-    """Run all commands of a page in one shell; return each with what it printed and its exit code."""
+def shown(body: str) -> list[str]:
+    """Each command of a console block with what it printed below it."""
+    return [part.rstrip("\n") for part in re.split(r"^\$ ", body, flags=re.M)[1:]]
+
+
+def run(page: str, folder: Path, environment: Path | None) -> list[tuple[str, str | None]]:
+    """Run all commands of a page in one shell; return each with what it printed, None where it was left out."""
     for block in BLOCK.finditer(page):
         if block["name"]:
             (folder / block["name"]).write_text(block["body"], encoding="utf-8")
@@ -47,15 +52,16 @@ def run(page: str, folder: Path, environment: Path | None) -> list[tuple[str, st
         ["bash", "-c", script], cwd=folder, env=os.environ | settings, stdout=subprocess.PIPE, text=True, errors="replace"
     )
     assert shell.stdout is not None
-    found, printed = [], ""
+    found, printed = list[tuple[str, str | None]](), ""
     for line in shell.stdout:
         ended = re.fullmatch(r"@@ (\d+) (\d+)\n", line)
         if ended is None:
             printed += line
             continue
-        command, code = every[int(ended[1])], int(ended[2])
+        command = every[int(ended[1])]
         print(f"$ {command}\n{printed.rstrip()}", flush=True)
-        found.append((command, printed.strip("\n").replace(str(folder), "."), code))
+        skipped = environment is not None and command.startswith(ONCE)
+        found.append((command, None if skipped else printed.strip("\n").replace(str(folder), ".")))
         printed = ""
     shell.wait()
     if len(found) < len(every):
@@ -63,15 +69,17 @@ def run(page: str, folder: Path, environment: Path | None) -> list[tuple[str, st
     return found
 
 
-def written(page: str, found: list[tuple[str, str, int]]) -> str:
-    """The page with what each command printed now."""
+def written(page: str, found: list[tuple[str, str | None]]) -> str:
+    """The page with what each command printed now, or before where it was left out."""
     left = iter(found)
 
     def block(match: re.Match[str]) -> str:
         if match["name"]:
             return match[0]
-        parts = [next(left) for _ in commands_of(match["body"])]
-        texts = [f"$ {command}" + (f"\n{printed}" if printed else "") for command, printed, _ in parts]
+        texts = []
+        for old in shown(match["body"]):
+            command, printed = next(left)
+            texts.append(f"$ {old}" if printed is None else f"$ {command}" + (f"\n{printed}" if printed else ""))
         return "```console\n" + "\n".join("\n".join(line.rstrip() for line in text.splitlines()) for text in texts) + "\n```"
 
     return BLOCK.sub(block, page)
