@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
-from torch import fx, nn
+from torch import nn
 
 from irtool.engines.flat_module import FlatModule
 
@@ -100,7 +101,7 @@ def unsupported_operator(error: Exception) -> str | None:
 
 def kept_whole(module: nn.Module) -> list[str]:
     """Paths of the parts that a traced program calls as they are: the user's own code, which no tracer could follow."""
-    programs = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    programs: list[Any] = [part for part in module.modules() if hasattr(getattr(part, "graph", None), "find_nodes")]
     called = {str(node.target): program for program in programs for node in program.graph.find_nodes(op="call_module")}
     own = {path: type(program.get_submodule(path)).__module__.partition(".")[0] for path, program in called.items()}
     return [path for path, package in own.items() if package not in ("torch", "torchvision", "irtool")]
