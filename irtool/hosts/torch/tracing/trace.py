@@ -237,8 +237,19 @@ def _concrete(model: nn.Module, inputs: Sequence[Any], leaf: Sequence[str | type
 
 
 def _traced(tracer: SymbolicTracer, model: nn.Module, inputs: Sequence[Any], asides: TraceNotes) -> fx.GraphModule:
+    plain = {
+        (path, name): held
+        for path, module in modules_by_path(model).items()
+        for name, held in vars(module).items()
+        if torch.is_tensor(held)
+    }
     with own_backwards(asides, type(tracer).own_backward), recorded_sizes(modules_by_path(model).values()):
         graph = tracer.trace(model, _defaults(model, inputs))
+    for (path, name), held in plain.items():
+        own = vars(model.get_submodule(path))
+        if isinstance(own.get(name), fx.Proxy):  # the program reads what was there first, not what forward put in its place
+            own[name] = held
+            asides.written.setdefault(f"{path}.{name}" if path else name)
     if any(id(held_at(model, path)) != held for held, path in asides.recorded.items()):
         raise TraceError("a buffer is exchanged by what is computed", remedy="Write into it in place.")
     _drop_checks(graph)

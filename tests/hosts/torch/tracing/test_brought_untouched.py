@@ -131,6 +131,20 @@ class Plain(Base):
         return self.b(self.extra(self.a(x)) - 1)
 
 
+class Exchanges(Base):
+    """A running mean that is a plain tensor, exchanged at each call for one that is computed from the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.count = torch.zeros(8), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        self.count += 1
+        self.mean = self.mean.to(y) * (1 - 1 / self.count) + y.detach().mean((0, 2, 3)) / self.count
+        return self.b(y - self.mean[:, None, None])
+
+
 class Frozen(Base):
     def forward(self, x: Tensor) -> Tensor:
         self.a.weight.requires_grad_(False)
@@ -192,7 +206,7 @@ def test_a_table_that_makes_what_it_is_asked_for_is_put_back() -> None:
     assert irtool.check_prune(graph, irtool.plan(graph, "l1", 0.5)).ok
 
 
-@pytest.mark.parametrize("kind", [Normalises, Collects, PreHook, Counts, HoldsObject, Globals, Clips, Seeds, Plain, Frozen])
+@pytest.mark.parametrize("kind", [Normalises, Collects, PreHook, Counts, HoldsObject, Globals, Clips, Seeds, Plain, Exchanges, Frozen])
 @pytest.mark.parametrize("training", [False, True])
 def test_tracing_leaves_no_mark(kind: Callable[[], nn.Module], training: bool) -> None:
     torch.manual_seed(0)
@@ -218,6 +232,14 @@ def test_tracing_leaves_no_mark(kind: Callable[[], nn.Module], training: bool) -
         finally:
             torch.set_grad_enabled(True)
             torch.backends.cudnn.benchmark = False
+
+
+def test_an_exchanged_tensor_is_followed_and_told() -> None:
+    model = Exchanges().eval()
+    graph = irtool.trace(model, X)
+    assert graph.tracer == "symbolic"
+    assert any(note.startswith("mean, count set by forward") for note in graph.notes)
+    assert set(vars(model)) == set(vars(Exchanges()))
 
 
 def test_a_part_of_a_model_leaves_no_mark_either() -> None:
