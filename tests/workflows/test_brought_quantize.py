@@ -212,6 +212,20 @@ def test_stored_inputs_that_can_never_work_are_refused(rows: np.ndarray, told: s
     assert not (tmp_path / "int8").exists()
 
 
+def test_models_that_take_no_pictures_are_told_of_stored_inputs(images: Path, tmp_path: Path, cli: Run) -> None:
+    n = Net(17, ("N", 4, 16, 16))
+    onnx.save(n.model(n.head(n.cbr("x", 4, 8), 8)), tmp_path / "four.onnx")
+    onnx.save(signals(), tmp_path / "signals.onnx")
+    for name, told in (
+        ("four", "takes images of 4 channels, and pictures have 3"),
+        ("signals", "no input takes images of 3x16x16: 1x2x96"),
+    ):
+        code, _, err = cli("quantize", tmp_path / f"{name}.onnx", "--calib", images, "--out", tmp_path / "int8")
+        assert code
+        assert told in err
+        assert "--calib FILE.npy" in err
+
+
 def test_a_model_that_takes_bytes_is_given_pixels(images: Path, tmp_path: Path, cli: Run) -> None:
     def prepared(n: Net) -> str:
         x = n.op("Transpose", n.op("Cast", "x", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
