@@ -30,7 +30,7 @@ class Flip(nn.Module):
 
 def test_a_file_that_breaks_memory_when_the_batch_changes_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MNN 3.6 does with a slice of negative steps. Seen in another process, which it ends."""
-    monkeypatch.setattr("irtool.engines.mnn.export.worked_around", lambda model, source, folder: source)
+    monkeypatch.setattr("irtool.engines.mnn.workarounds.worked_around", lambda model, source, folder: source)
     torch.manual_seed(0)
     graph = irtool.trace(Flip(0).eval(), torch.zeros(4, 3, 6, 6))
     irtool.export_onnx(graph, tmp_path / "flip.onnx")

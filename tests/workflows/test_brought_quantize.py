@@ -127,9 +127,9 @@ def test_any_model_is_quantised(name: str, images: Path, tmp_path: Path, cli: Ru
 
 
 def test_where_mnn_does_not_profile_what_it_runs_the_file_is_written(images: Path, tmp_path: Path, cli: Run) -> None:
-    """Its profile has no control flow."""
-    n = Net(14, ("N", 3, 16, 16))
-    x = n.op("Transpose", n.op("Reshape", trunk(n, "x"), n.const([0, 12, 256])), perm=[2, 0, 1])
+    """Its profile has no control flow; an operator that it lacks is taken apart for integers, too."""
+    n = Net(18, ("N", 3, 16, 16))
+    x = n.op("Transpose", n.op("Reshape", n.op("Mish", trunk(n, "x")), n.const([0, 12, 256])), perm=[2, 0, 1])
     given = (n.weight(1, 24, 12), n.weight(1, 24, 8), n.weight(1, 48))
     _, last = n.op("GRU", x, *given, outputs=2, hidden_size=8, linear_before_reset=1)
     onnx.save(n.model(n.op("Gemm", n.op("Squeeze", last, n.const([0])), n.weight(8, 4))), tmp_path / "net.onnx")
@@ -210,6 +210,20 @@ def test_stored_inputs_that_can_never_work_are_refused(rows: np.ndarray, told: s
     assert code
     assert told in err
     assert not (tmp_path / "int8").exists()
+
+
+def test_models_that_take_no_pictures_are_told_of_stored_inputs(images: Path, tmp_path: Path, cli: Run) -> None:
+    n = Net(17, ("N", 4, 16, 16))
+    onnx.save(n.model(n.head(n.cbr("x", 4, 8), 8)), tmp_path / "four.onnx")
+    onnx.save(signals(), tmp_path / "signals.onnx")
+    for name, told in (
+        ("four", "takes images of 4 channels, and pictures have 3"),
+        ("signals", "no input takes images of 3x16x16: 1x2x96"),
+    ):
+        code, _, err = cli("quantize", tmp_path / f"{name}.onnx", "--calib", images, "--out", tmp_path / "int8")
+        assert code
+        assert told in err
+        assert "--calib FILE.npy" in err
 
 
 def test_a_model_that_takes_bytes_is_given_pixels(images: Path, tmp_path: Path, cli: Run) -> None:

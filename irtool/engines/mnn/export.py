@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from google.protobuf.message import DecodeError
 from irtool.atomic_files import replacing
 from irtool.engines.agreement import relative_error, sample_inputs
 from irtool.engines.mnn.process import UNSUPPORTED, in_child, meaning, scratch
-from irtool.engines.mnn.workarounds import taken_apart, worked_around
+from irtool.engines.mnn.workarounds import converted
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
 from irtool.errors import BackendError, ExportError, FileError, OptionError
@@ -92,7 +91,8 @@ def export_mnn(
     target = Path(path)
     with replacing(target) as temporary, scratch() as folder:
         temporary.unlink()  # that the converter wrote it is the only sign of its success
-        _convert_readable(model, source, temporary.absolute(), flags, folder, timeout)
+        written = temporary.absolute()
+        converted(model, source, folder, lambda file: _convert(file, source, written, flags, folder, timeout))
         error = _verify(source, temporary.absolute(), folder, timeout, exact=not flags) if verify else None
         size = temporary.stat().st_size
     return MnnExport(target, size, *_names(model), error)
@@ -161,27 +161,6 @@ def _foreign(source: Path) -> FileError:
     return FileError(
         "not an ONNX model, or a truncated one", where=str(source), remedy="Export it again, or give the path of an .onnx file."
     )
-
-
-def _convert_readable(model: onnx.ModelProto, source: Path, written: Path, flags: list[str], folder: Path, timeout: float) -> None:
-    """Convert the model in words that MNN reads: operators that it names as unknown to it are taken apart where ONNX defines them by others."""
-    file, tried = worked_around(model, source, folder), set[str]()
-    while True:
-        try:
-            return _convert(file, source, written, flags, folder, timeout)
-        except ExportError as error:
-            unknown = set(_UNKNOWN.findall(error.what)) - tried
-            if not unknown:
-                raise
-            tried |= unknown
-            apart = taken_apart(model, folder, unknown)
-            if apart is None:
-                raise
-            file = apart
-
-
-_UNKNOWN = re.compile(r"ONNX::(\w+)")
-"""An operator of ONNX as MNN's converter names what it does not have."""
 
 
 def _convert(file: Path, source: Path, written: Path, flags: list[str], folder: Path, timeout: float) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import onnx
 
 from irtool.engines.mnn.process import in_child, meaning, scratch
-from irtool.engines.mnn.workarounds import worked_around
+from irtool.engines.mnn.workarounds import converted
 from irtool.engines.session import model_file
 from irtool.errors import ExportError
 
@@ -53,13 +53,13 @@ def mnn_operators(onnx_path: str | os.PathLike[str], timeout: float = 600.0) -> 
     source = model_file(onnx_path, ".onnx").absolute()
     with scratch() as folder:
         bare, text = folder / "bare.mnn", folder / "bare.json"
-        file = worked_around(onnx.load(str(source), load_external_data=False), source, folder)
-        _call(
-            ["-f", "ONNX", "--modelFile", str(file), "--MNNModel", str(bare), "--bizCode", "irtool", "--benchmarkModel"],
-            bare,
-            source,
-            timeout,
-        )
+        model = onnx.load(str(source), load_external_data=False)
+
+        def convert(file: Path) -> None:
+            arguments = ["-f", "ONNX", "--modelFile", str(file), "--MNNModel", str(bare), "--bizCode", "irtool", "--benchmarkModel"]
+            _call(arguments, bare, source, timeout)
+
+        converted(model, source, folder, convert)
         return _read(_json(bare, text, source, timeout))
 
 

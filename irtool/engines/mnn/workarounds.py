@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 
 from irtool.engines.mnn.rewriting.definitions import inlined
 from irtool.engines.mnn.rewriting.rewrite import rewrite
+from irtool.errors import ExportError
+
+Result = TypeVar("Result")
+
+
+def converted(model: onnx.ModelProto, source: Path, folder: Path, convert: Callable[[Path], Result]) -> Result:
+    """Convert the model in words that MNN reads. Operators that it names as unknown to it are taken apart where ONNX defines them by others.
+
+    Args:
+        model: what the file holds; changed.
+        source: the file.
+        folder: for copies of it.
+        convert: converts one file.
+
+    Raises:
+        ExportError: `convert` does, and nothing is left to take apart.
+    """
+    file, tried = worked_around(model, source, folder), set[str]()
+    while True:
+        try:
+            return convert(file)
+        except ExportError as error:
+            unknown = set(_UNKNOWN.findall(error.what)) - tried
+            apart = taken_apart(model, folder, unknown) if unknown else None
+            if apart is None:
+                raise
+            tried |= unknown
+            file = apart
+
+
+_UNKNOWN = re.compile(r"ONNX::(\w+)")
+"""An operator of ONNX as MNN's converter names what it does not have."""
 
 
 def worked_around(model: onnx.ModelProto, source: Path, folder: Path) -> Path:

@@ -132,12 +132,21 @@ def file_shapes(file: Path, image: tuple[int, ...], fixed: Collection[str] = ())
         file: the .onnx file.
         image: (C, H, W); an input with the channels last gets (H, W, C).
         fixed: inputs that have a value and are none any more.
+
+    Raises:
+        OptionError: pictures have not the channels of that input.
     """
     shapes = {name: shape for name, shape in declared_shapes(read_description(file)).items() if name not in fixed}
     place = _image_input(shapes)
     found: list[Shape] = []
     for name, shape in shapes.items():
         if shape is not None and name == place:
+            channels = shape[3] if _is_last(shape) else shape[1]
+            if channels not in (None, image[0]):
+                remedy = "Give its inputs as they are: --calib FILE.npy, with one a row."
+                raise OptionError(
+                    f"takes images of {channels} channels, and pictures have {image[0]}", where=f"{file}: {name}", remedy=remedy
+                )
             found.append((None, *((*image[1:], image[0]) if _is_last(shape) else image)))
         else:
             found.append((None,) * len(shape or ()))

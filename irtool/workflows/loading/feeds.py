@@ -64,7 +64,7 @@ def feed_of(graph: Graph, image: tuple[int, ...]) -> Feed:
         raise OptionError(
             f"no input takes images of {'x'.join(map(str, image))}: {', '.join('x'.join(map(str, shape)) for shape in sizes)}",
             where="quantize",
-            remedy="Give --image-size.",
+            remedy="Give --image-size; for inputs that are no pictures, --calib FILE.npy, with one a row.",
         )
     place = found[0][0]
     alike = [other for other, _ in found[1:] if sizes[other] == sizes[place] and graph.inputs[other].dtype == graph.inputs[place].dtype]
