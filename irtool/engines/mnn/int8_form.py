@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from irtool.engines.mnn.int8_policy import mnn_unfit
 from irtool.engines.onnxruntime.prepare import drop_unread, replace_nodes
@@ -24,6 +24,7 @@ from irtool.quant.placement import DefUse
 
 JOINS = frozenset({"Add", "Mul", "Sub", "Div", "Max", "Min", "Pow"})
 """Operators of two tensors. MNN's integer maximum is wrong, and the others are slow."""
+_WHOLE = (TensorProto.INT64, TensorProto.INT32)
 LARGE = 1 << 16
 """Weights of a product that the converter cannot count any more."""
 
@@ -57,6 +58,8 @@ class _Form:
         self.taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         norms = {index for index in floating if self.graph.node[index].op_type == "BatchNormalization"}
         self.apart = norms | mnn_unfit(self.wiring).keys()
+        known = (*self.graph.input, *self.graph.value_info, *self.graph.output)
+        self.sizes = {value.name for value in known if value.type.tensor_type.elem_type in _WHOLE}
         self.borders: dict[str, str] = {}
         self.lowest = ""
         self.convolutions: dict[str, str] = {}
@@ -111,8 +114,8 @@ class _Form:
         return helper.make_node("Max", [name, self.lowest], [self.borders[name]], self.borders[name])
 
     def _is_join(self, node: NodeProto) -> bool:
-        """Whether a node adds or multiplies two computed tensors: no scale is carried back through it."""
-        return node.op_type in JOINS and len(self.wiring.data_inputs(node)) > 1
+        """Whether a node adds or multiplies two computed tensors of real numbers: no scale is carried back through it."""
+        return node.op_type in JOINS and node.output[0] not in self.sizes and len(self.wiring.data_inputs(node)) > 1
 
     def _is_large_product(self, node: NodeProto) -> bool:
         if node.op_type != "Gemm" or node.input[1] not in self.wiring.constants or node.input[0] in self.wiring.constants:
