@@ -87,7 +87,7 @@ class MnnSession:
 
     def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
         """One array per output, in NCHW order, copied out of MNN's memory. Integers of 64 bits that 32 hold may be given as they are."""
-        fit = checked(self.engine, self._inputs, [_narrowed(array, spec) for array, spec in zip(arrays, self._inputs, strict=False)])
+        fit = checked(self.engine, self._inputs, _narrowed(arrays, self._inputs))
         shapes = tuple(array.shape for array in fit)
         if shapes in self._planned:
             return self._forward(fit)
@@ -163,11 +163,18 @@ def _load(mnn: Any, path: str, inputs: list[str], outputs: list[str], threads: i
     return module
 
 
-def _narrowed(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
-    """MNN has no integers of 64 bits: its converter makes inputs of 32 of them."""
-    if array.dtype != np.int64 or spec.dtype != "int32" or (array.size and (array.max() >= 2**31 or array.min() < -(2**31))):
-        return array
-    return array.astype(np.int32)
+def _narrowed(arrays: Sequence[Any], specs: Sequence[TensorSpec]) -> list[Any]:
+    """MNN has no integers of 64 bits: its converter makes inputs of 32 of them. What does not fit is left for the check."""
+    if len(arrays) != len(specs):
+        return list(arrays)
+    return [array.astype(np.int32) if spec.dtype == "int32" and _fits(array) else array for array, spec in zip(arrays, specs, strict=True)]
+
+
+def _fits(array: Any) -> bool:
+    """Whether it is an array of 64-bit integers that 32 bits hold."""
+    if not isinstance(array, np.ndarray) or array.dtype != np.int64:
+        return False
+    return not array.size or bool(array.max() < 2**31 and array.min() >= -(2**31))
 
 
 def _free_batch(shape: list[int]) -> tuple[int | None, ...]:
