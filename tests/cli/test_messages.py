@@ -63,7 +63,7 @@ WRONG: dict[str, tuple[Callable[[irtool.FxGraph], Any], str]] = {
     "ratio": (lambda g: irtool.plan(g, ratio="0.5"), "ratio: '0.5' is not a number. Give a number."),  # type: ignore[arg-type]
     "one tensor": (lambda g: irtool.prune(g, irtool.plan(g), "absorb", X), f"calibration: a Tensor is no list of batches. {BATCHES}"),
     "a number": (lambda g: irtool.check_prune(g, irtool.plan(g), None, "absorb", 3), f"calibration: a int is no list of batches. {BATCHES}"),  # type: ignore[arg-type]
-    "a batch": (lambda g: irtool.prune(g, irtool.plan(g), "absorb", [torch.zeros(1, 5, 8, 8)]), "calibration: the model does not run on a batch (Given groups=1, "
+    "a batch": (lambda g: irtool.prune(g, irtool.plan(g), "absorb", [torch.rand(1, 5, 8, 8)]), "calibration: the model does not run on a batch (Given groups=1, "
                 f"weight of size [16, 3, 3, 3], expected input[1, 5, 8, 8] to have 3 channels, but got 5 channels instead). {BATCHES}"),
     "put_back": (lambda g: put_back(Net(), "stem", g.module), "put_back: a Net is no graph. Pass what trace or prune returned, not its module."),  # type: ignore[arg-type]
 }  # fmt: skip
