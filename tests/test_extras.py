@@ -110,3 +110,9 @@ def test_the_floors_are_those_that_are_tested() -> None:
     assert floors.keys() == listed.keys()
     for name, floor in floors.items():
         assert (listed[name] + ".").startswith(floor + "."), name
+
+
+def test_what_is_left_out_at_the_floors_exists() -> None:
+    for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines():
+        file, _, name = line.removeprefix("--deselect=").partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / file).read_text(), line

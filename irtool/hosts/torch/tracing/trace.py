@@ -57,9 +57,8 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         TraceError: none of the three tracers could follow the model; the text names the line and the remedy.
     """
     if not isinstance(model, nn.Module):
-        raise TraceError(
-            f"expected an nn.Module, got {type(model).__name__}", remedy="Load the weights into an instance of the model's class first."
-        )
+        exported = isinstance(model, torch.export.ExportedProgram)
+        raise TraceError(f"expected an nn.Module, got {type(model).__name__}", remedy=_EXPORTED if exported else _WEIGHTS)
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     if within is not None:
         model, inputs = capture(model, inputs, within)
@@ -83,6 +82,10 @@ def trace(model: nn.Module, example_inputs: Any, *, leaf: Sequence[str | type] =
         raise explained(model, inputs, failures)
     around.notes += copied
     return around
+
+
+_WEIGHTS = "Load the weights into an instance of the model's class first."
+_EXPORTED = "Trace the module that was exported, which keeps its sizes free; or torch.nn.Sequential(program.module())."
 
 
 def _tried(

@@ -187,3 +187,13 @@ def test_the_text_form_is_stable_and_shows_shapes() -> None:
     assert text == irtool.trace(Plain(), IMAGE).text()
     assert text.splitlines()[0] == "input  %input:2x3x8x8"
     assert "%conv1:2x8x8x8 = Conv(%input, @conv1.weight:8x3x3x3, @conv1.bias:8)" in text
+
+
+def test_a_program_of_torch_export_is_asked_for_as_a_module() -> None:
+    program = torch.export.export(Plain().eval(), (IMAGE,))
+    with pytest.raises(
+        TraceError, match=r"got ExportedProgram. Trace the module that was exported.* or torch.nn.Sequential\(program.module\(\)\)"
+    ):
+        irtool.trace(program, IMAGE)  # type: ignore[arg-type]
+    graph = irtool.trace(nn.Sequential(program.module()), IMAGE)
+    assert irtool.check_prune(graph, irtool.plan(graph, ratio=0.5))
