@@ -196,4 +196,4 @@ def test_a_program_of_torch_export_is_asked_for_as_a_module() -> None:
     ):
         irtool.trace(program, IMAGE)  # type: ignore[arg-type]
     graph = irtool.trace(nn.Sequential(program.module()), IMAGE)
-    assert irtool.check_prune(graph, irtool.plan(graph, ratio=0.5))
+    assert irtool.check_prune(graph, irtool.plan(graph, ratio=0.5)).ok
