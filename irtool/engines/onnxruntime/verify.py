@@ -74,10 +74,11 @@ def _elsewhere(flat: FlatModule, inputs: Sequence[torch.Tensor]) -> Iterator[lis
     except (RuntimeError, TypeError):  # what cannot be copied, or states float32 itself
         pass
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_NUDGES):
-        moved = [t * (1 + _NUDGE * torch.randn(t.shape, generator=generator)) if t.is_floating_point() else t for t in inputs]
+    for reach in _NUDGES:
+        far = reach * torch.finfo(torch.float32).eps
+        moved = [t * (1 + far * torch.randn(t.shape, generator=generator)) if t.is_floating_point() else t for t in inputs]
         yield results(flat, [new.to(old.device, old.dtype) for new, old in zip(moved, inputs, strict=True)])
 
 
-_NUDGES, _NUDGE = 8, 8 * torch.finfo(torch.float32).eps
-"""How often inputs are moved, and how far, relative to them: as far as the sums of two programs lie apart."""
+_NUDGES = (8, 8, 16, 16, 32, 32, 64, 64)
+"""How far inputs are moved, in roundings relative to them: as far as the sums of two programs lie apart, in shallow nets and in deep ones."""
