@@ -58,7 +58,7 @@ def _largest(measure: Callable[[np.ndarray, np.ndarray], float], results: Sequen
 
 
 def _is_undecided(job: Job, inputs: Sequence[torch.Tensor], references: Sequence[np.ndarray]) -> bool:
-    """Whether torch itself gives another result in float64, or on inputs that were moved by a few roundings."""
+    """Whether torch itself gives another result in float64, or on inputs and weights that were moved by a few roundings."""
     return any(_largest(relative_error, found, references) > TOLERANCE for found in _elsewhere(job.flat, inputs))
 
 
@@ -74,11 +74,27 @@ def _elsewhere(flat: FlatModule, inputs: Sequence[torch.Tensor]) -> Iterator[lis
     except (RuntimeError, TypeError):  # what cannot be copied, or states float32 itself
         pass
     generator = torch.Generator().manual_seed(0)
-    for reach in _NUDGES:
-        far = reach * torch.finfo(torch.float32).eps
-        moved = [t * (1 + far * torch.randn(t.shape, generator=generator)) if t.is_floating_point() else t for t in inputs]
-        yield results(flat, [new.to(old.device, old.dtype) for new, old in zip(moved, inputs, strict=True)])
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        by = _NUDGE * torch.randn(tensor.shape, generator=generator)
+        return (tensor.detach() * (1 + by.to(tensor.device))).to(tensor.dtype)
+
+    for _ in range(_NUDGES):
+        yield results(_with_weights(flat, moved), [moved(tensor) for tensor in inputs])
 
 
-_NUDGES = (8, 8, 16, 16, 32, 32, 64, 64)
-"""How far inputs are moved, in roundings relative to them: as far as the sums of two programs lie apart, in shallow nets and in deep ones."""
+def _with_weights(flat: FlatModule, moved: Callable[[torch.Tensor], torch.Tensor]) -> FlatModule:
+    """A copy of a module with other weights, which rounds in every layer as no other inputs would make it; itself where it cannot be copied."""
+    try:
+        other = copy.deepcopy(flat)
+    except (RuntimeError, TypeError):
+        return flat
+    for parameter in other.parameters():
+        parameter.data = moved(parameter)
+    return other
+
+
+_NUDGES, _NUDGE = 8, 8 * torch.finfo(torch.float32).eps
+"""How often inputs and weights are moved, and how far, relative to them: as far as the sums of two programs lie apart."""
