@@ -68,7 +68,7 @@ class Bench:
         self.largest = max(float(np.abs(output).max()) for output in self.reference.run(self.images[:2]))
 
     def row(self, engine: Engine) -> dict[str, Any]:
-        """What an engine makes of it."""
+        """Facts about the net in one engine."""
         try:
             file = engine.written(self.folder / "net.onnx")
         except IrtoolError as error:

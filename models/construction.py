@@ -1,4 +1,4 @@
-"""What the reference nets share while they are built: scaled widths, the output layer, the first weights."""
+"""Parts that the reference nets share while they are built: scaled widths, the output layer, the first weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training loop's batches come from, and what it is scored on: a dataset that irtool loaded, or a user's own loaders."""
+"""Sources of a training loop's batches, and of what it is scored on: a dataset that irtool loaded, or a user's own loaders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from irtool.train.settings import Settings
 
 
 class Place(NamedTuple):
-    """Where a process computes: its number, of how many, and its device."""
+    """The place of a process: its number, of how many, and its device."""
 
     rank: int
     world: int

@@ -37,7 +37,7 @@ NAN_CHECK = 10
 
 
 Trainable = Data | Loaders | Iterable[Any] | tuple[Iterable[Any], Iterable[Any] | None]
-"""What can be trained on: a dataset that irtool loaded, a DataLoader, or two of them, the second of which is scored."""
+"""Data to train on: a dataset that irtool loaded, a DataLoader, or two of them, the second of which is scored."""
 Loss = Callable[[Tensor, Batch], Tensor]
 """From logits (N, classes) and the batch to a scalar, the mean over the batch."""
 Penalty = Callable[[nn.Module, float], None]

@@ -120,7 +120,7 @@ def _require_right(session: OnnxSession, path: Path, source: Path, timeout: floa
 
 
 def _expected(session: OnnxSession, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What onnxruntime computes of the samples; one by one where the batch is written into the file."""
+    """Results of onnxruntime for the samples; one by one where the batch is written into the file."""
     if all(spec.shape is None or spec.shape[0] is None for spec in session.inputs):
         return session.run(*arrays)
     if any(len(array) != 1 for array in arrays):

@@ -16,7 +16,7 @@ from irtool.train.data.dataset import Data
 
 IMAGES = ("pixel_values", "images", "image", "img", "x", "input", "inputs")
 LABELS = ("labels", "label", "targets", "target", "y")
-"""What the parts of a batch are called where it is a dict (Hugging Face's collators, MONAI's, and others)."""
+"""Names of the parts of a batch where it is a dict (Hugging Face's collators, MONAI's, and others)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Loaders:
 
 
 def as_loaders(data: object) -> Data | Loaders:
-    """What a training loop was given, as one of the two kinds that it knows.
+    """Return the data of a training loop as one of the two kinds that it knows.
 
     Args:
         data: a `Data`; a DataLoader; or a pair of them, the second of which is scored.
@@ -86,7 +86,7 @@ def as_loaders(data: object) -> Data | Loaders:
 
 
 def only_data(data: object, why: str) -> Data:
-    """What was given, where a loader will not do.
+    """Return the data, where a loader will not do.
 
     Raises:
         OptionError: it is a loader, or no data at all.

@@ -232,7 +232,7 @@ class _Work:
         return self.feed(np.repeat(next(self.images.batches(1)), self.batch or 1, axis=0))
 
     def _account(self, model: ModelProto, placement: Placement, inputs: tuple[np.ndarray, ...]) -> tuple[Account, list[str]]:
-        """Where integers are, and a line where the engine does not tell it: its profile may not run what it runs itself."""
+        """The steps into and out of integers, and a line where the engine does not tell it: its profile may not run what it runs itself."""
         if self.settings.weights_only:
             return account(model, placement), []
         try:

@@ -72,7 +72,7 @@ class WeightsAlone:
 
     @property
     def verdict(self) -> str:
-        """What can be said without images, and how to learn more, in a sentence."""
+        """The verdict that is possible without images, and how to learn more, in a sentence."""
         form, whole = self.forms["int8"], self.forms["float"]
         return (
             f"{self.bits}-bit weights: {100 * form.bytes / whole.bytes:.0f} % of the bytes, outputs on random inputs {form.snr_db:.1f} dB above the "

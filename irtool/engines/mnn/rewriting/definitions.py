@@ -42,7 +42,7 @@ def inlined(model: onnx.ModelProto, operators: Collection[str] = ()) -> bool:
 
 
 def _definition(node: NodeProto, types: dict[str, TypeProto], opset: int) -> FunctionProto | None:
-    """What ONNX says that a node does, in other operators of this set; None where it says it in none."""
+    """The function by which ONNX defines a node, in other operators of this set; None where there is none."""
     try:
         schema: Any = onnx.defs.get_schema(node.op_type, opset)  # its types are declared without its functions
     except onnx.defs.SchemaError:

@@ -80,7 +80,7 @@ def constant_first(work: Work, node: NodeProto) -> list[NodeProto] | None:
 
 
 _INVERSES = {"Sub": ("Neg", "Add"), "Div": ("Reciprocal", "Mul")}
-"""What inverts the second value of an operator, and what then joins the two in any order."""
+"""By operator: the one that inverts its second value, and the one that then joins the two in any order."""
 
 
 def not_a_number(work: Work, node: NodeProto) -> list[NodeProto]:

@@ -9,7 +9,7 @@ from onnx import NodeProto, helper
 from irtool.engines.mnn.rewriting.work import Work, attributes, like
 
 Borders = list[int]
-"""What is added before each axis of the image, then after."""
+"""Cells that are added before each axis of the image, then after."""
 
 
 def pool(work: Work, node: NodeProto) -> list[NodeProto] | None:

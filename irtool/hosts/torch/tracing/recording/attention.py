@@ -52,7 +52,7 @@ def emit_attention(m: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
 
 
 def _masks(attn_mask: Any, padding: Any, heads: int, like: Tensor) -> tuple[Any, Any]:
-    """What is added to the scores of all heads, in the type of `like`, and where they are hidden; None where there is no such mask.
+    """Numbers added to the scores of all heads, in the type of `like`, and places that are hidden; None where there is no such mask.
 
     Of another type than the queries, torch's attention would read wrong numbers without a word.
     """
