@@ -161,16 +161,14 @@ def larger_batch(inputs: Sequence[Any], more: int = 0) -> Change | None:
     return Change("batch", axes, _mapped(inputs, lambda n, tensor: _with_others(tensor, count) if n in axes else tensor))
 
 
-def other_batches(inputs: Sequence[Any], *, few: bool = False, doubled: bool = True) -> list[Change]:
-    """An odd number of images, then twice as many.
+def other_batches(inputs: Sequence[Any], *, few: bool = False) -> list[Change]:
+    """An odd number of images, then twice as many: a size that is held where torch.export ran on twice as many shows at the first alone.
 
     Args:
         inputs: the example.
         few: an odd number that is not much larger.
-        doubled: whether the program was made on twice as many, which a size that it holds then shows at the odd number alone.
     """
-    odd = (1 if few else 3,) if doubled or not few else ()
-    return [change for more in (*odd, 0) if (change := larger_batch(inputs, more)) is not None]
+    return [change for more in (1 if few else 3, 0) if (change := larger_batch(inputs, more)) is not None]
 
 
 def _with_others(tensor: Tensor, count: int) -> Tensor:

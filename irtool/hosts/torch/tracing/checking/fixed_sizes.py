@@ -103,7 +103,7 @@ class _Pair:
 
     def batches(self, inputs: Sequence[Any]) -> list[Change]:
         """Other batches of some inputs, at which this program may be wrong."""
-        return other_batches(inputs, few=self.few, doubled=self.program.branches is None)
+        return other_batches(inputs, few=self.few)
 
     def _compared(self, inputs: Sequence[Any]) -> str | None:
         expected = self._reference.outputs(inputs)
