@@ -9,14 +9,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from quant_nets import Mixed, exported, images, sqnr
 from torch import nn
 
 from irtool.engines import OnnxSession
 from irtool.engines.onnxruntime import refine
 from irtool.engines.onnxruntime.calibrate import calibrate
-from irtool.engines.onnxruntime.half import weights_to_half
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.engines.onnxruntime.refine import refined
@@ -124,17 +122,3 @@ def test_a_layer_whose_windows_cannot_be_told_stays(tmp_path: Path) -> None:
     first, second = (layer.name for layer in placement.layers)
     assert better.layers[first] is recipe.layers[first]
     assert better.layers[second] is not recipe.layers[second]
-
-
-def test_half_weights_that_are_too_large_stay(tmp_path: Path) -> None:
-    model = prepared(exported(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)), tmp_path))
-    large = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
-    large.CopyFrom(numpy_helper.from_array(1e6 * numpy_helper.to_array(large), large.name))
-    onnx.save(model, str(tmp_path / "large.onnx"))
-    half = weights_to_half(model)
-    assert [node.op_type for node in half.graph.node].count("Cast") == 1
-    onnx.checker.check_model(half)
-    onnx.save(half, str(tmp_path / "half.onnx"))
-    x = images(2)
-    (expected,), (got,) = (OnnxSession(tmp_path / f"{name}.onnx", 1).run(x) for name in ("large", "half"))
-    assert sqnr(got, expected) > 55

@@ -23,7 +23,8 @@ from irtool.engines.mnn.layers import mnn_operators
 from irtool.engines.mnn.quantizer import mnn_own_int8
 from irtool.engines.onnxruntime.calibrate import calibrate
 from irtool.engines.onnxruntime.prepare import prepared
-from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
+from irtool.engines.onnxruntime.qdq import to_qdq
+from irtool.engines.onnxruntime.stored_weights import weights_to_integers
 from irtool.errors import DataError, ExportError, OptionError
 from irtool.quant import Scheme, Statistics, affine, channel_scales, grid, make_recipe, observe, place
 from irtool.quant.affine import GRIDS
@@ -280,7 +281,7 @@ def test_the_published_net_keeps_its_accuracy_in_both_engines(tmp_path: Path) ->
 def test_weights_alone_make_a_quarter_of_the_bytes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = prepared(exported(irtool.models.VGG(11, width=0.25), tmp_path, (2, 3, 32, 32)))
-    light = weights_to_qdq(model)
+    light = weights_to_integers(model)
     onnx.checker.check_model(light, full_check=True)
     assert light.ByteSize() < 0.28 * model.ByteSize()
     x = images(8, (3, 32, 32))

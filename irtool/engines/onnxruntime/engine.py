@@ -9,11 +9,11 @@ from onnx import ModelProto
 
 from irtool.engines.cpu import lacks_vnni
 from irtool.engines.engine import Engine, Int8
-from irtool.engines.onnxruntime.half import weights_to_half
-from irtool.engines.onnxruntime.prepare import prepared, renewed
+from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.profile import operator_times
-from irtool.engines.onnxruntime.qdq import to_qdq, weights_to_qdq
+from irtool.engines.onnxruntime.qdq import to_qdq
 from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.engines.onnxruntime.stored_weights import weights_to_half, weights_to_integers
 from irtool.hosts.onnx.files.load import load_onnx
 from irtool.quant import Recipe, Scheme
 from irtool.quant.boundaries import account
@@ -33,7 +33,7 @@ def _write_half(source: Path, path: Path) -> None:
 
 def _write_weights(source: Path, path: Path, scheme: Scheme) -> None:
     """Write an ONNX file whose weights alone are integers."""
-    onnx.save(weights_to_qdq(prepared(renewed(onnx.load(str(source)))), scheme.weights, scheme.weight_bits), str(path))
+    onnx.save(weights_to_integers(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path))
 
 
 QDQ = Int8(

@@ -17,32 +17,8 @@ from irtool.engines.onnxruntime.prepare import OLDEST, drop_unread
 from irtool.errors import ExportError
 from irtool.hosts.onnx.files.file import opset_of
 from irtool.quant.affine import Affine
-from irtool.quant.placement import DefUse, Layer, Placement, layers_of
+from irtool.quant.placement import DefUse, Layer
 from irtool.quant.scales import QuantisedLayer, Recipe
-from irtool.quant.weights import channel_scales, integers_of, steps_of
-
-
-def weights_to_qdq(model: ModelProto, method: str = "max", bits: int = 8) -> ModelProto:
-    """A copy whose layers' weights alone are int8, for size: engines make floats of them when they load the file.
-
-    Args:
-        model: a float model of operator set 13 or newer, constants as initializers.
-        method, bits: see `channel_scales`.
-
-    Raises:
-        ExportError: an older operator set.
-        OptionError: another method or number of bits.
-    """
-    wiring, layers = DefUse(model), layers_of(model)
-    found = {}
-    for layer in layers:
-        weight = wiring.array(layer.weight)
-        rows = layer.rows(weight).astype(np.float64)
-        scales = channel_scales(rows, method, bits)
-        found[layer.name] = QuantisedLayer(
-            layer.unrows(integers_of(rows, scales.astype(np.float64), steps_of(bits)), weight.shape), scales, None
-        )
-    return to_qdq(model, Recipe(Placement(layers, {}), {}, found))
 
 
 def to_qdq(model: ModelProto, recipe: Recipe) -> ModelProto:
