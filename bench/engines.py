@@ -7,14 +7,12 @@ noise, the largest difference over the largest output; the time of one image in 
 (all layers that the engine takes, calibrated on noise) against the engine's own float. Times are ratios in pairs of one thread, by the
 processor's clock; `?` where the machine is too busy to know them to 5 %. torch and `torch.compile` stand beside them for time. Weights are random
 but for the first net's, so nothing here speaks of accuracy: that is `bench/int8.py`'s. Results are written as they come; a run goes on where it
-stopped.
+stopped, and measures again what was not known.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,11 +23,11 @@ import numpy as np
 import onnx
 import torch
 from engine_nets import NETS
+from kept import Kept, into_page
 
 import irtool
 from irtool.engines import Session, TorchSession, export_onnx, latency_pairs
 from irtool.engines.agreement import relative_error
-from irtool.engines.cpu import processor
 from irtool.engines.engine import Engine
 from irtool.engines.latency import is_known
 from irtool.engines.onnxruntime.calibrate import calibrate
@@ -136,13 +134,6 @@ def _ratio(found: list[float] | None) -> str:
     return "?" if found is None else f"{found[0]:.2f}"
 
 
-def written(text: str, page: Path) -> None:
-    """Put the table between its marks in a page of the documentation."""
-    begin, end = "<!-- table of bench/engines.py -->", "<!-- end of the table -->"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="holds the published checkpoints")
@@ -152,17 +143,18 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="a page whose table is written anew, as docs/engines.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {"nets": {}}
     versions = {row.name: row.version for row in ENGINES.values() if row.installed} | {"torch": torch.__version__}
-    results |= {"machine": f"{processor()}, {os.cpu_count()} cores", "versions": versions}
+    results = Kept(options.out, versions=versions)
     for name in options.only or NETS:
-        rows = results["nets"].setdefault(name, {})
+        rows = results.net(name)
         work: dict[str, Callable[[Bench], dict[str, Any]]] = {
             **{row.name: lambda bench, row=row: bench.row(row) for row in ENGINES.values() if row.installed},
             "torch": lambda bench: bench.torch(False),
             COMPILED: lambda bench: bench.torch(True),
         }
-        left = [engine for engine in work if engine not in rows and (not options.engine or engine in options.engine)]
+        left = [
+            engine for engine in work if None in rows.get(engine, {"": None}).values() and (not options.engine or engine in options.engine)
+        ]
         if not left:
             continue
         torch.manual_seed(0)
@@ -170,12 +162,10 @@ def main() -> None:
             bench = Bench(NETS[name](options.shared), Path(folder))
             for engine in left:
                 rows[engine] = work[engine](bench) | {"load": load()}
-                print(name, engine, rows[engine], flush=True)
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+                results.keep(name, engine, rows[engine])
+    print(table(results.found))
     if options.page is not None:
-        written(table(results), options.page)
+        into_page(options.page, "engines.py", table(results.found))
 
 
 if __name__ == "__main__":

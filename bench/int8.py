@@ -8,15 +8,13 @@ after the guard, which leaves layers in float until at most 0.3 points are expec
 the integers, 512 more choose for the guard. Accuracy, its difference to float with the standard error of the paired difference, agreement with
 float and signal to noise of the logits are of test images, which chose nothing. Times are ratios to float in pairs, of one run of one image,
 at 1 thread (processor time) and 2 (wall time); `?` where the machine is too busy to know them to 5 %. Results are written as they
-come; a run goes on where it stopped.
+come; a run goes on where it stopped, and measures the times again that were not known.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import tempfile
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from int8_nets import PUBLISHED, TRAINED, Nets
+from kept import Kept, into_page
 
 import irtool
 from irtool.engines import latency_pairs
-from irtool.engines.cpu import processor
 from irtool.engines.engine import Engine
 from irtool.engines.latency import is_known
 from irtool.engines.speed.stopwatch import clock_of, is_disturbed, load
@@ -119,33 +117,45 @@ def files(graph: Graph, data: Data, engine: Engine, folder: Path, calibration: i
     return found
 
 
-def measure(graph: Graph, data: Data, engine: Engine, scored: Scored, calibration: int) -> dict[str, dict[str, Any]]:
-    """A row for each form of a net in an engine."""
-    with tempfile.TemporaryDirectory() as name:
-        made = files(graph, data, engine, Path(name), calibration)
-        rows: dict[str, dict[str, Any]] = {form: dict(known) for form, (_, known) in made.items()}
-        paths = {form: path for form, (path, known) in made.items() if not known.keys() & {"refused", "same"}}
-        exact = scored.logits(engine, paths["float"])
-        for form, path in paths.items():
-            rows[form] |= scored.row(exact if form == "float" else scored.logits(engine, path), exact) | {"bytes": path.stat().st_size}
-        x = data.preprocessing.normalise(next(iter(data.train.batches([torch.arange(1)])))).numpy()
-        for form, ratios in times(engine, paths, x).items():
-            rows[form]["time"] = ratios
-        for row in rows.values():
-            row |= {key: value for key, value in rows.get(row.get("same", ""), {}).items() if key not in row}
-        return rows
+def scored_rows(graph: Graph, data: Data, engine: Engine, scored: Scored, calibration: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """A row for each form of a net in an engine, all but its times. The files stay in `folder`, which is made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    made = files(graph, data, engine, folder, calibration)
+    rows: dict[str, dict[str, Any]] = {form: dict(known) for form, (_, known) in made.items()}
+    exact = scored.logits(engine, made["float"][0])
+    for form, (path, known) in made.items():
+        if not known.keys() & {"refused", "same"}:
+            found = scored.row(exact if form == "float" else scored.logits(engine, path), exact)
+            rows[form] |= found | {"bytes": path.stat().st_size, "file": str(path.relative_to(folder))}
+    for row in rows.values():
+        row |= {key: value for key, value in rows.get(row.get("same", ""), {}).items() if key not in row}
+    return rows
 
 
-def times(engine: Engine, paths: Mapping[str, Path], x: np.ndarray) -> dict[str, dict[str, list[float] | None]]:
-    """For each form and number of threads: ratio to float, and the ends of its interval; None where it is not measurable now."""
-    found: dict[str, dict[str, list[float] | None]] = {form: {} for form in paths}
+def untimed(rows: Mapping[str, Any]) -> list[str]:
+    """The forms with a file whose times are not known at some number of threads."""
+    if "refused" in rows:
+        return []
+    files = {form: row for form, row in rows.items() if "file" in row and "same" not in row}
+    return [form for form, row in files.items() if None in row.get("time", {"1": None}).values()]
+
+
+def add_times(rows: dict[str, Any], engine: Engine, x: np.ndarray, folder: Path) -> None:
+    """Measure the times that are not known: for each form and number of threads the ratio to float and the ends of its interval, None
+    where it is not measurable now. What was known stays."""
+    forms = list(dict.fromkeys(["float", *untimed(rows)]))
     for threads in (1, 2):
-        sessions = [engine.session(path, threads) for path in paths.values()]
+        sessions = [engine.session(folder / rows[form]["file"], threads) for form in forms]
         pairs = latency_pairs(sessions, [x], runs=ROUNDS, seconds=SECONDS, clock=clock_of(threads))
-        for form, ratio, interval in zip(paths, pairs.ratios, pairs.intervals, strict=True):
+        for form, ratio, interval in zip(forms, pairs.ratios, pairs.intervals, strict=True):
             known = is_known(ratio, interval) and not is_disturbed(threads)
-            found[form][str(threads)] = [ratio, *interval] if known else None
-    return found
+            held = rows[form].setdefault("time", {})
+            held[str(threads)] = held.get(str(threads)) or ([ratio, *interval] if known else None)
+            rows[form]["load"] = load()
+    for row in rows.values():
+        if "same" in row:
+            row["time"] = rows[row["same"]]["time"]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -177,20 +187,13 @@ def _row(title: str, form: str, rows: Mapping[str, Any]) -> str:
         title += f" ({row['in_float']} of {row['layers']} in float)"
     if form == "float":
         return f"{title} | {row['accuracy']:.2f} % | | | | 1 | 1 | 1 |"
-    ratios = (row["time"].get(threads) for threads in ("1", "2"))
+    ratios = (row.get("time", {}).get(threads) for threads in ("1", "2"))
     shown = " | ".join("?" if ratio is None else f"{ratio[0]:.2f}" for ratio in ratios)
     lost = f"{row['lost']:+.2f} ± {row['error']:.2f}"
     return (
         f"{title} | {row['accuracy']:.2f} % | {lost} | {row['agreement']:.1f} % | {row['sqnr_db']:.1f} | "
         f"{row['bytes'] / base['bytes']:.3f} | {shown} |"
     )
-
-
-def written(text: str, page: Path) -> None:
-    """Put the table between its marks in a page of the documentation."""
-    begin, end = "<!-- table of bench/int8.py -->", "<!-- end of the table -->"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    page.write_text(f"{before}{begin}\n{text}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def given(texts: Sequence[str], data: str | None) -> dict[str, tuple[str, Data]]:
@@ -208,38 +211,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="the published checkpoints and CIFAR-10 (JPEG)")
     parser.add_argument("--fashion", type=Path, help="the folder of Fashion-MNIST's idx files")
-    parser.add_argument("--work", type=Path, default=Path("runs/int8"), help="where trained nets are kept")
+    parser.add_argument("--work", type=Path, default=Path("runs/int8"), help="where trained nets and all files are kept")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FILE", help="a model that irtool saved")
     parser.add_argument("--data", help="the dataset of the --model")
     parser.add_argument("--only", action="append", metavar="NAME", help="leave out all other nets")
     parser.add_argument("--engine", action="append", choices=list(ENGINES))
     parser.add_argument("--test", type=int, default=10_000, help="test images")
     parser.add_argument("--calibration", type=int, default=512, help="training images")
+    parser.add_argument("--no-times", dest="times", action="store_false", help="score alone; a later run without this adds times")
     parser.add_argument("--out", type=Path, default=Path("bench/results/int8.json"))
     parser.add_argument("--page", type=Path, help="a page whose table is written anew, as docs/int8.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
     nets, saved = Nets(options.shared, options.fashion, options.work), given(options.model, options.data)
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.is_file() else {"nets": {}}
-    results |= {"machine": f"{processor()}, {os.cpu_count()} cores", "irtool": irtool.__version__, "calibration": options.calibration}
+    results = Kept(options.out, irtool=irtool.__version__, calibration=options.calibration)
     for name in options.only or [*PUBLISHED, *TRAINED, *saved]:
         data = saved[name][1] if name in saved else nets.data(name)
         scored = Scored(data, options.test)
-        rows = results["nets"].setdefault(name, {"test": len(scored.labels), "engines": {}})["engines"]
-        names = options.engine or [row.name for row in ENGINES.values() if row.installed]
+        rows = results.net(name)
+        rows |= {"test": len(scored.labels), "engines": rows.get("engines", {})}
+        x = data.preprocessing.normalise(next(iter(data.train.batches([torch.arange(1)])))).numpy()
         graph = None
-        for engine in (name for name in names if name not in rows):
-            graph = graph or (irtool.load(saved[name][0]) if name in saved else nets.graph(name))
-            try:
-                rows[engine] = measure(graph, data, ENGINES[engine], scored, options.calibration) | {"load": load()}
-            except IrtoolError as error:
-                rows[engine] = {"refused": error.what}
-            print(name, engine, rows[engine], flush=True)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+        for engine in options.engine or [row.name for row in ENGINES.values() if row.installed and row.integers is not None]:
+            folder, found = options.work / "files" / name.replace("%", "per cent") / engine, rows["engines"]
+            if engine not in found:
+                graph = graph or (irtool.load(saved[name][0]) if name in saved else nets.graph(name))
+                try:
+                    found[engine] = scored_rows(graph, data, ENGINES[engine], scored, options.calibration, folder)
+                except IrtoolError as error:
+                    found[engine] = {"refused": error.what}
+                results.keep(name, engine, found[engine])
+            if options.times and untimed(found[engine]):
+                add_times(found[engine], ENGINES[engine], x, folder)
+                results.keep(name, engine, {form: row.get("time") for form, row in found[engine].items()})
+    print(table(results.found))
     if options.page is not None:
-        written(table(results), options.page)
+        into_page(options.page, "int8.py", table(results.found))
 
 
 if __name__ == "__main__":
