@@ -54,6 +54,11 @@ def _irtool(
         typer.echo(ctx.get_help())
 
 
+SYNONYMS = {"prune": "compress", "fold": "compress", "optimize": "compress", "convert": "export", "finetune": "train", "distill": "train",
+            "benchmark": "compress", "visualize": "view", "compare": "diff", "quantise": "quantize"}  # fmt: skip
+"""What others call the work of a command."""
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process by default) and return its exit code. Nothing is raised."""
     try:
@@ -82,14 +87,17 @@ def _sentence(error: Any) -> str:
     """A mistake in a command line as a sentence, with the option that a mistyped one is nearest to."""
     option, known = getattr(error, "option_name", None), getattr(error, "possibilities", None)
     if known is not None:
-        return f"No option is called {option}." + (f" Did you mean {known[0]}?" if known else "")
+        near = difflib.get_close_matches(option, known, 1, 0.7)
+        return f"No option is called {option}." + (f" Did you mean {near[0]}?" if near else "")
     return error.format_message().replace("Value error, ", "").rstrip(".") + "."
 
 
 def _nearest(arguments: Sequence[str] | None) -> str:
     """A sentence with the command that a mistyped one is nearest to; empty if none is near, or it was none."""
     word = next((word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("-")), "")
-    near = difflib.get_close_matches(word, COMMANDS, 1) if word not in COMMANDS else []
+    if word in COMMANDS or not word:
+        return ""
+    near = [SYNONYMS[word]] if word in SYNONYMS else difflib.get_close_matches(word, COMMANDS, 1)
     return f" Did you mean {near[0]}?" if near else ""
 
 

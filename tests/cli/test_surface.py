@@ -60,6 +60,8 @@ MISTAKES = {
     "compress x --outt y": "No option is called --outt. Did you mean --out?",
     "compress x --zzzzzz": "No option is called --zzzzzz.",
     "trian x": "No such command 'trian'. Did you mean train?",
+    "prune x": "No such command 'prune'. Did you mean compress?",
+    "diff a b --out x": "No option is called --out.",
     "--frob": "No option is called --frob.",
 }
 
