@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,9 @@ from irtool.errors import OptionError
 from irtool.quant import Placement, Recipe, Scheme
 from irtool.quant.boundaries import Account
 from irtool.quant.placement import Int8Policy
+
+Feeds = Sequence[Mapping[str, np.ndarray]]
+"""Batches of a model's inputs by name."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Int8:
         several_inputs: whether models with more than one input can be quantised.
         write: writes the int8 file for a prepared model and its recipe; returns the names of layers that the engine could not take in
             integers.
-        write_weights: writes a file whose weights alone are integers, from the float ONNX file.
+        write_weights: writes a file whose weights alone are integers, from the float ONNX file; fitted to calibration images, if there are any
+            and the engine's file says which integers they are.
         weights_from_least: whether the integers of such a file count up from a channel's least weight; else they are symmetric.
         write_half: writes a file whose weights are half floats, from the float ONNX file; computed in float.
         account: where the int8 file computes in integers, from the file, the prepared model, its placement and one run's image.
@@ -43,7 +47,7 @@ class Int8:
     lowers: bool
     several_inputs: bool
     write: Callable[[ModelProto, Recipe, Path], tuple[str, ...]]
-    write_weights: Callable[[Path, Path, Scheme], object]
+    write_weights: Callable[[Path, Path, Scheme, Feeds], object]
     write_half: Callable[[Path, Path], object]
     weights_from_least: bool
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from irtool.errors import DataError
 from irtool.quant.affine import Affine, grid
 from irtool.quant.observers import observe
-from irtool.quant.placement import DefUse, Layer, Placement
+from irtool.quant.placement import DefUse, Layer, Placement, layers_of
 from irtool.quant.statistics import Statistics
 from irtool.quant.weights import channel_scales, integers_of, steps_of
 
@@ -98,6 +98,27 @@ def make_recipe(model: ModelProto, placement: Placement, stats: Mapping[str, Sta
         layer.name: quantise_layer(wiring, layer, activations[layer.input], scheme, stats.get(layer.input)) for layer in placement.layers
     }
     return Recipe(placement, activations, layers, scheme.weight_bits)
+
+
+def weights_recipe(model: ModelProto, method: str = "max", bits: int = 8) -> Recipe:
+    """The recipe of a file whose layers' weights alone are integers, each the nearest. Biases stay as they are.
+
+    Args:
+        model: a float model, constants as initializers.
+        method, bits: see `channel_scales`.
+
+    Raises:
+        OptionError: another method or number of bits.
+    """
+    wiring, layers, found = DefUse(model), layers_of(model), dict[str, QuantisedLayer]()
+    for layer in layers:
+        weight = wiring.array(layer.weight)
+        rows = layer.rows(weight).astype(np.float64)
+        scales = channel_scales(rows, method, bits)
+        integers = layer.unrows(integers_of(rows, scales.astype(np.float64), steps_of(bits)), weight.shape)
+        bias = None if layer.bias is None else wiring.array(layer.bias).astype(np.float64)
+        found[layer.name] = QuantisedLayer(integers, scales, bias)
+    return Recipe(Placement(layers, {}), {}, found, bits)
 
 
 def quantise_layer(wiring: DefUse, layer: Layer, given: Affine, scheme: Scheme, seen: Statistics | None = None) -> QuantisedLayer:

@@ -167,7 +167,7 @@ def test_a_file_with_integer_weights_alone_is_smaller_and_nearer(engine: Engine,
     if engine.integers is None:
         pytest.skip(f"{engine.name} has no int8 files")
     path = tmp_path / f"light{engine.suffix}"
-    engine.int8.write_weights(source, path, engine.int8.scheme)
+    engine.int8.write_weights(source, path, engine.int8.scheme, ())
     (got,), (expected,) = engine.session(path, 1).run(IMAGES), OnnxSession(source, 1).run(IMAGES)
     assert sqnr(got, expected) > 30
     half = tmp_path / f"half{engine.suffix}"

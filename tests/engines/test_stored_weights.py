@@ -17,10 +17,17 @@ from torch import nn
 
 from irtool.engines import OnnxSession
 from irtool.engines.onnxruntime.prepare import prepared
+from irtool.engines.onnxruntime.refine import refined
 from irtool.engines.onnxruntime.stored_weights import weights_to_half, weights_to_integers
 from irtool.quant import layers_of
 from irtool.quant.placement import DefUse, Layer
+from irtool.quant.scales import weights_recipe
 from irtool.quant.weights import channel_scales
+
+
+def to_integers(model: ModelProto) -> ModelProto:
+    """The nearest integers, as a file has them without images."""
+    return weights_to_integers(model, weights_recipe(model))
 
 
 def _outputs(model: ModelProto, x: np.ndarray) -> np.ndarray:
@@ -42,7 +49,7 @@ def _written(layers: list[tuple[str, str]], weights: dict[str, np.ndarray]) -> M
     return model
 
 
-@pytest.mark.parametrize("lighter", [weights_to_half, weights_to_integers])
+@pytest.mark.parametrize("lighter", [weights_to_half, to_integers])
 def test_what_restores_weights_is_gone_once_a_file_is_loaded(lighter: Callable[[ModelProto], ModelProto], tmp_path: Path) -> None:
     torch.manual_seed(0)
     onnx.save(lighter(prepared(exported(Mixed(), tmp_path))), str(tmp_path / "light.onnx"))
@@ -58,7 +65,7 @@ def test_what_restores_weights_is_gone_once_a_file_is_loaded(lighter: Callable[[
 def test_integer_weights_are_the_nearest_multiples_of_their_scales(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = prepared(exported(Mixed(), tmp_path))
-    light = weights_to_integers(model)
+    light = to_integers(model)
     onnx.checker.check_model(light, full_check=True)
     read = [light.graph.node[layer.node].input[1] for layer in _behind(light, layers_of(model))]
     light.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in read)
@@ -77,7 +84,7 @@ def _behind(model: ModelProto, layers: Sequence[Layer]) -> list[Layer]:
     return [replace(layer, node=places[layer.name]) for layer in layers]
 
 
-@pytest.mark.parametrize(("lighter", "least"), [(weights_to_half, 55), (weights_to_integers, 30)])
+@pytest.mark.parametrize(("lighter", "least"), [(weights_to_half, 55), (to_integers, 30)])
 def test_a_weight_that_layers_share_is_stored_once_for_each_axis(lighter: Callable[[ModelProto], ModelProto], least: float) -> None:
     weights = {"w": np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)}
     model = _written([("MatMul", "w"), ("MatMul", "w"), ("Relu", ""), ("MatMul", "w")], weights)
@@ -100,3 +107,27 @@ def test_half_weights_that_are_too_large_stay(tmp_path: Path) -> None:
     x = images(2)
     (expected,), (got,) = (OnnxSession(tmp_path / f"{name}.onnx", 1).run(x) for name in ("large", "half"))
     assert sqnr(got, expected) > 55
+
+
+def test_integers_that_are_fitted_to_images_give_nearer_outputs_of_others(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = prepared(exported(Mixed(), tmp_path))
+    recipe, name = weights_recipe(model, bits=5), model.graph.input[0].name
+    better = refined(model, recipe, [{name: part} for part in np.array_split(images(64), 8)], shared=False)
+    new = images(72)[64:]
+    wanted = _outputs(model, new)
+    nearest, fitted = (sqnr(_outputs(weights_to_integers(model, one), new), wanted) for one in (recipe, better))
+    assert fitted > nearest + 3
+
+
+def test_layers_that_share_a_weight_keep_one_where_integers_are_fitted() -> None:
+    weights = {"w": np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32), "v": np.eye(6, dtype=np.float32) + 0.3}
+    model = _written([("MatMul", "w"), ("MatMul", "w"), ("MatMul", "v")], weights)
+    recipe = weights_recipe(model)
+    feeds = [{"x": np.random.default_rng(seed).normal(size=(64, 6)).astype(np.float32)} for seed in range(4)]
+    better = refined(model, recipe, feeds, shared=False)
+    first, second, third = (layer.name for layer in recipe.placement.layers)
+    assert better.layers[first] is recipe.layers[first]
+    assert better.layers[second] is recipe.layers[second]
+    assert better.layers[third] is not recipe.layers[third]
+    assert sum(list(tensor.dims) == [6, 6] for tensor in weights_to_integers(model, better).graph.initializer) == 2

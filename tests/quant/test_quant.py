@@ -30,6 +30,7 @@ from irtool.quant import Scheme, Statistics, affine, channel_scales, grid, make_
 from irtool.quant.affine import GRIDS
 from irtool.quant.observers import METHODS
 from irtool.quant.placement import PLAIN, Int8Policy, layers_of
+from irtool.quant.scales import weights_recipe
 from irtool.quant.weights import alternated, integers_of, largest
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -281,7 +282,7 @@ def test_the_published_net_keeps_its_accuracy_in_both_engines(tmp_path: Path) ->
 def test_weights_alone_make_a_quarter_of_the_bytes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = prepared(exported(irtool.models.VGG(11, width=0.25), tmp_path, (2, 3, 32, 32)))
-    light = weights_to_integers(model)
+    light = weights_to_integers(model, weights_recipe(model))
     onnx.checker.check_model(light, full_check=True)
     assert light.ByteSize() < 0.28 * model.ByteSize()
     x = images(8, (3, 32, 32))

@@ -35,7 +35,8 @@ ENGINE = Engine(
         lowers=False,
         several_inputs=False,
         write=lambda model, recipe, path: export_mnn_int8(model, recipe, path).missed,
-        write_weights=lambda source, path, scheme: export_mnn(source, path, weight_bits=scheme.weight_bits),
+        # Its converter chooses the integers itself.
+        write_weights=lambda source, path, scheme, _feeds: export_mnn(source, path, weight_bits=scheme.weight_bits),
         write_half=lambda source, path: export_mnn(source, path, fp16=True),
         weights_from_least=True,
         account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x), short_names(model)),

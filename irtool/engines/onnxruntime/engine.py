@@ -8,16 +8,18 @@ import onnx
 from onnx import ModelProto
 
 from irtool.engines.cpu import lacks_vnni
-from irtool.engines.engine import Engine, Int8
+from irtool.engines.engine import Engine, Feeds, Int8
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.profile import operator_times
 from irtool.engines.onnxruntime.qdq import to_qdq
+from irtool.engines.onnxruntime.refine import refined
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.onnxruntime.stored_weights import weights_to_half, weights_to_integers
 from irtool.hosts.onnx.files.load import load_onnx
 from irtool.quant import Recipe, Scheme
 from irtool.quant.boundaries import account
 from irtool.quant.placement import PLAIN
+from irtool.quant.scales import weights_recipe
 
 
 def _write(model: ModelProto, recipe: Recipe, path: Path) -> tuple[str, ...]:
@@ -31,9 +33,12 @@ def _write_half(source: Path, path: Path) -> None:
     onnx.save(weights_to_half(prepared(onnx.load(str(source)))), str(path))
 
 
-def _write_weights(source: Path, path: Path, scheme: Scheme) -> None:
-    """Write an ONNX file whose weights alone are integers."""
-    onnx.save(weights_to_integers(prepared(onnx.load(str(source))), scheme.weights, scheme.weight_bits), str(path))
+def _write_weights(source: Path, path: Path, scheme: Scheme, feeds: Feeds) -> None:
+    """Write an ONNX file whose weights alone are integers, fitted to what the layers read where there are images."""
+    model = prepared(onnx.load(str(source)))
+    recipe = weights_recipe(model, scheme.weights, scheme.weight_bits)
+    recipe = refined(model, recipe, feeds, shared=False) if feeds else recipe
+    onnx.save(weights_to_integers(model, recipe), str(path))
 
 
 QDQ = Int8(

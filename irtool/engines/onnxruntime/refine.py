@@ -6,7 +6,8 @@ float; what it reads is what the quantised model so far gives it, so that a bias
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -37,7 +38,9 @@ def images_that_fit(model: ModelProto, memory: int = MEMORY) -> int:
     return max(1, memory // max(2 * live_bytes(model), 1))
 
 
-def refined(model: ModelProto, recipe: Recipe, feeds: Sequence[Mapping[str, np.ndarray]], told: Told = nobody) -> Recipe:
+def refined(
+    model: ModelProto, recipe: Recipe, feeds: Sequence[Mapping[str, np.ndarray]], told: Told = nobody, *, shared: bool = True
+) -> Recipe:
     """Fit a recipe's weights and biases.
 
     A layer whose windows cannot be told, or that does not compute what they say, stays as it is; so do all layers of a model with control flow.
@@ -47,10 +50,12 @@ def refined(model: ModelProto, recipe: Recipe, feeds: Sequence[Mapping[str, np.n
         recipe: all scales. These stay.
         feeds: calibration images in two or more batches, each as the model's inputs by name.
         told: called with the number of layers done.
+        shared: whether layers that read the same weight get integers of their own; else such layers stay as they are.
     """
     if DefUse(model).inside or not recipe.placement.layers:
         return recipe
-    return _Refinement(model, recipe, feeds).run(told)
+    readers = Counter(layer.weight for layer in recipe.placement.layers)
+    return _Refinement(model, recipe, feeds).run(told, {name for name, count in readers.items() if count > 1 and not shared})
 
 
 @dataclass
@@ -91,12 +96,13 @@ class _Refinement:
         seen = {layer.name: layer.node + 1 for layer in recipe.placement.layers}
         self.exact = Walk(model, feeds, seen | {layer.input: layer.node + 1 for layer in recipe.placement.layers})
 
-    def run(self, told: Told) -> Recipe:
+    def run(self, told: Told, fixed: Collection[str]) -> Recipe:
+        """Fit one layer after the other, but for those that read one of the `fixed` weights."""
         for done, layer in enumerate(sorted(self.recipe.placement.layers, key=lambda layer: self.stops[layer.name]), 1):
             self.exact.advance(layer.node + 1)
             self.quantised.advance(self.stops[layer.name])
             weight = self.exact.wiring.array(layer.weight)
-            moments = self._moments(layer, weight)
+            moments = None if layer.weight in fixed else self._moments(layer, weight)
             if moments is not None:
                 self._fit(layer, weight, *moments)
             told(done)

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from irtool.engines.onnxruntime.prepare import drop_unread, replace_nodes
 from irtool.quant.placement import DefUse, Layer, layers_of
-from irtool.quant.weights import channel_scales, integers_of, steps_of
+from irtool.quant.scales import Recipe
 
 
 def weights_to_half(model: ModelProto) -> ModelProto:
@@ -27,43 +27,41 @@ def weights_to_half(model: ModelProto) -> ModelProto:
         model: a float model, constants as initializers.
     """
 
-    def stored(layer: Layer, weight: np.ndarray) -> Stored | None:
+    def stored(_layer: Layer, weight: np.ndarray) -> Stored | None:
         return Stored(weight.astype(np.float16)) if np.abs(weight).max() <= np.finfo(np.float16).max else None
 
     return _with_stored(model, stored)
 
 
-def weights_to_integers(model: ModelProto, method: str = "max", bits: int = 8) -> ModelProto:
+def weights_to_integers(model: ModelProto, recipe: Recipe) -> ModelProto:
     """A copy whose layers' weights are int8 with one scale a channel, and behind each a Cast and a product with the scales.
 
     Args:
         model: a float model, constants as initializers.
-        method, bits: see `channel_scales`.
-
-    Raises:
-        OptionError: another method or number of bits.
+        recipe: made for it by `weights_recipe`, and perhaps fitted by `refined`, with the same integers for layers that share a weight.
     """
 
     def stored(layer: Layer, weight: np.ndarray) -> Stored:
-        rows = layer.rows(weight).astype(np.float64)
-        scales = channel_scales(rows, method, bits)
-        integers = layer.unrows(integers_of(rows, scales.astype(np.float64), steps_of(bits)), weight.shape)
-        return Stored(integers, scales.reshape([-1 if axis == layer.axis else 1 for axis in range(weight.ndim)]))
+        found = recipe.layers[layer.name]
+        scales = found.scales.reshape([-1 if axis == layer.axis else 1 for axis in range(weight.ndim)])
+        return Stored(found.weight, scales, None if found.bias is None else found.bias.astype(np.float32))
 
     return _with_stored(model, stored)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight as it is stored.
+    """A layer's weight as it is stored.
 
     Attributes:
         values: of the weight's shape.
         scales: what they are multiplied by, of a shape that fits; None for 1.
+        bias: the layer's, in place of the one that it has; None to keep that.
     """
 
     values: np.ndarray
     scales: np.ndarray | None = None
+    bias: np.ndarray | None = None
 
 
 def _with_stored(model: ModelProto, stored: Callable[[Layer, np.ndarray], Stored | None]) -> ModelProto:
@@ -73,27 +71,30 @@ def _with_stored(model: ModelProto, stored: Callable[[Layer, np.ndarray], Stored
     wiring, names, restored = DefUse(result), _names(result), dict[tuple[str, int], str]()
     before: list[NodeProto] = []
     for layer in layers_of(result):
-        key = (layer.weight, layer.axis)
+        key, node = (layer.weight, layer.axis), wiring.nodes[layer.node]
+        held = stored(layer, wiring.array(layer.weight))
         if key not in restored:
-            held = stored(layer, wiring.array(layer.weight))
             restored[key] = layer.weight if held is None else _restore(result, held, names, before)
-        wiring.nodes[layer.node].input[1] = restored[key]
+        node.input[1] = restored[key]
+        if held is not None and held.bias is not None and (held.bias != wiring.array(node.input[2])).any():
+            node.input[2] = _kept(result, held.bias, names)
     replace_nodes(result, [*before, *wiring.nodes])
     drop_unread(result)
     return result
 
 
+def _kept(model: ModelProto, values: np.ndarray, names: Iterator[str]) -> str:
+    """The name of a new constant."""
+    name = next(names)
+    model.graph.initializer.append(numpy_helper.from_array(values, name))
+    return name
+
+
 def _restore(model: ModelProto, held: Stored, names: Iterator[str], nodes: list[NodeProto]) -> str:
     """Store a weight, and add what makes floats of it; the name of these."""
-
-    def kept(values: np.ndarray) -> str:
-        name = next(names)
-        model.graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
-    nodes.append(helper.make_node("Cast", [kept(held.values)], [next(names)], to=TensorProto.FLOAT))
+    nodes.append(helper.make_node("Cast", [_kept(model, held.values, names)], [next(names)], to=TensorProto.FLOAT))
     if held.scales is not None:
-        nodes.append(helper.make_node("Mul", [nodes[-1].output[0], kept(held.scales)], [next(names)]))
+        nodes.append(helper.make_node("Mul", [nodes[-1].output[0], _kept(model, held.scales, names)], [next(names)]))
     return str(nodes[-1].output[0])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from irtool.engines import latency_pairs
-from irtool.engines.engine import Engine
+from irtool.engines.engine import Engine, Feeds
 from irtool.engines.latency import NOISE, is_known
 from irtool.engines.speed.stopwatch import clock_of, is_disturbed, load
 from irtool.quant import Scheme
@@ -50,17 +50,17 @@ class Times:
     ratios: Mapping[str, float | None]
 
 
-def write_half(engine: Engine, source: Path, path: Path, _scheme: Scheme) -> None:
+def write_half(engine: Engine, source: Path, path: Path, _scheme: Scheme, _feeds: Feeds) -> None:
     """Write the file with half floats."""
     engine.int8.write_half(source, path)
 
 
-def write_weights(engine: Engine, source: Path, path: Path, scheme: Scheme) -> None:
+def write_weights(engine: Engine, source: Path, path: Path, scheme: Scheme, feeds: Feeds) -> None:
     """Write the file whose weights alone are integers, of 8 bits: nothing overflows in float."""
-    engine.int8.write_weights(source, path, Scheme(weights=scheme.weights))
+    engine.int8.write_weights(source, path, Scheme(weights=scheme.weights), feeds)
 
 
-LIGHT: Mapping[str, Callable[[Engine, Path, Path, Scheme], None]] = {"half": write_half, "weights8": write_weights}
+LIGHT: Mapping[str, Callable[[Engine, Path, Path, Scheme, Feeds], None]] = {"half": write_half, "weights8": write_weights}
 """Forms that are stored smaller and computed in float, with what writes them."""
 WORDS: Mapping[str, str] = {"float": "float", "half": "half-float weights", "weights8": "8-bit weights alone", "int8": "int8"}
 

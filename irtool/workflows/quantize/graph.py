@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from irtool.engines.engine import Engine
+from irtool.engines.engine import Engine, Feeds
 from irtool.engines.table import ENGINES
 from irtool.errors import BackendError, CheckError, ExportError, OptionError
 from irtool.ir import Graph
@@ -24,7 +24,7 @@ from irtool.workflows.quantize.forms import LIGHT, WORDS, Form, Times, busy, rec
 from irtool.workflows.quantize.judge import Judge, Score
 from irtool.workflows.quantize.prepare import calibrated, fixed_batch, metadata, prepare, write_float
 from irtool.workflows.quantize.sensitivity import Sensitivity
-from irtool.workflows.quantize.trials import Chosen, Trials
+from irtool.workflows.quantize.trials import Chosen, Trials, fitting_feeds
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,9 @@ class _Work:
             self.images,
             self.reporter,
         )
-        chosen, placement = self._chosen(model, judge)
-        light, left_out = self._light()
+        feeds: Feeds = fitting_feeds(model, self.images, self.feed, self.batch) if self.settings.refine else ()
+        chosen, placement = self._chosen(model, judge, feeds)
+        light, left_out = self._light(feeds)
         names = ["float", *light, "int8"]
         expected = {name: judge.expected_drop(self._file(name)) for name in names[1:-1]} | {"float": 0.0, "int8": chosen.expected}
         scores = {"float": judge.float_score} | {name: judge.score(self._file(name), f"score {name}") for name in names[1:]}
@@ -179,11 +180,11 @@ class _Work:
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}{self.engine.suffix}"
 
-    def _chosen(self, model: ModelProto, judge: Judge) -> tuple[Chosen, Placement]:
+    def _chosen(self, model: ModelProto, judge: Judge, feeds: Feeds) -> tuple[Chosen, Placement]:
         """The int8 file, written, and where its integers are."""
         settings, path = self.settings, self._file("int8")
         if settings.weights_only:
-            self.engine.int8.write_weights(self.folder / "float.onnx", path, settings.scheme)
+            self.engine.int8.write_weights(self.folder / "float.onnx", path, settings.scheme, feeds)
             expected = judge.expected_drop(path)
             if expected > settings.max_drop:
                 what = f"8-bit weights are expected to lose {100 * expected:.2f} points, more than {100 * settings.max_drop:.2f}"
@@ -194,18 +195,18 @@ class _Work:
         stats = calibrated(model, self.batch, self.engine, self.images, self.reporter, self.feed)
         trials = Trials(
             self.engine, model, stats, settings.scheme, self.images, judge, self.folder, self.reporter, self.feed, self.batch,
-            settings.threads, settings.refine,
+            settings.threads, feeds,
         )  # fmt: skip
         chosen = trials.choose(settings.max_drop, settings.sensitivity)
         return chosen, trials.placement(chosen.floating)
 
-    def _light(self) -> tuple[list[str], list[str]]:
+    def _light(self, feeds: Feeds) -> tuple[list[str], list[str]]:
         """The names of the forms that are stored smaller and computed in float, written; and a line on each that the engine refuses."""
         made, left_out = list[str](), list[str]()
         for name, write in LIGHT.items():
             with self.reporter.stage(f"write {name}"):
                 try:
-                    write(self.engine, self.folder / "float.onnx", self._file(name), self.settings.scheme)
+                    write(self.engine, self.folder / "float.onnx", self._file(name), self.settings.scheme, feeds)
                     made.append(name)
                 except ExportError as error:
                     left_out.append(f"{WORDS[name]}: left out ({error})")

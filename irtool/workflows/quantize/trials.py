@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto
 
-from irtool.engines.engine import Engine
+from irtool.engines.engine import Engine, Feeds
 from irtool.engines.onnxruntime.refine import HELD, images_that_fit, refined
 from irtool.errors import CheckError
 from irtool.progress import Reporter
@@ -28,6 +27,17 @@ REFINED = 256
 """Calibration images at most that weights and biases are fitted to."""
 SENSITIVITY_IMAGES = 64
 """Of those that choose: each layer's error is a share of power over all outputs, which few images tell."""
+
+
+def fitting_feeds(model: ModelProto, images: Images, feed: Feed, batch: int | None) -> list[dict[str, np.ndarray]]:
+    """Calibration images in batches, as many as memory takes, as a model's inputs by name. There are enough for some to be held back."""
+    count = min(REFINED, images.calibrated, images_that_fit(model))
+    size = batch or max(1, min(32, count // HELD))
+    names = DefUse(model).inputs
+    return [
+        dict(zip(names, feed(np.resize(some, (batch or len(some), *some.shape[1:]))), strict=True))
+        for some in islice(images.batches(size), max(1, count // size))
+    ]
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Trials:
         reporter: told of it.
         feed, batch: how the model takes images, and the batch that is written into it; None if it is free.
         threads: of the engine.
-        refine: whether weights and biases are fitted to the images.
+        feeds: images that weights and biases are fitted to; none where they are not fitted.
     """
 
     engine: Engine
@@ -76,7 +86,7 @@ class Trials:
     feed: Feed
     batch: int | None
     threads: int
-    refine: bool
+    feeds: Feeds
 
     @property
     def file(self) -> Path:
@@ -122,21 +132,9 @@ class Trials:
         placement, total = self.placement(floating), len(layers_of(self.model))
         with self.reporter.stage(f"write int8, {total - len(placement.layers)} of {total} layers in float"):
             recipe = make_recipe(self.model, placement, self.stats, self.scheme)
-            if self.refine:
-                recipe = refined(self.model, recipe, self._feeds, lambda done: self._told("fit the integers", done, len(placement.layers)))
+            if self.feeds:
+                recipe = refined(self.model, recipe, self.feeds, lambda done: self._told("fit the integers", done, len(placement.layers)))
             return self.engine.int8.write(self.model, recipe, self.file)
-
-    @cached_property
-    def _feeds(self) -> list[dict[str, np.ndarray]]:
-        """Calibration images in batches, as many as memory takes, as the model's inputs by name. There are enough for some to be held back."""
-        count = min(REFINED, self.images.calibrated, images_that_fit(self.model))
-        size = self.batch or max(1, min(32, count // HELD))
-        most = max(1, count // size)
-        names = DefUse(self.model).inputs
-        return [
-            dict(zip(names, self.feed(np.resize(batch, (self.batch or len(batch), *batch.shape[1:]))), strict=True))
-            for batch in islice(self.images.batches(size), most)
-        ]
 
     def _sensitivities(self) -> list[Sensitivity]:
         answers = self.judge.answers

@@ -142,7 +142,7 @@ def _written(
     arrays = sample_inputs(reference.inputs, batch=BATCH)
     wanted = reference.run(*arrays)
     forms, notes = {"float": StoredForm((folder / f"float{engine.suffix}").stat().st_size, 200.0)}, []
-    writers = {"half": engine.int8.write_half, "int8": lambda onnx, path: engine.int8.write_weights(onnx, path, settings.scheme)}
+    writers = {"half": engine.int8.write_half, "int8": lambda onnx, path: engine.int8.write_weights(onnx, path, settings.scheme, ())}
     for name, write in writers.items():
         with reporter.stage(f"write {name}"):
             path = folder / f"{name}{engine.suffix}"
