@@ -21,7 +21,7 @@ import onnx
 import torch
 
 import irtool
-from irtool.engines import MnnSession, OnnxSession, export_mnn, export_onnx
+from irtool.engines import MnnSession, OnnxSession, export_onnx
 from irtool.engines.onnxruntime.calibrate import calibrate
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.qdq import to_qdq
@@ -29,7 +29,7 @@ from irtool.engines.onnxruntime.refine import refined
 from irtool.engines.table import ENGINES
 from irtool.passes import LowerAffine, WidenSelects
 from irtool.progress import Reporter
-from irtool.quant import make_recipe, place
+from irtool.quant import Scheme, make_recipe, place
 from irtool.train import Data
 from irtool.train.stages import STAGES, train
 from irtool.workflows.loading.data import DataOptions, known_preprocessing
@@ -55,16 +55,20 @@ def int8_file(folder: Path, size: tuple[int, ...], images: np.ndarray) -> Path:
     return folder / "int8.onnx"
 
 
-def four_bits(folder: Path, _size: tuple[int, ...], _images: np.ndarray) -> Path:
-    """The MNN file with 4-bit weights."""
-    export_mnn(folder / "float.onnx", folder / "weights4.mnn", weight_bits=4)
-    return folder / "weights4.mnn"
+def four_bits(folder: Path, images: np.ndarray | None) -> Path:
+    """The MNN file with 4-bit weights, fitted to images if there are any."""
+    path = folder / f"weights4-{'nearest' if images is None else 'fitted'}.mnn"
+    name = irtool.load_onnx(folder / "float.onnx").inputs[0].name
+    feeds = [] if images is None else [{name: batch} for batch in np.array_split(images, len(images) // 32)]
+    ENGINES["mnn"].int8.write_weights(folder / "float.onnx", path, Scheme(weight_bits=4), feeds)
+    return path
 
 
 FILES: dict[str, Callable[[Path, tuple[int, ...], np.ndarray], Path]] = {
     "float": lambda folder, size, images: folder / "float.onnx",
     "int8, onnxruntime": int8_file,
-    "4-bit weights, MNN": four_bits,
+    "4-bit weights, MNN": lambda folder, size, images: four_bits(folder, None),
+    "4-bit weights fitted, MNN": lambda folder, size, images: four_bits(folder, images),
 }
 
 

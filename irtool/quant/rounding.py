@@ -19,28 +19,33 @@ BLOCK = 128
 """Columns that are rounded before the others are told."""
 
 
-def rounded_together(blocks: Reals, moment: Reals, scales: Reals, steps: int) -> Reals:
+def rounded_together(
+    blocks: Reals, moment: Reals, scales: Reals, bounds: tuple[int, int], pinned: NDArray[np.bool_] | None = None
+) -> Reals:
     """Round a weight to integers column by column.
 
     Args:
         blocks: the weight as a matrix for each group, (groups, outputs, inputs).
         moment: what is read, as a second moment for each group, (groups, inputs, inputs): positive semi-definite.
         scales: of each output, (groups, outputs).
-        steps: the largest integer.
+        bounds: the least and the largest integer.
+        pinned: where the nearest integer is to be taken, whatever the other columns do, of the shape of `blocks`; None for nowhere.
 
     Returns:
-        Whole numbers from -steps to steps, of the shape of `blocks`.
+        Whole numbers within the bounds, of the shape of `blocks`.
     """
     groups, _, inputs = blocks.shape
     order = np.argsort(-np.diagonal(moment, axis1=1, axis2=2).mean(0), kind="stable")  # what is read most is rounded first
     left, found = blocks[:, :, order].astype(np.float64), np.empty_like(blocks)
     factor = _factor(moment[:, order][:, :, order])
-    whole = np.empty_like(left)
+    whole, nearest = np.empty_like(left), np.clip(np.rint(left / scales[:, :, None]), *bounds)
+    free = np.ones(left.shape, bool) if pinned is None else ~pinned[:, :, order]
     for start in range(0, inputs, BLOCK):
         stop = min(start + BLOCK, inputs)
         errors = np.empty((groups, left.shape[1], stop - start))
         for column in range(start, stop):
-            whole[:, :, column] = np.clip(np.rint(left[:, :, column] / scales), -steps, steps)
+            rounded = np.clip(np.rint(left[:, :, column] / scales), *bounds)
+            whole[:, :, column] = np.where(free[:, :, column], rounded, nearest[:, :, column])
             error = (left[:, :, column] - whole[:, :, column] * scales) / factor[:, column, column][:, None]
             left[:, :, column:stop] -= error[:, :, None] * factor[:, None, column, column:stop]
             errors[:, :, column - start] = error

@@ -13,7 +13,7 @@ from irtool.quant.affine import Affine, grid
 from irtool.quant.observers import observe
 from irtool.quant.placement import DefUse, Layer, Placement, layers_of
 from irtool.quant.statistics import Statistics
-from irtool.quant.weights import channel_scales, integers_of, steps_of
+from irtool.quant.weights import channel_scales, counted_from_least, integers_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,22 @@ class QuantisedLayer:
     """One layer's integers.
 
     Attributes:
-        weight: int8, of the float weight's shape.
+        weight: int8, of the float weight's shape; uint8 where integers count up from `least`.
         scales: float32 (output channels,).
         bias: float64 (output channels,), corrected if asked for; None if the layer has none and needs none.
+        least: what the integer 0 stands for, float64 (output channels,); None for 0.
     """
 
     weight: np.ndarray
     scales: np.ndarray
     bias: np.ndarray | None
+    least: np.ndarray | None = None
+
+    def restored(self, layer: Layer) -> np.ndarray:
+        """The float32 weight that the integers stand for."""
+        rows = layer.rows(self.weight).astype(np.float64) * self.scales.astype(np.float64)[:, None]
+        rows += 0.0 if self.least is None else self.least[:, None]
+        return layer.unrows(rows, self.weight.shape).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -100,24 +108,32 @@ def make_recipe(model: ModelProto, placement: Placement, stats: Mapping[str, Sta
     return Recipe(placement, activations, layers, scheme.weight_bits)
 
 
-def weights_recipe(model: ModelProto, method: str = "max", bits: int = 8) -> Recipe:
+def weights_recipe(model: ModelProto, method: str = "max", bits: int = 8, from_least: bool = False) -> Recipe:
     """The recipe of a file whose layers' weights alone are integers, each the nearest. Biases stay as they are.
 
     Args:
         model: a float model, constants as initializers.
         method, bits: see `channel_scales`.
+        from_least: whether integers count up from a channel's least weight (`counted_from_least`); else they are symmetric, and `method`
+            says how.
 
     Raises:
         OptionError: another method or number of bits.
     """
     wiring, layers, found = DefUse(model), layers_of(model), dict[str, QuantisedLayer]()
+    steps = steps_of(bits)
     for layer in layers:
         weight = wiring.array(layer.weight)
         rows = layer.rows(weight).astype(np.float64)
-        scales = channel_scales(rows, method, bits)
-        integers = layer.unrows(integers_of(rows, scales.astype(np.float64), steps_of(bits)), weight.shape)
         bias = None if layer.bias is None else wiring.array(layer.bias).astype(np.float64)
-        found[layer.name] = QuantisedLayer(integers, scales, bias)
+        if from_least:
+            least, wide = counted_from_least(rows, bits)
+            integers, scales = np.rint((rows - least[:, None]) / wide[:, None]).astype(np.uint8), wide.astype(np.float32)
+            found[layer.name] = QuantisedLayer(layer.unrows(integers, weight.shape), scales, bias, least)
+            continue
+        scales = channel_scales(rows, method, bits)
+        integers = integers_of(rows, scales.astype(np.float64), steps).astype(np.int8)
+        found[layer.name] = QuantisedLayer(layer.unrows(integers, weight.shape), scales, bias)
     return Recipe(Placement(layers, {}), {}, found, bits)
 
 

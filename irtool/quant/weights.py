@@ -54,6 +54,15 @@ def alternated(rows: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
     return best
 
 
+def counted_from_least(rows: NDArray[np.float64], bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least value and the scale (C,) of rows whose integers count up from 0 at the least value to 2**bits - 1 at the largest.
+
+    A row whose values are all the same gets scale 1.
+    """
+    least, reach = rows.min(axis=1), np.ptp(rows, axis=1)
+    return least, np.where(reach > 0, reach / (2**bits - 1), 1.0)
+
+
 def integers_of(rows: NDArray[np.float64], scales: NDArray[np.float64], steps: int) -> NDArray[np.int8]:
     """Rows (C, K) in integers, rounded half to even and clipped."""
     return np.clip(np.rint(rows / scales[:, None]), -steps, steps).astype(np.int8)

@@ -34,7 +34,7 @@ def correlated(groups: int, outputs: int, inputs: int) -> tuple[np.ndarray, np.n
 @pytest.mark.parametrize("shape", [(1, 5, 30), (3, 2, 9), (1, 3, 150), (8, 1, 1)])
 def test_weights_rounded_together_err_less_in_the_output(shape: tuple[int, int, int]) -> None:
     blocks, moment, scales = correlated(*shape)
-    found = rounded_together(blocks, moment, scales, 7)
+    found = rounded_together(blocks, moment, scales, (-7, 7))
     nearest = np.clip(np.rint(blocks / scales[:, :, None]), -7, 7)
     assert np.array_equal(found, np.rint(found))
     assert np.abs(found).max() <= 7
@@ -44,14 +44,14 @@ def test_weights_rounded_together_err_less_in_the_output(shape: tuple[int, int, 
 
 def test_blocks_of_columns_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, moment, scales = correlated(2, 4, 50)
-    whole = rounded_together(blocks, moment, scales, 63)
+    whole = rounded_together(blocks, moment, scales, (-63, 63))
     monkeypatch.setattr(rounding, "BLOCK", 7)
-    assert np.array_equal(rounded_together(blocks, moment, scales, 63), whole)
+    assert np.array_equal(rounded_together(blocks, moment, scales, (-63, 63)), whole)
 
 
 def test_nothing_read_rounds_to_the_nearest() -> None:
     blocks, moment, scales = correlated(1, 3, 8)
-    assert np.array_equal(rounded_together(blocks, 0 * moment, scales, 7), np.clip(np.rint(blocks / scales[:, :, None]), -7, 7))
+    assert np.array_equal(rounded_together(blocks, 0 * moment, scales, (-7, 7)), np.clip(np.rint(blocks / scales[:, :, None]), -7, 7))
 
 
 LAYERS = {

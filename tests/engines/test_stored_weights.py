@@ -15,11 +15,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from quant_nets import Mixed, exported, images, sqnr
 from torch import nn
 
-from irtool.engines import OnnxSession
+from irtool.engines import MnnSession, OnnxSession
+from irtool.engines.mnn.light import write_weights
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.refine import refined
-from irtool.engines.onnxruntime.stored_weights import weights_to_half, weights_to_integers
-from irtool.quant import layers_of
+from irtool.engines.onnxruntime.stored_weights import weights_restored, weights_to_half, weights_to_integers
+from irtool.quant import Scheme, layers_of
 from irtool.quant.placement import DefUse, Layer
 from irtool.quant.scales import weights_recipe
 from irtool.quant.weights import channel_scales
@@ -131,3 +132,24 @@ def test_layers_that_share_a_weight_keep_one_where_integers_are_fitted() -> None
     assert better.layers[second] is recipe.layers[second]
     assert better.layers[third] is not recipe.layers[third]
     assert sum(list(tensor.dims) == [6, 6] for tensor in weights_to_integers(model, better).graph.initializer) == 2
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_mnn_finds_the_integers_that_were_fitted(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = prepared(exported(Mixed(), tmp_path))
+    name = model.graph.input[0].name
+    feeds = [{name: part} for part in np.array_split(images(64), 8)]
+    recipe = refined(model, weights_recipe(model, bits=bits, from_least=True), feeds, shared=False)
+    for layer in recipe.placement.layers:
+        found, weight = recipe.layers[layer.name], layer.rows(DefUse(model).array(layer.weight))
+        np.testing.assert_allclose(layer.rows(found.restored(layer)).min(1), weight.min(1), rtol=1e-6)
+        np.testing.assert_allclose(layer.rows(found.restored(layer)).max(1), weight.max(1), rtol=1e-6)
+    files = {kind: tmp_path / f"{kind}.mnn" for kind in ("nearest", "fitted")}
+    for kind, path in files.items():
+        write_weights(tmp_path / "float.onnx", path, Scheme(weight_bits=bits), feeds if kind == "fitted" else ())
+    new = images(72)[64:]
+    wanted = OnnxSession(tmp_path / "float.onnx", 1).run(new)[0]
+    nearest, fitted = (MnnSession(path, 1).run(new)[0] for path in files.values())
+    assert sqnr(fitted, _outputs(weights_restored(model, recipe), new)) > 50  # MNN's file has the same integers
+    assert sqnr(fitted, wanted) > sqnr(nearest, wanted) + 3

@@ -8,6 +8,7 @@ from irtool.engines.mnn.export import TOLERANCE, export_mnn
 from irtool.engines.mnn.instructions import missing_instructions
 from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.int8_policy import MNN_POLICY
+from irtool.engines.mnn.light import write_weights
 from irtool.engines.mnn.profile import mnn_profile, mnn_times
 from irtool.engines.mnn.session import MnnSession
 from irtool.engines.mnn.short_names import short_names
@@ -35,8 +36,7 @@ ENGINE = Engine(
         lowers=False,
         several_inputs=False,
         write=lambda model, recipe, path: export_mnn_int8(model, recipe, path).missed,
-        # Its converter chooses the integers itself.
-        write_weights=lambda source, path, scheme, _feeds: export_mnn(source, path, weight_bits=scheme.weight_bits),
+        write_weights=write_weights,
         write_half=lambda source, path: export_mnn(source, path, fp16=True),
         weights_from_least=True,
         account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x), short_names(model)),

@@ -86,15 +86,17 @@ class _Moments:
 
 class _Refinement:
     def __init__(self, model: ModelProto, recipe: Recipe, feeds: Sequence[Mapping[str, np.ndarray]]) -> None:
-        self.recipe, self.layers = recipe, dict(recipe.layers)
-        quantised = to_qdq(model, recipe)
+        self.recipe, self.layers, places = recipe, dict(recipe.layers), recipe.placement.layers
+        quantised = to_qdq(model, recipe) if recipe.activations else _copy(model)
         wiring = DefUse(quantised)
-        self.nodes = {layer.name: _node_of(wiring, layer.name) for layer in recipe.placement.layers}
-        # A layer's weight is restored by the node before it: there is the place to stop.
-        self.stops = {name: wiring.producer[node.input[1]] for name, node in self.nodes.items()}
+        self.nodes = {layer.name: _node_of(wiring, layer.name) for layer in places}
+        # A layer's integer weight is restored by the node before it: there is the place to stop.
+        self.stops = {name: wiring.producer.get(node.input[1], wiring.producer[node.output[0]]) for name, node in self.nodes.items()}
         self.quantised = Walk(quantised, feeds, {self.nodes[name].input[0]: stop for name, stop in self.stops.items()})
-        seen = {layer.name: layer.node + 1 for layer in recipe.placement.layers}
-        self.exact = Walk(model, feeds, seen | {layer.input: layer.node + 1 for layer in recipe.placement.layers})
+        seen = {layer.name: layer.node + 1 for layer in places}
+        self.exact = Walk(model, feeds, seen | {layer.input: layer.node + 1 for layer in places})
+        for layer in () if recipe.activations else places:
+            self._put(layer, recipe.layers[layer.name])
 
     def run(self, told: Told, fixed: Collection[str]) -> Recipe:
         """Fit one layer after the other, but for those that read one of the `fixed` weights."""
@@ -137,6 +139,7 @@ class _Refinement:
     def _fit(self, layer: Layer, weight: np.ndarray, fitted: _Moments, held: _Moments) -> None:
         old, both = self.layers[layer.name], fitted.joined(held)
         rows = layer.rows(weight).astype(np.float64)
+        rows = rows if old.least is None else rows - old.least[:, None]
         blocks = rows.reshape(layer.groups, -1, rows.shape[1])
         scales = old.scales.astype(np.float64).reshape(layer.groups, -1)
         nearest = layer.rows(old.weight).astype(np.float64).reshape(blocks.shape)
@@ -146,24 +149,46 @@ class _Refinement:
             def error(integers: np.ndarray) -> float:
                 return output_error(integers * scales[:, :, None] - blocks, held.second(biased))
 
-            steps = steps_of(self.recipe.bits)
-            if error(rounded_together(blocks, fitted.second(biased), scales, steps)) < error(nearest):
-                whole = rounded_together(blocks, both.second(biased), scales, steps)
-        bias = None
+            bounds, pinned = _grid(old, blocks, self.recipe.bits)
+            if error(rounded_together(blocks, fitted.second(biased), scales, bounds, pinned)) < error(nearest):
+                whole = rounded_together(blocks, both.second(biased), scales, bounds, pinned)
+        integers = layer.unrows(whole.reshape(rows.shape).astype(old.weight.dtype), weight.shape)
+        found = replace(old, weight=integers)
         if biased:
-            means = (whole * scales[:, :, None] @ (both.reads / both.rows)[:, :, None]).reshape(-1)
-            bias = both.gives / both.rows - means
-        found = QuantisedLayer(layer.unrows(whole.reshape(rows.shape).astype(np.int8), weight.shape), old.scales, bias)
+            made = layer.rows(found.restored(layer)).astype(np.float64).reshape(blocks.shape)
+            found = replace(found, bias=both.gives / both.rows - (made @ (both.reads / both.rows)[:, :, None]).reshape(-1))
         self.layers[layer.name] = found
         self._put(layer, found)
 
     def _put(self, layer: Layer, found: QuantisedLayer) -> None:
         """Give the quantised model what was found, before it runs the layer."""
         node, wiring = self.nodes[layer.name], self.quantised.wiring
-        stored = wiring.nodes[wiring.producer[node.input[1]]].input[0]
-        wiring.constants[stored].CopyFrom(numpy_helper.from_array(found.weight, stored))
-        if found.bias is not None:
-            wiring.constants[node.input[2]].CopyFrom(numpy_helper.from_array(found.bias.astype(np.float32), node.input[2]))
+        values = {1: found.restored(layer)} | ({} if found.bias is None else {2: found.bias.astype(np.float32)})
+        if self.recipe.activations:
+            values[1] = found.weight
+        for slot, value in values.items():
+            name = node.input[slot]
+            if not self.recipe.activations:  # the constant may be other layers' too
+                name = node.input[slot] = f"{layer.name}, {slot}"
+            elif slot == 1:
+                name = wiring.nodes[wiring.producer[name]].input[0]
+            wiring.constants[name] = numpy_helper.from_array(value, name)
+
+
+def _copy(model: ModelProto) -> ModelProto:
+    made = ModelProto()
+    made.CopyFrom(model)
+    return made
+
+
+def _grid(old: QuantisedLayer, blocks: np.ndarray, bits: int) -> tuple[tuple[int, int], np.ndarray | None]:
+    """The least and the largest integer, and which weights must stay: an engine finds a row's grid by its ends where it counts from the least."""
+    if old.least is None:
+        return (-steps_of(bits), steps_of(bits)), None
+    ends = np.zeros(blocks.shape, bool)
+    for end in (blocks.argmin(2), blocks.argmax(2)):
+        np.put_along_axis(ends, end[:, :, None], True, 2)
+    return (0, 2**bits - 1), ends
 
 
 def _node_of(wiring: DefUse, name: str) -> NodeProto:

@@ -49,12 +49,27 @@ def weights_to_integers(model: ModelProto, recipe: Recipe) -> ModelProto:
     return _with_stored(model, stored)
 
 
+def weights_restored(model: ModelProto, recipe: Recipe) -> ModelProto:
+    """A copy whose layers' weights are the floats that a recipe's integers stand for, for engines that make integers of them themselves.
+
+    Args:
+        model: a float model, constants as initializers.
+        recipe: see `weights_to_integers`.
+    """
+
+    def stored(layer: Layer, _weight: np.ndarray) -> Stored:
+        found = recipe.layers[layer.name]
+        return Stored(found.restored(layer), None, None if found.bias is None else found.bias.astype(np.float32))
+
+    return _with_stored(model, stored)
+
+
 @dataclass(frozen=True)
 class Stored:
     """A layer's weight as it is stored.
 
     Attributes:
-        values: of the weight's shape.
+        values: of the weight's shape; float32 is read as it is.
         scales: what they are multiplied by, of a shape that fits; None for 1.
         bias: the layer's, in place of the one that it has; None to keep that.
     """
@@ -92,6 +107,8 @@ def _kept(model: ModelProto, values: np.ndarray, names: Iterator[str]) -> str:
 
 def _restore(model: ModelProto, held: Stored, names: Iterator[str], nodes: list[NodeProto]) -> str:
     """Store a weight, and add what makes floats of it; the name of these."""
+    if held.values.dtype == np.float32:
+        return _kept(model, held.values, names)
     nodes.append(helper.make_node("Cast", [_kept(model, held.values, names)], [next(names)], to=TensorProto.FLOAT))
     if held.scales is not None:
         nodes.append(helper.make_node("Mul", [nodes[-1].output[0], _kept(model, held.scales, names)], [next(names)]))

@@ -182,10 +182,9 @@ class _Work:
 
     def _chosen(self, model: ModelProto, judge: Judge, feeds: Feeds) -> tuple[Chosen, Placement]:
         """The int8 file, written, and where its integers are."""
-        settings, path = self.settings, self._file("int8")
+        settings = self.settings
         if settings.weights_only:
-            self.engine.int8.write_weights(self.folder / "float.onnx", path, settings.scheme, feeds)
-            expected = judge.expected_drop(path)
+            expected = self._weights_alone(judge, feeds)
             if expected > settings.max_drop:
                 what = f"8-bit weights are expected to lose {100 * expected:.2f} points, more than {100 * settings.max_drop:.2f}"
                 raise CheckError(what, where=settings.engine, remedy="Give more --weight-bits, or a larger --max-drop.")
@@ -199,6 +198,24 @@ class _Work:
         )  # fmt: skip
         chosen = trials.choose(settings.max_drop, settings.sensitivity)
         return chosen, trials.placement(chosen.floating)
+
+    def _weights_alone(self, judge: Judge, feeds: Feeds) -> float:
+        """Write the file whose weights alone are integers, and say what it is expected to lose.
+
+        Integers that are fitted to the float model are not always better: a net that was trained with its weights rounded is at its best in its own
+        roundings, not in float. The images that choose decide.
+        """
+        source, path, other = self.folder / "float.onnx", self._file("int8"), self._file("nearest")
+        self.engine.int8.write_weights(source, path, self.settings.scheme, feeds)
+        expected = judge.expected_drop(path)
+        if feeds:
+            self.engine.int8.write_weights(source, other, self.settings.scheme, ())
+            nearest = judge.expected_drop(other)
+            if nearest < expected:
+                other.replace(path)
+            other.unlink(missing_ok=True)
+            return min(nearest, expected)
+        return expected
 
     def _light(self, feeds: Feeds) -> tuple[list[str], list[str]]:
         """The names of the forms that are stored smaller and computed in float, written; and a line on each that the engine refuses."""
