@@ -103,7 +103,6 @@ def _show(
         write_run_page(folder / name, first.graph, done.built.graph, f"VGG on scikit-learn's digits, {name.replace('-', ' ')}")
     last = list(made.values())[-1]
     columns = [("before", before.measured), *((name.replace("-", " "), model.measured) for name, model in zip(made, after, strict=True))]
-    ratios = [model.ratios for model in after]
-    table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio", ratios=ratios)
+    table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio")
     progress.show(last.plan.summary() + "\n", chain_table(last.chain), "", table)
     return facts

@@ -193,13 +193,9 @@ def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> li
         with reporter.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS, clock=clock)
-        for index, one in enumerate(found.latencies):
-            times[index][engine], ratios[index][engine], intervals[index][engine] = (
-                one.median_ms,
-                found.ratios[index],
-                found.intervals[index],
-            )
-            runs = one.runs if not runs else min(runs, one.runs)
+        for index, one in enumerate(zip(found.milliseconds, found.ratios, found.intervals, strict=True)):
+            times[index][engine], ratios[index][engine], intervals[index][engine] = one
+        runs = min(runs or settings.runs, found.latencies[0].runs)
     measured = [
         replace(model.measured, latency_ms=time, runs=runs, threads=settings.threads) for model, time in zip(models, times, strict=True)
     ]
