@@ -215,7 +215,7 @@ def report_of(
     """Everything about one compressed model."""
     total = sum(layer.total for layer in done.plan.layers)
     options = {
-        **settings.plan,
+        **(settings.plan if settings.given is None else _asked(done.plan)),
         "criterion": done.plan.criterion,
         "ratio": done.plan.ratio,
         "stages": done.plan.stages,
@@ -243,6 +243,14 @@ def report_of(
         truth=data.truth if data is not None else "labels",
         speed=speed,
     )
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """The options that a plan from a file was made with, which are not those of the run that carries it out."""
+    kept = ("scope", "residual", "min_channels", "round_to", "seed", "groups", "allocator", "ignore")
+    return {name: getattr(plan, name) for name in kept} | {
+        name: dict(value) for name in ("budget", "limits") if (value := getattr(plan, name))
+    }
 
 
 def files_without(others: EngineFiles) -> dict[str, str]:
