@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,8 +56,8 @@ def demo(
 
 @contextlib.contextmanager
 def _folder(out: Path | None) -> Iterator[Path]:
-    with output_folder(out) if out is not None else tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    with output_folder(out) if out is not None else scratch_folder() as folder:
+        yield folder
 
 
 def _name(ratio: float, constants: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines import OnnxSession
 from irtool.engines.onnxruntime.calibrate import Told, nobody
 from irtool.engines.onnxruntime.qdq import to_qdq
@@ -71,10 +70,10 @@ def sensitivities(
     everything = [layer.name for layer in layers]
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
 
         def outputs(some: ModelProto) -> list[np.ndarray]:
-            path = Path(folder) / "model.onnx"
+            path = folder / "model.onnx"
             onnx.save(some, str(path))
             return in_parts(runner(OnnxSession(path, threads), feed or Feed(), batch), images)
 

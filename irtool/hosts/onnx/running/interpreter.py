@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, helper, numpy_helper
 
+from irtool.atomic_files import scratch_folder
 from irtool.errors import GraphError
 from irtool.hosts.onnx.files.file import is_large, write_draft
 from irtool.hosts.onnx.files.normalize import LARGE
@@ -110,8 +110,8 @@ def _loadable(model: ModelProto) -> Iterator[bytes | str]:
     if not is_large(model):
         yield model.SerializeToString()
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         write_draft(model, path)
         yield str(path)
 
