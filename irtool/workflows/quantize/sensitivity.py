@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,7 @@ def sensitivities(
     feed: Feed | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    values: Sequence[str] = (),
     told: Told = nobody,
 ) -> list[Sensitivity]:
     """Quantise each layer alone and look at the model's outputs, in onnxruntime; the most sensitive layer first.
@@ -63,6 +64,7 @@ def sensitivities(
         feed: how the model takes images; by default as they are.
         batch: the batch that is written into the model; None if it is free.
         threads: of onnxruntime.
+        values: what to look at in place of the outputs, by name.
         told: called with the number of layers done.
     """
     whole = make_recipe(model, place(model, policy), stats, scheme)
@@ -75,7 +77,7 @@ def sensitivities(
         def outputs(some: ModelProto) -> list[np.ndarray]:
             path = folder / "model.onnx"
             onnx.save(some, str(path))
-            return in_parts(runner(OnnxSession(path, threads), feed or Feed(), batch), images)
+            return in_parts(runner(OnnxSession(path, threads, values=values), feed or Feed(), batch), images)
 
         expected = outputs(model)
         for done, layer in enumerate(layers, start=1):

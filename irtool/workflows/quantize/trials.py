@@ -63,6 +63,7 @@ class Trials:
         feed, batch: how the model takes images, and the batch that is written into it; None if it is free.
         threads: of the engine.
         refine: whether weights and biases are fitted to the images.
+        judged: values that files are judged by, in place of outputs.
     """
 
     engine: Engine
@@ -77,6 +78,7 @@ class Trials:
     batch: int | None
     threads: int
     refine: bool
+    judged: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -108,7 +110,7 @@ class Trials:
         fine = good(())
         found = () if fine and not always else tuple(self._sensitivities())
         chosen = () if fine else fewest_float([entry.layer for entry in found], good)
-        if chosen is None:
+        if chosen is None or (chosen and not self.placement(chosen).layers):  # with all in float it is no int8 file
             raise CheckError(
                 f"int8 is expected to lose {100 * losses[()]:.2f} points, and no mixture with float layers loses less than {100 * allowed:.2f}",
                 where=self.engine.name,
@@ -150,6 +152,7 @@ class Trials:
             feed=self.feed,
             batch=self.batch,
             threads=self.threads,
+            values=self.judged,
             told=lambda done: self._told("sensitivity of each layer", done, len(self.placement(()).layers)),
         )
 
