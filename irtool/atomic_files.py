@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from irtool.errors import FileError
+from irtool.errors import FileError, shown_as
 from irtool.temporary import new_name, sweep
 
 LOCK = ".irtool.lock"
@@ -87,7 +87,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         raise FileError(f"cannot write here ({error.strerror})", where=str(path), remedy=MAKE_ROOM) from error
     try:
-        yield temporary
+        with shown_as(temporary, path):
+            yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
@@ -98,23 +99,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Yield a folder where the system has its temporary files; it goes with the block.
+    """Yield a folder where the system has its temporary files, by its absolute path; it goes with the block.
+
+    Errors call what lies there by its name alone, or by what `shown_as` says of it.
 
     Raises:
-        FileError: there is none, or a file of the block cannot be written there. It speaks of the system's folder, since nobody
-            knows the other.
+        FileError: there is none, or a file of the block cannot be written there; then the remedy speaks of that folder.
     """
     try:
         made = tempfile.TemporaryDirectory()
     except OSError as error:
         raise FileError(f"no folder for temporary files ({error.strerror or error})", remedy=_TEMPORARY) from error
-    with made as name:
+    with made as name, shown_as(f"{Path(name).absolute()}{os.sep}", ""):
         try:
-            yield Path(name)
+            yield Path(name).absolute()
         except FileError as error:
-            if error.where is None or not Path(error.where).is_relative_to(name):
+            if error.remedy != MAKE_ROOM or error.place is None or not Path(error.place).is_relative_to(Path(name).absolute()):
                 raise
-            raise FileError(error.what, where=tempfile.gettempdir(), remedy=_TEMPORARY) from error
+            remedy = f"It is written in {tempfile.gettempdir()} first: make room there, or name another folder in TMPDIR."
+            raise FileError(error.what, where=error.where, remedy=remedy) from error
 
 
 @contextmanager

@@ -7,9 +7,33 @@ The command line prints that line and exits with 1; it never shows a traceback f
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 """Codes that colour text in a terminal: libraries write them into their errors, which ours may quote."""
+_SHOWN: dict[str, str] = {}
+"""Paths of temporary files that are in use, with the names that users know. No two are alike, whichever thread made them."""
+
+
+@contextmanager
+def shown_as(path: object, name: object) -> Iterator[None]:
+    """Have errors call a temporary file, or a folder and what lies in it, by a name that the user knows, for the length of the block.
+
+    An error takes the name when it is made, so that a note that quotes it has the name too.
+    """
+    _SHOWN[str(path)] = str(name)
+    try:
+        yield
+    finally:
+        del _SHOWN[str(path)]
+
+
+def _shown(text: str) -> str:
+    """A text with the names that the user knows; those in a temporary folder first, which may itself stand for another."""
+    for path, name in sorted(_SHOWN.items(), key=lambda pair: -len(pair[0])):
+        text = text.replace(path, name)
+    return text
 
 
 class IrtoolError(Exception):
@@ -19,10 +43,15 @@ class IrtoolError(Exception):
         what: the fact, in a few words, with the offending value.
         where: the node, file, layer or option concerned.
         remedy: what the user can do now.
+
+    Attributes:
+        what, where, remedy: as given, with the names that the user knows (`shown_as`).
+        place: `where` as given, which may be a temporary file.
     """
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        what = _COLOURS.sub("", what)
+        self.place = where
+        what, where, remedy = _shown(_COLOURS.sub("", what)), where and _shown(where), remedy and _shown(remedy)
         self.what, self.where, self.remedy = what, where, remedy
         text = what if where is None else f"{where}: {what}"
         super().__init__(text if remedy is None else f"{text.removesuffix('.')}. {remedy}")

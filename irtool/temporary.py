@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from irtool.errors import shown_as
+
 PREFIX = ".irtool."
 MOVING = ".irtool.moving"
 """In a folder: the record of files that are being put in place. Until it is gone, what is still to come lies in a temporary folder."""
@@ -30,11 +32,12 @@ def new_name(suffix: str = "") -> str:
 
 @contextmanager
 def folder_beside(place: Path) -> Iterator[Path]:
-    """A temporary folder in another; it goes with the block. Raises OSError."""
+    """A temporary folder in another, by whose name errors call it; it goes with the block. Raises OSError."""
     made = place / new_name()
     made.mkdir()
     try:
-        yield made
+        with shown_as(made, place):
+            yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

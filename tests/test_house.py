@@ -101,3 +101,10 @@ def house() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_temporary_folders_are_made_in_one_place() -> None:
+    """Elsewhere errors would call what lies there by a path that nobody knows (`scratch_folder`, `folder_beside`, `replacing`)."""
+    files = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "irtool").rglob("*.py"))}
+    made = {path.name for path, text in files.items() for line in text.splitlines() if re.search(r"TemporaryDirectory\(|mkdtemp\(|NamedTemporary", line) and ">>>" not in line and "..." not in line}  # fmt: skip
+    assert made == {"atomic_files.py"}

@@ -116,7 +116,7 @@ def _show(model: str, out: Path, done: Compression) -> None:
     console().print(chain_table(report.chain))
     console().print()
     title = f"{model}: {report.channels[1]:,} of {report.channels[0]:,} channels kept"
-    console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth, [report.ratios]))
+    console().print(comparison_table([("before", report.before), ("after", report.after)], title, report.truth))
     if report.speed:
         console().print("\n" + "\n".join(report.speed), markup=False)
     left_out = absent("MNN", *(["matplotlib"] if done.trials else []))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,8 +56,8 @@ def demo(
 
 @contextlib.contextmanager
 def _folder(out: Path | None) -> Iterator[Path]:
-    with output_folder(out) if out is not None else tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    with output_folder(out) if out is not None else scratch_folder() as folder:
+        yield folder
 
 
 def _name(ratio: float, constants: str) -> str:
@@ -103,7 +102,6 @@ def _show(
         write_run_page(folder / name, first.graph, done.built.graph, f"VGG on scikit-learn's digits, {name.replace('-', ' ')}")
     last = list(made.values())[-1]
     columns = [("before", before.measured), *((name.replace("-", " "), model.measured) for name, model in zip(made, after, strict=True))]
-    ratios = [model.ratios for model in after]
-    table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio", ratios=ratios)
+    table = comparison_table(columns, "scikit-learn's digits, by what becomes of the constants and by ratio")
     progress.show(last.plan.summary() + "\n", chain_table(last.chain), "", table)
     return facts

@@ -13,7 +13,7 @@ from irtool.cli import options
 from irtool.cli.screen import answer, screen
 from irtool.cli.screen import out as console
 from irtool.cli.tables import chain_table
-from irtool.errors import IrtoolError, OptionError
+from irtool.errors import IrtoolError, OptionError, shown_as
 from irtool.hosts.onnx.files.load import save_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.passes import FoldBatchNorm, RemoveIdentity, Simplify
@@ -48,7 +48,7 @@ def simplify(
         raise OptionError("not an .onnx file", where=model, remedy="Write one with irtool export MODEL --out model.onnx.")
     keep_inputs([out], model_files(model, None))
     given = input_values(values)
-    with screen() as progress, scratch_folder() as scratch:
+    with screen() as progress, scratch_folder() as scratch, shown_as(scratch / out.name, out):
         with progress.stage("read"):
             graph = cast(OnnxGraph, graph_of(model, None, input_shapes(inputs), values=given))
         with progress.stage("simplify"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from math import floor, log10
 
 from rich.markup import escape
 from rich.table import Table
@@ -38,15 +39,12 @@ def chain_table(chain: Chain) -> Table:
     return table
 
 
-def comparison_table(
-    columns: Sequence[tuple[str, Measured]], title: str, truth: str = "labels", ratios: Sequence[Mapping[str, float]] = ()
-) -> Table:
+def comparison_table(columns: Sequence[tuple[str, Measured]], title: str, truth: str = "labels") -> Table:
     """Models side by side; each column after the first shows its share of the first.
 
     Args:
         columns: a heading and a model each; the first is the original.
         title: above the table.
-        ratios: of each model after the first, its time over the first's by engine, measured in pairs.
         truth: "answers" where accuracy is agreement with the original.
     """
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -66,12 +64,11 @@ def comparison_table(
             table.add_row(label, *(_bytes(model.file_bytes.get(kind), base) for _, model in columns))
     for engine in TIMED:
         if any(engine in model.latency_ms for _, model in columns):
-            shares = [None, *(found.get(engine) for found in ratios)] + [None] * (len(columns) - 1 - len(ratios))
-            cells = (_time(model.latency_ms.get(engine), share) for (_, model), share in zip(columns, shares, strict=True))
-            table.add_row(f"{engine}, ms", *cells)
+            base = first.latency_ms.get(engine)
+            table.add_row(f"{engine}, ms", *(_time(model.latency_ms.get(engine), base) for _, model in columns))
     if first.runs:
         counted = f"{first.threads} thread{'s' * (first.threads != 1)}"
-        table.caption = f"ms: median of {first.runs} runs, batch 1, {counted}; %: of the original's time, median of paired runs"
+        table.caption = f"ms: batch 1, {counted}, median of {first.runs} runs of the original, times the median ratio (%) of paired runs"
         table.caption_justify = "left"
     return table
 
@@ -94,11 +91,14 @@ def _bytes(size: int | None, base: int | None) -> str:
     return "" if size is None else _share(size, base, f"{size:,}")
 
 
-def _time(milliseconds: float | None, share: float | None) -> str:
-    """Milliseconds, and the paired ratio: of two medians the load on the machine may have changed one alone."""
-    if milliseconds is None:
-        return ""
-    return f"{milliseconds:.2f}" if share is None else f"{milliseconds:.2f}  {100 * share:3.0f} %"
+def _time(milliseconds: float | None, base: float | None) -> str:
+    """Milliseconds, and their share of the original's: the median ratio of paired runs, which both were made from."""
+    return "" if milliseconds is None else _share(milliseconds, base, _milliseconds(milliseconds))
+
+
+def _milliseconds(time: float) -> str:
+    """Three digits, as the page has them, so that two times tell their ratio."""
+    return f"{time:,.0f}" if time >= 1000 or not time else f"{time:.{max(2 - floor(log10(time)), 0)}f}"
 
 
 def stored_table(done: WeightsAlone) -> Table:
@@ -134,14 +134,14 @@ def forms_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
             lost,
             f"{form.bytes:,}",
             share,
-            f"{form.latency_ms:.2f}",
+            _milliseconds(form.latency_ms),
             ratio,
             mark,
         )
     taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
     kind = "weights alone are int8" if settings.weights_only else taken
     clock = "processor time of one thread" if settings.threads == 1 else f"wall time of {settings.threads} threads"
-    shown.caption = f"{kind}; ms: median, batch 1, {clock}, by pairs"
+    shown.caption = f"{kind}; ms: batch 1, {clock}, float's median, times the median ratio of paired runs"
     shown.caption_justify = "left"
     return shown
 

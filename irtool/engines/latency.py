@@ -46,6 +46,15 @@ class PairedLatency:
     ratios: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...]
 
+    @property
+    def milliseconds(self) -> tuple[float, ...]:
+        """Times to show beside the ratios: the first session's median, and that times the ratio for each session.
+
+        The medians of two sessions come from different rounds, so their quotient is not the median quotient, and a reader who divides
+        what is shown would find a third number.
+        """
+        return tuple(self.latencies[0].median_ms * ratio for ratio in self.ratios)
+
 
 def is_known(ratio: float, interval: tuple[float, float]) -> bool:
     """Whether a ratio of latencies is known to `NOISE`. What is not is called not measurable now, and nothing slower or faster for it."""

@@ -36,7 +36,8 @@ const fmt = {
     return unit ? `${(n / unit[0]).toPrecision(3)}${unit[1]}` : `${n} B`;
   },
   percent: (share, digits = 1) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`),
-  ms: (n) => (n === null || n === undefined ? "–" : `${n.toFixed(2)} ms`),
+  /** Three digits, so that two times tell their ratio. */
+  ms: (n) => (n === null || n === undefined ? "–" : `${n >= 1000 ? grouped.format(n) : n.toPrecision(3)} ms`),
   /** 5.3×10⁻¹⁶. */
   small(n) {
     if (n === null || n === undefined || typeof n !== "number") return n === 0 || n ? String(n) : "–";
@@ -46,6 +47,8 @@ const fmt = {
     return `${mantissa === "1.0" ? "" : `${mantissa}×`}10${raised}`;
   },
   shape: (sizes) => (sizes ? sizes.join("×") || "scalar" : "–"),
+  /** 63 %: what is left of the original, as the terminal has it. */
+  share: (before, after) => `${((100 * after) / before).toFixed(0)} %`,
   /** −93 %, with a true minus. */
   change(before, after) {
     if (!before || after === null || after === undefined) return "";

@@ -6,7 +6,7 @@ function section(id, title, lead, ...content) {
 
 /** The few numbers that people come for. */
 function tiles(report) {
-  const {before, after, ratios} = report;
+  const {before, after} = report;
   const tile = (label, old, now, change, good) => h("div", {class: "tile"}, h("dt", null, label), h("dd", null, h("span", {class: "now"}, now),
     h("span", {class: "old"}, `from ${old}`), change ? h("span", {class: `delta ${good === null ? "" : good ? "good" : "bad"}`}, change) : null));
   const found = [];
@@ -23,8 +23,8 @@ function tiles(report) {
   const both = Object.keys(after.latency_ms || {}).filter((name) => before.latency_ms?.[name] !== undefined);
   const engine = both.find((name) => name !== "torch") ?? both[0];
   if (engine) {
-    const ratio = ratios?.[engine] ?? after.latency_ms[engine] / before.latency_ms[engine];
-    found.push(tile(`Latency, ${engine}`, fmt.ms(before.latency_ms[engine]), fmt.ms(after.latency_ms[engine]), `${ratio.toFixed(2)}× the time`, ratio <= 1));
+    const [old, now] = [before, after].map((one) => one.latency_ms[engine]);
+    found.push(tile(`Latency, ${engine}`, fmt.ms(old), fmt.ms(now), `${fmt.share(old, now)} of the time`, now <= old));
   }
   return h("dl", {class: "tiles"}, found);
 }
@@ -58,7 +58,7 @@ function channels(data) {
 const fileLabel = (kind) => kind === "model" ? "Model file" : `${kind.toUpperCase()} file`;
 
 function measured(data) {
-  const {before, after, ratios, truth} = data.report;
+  const {before, after, truth} = data.report;
   const row = (label, read, say) => [label, say(read(before)), say(read(after)), fmt.change(read(before), read(after))];
   const rows = [];
   if (before.accuracy !== null && before.accuracy !== undefined) {
@@ -69,9 +69,10 @@ function measured(data) {
     rows.push(row(`${fileLabel(kind)}, bytes`, (one) => one.file_bytes?.[kind], fmt.count));
   }
   for (const engine of Object.keys(after.latency_ms || {})) {
-    rows.push([`Latency, ${engine}`, fmt.ms(before.latency_ms?.[engine]), fmt.ms(after.latency_ms[engine]), ratios?.[engine] !== undefined ? `${ratios[engine].toFixed(2)}×` : ""]);
+    const [old, now] = [before, after].map((one) => one.latency_ms?.[engine]);
+    rows.push([`Latency, ${engine}`, fmt.ms(old), fmt.ms(now), old === undefined ? "" : `${fmt.share(old, now)} of the time`]);
   }
-  const note = after.runs ? `Latency: median of at least ${after.runs} runs at batch 1 on ${after.threads} thread${after.threads === 1 ? "" : "s"}; the last column is the median of paired runs.` : null;
+  const note = after.runs ? `Latency: median of at least ${after.runs} runs of the original at batch 1 on ${after.threads} thread${after.threads === 1 ? "" : "s"}; times that the median ratio of paired runs.` : null;
   return section("measured", "What it costs, before and after", null, table("Before and after", ["", "Before", "After", "Change"], rows, {numeric: [1, 2, 3]}), note ? h("p", {class: "muted"}, note) : null);
 }
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 from irtool.analysis.randomness import require_repeatable
-from irtool.atomic_files import MAKE_ROOM, replacing
+from irtool.atomic_files import replacing, scratch_folder
 from irtool.engines import export_onnx
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.engine import Engine
 from irtool.engines.onnxruntime.export import check_opset
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.table import OTHERS, REFERENCE, by_suffix
-from irtool.errors import FileError, OptionError
+from irtool.errors import OptionError, shown_as
 from irtool.hosts.onnx.files.load import save_onnx
 from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.torch.graph import FxGraph
@@ -71,8 +70,10 @@ def write_files(
     """
     files = _by_suffix(out)
     check_opset(opset)
-    with tempfile.TemporaryDirectory() as name, _placed_errors(Path(name), files):
-        drafts = _Drafts(Path(name), files, half)
+    with scratch_folder() as scratch, ExitStack() as names:
+        drafts = _Drafts(scratch, files, half)
+        for path, name in drafts.names(source):
+            names.enter_context(shown_as(path, name))
         if source is not None and REFERENCE.suffix not in files:
             with reporter.stage("convert"):
                 graph_of()  # refuses what asks for too much, which the engines would try
@@ -141,6 +142,13 @@ class _Drafts:
             folder.mkdir()
         self.onnx = self.folders[REFERENCE.suffix] / self.targets.get(REFERENCE.suffix, Path("model.onnx")).name
 
+    def names(self, source: Path | None) -> Iterator[tuple[Path, str]]:
+        """Each draft, with what the user calls it."""
+        yield self.onnx, str(self.targets.get(REFERENCE.suffix) or f"ONNX file on the way to {next(iter(self.targets.values()))}")
+        stem = self.onnx.stem if source is None or REFERENCE.suffix in self.targets else source.stem
+        for suffix in self.engines:
+            yield self.folders[suffix] / f"{stem}{suffix}", str(self.targets[suffix])
+
     def converted(self, onnx: Path, inputs: tuple[Any, ...]) -> list[Link]:
         """Make the engines' files, and compare each with the ONNX file."""
         links = []
@@ -168,22 +176,6 @@ class _Drafts:
             for path in self.engines[suffix].files_of(draft)[1:] if suffix in self.engines else ():
                 place(path, target.with_suffix(path.suffix))
             place(draft, target)
-
-
-@contextmanager
-def _placed_errors(scratch: Path, files: Mapping[str, Path]) -> Iterator[None]:
-    """Name what cannot be written by the names that the user gave, not by those of drafts."""
-    try:
-        yield
-    except FileError as error:
-        is_draft = error.where is not None and Path(error.where).is_relative_to(scratch)
-        if error.remedy != MAKE_ROOM or not (is_draft or error.where in {str(path) for path in files.values()}):
-            raise
-        if is_draft:
-            suffix = Path(str(error.where)).suffix
-            where = str(files.get(suffix, next(iter(files.values()))))
-            raise FileError(error.what, where=where, remedy=f"Make room in {tempfile.gettempdir()}, where it is written first.") from error
-        raise FileError(error.what, where=error.where, remedy="Choose another --out, or make room.") from error
 
 
 def place(draft: Path, target: Path) -> None:

@@ -74,9 +74,10 @@ def test_what_cannot_be_written_has_the_users_name(
         raise FileError("nothing was written (No space left on device)", where=str(path), remedy=MAKE_ROOM)
 
     monkeypatch.setattr(export, "export_onnx", full)
-    room = f"nothing was written (No space left on device). Make room in {tempfile.gettempdir()}, where it is written first."
-    for target in (tmp_path / "a.onnx", tmp_path / "a.mnn"):
-        assert _said(capsys, "export", MODEL, *SIZE, "--out", target) == f"{target}: {room}"
+    room = f"It is written in {tempfile.gettempdir()} first: make room there, or name another folder in TMPDIR."
+    for target, told in (("a.onnx", f"{tmp_path}/a.onnx"), ("a.mnn", f"ONNX file on the way to {tmp_path}/a.mnn")):
+        said = _said(capsys, "export", MODEL, *SIZE, "--out", tmp_path / target)
+        assert said == f"{told}: nothing was written (No space left on device). {room}"
 
 
 def test_what_cannot_be_written_into_a_folder_has_the_name_that_it_would_have_there(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_what_cannot_be_written_into_a_folder_has_the_name_that_it_would_have_th
 def test_a_full_folder_for_temporary_files_is_told_by_its_own_name() -> None:
     with pytest.raises(FileError) as told, scratch_folder() as folder:
         raise FileError("nothing was written", where=str(folder / "a.onnx"), remedy=MAKE_ROOM)
-    assert str(told.value).startswith(f"{tempfile.gettempdir()}: nothing was written. Make room there, or name another folder")
+    assert str(told.value).startswith(f"a.onnx: nothing was written. It is written in {tempfile.gettempdir()} first: make room there")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a place that takes no file, whoever writes")

@@ -118,6 +118,27 @@ def test_latency_pairs_interleaves_and_compares_within_rounds(monkeypatch: pytes
     assert [first.p10_ms, first.median_ms, first.p90_ms] == pytest.approx([4.0] * 3)
 
 
+def test_times_shown_beside_ratios_agree_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second session's own median is 3 ms, three quarters of the first's 4; the rounds' quotients are 1/2, 2/5 and 3."""
+    clock, log = clocked(monkeypatch, ["irtool.engines.latency"]), list[str]()
+
+    class Uneven(Scripted):
+        def __init__(self, name: str, *pauses: float) -> None:
+            super().__init__(name, 0, log, clock)
+            self._left = list(pauses)
+
+        def run(self, *arrays: np.ndarray) -> list[np.ndarray]:
+            self._pause = self._left.pop(0)
+            return super().run(*arrays)
+
+    result = latency_pairs([Uneven("a", 0.004, 0.010, 0.001), Uneven("b", 0.002, 0.004, 0.003)], [], runs=3, warmup=0)
+    assert [one.median_ms for one in result.latencies] == pytest.approx([4, 3])
+    assert result.ratios == pytest.approx((1, 0.5))
+    assert result.milliseconds == pytest.approx((4, 2))
+    for time, ratio in zip(result.milliseconds, result.ratios, strict=True):
+        assert time / result.milliseconds[0] == pytest.approx(ratio)
+
+
 def test_latency_stops_in_time_and_refuses_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     session = Scripted("a", 0.01, log, clocked(monkeypatch, ["irtool.engines.latency"]))

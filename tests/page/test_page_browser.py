@@ -17,6 +17,7 @@ from torch import nn
 from irtool.analysis.diff.diff import diff
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
+from irtool.workflows.folders.run_folder import write_run_page
 
 pytestmark = pytest.mark.skipif(bool(chromium.why_not()), reason=chromium.why_not())
 graphs, folder = test_page.graphs, test_page.folder
@@ -283,6 +284,20 @@ def test_one_model_is_viewed_alone(cli: Callable[..., tuple[int, str, str]], tmp
     assert "features.0" in page.text("#layers tbody")
     page.run("irtoolPage.explorer.choose(1)")
     assert page.complaints() == []
+
+
+@pytest.mark.parametrize(("old", "new", "shown"), [(0.60, 0.444, ("0.600 ms", "0.444 ms", "74 % of the time")), (1234.0, 95.6, ("1,234 ms", "95.6 ms", "8 % of the time"))])  # fmt: skip
+def test_times_and_their_ratio_agree_on_a_page(
+    folder: Path, graphs: Any, opened: Open, old: float, new: float, shown: tuple[str, str, str]
+) -> None:
+    """Whatever a report of an older release says beside them."""
+    report = json.loads((folder / "report.json").read_text())
+    report["before"]["latency_ms"], report["after"]["latency_ms"], report["ratios"] = {"mnn": old}, {"mnn": new}, {"mnn": 0.9}
+    (folder / "report.json").write_text(json.dumps(report))
+    write_run_page(folder, *graphs, "a small VGG")
+    page, (before, after, share) = opened(folder / "report.html"), shown
+    assert f"Latency, mnn{after}from {before}{share}" in page.text(".tile")
+    assert f"Latency, mnn|{before}|{after}|{share}" in page.text("#measured td, #measured tbody th")
 
 
 def test_a_diff_begins_with_the_totals_as_tiles(opened: Open, graphs: Any, tmp_path: Path) -> None:

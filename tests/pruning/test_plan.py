@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,24 @@ def test_a_plan_survives_json_and_is_replayed(graph: irtool.FxGraph, tmp_path: P
     fresh = irtool.trace(vgg(), torch.zeros(1, 3, 8, 8))
     assert again == plan
     assert torch.equal(irtool.prune(graph, plan).run(x), irtool.prune(fresh, again).run(x))
+
+
+def test_a_plan_is_carried_out_by_places_and_sizes(graph: irtool.FxGraph) -> None:
+    """Decision 55: other weights and names do, other places and sizes do not, and layers that it leaves out keep their channels."""
+    plan = replace(irtool.plan(graph, "bn_scale", 0.5), criterion="of-somebody-else")
+    trained = vgg()
+    trained[3].weight.data.normal_()
+    fresh = irtool.trace(trained, torch.zeros(1, 3, 8, 8))
+    renamed = replace(plan, layers=tuple(replace(layer, name=f"net.{layer.name}") for layer in plan.layers))
+    left = [layer.kept for layer in plan.layers]
+    assert [node.output.sizes[1] for node in irtool.prune(fresh, renamed).nodes if node.op == "Conv"] == left[:3]
+    second = replace(plan, layers=plan.layers[1:2])
+    assert [node.output.sizes[1] for node in irtool.prune(fresh, second).nodes if node.op == "Conv"] == [8, left[1], 16]
+    moved = replace(plan, layers=(replace(plan.layers[0], parameter="9.weight"),))
+    with pytest.raises(PlanError, match="0: the plan speaks of 8 channels, this model has no such layer"):
+        irtool.prune(fresh, moved)
+    with pytest.raises(PlanError, match="0: the plan speaks of 8 channels, this model has 4 channels"):
+        irtool.prune(irtool.trace(vgg((4, 12, 16)), torch.zeros(1, 3, 8, 8)), plan)
 
 
 @pytest.mark.parametrize(

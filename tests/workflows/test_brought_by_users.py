@@ -105,6 +105,8 @@ def test_a_plan_is_replayed_from_the_shell(net: Path, cli: Run) -> None:
     code, _, error = cli("compress", *own, "--plan", "first/plan.json", "--out", "second")
     assert code == 0, error
     assert json.loads(Path("second/plan.json").read_text()) == plan
+    told, again = (json.loads(Path(run, "report.json").read_text())["options"] for run in ("first", "second"))
+    assert {name: again[name] for name in ("ratio", "round_to", "scope", "criterion")} == {"ratio": 0.3, "round_to": 1, "scope": "global", "criterion": told["criterion"]}  # fmt: skip
     assert irtool.load("second/model.safetensors").text() == irtool.load("first/model.safetensors").text()
     assert cli("verify", "second")[0] == 0
     assert cli("compress", *own, "--plan", "first/plan.json", "--ratio", "0.2", "--out", "third")[2] == "--plan: a plan, and how to make one. Leave --ratio out.\n"  # fmt: skip

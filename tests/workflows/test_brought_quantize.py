@@ -126,6 +126,44 @@ def test_any_model_is_quantised(name: str, images: Path, tmp_path: Path, cli: Ru
         assert float(np.abs(a - b).max()) <= 0.1 * float(np.abs(b).max())
 
 
+def suppressed(name: str) -> onnx.ModelProto:
+    """A detector as exporters end it: boxes and scores, and what is kept of them."""
+    n = Net(17, (1, 3, 16, 16))
+    y = n.op("Reshape", n.conv(trunk(n, "x"), 12, 7, 1), n.const([1, 7, 256]))
+    boxes, scores = n.op("Split", y, n.const([4, 3]), outputs=2, axis=1)
+    boxes, scores = n.op("Transpose", boxes, perm=[0, 2, 1]), n.op("Sigmoid", scores)
+    if name == "NonZero":
+        places = n.op("Transpose", n.op("NonZero", n.op("Greater", scores, n.const(0.5, np.float32))), perm=[1, 0])
+        return n.model(n.op("GatherND", scores, places), ranks=[1])
+    kept = n.op("NonMaxSuppression", boxes, scores, n.const([50]), n.const([0.4], np.float32), n.const([0.2], np.float32))
+    return n.model(n.op("GatherND", boxes, n.op("Gather", kept, n.const([0, 2]), axis=1)), ranks=[2])
+
+
+@pytest.mark.parametrize("name", ["NonMaxSuppression", "NonZero"])
+def test_a_model_that_ends_in_a_choice_is_judged_by_what_it_chooses_from(name: str, images: Path, tmp_path: Path, cli: Run) -> None:
+    """Of the entries that are kept agreement says nothing: one more moves all behind it. The whole file is written."""
+    onnx.save(suppressed(name), tmp_path / "net.onnx")
+    code, out, err = cli("quantize", tmp_path / "net.onnx", "--calib", images, "--out", tmp_path / "int8", "--images", 8, "--runs", 1)
+    assert code == 0, err
+    assert "how many entries these have is data" in out
+    assert "3 of 3 layers in int8" in out
+    report = json.loads((tmp_path / "int8" / "report.json").read_text())
+    assert 0 < 1 - report["int8"]["accuracy"] <= 0.003
+    session = ort.InferenceSession(str(tmp_path / "int8" / "int8.onnx"))
+    (found,) = session.run(None, {"x": np.random.default_rng(0).normal(size=(1, 3, 16, 16)).astype(np.float32)})
+    assert found.shape[1:] == ((4,) if name == "NonMaxSuppression" else ())
+
+
+def test_an_engine_that_shows_nothing_before_the_choice_is_refused_with_what_helps(images: Path, tmp_path: Path, cli: Run) -> None:
+    onnx.save(suppressed("NonMaxSuppression"), tmp_path / "net.onnx")
+    code, _, err = cli(
+        "quantize", tmp_path / "net.onnx", "--calib", images, "--out", tmp_path / "int8", "--images", 8, "--runs", 1, "--engine", "mnn"
+    )
+    assert code == 1
+    assert "and MNN shows nothing before that choice. Use --engine onnxruntime, or quantise the part of the model before it." in err
+    assert not (tmp_path / "int8").exists()
+
+
 def test_where_mnn_does_not_profile_what_it_runs_the_file_is_written(images: Path, tmp_path: Path, cli: Run) -> None:
     """Its profile has no control flow; an operator that it lacks is taken apart for integers, too."""
     n = Net(18, ("N", 3, 16, 16))

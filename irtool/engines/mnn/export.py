@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from irtool.atomic_files import replacing
+from irtool.atomic_files import replacing, scratch_folder
 from irtool.engines.agreement import relative_error, sample_inputs
-from irtool.engines.mnn.process import UNSUPPORTED, in_child, meaning, scratch
+from irtool.engines.mnn.process import UNSUPPORTED, in_child, meaning
 from irtool.engines.mnn.workarounds import converted
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import TensorSpec, model_file
@@ -89,7 +89,7 @@ def export_mnn(
         if importlib.util.find_spec(module) is None:
             raise BackendError("MNN is not installed", where="export_mnn", remedy=f"{EXTRAS['MNN'].command}.")
     target = Path(path)
-    with replacing(target) as temporary, scratch() as folder:
+    with replacing(target) as temporary, scratch_folder() as folder:
         temporary.unlink()  # that the converter wrote it is the only sign of its success
         written = temporary.absolute()
         converted(model, source, folder, lambda file: _convert(file, source, written, flags, folder, timeout))

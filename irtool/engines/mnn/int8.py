@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from irtool.atomic_files import replacing
+from irtool.atomic_files import replacing, scratch_folder
 from irtool.engines import MnnExport, export_mnn
 from irtool.engines.mnn.int8_check import require_promised
 from irtool.engines.mnn.int8_form import mnn_form
@@ -95,8 +94,8 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
     if any(params.zero_point or params.grid.dtype != "int8" for params in recipe.activations.values()):
         raise OptionError("activations with a zero point", where="MNN", remedy='Use Scheme(activations="int8", symmetric=True).')
     names, (model, recipe) = short_names(model), shortened(model, recipe)
-    with tempfile.TemporaryDirectory() as folder, replacing(path) as temporary:
-        source, scales = Path(folder) / "model.onnx", Path(folder) / "scales.bin"
+    with scratch_folder() as folder, replacing(path) as temporary:
+        source, scales = folder / "model.onnx", folder / "scales.bin"
         weights = {layer.node: _rounded(layer, recipe) for layer in recipe.placement.layers}
         biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}
         form, convolutions = mnn_form(model, weights, biases, recipe.placement.floating)

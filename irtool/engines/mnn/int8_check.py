@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines import MnnSession, OnnxSession
 from irtool.engines.agreement import sample_inputs
 from irtool.engines.onnxruntime.prepare import OLDEST
@@ -41,8 +41,8 @@ def require_promised(model: ModelProto, recipe: Recipe, path: str | os.PathLike[
     """
     if (opset_of(model) or 0) < OLDEST:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        exact, simulation = _session(model, Path(folder) / "float.onnx"), _session(to_qdq(model, recipe), Path(folder) / "int8.onnx")
+    with scratch_folder() as folder:
+        exact, simulation = _session(model, folder / "float.onnx"), _session(to_qdq(model, recipe), folder / "int8.onnx")
         try:
             arrays = [
                 _spread(array, recipe, spec.name) for spec, array in zip(exact.inputs, sample_inputs(exact.inputs, batch=4), strict=True)

@@ -16,7 +16,8 @@ from typing import Any
 
 import onnx
 
-from irtool.engines.mnn.process import in_child, meaning, scratch
+from irtool.atomic_files import scratch_folder
+from irtool.engines.mnn.process import in_child, meaning
 from irtool.engines.mnn.workarounds import converted
 from irtool.engines.session import model_file
 from irtool.errors import ExportError
@@ -51,7 +52,7 @@ def mnn_operators(onnx_path: str | os.PathLike[str], timeout: float = 600.0) -> 
         FileError: no such file.
     """
     source = model_file(onnx_path, ".onnx").absolute()
-    with scratch() as folder:
+    with scratch_folder() as folder:
         bare, text = folder / "bare.mnn", folder / "bare.json"
         model = onnx.load(str(source), load_external_data=False)
 
@@ -71,7 +72,7 @@ def mnn_scaled(path: str | os.PathLike[str], timeout: float = 600.0) -> tuple[tu
         FileError: no such file.
     """
     source = model_file(path, ".mnn").absolute()
-    with scratch() as folder:
+    with scratch_folder() as folder:
         plain = _json(source, folder / "model.json", source, timeout)
     makers = {output: op["type"] for op in plain["oplists"] for output in op.get("outputIndexes") or ()}
     described = [entry["index"] for entry in plain.get("extraTensorDescribe") or () if "quantInfo" in entry]

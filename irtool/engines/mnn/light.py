@@ -8,7 +8,7 @@ import onnx
 
 from irtool.engines.engine import Feeds
 from irtool.engines.mnn.export import export_mnn
-from irtool.engines.mnn.process import scratch
+from irtool.atomic_files import scratch_folder
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.refine import refined
 from irtool.engines.onnxruntime.stored_weights import weights_restored
@@ -33,6 +33,6 @@ def write_weights(source: Path, path: Path, scheme: Scheme, feeds: Feeds) -> Non
         return
     model = prepared(onnx.load(str(source)))
     recipe = refined(model, weights_recipe(model, bits=scheme.weight_bits, from_least=True), feeds, shared=False)
-    with scratch() as folder:
+    with scratch_folder() as folder:
         onnx.save(weights_restored(model, recipe), str(folder / source.name))
         export_mnn(folder / source.name, path, weight_bits=scheme.weight_bits)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from irtool.engines.isolated import in_process
@@ -20,13 +18,6 @@ _NOISE = re.compile(
 _STAMP = re.compile(r"^(\[[\d:]+\]\s*)?(:\d+:\s*)?(\[ERROR\]\s*)?")
 # A line about an operator that MNN does not have.
 UNSUPPORTED = re.compile(r"(?:not support|unsupported|can't convert|don't support)", re.IGNORECASE)
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A temporary folder for the child's files. Its path is absolute, as the child runs in it and TMPDIR may be relative."""
-    with tempfile.TemporaryDirectory() as name:
-        yield Path(name).absolute()
 
 
 def in_child(arguments: Sequence[str], folder: Path, timeout: float) -> tuple[str, str]:

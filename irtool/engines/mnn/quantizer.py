@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from irtool.atomic_files import replacing
-from irtool.engines.mnn.process import in_child, meaning, scratch
+from irtool.atomic_files import replacing, scratch_folder
+from irtool.engines.mnn.process import in_child, meaning
 from irtool.engines.session import model_file
 from irtool.errors import ExportError, OptionError
 from irtool.extras import needed
@@ -54,7 +54,7 @@ def mnn_own_int8(
     if method not in METHODS:
         raise OptionError(f"method={method!r}", where="mnn_own_int8", remedy=f"Choose one of {', '.join(METHODS)}.")
     file = model_file(source, ".mnn").absolute()
-    with replacing(path) as temporary, scratch() as folder:
+    with replacing(path) as temporary, scratch_folder() as folder:
         written = _quantised(file, folder, images, _configuration(folder, images, mean, std, method), timeout)
         shutil.copyfile(written, temporary)
         return temporary.stat().st_size

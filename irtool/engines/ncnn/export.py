@@ -7,14 +7,13 @@ in another process, and compared.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from irtool.atomic_files import replacing
+from irtool.atomic_files import replacing, scratch_folder
 from irtool.engines.agreement import relative_error, sample_inputs
 from irtool.engines.isolated import in_process
 from irtool.engines.ncnn.param import Layer, read_param, renamed, write_param
@@ -51,8 +50,7 @@ def export_ncnn(source: Path, path: Path, *, verify: bool = True, timeout: float
     program = Path(needed("pnnx", BackendError).EXEC_PATH)
     session = OnnxSession(model_file(source, ".onnx"))
     samples = {_name(spec.name, f"in{place}"): _sample(spec, source) for place, spec in enumerate(session.inputs)}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).absolute()
+    with scratch_folder() as folder:
         onnx.save(widened(onnx.load(str(source))), str(folder / "model.onnx"))
         shapes = ",".join(f"[{','.join(map(str, (1, *shape)))}]f32" for shape in samples.values())
         died, said = in_process([str(program), "model.onnx", f"inputshape={shapes}", "fp16=0"], folder, timeout)

@@ -6,7 +6,6 @@ import importlib
 import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines.isolated import in_process
 from irtool.engines.ncnn.param import Layer, read_param
 from irtool.engines.quiet import captured
@@ -155,8 +155,7 @@ def run_apart(path: Path, arrays: Sequence[np.ndarray] | None, timeout: float = 
     Raises:
         FileError: it dies there, or refuses.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name).absolute()
+    with scratch_folder() as folder:
         np.savez(folder / "in.npz", *(arrays or ()))
         died, said = in_process([sys.executable, str(_CHILD), str(path.absolute()), "in.npz", "out.npz"], folder, timeout)
         if died or not (folder / "out.npz").is_file():

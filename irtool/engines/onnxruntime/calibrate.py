@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Iterable
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines import OnnxSession
 from irtool.errors import DataError
 from irtool.quant.statistics import Statistics
@@ -66,8 +65,8 @@ def calibrate(
     wanted = list(dict.fromkeys(tensors))
     found = {name: Statistics() for name in wanted}
     done = 0
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "observed.onnx"
+    with scratch_folder() as folder:
+        path = folder / "observed.onnx"
         onnx.save(observed_model(model, wanted), str(path))
         session = OnnxSession(path, threads)
         names = [spec.name for spec in session.outputs]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines.onnxruntime.session import OnnxSession
 from irtool.engines.session import check_runs
 
@@ -33,8 +33,8 @@ def operator_times(
         FileError, BackendError: as `OnnxSession` has them.
     """
     check_runs(runs, "operator_times")
-    with tempfile.TemporaryDirectory() as folder:
-        session = OnnxSession(path, threads, profile=Path(folder) / "profile")
+    with scratch_folder() as folder:
+        session = OnnxSession(path, threads, profile=folder / "profile")
         warm = max(1, runs // 10)
         for _ in range(warm + runs):
             session.run(*inputs)

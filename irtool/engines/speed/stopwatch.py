@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import prod
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from irtool.atomic_files import parse_json, read_text, replacing
+from irtool.atomic_files import parse_json, read_text, replacing, scratch_folder
 from irtool.engines.cpu import processor
 from irtool.engines.engine import Engine
 from irtool.engines.session import Session, cores
@@ -92,9 +91,9 @@ def _believable(key: object, value: object) -> bool:
 
 
 def _all_timed(engine: Engine, samples: Sequence[Sample], threads: int) -> Iterator[tuple[Sample, float]]:
-    with tempfile.TemporaryDirectory() as name:
+    with scratch_folder() as folder:
         for part in _parts(samples) if engine.between is not None else ([sample] for sample in samples):
-            yield from _of_one_file(engine, part, threads, Path(name))
+            yield from _of_one_file(engine, part, threads, folder)
 
 
 def _of_one_file(engine: Engine, part: list[Sample], threads: int, folder: Path) -> Iterator[tuple[Sample, float]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines.flat_module import Source
 from irtool.engines.latency import PairedLatency, latency_pairs
 from irtool.engines.onnxruntime.export import export_onnx
@@ -68,15 +69,17 @@ class GraphClock:
 
     def __init__(self, graph: Graph, engine: str, threads: int = 1) -> None:
         self.engine, self.threads = engine, threads
-        self._scratch = tempfile.TemporaryDirectory()
         self._arrays = [tensor.numpy() for tensor in tensors_in(single_inputs(graph))]
-        self._first = self._opened(graph, "original")
+        with ExitStack() as held:
+            self._folder = held.enter_context(scratch_folder())
+            self._first = self._opened(graph, "original")
+            self._held = held.pop_all()
 
     def __enter__(self) -> GraphClock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._scratch.cleanup()
+        self._held.__exit__(kind, error, trace)
 
     def alone(self) -> float:
         """Median milliseconds of the original."""
@@ -91,6 +94,6 @@ class GraphClock:
         return latency_pairs(sessions, self._arrays, runs=_ROUNDS, warmup=_WARM, seconds=seconds, clock=clock)
 
     def _opened(self, graph: Graph, name: str) -> Session:
-        folder = Path(self._scratch.name) / name
+        folder = self._folder / name
         folder.mkdir(exist_ok=True)
         return graph_session(graph, self.engine, folder, self.threads)

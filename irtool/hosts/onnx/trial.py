@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,11 +60,11 @@ def _told(model: Any, job: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     """Return the other process's report on a model. Raises GraphError where its limits ended it."""
     import numpy as np
 
+    from irtool.atomic_files import scratch_folder
     from irtool.errors import GraphError
     from irtool.hosts.onnx.files.file import write_draft
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         write_draft(model, folder / "model.onnx")
         for index, array in enumerate(given.values()):
             np.save(folder / f"given_{index}.npy", array, allow_pickle=False)

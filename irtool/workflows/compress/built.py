@@ -193,13 +193,9 @@ def timed(models: Sequence[Built], settings: Settings, reporter: Reporter) -> li
         with reporter.stage(f"time {engine}"), torch_threads(settings.threads):
             sessions = [_session(engine, model, settings.threads) for model in models]
             found = latency_pairs(sessions, inputs, runs=settings.runs, seconds=LATENCY_SECONDS, clock=clock)
-        for index, one in enumerate(found.latencies):
-            times[index][engine], ratios[index][engine], intervals[index][engine] = (
-                one.median_ms,
-                found.ratios[index],
-                found.intervals[index],
-            )
-            runs = one.runs if not runs else min(runs, one.runs)
+        for index, one in enumerate(zip(found.milliseconds, found.ratios, found.intervals, strict=True)):
+            times[index][engine], ratios[index][engine], intervals[index][engine] = one
+        runs = min(runs or settings.runs, found.latencies[0].runs)
     measured = [
         replace(model.measured, latency_ms=time, runs=runs, threads=settings.threads) for model, time in zip(models, times, strict=True)
     ]
@@ -219,7 +215,7 @@ def report_of(
     """Everything about one compressed model."""
     total = sum(layer.total for layer in done.plan.layers)
     options = {
-        **settings.plan,
+        **(settings.plan if settings.given is None else _asked(done.plan)),
         "criterion": done.plan.criterion,
         "ratio": done.plan.ratio,
         "stages": done.plan.stages,
@@ -247,6 +243,14 @@ def report_of(
         truth=data.truth if data is not None else "labels",
         speed=speed,
     )
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """The options that a plan from a file was made with, which are not those of the run that carries it out."""
+    kept = ("scope", "residual", "min_channels", "round_to", "seed", "groups", "allocator", "ignore")
+    return {name: getattr(plan, name) for name in kept} | {
+        name: dict(value) for name in ("budget", "limits") if (value := getattr(plan, name))
+    }
 
 
 def files_without(others: EngineFiles) -> dict[str, str]:

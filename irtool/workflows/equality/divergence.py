@@ -6,7 +6,6 @@ names from there to an engine's file. What cannot be matched is passed over, so 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import onnx
 import torch
 from torch.utils import _pytree as pytree
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines import OnnxSession
 from irtool.engines.agreement import relative_error
 from irtool.engines.engine import Engine
@@ -93,8 +93,8 @@ def _exposed(model: onnx.ModelProto, names: list[str], inputs: tuple[Any, ...]) 
     """The named values inside an ONNX model, run in onnxruntime."""
     have = {output.name for output in model.graph.output}
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in have)
-    with tempfile.TemporaryDirectory() as folder:  # not beside the original: where files are only checked, nothing is written
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:  # not beside the original: where files are only checked, nothing is written
+        path = folder / "model.onnx"
         write_draft(model, path)
         try:
             session = OnnxSession(path)

@@ -11,7 +11,7 @@ from typing import Any
 from irtool.atomic_files import MAKE_ROOM, locked, parse_json, read_text
 from irtool.commit import committed, finish
 from irtool.engines.table import ENGINES
-from irtool.errors import FileError, Interrupted
+from irtool.errors import FileError, Interrupted, shown_as
 from irtool.temporary import MOVING
 from irtool.workflows.compress.built import FILES, SEARCH_FILES
 from irtool.workflows.compress.engine_files import COMPANIONS
@@ -79,22 +79,20 @@ def output_folder(out: Path, maker: str | None = None) -> Iterator[Path]:
     with claimed(out, maker):
         try:
             with committed(out, lambda new: _stale(out, new)) as temporary:
-                try:
-                    yield temporary
-                except FileError as error:  # of a file that nobody knows by the name that it has there
-                    raise _as_named(error, temporary, out) from error
+                with shown_as(temporary, out):  # nobody knows its files by the names that they have there
+                    try:
+                        yield temporary
+                    except OSError as error:
+                        raise _unwritten(error, out) from error
                 _refuse_others(out, makers(temporary))  # no work is begun where it is told before; here none is destroyed
         except OSError as error:
-            begun = os.path.lexists(out / MOVING)
-            what = f"{'the result is made, but its files cannot be moved' if begun else 'nothing was written'} ({error.strerror or error})"
-            raise FileError(what, where=str(error.filename or out), remedy=MAKE_ROOM) from error
+            raise _unwritten(error, out) from error
 
 
-def _as_named(error: FileError, temporary: Path, out: Path) -> FileError:
-    """The error with the places below a temporary folder as what they would have become."""
-    if error.where is None or not Path(error.where).is_relative_to(temporary):
-        return error
-    return FileError(error.what, where=str(out / Path(error.where).relative_to(temporary)), remedy=error.remedy)
+def _unwritten(error: OSError, out: Path) -> FileError:
+    begun = os.path.lexists(out / MOVING)
+    what = f"{'the result is made, but its files cannot be moved' if begun else 'nothing was written'} ({error.strerror or error})"
+    return FileError(what, where=str(error.filename or out), remedy=MAKE_ROOM)
 
 
 def makers(folder: Path) -> set[str]:

@@ -33,7 +33,8 @@ class Measured:
         accuracy: share of test images that are right, in [0, 1]; None without data.
         images: how many were scored.
         file_bytes: by kind: `model`, `onnx`, and what engines have files of their own, as `mnn`.
-        latency_ms: by engine: the median of `runs` at batch 1.
+        latency_ms: by engine, at batch 1: of the original the median of `runs`; of a model timed in pairs with it that median times the
+            median ratio, so that two times and their ratio agree (`PairedLatency.milliseconds`).
         runs: how many runs the medians come from, at least.
         threads: of each engine in those runs.
     """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from irtool.engines.session import Session
@@ -101,6 +103,14 @@ def runner(session: Session, feed: Feed, batch: int | None) -> Callable[[np.ndar
         return [joined(list(arrays)) for arrays in zip(*parts, strict=True)]
 
     return run
+
+
+def as_read(path: Path, names: Sequence[str]) -> list[str]:
+    """The names of values in a file as what reads them gets them: rounded to integers and back, where the file does so."""
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    rounded = {node.input[0]: node.output[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    back = {node.input[0]: node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    return [back.get(rounded.get(name, ""), name) for name in names]
 
 
 def in_parts(run: Callable[[np.ndarray], list[np.ndarray]], images: np.ndarray, size: int = 64) -> list[np.ndarray]:

@@ -28,7 +28,8 @@ class Form:
         accuracy: on the images that chose nothing, as a share.
         drop, error: how much less than the float file's that is, and the standard error of it; None where it cannot be told.
         expected: how much it is expected to lose, from the images that choose, and one standard error more.
-        latency_ms: the median of one run at batch 1: processor time of one thread, else wall time.
+        latency_ms: of one run at batch 1, processor time of one thread, else wall time: of the float file the median, of others
+            that times the median ratio of paired runs (`PairedLatency.milliseconds`).
         ratio: of paired latencies, to the float file's; None where the machine was too busy to tell.
     """
 
@@ -44,7 +45,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Times:
-    """Latencies of files against the first: medians in ms, and ratios, None where they are not measurable."""
+    """Latencies of files against the first, in ms (`PairedLatency.milliseconds`), and ratios, None where they are not measurable."""
 
     latency_ms: Mapping[str, float]
     ratios: Mapping[str, float | None]
@@ -69,9 +70,9 @@ def timed(engine: Engine, paths: Mapping[str, Path], inputs: Sequence[np.ndarray
     """Time files against the first of them, in pairs, by the clock that suits the number of threads (`clock_of`)."""
     sessions = [engine.session(path, threads) for path in paths.values()]
     found = latency_pairs(sessions, inputs, runs=runs, seconds=LATENCY_SECONDS, clock=clock_of(threads))
-    medians = {name: one.median_ms for name, one in zip(paths, found.latencies, strict=True)}
+    shown = dict(zip(paths, found.milliseconds, strict=True))
     rows, disturbed = zip(paths, found.ratios, found.intervals, strict=True), is_disturbed(threads)
-    return Times(medians, {name: ratio if is_known(ratio, interval) and not disturbed else None for name, ratio, interval in rows})
+    return Times(shown, {name: ratio if is_known(ratio, interval) and not disturbed else None for name, ratio, interval in rows})
 
 
 def busy(threads: int) -> str:

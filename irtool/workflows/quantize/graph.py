@@ -12,13 +12,15 @@ import torch
 from onnx import ModelProto
 
 from irtool.engines.engine import Engine, Feeds
-from irtool.engines.table import ENGINES
+from irtool.engines.onnxruntime.session import OnnxSession
+from irtool.engines.session import Session
+from irtool.engines.table import ENGINES, REFERENCE
 from irtool.errors import BackendError, CheckError, ExportError, OptionError
 from irtool.ir import Graph
 from irtool.progress import Reporter
 from irtool.quant import Placement, Scheme, layers_of
 from irtool.quant.boundaries import Account, account
-from irtool.workflows.loading.feeds import Feed, feed_of, runner
+from irtool.workflows.loading.feeds import Feed, as_read, feed_of, runner
 from irtool.workflows.quantize.calibration_images import Images
 from irtool.workflows.quantize.forms import LIGHT, WORDS, Form, Times, busy, recommended, timed
 from irtool.workflows.quantize.judge import Judge, Score
@@ -117,6 +119,7 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
     engine = ENGINES[settings.engine]
     source = folder / "float.onnx"
     graph, widened = _in_float32(graph)
+    judged, told = _judged(graph, engine)
     feed = feed_of(graph, images.preprocessing.input_shape)
     if (feed.others or feed.twins) and not engine.int8.several_inputs:
         remedy = "Fix the others with --set NAME=VALUE, or use --engine onnxruntime."
@@ -128,8 +131,26 @@ def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Pat
         model, notes = prepare(graph, source, next(images.batches(8)), folder, engine, settings.equalise, feed)
     if not layers_of(model):
         raise CheckError("no layer has a constant float weight", where=settings.engine, remedy="Nothing here can be quantised.")
-    work = _Work(engine, settings, images, folder, reporter, feed, fixed_batch(source, feed))
-    return work.run(model, (*widened, *notes))
+    work = _Work(engine, settings, images, folder, reporter, feed, fixed_batch(source, feed), judged)
+    return work.run(model, (*widened, *told, *notes))
+
+
+def _judged(graph: Graph, engine: Engine) -> tuple[tuple[str, ...], list[str]]:
+    """The values that files are judged by where outputs follow on a choice, such as which detections are kept, and a line that names them.
+
+    Of such outputs agreement says nothing: one detection more moves all rows behind it. Empty where outputs will do.
+
+    Raises:
+        OptionError: no output will do, and the engine shows no values inside.
+    """
+    hidden, names = graph.hidden_outputs(), tuple(graph.compared())
+    if len(hidden) == len({value.name for value in graph.outputs}) and engine is not REFERENCE:
+        what = f"how many entries {', '.join(hidden)} have is data, such as the detections that are kept, and {engine.title} shows nothing before that choice"
+        remedy = "Use --engine onnxruntime, or quantise the part of the model before it."
+        raise OptionError(what, where=f"--engine {engine.name}", remedy=remedy)
+    if not hidden or engine is not REFERENCE:
+        return (), []
+    return names, [f"judged by {', '.join(names)}, which decide the sizes of {', '.join(hidden)}: how many entries these have is data"]
 
 
 def _in_float32(graph: Graph) -> tuple[Graph, list[str]]:
@@ -151,10 +172,11 @@ class _Work:
     reporter: Reporter
     feed: Feed
     batch: int | None
+    judged: tuple[str, ...] = ()
 
     def run(self, model: ModelProto, notes: tuple[str, ...]) -> Outcome:
         judge = Judge(
-            lambda path: runner(self.engine.session(path, self.settings.threads), self.feed, self.batch),
+            lambda path: runner(self._session(path), self.feed, self.batch),
             self._file("float"),
             self.images,
             self.reporter,
@@ -177,6 +199,10 @@ class _Work:
             forms, best.name, placement, model, chosen.floating, chosen.sensitivity, (*notes, *left_out, *unseen), where, chosen.missed, judge.measure, inputs, warning
         )  # fmt: skip
 
+    def _session(self, path: Path) -> Session:
+        threads = self.settings.threads
+        return OnnxSession(path, threads, values=as_read(path, self.judged)) if self.judged else self.engine.session(path, threads)
+
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}{self.engine.suffix}"
 
@@ -194,7 +220,7 @@ class _Work:
         stats = calibrated(model, self.batch, self.engine, self.images, self.reporter, self.feed)
         trials = Trials(
             self.engine, model, stats, settings.scheme, self.images, judge, self.folder, self.reporter, self.feed, self.batch,
-            settings.threads, feeds,
+            settings.threads, feeds, self.judged,
         )  # fmt: skip
         chosen = trials.choose(settings.max_drop, settings.sensitivity)
         return chosen, trials.placement(chosen.floating)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import ModelProto
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines import OnnxSession
 from irtool.engines.onnxruntime.calibrate import Told, nobody
 from irtool.engines.onnxruntime.qdq import to_qdq
@@ -50,6 +49,7 @@ def sensitivities(
     feed: Feed | None = None,
     batch: int | None = None,
     threads: int | None = None,
+    values: Sequence[str] = (),
     told: Told = nobody,
 ) -> list[Sensitivity]:
     """Quantise each layer alone and look at the model's outputs, in onnxruntime; the most sensitive layer first.
@@ -64,6 +64,7 @@ def sensitivities(
         feed: how the model takes images; by default as they are.
         batch: the batch that is written into the model; None if it is free.
         threads: of onnxruntime.
+        values: what to look at in place of the outputs, by name.
         told: called with the number of layers done.
     """
     whole = make_recipe(model, place(model, policy), stats, scheme)
@@ -71,12 +72,12 @@ def sensitivities(
     everything = [layer.name for layer in layers]
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
 
         def outputs(some: ModelProto) -> list[np.ndarray]:
-            path = Path(folder) / "model.onnx"
+            path = folder / "model.onnx"
             onnx.save(some, str(path))
-            return in_parts(runner(OnnxSession(path, threads), feed or Feed(), batch), images)
+            return in_parts(runner(OnnxSession(path, threads, values=values), feed or Feed(), batch), images)
 
         expected = outputs(model)
         for done, layer in enumerate(layers, start=1):

@@ -73,6 +73,7 @@ class Trials:
         feed, batch: how the model takes images, and the batch that is written into it; None if it is free.
         threads: of the engine.
         feeds: images that weights and biases are fitted to; none where they are not fitted.
+        judged: values that files are judged by, in place of outputs.
     """
 
     engine: Engine
@@ -87,6 +88,7 @@ class Trials:
     batch: int | None
     threads: int
     feeds: Feeds
+    judged: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -118,7 +120,7 @@ class Trials:
         fine = good(())
         found = () if fine and not always else tuple(self._sensitivities())
         chosen = () if fine else fewest_float([entry.layer for entry in found], good)
-        if chosen is None:
+        if chosen is None or (chosen and not self.placement(chosen).layers):  # with all in float it is no int8 file
             raise CheckError(
                 f"int8 is expected to lose {100 * losses[()]:.2f} points, and no mixture with float layers loses less than {100 * allowed:.2f}",
                 where=self.engine.name,
@@ -148,6 +150,7 @@ class Trials:
             feed=self.feed,
             batch=self.batch,
             threads=self.threads,
+            values=self.judged,
             told=lambda done: self._told("sensitivity of each layer", done, len(self.placement(()).layers)),
         )
 

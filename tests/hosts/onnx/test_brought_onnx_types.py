@@ -47,8 +47,27 @@ def test_a_rewrite_of_a_file_in_another_width_is_shown_in_float32(kind: int, tmp
         irtool.save_onnx(pruned, tmp_path / "half.onnx")
         assert in_onnxruntime(tmp_path / "half.onnx", np.ones((2, 3, 8, 8), np.float16))[0].dtype == np.float16
         links = folded_links(pruned, irtool.fold_batchnorm(pruned), pruned.example_inputs)
-        assert [link.arithmetic for link in links] == ["float32", "float16"]
+        assert [link.arithmetic for link in links] == ["float32", "as stored"]
         assert all(link.ok for link in links)
+
+
+@pytest.mark.parametrize("where", ["between layers", "weights"])
+def test_a_file_with_bfloat16_in_it_is_compressed(where: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """numpy has no such type, and onnxruntime hands no such numbers out: they are looked at in float32."""
+    n = Net(17, ("N", 3, 8, 8))
+    y = n.cbr("x", 3, 16)
+    if where == "weights":
+        kernel = n.op("Cast", n.op("Cast", n.const(np.random.default_rng(0).normal(size=(8, 16, 3, 3)), np.float32), to=16), to=1)
+        y = n.op("Conv", y, kernel, pads=[1, 1, 1, 1])
+    else:
+        y = n.conv(n.op("Cast", n.op("Cast", y, to=16), to=1), 16, 8)
+    onnx.save(made(n, {n.conv(y, 8, 4): 4}), tmp_path / "net.onnx")
+    done = irtool.compress(tmp_path / "net.onnx", out=tmp_path / "out", ratio=0.5, runs=1)
+    assert done.report.channels[1] <= 0.7 * done.report.channels[0]
+    done.report.chain.require()
+    x = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    assert in_onnxruntime(tmp_path / "out" / "model.onnx", x)[0].shape == (3, 4, 8, 8)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_dropout_in_training_mode_and_noise_are_named(tmp_path: Path) -> None:

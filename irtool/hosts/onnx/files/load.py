@@ -23,6 +23,8 @@ from irtool.hosts.onnx.graph import OnnxGraph
 from irtool.hosts.onnx.running.evaluate import check_size
 from irtool.tensor_defaults import plain_tensors
 
+gs.logger.G_LOGGER.severity = gs.logger.G_LOGGER.ERROR  # it prints of types that numpy lacks, which irtool reads itself
+
 LARGEST_INPUTS = 1 << 30
 """Bytes of all inputs of the example together."""
 FREE = 64

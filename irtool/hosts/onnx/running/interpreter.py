@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from irtool.atomic_files import scratch_folder
 from irtool.errors import GraphError
 from irtool.hosts.onnx.files.file import is_large, write_draft
 from irtool.hosts.onnx.files.normalize import LARGE
@@ -34,12 +34,14 @@ def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str
     Raises:
         GraphError: onnxruntime is absent, or refuses the model or the inputs; or the time is up.
     """
-    names, given = list(values), len(model.graph.output)
+    names, given, ran = list(values), len(model.graph.output), len(model.graph.node)
     present = {output.name for output in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in present)
     try:
-        with _loadable(model) as source:
-            session = _session(source)
+        session = _opened(model)
+        strange = {output.name for output in session.get_outputs() if output.type in _STRANGE and output.name not in present}
+        if strange:
+            session, names = _opened(_with_casts(model, strange)), [_SHOWN.format(name) if name in strange else name for name in names]
         has_loop = any(node.op_type in ("Loop", "Scan") for node in model.graph.node)
         found = _run(session, names, feed, loop_seconds if has_loop else None)
     except GraphError:
@@ -50,10 +52,35 @@ def run_model(model: ModelProto, feed: Mapping[str, Array], values: Iterable[str
             raise GraphError(
                 f"its loop did not end in {loop_seconds:g} s", remedy="Check how often the loop runs, or give smaller example sizes."
             ) from error
-        raise GraphError(f"onnxruntime cannot run the model: {text}", remedy="Run onnx.checker on the file.") from error
+        raise GraphError(f"onnxruntime cannot run the model: {text}", remedy=_remedy(text)) from error
     finally:
-        del model.graph.output[given:]
+        del model.graph.output[given:], model.graph.node[ran:]
     return found
+
+
+_STRANGE = frozenset({"tensor(bfloat16)"})
+"""Types of which onnxruntime hands out nothing, since numpy has none; they are cast to float32, which holds all their numbers."""
+_SHOWN = "{} as float32"
+
+
+def _with_casts(model: ModelProto, names: Iterable[str]) -> ModelProto:
+    """The model with values in float32 among its outputs, in place."""
+    for name in names:
+        model.graph.node.append(helper.make_node("Cast", [name], [_SHOWN.format(name)], to=TensorProto.FLOAT))
+        model.graph.output.append(helper.make_empty_tensor_value_info(_SHOWN.format(name)))
+    return model
+
+
+def _remedy(text: str) -> str:
+    """What helps where onnxruntime refuses a model."""
+    if "No corresponding Numpy type" in text:
+        return "Export the model with inputs, outputs and layers in float32: of this type nobody hands out numbers."
+    return "Run onnx.checker on the file."
+
+
+def _opened(model: ModelProto) -> Any:
+    with _loadable(model) as source:
+        return _session(source)
 
 
 def run_batches(model: ModelProto, feeds: Sequence[Mapping[str, Array]], values: Sequence[str]) -> list[list[Array]]:
@@ -63,14 +90,13 @@ def run_batches(model: ModelProto, feeds: Sequence[Mapping[str, Array]], values:
         GraphError: onnxruntime is absent, or refuses the model or the inputs.
     """
     try:
-        with _loadable(model) as source:
-            session = _session(source)
+        session = _opened(model)
         return [_run(session, list(values), feed, None) for feed in feeds]
     except GraphError:
         raise
     except Exception as error:  # onnxruntime's exceptions share no base class below Exception
         text = " ".join(str(error).split())[:200]
-        raise GraphError(f"onnxruntime cannot run a part of the model: {text}", remedy="Run onnx.checker on the file.") from error
+        raise GraphError(f"onnxruntime cannot run a part of the model: {text}", remedy=_remedy(text)) from error
 
 
 def _session(source: bytes | str) -> Any:
@@ -110,8 +136,8 @@ def _loadable(model: ModelProto) -> Iterator[bytes | str]:
     if not is_large(model):
         yield model.SerializeToString()
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         write_draft(model, path)
         yield str(path)
 

@@ -8,24 +8,30 @@ from onnx import ModelProto, TensorProto
 
 from irtool.hosts.onnx.files.subgraphs import bodies
 
-_OTHER = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
-"""Types of real numbers that are exchanged, by ONNX's number for them."""
+_OTHER = {TensorProto.FLOAT16: "float16", TensorProto.DOUBLE: "float64", TensorProto.BFLOAT16: "bfloat16"}
+"""Types of real numbers that are exchanged, by ONNX's number for them: the names that they have where numpy knows them."""
 _NUMBERED = ("to", "dtype")
 """Attributes that hold a type's number: of casts, and of what makes tensors."""
 
 
 def other_widths(host: gs.Graph) -> bool:
     """Whether a program has real numbers of another width than float32."""
-    types = set(_OTHER.values())
-    held = any(np.dtype(tensor.dtype).type in types for tensor in host.tensors().values() if tensor.dtype is not None)
-    return held or any(other_widths(body) for node in host.nodes for body in bodies(node))
+    held = any(map(_is_other, host.tensors().values()))
+    cast = any(node.op == "Cast" and node.attrs.get("to") == TensorProto.BFLOAT16 for node in host.nodes)  # what it makes may have no type
+    return held or cast or any(other_widths(body) for node in host.nodes for body in bodies(node))
+
+
+def _is_other(tensor: gs.Tensor) -> bool:
+    """Whether a tensor's numbers are exchanged. Of a type that numpy does not know graphsurgeon keeps ONNX's number."""
+    dtype = tensor.dtype
+    return dtype in _OTHER if isinstance(dtype, int) else dtype is not None and np.dtype(dtype).name in _OTHER.values()
 
 
 def put_float32(host: gs.Graph) -> None:
     """Let a program, and the bodies of its control flow, compute in float32, in place."""
     made: dict[int, gs.Constant] = {}
     for tensor in host.tensors().values():
-        if tensor.dtype is None or np.dtype(tensor.dtype).type not in _OTHER.values():
+        if not _is_other(tensor):
             continue
         if isinstance(tensor, gs.Constant):  # how it is written is settled when it is made
             made[id(tensor)] = gs.Constant(tensor.name, np.asarray(tensor.values).astype(np.float32))
@@ -37,7 +43,7 @@ def put_float32(host: gs.Graph) -> None:
         for name, value in node.attrs.items():
             if name in _NUMBERED and value in _OTHER:
                 node.attrs[name] = int(TensorProto.FLOAT)
-            elif isinstance(value, gs.Constant) and np.dtype(value.dtype).type in _OTHER.values():
+            elif isinstance(value, gs.Constant) and _is_other(value):
                 node.attrs[name] = gs.Constant(value.name, np.asarray(value.values).astype(np.float32))
         for body in bodies(node):
             put_float32(body)
