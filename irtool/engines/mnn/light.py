@@ -6,9 +6,9 @@ from pathlib import Path
 
 import onnx
 
+from irtool.atomic_files import scratch_folder
 from irtool.engines.engine import Feeds
 from irtool.engines.mnn.export import export_mnn
-from irtool.atomic_files import scratch_folder
 from irtool.engines.onnxruntime.prepare import prepared
 from irtool.engines.onnxruntime.refine import refined
 from irtool.engines.onnxruntime.stored_weights import weights_restored
