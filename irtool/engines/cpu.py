@@ -37,6 +37,11 @@ def lacks_vnni() -> bool:
     return bool(flags) and "vnni" not in flags
 
 
+def has_wide_vnni() -> bool:
+    """Whether this is an x86 processor that is known to have 8-bit dot products of 512 bits (AVX-512 VNNI)."""
+    return "avx512_vnni" in _field("flags").split()
+
+
 @functools.cache
 def holds_vnni(library: Path) -> bool:
     """Whether a library holds code with 8-bit dot products for x86, told by the bytes of that instruction.
