@@ -19,11 +19,12 @@ _UNPREFIXED = bytes(byte for byte in range(256) if byte & 0x87 == 0x05)
 _WIDE = bytes(byte for byte in range(256) if byte & 0x60 == 0x40)
 """Third payload bytes of EVEX: 512 bits."""
 _VPDPBUSD = re.compile(
-    b"\x62[%b][%b][%b]\x50|\xc4[%b][%b]\x50" % (*map(re.escape, (_EVEN, _UNPREFIXED, _WIDE, _VEX, _UNPREFIXED)),), re.DOTALL
+    b"\x62[%b][%b][%b][\x50\x51]|\xc4[%b][%b][\x50\x51]" % (*map(re.escape, (_EVEN, _UNPREFIXED, _WIDE, _VEX, _UNPREFIXED)),), re.DOTALL
 )
-"""The instruction that multiplies 8-bit integers and adds four products, by its encoding in Intel's manual (volume 2, VPDPBUSD)."""
+"""The instructions that multiply 8-bit integers and add four products, by their encodings in Intel's manual (volume 2, VPDPBUSD and VPDPBUSDS).
+MNN's kernels use the second alone, which cuts the sum off at 32 bits; onnxruntime's use both."""
 _CHANCE = 8
-"""Matches of five or four bytes that may be chance in a library of tens of megabytes; kernels hold hundreds."""
+"""Matches of five or four bytes that may be chance in a library of tens of megabytes; kernels hold a hundred and more."""
 
 
 def processor() -> str:

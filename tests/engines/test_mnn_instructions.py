@@ -14,7 +14,23 @@ from irtool.engines import cpu
 from irtool.engines.mnn.instructions import missing_instructions, remedy
 from irtool.workflows.quantize import report
 
-VPDPBUSD = bytes.fromhex("62f26d4850c1")  # zmm0, zmm2, zmm1
+KERNELS = {
+    "vpdpbusd zmm": "62f26d4850c1",
+    "vpdpbusds zmm": "62f25d4851f9",  # MNN's own, in a build with -DMNN_AVX512=ON
+    "vpdpbusd ymm": "c4e26d50c1",
+    "vpdpbusds ymm": "c4e26d51c1",
+    "vpmaddubsw": "c4e26d04c1",
+    "vpdpwssd zmm": "62f26d4852c1",  # of 16 bits
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_library_is_told_by_the_bytes_of_its_instructions(kernel: str, tmp_path: Path) -> None:
+    library = tmp_path / "engine.so"
+    for count, held in ((20, "bus" in kernel and "vpdp" in kernel), (3, False)):  # a few may be chance
+        library.write_bytes(b"\x7fELF" + bytes(64) + (bytes.fromhex(KERNELS[kernel]) + bytes(16)) * count)
+        cpu.holds_vnni.cache_clear()
+        assert cpu.holds_vnni(library) == held
 
 
 @pytest.mark.parametrize(
@@ -32,7 +48,7 @@ def test_what_is_missing_and_what_would_help(
     kernels: int, flags: str, misses: str, helped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = tmp_path / "engine.so"
-    library.write_bytes(b"\x7fELF" + bytes(64) + (VPDPBUSD + bytes(16)) * kernels)
+    library.write_bytes(b"\x7fELF" + bytes(64) + (bytes.fromhex(KERNELS["vpdpbusds zmm"]) + bytes(16)) * kernels)
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
     monkeypatch.setattr(cpu, "_INFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
