@@ -42,9 +42,10 @@ docs: $(INSTALLED)
 wheel: $(INSTALLED)
 	.ci/wheel
 
-# The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev; the engine is in MNN's wheel.
-cpp: $(INSTALLED)
-	cmake -S cpp -B build/cpp -DPython=$(CURDIR)/$(BIN)/python
+# The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev. The engine is in MNN's wheel, or in the
+# SDK that MNN_ROOT names (`make cpp MNN_ROOT=FOLDER`, or in the environment), which needs no Python.
+cpp: $(if $(MNN_ROOT),,$(INSTALLED))
+	cmake -S cpp -B build/cpp -DPython="$(CURDIR)/$(BIN)/python" -DMNN_ROOT="$(MNN_ROOT)"
 	cmake --build build/cpp
 
 # Each script prints the figures behind one claim of the README; together they take about an hour. Peers join in where

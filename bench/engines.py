@@ -80,20 +80,24 @@ class Bench:
 
     def int8(self, engine: Engine, session: Session) -> dict[str, Any]:
         """The int8 file: its time, signal to noise of its outputs, and its bytes over the float file's."""
-        view = WidenSelects(0.5)(irtool.load_onnx(self.folder / "net.onnx", [(1, *self.shape)])).graph
-        view = LowerAffine()(view).graph if engine.int8.lowers else view
-        irtool.save_onnx(view, self.folder / "ready.onnx")
-        model, path = prepared(onnx.load(str(self.folder / "ready.onnx"))), self.folder / f"int8{engine.suffix}"
-        placement = place(model, engine.int8.policy)
         try:
-            stats = calibrate(model, placement.tensors, np.array_split(self.images, 2), threads=1)
-            missed = engine.int8.write(model, make_recipe(model, placement, stats, engine.int8.scheme), path)
+            path, missed = self.int8_file(engine)
             small = engine.session(path, 1)
             noise = sqnr(small.run(self.images[:2])[0], session.run(self.images[:2])[0])
         except IrtoolError as error:
             return {"int8_refused": error.what}
         size = path.stat().st_size / (self.folder / f"net{engine.suffix}").stat().st_size
-        return {"int8": ratio([session, small], self.images[:1]), "int8_db": noise, "int8_bytes": size, "missed": len(missed)}
+        return {"int8": ratio([session, small], self.images[:1]), "int8_db": noise, "int8_bytes": size, "missed": missed}
+
+    def int8_file(self, engine: Engine) -> tuple[Path, int]:
+        """Write the int8 file: its path, and how many layers the engine could not take. Raises IrtoolError: the engine refuses it."""
+        view = WidenSelects(0.5)(irtool.load_onnx(self.folder / "net.onnx", [(1, *self.shape)])).graph
+        view = LowerAffine()(view).graph if engine.int8.lowers else view
+        irtool.save_onnx(view, self.folder / "ready.onnx")
+        model, path = prepared(onnx.load(str(self.folder / "ready.onnx"))), self.folder / f"int8{engine.suffix}"
+        placement = place(model, engine.int8.policy)
+        stats = calibrate(model, placement.tensors, np.array_split(self.images, 2), threads=1)
+        return path, len(engine.int8.write(model, make_recipe(model, placement, stats, engine.int8.scheme), path))
 
     def torch(self, compiled: bool) -> dict[str, Any]:
         """The time of torch, as it is or compiled; a compiler that is missing is told."""

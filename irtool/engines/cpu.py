@@ -19,11 +19,12 @@ _UNPREFIXED = bytes(byte for byte in range(256) if byte & 0x87 == 0x05)
 _WIDE = bytes(byte for byte in range(256) if byte & 0x60 == 0x40)
 """Third payload bytes of EVEX: 512 bits."""
 _VPDPBUSD = re.compile(
-    b"\x62[%b][%b][%b]\x50|\xc4[%b][%b]\x50" % (*map(re.escape, (_EVEN, _UNPREFIXED, _WIDE, _VEX, _UNPREFIXED)),), re.DOTALL
+    b"\x62[%b][%b][%b][\x50\x51]|\xc4[%b][%b][\x50\x51]" % (*map(re.escape, (_EVEN, _UNPREFIXED, _WIDE, _VEX, _UNPREFIXED)),), re.DOTALL
 )
-"""The instruction that multiplies 8-bit integers and adds four products, by its encoding in Intel's manual (volume 2, VPDPBUSD)."""
+"""The instructions that multiply 8-bit integers and add four products, by their encodings in Intel's manual (volume 2, VPDPBUSD and VPDPBUSDS).
+MNN's kernels use the second alone, which cuts the sum off at 32 bits; onnxruntime's use both."""
 _CHANCE = 8
-"""Matches of five or four bytes that may be chance in a library of tens of megabytes; kernels hold hundreds."""
+"""Matches of five or four bytes that may be chance in a library of tens of megabytes; kernels hold a hundred and more."""
 
 
 def processor() -> str:
@@ -35,6 +36,11 @@ def lacks_vnni() -> bool:
     """Whether this is an x86 processor that is known to have no 8-bit dot products."""
     flags = _field("flags")
     return bool(flags) and "vnni" not in flags
+
+
+def has_wide_vnni() -> bool:
+    """Whether this is an x86 processor that is known to have 8-bit dot products of 512 bits (AVX-512 VNNI)."""
+    return "avx512_vnni" in _field("flags").split()
 
 
 @functools.cache

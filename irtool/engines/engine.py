@@ -39,6 +39,7 @@ class Int8:
         write_half: writes a file whose weights are half floats, from the float ONNX file; computed in float.
         account: where the int8 file computes in integers, from the file, the prepared model, its placement and one run's image.
         missing: what the engine's build lacks here that int8 gains by, as a clause of a sentence; empty if it lacks nothing.
+        remedy: how the file runs with what is lacking, as a sentence; empty where no way is known.
     """
 
     policy: Int8Policy
@@ -52,6 +53,7 @@ class Int8:
     weights_from_least: bool
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
     missing: Callable[[], str]
+    remedy: Callable[[], str] = lambda: ""
 
     def bits(self, wanted: int | None, weights_only: bool) -> int:
         """The bits of weights: those that are wanted, else 8 where weights alone are integers, since nothing overflows in float, else the scheme's."""

@@ -115,12 +115,16 @@ def latency_pairs(
     table = np.array(times)  # rounds x sessions
     quotients = table / table[:, :1]
     ratios: list[float] = np.median(quotients, axis=0).tolist()
-    intervals = ((1.0, 1.0), *map(_interval, quotients.T[1:]))
+    intervals = ((1.0, 1.0), *map(median_interval, quotients.T[1:]))
     return PairedLatency(tuple(_summary(column) for column in table.T), tuple(ratios), intervals)
 
 
-def _interval(quotients: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a median: from rank to rank around the middle, where the count of values below it is binomially distributed."""
+def median_interval(quotients: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a median: from rank to rank around the middle, where the count of values below it is binomially distributed.
+
+    Args:
+        quotients: one value a round. Fewer than 6 give 0 to infinity.
+    """
     count = len(quotients)
     if count < 6:  # the extremes of five hold the median in 94 % of the cases
         return 0.0, float("inf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from irtool.engines.engine import Engine, Int8
 from irtool.engines.mnn.account import mnn_account
 from irtool.engines.mnn.export import TOLERANCE, export_mnn
-from irtool.engines.mnn.instructions import missing_instructions
+from irtool.engines.mnn.instructions import missing_instructions, remedy
 from irtool.engines.mnn.int8 import export_mnn_int8
 from irtool.engines.mnn.int8_policy import MNN_POLICY
 from irtool.engines.mnn.light import write_weights
@@ -41,5 +41,6 @@ ENGINE = Engine(
         weights_from_least=True,
         account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x), short_names(model)),
         missing=missing_instructions,
+        remedy=remedy,
     ),
 )

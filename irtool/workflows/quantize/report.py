@@ -84,7 +84,8 @@ def _speed(outcome: Outcome, settings: Settings, file: Path) -> str:
     ]
     if missing := engine.int8.missing():
         reasons.append(missing)
-    return f", but SLOWER: {ratio:.2f}x the time of float ({'; '.join(reasons)})."
+    said = f", but SLOWER: {ratio:.2f}x the time of float ({'; '.join(reasons)})."
+    return " ".join(filter(None, (said, engine.int8.remedy())))
 
 
 def title(name: str, settings: Settings) -> str:

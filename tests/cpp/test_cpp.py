@@ -2,143 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import re
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from PIL import Image
-
-import irtool
-from irtool.engines import MnnSession
-from irtool.engines.mnn.int8 import export_mnn_int8
-from irtool.engines.mnn.int8_policy import MNN_POLICY
-from irtool.engines.onnxruntime.calibrate import calibrate
-from irtool.engines.onnxruntime.prepare import prepared
-from irtool.models import VGG
-from irtool.quant import Scheme, make_recipe, place
-from irtool.train import Preprocessing
-from irtool.train.data.image_files import FolderTree, decode
-
-SOURCE = Path(__file__).resolve().parents[1] / "cpp"
-PREPROCESSING = Preprocessing((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (32, 32))
-CLASSES = ["one", 'tw"o', "drei", "vier", "fünf", "six", "seven", "eight", "nine", "ten"]
-Runner = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sanitized build, made once; the tests skip where its tools are absent."""
-    if shutil.which("cmake") is None or shutil.which("c++") is None:
-        pytest.skip("no cmake or no C++ compiler here")
-    build = tmp_path_factory.mktemp("build")
-    configure = ["cmake", "-S", str(SOURCE), "-B", str(build), f"-DPython={sys.executable}", "-DSANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug"]
-    done = subprocess.run(configure, capture_output=True, text=True)
-    if done.returncode and "libstb-dev" in done.stderr:
-        pytest.skip("stb or libjpeg is not installed here")
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run(["cmake", "--build", str(build), "--parallel", "2"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "warning" not in done.stdout + done.stderr
-    return build
-
-
-@pytest.fixture(scope="module")
-def runner(built: Path) -> Runner:
-    """Run the sanitized build."""
-    known = built / "known_leaks.txt"
-    known.write_text("leak:MNN::Interpreter::createFromBuffer\n")  # MNN keeps a model that it refuses
-
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(built / "irtool-run"), *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=900,
-            env={**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1", "LSAN_OPTIONS": f"suppressions={known}:print_suppressions=0"},
-        )
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with float.mnn and int8.mnn, each with its description."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models")
-    graph = irtool.fold_batchnorm(irtool.trace(VGG(11, width=0.125).eval(), torch.zeros(2, 3, 32, 32)))
-    irtool.export_onnx(graph, folder / "float.onnx")
-    irtool.export_mnn(folder / "float.onnx", folder / "float.mnn")
-    model = prepared(onnx.load(str(folder / "float.onnx")))
-    placement = place(model, MNN_POLICY)
-    noise = np.random.default_rng(0).normal(size=(2, 16, 3, 32, 32)).astype(np.float32)
-    recipe = make_recipe(model, placement, calibrate(model, placement.tensors, noise, threads=1), Scheme("int8", symmetric=True))
-    export_mnn_int8(model, recipe, folder / "int8.mnn")
-    for name in ("float", "int8"):
-        text = json.dumps({"preprocessing": PREPROCESSING.to_dict(), "classes": CLASSES})
-        (folder / f"{name}.json").write_text(text)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs as JPEG and PNG, in colour, grey, with alpha and with a palette, of the model's size and of others."""
-    from sklearn.datasets import load_sample_images
-
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, array in enumerate(load_sample_images().images):
-        photo = Image.fromarray(array)
-        photo.save(folder / f"{number}_large.jpg", quality=92)
-        photo.resize((32, 32)).save(folder / f"{number}_small.jpg", quality=85)
-        photo.resize((32, 32)).save(folder / f"{number}_small.png")
-        photo.crop((10, 20, 131, 77)).save(folder / f"{number}_wide.png")
-        photo.resize((20, 45)).convert("L").save(folder / f"{number}_tall_grey.jpg")
-        photo.resize((64, 64)).convert("P", palette=Image.Palette.ADAPTIVE).save(folder / f"{number}_palette.png")
-        photo.resize((33, 31)).convert("RGBA").save(folder / f"{number}_alpha.png")
-        photo.resize((40, 40)).convert("L").save(folder / f"{number}_grey.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sdk(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder laid out as an MNN SDK is: the headers lead to our interface, the library to the engine in MNN's wheel."""
-    folder = tmp_path_factory.mktemp("sdk")
-    (folder / "include" / "MNN").mkdir(parents=True)
-    (folder / "include" / "MNN" / "Interpreter.hpp").write_text(f'#include "{SOURCE / "interface" / "MNN" / "Interpreter.hpp"}"\n')
-    numbers = {"MAJOR": 3, "MINOR": 6, "PATCH": 1}
-    (folder / "include" / "MNN" / "MNNDefine.h").write_text("".join(f"#define MNN_VERSION_{k} {v}\n" for k, v in numbers.items()))
-    (folder / "lib").mkdir()
-    # The engine in the wheel wants Python's symbols; a library of its own has them here, which is found by the path in the program.
-    symbols = folder / "lib" / "libMNN.so.3"
-    compile_ = ["cc", "-shared", "-fPIC", f"-Wl,-soname,{symbols.name}", str(built / "python_symbols.c"), "-o", str(symbols)]
-    assert subprocess.run(compile_, capture_output=True).returncode == 0
-    engine = importlib.util.find_spec("_mnncengine")
-    assert engine is not None
-    (folder / "lib" / "libMNN.so").write_text(f"INPUT({engine.origin} {symbols})\n")
-    return folder
-
-
-def by_python(model: Path, folder: Path) -> np.ndarray:
-    """Logits of all pictures of a folder, in the order of their names, one image at a time."""
-    tree, session = FolderTree(folder), MnnSession(model, 1)
-    pixels = [torch.from_numpy(decode(tree, name, 3, (32, 32)))[None] for name in tree.names()]
-    return np.concatenate([session.run(PREPROCESSING.normalise(image).numpy())[0] for image in pixels])
-
-
-def numbers(done: subprocess.CompletedProcess[str]) -> np.ndarray:
-    assert (done.returncode, done.stderr) == (0, "")
-    return np.array([[float(value) for value in line.split()] for line in done.stdout.splitlines()])
+from cpp_runner import CLASSES, PREPROCESSING, Runner, by_python, numbers, refused
 
 
 @pytest.mark.parametrize("model", ["float", "int8"])
@@ -147,29 +22,6 @@ def test_logits_are_those_of_python(runner: Runner, models: Path, pictures: Path
     for batch in ("1", "7"):
         got = numbers(runner(models / f"{model}.mnn", pictures, "--raw", "--batch", batch))
         assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
-
-
-def test_a_build_with_an_sdk(sdk: Path, models: Path, pictures: Path, tmp_path: Path) -> None:
-    configure = ["cmake", "-S", str(SOURCE), "-B", str(tmp_path), "-DCMAKE_BUILD_TYPE=Debug"]
-
-    def told(root: Path) -> str:
-        done = subprocess.run([*configure, f"-DMNN_ROOT={root}"], capture_output=True, text=True)
-        return " ".join((done.stdout if done.returncode == 0 else f"failed {done.stderr}").split())
-
-    for part in ("include", "lib"):
-        shutil.copytree(sdk / part, tmp_path / "half" / part)
-        assert (said := told(tmp_path / "half")).startswith("failed"), said
-        assert "is no MNN SDK: it needs include/MNN/Interpreter.hpp and libMNN in lib" in said
-        shutil.rmtree(tmp_path / "half" / part)
-    shutil.copytree(sdk, tmp_path / "old")
-    (tmp_path / "old" / "include" / "MNN" / "MNNDefine.h").write_text("#define MNN_PUBLIC\n")
-    assert "old is MNN 1: the runner needs MNN 2 or newer" in told(tmp_path / "old")
-    assert f"MNN 3.6.1: {sdk / 'lib' / 'libMNN.so'}" in told(sdk)
-    assert subprocess.run(["cmake", "--build", str(tmp_path), "--parallel", "2"], capture_output=True).returncode == 0
-    call = [str(tmp_path / "irtool-run"), str(models / "float.mnn"), str(pictures), "--raw"]
-    got = numbers(subprocess.run(call, capture_output=True, text=True, env={}))
-    expected = by_python(models / "float.mnn", pictures)
-    assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_the_likeliest_classes_as_text_and_as_json(runner: Runner, models: Path, pictures: Path, tmp_path: Path) -> None:
@@ -204,14 +56,8 @@ def test_bench_prints_times(runner: Runner, models: Path, pictures: Path) -> Non
     found = json.loads(done.stdout)
     assert (found["runs"], found["batch"], found["threads"]) == (3, 2, 1)
     assert 0 < found["least_ms"] <= found["median_ms"] <= found["p95_ms"]
-
-
-def refused(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
-    """The complaint of a run that must fail: one line."""
-    assert done.returncode == code, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "Sanitizer" not in done.stderr
-    return done.stderr
+    assert 0 < found["processor_ms"]
+    assert re.search(r"least \d+\.\d{3} ms, processor \d+\.\d{3} ms\n$", runner(models / "int8.mnn", "--bench", "1").stdout)
 
 
 @pytest.mark.parametrize(
