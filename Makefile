@@ -42,9 +42,10 @@ docs: $(INSTALLED)
 wheel: $(INSTALLED)
 	.ci/wheel
 
-# The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev; the engine is in MNN's wheel.
+# The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev; MNN is in its wheel. For .onnx files too:
+# make cpp ONNXRUNTIME_ROOT=/path/to/onnxruntime, or on Debian 13 libonnxruntime-dev.
 cpp: $(INSTALLED)
-	cmake -S cpp -B build/cpp -DPython=$(CURDIR)/$(BIN)/python
+	cmake -S cpp -B build/cpp -DPython=$(CURDIR)/$(BIN)/python -DONNXRUNTIME_ROOT="$(ONNXRUNTIME_ROOT)"
 	cmake --build build/cpp
 
 # Each script prints the figures behind one claim of the README; together they take about an hour. Peers join in where
