@@ -42,10 +42,11 @@ docs: $(INSTALLED)
 wheel: $(INSTALLED)
 	.ci/wheel
 
-# The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev. The engine is in MNN's wheel, or in the
-# SDK that MNN_ROOT names (`make cpp MNN_ROOT=FOLDER`, or in the environment), which needs no Python.
+# The C++ runner: build/cpp/irtool-run. On Debian it needs cmake, g++, libstb-dev and libjpeg-dev. MNN is in its wheel, or in the
+# SDK that MNN_ROOT names (`make cpp MNN_ROOT=FOLDER`, or in the environment), which needs no Python. For .onnx files too:
+# make cpp ONNXRUNTIME_ROOT=FOLDER, or on Debian 13 libonnxruntime-dev.
 cpp: $(if $(MNN_ROOT),,$(INSTALLED))
-	cmake -S cpp -B build/cpp -DPython="$(CURDIR)/$(BIN)/python" -DMNN_ROOT="$(MNN_ROOT)"
+	cmake -S cpp -B build/cpp -DPython="$(CURDIR)/$(BIN)/python" -DMNN_ROOT="$(MNN_ROOT)" -DONNXRUNTIME_ROOT="$(ONNXRUNTIME_ROOT)"
 	cmake --build build/cpp
 
 # Each script prints the figures behind one claim of the README; together they take about an hour. Peers join in where

@@ -3,6 +3,8 @@
 It must end with 0, 1 or 2, with one line on stderr unless that is 0, and within the time limit. Build it with the sanitizers
 first (cmake -S cpp -B build/asan -DSANITIZE=ON -DPython=.venv/bin/python && cmake --build build/asan).
 
+The model may be an .mnn or an .onnx file with a description beside it.
+
 Example: python bench/cpp_fuzz.py build/asan/irtool-run small/model.mnn cat.jpg cat.png --runs 2000 --seed 1
 """
 
@@ -82,7 +84,7 @@ def verdict(done: subprocess.CompletedProcess[bytes]) -> str:
         return f"BAD exit {done.returncode}"
     if (done.returncode == 0) != (done.stderr == b"") or done.stderr.count(b"\n") > 1:
         return "BAD complaint"
-    return "MNN crashed, caught" if b"MNN crashed" in done.stderr else f"exit {done.returncode}"
+    return "the engine crashed, caught" if b"crashed on this model" in done.stderr else f"exit {done.returncode}"
 
 
 def main() -> int:

@@ -16,13 +16,7 @@ namespace {
 
 const std::vector<std::string> kSuffixes = {".jpg", ".jpeg", ".png"};
 
-std::string suffix_of(const fs::path& path) {
-    std::string suffix = path.extension().string();
-    std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-    return suffix;
-}
-
-bool is_image(const fs::path& path) {
+bool is_image(const std::string& path) {
     return std::find(kSuffixes.begin(), kSuffixes.end(), suffix_of(path)) != kSuffixes.end();
 }
 
@@ -30,7 +24,7 @@ std::vector<std::string> in_folder(const std::string& folder) {
     std::vector<std::string> found;
     std::error_code error;
     for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
-        if (is_image(entry->path())) found.push_back(entry->path().string());
+        if (is_image(entry->path().string())) found.push_back(entry->path().string());
     }
     if (error) throw Failure(folder + ": cannot be read (" + error.message() + ")");
     if (found.empty()) throw Failure(folder + ": holds no .jpg, .jpeg or .png file");
@@ -51,6 +45,12 @@ std::vector<std::string> in_list(const std::string& list) {
 }
 
 }  // namespace
+
+std::string suffix_of(const std::string& path) {
+    std::string suffix = fs::path(path).extension().string();
+    std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return suffix;
+}
 
 std::vector<unsigned char> read_file(const std::string& path, size_t limit) {
     std::error_code error;

@@ -35,8 +35,8 @@ void back(int copy, int descriptor) {
 
 }  // namespace
 
-Guard::Guard(const std::string& path, bool silent) {
-    std::snprintf(line, sizeof line, "%.900s: MNN crashed on this model; it is damaged: export it again\n", path.c_str());
+Guard::Guard(const std::string& path, const char* engine, bool silent) {
+    std::snprintf(line, sizeof line, "%.900s: %s crashed on this model; it is damaged: export it again\n", path.c_str(), engine);
     if (silent) {
         std::fflush(stdout);
         std::fflush(stderr);

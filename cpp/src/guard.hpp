@@ -1,4 +1,4 @@
-// A damaged model can make MNN crash or chatter. While a Guard lives, a crash ends the process with one line and exit code 1,
+// A damaged model can make an engine crash or chatter. While a Guard lives, a crash ends the process with one line and exit code 1,
 // and, if asked for, what is printed goes nowhere.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 class Guard {
 public:
-    Guard(const std::string& path, bool silent);
+    Guard(const std::string& path, const char* engine, bool silent);
     ~Guard();
     Guard(const Guard&) = delete;
     Guard& operator=(const Guard&) = delete;

@@ -1,4 +1,4 @@
-// irtool-run: classify images with an MNN model. Exit codes: 0 done, 1 a file is wrong, 2 the command line is.
+// irtool-run: classify images with a model in MNN or onnxruntime. Exit codes: 0 done, 1 a file is wrong, 2 the command line is.
 
 #include <algorithm>
 #include <chrono>
@@ -38,6 +38,14 @@ std::vector<float> load(const std::vector<std::string>& paths, size_t first, siz
         normalise(image, metadata, pixels.data() + at * each);
     }
     return pixels;
+}
+
+// --meta, else what the model's own file says, else the file beside it.
+Metadata description(const Engine& engine, const Options& options) {
+    if (!options.metadata.empty()) return read_metadata(options.metadata);
+    const std::string held = engine.property("irtool.preprocessing");
+    if (!held.empty()) return stored_metadata(held, engine.property("irtool.classes"), options.model);
+    return read_metadata(metadata_path(options.model));
 }
 
 void check(const std::string& model, const std::vector<int>& shape, const Metadata& metadata) {
@@ -94,10 +102,10 @@ int work(int count, char** arguments) {
         const std::vector<std::string> found = images_of(argument);
         paths.insert(paths.end(), found.begin(), found.end());
     }
-    Engine engine(options.model, options.threads);
-    const Metadata metadata = read_metadata(options.metadata.empty() ? metadata_path(options.model) : options.metadata);
-    check(options.model, engine.input_shape(), metadata);
-    (options.bench > 0 ? bench : classify)(engine, paths, metadata, options);
+    const std::unique_ptr<Engine> engine = open_engine(options.model, options.threads);
+    const Metadata metadata = description(*engine, options);
+    check(options.model, engine->input_shape(), metadata);
+    (options.bench > 0 ? bench : classify)(*engine, paths, metadata, options);
     return std::fflush(stdout) == 0 ? 0 : 1;
 }
 

@@ -28,28 +28,15 @@ int whole(const Json& value, int low, int high, const std::string& what) {
     return static_cast<int>(number);
 }
 
-}  // namespace
-
-std::string metadata_path(const std::string& model) {
-    const std::filesystem::path own = std::filesystem::path(model).replace_extension(".json");
-    const std::filesystem::path report = own.parent_path() / "report.json";
-    std::error_code error;
-    for (const std::filesystem::path& described : {own, report}) {
-        if (std::filesystem::exists(described, error)) return described.string();
+Json parsed(const std::string& text, const std::string& where) {
+    try {
+        return parse_json(text);
+    } catch (const Failure& failure) {
+        throw Failure(where + ": " + failure.what());
     }
-    throw Failure(model + ": nothing says how pictures become its input: there is no " + own.filename().string() +
-                  " and no report.json beside it. Give one with --meta");
 }
 
-Metadata read_metadata(const std::string& path) {
-    const std::vector<unsigned char> bytes = read_file(path, size_t{1} << 26);
-    Json all;
-    try {
-        all = parse_json(std::string(bytes.begin(), bytes.end()));
-    } catch (const Failure& failure) {
-        throw Failure(path + ": " + failure.what());
-    }
-    const Json& held = all["preprocessing"];
+Metadata checked(const Json& held, const Json& classes, const std::string& path) {
     if (held.kind != Json::Kind::object) throw Failure(path + ": has no \"preprocessing\"; irtool writes it with the model");
     Metadata found;
     found.channels = whole(held["channels"], 1, 3, path + ": \"channels\"");
@@ -67,6 +54,30 @@ Metadata read_metadata(const std::string& path) {
     }
     const Json& order = held["color_order"];
     if (order.kind == Json::Kind::text && order.text != "RGB") throw Failure(path + ": color order " + order.text + "; only RGB is known");
-    for (const Json& name : all["classes"].items) found.classes.push_back(name.text);
+    for (const Json& name : classes.items) found.classes.push_back(name.text);
     return found;
+}
+
+}  // namespace
+
+std::string metadata_path(const std::string& model) {
+    const std::filesystem::path own = std::filesystem::path(model).replace_extension(".json");
+    const std::filesystem::path report = own.parent_path() / "report.json";
+    std::error_code error;
+    for (const std::filesystem::path& described : {own, report}) {
+        if (std::filesystem::exists(described, error)) return described.string();
+    }
+    throw Failure(model + ": nothing says how pictures become its input: there is no " + own.filename().string() +
+                  " and no report.json beside it. Give one with --meta");
+}
+
+Metadata read_metadata(const std::string& path) {
+    const std::vector<unsigned char> bytes = read_file(path, size_t{1} << 26);
+    const Json all = parsed(std::string(bytes.begin(), bytes.end()), path);
+    return checked(all["preprocessing"], all["classes"], path);
+}
+
+Metadata stored_metadata(const std::string& preprocessing, const std::string& classes, const std::string& model) {
+    const Json held = parsed(preprocessing, model + ": irtool.preprocessing in its metadata");
+    return checked(held, classes.empty() ? Json() : parsed(classes, model + ": irtool.classes in its metadata"), model);
 }

@@ -1,4 +1,4 @@
-// How pictures become a model's input: the JSON file beside the .mnn, as irtool writes it.
+// How pictures become a model's input: the JSON file beside the model, or what the model itself holds, as irtool writes them.
 #pragma once
 
 #include <string>
@@ -14,6 +14,9 @@ struct Metadata {
 // Reads {"preprocessing": {"mean", "std", "size", "channels", "color_order"}, "classes"}.
 // Throws Failure: not readable, not JSON, or a value that makes no sense.
 Metadata read_metadata(const std::string& path);
+
+// What a model says of itself: `preprocessing` and `classes` (may be empty) are the JSON texts that stand for the two entries.
+Metadata stored_metadata(const std::string& preprocessing, const std::string& classes, const std::string& model);
 
 // model.mnn -> model.json, or report.json in the same folder if only that is there.
 std::string metadata_path(const std::string& model);

@@ -8,10 +8,11 @@
 #include "failure.hpp"
 
 const char* const kHelp =
-    "irtool-run MODEL.mnn IMAGE... [options]\n"
+    "irtool-run MODEL IMAGE... [options]\n"
     "\n"
-    "Classify images with a model that irtool exported. IMAGE is a .jpg or .png file, a folder of them, or a .txt list of paths.\n"
-    "How pictures become inputs is read from the .json file beside the model, or from the report.json of its folder.\n"
+    "Classify images with a model that irtool exported: an .mnn file in MNN, an .onnx file in onnxruntime, as far as the program\n"
+    "was built with them. IMAGE is a .jpg or .png file, a folder of them, or a .txt list of paths.\n"
+    "How pictures become inputs is read from the .onnx file itself, the .json file beside the model, or the report.json of its folder.\n"
     "\n"
     "  --meta FILE    read it from FILE instead\n"
     "  --top N        show the N likeliest classes (default 5)\n"
