@@ -92,3 +92,12 @@ def test_commands_write_both_files_and_look_for_both(tmp_path: Path, capsys: pyt
     assert run(["verify", str(tmp_path / "small"), "-q"]) == 1
     assert "model.bin is gone" in capsys.readouterr().err
     assert run(["quantize", str(tmp_path / "small"), "--calib", "digits", "--engine", "ncnn", "--out", str(tmp_path / "q")]) != 0
+
+
+def test_a_layer_that_ncnn_lacks_is_named(tmp_path: Path) -> None:
+    class Summed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cumsum(torch.erf(x), 2)
+
+    with pytest.raises(ExportError, match=r"ncnn has no layer \S+\. Replace the operator"):
+        _written(Summed(), tmp_path)

@@ -14,6 +14,8 @@ import pytest
 import irtool
 from irtool.cli.main import run
 from irtool.engines import OnnxSession
+from irtool.engines.engine import Engine
+from irtool.errors import ExportError
 from irtool.train import evaluate, load_data
 from irtool.workflows.recipe import kinds as recipe_steps
 from irtool.workflows.recipe.parse import RecipeError, places, read_recipe
@@ -342,3 +344,24 @@ epochs = 1
     assert states[5]["history"]["facts"]["stage"] == "finetune"
     assert states[5]["history"]["facts"]["batch_size"] == 25
     assert states[5]["history"]["facts"]["seed"] == 1
+
+
+def test_an_engine_that_refuses_the_model_is_left_out_of_export_and_verify(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `compress` has it: the files of the other engines are right, and stay."""
+    path, written = tmp_path / "r.toml", Engine.written
+
+    def refusing(self: Engine, onnx: Path, folder: Path | None = None, *, verify: bool = True) -> Path:
+        if self.name == "mnn":
+            raise ExportError("there is no such layer", where=str(onnx), remedy="Use another.")
+        return written(self, onnx, folder, verify=verify)
+
+    monkeypatch.setattr(Engine, "written", refusing)
+    path.write_text(GOOD[: GOOD.index("[settings]")] + '[[step]]\ndo = "export"\n[[step]]\ndo = "verify"\n')
+    assert run(command(path, tmp_path / "out")) == 0
+    said = capsys.readouterr().out
+    assert "export: no MNN file: there is no such layer" in said
+    assert "verify: folded = ONNX" in said
+    assert "ONNX = MNN" not in said
+    assert not (tmp_path / "out" / "01-export" / "model.mnn").exists()

@@ -18,7 +18,7 @@ from irtool.engines.mnn.int8_form import mnn_form
 from irtool.engines.mnn.int8_params import MnnLayer, compression_params
 from irtool.engines.mnn.layers import MnnOperator, mnn_operators
 from irtool.engines.mnn.short_names import long_name, short_names, shortened
-from irtool.errors import OptionError
+from irtool.errors import OptionError, shown_as
 from irtool.quant.placement import DefUse, Layer, is_result, layers_of
 from irtool.quant.scales import Recipe
 from irtool.quant.weights import steps_of
@@ -94,7 +94,7 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
     if any(params.zero_point or params.grid.dtype != "int8" for params in recipe.activations.values()):
         raise OptionError("activations with a zero point", where="MNN", remedy='Use Scheme(activations="int8", symmetric=True).')
     names, (model, recipe) = short_names(model), shortened(model, recipe)
-    with scratch_folder() as folder, replacing(path) as temporary:
+    with scratch_folder() as folder, shown_as(folder / "model.onnx", path), replacing(path) as temporary:
         source, scales = folder / "model.onnx", folder / "scales.bin"
         weights = {layer.node: _rounded(layer, recipe) for layer in recipe.placement.layers}
         biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}

@@ -159,11 +159,18 @@ def run_apart(path: Path, arrays: Sequence[np.ndarray] | None, timeout: float = 
         np.savez(folder / "in.npz", *(arrays or ()))
         died, said = in_process([sys.executable, str(_CHILD), str(path.absolute()), "in.npz", "out.npz"], folder, timeout)
         if died or not (folder / "out.npz").is_file():
-            lines = [line.strip() for line in said.splitlines() if line.strip()]
-            reason = f"ncnn {died or 'gave nothing'}: {lines[-1][:200] if lines else 'it said nothing'}"
+            reason = _failure(died, [line.strip() for line in said.splitlines() if line.strip()])
             raise FileError(reason, where=str(path), remedy="It is damaged, or needs what ncnn lacks: export it again.")
         with np.load(folder / "out.npz") as held:
             return [held[f"arr_{index}"] for index in range(len(held.files))]
+
+
+def _failure(died: str, lines: Sequence[str]) -> str:
+    """What a run in another process died of: the layer that ncnn names as unknown to it, else its last line."""
+    unknown = next((found[1] for line in lines if (found := re.search(r"layer (\S+) not exists", line))), None)
+    if unknown is not None:
+        return f"ncnn has no layer {unknown}"
+    return f"ncnn {died or 'gave nothing'}: {lines[-1][:200] if lines else 'it said nothing'}"
 
 
 def _refused(path: Path, lines: Sequence[str]) -> FileError:

@@ -11,8 +11,8 @@ from typing import Any
 import irtool
 from irtool.archive import load
 from irtool.engines import export_onnx
-from irtool.engines.table import ENGINES, OTHERS, REFERENCE
-from irtool.errors import OptionError
+from irtool.engines.table import OTHERS, REFERENCE
+from irtool.errors import BackendError, ExportError, OptionError
 from irtool.passes import FoldBatchNorm, Prune, RecalibrateBatchNorm, ReduceWidth
 from irtool.pruning.plan import GroupKind, check_choice
 from irtool.pruning.planner import check_options
@@ -21,6 +21,7 @@ from irtool.train.sparse import strength_of
 from irtool.train.stages import STAGES
 from irtool.train.stages import train as train_stage
 from irtool.workflows.compress.built import FILES
+from irtool.workflows.compress.engine_files import engine_files
 from irtool.workflows.equality.chain import (
     Chain,
     engine_link,
@@ -107,18 +108,27 @@ def _export(context: Context, options: Options) -> Made:
         "irtool.classes": json.dumps(list(context.data.classes)),
     }
     export_onnx(context.graph, onnx, opset=options.get("opset", 17), dynamic_batch=takes_any_batch(context.graph), metadata=metadata)
-    files = dict.fromkeys(row.written(onnx) for row in ENGINES.values() if row.installed)
-    return Made(context.graph, None, tuple(f"{path.name}: {path.stat().st_size:,} bytes" for path in files))
+    others = engine_files(onnx, context.inputs())  # an engine that refuses the model is left out, as by `compress`
+    Chain(others.links).require()
+    files = dict.fromkeys((onnx, *others.files.values()))
+    return Made(context.graph, None, (*(f"{path.name}: {path.stat().st_size:,} bytes" for path in files), *others.notes))
 
 
 def _verify(context: Context, options: Options) -> Made:
-    folder = context.results["export"]
-    onnx, inputs = folder / FILES["onnx"], context.inputs()
-    made = {row: folder / FILES[row.kind] for row in OTHERS if row.installed}
-    chain = Chain((onnx_link(context.graph, onnx, inputs), *(engine_link(row, onnx, path, inputs) for row, path in made.items())))
+    folder, inputs = context.results["export"], context.inputs()
+    made, left_out, links = {REFERENCE: folder / FILES["onnx"]}, list[str](), [onnx_link(context.graph, folder / FILES["onnx"], inputs)]
+    for row in (row for row in OTHERS if row.installed):
+        path = folder / FILES[row.kind]
+        try:
+            if path.exists():  # else `export` said why there is none
+                links.append(engine_link(row, folder / FILES["onnx"], path, inputs))
+                made[row] = path
+        except (ExportError, BackendError) as error:
+            left_out.append(f"{row.title} is left out: {error.what}")
+    chain = Chain(tuple(links))
     chain.require()
-    notes = [f"{link.left} = {link.right}: largest difference {link.max_abs:.1e}" for link in chain.links]
-    for row, path in {REFERENCE: onnx, **made}.items():
+    notes = [*left_out, *(f"{link.left} = {link.right}: largest difference {link.max_abs:.1e}" for link in chain.links)]
+    for row, path in made.items():
         score = evaluate(row.session(path, None).run, context.data, progress=context.progress, task=f"evaluate in {row.name}")
         notes.append(f"{row.name}: {100 * score.accuracy:.2f} % of {score.count:,} test images")
     return Made(context.graph, None, tuple(notes))
