@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cpp_runner import CLASSES, PREPROCESSING, SOURCE, numbers, refused
 from onnx import TensorProto, helper
 from PIL import Image
-from test_cpp import CLASSES, PREPROCESSING, SOURCE, numbers, refused
 
 import irtool
 from irtool.engines import OnnxSession
