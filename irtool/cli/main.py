@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 2 if _is_diff(arguments) else 1
     except UsageError as error:
-        complain(f"{_sentence(error)}{_nearest(arguments)} See irtool --help, or --help after the command.")
+        complain(f"{_sentence(error)}{_nearest(arguments)} See {_command(error)} --help.")
         return error.exit_code
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -90,6 +90,12 @@ def _sentence(error: Any) -> str:
         near = difflib.get_close_matches(option, known, 1, 0.7)
         return f"No option is called {option}." + (f" Did you mean {near[0]}?" if near else "")
     return error.format_message().replace("Value error, ", "").rstrip(".") + "."
+
+
+def _command(error: Any) -> str:
+    """The command whose help tells what was mistaken: that of the line, or irtool itself."""
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "irtool"
 
 
 def _nearest(arguments: Sequence[str] | None) -> str:

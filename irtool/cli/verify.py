@@ -20,7 +20,8 @@ def verify(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="A compress run's folder; an .onnx file; or two or three of a saved model, an .onnx file and an engine's file of it."
+            help="A compress run's folder; an .onnx file; or two or three of a saved model, an .onnx file and an engine's file of it.",
+            metavar="PATH",
         ),
     ],
     model: Annotated[

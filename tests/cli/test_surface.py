@@ -63,6 +63,7 @@ MISTAKES = {
     "prune x": "No such command 'prune'. Did you mean compress?",
     "diff a b --out x": "No option is called --out.",
     "--frob": "No option is called --frob.",
+    "verify": "Missing argument 'PATH'.",
 }
 
 
@@ -70,7 +71,8 @@ MISTAKES = {
 def test_a_mistake_is_told_in_one_clean_sentence(words: str, cli: Run) -> None:
     code, printed, complaint = cli(*words.split())
     assert (code, printed) == (2, "")
-    assert complaint == f"{MISTAKES[words]} See irtool --help, or --help after the command.\n"
+    first = words.split()[0]
+    assert complaint == f"{MISTAKES[words]} See {f'irtool {first}' if first in COMMANDS else 'irtool'} --help.\n"
 
 
 def test_irtool_alone_shows_its_commands(cli: Run) -> None:

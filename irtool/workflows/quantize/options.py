@@ -66,6 +66,9 @@ class QuantizeOptions:
             for name, (fine, remedy) in _FINE.items()
             if (value := getattr(self, name)) is not None and not fine(value)
         }
+        if self.engine in ENGINES and self.engine not in QUANTISING:
+            what = f"engine {self.engine}, for which irtool writes no int8 files"
+            found["engine"] = OptionError(what, remedy=f"Choose one of {', '.join(QUANTISING)}.")
         row = QUANTISING.get(self.engine)
         if row is not None and self.activations in ACTIVATIONS and self.activations not in row.int8.activations:
             remedy = f"{row.title} has {' and '.join(row.int8.activations)} only: leave activations out."
