@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from irtool.engines.onnxruntime.prepare import prepared
 from irtool.errors import FileError, OptionError
 from irtool.quant import Scheme, make_recipe, place
 from irtool.quant.placement import DefUse
+
+Join = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 class Joined(nn.Module):
@@ -139,3 +142,40 @@ def test_a_float_file_has_no_steps(tmp_path: Path) -> None:
         mnn_profile(tmp_path / "float.mnn", images(1), runs=0)
     with pytest.raises(FileError, match=r"Check the path|no such file"):
         mnn_profile(tmp_path / "none.mnn", images(1))
+
+
+class Halves(nn.Module):
+    """Blocks that cut a tensor in two, compute on the halves and put them together.
+
+    Args:
+        join: what becomes of the halves, of them and a layer.
+    """
+
+    def __init__(self, join: Join) -> None:
+        super().__init__()
+        self.join, self.stem, self.head = join, nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
+        self.whole = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(3))
+        self.half = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        for whole, half in zip(self.whole, self.half, strict=True):
+            first, second = F.silu(whole(x)).chunk(2, 1)
+            x = self.join(first, second, lambda y, half=half: F.silu(half(y)))
+        out: Tensor = self.head(x)
+        return out
+
+
+HALVES: dict[str, Join] = {
+    "one is added to": lambda first, second, layer: torch.cat([first, second + layer(second)], 1),
+    "both are read": lambda first, second, layer: torch.cat([layer(first), second + layer(second)], 1),
+    "across": lambda first, second, layer: torch.cat([first + layer(second), second + layer(first)], 1),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_file_computes_the_same_each_time_that_it_is_loaded(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = int8(prepared(exported(Halves(HALVES[name]), tmp_path)), tmp_path / "int8.mnn")
+    x = images(2, seed=9)
+    assert len({MnnSession(path, 1).run(x)[0].tobytes() for _ in range(8)}) == 1

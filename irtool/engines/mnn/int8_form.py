@@ -7,6 +7,8 @@ What MNN 3.6 does, and why it is rewritten:
   back through it, so the addition stays in float.
 - Pools, resizing and batch norms carry scales both ways, whatever they do to the range, and some are wrong in integers (see
   `mnn_unfit`). So such a maximum stands on both sides of one that is to compute in float.
+- A part of a tensor that several read, a convolution in int8 and an addition, say: whether the others see it rounded MNN decides anew each time
+  that the file is loaded, and its outputs differ by a fifth of the largest in a detector. So such a maximum stands behind the part.
 - A product with 65,536 weights or more loses its int8 weights when the converter makes a convolution of it. So it is one already.
 """
 
@@ -24,6 +26,8 @@ from irtool.quant.placement import DefUse
 
 JOINS = frozenset({"Add", "Mul", "Sub", "Div", "Max", "Min", "Pow"})
 """Operators of two tensors. MNN's integer maximum is wrong, and the others are slow."""
+PARTS = frozenset({"Split", "Slice"})
+"""Operators whose results are parts of a tensor."""
 _WHOLE = (TensorProto.INT64, TensorProto.INT32)
 LARGE = 1 << 16
 """Weights of a product that the converter cannot count any more."""
@@ -60,6 +64,7 @@ class _Form:
         self.apart = norms | mnn_unfit(self.wiring).keys()
         known = (*self.graph.input, *self.graph.value_info, *self.graph.output)
         self.sizes = {value.name for value in known if value.type.tensor_type.elem_type in _WHOLE}
+        self.floats = {value.name for value in known if value.type.tensor_type.elem_type == TensorProto.FLOAT}
         self.borders: dict[str, str] = {}
         self.lowest = ""
         self.convolutions: dict[str, str] = {}
@@ -76,6 +81,8 @@ class _Form:
         for index, node in enumerate(list(self.graph.node)):
             if index in self.apart:
                 nodes += self._before(node)
+            if node.op_type not in PARTS:
+                nodes += self._parts(node)
             nodes += self._product(node) if self._is_large_product(node) else [node]
             if index in self.apart or self._is_join(node):
                 nodes += self._after(node)
@@ -88,6 +95,17 @@ class _Form:
             return ()
         made = () if name in self.borders else (self._border(name),)
         node.input[0] = self.borders[name]
+        return made
+
+    def _parts(self, node: NodeProto) -> Iterable[NodeProto]:
+        """Insert an operator between a node and each part of a tensor that it is not alone to read. The node is changed."""
+        made = []
+        for slot, name in enumerate(node.input):
+            maker = self.wiring.producer.get(name)
+            part = maker is not None and self.graph.node[maker].op_type in PARTS and name in self.floats
+            if part and len(self.wiring.readers[name]) > 1:
+                made += [] if name in self.borders else [self._border(name)]
+                node.input[slot] = self.borders[name]
         return made
 
     def _after(self, node: NodeProto) -> Iterable[NodeProto]:
