@@ -155,13 +155,13 @@ class Halves(nn.Module):
         super().__init__()
         self.join, self.stem, self.head = join, nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1)
         self.whole = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(3))
-        self.half = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.inner = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.stem(x))
-        for whole, half in zip(self.whole, self.half, strict=True):
+        for whole, inner in zip(self.whole, self.inner, strict=True):
             first, second = F.silu(whole(x)).chunk(2, 1)
-            x = self.join(first, second, lambda y, half=half: F.silu(half(y)))
+            x = self.join(first, second, lambda y, inner=inner: F.silu(inner(y)))
         out: Tensor = self.head(x)
         return out
 
