@@ -62,7 +62,7 @@ def quantize(
     Layers that stay in float are chosen on images of --calib that are neither calibrated with nor scored, by what the float model's own
     probabilities expect to be lost. The accuracy told is of the scored images, which choose nothing, with its standard error.
 
-    Writes float and int8 files of the engine, and half and weights8 (smaller, computed in float), a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
+    Writes float and int8 files of the engine, and half, weights8 and for MNN weights4 (smaller, computed in float), a .json with the preprocessing beside files that cannot hold it, steps.txt (where the model goes
     into integers and out again, and why), sensitivity.json and .png, and report.json.
 
     Example: irtool quantize small --calib cifar10.zip --engine mnn --max-drop 0.3 --out small-int8

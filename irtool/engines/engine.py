@@ -36,6 +36,7 @@ class Int8:
         write_weights: writes a file whose weights alone are integers, from the float ONNX file; fitted to calibration images, if there are any
             and the engine's file says which integers they are.
         weights_from_least: whether the integers of such a file count up from a channel's least weight; else they are symmetric.
+        packs_bits: whether weights of fewer than 8 bits take fewer bytes in its files.
         write_half: writes a file whose weights are half floats, from the float ONNX file; computed in float.
         account: where the int8 file computes in integers, from the file, the prepared model, its placement and one run's image.
         missing: what the engine's build lacks here that int8 gains by, as a clause of a sentence; empty if it lacks nothing.
@@ -51,6 +52,7 @@ class Int8:
     write_weights: Callable[[Path, Path, Scheme, Feeds], object]
     write_half: Callable[[Path, Path], object]
     weights_from_least: bool
+    packs_bits: bool
     account: Callable[[Path, ModelProto, Placement, np.ndarray], Account]
     missing: Callable[[], str]
     remedy: Callable[[], str] = lambda: ""

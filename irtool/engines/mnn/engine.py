@@ -39,6 +39,7 @@ ENGINE = Engine(
         write_weights=write_weights,
         write_half=lambda source, path: export_mnn(source, path, fp16=True),
         weights_from_least=True,
+        packs_bits=True,
         account=lambda path, model, placement, x: mnn_account(mnn_profile(path, x), short_names(model)),
         missing=missing_instructions,
         remedy=remedy,

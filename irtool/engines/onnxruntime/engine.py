@@ -52,6 +52,7 @@ QDQ = Int8(
     write_weights=_write_weights,
     write_half=_write_half,
     weights_from_least=False,
+    packs_bits=False,
     account=lambda path, model, placement, x: account(model, placement),
     missing=lambda: "this CPU has no VNNI instructions, which is where int8 gains" if lacks_vnni() else "",
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from irtool.engines import latency_pairs
-from irtool.engines.engine import Engine, Feeds
+from irtool.engines.engine import Engine, Feeds, Int8
 from irtool.engines.latency import NOISE, is_known
 from irtool.engines.speed.stopwatch import clock_of, is_disturbed, load
 from irtool.quant import Scheme
@@ -23,7 +24,7 @@ class Form:
     """One file of a model.
 
     Attributes:
-        name: `float`, `half` (weights as half floats), `weights8` (weights alone as integers) or `int8`: its stem.
+        name: `float`, `half` (weights as half floats), `weights8` or `weights4` (weights alone as integers) or `int8`: its stem.
         bytes: of the file.
         accuracy: on the images that chose nothing, as a share.
         drop, error: how much less than the float file's that is, and the standard error of it; None where it cannot be told.
@@ -51,19 +52,24 @@ class Times:
     ratios: Mapping[str, float | None]
 
 
-def write_half(engine: Engine, source: Path, path: Path, _scheme: Scheme, _feeds: Feeds) -> None:
-    """Write the file with half floats."""
-    engine.int8.write_half(source, path)
+def _write_half(int8: Int8, source: Path, path: Path, _scheme: Scheme, _feeds: Feeds) -> None:
+    int8.write_half(source, path)
 
 
-def write_weights(engine: Engine, source: Path, path: Path, scheme: Scheme, feeds: Feeds) -> None:
-    """Write the file whose weights alone are integers, of 8 bits: nothing overflows in float."""
-    engine.int8.write_weights(source, path, Scheme(weights=scheme.weights), feeds)
+def _write_weights(int8: Int8, source: Path, path: Path, scheme: Scheme, feeds: Feeds, *, bits: int) -> None:
+    """Write weights of so many bits, whatever the scheme says: nothing overflows in float."""
+    int8.write_weights(source, path, Scheme(weights=scheme.weights, weight_bits=bits), feeds)
 
 
-LIGHT: Mapping[str, Callable[[Engine, Path, Path, Scheme, Feeds], None]] = {"half": write_half, "weights8": write_weights}
-"""Forms that are stored smaller and computed in float, with what writes them."""
-WORDS: Mapping[str, str] = {"float": "float", "half": "half-float weights", "weights8": "8-bit weights alone", "int8": "int8"}
+def light_forms(engine: Engine) -> dict[str, Callable[[Path, Path, Scheme, Feeds], None]]:
+    """The forms that are stored smaller and computed in float, each with what writes it from the float ONNX file."""
+    bits = (8, 4) if engine.int8.packs_bits else (8,)
+    weights = {f"weights{each}": partial(_write_weights, engine.int8, bits=each) for each in bits}
+    return {"half": partial(_write_half, engine.int8), **weights}
+
+
+WORDS: Mapping[str, str] = {"float": "float", "half": "half-float weights", "weights8": "8-bit weights alone", "weights4": "4-bit weights alone",
+                             "int8": "int8"}  # fmt: skip
 
 
 def timed(engine: Engine, paths: Mapping[str, Path], inputs: Sequence[np.ndarray], runs: int, threads: int) -> Times:

@@ -22,7 +22,7 @@ from irtool.quant import Placement, Scheme, layers_of
 from irtool.quant.boundaries import Account, account
 from irtool.workflows.loading.feeds import Feed, as_read, feed_of, runner
 from irtool.workflows.quantize.calibration_images import Images
-from irtool.workflows.quantize.forms import LIGHT, WORDS, Form, Times, busy, recommended, timed
+from irtool.workflows.quantize.forms import WORDS, Form, Times, busy, light_forms, recommended, timed
 from irtool.workflows.quantize.judge import Judge, Score
 from irtool.workflows.quantize.prepare import calibrated, fixed_batch, metadata, prepare, write_float
 from irtool.workflows.quantize.sensitivity import Sensitivity
@@ -108,7 +108,8 @@ class Outcome:
 
 
 def quantize_graph(graph: Graph, images: Images, settings: Settings, folder: Path, reporter: Reporter) -> Outcome:
-    """Write a model's forms for an engine into `folder`: `float`, `half`, `weights8` and `int8`, and compare them.
+    """Write a model's forms for an engine into `folder`: `float`, `half`, `weights8`, `weights4` (where that is smaller) and `int8`, and
+    compare them.
 
     Layers that stay in float are chosen on images of the calibration split; accuracies are of the scored images, which choose nothing.
 
@@ -246,10 +247,10 @@ class _Work:
     def _light(self, feeds: Feeds) -> tuple[list[str], list[str]]:
         """The names of the forms that are stored smaller and computed in float, written; and a line on each that the engine refuses."""
         made, left_out = list[str](), list[str]()
-        for name, write in LIGHT.items():
+        for name, write in light_forms(self.engine).items():
             with self.reporter.stage(f"write {name}"):
                 try:
-                    write(self.engine, self.folder / "float.onnx", self._file(name), self.settings.scheme, feeds)
+                    write(self.folder / "float.onnx", self._file(name), self.settings.scheme, feeds)
                     made.append(name)
                 except ExportError as error:
                     left_out.append(f"{WORDS[name]}: left out ({error})")
