@@ -55,7 +55,18 @@ def read(watch: Watch, scratch: Path, make: Maker, folder: Path) -> Report:
 
 
 # The last three start a process: which of them is seen depends on the release of Python (3.13 calls posix_spawn).
-OWN = ("os.mkdir", "os.listdir", "os.scandir", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp", "subprocess.Popen", "os.posix_spawn", "os.fork")
+OWN = (
+    "os.mkdir",
+    "os.listdir",
+    "os.scandir",
+    "os.remove",
+    "os.rmdir",
+    "shutil.rmtree",
+    "tempfile.mkdtemp",
+    "subprocess.Popen",
+    "os.posix_spawn",
+    "os.fork",
+)
 
 
 @pytest.mark.parametrize("name", CASES)
