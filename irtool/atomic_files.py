@@ -45,6 +45,25 @@ def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
         return file.read(most).decode("utf-8")
 
 
+MOST_NESTED = 500
+"""Lists and dicts within each other, in JSON that is read or written. Python's own limit differs from release to release: 3.13 takes thousands."""
+
+
+def check_nesting(data: Any) -> None:
+    """Refuse JSON data of more than MOST_NESTED levels; it must not hold itself.
+
+    Raises:
+        ValueError: nested too deep.
+    """
+    level = [data]
+    for _ in range(MOST_NESTED + 1):
+        held = [value for value in level if isinstance(value, dict | list | tuple)]
+        if not held:
+            return
+        level = [item for value in held for item in (value.values() if isinstance(value, dict) else value)]
+    raise ValueError("nested too deep")
+
+
 def parse_json(text: str) -> Any:
     """Read JSON in which no object names a thing twice: one reader would take the first, another the last.
 
@@ -52,9 +71,11 @@ def parse_json(text: str) -> Any:
         ValueError: it is no such JSON, or nested too deep.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        found = json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    check_nesting(found)
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from irtool.archive.state import (
 from irtool.archive.structures import plain_results
 from irtool.archive.trial import Trial, check_program
 from irtool.archive.values import decode_inputs, encode_inputs
+from irtool.atomic_files import check_nesting
 from irtool.errors import FileError, GraphError, IrtoolError, OptionError
 from irtool.hosts.torch.graph import FxGraph
 from irtool.hosts.torch.tracing.trace import trace
@@ -116,7 +117,9 @@ def save(
 
 def _json(name: str, value: Mapping[str, Any] | None) -> Any:
     try:
-        return json.loads(json.dumps(None if value is None else dict(value), allow_nan=False))
+        found = json.loads(json.dumps(None if value is None else dict(value), allow_nan=False))
+        check_nesting(found)
+        return found
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"is not JSON data ({error})", where=name, remedy="Pass a dict of numbers, strings, lists and dicts.") from error
 

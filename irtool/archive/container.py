@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from irtool.archive.limits import HEADER_BYTES
-from irtool.atomic_files import replacing
+from irtool.atomic_files import check_nesting, replacing
 from irtool.errors import FileError
 
 VERSION = 1
@@ -32,6 +32,7 @@ def write(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: dict
         raise FileError("no file can have a NUL sign in its name", where=repr(str(path)), remedy="Check the path.")
     try:
         text = json.dumps({"version": VERSION, **header}, allow_nan=False, separators=(",", ":"))
+        check_nesting(header)
     except (TypeError, ValueError, RecursionError) as error:
         raise FileError(
             f"the graph's history or program is no JSON data ({_first_line(error)})",
@@ -96,6 +97,7 @@ def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, A
         )
     try:
         header = json.loads(text)
+        check_nesting(header)
         version = header["version"]
         if type(version) is not int or version < 1:
             raise ValueError(version)

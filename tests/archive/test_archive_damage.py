@@ -10,6 +10,7 @@ import pytest
 from test_archive import node_of, save_small, tamper
 
 import irtool
+from irtool.atomic_files import parse_json
 from irtool.errors import FileError, OptionError
 
 Edit = Callable[[dict[str, Any]], Any]
@@ -75,6 +76,27 @@ def test_metadata_nested_too_deep_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OptionError, match=f"{next(iter(options))}: is not JSON data .*Pass a dict of numbers"):
             save_small(tmp_path / "a.safetensors", **options)
     assert not list(tmp_path.iterdir())
+
+
+def nested(levels: int) -> Any:
+    """An empty list within so many lists."""
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+def test_nesting_has_a_limit_of_our_own(tmp_path: Path) -> None:
+    """Python's recursion limit is another one in each release."""
+    save_small(tmp_path / "a.safetensors", metadata={"deep": nested(400)})
+    assert irtool.read_info(tmp_path / "a.safetensors").metadata == {"deep": nested(400)}
+    graph = save_small(tmp_path / "b.safetensors")
+    graph.history = ({"step": "mine", "value": nested(501)},)
+    with pytest.raises(FileError, match=r"history or program is no JSON data \(nested too deep\)"):
+        irtool.save(graph, tmp_path / "c.safetensors")
+    assert parse_json("[" * 500 + "]" * 500) == nested(499)
+    with pytest.raises(ValueError, match="nested too deep"):
+        parse_json("[" * 501 + "]" * 501)
 
 
 @pytest.mark.parametrize("value", [{1, 2}, float("nan"), object()])
