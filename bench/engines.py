@@ -39,7 +39,7 @@ from irtool.passes import LowerAffine, WidenSelects
 from irtool.quant import make_recipe, place
 from irtool.workflows.quantize.sensitivity import sqnr
 
-CALIBRATION, ROUNDS, SECONDS = 16, 200, 8.0
+CALIBRATION, ROUNDS, SECONDS = 16, 400, 20.0
 COMPILED = "torch.compile"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -72,10 +74,26 @@ def _compiled(module: nn.Module) -> Callable[..., Any]:
         raise BackendError(
             "torch.compile needs a C++ compiler, and there is none", where="torch", remedy="Install g++, or name one in the variable CXX."
         )
-    found: Callable[..., Any] = torch.compile(module)
-    return found
+    from torch._dynamo import config  # takes a second to import
+
+    found: Callable[..., Any] = torch.compile(_own_forward(module))
+
+    def call(*tensors: torch.Tensor) -> Any:
+        # Past its limit of recompilations torch would run the module uncompiled, with a warning at most.
+        with config.patch(fail_on_recompile_limit_hit=True):
+            return found(*tensors)
+
+    return call
 
 
+def _own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The module's forward with a code object of its own: torch counts compilations by code, and all sessions would share a few."""
+    shared = type(module).forward
+    code = shared.__code__.replace(co_name=f"forward_{next(_NUMBERS)}")
+    return MethodType(FunctionType(code, shared.__globals__, code.co_name, shared.__defaults__, shared.__closure__), module)
+
+
+_NUMBERS = itertools.count()
 _COMPILERS = ("g++", "clang++", "c++")
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -151,3 +154,21 @@ def test_latency_stops_in_time_and_refuses_nonsense(monkeypatch: pytest.MonkeyPa
             latency(session, [], **options)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="Pass at least one session"):
         latency_pairs([], [])
+
+
+def test_each_compiled_session_is_compiled_however_many_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def backend(module: torch.fx.GraphModule, _examples: list[torch.Tensor]) -> Callable[..., Any]:
+        compiled.append(1)
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    monkeypatch.setattr("irtool.engines.torch.shutil.which", lambda name: name)
+    for width in range(1, 13):  # torch stops at 8 compilations of the same code
+        net = nn.Linear(3, width)
+        session, before = TorchSession(net, torch.zeros(2, 3), compiled=True), len(compiled)
+        for batch in (2, 1, 5):
+            x = np.random.default_rng(batch).normal(size=(batch, 3)).astype(np.float32)
+            np.testing.assert_allclose(session.run(x)[0], net(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+        assert len(compiled) > before
