@@ -183,7 +183,7 @@ ENDLESS: dict[str, Edit] = {
     "padded": program(function("torch.nn.functional.pad", X, [10**10, 10**10])),
     "interpolated": program(function("torch.nn.functional.interpolate", X, 10**7)),
     "example inputs": lambda header: header.update(inputs={"tuple": [{"tensor": [[10**6, 10**6], {"dtype": "float32"}]}]}),
-    "nested": lambda header: header["program"]["nodes"][1].update(args=[nested(500)]),
+    "nested": lambda header: header["program"]["nodes"][1].update(args=[nested(400)]),
     "long integers": program(function("operator.add", X, 2**200)),
     "nodes": lambda header: header["program"].update(nodes=header["program"]["nodes"][:1] + [{"name": f"a{i}", "op": "call_method", "target": "relu", "args": [X]} for i in range(20_000)] + header["program"]["nodes"][1:]),
 }  # fmt: skip
