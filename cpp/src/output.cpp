@@ -77,6 +77,6 @@ void print_times(std::vector<double> wall, std::vector<double> processor, const 
     };
     const char* form = options.json ? "{\"runs\": %zu, \"batch\": %d, \"threads\": %d, \"median_ms\": %.4f, \"p95_ms\": %.4f, \"least_ms\": %.4f, "
                                       "\"processor_ms\": %.4f}\n"
-                                    : "%zu runs, batch %d, %d threads: median %.3f ms, 95 %% below %.3f ms, least %.3f ms, processor %.3f ms\n";
+                                    : "%zu runs, batch %d, threads %d: median %.3f ms, 95 %% below %.3f ms, least %.3f ms, processor %.3f ms\n";
     std::printf(form, wall.size(), options.batch, options.threads, at(wall, 0.5), at(wall, 0.95), wall.front(), at(processor, 0.5));
 }

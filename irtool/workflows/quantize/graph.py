@@ -213,7 +213,7 @@ class _Work:
         if settings.weights_only:
             expected = self._weights_alone(judge, feeds)
             if expected > settings.max_drop:
-                what = f"8-bit weights are expected to lose {100 * expected:.2f} points, more than {100 * settings.max_drop:.2f}"
+                what = f"{settings.scheme.weight_bits}-bit weights are expected to lose {100 * expected:.2f} points, more than {100 * settings.max_drop:.2f}"
                 raise CheckError(what, where=settings.engine, remedy="Give more --weight-bits, or a larger --max-drop.")
             return Chosen((), expected, (), ()), Placement(
                 (), {}, frozenset(), dict.fromkeys(range(len(model.graph.node)), "weights alone are integers")
