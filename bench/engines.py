@@ -115,14 +115,14 @@ class Bench:
 def table(results: Mapping[str, Any]) -> str:
     """All that was found, in Markdown."""
     lines = [
-        f"Made by `python bench/engines.py` on {results['machine']}. `?`: not measurable now, the machine was too busy.",
+        f"Made by `python bench/engines.py` on {results['machine']}. `?`: not known to 5 %: the machine was busy, or what ran in turn drove the other's data out of the caches.",
         "",
         "| net | engine | accepted | equal to within | float, of onnxruntime's time | int8, of its own float's time | int8: outputs, dB | of float's bytes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for net, rows in results["nets"].items():
-        for engine, row in rows.items():
-            first = net if engine == next(iter(rows)) else ""
+        for engine in (name for name in (*ENGINES, "torch", COMPILED) if name in rows):
+            row, first = rows[engine], net if engine == REFERENCE.name else ""
             if "refused" in row:
                 lines.append(f"| {first} | {engine} | no: {row['refused']} | | | | | |")
                 continue

@@ -161,14 +161,15 @@ def add_times(rows: dict[str, Any], engine: Engine, x: np.ndarray, folder: Path)
 def table(results: Mapping[str, Any]) -> str:
     """All that was found, in Markdown."""
     lines = [
-        f"Made by `python bench/int8.py` on {results['machine']}. `?`: not measurable now, the machine was too busy.",
+        f"Made by `python bench/int8.py` on {results['machine']}. `?`: not known to 5 %: the machine was busy, or what ran in turn drove the other's data out of the caches.",
         "",
         "| net, test images | engine | file | accuracy | lost | agreement | logits, dB | of float's bytes | time, 1 thread | 2 threads |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, net in results["nets"].items():
         first = f"{name}, {net['test']:,}"
-        for engine, rows in net["engines"].items():
+        for engine in (name for name in ENGINES if name in net["engines"]):
+            rows = net["engines"][engine]
             if "refused" in rows:
                 lines.append(f"| {first} | {engine} | refused: {rows['refused']} |" + " |" * 7)
                 continue

@@ -195,7 +195,7 @@ def table(results: Mapping[str, Any]) -> str:
     wheel, sdk = results["wheel"], results["sdk"]
     lines = [
         f"Made by `python bench/mnn_sdk.py` on {results['machine']}: MNN {wheel['version']} from its wheel ({_holds(wheel)}) and MNN "
-        f"{sdk['version']} built from source ({_holds(sdk)}). `?`: not measurable now, the machine was too busy.",
+        f"{sdk['version']} built from source ({_holds(sdk)}). `?`: not known to 5 %: the machine was busy, or what ran in turn drove the other's data out of the caches.",
         "",
         "| net | float outputs: wheel | SDK | int8 outputs, dB: wheel | SDK | int8 of float's time: wheel | SDK | SDK of wheel's time: float | int8 |",
         "|---|---|---|---|---|---|---|---|---|",
