@@ -51,7 +51,7 @@ def test_a_build_with_an_sdk(sdk: Path, models: Path, pictures: Path, tmp_path: 
 def test_make_passes_the_sdk_on() -> None:
     def commands(*words: str, **environment: str) -> list[list[str]]:
         clean = {name: value for name, value in os.environ.items() if name not in ("MNN_ROOT", "MAKEFLAGS")}
-        call = ["make", "--dry-run", "cpp", *words]
+        call = ["make", "--no-print-directory", "--dry-run", "cpp", *words]
         done = subprocess.run(call, cwd=SOURCE.parent, env=clean | environment, capture_output=True, text=True, check=True)
         return [shlex.split(line) for line in done.stdout.splitlines()]
 
