@@ -139,7 +139,7 @@ def forms_table(outcome: Outcome, settings: Settings, images: Images) -> Table:
             mark,
         )
     taken = f"{len(outcome.placement.layers) - len(outcome.missed)} of {len(layers_of(outcome.model))} layers in int8"
-    kind = "weights alone are int8" if settings.weights_only else taken
+    kind = f"weights alone are integers of {settings.scheme.weight_bits} bits" if settings.weights_only else taken
     clock = "processor time of one thread" if settings.threads == 1 else f"wall time of {settings.threads} threads"
     shown.caption = f"{kind}; ms: batch 1, {clock}, float's median, times the median ratio of paired runs"
     shown.caption_justify = "left"

@@ -168,7 +168,11 @@ def test_weights_only(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ]
     assert run(["quantize", str(saved), "--out", str(tmp_path / "light"), *options]) == 0
     report = json.loads((tmp_path / "light" / "report.json").read_text())
-    assert f"Use {report['recommended']}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Use {report['recommended']}" in said
+    assert "8-bit weights alone the model is" in said
+    names = [form["name"] for form in report["forms"]]
+    assert names == (["float", "half", "weights4", "int8"] if engine == "mnn" else ["float", "half", "int8"])
     fine = [form for form in report["forms"] if form["expected"] <= 0.03]
     assert report["recommended"] == min(fine, key=lambda form: form["bytes"])["name"]
     assert report["int8"]["bytes"] < 0.45 * report["float"]["bytes"]

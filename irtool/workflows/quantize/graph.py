@@ -247,7 +247,10 @@ class _Work:
     def _light(self, feeds: Feeds) -> tuple[list[str], list[str]]:
         """The names of the forms that are stored smaller and computed in float, written; and a line on each that the engine refuses."""
         made, left_out = list[str](), list[str]()
+        own = f"weights{self.settings.scheme.weight_bits}" if self.settings.weights_only else ""  # int8 is that form
         for name, write in light_forms(self.engine).items():
+            if name == own:
+                continue
             with self.reporter.stage(f"write {name}"):
                 try:
                     write(self.folder / "float.onnx", self._file(name), self.settings.scheme, feeds)

@@ -61,11 +61,12 @@ def verdict(outcome: Outcome, settings: Settings, file: Path) -> str:
 
 def _loss(outcome: Outcome, settings: Settings) -> str:
     drop, error, allowed = 100 * outcome.after.drop, outcome.after.error, 100 * settings.max_drop
+    said = f"With {title('int8', settings)} the model" if settings.weights_only else "int8"
     if drop <= 0:
-        return "int8 is no worse"
+        return f"{said} is no worse"
     sure = "" if error is None else f" ± {100 * error:.2f}"
     bound = f"within the {allowed:.2f} allowed" if drop <= allowed else f"not certainly more than the {allowed:.2f} allowed"
-    return f"int8 is worse by {drop:.2f}{sure} points, {bound}"
+    return f"{said} is worse by {drop:.2f}{sure} points, {bound}"
 
 
 def _speed(outcome: Outcome, settings: Settings, file: Path) -> str:
