@@ -132,7 +132,7 @@ def weights_recipe(model: ModelProto, method: str = "max", bits: int = 8, from_l
             found[layer.name] = QuantisedLayer(layer.unrows(integers, weight.shape), scales, bias, least)
             continue
         scales = channel_scales(rows, method, bits)
-        integers = integers_of(rows, scales.astype(np.float64), steps).astype(np.int8)
+        integers = integers_of(rows, scales.astype(np.float64), steps)
         found[layer.name] = QuantisedLayer(layer.unrows(integers, weight.shape), scales, bias)
     return Recipe(Placement(layers, {}), {}, found, bits)
 

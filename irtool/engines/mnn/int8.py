@@ -96,7 +96,7 @@ def export_mnn_int8(model: ModelProto, recipe: Recipe, path: str | os.PathLike[s
     names, (model, recipe) = short_names(model), shortened(model, recipe)
     with scratch_folder() as folder, shown_as(folder / "model.onnx", path), replacing(path) as temporary:
         source, scales = folder / "model.onnx", folder / "scales.bin"
-        weights = {layer.node: _rounded(layer, recipe) for layer in recipe.placement.layers}
+        weights = {layer.node: recipe.layers[layer.name].restored(layer) for layer in recipe.placement.layers}
         biases = {layer.node: bias for layer in recipe.placement.layers if (bias := recipe.layers[layer.name].bias) is not None}
         form, convolutions = mnn_form(model, weights, biases, recipe.placement.floating)
         onnx.save(form, str(source))
@@ -117,13 +117,6 @@ def _only_results_float(model: ModelProto, recipe: Recipe) -> bool:
     """Whether the layers in float are last ones: these may have 8-bit weights. Between integers MNN takes such a layer for an integer one."""
     wiring, quantised = DefUse(model), {layer.name for layer in recipe.placement.layers}
     return all(is_result(wiring, layer.output) for layer in layers_of(model) if layer.name not in quantised)
-
-
-def _rounded(layer: Layer, recipe: Recipe) -> np.ndarray:
-    """The real numbers that a layer's integers stand for."""
-    found = recipe.layers[layer.name]
-    rows = layer.rows(found.weight).astype(np.float64) * found.scales.astype(np.float64)[:, None]
-    return layer.unrows(rows, found.weight.shape)
 
 
 def _entries(layer: Layer, outputs: Sequence[str], recipe: Recipe) -> list[MnnLayer]:

@@ -166,7 +166,7 @@ def run_apart(path: Path, arrays: Sequence[np.ndarray] | None, timeout: float = 
 
 
 def _failure(died: str, lines: Sequence[str]) -> str:
-    """What a run in another process died of: the layer that ncnn names as unknown to it, else its last line."""
+    """Tell what a run in another process died of: the layer that ncnn names as unknown to it, else its last line."""
     unknown = next((found[1] for line in lines if (found := re.search(r"layer (\S+) not exists", line))), None)
     if unknown is not None:
         return f"ncnn has no layer {unknown}"

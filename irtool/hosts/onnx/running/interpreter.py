@@ -72,7 +72,7 @@ def _with_casts(model: ModelProto, names: Iterable[str]) -> ModelProto:
 
 
 def _remedy(text: str) -> str:
-    """What helps where onnxruntime refuses a model."""
+    """The remedy where onnxruntime refuses a model."""
     if "No corresponding Numpy type" in text:
         return "Export the model with inputs, outputs and layers in float32: of this type nobody hands out numbers."
     return "Run onnx.checker on the file."
