@@ -132,8 +132,8 @@ def weights_recipe(model: ModelProto, method: str = "max", bits: int = 8, from_l
             found[layer.name] = QuantisedLayer(layer.unrows(integers, weight.shape), scales, bias, least)
             continue
         scales = channel_scales(rows, method, bits)
-        integers = integers_of(rows, scales.astype(np.float64), steps)
-        found[layer.name] = QuantisedLayer(layer.unrows(integers, weight.shape), scales, bias)
+        whole = layer.unrows(integers_of(rows, scales.astype(np.float64), steps), weight.shape)
+        found[layer.name] = QuantisedLayer(whole, scales, bias)
     return Recipe(Placement(layers, {}), {}, found, bits)
 
 
